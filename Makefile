@@ -1,0 +1,46 @@
+# Everything starts from here: `make demo` and `make test` need Python >= 3.11 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/pgn demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo_out .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+ifdef UV
+	uv venv --python '>=3.11' $(VENV)
+else
+	$(PYTHON) -m venv $(VENV)
+endif
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(call install,.[all])
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(call install,.[dev])
+	touch $@ $(VENV)/.demo
+
+ifdef UV
+install = uv pip install --python $(BIN)/python -e '$(1)'
+else
+install = $(BIN)/python -m pip install -e '$(1)'
+endif

@@ -1,0 +1,193 @@
+"""Frozen values that travel between the layers, and the letters of every shape.
+
+Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches, **D** embedding width,
+**K** prompts per image, **L** library rows, **C** task classes, **S** source classes (of the endpoint).
+
+Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalised* (x - mean)/std; *embedding* (..., D).
+Colour is RGB. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pgn_client.errors import ConfigurationError, PGNError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+ScoreKind = Literal["probabilities", "logits", "label"]
+ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint said about one image, before any label mapping.
+
+    Attributes:
+        labels: source labels, best first; all S of them, or the top k that the endpoint returns.
+        scores: one number per label. For the kind ``label`` it is ``(1.0,)``.
+        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers) or ``label`` (the best label alone).
+    """
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    kind: ScoreKind = "probabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The task's answer for one image.
+
+    Attributes:
+        label: the best class.
+        score: its probability in [0, 1].
+        scores: probability of every class, best first.
+        source: who answered: the ``endpoint``, the ``local`` head, or ``both`` (fused).
+        attempts: requests sent for this image (0 when answered locally or from the cache).
+        request_id: the server's identifier, if it gave one.
+    """
+
+    label: str
+    score: float
+    scores: Mapping[str, float]
+    source: Literal["endpoint", "local", "both"] = "endpoint"
+    attempts: int = 1
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFailure:
+    """Why one image of many has no prediction.
+
+    Attributes:
+        image: path, or a description of what was given.
+        error: the reason.
+    """
+
+    image: str
+    error: PGNError
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a client has used so far.
+
+    Attributes:
+        images: queries: images sent and answered or refused by the endpoint (each counted once).
+        requests: HTTP requests, retries included.
+        retries: requests beyond the first of a call.
+        bytes_sent: request body bytes, retries included.
+        cost: ``images`` times the price per image; ``None`` when no price is known.
+    """
+
+    images: int = 0
+    requests: int = 0
+    retries: int = 0
+    bytes_sent: int = 0
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an endpoint says about its model (``GET /v1/model``); fields it does not give are ``None``.
+
+    Attributes:
+        name: model name.
+        input_size: side of the square picture that the model sees, in pixels.
+        profile: the server's resize and crop, as a profile string.
+        classes: source labels, in the model's order.
+        patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch embedding.
+    """
+
+    name: str
+    input_size: int | None = None
+    profile: str | None = None
+    classes: tuple[str, ...] | None = None
+    patch_embedding_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProfile:
+    """What a server does to a picture's geometry before its model sees it.
+
+    Attributes:
+        kind: ``direct`` resizes to H x W; ``resize_crop`` brings the shorter edge to ``resize`` and crops the centre
+            ``crop``; ``shortest_edge`` is the same without crop; ``letterbox`` fits, centres, and pads with the mean.
+        resize: side after the resize, in pixels; ``None`` for ``direct`` (the model's own input size).
+        crop: side after the crop, in pixels; only for ``resize_crop``.
+    """
+
+    kind: ProfileKind
+    resize: int | None = None
+    crop: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ServerProfile:
+        """Read ``direct``, ``resize_crop:256:224``, ``shortest_edge:224`` or ``letterbox:224``.
+
+        Raises:
+            ConfigurationError: anything else.
+        """
+        kind, *numbers = text.split(":")
+        wanted = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}.get(kind)
+        if wanted is None or len(numbers) != wanted or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+            raise ConfigurationError(
+                f"server profile: got {text!r}, expected direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
+                "with sides in pixels, for example resize_crop:256:224"
+            )
+        sides = [int(n) for n in numbers]
+        if kind == "resize_crop" and sides[0] < sides[1]:
+            raise ConfigurationError(f"server profile: got {text!r}, expected a crop no larger than the resize")
+        return cls(kind, *sides)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return ":".join([self.kind, *(str(n) for n in (self.resize, self.crop) if n is not None)])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image, ready to be sent.
+
+    Attributes:
+        image: RGB; exactly what will be sent, in the size the server profile asks for.
+        local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is none.
+    """
+
+    image: Image.Image
+    local_log_probs: NDArray[np.float64] | None = None
+
+
+class ScoreMapping(Protocol):
+    """Endpoint answers to task classes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The C task classes."""
+        ...
+
+    def __call__(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        """Return (n, C) float64 log-probabilities."""
+        ...
+
+
+class Adapter(Protocol):
+    """What a client needs to know of a prompt adapter: pictures in, pictures out, and how to read the answers."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """The checkpoint card (see ``pgn_client.checkpoint``)."""
+        ...
+
+    @property
+    def mapping(self) -> ScoreMapping:
+        """Endpoint answers to task classes."""
+        ...
+
+    def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
+        """Return what will be sent for each RGB image, with the local head's opinion."""
+        ...
