@@ -1,17 +1,9 @@
 """Label mapping: from what an endpoint answers (S source labels) to the task's C classes. NumPy only.
 
-An answer becomes a row of S log-probabilities (:func:`log_scores`); a :class:`LabelMapping` turns rows into C
-log-probabilities; :func:`fit` chooses among three mappings by cross-validated log-loss:
-
-========  ===========================================  =====================================================
-kind      form                                         needs
-========  ===========================================  =====================================================
-identity  additive: log normalise(exp(x) @ weight)     every task class among the source labels
-blm+      additive, weight = ω of Bayesian mapping     labelled answers
-linear    log softmax(x @ weight + bias)               labelled answers; L2 chosen by cross-validation
-========  ===========================================  =====================================================
-
-The multinomial logistic regression behind ``linear`` is public: it also serves a linear probe on backbone features.
+An answer becomes a row of S log-probabilities x (:func:`log_scores`); a :class:`LabelMapping` turns rows into C
+log-probabilities; :func:`fit` chooses among three kinds by cross-validated log-loss. ``identity`` (every class is a
+source label) and ``blm+`` (labelled answers) are additive, log normalise(exp(x) @ weight); ``linear`` is
+log softmax(x @ weight + bias). Its logistic regression is public: it also serves a linear probe on backbone features.
 
 Reference: Cai et al., "Bayesian-guided Label Mapping for Visual Reprogramming" (arXiv 2410.24018), for BLM+.
 """
@@ -20,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -34,17 +25,13 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
+    Start = tuple[Floats, Floats]
+    Objective = Callable[[Floats], tuple[float, Floats]]  # value and gradient
 
 MappingKind = Literal["identity", "blm+", "linear"]
 
-FLOOR = 1e-6
-"""Least probability of a label before the last renormalisation, so that logarithms stay finite."""
-
-SMOOTHING = 1.0
-"""λ of BLM+: mass of "no class" that every source label starts with."""
-
-
-# ---------------------------------------------------------------- answers to features
+FLOOR = 1e-6  # least probability of a label before the last renormalisation, so that logarithms stay finite
+SMOOTHING = 1.0  # λ of BLM+: mass of "no class" that every source label starts with
 
 
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
@@ -53,14 +40,12 @@ def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
 
 
 def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bool = True) -> Floats:
-    """Turn answers into log-probabilities over the source labels.
+    """Turn n answers into (n, S) float64 log-probabilities over the source labels.
 
-    Logits go through a softmax over what was returned; a hard label is one-hot. Labels that appear twice in an answer
-    are summed. In an answer that is not complete, the residual mass r = max(0, 1 - sum of what was returned) is spread
-    evenly over the labels that were not returned. Every row is then normalised, raised to at least ``FLOOR``,
-    normalised again, and logged; so the same model gives the same row whether it sends probabilities or logits.
-
-    Labels outside ``source`` are dropped together with their mass: the row is renormalised over what is left.
+    Logits go through a softmax over what was returned; a hard label is one-hot; labels that appear twice in an answer
+    are summed. The residual mass r = max(0, 1 - sum of what was returned) is spread evenly over the labels that were
+    not returned. Every row is then normalised, raised to ``FLOOR``, and normalised again; so a model gives the same
+    row whether it sends probabilities or logits. Labels outside ``source`` are dropped together with their mass.
 
     Deviation: no missing label receives more than the smallest probability that was returned, because an answer lists
     the best labels; without this a small vocabulary would lift the missing labels above the best one.
@@ -70,9 +55,6 @@ def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bo
         source: the S source labels, without repetition.
         strict: whether an answer without a single known label is an error; otherwise its row is uniform.
 
-    Returns:
-        (n, S) float64 log-probabilities; each row of ``exp`` sums to 1.
-
     Raises:
         ConfigurationError: an answer shares no label with ``source``, or has a score that is no finite number.
     """
@@ -81,7 +63,10 @@ def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bo
     for row, answer in zip(rows, answers, strict=True):
         known = [(index[label], i) for i, label in enumerate(answer.labels) if label in index]
         if strict and not known:
-            raise _no_known_label(answer, source)
+            raise ConfigurationError(
+                f"label mapping: got an answer with labels such as {list(answer.labels[:3])}, expected some of the "
+                f"{len(source)} source labels such as {list(source[:3])}; fit the mapping again for this endpoint"
+            )
         _fill(row, known, _probabilities(answer))
     return _log_normalised(rows)
 
@@ -109,15 +94,8 @@ def _probabilities(answer: Answer) -> Floats:
     return np.ones_like(scores) if answer.kind == "label" else np.maximum(scores, 0.0)
 
 
-def _no_known_label(answer: Answer, source: tuple[str, ...]) -> ConfigurationError:
-    return ConfigurationError(
-        f"label mapping: got an answer with labels such as {list(answer.labels[:3])}, expected some of the mapping's "
-        f"{len(source)} source labels such as {list(source[:3])}; fit the mapping again for this endpoint and model"
-    )
-
-
 def _log_normalised(mass: Floats) -> Floats:
-    """Return (n, S) logs of non-negative rows, normalised and at least about ``FLOOR``; a row of zeros is uniform."""
+    """Return logs of (n, S) non-negative rows, normalised and floored; a row of zeros is uniform."""
     total = mass.sum(axis=1, keepdims=True)
     p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
     return np.asarray(np.log(p / p.sum(axis=1, keepdims=True)))
@@ -126,9 +104,6 @@ def _log_normalised(mass: Floats) -> Floats:
 def _log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-# ---------------------------------------------------------------- the mapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,17 +139,11 @@ class LabelMapping:
         return self.kind != "linear"
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Map answers to (n, C) float64 log-probabilities.
-
-        Raises:
-            ConfigurationError: an answer shares no label with ``source``.
-        """
+        """Map answers to (n, C) float64 log-probabilities; raises as :func:`log_scores`."""
         return self.log_probs(log_scores(answers, self.source))
 
     def log_probs(self, features: Floats) -> Floats:
         """Map (n, S) float64 log-probabilities, as of :func:`log_scores`, to (n, C) float64 log-probabilities.
-
-        Additive: log of normalise(exp(x) @ weight), at least about ``FLOOR``. Linear: log softmax(x @ weight + bias).
 
         Raises:
             ShapeError: not S columns.
@@ -195,19 +164,13 @@ class LabelMapping:
 
     @classmethod
     def from_parts(cls, card: Mapping[str, Any], arrays: Mapping[str, Any]) -> LabelMapping:
-        """Rebuild a mapping from :meth:`card` and :meth:`arrays`.
-
-        Raises:
-            CheckpointError: a part is missing or does not fit the others.
-        """
+        """Rebuild a mapping from :meth:`card` and :meth:`arrays`; parts that do not fit raise ``CheckpointError``."""
         try:
             weight, bias = (np.asarray(arrays[name], dtype=np.float64) for name in ("weight", "bias"))
             return cls(card["kind"], tuple(card["source"]), tuple(card["classes"]), weight, bias)
         except (KeyError, TypeError, ValueError) as error:  # ShapeError and ConfigurationError are ValueErrors
-            raise CheckpointError(
-                f"label mapping in the checkpoint: {error!s}; expected kind, source, classes, weight and bias that fit "
-                "each other; save the checkpoint again"
-            ) from error
+            message = f"label mapping in the checkpoint: got {error!s}, expected parts that fit; save it again"
+            raise CheckpointError(message) from error
 
 
 @dataclass(frozen=True)
@@ -216,16 +179,13 @@ class Fitted:
 
     Attributes:
         mapping: the chosen mapping, fitted on all examples.
-        log_loss: cross-validated log-loss in nats per example, of every kind that could be tried.
-        l2: strength of the penalty of the linear kind (see :func:`logistic_regression`), where it was tried.
+        log_loss: cross-validated, nats per example, of every kind tried; of ``linear``, that of the best l2.
+        l2: strength of the penalty of ``linear`` (see :func:`logistic_regression`), where it was tried.
     """
 
     mapping: LabelMapping
     log_loss: dict[str, float]
     l2: float | None = None
-
-
-# ---------------------------------------------------------------- fitting
 
 
 def fit(
@@ -234,27 +194,20 @@ def fit(
     source: tuple[str, ...],
     classes: tuple[str, ...],
     *,
-    kinds: Sequence[str] = get_args(MappingKind),
+    kinds: Sequence[str] = ("identity", "blm+", "linear"),
     folds: int = 5,
     seed: int = 0,
 ) -> Fitted:
     """Fit every kind of mapping and keep the one with the least cross-validated log-loss.
 
-    Folds are stratified. A class with one example, or none, is no error: where it is absent from the training part, it
-    keeps a small prior probability. The identity needs no fitting, and is tried where every class is a source label.
-
     Args:
         features: (n, S) float64 log-probabilities, as of :func:`log_scores`; n >= 2.
-        labels: (n,) int64 in [0, C).
+        labels: (n,) int64 in [0, C), C >= 2; a class may have one example, or none, and then keeps a small prior.
         source: the S source labels.
-        classes: the C >= 2 task classes.
+        classes: the C task classes; the identity is tried where every one of them is a source label.
         kinds: which kinds to try; among equals the first wins.
-        folds: number of folds, at most n.
+        folds: number of stratified folds, at most n.
         seed: of the assignment to folds.
-
-    Returns:
-        The mapping and the log-losses by which it was chosen. Because the L2 strength is chosen by the same log-loss,
-        that of ``linear`` is slightly optimistic.
 
     Raises:
         ConfigurationError: fewer than 2 classes or examples, a score that is not finite, a label out of range, an
@@ -262,46 +215,38 @@ def fit(
         ShapeError: features and labels do not fit.
     """
     _check_kinds(kinds)
-    S, C = len(source), len(classes)
+    C = len(classes)
     _check_examples(features, labels, C)
-    if features.shape[1] != S:
-        raise ShapeError(f"label mapping: got features {features.shape}, expected {S} columns, one per source label")
+    if features.shape[1] != len(source):
+        raise ShapeError(f"label mapping: got features {features.shape}, expected {len(source)} columns")
+    if set(kinds) == {"identity"} and not set(classes) <= set(source):
+        absent = sorted(set(classes) - set(source))[:3]
+        raise ConfigurationError(
+            f"identity mapping: got classes {absent}, expected source labels; allow blm+ or linear"
+        )
     found: dict[str, tuple[float, LabelMapping]] = {}
-    l2 = None
+    names, l2 = _permutation(source, classes), None
     if "identity" in kinds and set(classes) <= set(source):
-        mapping = LabelMapping("identity", source, classes, _permutation(source, classes), np.zeros(C))
+        mapping = LabelMapping("identity", source, classes, names, np.zeros(C))
         found["identity"] = _log_loss(mapping.log_probs(features), labels), mapping
     if "blm+" in kinds:
-        found["blm+"] = _fit_blm_plus(features, labels, source, classes, folds, seed)
+        mapping = LabelMapping("blm+", source, classes, blm_plus(np.exp(features), labels, C), np.zeros(C))
+        found["blm+"] = _blm_plus_loss(features, labels, C, folds, seed), mapping
     if "linear" in kinds:
         # Residual form I + E where the labels are the classes: a strong penalty then means "as it is".
-        offset = _permutation(source, classes) if set(source) == set(classes) and S == C else None
+        offset = names if set(source) == set(classes) else None
         linear = logistic_regression_cv(features, labels, C, folds=folds, seed=seed, offset=offset)
-        found["linear"] = linear.log_loss, LabelMapping("linear", source, classes, linear.weight, linear.bias)
-        l2 = linear.l2
-    if not found:
-        absent = sorted(set(classes) - set(source))
-        raise ConfigurationError(
-            f"label mapping: got kinds {list(kinds)} but classes such as {absent[:3]} are no source labels, expected "
-            "all classes among them for identity; allow blm+ or linear"
-        )
+        mapping, l2 = LabelMapping("linear", source, classes, linear.weight, linear.bias), linear.l2
+        found["linear"] = linear.log_loss, mapping
     best = min((kind for kind in kinds if kind in found), key=lambda kind: found[kind][0])
     return Fitted(found[best][1], {kind: loss for kind, (loss, _) in found.items()}, l2)
 
 
-def _fit_blm_plus(
-    features: Floats, labels: Integers, source: tuple[str, ...], classes: tuple[str, ...], folds: int, seed: int
-) -> tuple[float, LabelMapping]:
-    C = len(classes)
-
-    def mapping(rows: NDArray[Any]) -> LabelMapping:
-        weight = blm_plus(np.exp(features[rows]), labels[rows], C)
-        return LabelMapping("blm+", source, classes, weight, np.zeros(C))
-
-    losses = np.empty(len(labels))
+def _blm_plus_loss(features: Floats, labels: Integers, C: int, folds: int, seed: int) -> float:
+    p, loss = np.exp(features), 0.0
     for train, held in _stratified(labels, folds, seed):
-        losses[held] = -mapping(train).log_probs(features[held])[np.arange(len(held)), labels[held]]
-    return float(losses.mean()), mapping(np.arange(len(labels)))
+        loss += len(held) * _log_loss(_log_normalised(p[held] @ blm_plus(p[train], labels[train], C)), labels[held])
+    return loss / len(labels)
 
 
 def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
@@ -310,22 +255,16 @@ def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
     N[s,t] = Σ over examples i of class t of p_s(x_i)·1[s in top-k of i], k = max(1, ⌊0.15·C⌋);
     P(t|s) = N[s,t] / (Σ_t' N[s,t'] + λ) with λ = ``SMOOTHING``; ω[s,t] = P(t|s) / Σ_s' P(t|s').
 
-    Args:
-        p: (n, S) float64 probabilities.
-        labels: (n,) int64 in [0, C).
-        C: number of classes.
+    Takes p (n, S) float64 probabilities and labels (n,) int64 in [0, C); returns (S, C) float64, non-negative, whose
+    columns sum to 1 (for a class with examples).
 
-    Returns:
-        (S, C) float64, non-negative; a column sums to 1.
-
-    Reference: arXiv 2410.24018, section 4.
+    Reference: arXiv 2410.24018.
     Deviation: k is at least 1 and at most S; labels that tie across the k-th place are all left out (those that a top-m
     answer did not return share one value, so k is clamped to what was returned). A class without examples, where the
     released code divides by zero, gets a uniform column that sums to C·π_t with its smoothed prior π_t = 1/(n + C).
     """
     n, S = p.shape
-    one_hot = np.eye(C)[labels]
-    mass = (p * _top(p, min(S, max(1, int(0.15 * C))))).T @ one_hot  # (S, C)
+    mass = (p * _top(p, min(S, max(1, 15 * C // 100)))).T @ np.eye(C)[labels]  # (S, C)
     posterior = mass / (mass.sum(axis=1, keepdims=True) + SMOOTHING)
     total = posterior.sum(axis=0)
     prior = np.broadcast_to(C / (n + C) / S, (S, C))
@@ -342,7 +281,7 @@ def _top(p: Floats, k: int) -> NDArray[np.bool_]:
 
 def _permutation(source: tuple[str, ...], classes: tuple[str, ...]) -> Floats:
     """Return (S, C): 1 where the source label is the class."""
-    return (np.array(source, dtype=object)[:, None] == np.array(classes, dtype=object)[None, :]).astype(np.float64)
+    return np.array([[float(label == name) for name in classes] for label in source])
 
 
 def _log_loss(log_p: Floats, labels: Integers) -> float:
@@ -367,11 +306,11 @@ def _check_kinds(kinds: Sequence[str]) -> None:
 
 
 def _check_examples(X: Floats, y: Integers, C: int) -> None:
-    if X.ndim != 2 or y.shape != (len(X),):
-        raise ShapeError(f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and (n,)")
+    if X.ndim != 2 or X.shape[1] < 1 or y.shape != (len(X),):
+        raise ShapeError(f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and (n,), d >= 1")
     if C < 2 or len(X) < 2:
         raise ConfigurationError(
-            f"fitting: got {C} classes and {len(X)} examples, expected at least 2 of each; add classes or pictures"
+            f"fitting: got {C} classes and {len(X)} examples, expected at least 2 of each; add some"
         )
     if not np.isfinite(X).all():
         raise ConfigurationError("fitting: got features that are NaN or infinite, expected finite numbers")
@@ -379,19 +318,9 @@ def _check_examples(X: Floats, y: Integers, C: int) -> None:
         raise ConfigurationError(f"fitting: got labels in [{y.min()}, {y.max()}], expected [0, {C})")
 
 
-# ---------------------------------------------------------------- multinomial logistic regression
-
-
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """A logistic regression whose penalty was chosen by cross-validation.
-
-    Attributes:
-        weight: (d, C) float64.
-        bias: (C,) float64.
-        l2: the chosen strength, in the units of :func:`logistic_regression`.
-        log_loss: its cross-validated log-loss, nats per example.
-    """
+    """Weight (d, C) and bias (C,) float64, the chosen l2, and its cross-validated log-loss in nats per example."""
 
     weight: Floats
     bias: Floats
@@ -400,15 +329,9 @@ class LinearFit:
 
 
 def logistic_regression(
-    X: Floats,
-    y: Integers,
-    C: int,
-    l2: float,
-    *,
-    start: tuple[Floats, Floats] | None = None,
-    offset: Floats | None = None,
+    X: Floats, y: Integers, C: int, l2: float, *, start: Start | None = None, offset: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS.
+    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS, and return weight (d, C) and bias (C,), float64.
 
     Minimises mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias is free. scikit-learn's ``C`` is 1/(n·l2).
     A class without examples keeps ``offset`` as its weight, and a bias that gives it the mean probability 1/(n + C).
@@ -420,9 +343,6 @@ def logistic_regression(
         l2: > 0, nats per squared unit of weight.
         start: weight (d, C) and bias (C,) to start from.
         offset: (d, C) weight to which the penalty pulls; zero where ``None``.
-
-    Returns:
-        weight (d, C) and bias (C,), float64.
 
     Raises:
         ConfigurationError: fewer than 2 classes or examples, values that are not finite, ``l2`` not positive.
@@ -447,74 +367,60 @@ def logistic_regression_cv(
 ) -> LinearFit:
     """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss, then fit on everything.
 
-    Strengths are tried from strong to weak, each started from the one before; after two rises of the log-loss the
-    weaker ones are not tried.
+    Strengths are tried from strong to weak, each started from the one before, until the log-loss has risen twice.
 
-    Args:
-        X: (n, d) float64, n >= 2.
-        y: (n,) int64 in [0, C).
-        C: number of classes, at least 2.
-        folds: number of folds, at most n.
-        seed: of the assignment to folds.
-        strengths: values of l2; by default 9 from 1 to 1e-6 times the total variance of X, so that the scale of the
-            features does not matter.
-        offset: as in :func:`logistic_regression`.
+    ``strengths`` are values of l2; by default 9 from 1 to 1e-6 times the total variance of X, so that the scale of X
+    does not matter. The other arguments are as in :func:`logistic_regression` and :func:`fit`.
 
     Raises:
-        ConfigurationError: as :func:`logistic_regression`.
-        ShapeError: arrays that do not fit.
+        ConfigurationError, ShapeError: as :func:`logistic_regression`.
     """
     _check_examples(X, y, C)
     scale = float(X.var(axis=0).sum()) or 1.0
     path = sorted((float(s) for s in (np.logspace(0, -6, 9) * scale if strengths is None else strengths)), reverse=True)
     if not path or path[-1] <= 0:
         raise ConfigurationError(f"logistic regression: got strengths {path}, expected positive numbers")
-    parts = list(_stratified(y, folds, seed))
-    problems = [_Rotated(X[train], y[train], C, offset) for train, _ in parts]
+    parts = [(_Rotated(X[train], y[train], C, offset), held) for train, held in _stratified(y, folds, seed)]
     starts: list[Floats | None] = [None] * len(parts)
     losses: list[float] = []
     for l2 in path:
-        held_losses = 0.0
-        for f, (problem, (_, held)) in enumerate(zip(problems, parts, strict=True)):
+        total = 0.0
+        for f, (problem, held) in enumerate(parts):
             starts[f] = params = problem.solve(l2, starts[f], tolerance=1e-4)
             weight, bias = problem.unrotated(params)
             # The floor keeps one certain mistake from deciding the choice, and puts all kinds of mapping on one scale.
-            held_losses += len(held) * _log_loss(
-                _log_normalised(np.exp(_log_softmax(X[held] @ weight + bias))), y[held]
-            )
-        losses.append(held_losses / len(y))
-        if len(losses) > 2 and all(before < after for before, after in pairwise(losses[-3:])):
+            p = np.exp(_log_softmax(X[held] @ weight + bias))
+            total += len(held) * _log_loss(_log_normalised(p), y[held])
+        losses.append(total / len(y))
+        if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
     best = int(np.argmin(losses))
-    weight, bias = logistic_regression(X, y, C, path[best], offset=offset)
-    return LinearFit(weight, bias, path[best], losses[best])
+    return LinearFit(*logistic_regression(X, y, C, path[best], offset=offset), path[best], losses[best])
 
 
 class _Rotated:
     """One regression problem in the coordinates of its data: centred, and turned into the span of its rows by an SVD.
 
-    The penalised optimum lies in the span of the centred rows (representer theorem), and a rotation keeps the penalty,
-    so r = rank <= min(n - 1, d) features do. Parameters are (r + 1, Cp) float64: the last row is the bias, and the
-    Cp columns are the classes that have examples.
+    The optimum lies in that span, and a rotation keeps the penalty, so r = rank <= min(n - 1, d) features do.
+    Parameters are (r + 1, Cp) float64: the last row is the bias, and the Cp columns are the classes with examples.
     """
 
     def __init__(self, X: Floats, y: Integers, C: int, offset: Floats | None) -> None:
-        d = X.shape[1]
-        self.C = C
-        self.offset = np.zeros((d, C)) if offset is None else offset
-        if self.offset.shape != (d, C):
-            raise ShapeError(f"logistic regression: got offset {self.offset.shape}, expected {(d, C)}")
+        self.C, shape = C, (X.shape[1], C)
+        self.offset = np.zeros(shape) if offset is None else offset
+        if self.offset.shape != shape:
+            raise ShapeError(f"logistic regression: got offset {self.offset.shape}, expected {shape}")
         self.present, target = np.unique(y, return_inverse=True)
         self.one_hot = np.eye(len(self.present))[target]  # (n, Cp)
         self.mean = X.mean(axis=0)
         centred = X - self.mean
         U, sigma, Vt = np.linalg.svd(centred, full_matrices=False)
-        rank = int((sigma > 1e-10 * max(sigma.max(initial=0.0), 1e-300)).sum())
+        rank = int((sigma > 1e-10 * max(sigma[0], 1e-300)).sum())
         self.sigma, self.basis = sigma[:rank], Vt[:rank].T  # (r,), (d, r)
         self.Z = U[:, :rank] * self.sigma  # (n, r)
         self.offset_logits = centred @ self.offset  # (n, C)
 
-    def objective(self, l2: float, scale: Floats) -> Callable[[Floats], tuple[float, Floats]]:
+    def objective(self, l2: float, scale: Floats) -> Objective:
         """Return the function from scaled parameters, flat, to (loss, flat gradient)."""
         n, shape = len(self.Z), (len(self.sigma) + 1, len(self.present))
         design = np.column_stack([self.Z, np.ones(n)]) / scale  # (n, r + 1)
@@ -535,47 +441,31 @@ class _Rotated:
         Cp = len(self.present)
         # Preconditioner: roots of the Hessian's diagonal at uniform predictions. Without it the singular values of
         # log-probabilities, which span many decades, make the iteration count explode at weak penalties.
-        curvature = self.sigma**2 / (len(self.Z) * Cp) + l2
-        scale = np.sqrt(np.append(curvature, 1.0 / Cp))
+        scale = np.sqrt(np.append(self.sigma**2 / (len(self.Z) * Cp) + l2, 1.0 / Cp))
         params = np.zeros((len(scale), Cp)) if start is None else start
-        flat = minimise(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance=tolerance)
+        flat = _minimise(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance)
         return np.asarray(flat.reshape(params.shape) / scale[:, None])
 
     def rotated(self, weight: Floats, bias: Floats) -> Floats:
         """Bring weight (d, C) and bias (C,) into (r + 1, Cp) parameters; what lies outside the span is dropped."""
-        inner = self.basis.T @ (weight - self.offset)
-        return np.vstack([inner, bias + self.mean @ weight])[:, self.present]
+        return np.vstack([self.basis.T @ (weight - self.offset), bias + self.mean @ weight])[:, self.present]
 
     def unrotated(self, params: Floats) -> tuple[Floats, Floats]:
         """Bring (r + 1, Cp) parameters back to weight (d, C) and bias (C,); absent classes get their prior."""
-        weight, bias = self.offset.copy(), np.empty(self.C)
+        weight = self.offset.copy()
         weight[:, self.present] += self.basis @ params[:-1]
         logits = self.Z @ params[:-1] + params[-1] + self.offset_logits[:, self.present]
         level = float(np.mean(logits - _log_softmax(logits)))  # mean log of the sum of exponentials
-        bias[:] = level - np.log(len(self.Z) + self.C - 1)  # odds of a probability 1/(n + C)
-        bias -= self.offset_logits.mean(axis=0)
+        # odds of a probability 1/(n + C), for absent classes
+        bias = level - np.log(len(self.Z) + self.C - 1) - self.offset_logits.mean(axis=0)
         bias[self.present] = params[-1]
         return weight, bias - self.mean @ weight
 
 
-def minimise(
-    function: Callable[[Floats], tuple[float, Floats]],
-    start: Floats,
-    *,
-    tolerance: float = 1e-6,
-    iterations: int = 500,
-    memory: int = 10,
-) -> Floats:
-    """Minimise a smooth convex function by L-BFGS with a backtracking (Armijo) line search.
+def _minimise(function: Objective, start: Floats, tolerance: float, iterations: int = 500, memory: int = 10) -> Floats:
+    """Minimise a smooth convex function by L-BFGS until the norm of its gradient is below ``tolerance``.
 
-    Args:
-        function: flat float64 vector -> (value, gradient).
-        start: flat float64 vector.
-        tolerance: stop where the Euclidean norm of the gradient is below.
-        iterations: at most so many steps.
-        memory: number of curvature pairs kept.
-
-    Reference: Nocedal and Wright, Numerical Optimization, algorithms 7.4 and 7.5.
+    Reference: Nocedal and Wright, Numerical Optimization, algorithms 7.4 and 7.5; backtracking (Armijo) line search.
     """
     x, (value, gradient) = start, function(start)
     pairs: list[tuple[Floats, Floats]] = []
@@ -584,10 +474,9 @@ def minimise(
             break
         direction = -_two_loop(gradient, pairs)
         slope, step = float(direction @ gradient), 1.0
-        new_value, new_gradient = function(x + direction)
-        while not new_value <= value + 1e-4 * step * slope and step > 1e-10:
+        while (new := function(x + step * direction))[0] > value + 1e-4 * step * slope and step > 1e-10:
             step /= 2
-            new_value, new_gradient = function(x + step * direction)
+        new_value, new_gradient = new
         if not new_value < value:
             break  # nothing to gain at this precision
         s, change = step * direction, new_gradient - gradient
@@ -603,8 +492,7 @@ def _two_loop(gradient: Floats, pairs: list[tuple[Floats, Floats]]) -> Floats:
     for s, change in reversed(pairs):
         alphas.append(float(s @ q) / float(s @ change))
         q -= alphas[-1] * change
-    if pairs:
-        s, change = pairs[-1]
+    for s, change in pairs[-1:]:
         q *= float(s @ change) / float(change @ change)
     for (s, change), alpha in zip(pairs, reversed(alphas), strict=True):
         q += (alpha - float(change @ q) / float(s @ change)) * s

@@ -1,0 +1,348 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
+from pgn_client.labels import (
+    FLOOR,
+    LabelMapping,
+    _Rotated,
+    blm_plus,
+    fit,
+    log_scores,
+    logistic_regression,
+    logistic_regression_cv,
+    vocabulary,
+)
+from pgn_client.types import Answer
+
+
+def probabilities(answer, source):
+    return np.exp(log_scores([answer], source))[0]
+
+
+def gaussian_task(n, d, C, *, seed=0, spread=1.0):
+    """Features (n, d) of C overlapping classes, and labels (n,)."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, C, n)
+    return rng.normal(size=(C, d))[y] * spread + rng.normal(size=(n, d)) * 2, y
+
+
+def softmax(logits):
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+class TestFeatures:
+    def test_vocabulary_is_the_sorted_union(self):
+        assert vocabulary([Answer(("b", "a"), (0.6, 0.4)), Answer(("c", "a"), (0.6, 0.4))]) == ("a", "b", "c")
+
+    def test_full_probabilities_come_back_in_the_order_of_the_source(self):
+        np.testing.assert_allclose(probabilities(Answer(("b", "a"), (0.7, 0.3)), ("a", "b")), [0.3, 0.7])
+
+    def test_residual_mass_is_spread_evenly_over_missing_labels(self):
+        np.testing.assert_allclose(probabilities(Answer(("a",), (0.7,)), ("a", "b", "c")), [0.7, 0.15, 0.15])
+
+    def test_no_missing_label_exceeds_a_returned_one(self):
+        # r = 0.49 would go to c alone; the cap of 0.01 leaves (0.5, 0.01, 0.01) / 0.52.
+        answer = Answer(("a", "b"), (0.5, 0.01))
+        np.testing.assert_allclose(
+            probabilities(answer, ("a", "b", "c")), [0.5 / 0.52, 0.01 / 0.52, 0.01 / 0.52], rtol=1e-6
+        )
+
+    def test_hard_label_is_one_hot_with_the_floor(self):
+        expected = np.array([FLOOR, 1.0, FLOOR]) / (1 + 2 * FLOOR)
+        np.testing.assert_allclose(probabilities(Answer(("b",), (1.0,), "label"), ("a", "b", "c")), expected)
+
+    def test_logits_and_their_softmax_give_the_same_row(self):
+        logits = np.array([3.0, 1.0, -40.0])
+        p = tuple(np.exp(logits) / np.exp(logits).sum())
+        names = ("a", "b", "c")
+        np.testing.assert_allclose(
+            log_scores([Answer(names, tuple(logits), "logits")], names), log_scores([Answer(names, p)], names)
+        )
+
+    def test_missing_logits_get_the_floor(self):
+        p = probabilities(Answer(("a", "b"), (1000.0, 1000.0), "logits"), ("a", "b", "c"))
+        np.testing.assert_allclose(p, np.array([0.5, 0.5, FLOOR]) / (1 + FLOOR))
+
+    def test_labels_returned_twice_are_summed(self):
+        np.testing.assert_allclose(probabilities(Answer(("a", "b", "a"), (0.4, 0.4, 0.2)), ("a", "b")), [0.6, 0.4])
+
+    def test_unknown_labels_lose_their_mass(self):
+        np.testing.assert_allclose(probabilities(Answer(("x", "a", "b"), (0.6, 0.3, 0.1)), ("a", "b")), [0.75, 0.25])
+
+    def test_answer_without_a_known_label_names_both_sides(self):
+        with pytest.raises(ConfigurationError, match=r"'x'.*'a'"):
+            log_scores([Answer(("x",), (1.0,), "label")], ("a", "b"))
+
+    def test_answer_without_a_known_label_is_uniform_when_not_strict(self):
+        rows = log_scores([Answer(("x",), (1.0,), "label"), Answer(("x",), (0.2,))], ("a", "b"), strict=False)
+        np.testing.assert_allclose(np.exp(rows), 0.5)
+
+    @pytest.mark.parametrize("scores", [(float("nan"), 0.5), (float("inf"), 0.5), (0.5,)])
+    def test_scores_that_are_no_numbers_are_refused(self, scores):
+        with pytest.raises(ConfigurationError, match="finite number"):
+            log_scores([Answer(("a", "b"), scores)], ("a", "b"))
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        st.lists(st.floats(0, 1), min_size=1, max_size=6),
+        st.sampled_from(["probabilities", "logits"]),
+        st.integers(1, 9),
+    )
+    def test_rows_are_finite_and_sum_to_one(self, scores, kind, S):
+        labels = tuple(f"s{i}" for i in range(len(scores)))
+        row = log_scores([Answer(labels, tuple(scores), kind)], tuple(f"s{i}" for i in range(S)))
+        assert np.isfinite(row).all()
+        assert np.exp(row).sum() == pytest.approx(1)
+
+
+class TestBayesianMapping:
+    def test_weights_equal_the_hand_computed_ones(self):
+        # Three source labels, two classes, top-1: N+ = [[0.8 + 0.6, 0], [0, 0.9], [0, 0.5]].
+        p = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.05, 0.9, 0.05], [0.2, 0.3, 0.5]])
+        weight = blm_plus(p, np.array([0, 0, 1, 1]), 2)
+        # P(t|s) = 1.4/2.4, 0.9/1.9, 0.5/1.5; columns are then normalised over s.
+        q1, q2 = 0.9 / 1.9, 0.5 / 1.5
+        np.testing.assert_allclose(weight, [[1, 0], [0, q1 / (q1 + q2)], [0, q2 / (q1 + q2)]])
+
+    def test_a_source_label_shared_by_two_classes_is_split_by_its_posterior(self):
+        weight = blm_plus(np.array([[0.75, 0.25], [0.625, 0.375], [0.0, 1.0]]), np.array([0, 1, 1]), 2)
+        # N+ = [[0.75, 0.625], [0, 1]]; P = [[0.75/2.375, 0.625/2.375], [0, 1/2]].
+        a, b = 0.625 / 2.375, 0.5
+        np.testing.assert_allclose(weight, [[1, a / (a + b)], [0, b / (a + b)]])
+
+    @pytest.mark.parametrize(("C", "k"), [(2, 1), (6, 1), (7, 1), (13, 1), (14, 2), (20, 3), (100, 15)])
+    def test_k_is_fifteen_percent_of_the_classes_and_at_least_one(self, C, k):
+        p = np.arange(40, 0, -1.0)[None] / 820
+        assert int((blm_plus(p, np.array([0]), C)[:, 0] > 0).sum()) == k
+
+    def test_labels_that_were_not_returned_carry_no_weight(self):
+        # C = 20 means top-3, but the answer returned one label; the other 9 tie.
+        features = log_scores([Answer(("s0",), (0.55,))], tuple(f"s{i}" for i in range(10)))
+        weight = blm_plus(np.exp(features), np.array([4]), 20)
+        np.testing.assert_array_equal(weight[:, 4], np.eye(10)[0])
+
+    def test_a_class_without_examples_gets_a_flat_column_of_its_prior(self):
+        weight = blm_plus(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), 2)
+        np.testing.assert_allclose(weight[:, 1], 2 / (2 + 2) / 2)  # C·1/(n + C), spread over S = 2
+        np.testing.assert_allclose(weight[:, 0], [1, 0])
+
+    def test_score_is_the_normalised_weighted_sum(self):
+        mapping = LabelMapping("blm+", ("a", "b"), ("x", "y"), np.array([[1.0, 0.2], [0.0, 0.8]]), np.zeros(2))
+        # f = (0.7, 0.7·0.2 + 0.3·0.8) = (0.7, 0.38)
+        got = np.exp(mapping([Answer(("a", "b"), (0.7, 0.3))]))
+        np.testing.assert_allclose(got, [[0.7 / 1.08, 0.38 / 1.08]])
+
+
+class TestLogisticRegression:
+    @pytest.mark.parametrize(("n", "d", "C"), [(120, 5, 3), (60, 200, 4)])
+    @pytest.mark.parametrize("l2", [1.0, 1e-2])
+    def test_agrees_with_scikit_learn(self, n, d, C, l2):
+        linear_model = pytest.importorskip("sklearn.linear_model")
+        X, y = gaussian_task(n, d, C)
+        reference = linear_model.LogisticRegression(C=1 / (n * l2), tol=1e-10, max_iter=5000).fit(X, y)
+        weight, bias = logistic_regression(X, y, C, l2)
+        np.testing.assert_allclose(softmax(X @ weight + bias), reference.predict_proba(X), atol=1e-4)
+        np.testing.assert_allclose(weight, reference.coef_.T, atol=1e-3 * abs(reference.coef_).max())
+
+    def test_gradient_agrees_with_finite_differences(self):
+        X, y = gaussian_task(20, 4, 3)
+        problem = _Rotated(X, y, 3, np.eye(4)[:, :3])
+        function = problem.objective(0.3, np.linspace(0.5, 2, 5))
+        at = np.random.default_rng(1).normal(size=15)
+        steps = np.eye(15) * 1e-5
+        numeric = [(function(at + h)[0] - function(at - h)[0]) / 2e-5 for h in steps]
+        np.testing.assert_allclose(function(at)[1], numeric, atol=1e-8)
+
+    def test_gradient_vanishes_at_the_solution_in_the_given_coordinates(self):
+        X, y = gaussian_task(50, 80, 3)
+        weight, bias = logistic_regression(X, y, 3, 0.1)
+        residual = (softmax(X @ weight + bias) - np.eye(3)[y]) / len(y)
+        np.testing.assert_allclose(X.T @ residual + 0.1 * weight, 0, atol=1e-5)
+        np.testing.assert_allclose(residual.sum(axis=0), 0, atol=1e-6)
+
+    def test_a_strong_penalty_leaves_the_offset(self):
+        X, y = gaussian_task(40, 3, 3)
+        weight, _ = logistic_regression(X, y, 3, 1e6, offset=np.eye(3))
+        np.testing.assert_allclose(weight, np.eye(3), atol=1e-4)
+
+    def test_the_penalty_is_the_distance_from_the_offset(self):
+        X, y = gaussian_task(40, 3, 3)
+        weight, bias = logistic_regression(X, y, 3, 0.1, offset=np.eye(3))
+        residual = (softmax(X @ weight + bias) - np.eye(3)[y]) / len(y)
+        np.testing.assert_allclose(X.T @ residual + 0.1 * (weight - np.eye(3)), 0, atol=1e-5)
+
+    def test_a_start_at_the_solution_stays_there(self):
+        X, y = gaussian_task(40, 60, 3)
+        weight, bias = logistic_regression(X, y, 3, 0.1)
+        again, bias_again = logistic_regression(X, y, 3, 0.1, start=(weight, bias))
+        np.testing.assert_allclose(again, weight, atol=1e-12)
+        np.testing.assert_allclose(bias_again, bias, atol=1e-9)
+
+    @pytest.mark.parametrize("offset", [None, np.eye(3)])
+    def test_an_absent_class_keeps_a_small_probability(self, offset):
+        X, y = gaussian_task(40, 3, 2)
+        weight, bias = logistic_regression(X, y, 3, 1.0, offset=offset)
+        p = softmax(X @ weight + bias)[:, 2]
+        assert np.isfinite(bias).all()
+        assert 0.3 / 43 < np.exp(np.log(p).mean()) < 3 / 43
+
+    def test_cross_validation_prefers_a_strong_penalty_on_noise_and_a_weak_one_on_signal(self):
+        rng = np.random.default_rng(0)
+        X, y = rng.normal(size=(100, 5)), rng.integers(0, 2, 100)
+        noise = logistic_regression_cv(X, y, 2)
+        signal = logistic_regression_cv(X, (X[:, 0] > 0).astype(np.int64), 2)
+        assert signal.l2 < noise.l2
+        assert signal.log_loss < 0.3 < noise.log_loss
+
+    def test_the_scale_of_the_features_does_not_matter(self):
+        X, y = gaussian_task(100, 5, 3)
+        one, other = (logistic_regression_cv(X * factor, y, 3) for factor in (1.0, 1000.0))
+        np.testing.assert_allclose(one.weight, other.weight * 1000, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("l2", [0.0, -1.0, float("nan")])
+    def test_a_penalty_that_is_not_positive_is_refused(self, l2):
+        X, y = gaussian_task(10, 2, 2)
+        with pytest.raises(ConfigurationError, match="l2"):
+            logistic_regression(X, y, 2, l2)
+
+
+class TestFit:
+    def permuted(self, n=200, S=4):
+        """Answers of an endpoint that is right, but calls each class by the name of the next."""
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, S, n)
+        logits = rng.normal(size=(n, S))
+        logits[np.arange(n), (y + 1) % S] += 4
+        return np.log(softmax(logits)), y, tuple("abcd")
+
+    def test_identity_wins_where_the_endpoint_is_calibrated_on_the_task(self):
+        rng = np.random.default_rng(0)
+        p = rng.dirichlet(np.full(3, 0.5), size=400).clip(FLOOR)
+        p /= p.sum(axis=1, keepdims=True)
+        y = np.array([rng.choice(3, p=row) for row in p])
+        y_in_class_order = np.array([1, 2, 0])[y]  # classes are (c, a, b)
+        fitted = fit(np.log(p), y_in_class_order, ("a", "b", "c"), ("c", "a", "b"), kinds=("identity", "blm+"))
+        assert fitted.mapping.kind == "identity"
+        np.testing.assert_allclose(np.exp(fitted.mapping.log_probs(np.log(p))), p[:, [2, 0, 1]], rtol=1e-4)
+
+    def test_a_fitted_kind_wins_where_the_names_are_wrong(self):
+        X, y, names = self.permuted()
+        fitted = fit(X, y, names, names)
+        assert fitted.log_loss["identity"] > fitted.log_loss["blm+"] > fitted.log_loss["linear"]
+        assert fitted.mapping.kind == "linear"
+        assert (fitted.mapping.log_probs(X).argmax(axis=1) == y).mean() > 0.9
+
+    def test_identity_is_not_tried_where_a_class_is_no_source_label(self):
+        X, y, names = self.permuted()
+        assert "identity" not in fit(X, y, names, ("a", "b", "c", "z")).log_loss
+
+    def test_identity_alone_where_a_class_is_no_source_label_is_an_error(self):
+        X, y, names = self.permuted()
+        with pytest.raises(ConfigurationError, match="'z'"):
+            fit(X, y, names, ("a", "b", "c", "z"), kinds=("identity",))
+
+    def test_residual_form_starts_from_the_endpoint_where_labels_are_the_classes(self):
+        # Four examples cannot teach a mapping; the endpoint is right, and the residual form keeps it right.
+        y = np.array([0, 1, 2, 3])
+        X = np.log(softmax(6.0 * np.eye(4)[y]))
+        linear = fit(X, y, tuple("abcd"), tuple("abcd"), kinds=("linear",)).mapping
+        np.testing.assert_array_equal(linear.log_probs(X).argmax(axis=1), y)
+
+    @pytest.mark.parametrize("kind", ["identity", "blm+", "linear"])
+    @pytest.mark.parametrize("y", [[0, 0], [0, 1], [0, 1, 2], [0, 0, 0, 0, 3], [1, 1, 1, 1, 1, 1, 2]])
+    def test_tiny_and_lopsided_sets_give_finite_probabilities(self, y, kind):
+        labels = np.array(y)
+        X = np.log(softmax(np.random.default_rng(0).normal(size=(len(y), 4))))
+        fitted = fit(X, labels, tuple("abcd"), tuple("abcd"), kinds=(kind,))
+        log_p = fitted.mapping.log_probs(X)
+        assert np.isfinite(log_p).all()
+        np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1)
+        assert np.isfinite(fitted.log_loss[kind])
+
+    @pytest.mark.parametrize("kind", ["blm+", "linear"])
+    def test_answers_that_are_all_the_same_still_fit(self, kind):
+        fitted = fit(np.log(np.full((10, 2), 0.5)), np.arange(10) % 2, ("s", "t"), ("a", "b"), kinds=(kind,))
+        np.testing.assert_allclose(fitted.mapping.log_probs(np.log(np.full((1, 2), 0.5))), np.log(0.5), atol=1e-6)
+
+    def test_hard_labels_of_unrelated_names_are_learned(self):
+        answers = [Answer((name,), (1.0,), "label") for name in ("cat", "dog", "cat", "cow", "dog", "cow") * 5]
+        y = np.array([0, 1, 0, 1, 1, 1] * 5)
+        source = vocabulary(answers)
+        for kind in ("blm+", "linear"):
+            mapping = fit(log_scores(answers, source), y, source, ("pet", "other"), kinds=(kind,)).mapping
+            np.testing.assert_array_equal(mapping(answers).argmax(axis=1), y)
+
+    def test_the_same_seed_gives_the_same_fit(self):
+        X, y, names = self.permuted()
+        one, other = (fit(X, y, names, ("w", "x", "y", "z"), seed=3) for _ in range(2))
+        assert one.log_loss == other.log_loss
+        np.testing.assert_array_equal(one.mapping.weight, other.mapping.weight)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"X": np.array([[0.0, np.nan], [0.0, 0.0]])}, ConfigurationError, "NaN"),
+            ({"y": np.array([0, 2])}, ConfigurationError, r"\[0, 2\)"),
+            ({"y": np.array([0, -1])}, ConfigurationError, r"\[0, 2\)"),
+            ({"classes": ("a",), "y": np.array([0, 0])}, ConfigurationError, "1 classes"),
+            ({"X": np.zeros((1, 2)), "y": np.array([0])}, ConfigurationError, "1 examples"),
+            ({"y": np.array([0])}, ShapeError, "labels"),
+            ({"X": np.zeros((2, 3))}, ShapeError, "2 columns"),
+            ({"kinds": ("flm",)}, ConfigurationError, "identity"),
+        ],
+    )
+    def test_input_that_does_not_fit_says_so(self, change, error, message):
+        given_ = {"X": np.zeros((2, 2)), "y": np.array([0, 1]), "classes": ("a", "b"), "kinds": ("linear",)} | change
+        with pytest.raises(error, match=message):
+            fit(given_["X"], given_["y"], ("s", "t"), given_["classes"], kinds=given_["kinds"])
+
+    def test_no_numpy_warning_escapes_on_extreme_scores(self):
+        X = np.where(np.eye(4)[np.arange(40) % 4] > 0, 0.0, np.log(FLOOR))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fitted = fit(X, np.arange(40) % 4, tuple("abcd"), tuple("wxyz"))
+        assert fitted.log_loss["linear"] < 0.01
+
+
+class TestParts:
+    mapping = LabelMapping("linear", ("ä", "b"), ("x", "y"), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([5.0, 6.0]))
+
+    def test_card_and_arrays_rebuild_the_mapping(self):
+        card = json.loads(json.dumps(self.mapping.card()))
+        again = LabelMapping.from_parts(card, self.mapping.arrays())
+        answers = [Answer(("ä", "b"), (0.7, 0.3))]
+        np.testing.assert_array_equal(again(answers), self.mapping(answers))
+        assert (again.kind, again.source, again.classes) == ("linear", ("ä", "b"), ("x", "y"))
+
+    @pytest.mark.parametrize(
+        ("card", "arrays"),
+        [
+            ({"kind": "magic"}, {}),
+            ({"source": ["only"]}, {}),
+            ({"classes": None}, {}),
+            ({}, {"bias": np.zeros(3)}),
+            ({}, {"weight": "text"}),
+        ],
+    )
+    def test_parts_that_do_not_fit_are_a_checkpoint_error(self, card, arrays):
+        with pytest.raises(CheckpointError):
+            LabelMapping.from_parts(self.mapping.card() | card, self.mapping.arrays() | arrays)
+
+    def test_a_missing_part_is_a_checkpoint_error(self):
+        with pytest.raises(CheckpointError, match="weight"):
+            LabelMapping.from_parts(self.mapping.card(), {})
+
+    def test_only_linear_is_not_additive(self):
+        assert not self.mapping.additive
+        assert LabelMapping("identity", ("a", "b"), ("a", "b"), np.eye(2), np.zeros(2)).additive
+
+    def test_features_of_another_width_are_refused(self):
+        with pytest.raises(ShapeError, match=r"\(n, 2\)"):
+            self.mapping.log_probs(np.zeros((1, 3)))
