@@ -1,0 +1,63 @@
+"""``python -m mock_server``: serve until interrupted.
+
+Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes to stderr. Exits 0,
+2 for a configuration error, or 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from mock_server.errors import ConfigurationError
+from mock_server.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server (None: with the process's own arguments) and return the exit code."""
+    try:
+        settings = Settings.from_arguments(arguments)
+        return _serve(settings)
+    except (ConfigurationError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(settings: Settings) -> int:
+    import uvicorn  # heavy imports wait until the arguments are known to be right
+
+    from mock_server.app import create_app
+
+    class AnnouncingServer(uvicorn.Server):
+        """Tell the parent process the address, once requests are answered."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            sys.stdout.write(f"listening on {url}\n")
+            sys.stdout.flush()
+
+    app = create_app(settings)
+    listener = _bind(settings.host, settings.port)
+    url = _url(settings.host, listener)
+    AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False)).run([listener])
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

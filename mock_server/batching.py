@@ -1,0 +1,150 @@
+"""Dynamic batching: pictures that arrive together share a forward pass."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class QueueFullError(Exception):
+    """More items wait than the queue may hold."""
+
+
+class ClosedError(Exception):
+    """The batcher was closed before the item was answered."""
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Answer]):
+    item: Item
+    since: float  # seconds on the loop's clock
+    answer: asyncio.Future[Answer]
+
+
+class Batcher(Generic[Item, Answer]):
+    """Collect items into batches and run them one batch at a time in a single worker thread.
+
+    A batch is started when it is full or when its oldest item has waited ``max_wait``. If it fails, its items are run
+    again one by one, so that a bad item does not hurt its neighbours.
+
+    Args:
+        run: Batch of items to as many answers, called in the worker thread.
+        max_batch_size: Items in one batch.
+        max_wait: Seconds.
+        max_queue: Items that may wait for a batch.
+        on_batch: Called with the size of each batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Answer]],
+        *,
+        max_batch_size: int,
+        max_wait: float,
+        max_queue: int,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._max_wait = max_wait
+        self._max_queue = max_queue
+        self._on_batch = on_batch
+        self._queue: asyncio.Queue[_Waiting[Item, Answer]] = asyncio.Queue()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._collector: asyncio.Task[None] | None = None
+        self._batch: list[_Waiting[Item, Answer]] = []
+
+    @property
+    def depth(self) -> int:
+        """Number of items that wait for a batch."""
+        return self._queue.qsize()
+
+    def start(self) -> None:
+        """Begin to answer; call it inside the running event loop."""
+        self._collector = asyncio.create_task(self._collect_forever())
+
+    async def close(self) -> None:
+        """Refuse what is not answered yet with `ClosedError` and wait for the worker thread to end."""
+        if self._collector is not None:
+            self._collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collector
+        self._collector = None
+        while not self._queue.empty():
+            self._batch.append(self._queue.get_nowait())
+        for waiting in self._batch:
+            _refuse(waiting, ClosedError())
+        await asyncio.to_thread(self._worker.shutdown)
+
+    async def submit(self, items: Sequence[Item]) -> list[Answer | Exception]:
+        """Return one answer per item, in order; an item that failed has its exception in its place.
+
+        Cancelling the caller withdraws its items and leaves their neighbours alone.
+
+        Raises:
+            QueueFullError: Not all items fit into the queue; none was taken.
+            ClosedError: The batcher does not run.
+        """
+        if self._collector is None:
+            raise ClosedError
+        if self.depth + len(items) > self._max_queue:
+            raise QueueFullError
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Answer]] = []
+        for item in items:
+            futures.append(loop.create_future())
+            self._queue.put_nowait(_Waiting(item, loop.time(), futures[-1]))
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        return [_exception_or_answer(answer) for answer in answers]
+
+    async def _collect_forever(self) -> None:
+        while True:
+            await self._collect()
+            await self._answer([waiting for waiting in self._batch if not waiting.answer.done()])
+
+    async def _collect(self) -> None:
+        self._batch = []  # an attribute, so that `close` finds it when it cancels us in here
+        self._batch.append(await self._queue.get())
+        deadline = self._batch[0].since + self._max_wait
+        while len(self._batch) < self._max_batch_size:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    self._batch.append(await self._queue.get())
+            except TimeoutError:
+                return
+
+    async def _answer(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        if not batch:
+            return
+        self._on_batch(len(batch))
+        items = [waiting.item for waiting in batch]
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, items)
+        except Exception as error:
+            if len(batch) == 1:
+                _refuse(batch[0], error)
+                return
+            for waiting in batch:
+                await self._answer([waiting])
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
+
+
+def _refuse(waiting: _Waiting[Item, Answer], error: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
+
+
+def _exception_or_answer(answer: Answer | BaseException) -> Answer | Exception:
+    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -1,0 +1,263 @@
+"""The frozen vision transformer that is hosted, and where it comes from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from timm.data import resolve_data_config
+from torch import nn
+
+from mock_server.errors import ConfigurationError
+from mock_server.preprocess import Preprocessing, Profile
+from mock_server.settings import Settings
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A frozen classifier and what a client may know of it.
+
+    Attributes:
+        name: As `/v1/model` says it.
+        network: (B, 3, H, W) float32, normalised space → (B, S) logits; in evaluation mode.
+        classes: S names, all different.
+        preprocessing: The model's own.
+        patch_size: Side of a patch in pixels.
+        weights_sha256: Of the weights file.
+        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias (D,).
+        device: Where it runs.
+    """
+
+    name: str
+    network: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    patch_size: int
+    weights_sha256: str
+    patch_embedding_sha256: str
+    device: torch.device
+
+    @torch.inference_mode()
+    def logits(self, pictures: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Return (S,) logits per picture, each (3, H, W) in the normalised space; equal shapes share a pass."""
+        rows: dict[int, NDArray[np.float32]] = {}
+        for shape in sorted({picture.shape for picture in pictures}):
+            members = [i for i, picture in enumerate(pictures) if picture.shape == shape]
+            x = torch.from_numpy(np.stack([pictures[i] for i in members])).to(self.device)
+            rows.update(zip(members, self.network(x).float().cpu().numpy(), strict=True))
+        return [rows[i] for i in range(len(pictures))]
+
+
+def host(
+    network: nn.Module,
+    *,
+    name: str,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    weights_sha256: str | None = None,
+    device: str = "cpu",
+) -> ServedModel:
+    """Freeze ``network`` and describe it.
+
+    Args:
+        network: A timm-like ViT, with its patch embedding at ``network.patch_embed.proj``.
+        name: Of the model.
+        classes: S names in the model's order; the second and later of equal ones get a suffix.
+        preprocessing: The model's own.
+        weights_sha256: Of the file that the weights came from; None hashes them as such a file would hold them.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigurationError: Not a ViT, or no such device.
+    """
+    weight, bias = _patch_embedding(network, name)
+    sha256 = weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
+    place = _device(device)
+    return ServedModel(
+        name=name,
+        network=network.to(place).eval().requires_grad_(False),
+        classes=distinct(classes),
+        preprocessing=preprocessing,
+        patch_size=weight.shape[-1],
+        weights_sha256=sha256,
+        patch_embedding_sha256=hashlib.sha256(weight.tobytes() + bias.tobytes()).hexdigest(),
+        device=place,
+    )
+
+
+def load(settings: Settings) -> ServedModel:
+    """Build the model that ``settings`` ask for.
+
+    Raises:
+        ConfigurationError: Unknown model, weights or labels that do not fit, missing files, no such device.
+    """
+    return _load_bundled(settings) if settings.model == "bundled" else _load_timm(settings)
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return ``names`` with a suffix on the second and later of equal ones: ``crane``, ``crane (2)``."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(result)
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read class names from a JSON list of strings, or of objects with a ``name``.
+
+    Raises:
+        ConfigurationError: The file holds anything else.
+    """
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        names = [row["name"] if isinstance(row, dict) else row for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(f'{path} is not a JSON list of names or of {{"wnid", "name"}}') from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"{path} is not a JSON list of class names")
+    return names
+
+
+def _load_bundled(settings: Settings) -> ServedModel:
+    weights = settings.weights or WEIGHTS / "bundled.safetensors"
+    card_file = WEIGHTS / "bundled.json"
+    if not weights.is_file() or not card_file.is_file():
+        raise ConfigurationError("the bundled weights are not installed; give --model TIMM_NAME and --weights FILE")
+    card: dict[str, Any] = json.loads(card_file.read_text("utf-8"))
+    classes = _labels(settings, len(card["classes"])) or card["classes"]
+    network = timm.models.VisionTransformer(
+        num_classes=len(classes), **card["architecture"], **_any_shape(settings.profile)
+    )
+    _fill(network, weights, "bundled")
+    preprocessing = Preprocessing(
+        profile=Profile(),
+        input_size=card["architecture"]["img_size"],
+        interpolation="bicubic",
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+    )
+    return host(
+        network,
+        name=card["name"],
+        classes=classes,
+        preprocessing=preprocessing,
+        weights_sha256=_file_sha256(weights),
+        device=settings.device,
+    )
+
+
+def _load_timm(settings: Settings) -> ServedModel:
+    name, weights = settings.model, settings.weights
+    if not timm.is_model(name.partition(".")[0]):
+        raise ConfigurationError(f"unknown model {name!r}{_suggestion(name)}")
+    labels = None if settings.labels is None else read_labels(settings.labels)
+    # Without a file timm would silently replace a head of another size by a random one: leave its size alone.
+    classes = {} if labels is None or weights is None else {"num_classes": len(labels)}
+    try:
+        network = timm.create_model(name, pretrained=weights is None, **classes, **_any_shape(settings.profile))
+    except Exception as error:  # a download fails in as many ways as there are hubs and proxies
+        raise ConfigurationError(
+            f"cannot build {name}: {_first_line(error)}; --weights FILE needs no network"
+        ) from error
+    if weights is not None:
+        _fill(network, weights, name)
+    labels = _labels(settings, network.num_classes) or [f"class_{i}" for i in range(network.num_classes)]
+    return host(
+        network,
+        name=name,
+        classes=labels,
+        preprocessing=_timm_preprocessing(network, name),
+        weights_sha256=None if weights is None else _file_sha256(weights),
+        device=settings.device,
+    )
+
+
+def _timm_preprocessing(network: nn.Module, name: str) -> Preprocessing:
+    """Translate the model's ``pretrained_cfg``, with timm's own arithmetic for the size before the crop."""
+    config = resolve_data_config(model=network)
+    _, height, width = config["input_size"]
+    resize = math.floor(height / config["crop_pct"])
+    squash = config["crop_mode"] == "squash" and resize == height
+    if height != width or not (squash or config["crop_mode"] == "center"):
+        raise ConfigurationError(f"the preprocessing of {name} is not supported; choose another model")
+    return Preprocessing(
+        profile=Profile() if squash else Profile("resize_crop", resize, height),
+        input_size=height,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )
+
+
+def _labels(settings: Settings, count: int) -> list[str] | None:
+    if settings.labels is None:
+        return None
+    labels = read_labels(settings.labels)
+    if len(labels) != count:
+        raise ConfigurationError(f"{settings.labels} names {len(labels)} classes, but {settings.model} has {count}")
+    return labels
+
+
+def _fill(network: nn.Module, weights: Path, name: str) -> None:
+    """Load a safetensors file strictly; float16 becomes the network's float32."""
+    try:
+        network.load_state_dict(safetensors.torch.load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"{weights} does not fit {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, ["bundled", *timm.list_models()], n=3)
+    return f"; did you mean {', '.join(close)}?" if close else "; choose bundled or the name of a timm ViT"
+
+
+def _any_shape(profile: Profile | None) -> dict[str, bool]:
+    """Return the timm options that let a ViT take pictures which are not square."""
+    wanted = profile is not None and profile.kind == "shortest_edge"
+    return {"dynamic_img_size": True, "dynamic_img_pad": True} if wanted else {}
+
+
+def _patch_embedding(network: nn.Module, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return weight (D, 3, P, P) and bias (D,), zeros where there is none, as little-endian float32."""
+    projection = getattr(getattr(network, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise ConfigurationError(f"{name} is not a vision transformer with a patch embedding; choose a ViT")
+    weight = projection.weight.detach().float().cpu().numpy().astype("<f4")
+    if projection.bias is None:
+        return weight, np.zeros(len(weight), "<f4")
+    return weight, projection.bias.detach().float().cpu().numpy().astype("<f4")
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("no CUDA device here; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""Liveness, readiness and metrics; none of them wants a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from mock_server.errors import RequestError
+from mock_server.routes.payload import service_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/")
+def alive() -> JSONResponse:
+    """Say that something listens here."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/healthz")
+@router.get("/health")
+def health() -> PlainTextResponse:
+    """Say that the process lives."""
+    return PlainTextResponse("Ok")
+
+
+@router.get("/readyz")
+def ready(request: Request) -> PlainTextResponse:
+    """Say whether the model is warm: 503 until then, and while stopping."""
+    if not service_of(request).ready:
+        raise RequestError("overloaded", "the model is not ready", headers={"Retry-After": "1"})
+    return PlainTextResponse("Ok")
+
+
+@router.get("/metrics")
+def metrics(request: Request) -> Response:
+    """Return the metrics in the Prometheus text format."""
+    return Response(generate_latest(service_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,122 @@
+"""Our own wire format: `POST /v1/classify` and `GET /v1/model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+
+from mock_server.errors import STATUS, RequestError
+from mock_server.routes.payload import (
+    check_top_k,
+    from_base64,
+    is_json,
+    parse_object,
+    query_of,
+    read_body,
+    require_key,
+    service_of,
+)
+from mock_server.schemas import (
+    Classification,
+    ErrorAnswer,
+    ErrorDetail,
+    FailedPrediction,
+    Limits,
+    ModelCard,
+    Prediction,
+)
+from mock_server.service import Function, Service
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_JSON = {
+    "schema": {
+        "type": "object",
+        "required": ["images"],
+        "additionalProperties": False,
+        "properties": {
+            "images": {"type": "array", "items": {"type": "string", "format": "byte"}, "minItems": 1},
+            "top_k": {"type": "integer", "minimum": 1},
+        },
+    }
+}
+_CLASSIFY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/png": _PICTURE, "image/webp": _PICTURE, "image/jpeg": _PICTURE, "application/json": _JSON},
+    },
+    "parameters": [{"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}}],
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUS.values()}
+
+router = APIRouter(prefix="/v1", tags=["pgn"], dependencies=[Depends(require_key)], responses=_ERRORS)
+
+
+@router.post("/classify", response_model=Classification, openapi_extra=_CLASSIFY)
+async def classify(request: Request) -> JSONResponse:
+    """Classify one raw picture, or several as base64 in JSON.
+
+    In the JSON form each picture has its own place in the answer: a bad one holds an error there.
+    """
+    service = service_of(request)
+    limits = [check_top_k(query_of(request, ["top_k"]).get("top_k"))]
+    body = await read_body(request)
+    if not is_json(request, body):
+        [answer] = await service.logits([body])
+        if isinstance(answer, RequestError):
+            raise answer
+        return _answer(service, [answer], limits)
+    content = parse_object(body, ["images", "top_k"])
+    limits.append(check_top_k(content.get("top_k")))
+    return _answer(service, await service.logits(_images(content)), limits)
+
+
+@router.get("/model")
+def describe(request: Request) -> ModelCard:
+    """Describe the hosted model: its input, preprocessing, classes and limits."""
+    service = service_of(request)
+    settings, model, preprocessing = service.settings, service.model, service.preprocessing
+    return ModelCard(
+        name=model.name,
+        input_size=preprocessing.input_size,
+        patch_size=model.patch_size,
+        profile=str(preprocessing.profile),
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        output=settings.output,
+        top_k=settings.top_k,
+        classes=list(model.classes),
+        weights_sha256=model.weights_sha256,
+        patch_embedding_sha256=model.patch_embedding_sha256,
+        limits=Limits(body_bytes=settings.max_body_bytes, pixels=settings.max_pixels),
+    )
+
+
+def _images(content: dict[str, Any]) -> list[bytes | RequestError]:
+    images = content.get("images")
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+        raise RequestError("invalid_request", "images must be a list of one or more base64 strings")
+    return [from_base64(image) for image in images]
+
+
+def _answer(
+    service: Service, answers: list[NDArray[np.float32] | RequestError], limits: list[int | None]
+) -> JSONResponse:
+    top_k = min((limit for limit in limits if limit is not None), default=None)
+    predictions = [_prediction(service, answer, top_k) for answer in answers]
+    content = Classification(model=service.model.name, output=service.settings.output, predictions=predictions)
+    return JSONResponse(content.model_dump())
+
+
+def _prediction(
+    service: Service, answer: NDArray[np.float32] | RequestError, top_k: int | None
+) -> Prediction | FailedPrediction:
+    if isinstance(answer, RequestError):
+        return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
+    function: Function = "none" if service.settings.output == "logits" else "softmax"
+    labels, scores = service.rank(answer, function, top_k=top_k)
+    return Prediction(labels=labels, scores=scores)

@@ -1,0 +1,79 @@
+"""The answers, as data models: what `/openapi.json` describes and the routes return."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Prediction(BaseModel):
+    """Labels of one picture, best first, with their scores."""
+
+    labels: list[str]
+    scores: list[float]
+
+
+class ErrorDetail(BaseModel):
+    """Why a picture was not classified."""
+
+    code: str
+    message: str
+
+
+class FailedPrediction(BaseModel):
+    """What stands in the place of a picture that failed."""
+
+    error: ErrorDetail
+
+
+class Classification(BaseModel):
+    """Answer of `POST /v1/classify`: one entry per picture, in order."""
+
+    model: str
+    output: Literal["probs", "logits", "label"]
+    predictions: list[Prediction | FailedPrediction]
+
+
+class RequestErrorDetail(ErrorDetail):
+    """Why a request failed, and the id to quote."""
+
+    request_id: str
+
+
+class ErrorAnswer(BaseModel):
+    """Our protocol's answer to a request that failed."""
+
+    error: RequestErrorDetail
+
+
+class Limits(BaseModel):
+    """The largest body in bytes and picture in pixels that are accepted."""
+
+    body_bytes: int
+    pixels: int
+
+
+class ModelCard(BaseModel):
+    """Answer of `GET /v1/model`."""
+
+    name: str
+    input_size: int
+    patch_size: int
+    profile: str
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    output: Literal["probs", "logits", "label"]
+    top_k: int | None
+    classes: list[str]
+    weights_sha256: str
+    patch_embedding_sha256: str
+    limits: Limits
+
+
+class LabelScore(BaseModel):
+    """One entry of a Hugging Face image-classification answer."""
+
+    label: str
+    score: float

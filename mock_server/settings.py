@@ -1,0 +1,180 @@
+"""The switches of the server, and the command line that sets them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from mock_server.errors import ConfigurationError
+from mock_server.faults import FaultPlan
+from mock_server.preprocess import Jpeg, Profile
+
+Output = Literal["probs", "logits", "label"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a hosted model's owner decides.
+
+    Attributes:
+        model: ``bundled`` or the name of a timm ViT.
+        weights: safetensors file, loaded strictly; None is the model's own.
+        labels: JSON list of class names, or of objects with ``wnid`` and ``name``.
+        profile: Resize and crop; None is the model's own.
+        top_k: The most labels that an answer holds; None is all.
+        output: What the scores are: softmax probabilities, logits, or the best label alone.
+        jpeg: Re-encoding of each received picture; None is none.
+        decimals: Digits after the point that scores are rounded to; None is none.
+        host: Address to bind.
+        port: Port to bind; 0 lets the system choose.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        max_batch_size: Pictures in one forward pass.
+        max_wait: Seconds that a picture waits for company.
+        max_queue: Pictures that may wait; more are answered 503. Also the most pictures in one request.
+        max_body_bytes: Longest request body; more is answered 413.
+        max_pixels: Largest picture, in pixels; more is answered 413.
+        api_key: The key that clients must send, or None.
+        faults: What goes wrong on purpose, or None.
+    """
+
+    model: str = "bundled"
+    weights: Path | None = None
+    labels: Path | None = None
+    profile: Profile | None = None
+    top_k: int | None = None
+    output: Output = "probs"
+    jpeg: Jpeg | None = None
+    decimals: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    max_batch_size: int = 8
+    max_wait: float = 0.005
+    max_queue: int = 64
+    max_body_bytes: int = 8 * 1024**2
+    max_pixels: int = 4096**2
+    api_key: str | None = field(default=None, repr=False)
+    faults: FaultPlan | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str] | None = None) -> Settings:
+        """Read the command line (None: the process's own).
+
+        Raises:
+            ConfigurationError: A switch that does not exist or holds a wrong value.
+        """
+        given = _parser().parse_args(arguments)
+        return cls(
+            model=given.model,
+            weights=_existing(given.weights),
+            labels=_existing(given.labels),
+            profile=None if given.profile is None else Profile.parse(given.profile),
+            top_k=given.top_k,
+            output=given.output,
+            jpeg=None if given.jpeg is None else Jpeg.parse(given.jpeg),
+            decimals=given.round,
+            host=given.host,
+            port=given.port,
+            device=given.device,
+            max_batch_size=given.max_batch_size,
+            max_wait=given.max_wait,
+            max_queue=given.max_queue,
+            max_body_bytes=given.max_body_bytes,
+            max_pixels=given.max_pixels,
+            api_key=_key_from(given.api_key_env),
+            faults=None if given.faults is None else FaultPlan.load(given.faults, default_seed=given.seed),
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raise instead of printing the usage: every configuration error leaves by the same door."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mock_server", description="Host a frozen ViT behind HTTP.")
+    parser.add_argument("--model", default="bundled", metavar="bundled|TIMM_NAME", help="what to host (bundled)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file, loaded strictly")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help='JSON list of names or of {"wnid", "name"}')
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    _add_answer_switches(parser)
+    _add_serving_switches(parser)
+    return parser
+
+
+def _add_answer_switches(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what happens to pictures and answers")
+    group.add_argument(
+        "--profile",
+        metavar="P",
+        help="direct, resize_crop:R:C, shortest_edge:R or letterbox:R (the model's own)",
+    )
+    group.add_argument("--jpeg", metavar="Q[:SUB]", help="re-encode each picture, SUB 444, 422 or 420 (420)")
+    group.add_argument("--output", choices=["probs", "logits", "label"], default="probs")
+    group.add_argument("--top-k", type=_positive, metavar="N", help="the most labels in an answer")
+    group.add_argument("--round", type=_not_negative, metavar="DECIMALS", help="round the scores")
+
+
+def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("serving")
+    group.add_argument("--host", default="127.0.0.1")
+    group.add_argument("--port", type=_port, default=8000, help="0 picks one (8000)")
+    group.add_argument("--max-batch-size", type=_positive, default=8, metavar="N")
+    group.add_argument("--max-wait", type=_seconds, default=0.005, metavar="SECONDS", help="wait for a batch (0.005)")
+    group.add_argument("--max-queue", type=_positive, default=64, metavar="N", help="waiting pictures before 503 (64)")
+    group.add_argument("--max-body-bytes", type=_positive, default=8 * 1024**2, metavar="N")
+    group.add_argument("--max-pixels", type=_positive, default=4096**2, metavar="N")
+    group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the key clients must send")
+    group.add_argument("--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py")
+    group.add_argument("--seed", type=int, default=0, help="of the faults, where their file names none (0)")
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _at_least(0, text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port up to 65535, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 3600:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0 to 3600, got {text!r}")
+    return seconds
+
+
+def _existing(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ConfigurationError(f"no such file: {path}")
+    return path
+
+
+def _key_from(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigurationError(f"the environment variable {variable} of --api-key-env is not set")
+    return key
