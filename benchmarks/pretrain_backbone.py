@@ -168,7 +168,16 @@ def save(model: nn.Module, classes: list[str], top1: float, args: argparse.Names
         "data": f"Tiny ImageNet (64 x 64): {n['train']} training and {n['val']} validation pictures, 200 classes",
         "recipe": {
             k: getattr(args, k)
-            for k in ("epochs", "whole_epochs", "patch_drop", "batch_size", "lr", "weight_decay", "warmup_steps", "seed")
+            for k in (
+                "epochs",
+                "whole_epochs",
+                "patch_drop",
+                "batch_size",
+                "lr",
+                "weight_decay",
+                "warmup_steps",
+                "seed",
+            )
         }
         | {"script": "benchmarks/pretrain_backbone.py", "precision": "bfloat16 autocast", "initialised_from": None},
         "accuracy": {"split": "val", "top1": round(top1, 4), "ci95": [round(top1 - half, 4), round(top1 + half, 4)]},

@@ -1,0 +1,134 @@
+"""A checkpoint as a callable: pictures in, the images that are sent out.
+
+Reading the card, and mapping answers, need no torch; making prompts does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pgn_client import checkpoint
+from pgn_client.compositor import compose, fit_picture
+from pgn_client.errors import CheckpointError, MissingDependencyError
+from pgn_client.geometry import Canvas
+from pgn_client.labels import LabelMapping
+from pgn_client.types import Prepared, ServerProfile
+
+if TYPE_CHECKING:
+    from pgn_client.backbone import PatchEmbedding
+    from pgn_client.methods import PGN
+
+BATCH = 32
+
+
+class PromptAdapter:
+    """Image → adapted image, with everything that is needed to read the endpoint's answers.
+
+    Args:
+        card: see ``pgn_client.checkpoint``.
+        tensors: the model's state, ``mapping.weight`` and ``mapping.bias``, and for a latent library the surrogate's
+            patch embedding, ``embedding.weight`` and ``embedding.bias``.
+
+    Raises:
+        CheckpointError: parts are missing or do not fit.
+    """
+
+    def __init__(self, card: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.info = dict(card)
+        self._tensors = dict(tensors)
+        self.mapping = LabelMapping.from_parts(card["mapping"], _below(tensors, "mapping."))
+        backbone = card["backbone"]
+        self.canvas = Canvas.build(
+            backbone["input_size"], backbone["patch_size"], card["layout"], ServerProfile.parse(card["profile"])
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PromptAdapter:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: unreadable, a pickle, truncated, of a newer schema, or inconsistent.
+        """
+        card, tensors = checkpoint.read(path)
+        try:
+            return cls(card, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {path}: its card is not complete ({error}); train it again") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, atomically, and take over the fingerprint on its card."""
+        self.info = checkpoint.write(path, self.info, self._tensors)
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Return the images to send, RGB, in the size that the card's server profile asks for."""
+        return [prepared.image for prepared in self.prepare(images)]
+
+    def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
+        """Return what to send for each image, with the local head's log-probabilities.
+
+        Args:
+            images: RGB (others are converted), any size.
+
+        Raises:
+            MissingDependencyError: torch is not installed.
+        """
+        out: list[Prepared] = []
+        for start in range(0, len(images), BATCH):
+            pictures = np.stack([fit_picture(image, self.canvas) for image in images[start : start + BATCH]])
+            patches, local = self.render(pictures)
+            out.extend(
+                Prepared(compose(p, q, self.canvas), row) for p, q, row in zip(pictures, patches, local, strict=True)
+            )
+        return out
+
+    def render(self, pictures: np.typing.NDArray[np.uint8]) -> tuple[Any, Any]:
+        """Fitted pictures → prompt patches.
+
+        Args:
+            pictures: (B, h, w, 3) uint8, from ``compositor.fit_picture``.
+
+        Returns:
+            (B, K, P, P, 3) uint8 and (B, C) float64 log-probabilities of the local head.
+        """
+        model, embedding = self._runtime
+        import torch
+
+        patches, local = model.render(
+            torch.from_numpy(pictures).permute(0, 3, 1, 2),
+            resolution=self.info["generator"]["resolution"],
+            embedding=embedding,
+            route=self.info["inversion"],
+        )
+        return patches.numpy(), local.double().numpy()
+
+    @cached_property
+    def _runtime(self) -> tuple[PGN, PatchEmbedding | None]:
+        """The torch side: the model in evaluation mode, and the patch embedding where inversion needs it."""
+        try:
+            import torch
+
+            from pgn_client import methods
+            from pgn_client.backbone import PatchEmbedding
+        except ImportError as error:
+            raise MissingDependencyError("making prompts from a checkpoint", "train") from error
+        state = {k: torch.from_numpy(np.array(v)) for k, v in self._tensors.items()}
+        mean, std = (tuple(self.info["backbone"][k]) for k in ("mean", "std"))
+        embedding = None
+        if "embedding.weight" in state:
+            embedding = PatchEmbedding(state["embedding.weight"], state["embedding.bias"], mean, std)
+        parts = {k: v for k, v in state.items() if k.startswith(("generator.", "library."))}
+        return methods.get(self.info["method"]).restore(self.info, parts), embedding
+
+    def __repr__(self) -> str:
+        info = self.info
+        return f"PromptAdapter({info['method']}, {info['backbone']['name']}, {len(info['classes'])} classes)"
+
+
+def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,322 @@
+"""A frozen ViT and its patch embedding.
+
+The *surrogate* of training: the local copy of (or stand-in for) the hosted model. Its tokens can be replaced one by
+one, which is how training mixes prompts in the embedding space instead of rendering pictures (see ``inversion``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
+from pgn_client.types import ServerProfile
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    """The backbone's first, affine map: an RGB patch becomes a token, W norm(x) + b.
+
+    Attributes:
+        weight: (D, 3, P, P) float32.
+        bias: (D,) float32; zeros where the backbone has none.
+        mean, std: of the normalised space, per channel, unit scale.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Triple
+    std: Triple
+
+    @property
+    def patch_size(self) -> int:
+        """P, in pixels."""
+        return self.weight.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.weight.shape[0]
+
+    def normalise(self, unit: Tensor) -> Tensor:
+        """(..., 3, h, w) float in [0, 1], unit space → the normalised space."""
+        mean, std = (torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (self.mean, self.std))
+        return (unit - mean) / std
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position embedding."""
+        return F.linear(self.normalise(patches).flatten(-3), self.weight.flatten(1), self.bias)
+
+    def sha256(self) -> str:
+        """Fingerprint: SHA-256 of little-endian float32 weight, then bias, both in C order."""
+        arrays = (t.detach().cpu().numpy().astype("<f4") for t in (self.weight, self.bias))
+        return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
+
+
+class Backbone:
+    """A frozen timm Vision Transformer.
+
+    Args:
+        model: a ``timm.models.VisionTransformer`` with a bare convolution as patch embedding.
+        name: what it is called on checkpoint cards.
+        mean, std: of its normalised space.
+        labels: names of its S classes; ``None`` numbers them.
+        profile: the geometry that its own preprocessing applies.
+
+    Raises:
+        ConfigurationError: not a plain ViT, so that tokens could not stand in for pixels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        labels: Sequence[str] | None = None,
+        profile: ServerProfile | None = None,
+    ) -> None:
+        _require_plain(model, name)
+        self.model: Any = model.eval().requires_grad_(False)
+        self.name = name
+        self.mean, self.std = _triple(mean), _triple(std)
+        classes = int(self.model.num_classes)
+        self.labels = unique_labels(labels or [str(i) for i in range(classes)])
+        if len(self.labels) != classes:
+            raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
+        self.profile = profile or ServerProfile("direct")
+        self._frozen_sha256 = self._weights_sha256()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def input_size(self) -> int:
+        """H = W, in pixels."""
+        return int(self.model.patch_embed.img_size[0])
+
+    @property
+    def patch_size(self) -> int:
+        """P, in pixels."""
+        return int(self.model.patch_embed.patch_size[0])
+
+    @property
+    def embedding(self) -> PatchEmbedding:
+        """The patch embedding, sharing the model's weights."""
+        proj = self.model.patch_embed.proj
+        bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
+        return PatchEmbedding(proj.weight, bias, self.mean, self.std)
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Move the weights; return self."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no position added."""
+        tokens: Tensor = self.model.patch_embed(self.embedding.normalise(pixels.float() / 255))
+        return tokens
+
+    def features_from_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) patch tokens, without position embedding → (B, D) pooled features after the final norm.
+
+        Where the class token alone is pooled, the last block computes only its query: the same function, less work.
+        """
+        m = self.model
+        x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
+        x = m.blocks[:-1](x)
+        x = class_token_block(m.blocks[-1], x) if _class_token_alone(m) else m.blocks[-1](x)
+        features: Tensor = m.forward_head(m.norm(x), pre_logits=True)
+        return features
+
+    def logits_from_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) patch tokens, without position embedding → (B, S) logits."""
+        logits: Tensor = self.model.head(self.features_from_tokens(tokens))
+        return logits
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels → (B, S) logits, by the model's own forward pass: the reference."""
+        logits: Tensor = self.model(self.embedding.normalise(pixels.float() / 255))
+        return logits
+
+    def verify_frozen(self) -> None:
+        """Check that no weight has changed since this object was made.
+
+        Raises:
+            PGNError: one has, so whatever was trained is not what the hosted model will compute.
+        """
+        if self._weights_sha256() != self._frozen_sha256:
+            raise PGNError(f"backbone {self.name}: its weights changed; it must stay frozen, load it anew")
+
+    def _weights_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in self.model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def class_token_block(block: Any, x: Tensor) -> Tensor:
+    """Run a transformer block for the class token only: (B, T, D) → (B, 1, D). Keys and values still see all tokens."""
+    attn, width = block.attn, x.shape[-1]
+    h = block.norm1(x)
+    bias = attn.qkv.bias
+    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    query = F.linear(h[:, :1], attn.qkv.weight[:width], query_bias)
+    key, value = F.linear(h, attn.qkv.weight[width:], key_value_bias).chunk(2, dim=-1)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+    mixed = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)  # (B, heads, 1, D/heads)
+    y = x[:, :1] + block.ls1(attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2))))
+    out: Tensor = y + block.ls2(block.mlp(block.norm2(y)))
+    return out
+
+
+def _class_token_alone(model: Any) -> bool:
+    """Whether the shortcut computes the model's function: class-token pooling and the standard block."""
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block
+
+    block = model.blocks[-1]
+    standard = type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+    return standard and model.global_pool == "token" and model.attn_pool is None
+
+
+def _require_plain(model: nn.Module, name: str) -> None:
+    """Refuse a model whose first layer is not one affine map per patch: there latent prompts would not be pixels."""
+    from timm.layers import PatchEmbed
+    from timm.models import VisionTransformer
+
+    if isinstance(model, VisionTransformer) and type(model.patch_embed) is PatchEmbed:
+        proj, norm = model.patch_embed.proj, model.patch_embed.norm
+        bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and isinstance(norm, nn.Identity)
+        if bare and model.patch_embed.flatten:
+            return
+    raise ConfigurationError(
+        f"backbone {name}: got {type(model).__name__}, expected a plain timm VisionTransformer (patch embedding = one "
+        "convolution with kernel = stride, no norm); choose a vit_* or deit_* model"
+    )
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def unique_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Give the second and later of equal class names a suffix: ``crane``, ``crane (2)``. Servers do the same."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(out)
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read class names in the model's order: a JSON list of strings, or of objects with a ``name``.
+
+    Raises:
+        ConfigurationError: missing, not JSON, or of another form.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [row if isinstance(row, str) else str(row["name"]) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"labels file {path}: {error}; expected a JSON list of names or of objects with a 'name'"
+        ) from error
+
+
+def load(
+    name: str, *, weights: Path | None = None, labels: Path | None = None, device: str | torch.device = "cpu"
+) -> Backbone:
+    """Load a backbone.
+
+    Args:
+        name: ``bundled`` (the small ViT that ships with ``mock_server``), or a timm model name.
+        weights: safetensors file, loaded strictly; without it timm fetches the published weights from its hub.
+        labels: JSON file with the class names.
+        device: where to put it.
+
+    Raises:
+        ConfigurationError: an unknown name or a model that is no plain ViT.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+    if name == "bundled":
+        return _load_bundled(weights).to(device)
+    import timm
+    from timm.data import resolve_model_data_config
+
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_tiny_patch16_224"
+        raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
+    model = _guarded(lambda: timm.create_model(name, pretrained=weights is None), f"backbone {name}")
+    if weights is not None:
+        _load_weights(model, weights, name)
+    config = resolve_model_data_config(model)
+    size = int(config["input_size"][-1])
+    profile = ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
+    names = read_labels(labels) if labels else None
+    return Backbone(model, name=name, mean=config["mean"], std=config["std"], labels=names, profile=profile).to(device)
+
+
+def _load_bundled(weights: Path | None) -> Backbone:
+    from timm.models import VisionTransformer
+
+    folder = bundled_folder()
+    card = json.loads((folder / "bundled.json").read_text(encoding="utf-8"))
+    model = VisionTransformer(num_classes=len(card["classes"]), **card["architecture"])
+    _load_weights(model, weights or folder / "bundled.safetensors", "bundled")
+    return Backbone(model, name="bundled", mean=card["mean"], std=card["std"], labels=card["classes"])
+
+
+def bundled_folder() -> Path:
+    """Where the bundled weights lie: data of ``mock_server``, found without importing it.
+
+    Raises:
+        ConfigurationError: that package, or its weights, are not installed.
+    """
+    spec = find_spec("mock_server")
+    folder = Path(spec.submodule_search_locations[0]) / "weights" if spec and spec.submodule_search_locations else None
+    if folder is None or not (folder / "bundled.json").is_file():
+        raise ConfigurationError("backbone bundled: its weights are not installed; name a timm model, or reinstall")
+    return folder
+
+
+def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"backbone {name}: no weights file {path}; give --weights a safetensors file")
+    try:
+        state = {k: v.float() for k, v in load_file(path).items()}
+        model.load_state_dict(state, strict=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"backbone {name}: {path} does not fit: {reason}") from error
+
+
+def _guarded(make: Callable[[], Any], what: str) -> Any:
+    """Turn whatever a hub throws into one line."""
+    try:
+        return make()
+    except Exception as error:  # timm and its hub raise many kinds: offline, unknown, gated
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(
+            f"{what}: its published weights could not be loaded ({type(error).__name__}: {reason}); "
+            "give --weights a local safetensors file"
+        ) from error

@@ -1,0 +1,142 @@
+"""Checkpoints: safetensors for the numbers, a JSON card in the header for everything else. Read without torch.
+
+The card (``PromptAdapter.info``, ``pgn inspect``)::
+
+    schema        1
+    method        pgn | input_independent
+    backbone      name, input_size, patch_size, mean, std, patch_embedding_sha256 (of the surrogate)
+    profile       what the server does to a picture's geometry, for example resize_crop:248:224
+    layout        where the prompts sit: ring | corner | rows:N
+    generator     resolution, mean, std of the generator's input
+    library       kind (pixel | latent), size; inversion (exact | bounded | pseudo_inverse)
+    classes       the C task classes;  mapping: how endpoint classes become task classes
+    fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
+    seed, recipe, data (digest and sizes), metrics (validation), versions
+    fingerprint   SHA-256 over the canonical card without it, and every tensor's name, dtype, shape and bytes
+
+Nothing in a checkpoint is executed: a pickle is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pgn_client.errors import CheckpointError
+
+SCHEMA = 1
+_HEADER_KEY = "pgn_client"
+
+Arrays = dict[str, NDArray[Any]]
+Card = dict[str, Any]
+
+
+def fingerprint(card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over the canonical card (without its fingerprint) and every tensor."""
+    bare = {key: value for key, value in card.items() if key != "fingerprint"}
+    digest = hashlib.sha256(_canonical(bare).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write(path: str | os.PathLike[str], card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Card:
+    """Write a checkpoint atomically; return the card with schema and fingerprint filled in.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    full = {**card, "schema": SCHEMA}
+    full["fingerprint"] = fingerprint(full, tensors)
+    data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={_HEADER_KEY: _canonical(full)})
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+    return full
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """Read the card alone.
+
+    Raises:
+        CheckpointError: missing, a pickle, truncated, not one of ours, or of a newer schema.
+    """
+    _refuse_other_files(Path(path))
+    try:
+        with safe_open(path, framework="np") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return _checked_card(header, path)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Card, Arrays]:
+    """Read a checkpoint whole and verify its fingerprint.
+
+    Raises:
+        CheckpointError: as :func:`read_card`, or the contents are not what was written.
+    """
+    card = read_card(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if fingerprint(card, tensors) != card["fingerprint"]:
+        raise CheckpointError(f"checkpoint {path}: its contents do not match its fingerprint; copy or train it again")
+    return card, tensors
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror}; expected a file written by pgn train") from error
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(
+            f"checkpoint {path}: got a pickle, which could run code; expected safetensors written by pgn train"
+        )
+
+
+def _checked_card(header: str | None, path: str | os.PathLike[str]) -> Card:
+    if header is None:
+        raise CheckpointError(
+            f"checkpoint {path}: safetensors without a PGN card; expected a file written by pgn train"
+        )
+    try:
+        card: Card = json.loads(header)
+        schema = int(card["schema"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"checkpoint {path}: got schema {schema}, expected at most {SCHEMA}; upgrade: pip install -U pgn-client"
+        )
+    return card
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:120]
+    return CheckpointError(f"checkpoint {path}: cannot be read ({reason}); expected a whole file written by pgn train")
+
+
+def _canonical(card: Mapping[str, Any]) -> str:
+    return json.dumps(card, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,67 @@
+"""Prompt patches and a picture become the image that is sent; NumPy and Pillow only.
+
+uint8 in, uint8 out, lossless: what is composed here is bit for bit what a faithful server decodes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgn_client.errors import ShapeError
+from pgn_client.geometry import Canvas
+
+GREY = 128  # of the cells when there is no prompt: the neutral canvas
+
+
+def fit_picture(image: Image.Image, canvas: Canvas) -> NDArray[np.uint8]:
+    """Squash an RGB image into the canvas's box.
+
+    Args:
+        image: RGB, any size.
+        canvas: where it goes.
+
+    Returns:
+        (h, w, 3) uint8, pixel space; bicubic with antialiasing, as Pillow does it.
+    """
+    _, _, height, width = canvas.box
+    return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+
+def compose(
+    picture: NDArray[np.uint8], patches: NDArray[np.uint8] | None, canvas: Canvas, *, margin: bool = True
+) -> Image.Image:
+    """Put prompt patches around a fitted picture and add the margin that the server's crop will remove.
+
+    Args:
+        picture: (h, w, 3) uint8, from :func:`fit_picture`.
+        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral canvas).
+        canvas: where everything goes.
+        margin: ``False`` sends the bare canvas, to show what a server's crop then does to a prompt.
+
+    Returns:
+        RGB image, ``canvas.sent`` pixels square; the margin repeats the canvas's edge.
+
+    Raises:
+        ShapeError: picture or patches do not fit the canvas.
+    """
+    top, left, height, width = canvas.box
+    if picture.shape != (height, width, 3):
+        raise ShapeError(f"picture: got shape {picture.shape}, expected {(height, width, 3)}; use fit_picture first")
+    pixels = np.full((canvas.size, canvas.size, 3), GREY, dtype=np.uint8)
+    pixels[top : top + height, left : left + width] = picture
+    if patches is not None:
+        _paste(pixels, patches, canvas)
+    after = canvas.sent - canvas.size - canvas.offset
+    if margin and canvas.sent > canvas.size:
+        pixels = np.pad(pixels, ((canvas.offset, after), (canvas.offset, after), (0, 0)), mode="edge")
+    return Image.fromarray(pixels)
+
+
+def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas) -> None:
+    expected = (canvas.prompts, canvas.patch, canvas.patch, 3)
+    if patches.shape != expected:
+        raise ShapeError(f"prompt patches: got shape {patches.shape}, expected {expected}")
+    for (row, column), patch in zip(canvas.corners(), patches, strict=True):
+        pixels[row : row + canvas.patch, column : column + canvas.patch] = patch

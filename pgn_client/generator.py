@@ -1,0 +1,160 @@
+"""The local half of PGN: a small CNN that mixes the rows of a token library into a prompt for each picture.
+
+Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the authors' code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pgn_client.backbone import PatchEmbedding
+
+TRUNK_WIDTH = 128
+
+
+class ResidualBlock(nn.Module):
+    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU. The down-sampling shortcut is a 1x1 conv with bias, without BN."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.downsample = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
+        return torch.relu(self.net(x) + self.downsample(x))
+
+
+class ResNet10(nn.Module):
+    """The generator's trunk, exactly as published: (B, 3, r, r) float, normalised → (B, 128) features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.blocks = nn.Sequential(
+            ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2), ResidualBlock(64, 128, 2)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 128) features after global average pooling."""
+        features: Tensor = self.blocks(self.input_net(x)).mean(dim=(2, 3))
+        return features
+
+
+class TokenLibrary(nn.Module):
+    """L learned rows; a prompt is a convex mixture of them.
+
+    Args:
+        rows: the free parameters; subclasses say what they mean.
+    """
+
+    kind: str
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows)
+
+    def tokens(self, embedding: PatchEmbedding) -> Tensor:
+        """Return the rows as (L, D) tokens, float32, without position embedding."""
+        raise TypeError(f"{type(self).__name__} does not say what its rows are")
+
+
+class LatentLibrary(TokenLibrary):
+    """Rows are D-vectors, as published, drawn from N(0, 0.02²); deploying them in RGB needs ``inversion``, which loses."""
+
+    kind = "latent"
+
+    @classmethod
+    def create(cls, size: int, width: int) -> LatentLibrary:
+        """Draw ``size`` rows of ``width`` numbers."""
+        return cls(torch.randn(size, width) * 0.02)
+
+    def tokens(self, embedding: PatchEmbedding) -> Tensor:
+        """Return the rows themselves, (L, D)."""
+        return self.rows
+
+
+class PixelLibrary(TokenLibrary):
+    """Rows are RGB patches, sigmoid(free) in [0, 1], so a mixture of them is a valid picture.
+
+    Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives rows contrast.
+    """
+
+    kind = "pixel"
+
+    @classmethod
+    def create(cls, size: int, patch_size: int) -> PixelLibrary:
+        """Draw ``size`` rows of 3 x P x P numbers."""
+        return cls(torch.randn(size, 3, patch_size, patch_size))
+
+    def patches(self) -> Tensor:
+        """Return (L, 3, P, P) float32 in [0, 1], unit space."""
+        return self.rows.sigmoid()
+
+    def tokens(self, embedding: PatchEmbedding) -> Tensor:
+        """Return the embedded rows, (L, D)."""
+        return embedding(self.patches())
+
+
+class PromptGenerator(nn.Module):
+    """Picture → mixture weights over the library, and the local head's opinion.
+
+    Args:
+        prompts: K.
+        library_size: L.
+        classes: C.
+
+    The local head is a C-way classifier on the same trunk (Deviation: ours): it warms the trunk up, and what it says
+    can be fused with what the endpoint says.
+    """
+
+    def __init__(self, prompts: int, library_size: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = ResNet10()
+        self.mixture = nn.Linear(TRUNK_WIDTH, prompts * library_size)
+        self.local_head = nn.Linear(TRUNK_WIDTH, classes)
+        self.shape = (prompts, library_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix and classify.
+
+        Args:
+            x: (B, 3, r, r) float, normalised.
+
+        Returns:
+            (B, K, L) float32 mixture weights, which sum to 1 over L; (B, C) logits of the local head. The softmax stays
+            in float32 under autocast: the mixture is exact only where its weights sum to 1.
+        """
+        features = self.trunk(x)
+        weights = self.mixture(features).float().unflatten(-1, self.shape).softmax(dim=-1)
+        return weights, self.local_head(features)
+
+
+def generator_input(pictures: Tensor, resolution: int) -> Tensor:
+    """Shrink fitted pictures to what the generator looks at.
+
+    Args:
+        pictures: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see the same.
+        resolution: r, in pixels.
+
+    Returns:
+        (B, 3, r, r) float32 in [-1, 1]; bilinear with antialiasing.
+    """
+    unit = pictures.float() / 255
+    small = nn.functional.interpolate(unit, size=(resolution, resolution), mode="bilinear", antialias=True)
+    return small * 2 - 1

@@ -1,0 +1,116 @@
+"""Prompt inversion: prompt tokens → bounded RGB patches through the patch embedding.
+
+The endpoint computes, at grid cell j, t_j = W norm(x_j) + b + e_j and always adds e_j itself. So a token p that is
+meant to *replace* the patch token asks for W norm(x) + b = p, and one that is meant to stand in the sequence as it is (as in
+published checkpoints, which add no position) asks for W norm(x) + b = p - e_j: subtract ``position`` first.
+
+(a) :func:`exact`: with a pixel library there is nothing to invert. (b) :func:`bounded`: least squares under the gamut.
+(c) :func:`pseudo_inverse`: the minimum-norm solution, clipped. Routes (b) and (c) are for latent libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pgn_client.backbone import PatchEmbedding
+from pgn_client.errors import ConfigurationError
+
+
+def exact(weights: Tensor, patches: Tensor) -> Tensor:
+    """Mix the rows of a pixel library.
+
+    Args:
+        weights: (B, K, L) float32, sum to 1 over L.
+        patches: (L, 3, P, P) float32 in [0, 1], unit space.
+
+    Returns:
+        (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights sum to 1, so
+        embedding these patches gives the same tokens as mixing the embedded rows:
+        W norm(A T) + b = A (W norm(T) + b).
+    """
+    return torch.einsum("bkl,lchw->bkchw", weights, patches)
+
+
+def gamut(embedding: PatchEmbedding) -> tuple[Tensor, Tensor]:
+    """Return lo and hi, (3P²,) each: the normalised values of 0 and 255."""
+    ones = torch.ones(3, embedding.patch_size, embedding.patch_size, device=embedding.weight.device)
+    return embedding.normalise(ones * 0).flatten(), embedding.normalise(ones).flatten()
+
+
+def pseudo_inverse(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
+    """Minimum-norm solution x = W⁺(p - b), clipped to the gamut.
+
+    Args:
+        tokens: (..., D) float32, position embedding already subtracted where it applies.
+        embedding: the endpoint's patch embedding.
+
+    Returns:
+        (..., 3, P, P) float32 in [0, 1], unit space. Before clipping it is exact where W has full row rank
+        (3P² ≥ D is necessary); clipping is what wrecks it.
+    """
+    x = _least_norm(tokens, embedding)
+    return _to_unit(_clip(x, embedding), embedding)
+
+
+def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> Tensor:
+    """Minimise ‖W x + b - p‖² subject to lo ≤ x ≤ hi, by accelerated projected gradient.
+
+    Starts at the clipped minimum-norm solution. Step 1/λ with λ the largest eigenvalue of WᵀW; momentum restarts where
+    it points uphill (O'Donoghue and Candès 2015, arXiv 1204.3982), so that the error never ends above the start's.
+
+    Args:
+        tokens: (..., D) float32, position embedding already subtracted where it applies.
+        embedding: the endpoint's patch embedding.
+        steps: iterations.
+
+    Returns:
+        (..., 3, P, P) float32 in [0, 1], unit space.
+    """
+    W = embedding.weight.flatten(1)
+    target = tokens - embedding.bias
+    rate = 1 / torch.linalg.matrix_norm(W, ord=2).square()
+    x = y = _clip(_least_norm(tokens, embedding), embedding)
+    t = 1.0
+    for _ in range(steps):
+        gradient = (y @ W.T - target) @ W
+        new = _clip(y - rate * gradient, embedding)
+        if (gradient * (new - x)).sum() > 0:
+            t, y = 1.0, new
+        else:
+            faster = (1 + (1 + 4 * t * t) ** 0.5) / 2
+            y, t = new + (t - 1) / faster * (new - x), faster
+        x = new
+    return _to_unit(x, embedding)
+
+
+ROUTES: dict[str, Callable[[Tensor, PatchEmbedding], Tensor]] = {"bounded": bounded, "pseudo_inverse": pseudo_inverse}
+
+
+def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
+    """Return an inversion of latent tokens by name.
+
+    Raises:
+        ConfigurationError: unknown.
+    """
+    if name not in ROUTES:
+        raise ConfigurationError(f"inversion: got {name!r}, expected one of {', '.join(ROUTES)}")
+    return ROUTES[name]
+
+
+def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
+    return (tokens - embedding.bias) @ torch.linalg.pinv(embedding.weight.flatten(1)).T
+
+
+def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
+    lo, hi = gamut(embedding)
+    return torch.maximum(torch.minimum(x, hi), lo)
+
+
+def _to_unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:
+    """Normalised and flat → unit space, (..., 3, P, P)."""
+    lo, hi = gamut(embedding)
+    side = embedding.patch_size
+    return ((x - lo) / (hi - lo)).clamp(0, 1).unflatten(-1, (3, side, side))

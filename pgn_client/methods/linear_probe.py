@@ -1,0 +1,56 @@
+"""Linear probe: multinomial logistic regression on the surrogate's own features. White box, and the local rival.
+
+It never asks the endpoint, so whoever holds the surrogate's weights can serve it for nothing: a prompt must beat it to
+be worth its queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgn_client.backbone import Backbone
+from pgn_client.labels import logistic_regression_cv
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def features(backbone: Backbone, pixels: Tensor) -> NDArray[np.float64]:
+    """(n, 3, H, W) uint8 pictures at the model's size → (n, D) pooled features."""
+    device = backbone.device
+    parts = [backbone.features_from_tokens(backbone.tokens(x.to(device))).cpu() for x in pixels.split(BATCH)]
+    return torch.cat(parts).double().numpy()
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Fitted weights on standardised features.
+
+    Attributes:
+        mean, scale: (D,) of the training features.
+        weight: (D, C). bias: (C,).
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, x: NDArray[np.float64], y: NDArray[np.int64], classes: int, *, seed: int = 0) -> LinearProbe:
+        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by cross-validation."""
+        mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+        fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed)
+        return cls(mean, scale, fitted.weight, fitted.bias)
+
+    def log_probs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, D) features → (n, C) log-probabilities."""
+        logits = (x - self.mean) / self.scale @ self.weight + self.bias
+        logits -= logits.max(axis=1, keepdims=True)
+        out: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return out

@@ -1,0 +1,78 @@
+"""Augmentation of fitted pictures: whole grey values in, whole grey values out, so that training sees what is sent.
+
+Which one a task allows only its owner knows: digits may be shifted, never flipped; aerial pictures have no up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgn_client.errors import ConfigurationError
+
+SHIFT = 1 / 12  # of the side, at most
+
+
+def none(pictures: Tensor) -> Tensor:
+    """Leave the pictures alone."""
+    return pictures
+
+
+def shift(pictures: Tensor) -> Tensor:
+    """Move each picture by up to a twelfth of its side; its edge is repeated."""
+    _, _, height, width = pictures.shape
+    dy, dx = max(1, round(height * SHIFT)), max(1, round(width * SHIFT))
+    padded = F.pad(pictures.float(), (dx, dx, dy, dy), mode="replicate").to(pictures.dtype)
+    tops = torch.randint(0, 2 * dy + 1, (len(pictures),)).tolist()
+    lefts = torch.randint(0, 2 * dx + 1, (len(pictures),)).tolist()
+    moved = [p[:, t : t + height, x : x + width] for p, t, x in zip(padded, tops, lefts, strict=True)]
+    return torch.stack(moved)
+
+
+def flip(pictures: Tensor) -> Tensor:
+    """Shift, and mirror half of the pictures left to right."""
+    return torch.stack([p.flip(-1) if coin else p for p, coin in zip(shift(pictures), _coins(pictures), strict=True)])
+
+
+def dihedral(pictures: Tensor) -> Tensor:
+    """Shift, mirror half, and turn by 0, 90, 180 or 270 degrees (0 or 180 where the box is not square)."""
+    square = pictures.shape[-1] == pictures.shape[-2]
+    turns = torch.randint(0, 4, (len(pictures),)) * (1 if square else 2)
+    turned = [p.rot90(k, (-2, -1)) for p, k in zip(flip(pictures), turns.tolist(), strict=True)]
+    return torch.stack(turned)
+
+
+def paper(pictures: Tensor) -> Tensor:
+    """The published recipe: RandomResizedCrop, colour jitter 0.4 (p 0.8), grey (p 0.2), solarize (p 0.2), flip."""
+    from torchvision.transforms import v2
+
+    height, width = pictures.shape[-2:]
+    transform = v2.Compose([
+        v2.RandomResizedCrop((height, width), antialias=True),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.4)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.RandomSolarize(threshold=128, p=0.2),
+        v2.RandomHorizontalFlip(),
+    ])  # fmt: skip
+    return torch.stack([transform(p) for p in pictures])
+
+
+def _coins(pictures: Tensor) -> list[bool]:
+    return [bool(c) for c in (torch.rand(len(pictures)) < 0.5).tolist()]
+
+
+REGISTRY: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (none, shift, flip, dihedral, paper)}
+
+
+def get(name: str) -> Callable[[Tensor], Tensor]:
+    """Return an augmentation, (B, 3, h, w) uint8 → the same, by name.
+
+    Raises:
+        ConfigurationError: unknown.
+    """
+    if name not in REGISTRY:
+        raise ConfigurationError(f"augmentation: got {name!r}, expected one of {', '.join(REGISTRY)}")
+    return REGISTRY[name]

@@ -1,0 +1,175 @@
+"""Folders of labelled pictures become a task: classes and three disjoint splits.
+
+``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain ``DATA/CLASS/*`` tree
+is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever selected on ``test``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgn_client.codecs import open_image
+from pgn_client.compositor import fit_picture
+from pgn_client.errors import ConfigurationError
+from pgn_client.geometry import Canvas
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some labelled pictures.
+
+    Attributes:
+        paths: n files.
+        labels: (n,) int64 in [0, C).
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Split:
+        """Return the chosen rows, in that order."""
+        return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task.
+
+    Attributes:
+        classes: the C class names, sorted.
+        train, val, test: disjoint splits; ``test`` may be empty.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+
+    def digest(self) -> str:
+        """SHA-256 over the classes and over what is in the training and validation files, in order."""
+        sha = hashlib.sha256("\0".join(self.classes).encode())
+        for split in (self.train, self.val):
+            for path, label in zip(split.paths, split.labels, strict=True):
+                sha.update(f"{label}".encode() + hashlib.sha256(path.read_bytes()).digest())
+        return sha.hexdigest()
+
+
+def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed: int = 0) -> Task:
+    """Find classes and splits below a folder.
+
+    Args:
+        folder: ``DATA`` as above.
+        shots: at most this many training pictures per class; ``None`` takes all.
+        seed: of splits and shots.
+
+    Raises:
+        ConfigurationError: no folder, no classes, a class that a split does not know, or too few pictures.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigurationError(
+            f"data: got {root}, expected a folder with train/, val/, test/ or one folder per class"
+        )
+    if (root / "train").is_dir():
+        classes = _classes(root / "train")
+        splits = [_read_split(root / name, classes) for name in SPLITS]
+    else:
+        classes = _classes(root)
+        splits = _stratified(_read_split(root, classes), (0.6, 0.2, 0.2), seed)
+    train, val, test = splits
+    if not len(val):
+        train, val = _stratified(train, (0.8, 0.2), seed)
+    if shots is not None:
+        train = _few(train, shots, seed)
+    task = Task(classes, train, val, test)
+    _check(task, root)
+    return task
+
+
+def load_pictures(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
+    """Fit all pictures of a split into the canvas's box: (n, 3, h, w) uint8, pixel space.
+
+    Raises:
+        ImageError: a file that cannot be read; it is named.
+    """
+    _, _, height, width = canvas.box
+    pictures = np.empty((len(split), height, width, 3), dtype=np.uint8)
+    for row, path in zip(pictures, split.paths, strict=True):
+        row[:] = fit_picture(open_image(path), canvas)
+        if tick:
+            tick()
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(names) < 2:
+        raise ConfigurationError(
+            f"data: got {len(names)} class folders in {folder}, expected at least 2, one per class"
+        )
+    return names
+
+
+def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
+    if not folder.is_dir():
+        return Split((), np.empty(0, dtype=np.int64))
+    unknown = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(classes)
+    if unknown:
+        raise ConfigurationError(f"data: {folder} has classes {sorted(unknown)[:3]} that the training split has not")
+    rows = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).glob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    return Split(tuple(path for path, _ in rows), np.array([label for _, label in rows], dtype=np.int64))
+
+
+def _by_class(split: Split, seed: int) -> list[list[int]]:
+    """Row numbers of each class, shuffled."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for i in np.random.default_rng(seed).permutation(len(split)):
+        rows[int(split.labels[i])].append(int(i))
+    return [rows[label] for label in sorted(rows)]
+
+
+def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Split]:
+    parts: list[list[int]] = [[] for _ in shares]
+    for rows in _by_class(split, seed):
+        ends = np.round(np.cumsum(shares) * len(rows)).astype(int)
+        for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
+            part.extend(rows[start:end])
+    return [split.take(sorted(part)) for part in parts]
+
+
+def _few(split: Split, shots: int, seed: int) -> Split:
+    if shots < 1:
+        raise ConfigurationError(f"shots: got {shots}, expected at least 1 picture per class")
+    return split.take(sorted(i for rows in _by_class(split, seed) for i in rows[:shots]))
+
+
+def _check(task: Task, root: Path) -> None:
+    for name, split in (("train", task.train), ("val", task.val)):
+        missing = sorted(set(range(len(task.classes))) - set(split.labels.tolist()))
+        if missing:
+            names = ", ".join(task.classes[i] for i in missing[:3])
+            raise ConfigurationError(
+                f"data: {root} has no {name} pictures of {names}; expected at least one of every class there "
+                f"(files ending in {', '.join(sorted(SUFFIXES))})"
+            )
