@@ -1,0 +1,231 @@
+"""Pictures in, pictures out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
+
+What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid over white, 16-bit
+grey is scaled to 8 bits (and not clipped), and of an animation the first frame is used, which is told in
+``image.info["pgn_note"]`` and in the log. Nothing is fetched from the network.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pgn_client.errors import ImageError, ShapeError
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
+
+MAX_PIXELS = 64_000_000
+NOTE = "pgn_note"
+
+_log = logging.getLogger("pgn_client")
+_quiet = threading.Lock()  # warnings.catch_warnings changes process-wide state
+
+
+class Codec(Protocol):
+    """RGB picture to bytes."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for example ``png``."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """What goes into ``Content-Type``."""
+        ...
+
+    @property
+    def lossless(self) -> bool:
+        """Whether decoding gives the same pixels."""
+        ...
+
+    def encode(self, image: Image.Image) -> bytes:
+        """Return the file's bytes, without any metadata."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _PillowCodec:
+    name: str
+    media_type: str
+    lossless: bool
+    format: str
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def encode(self, image: Image.Image) -> bytes:
+        """Return the file's bytes of an RGB picture, without any metadata."""
+        if image.mode != "RGB":
+            raise ShapeError(f"encoding as {self.name}: got a {image.mode} picture, expected RGB; use open_image first")
+        plain = image.copy()
+        plain.info = {}
+        buffer = io.BytesIO()
+        try:
+            plain.save(buffer, self.format, **self.options)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"encoding as {self.name} failed: {_one_line(error)}; send a smaller picture") from error
+        return buffer.getvalue()
+
+
+PNG: Codec = _PillowCodec("png", "image/png", True, "PNG")
+WEBP_LOSSLESS: Codec = _PillowCodec("webp", "image/webp", True, "WEBP", {"lossless": True, "exact": True})
+
+
+def describe(source: object) -> str:
+    """Return a short printable name of a picture's source, for messages and results."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        text = os.fsdecode(text)
+        return text if text.isprintable() else ascii(text)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return f"<{source.mode} picture {source.width}x{source.height}>"
+    if isinstance(source, np.ndarray):
+        return f"<{source.dtype} array {source.shape}>"
+    return f"<{type(source).__name__}>"
+
+
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return any supported source as an RGB picture, uint8 in [0, 255].
+
+    Args:
+        source: a path, a file's bytes, a PIL picture, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        max_pixels: larger pictures are refused from their header, before they are decoded.
+
+    Returns:
+        A new picture of any size from 1x1 up; its ``info`` holds nothing but, where there is something to say,
+        a sentence under ``pgn_note``.
+
+    Raises:
+        ImageError: missing, unreadable, not a picture, cut, or too large.
+        ShapeError: an array that is not uint8, has another shape, or no pixels.
+    """
+    name = describe(source)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source), name, max_pixels)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), name, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        with _open_file(Path(source), name) as file:
+            return _decode(file, name, max_pixels)
+    raise ImageError(f"cannot read a picture: got {name}, expected a path, bytes, PIL picture or uint8 array")
+
+
+def _open_file(path: Path, name: str) -> IO[bytes]:
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a special file"
+            raise ImageError(f"{name}: got {kind}, expected a picture file")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+        raise ImageError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None
+
+
+def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    if not file.read(1):
+        raise ImageError(f"{name}: got an empty file, expected a picture")
+    file.seek(0)
+    try:
+        with _no_warnings():
+            image = Image.open(file)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: the picture is too large, expected at most {max_pixels:,} pixels") from None
+    except Exception as error:  # decoders of hostile files raise anything: struct.error, SyntaxError, EOFError, ...
+        raise ImageError(f"{name}: broken picture ({_one_line(error)})") from error
+    with image:
+        return _to_rgb(image, name, max_pixels)
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Check the size before decoding, then decode, turn upright, and convert."""
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{name}: the picture is too large: got {image.width}x{image.height}, "
+            f"expected at most {max_pixels:,} pixels; make it smaller"
+        )
+    if image.width * image.height == 0:
+        raise ShapeError(f"{name}: got a picture without pixels, expected at least 1x1")
+    try:
+        with _no_warnings():
+            note = _animation_note(image)
+            rgb = _flatten(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{name}: broken or cut picture ({_one_line(error)})") from error
+    rgb.info = {NOTE: note} if note else {}
+    if note:
+        _log.warning("%s: %s", name, note)
+    return rgb
+
+
+def _animation_note(image: Image.Image) -> str | None:
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format == "MPO":  # a phone's MPO: the other "frames" are previews and depth maps
+        return None
+    image.seek(0)
+    return f"first of {frames} frames is used"
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Convert any PIL mode to RGB; returns a new picture."""
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("got a floating-point picture, expected integers; scale it to [0, 255] and convert to uint8")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits: round(v / 257), since 65535 = 255 * 257."""
+    values = np.asarray(image, dtype=np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError("got 32-bit grey beyond [0, 65535], expected at most 16 bits; scale it first")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not fits or array.size == 0:
+        raise ShapeError(f"picture array: got shape {array.shape}, expected (H, W, 3), (H, W, 4) or (H, W), not empty")
+    if array.dtype != np.uint8:
+        raise ShapeError(
+            f"picture array: got {array.dtype}, expected uint8 in [0, 255]; "
+            "round and convert it, for example (x * 255).round().astype('uint8') for x in [0, 1]"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings (bombs, broken EXIF) off the user's screen: what matters becomes an ImageError."""
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

@@ -1,0 +1,299 @@
+"""The decisions of one call, without I/O: a generator says Send or Sleep, and is sent what came of it.
+
+The synchronous and the asynchronous client drive the same generator (the idea of httpx's ``auth_flow``), and a test
+drives it with a list.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Literal, TypeVar
+
+import pgn_client
+from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.errors import (
+    AuthenticationError,
+    ConnectionFailedError,
+    EndpointError,
+    InvalidRequestError,
+    ProtocolMismatchError,
+    RateLimitedError,
+    ServerError,
+    StatusError,
+    TimedOutError,
+)
+from pgn_client.ledger import Ledger
+from pgn_client.protocols import HuggingFace, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.protocols.pgn import PGN, decode_model
+from pgn_client.retry import RETRYABLE, RetryPolicy, Wait
+from pgn_client.types import Answer, ModelInfo
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this request; the whole response must be there within so many seconds."""
+
+    request: WireRequest
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What came instead of a response.
+
+    Attributes:
+        kind: ``late`` (the deadline passed), ``unreached`` (no connection), ``cut`` (broke after the connection
+            stood), ``refused`` (cannot work, for example a bad certificate) or ``garbled`` (unreadable, or endless).
+        reason: a few words for the message.
+    """
+
+    kind: Literal["late", "unreached", "cut", "refused", "garbled"]
+    reason: str
+
+
+Outcome = WireResponse | Broken | None
+Steps = Generator[Send | Sleep, Outcome, T]
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Time and chance; replaced in tests.
+
+    Attributes:
+        monotonic: seconds, for deadlines.
+        wall: seconds since the epoch, for HTTP dates.
+        jitter: a draw in [0.75, 1].
+    """
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    jitter: Callable[[], float] = field(default=lambda: random.uniform(0.75, 1.0))
+
+
+class Pacer:
+    """Spaces requests evenly: at most ``per_second`` of them, no bursts. Safe to use from several threads."""
+
+    def __init__(self, per_second: float | None = None) -> None:
+        self._gap = 1.0 / per_second if per_second else 0.0
+        self._next = -math.inf
+        self._lock = threading.Lock()
+
+    def wait(self, now: float) -> float:
+        """Take the next free slot and return the seconds until it."""
+        with self._lock:
+            slot = max(now, self._next)
+            self._next = slot + self._gap
+            return slot - now
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One call to one endpoint: attempts, deadline, and errors that say both.
+
+    Attributes:
+        timeout: seconds for everything, retries included.
+        until: the deadline, where it began before this call.
+        attempts: requests sent so far.
+        reached: whether any of them may have arrived.
+    """
+
+    endpoint: Endpoint
+    policy: RetryPolicy
+    ledger: Ledger
+    pacer: Pacer
+    clocks: Clocks
+    timeout: float
+    until: InitVar[float | None] = None
+    attempts: int = 0
+    reached: bool = False
+    gave_up: str = ""
+    request_id: str | None = None
+    deadline: float = field(init=False)
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self, until: float | None) -> None:
+        self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
+
+    def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
+        """Ask about one picture; returns the answer and the dialect in which it was given.
+
+        Raises:
+            EndpointError: no usable answer within the deadline and the retries.
+        """
+        self.ledger.reserve()
+        try:
+            response = yield from self._fetch(protocol, protocol.encode([image]))
+            plainer = None if response.ok else protocol.fallback(response)
+            if plainer is not None:
+                protocol = plainer
+                response = yield from self._fetch(protocol, protocol.encode([image]))
+        except EndpointError:
+            if not self.reached:
+                self.ledger.release()
+            raise
+        if not response.ok:
+            raise self._status_error(response, protocol)
+        return self._decode(response, protocol), protocol
+
+    def discover(self) -> Steps[tuple[Protocol, ModelInfo | None, Limits]]:
+        """Find out what speaks at the URL: our own protocol if ``/v1/model`` says so, otherwise Hugging Face's.
+
+        Raises:
+            AuthenticationError: 401 or 403.
+            EndpointError: nobody answers, or only "later", or a redirect.
+        """
+        protocol = PGN(self.endpoint.url)
+        response = yield from self._fetch(protocol, protocol.ask_model())
+        decisive = response.status in (401, 403) or 300 <= response.status < 400
+        if decisive or response.status in RETRYABLE - {409, 500}:
+            raise self._status_error(response, protocol)
+        found = decode_model(response)
+        if found is None:
+            return HuggingFace(self.endpoint.url), None, Limits()
+        return protocol, found[0], Limits(**found[1])
+
+    def _fetch(self, protocol: Protocol, request: WireRequest) -> Steps[WireResponse]:
+        """Send until there is a response that no retry would better."""
+        failures: list[int | None] = []
+        while True:
+            pause = self.pacer.wait(self.clocks.monotonic())
+            if pause:
+                self.deadline += 0 if self.attempts else pause  # the caller's own limit is not the endpoint's fault
+                yield Sleep(pause)
+            outcome = yield self._next(request)
+            if isinstance(outcome, WireResponse):
+                self.reached = True
+                self.request_id = _request_id(outcome)
+                if outcome.ok:
+                    return outcome
+            elif outcome is not None:
+                self._check(outcome)
+            failures.append(outcome.status if isinstance(outcome, WireResponse) else None)
+            wait = self._wait(protocol, failures, outcome)
+            if wait is not None:
+                yield Sleep(wait)
+            elif isinstance(outcome, WireResponse):
+                return outcome
+            else:
+                raise self._broken(outcome)
+
+    def _next(self, request: WireRequest) -> Send:
+        remaining = self.deadline - self.clocks.monotonic()
+        if remaining <= 0:
+            raise self._late()
+        headers = {
+            **request.headers,
+            **self.endpoint.credential.headers(),
+            "user-agent": f"pgn-client/{pgn_client.__version__}",
+            "x-pgn-retry-count": str(self.attempts),
+        }
+        if request.method == "POST":
+            headers["idempotency-key"] = self.key
+        self.ledger.sent(len(request.body), retry=self.attempts > 0)
+        self.attempts += 1
+        return Send(replace(request, headers=headers), remaining)
+
+    def _check(self, broken: Broken) -> None:
+        """Raise at once what no retry can better."""
+        self.reached |= broken.kind in ("late", "cut", "garbled")
+        if broken.kind == "late":
+            raise self._late()
+        if broken.kind == "refused":
+            raise self._broken(broken)
+        if broken.kind == "garbled":
+            raise self._error(ProtocolMismatchError, f"unreadable answer: {broken.reason}")
+
+    def _wait(self, protocol: Protocol, failures: list[int | None], outcome: Outcome) -> float | None:
+        response = outcome if isinstance(outcome, WireResponse) else None
+        decision = self.policy.decide(
+            failures,
+            response.headers if response else {},
+            jitter=self.clocks.jitter(),
+            now=self.clocks.wall(),
+            remaining=self.deadline - self.clocks.monotonic(),
+            hint=protocol.wait(response) if response else None,
+            retryable=protocol.retryable(response) if response else None,
+        )
+        if isinstance(decision, Wait):
+            return decision.seconds
+        self.gave_up = f"; gave up: {decision.reason}" if decision.reason else ""
+        return None
+
+    def _decode(self, response: WireResponse, protocol: Protocol) -> Answer:
+        try:
+            answers = protocol.decode(response)
+            if len(answers) != 1:
+                raise MalformedAnswerError(f"got {len(answers)} answers, expected one")
+        except MalformedAnswerError as error:
+            text = f"not an answer of the protocol {protocol.name!r}: {error}; check the URL and protocol="
+            raise self._error(ProtocolMismatchError, text) from None
+        return answers[0]
+
+    def _late(self) -> EndpointError:
+        text = f"no complete answer within {self.timeout:g} s ({_times(self.attempts)}); raise timeout= to wait longer"
+        return self._error(TimedOutError, text)
+
+    def _broken(self, broken: Broken | None) -> EndpointError:
+        reason = broken.reason if broken else "no answer"
+        if broken and broken.kind == "cut":
+            what, remedy = "the connection broke before the answer was complete", "try again later"
+        else:
+            what, remedy = "cannot connect", "check the URL, and that the server is running"
+        return self._error(ConnectionFailedError, f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}")
+
+    def _status_error(self, response: WireResponse, protocol: Protocol) -> StatusError:
+        kind, what = _meaning(response)
+        text = f"{what}: got {response.status} ({protocol.explain(response)}), {_times(self.attempts)}{self.gave_up}"
+        return kind(
+            f"{self.endpoint.name}: {text}",
+            status=response.status,
+            endpoint=self.endpoint.name,
+            attempts=self.attempts,
+            request_id=self.request_id,
+        )
+
+    def _error(self, kind: type[EndpointError], text: str) -> EndpointError:
+        name = self.endpoint.name
+        return kind(f"{name}: {text}", endpoint=name, attempts=self.attempts, request_id=self.request_id)
+
+
+def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
+    """Return the error of a status that is no success, and what it means to the caller."""
+    status = response.status
+    if status in (401, 403):
+        return AuthenticationError, "the key is missing, wrong or not allowed to do this; check api_key or PGN_API_KEY"
+    if status == 429:
+        return RateLimitedError, "too many requests; set requests_per_second or a lower max_concurrency"
+    if status >= 500:
+        return ServerError, "the endpoint failed"
+    if 300 <= status < 400:
+        return InvalidRequestError, "the endpoint redirects, and pictures are not sent on; use its final URL"
+    if status == 404:
+        return InvalidRequestError, "nothing there; check the URL's path and protocol="
+    if status == 413:
+        return InvalidRequestError, "the picture is larger than the endpoint takes; make it smaller"
+    return InvalidRequestError, "the endpoint refuses the request"
+
+
+def _times(attempts: int) -> str:
+    return f"{attempts} attempt{'s' if attempts != 1 else ''}"
+
+
+def _request_id(response: WireResponse) -> str | None:
+    names = ("x-request-id", "x-amzn-requestid", "request-id", "apim-request-id", "x-amzn-trace-id")
+    return next((response.headers[name][:200] for name in names if response.headers.get(name)), None)

@@ -1,0 +1,104 @@
+"""The project's own wire format: one picture as raw bytes, all classes back.
+
+``POST {url}/v1/classify`` and ``GET {url}/v1/model``; both are specified in ``tests/contract/wire/README.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pgn_client.protocols.base import (
+    Defaults,
+    MalformedAnswerError,
+    Payload,
+    WireRequest,
+    WireResponse,
+    checked_scores,
+    excerpt,
+)
+from pgn_client.types import Answer, ModelInfo, ScoreKind
+
+_KINDS: dict[str, ScoreKind] = {"probs": "probabilities", "logits": "logits", "label": "label"}
+
+
+@dataclass(frozen=True, slots=True)
+class PGN(Defaults):
+    """``pgn``: raw bytes of one picture per request.
+
+    Attributes:
+        url: the server's address; a trailing ``/v1/classify`` is tolerated.
+    """
+
+    url: str
+    name: Literal["pgn"] = "pgn"
+
+    def encode(self, images: Sequence[Payload]) -> WireRequest:
+        """Return the request for exactly one picture."""
+        (image,) = images
+        headers = {"content-type": image.media_type, "accept": "application/json"}
+        return WireRequest("POST", join(self.url, "/v1/classify"), headers, image.data)
+
+    def decode(self, response: WireResponse) -> list[Answer]:
+        """Return one answer per picture of a successful response."""
+        document = response.json()
+        fields = document if isinstance(document, dict) else {}
+        kind, predictions = _KINDS.get(str(fields.get("output"))), fields.get("predictions")
+        if kind is None or not isinstance(predictions, list) or not predictions:
+            raise MalformedAnswerError(f"got {excerpt(response.body)}, expected output and predictions")
+        return [_answer(item, kind) for item in predictions]
+
+    def ask_model(self) -> WireRequest:
+        """Return the request for the model's description."""
+        return WireRequest("GET", join(self.url, "/v1/model"), {"accept": "application/json"})
+
+
+def _answer(item: Any, kind: ScoreKind) -> Answer:
+    fields = (item.get("labels"), item.get("scores")) if isinstance(item, dict) else (None, None)
+    if not all(isinstance(value, list) for value in fields):
+        raise MalformedAnswerError(f"got the prediction {excerpt(str(item))}, expected labels and scores")
+    labels, scores = checked_scores(*fields)  # type: ignore[arg-type]
+    return Answer(labels, scores, kind)
+
+
+def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | None:
+    """Return what ``GET /v1/model`` says, and its limits; None when the server is not one of this protocol.
+
+    Untrusted: fields of a wrong type are left out.
+    """
+    try:
+        document = response.json()
+    except MalformedAnswerError:
+        return None
+    if not response.ok or not isinstance(document, dict):
+        return None
+    sha256 = _text(document.get("patch_embedding_sha256"))
+    if sha256 is None:
+        return None
+    classes = document.get("classes")
+    known = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
+    info = ModelInfo(
+        name=_text(document.get("name")) or "unnamed",
+        input_size=_count(document.get("input_size")),
+        profile=_text(document.get("profile")),
+        classes=tuple(classes) if known and classes else None,
+        patch_embedding_sha256=sha256,
+    )
+    limits = document.get("limits")
+    found = {key: _count(limits.get(key)) for key in ("body_bytes", "pixels")} if isinstance(limits, dict) else {}
+    return info, {key: value for key, value in found.items() if value is not None}
+
+
+def join(url: str, path: str) -> str:
+    """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may hold a query."""
+    address, mark, query = url.partition("?")
+    return address.rstrip("/").removesuffix("/v1/classify") + path + mark + query
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
