@@ -1,0 +1,344 @@
+"""Everything of a client but the waiting: options, local work, what to send, how to read the answer.
+
+    picture -> adapter (local) -> PNG -> endpoint -> answer -> label mapping -> (fusion) -> Prediction
+
+``AdaptedClient`` and ``AsyncAdaptedClient`` inherit this and add only sending and sleeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgn_client.cache import AnswerCache, cache_key
+from pgn_client.codecs import PNG, ImageSource, open_image
+from pgn_client.endpoint import Credential, Endpoint, Limits
+from pgn_client.errors import CheckpointError, ConfigurationError, ImageError, MissingDependencyError, PGNError
+from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
+from pgn_client.ledger import Ledger
+from pgn_client.protocols import Payload, Protocol, open_protocol
+from pgn_client.retry import RetryPolicy
+from pgn_client.types import Adapter, Answer, ModelInfo, Prediction, Prepared, Usage
+
+T = TypeVar("T")
+LogProbs = NDArray[np.float64]
+
+MAX_BATCH = 16  # pictures adapted together
+
+_log = logging.getLogger("pgn_client")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture after all local work: what to send, or the answer where nothing needs to be sent."""
+
+    payload: Payload
+    local: LogProbs | None = None
+    confident: bool = False
+    recorded: Answer | None = None
+
+    @property
+    def sends(self) -> bool:
+        """Whether the endpoint has to be asked."""
+        return not self.confident and self.recorded is None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An endpoint's answer, and what it took: nothing for a recorded one."""
+
+    answer: Answer
+    attempts: int = 0
+    request_id: str | None = None
+
+
+class Session:
+    """What both clients share; see ``AdaptedClient`` for the arguments."""
+
+    def __init__(
+        self,
+        url: str,
+        pgn_ckpt: str | os.PathLike[str] | Adapter | None,
+        *,
+        protocol: str = "auto",
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        max_retries: int = 4,
+        max_concurrency: int = 8,
+        requests_per_second: float | None = None,
+        fusion: float | Literal["auto"] | None = "auto",
+        query_below: float | None = None,
+        budget: int | None = None,
+        price_per_image: float | None = None,
+        cache: str | os.PathLike[str] | AnswerCache | None = None,
+        transport: Any = None,
+    ) -> None:
+        _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
+        _check("max_retries", max_retries, "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
+        _check("max_concurrency", max_concurrency, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        if requests_per_second is not None:
+            _check("requests_per_second", requests_per_second, "a number above 0, or None", lambda x: 0 < x < math.inf)
+        if fusion not in ("auto", None):
+            _check("fusion", fusion, '"auto", None, or a number in [0, 1]', lambda x: 0 <= x <= 1)
+        if query_below is not None:
+            _check("query_below", query_below, "a probability in [0, 1], or None", lambda x: 0 <= x <= 1)
+        if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
+            raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
+        key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
+        self.endpoint = Endpoint(url, protocol, model, price_per_image=price_per_image, credential=Credential(key))
+        if protocol != "auto":
+            open_protocol(protocol, url)
+        self.timeout, self.max_concurrency = float(timeout), int(max_concurrency)
+        self._checkpoint, self._fusion, self._query_below = pgn_ckpt, fusion, query_below
+        self._policy = RetryPolicy(max_retries=int(max_retries))
+        self._ledger = Ledger(budget, price_per_image)
+        self._pacer = Pacer(requests_per_second)
+        self._clocks = Clocks()
+        self._cache = cache if isinstance(cache, AnswerCache) else None if cache is None else AnswerCache(cache)
+        self._owns_cache = self._cache is not cache
+        self._transport = transport
+        self._local_work = threading.Lock()
+        self._adapter: Adapter | None = None
+        self._protocol: Protocol | None = None
+        self._info: ModelInfo | None = None
+        self._asked_model = self._verified = self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"
+
+    @property
+    def usage(self) -> Usage:
+        """What this client has used so far."""
+        return self._ledger.usage
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what this client's predictions depend on, as JSON; holds no credential."""
+        adapter = self._open_adapter()
+        return {
+            "endpoint": self.endpoint.name,
+            "model": self.endpoint.model,
+            "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,
+            "fusion": self._fusion,
+            "query_below": self._query_below,
+        }
+
+    # ---- local work: open, adapt, encode; runs torch, so it never runs in an event loop
+
+    def _open_adapter(self) -> Adapter | None:
+        """Return the adapter, loading the checkpoint at the first use."""
+        if self._adapter is None and self._checkpoint is not None:
+            if isinstance(self._checkpoint, str | os.PathLike):
+                from pgn_client.adapter import PromptAdapter
+
+                self._adapter = cast(Adapter, PromptAdapter.load(self._checkpoint))
+            else:
+                self._adapter = self._checkpoint
+        return self._adapter
+
+    def _prepare(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
+        images = [caught(open_image, source) for source in sources]
+        with self._local_work:
+            return prepare_each(self._open_adapter(), images)
+
+    def _job(self, item: Prepared, *, always: bool) -> Job:
+        """Decide whether this picture is sent at all (``always``: it is, unless its answer is recorded)."""
+        alpha = self._alpha(item.local_log_probs)
+        local = item.local_log_probs
+        confident = alpha == 1.0
+        if self._query_below is not None and local is not None:
+            confident |= bool(math.exp(float(local.max())) >= self._query_below)
+        if confident and not always:
+            return Job(Payload(b"", ""), local, confident=True)
+        payload = Payload(PNG.encode(item.image), PNG.media_type)
+        recorded = self._cache.get(self._key(payload)) if self._cache else None
+        return Job(payload, local, recorded=recorded)
+
+    def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
+        items = self._prepare(sources)
+        return [item if isinstance(item, PGNError) else self._job(item, always=always) for item in items]
+
+    def _only_job(self, source: ImageSource, *, always: bool) -> Job:
+        return raised(self._jobs([source], always=always)[0])
+
+    def _only_picture(self, source: ImageSource) -> Image.Image:
+        return raised(self._prepare([source])[0]).image
+
+    def _alpha(self, local: LogProbs | None) -> float:
+        """Return the weight of the local head: the card's, or the caller's."""
+        if self._fusion == "auto":
+            wish = self._adapter.info.get("fusion") if self._adapter is not None else None
+            return float(wish) if wish is not None and local is not None else 0.0
+        alpha = float(self._fusion or 0.0)
+        if local is None and (alpha > 0 or self._query_below is not None):
+            raise ConfigurationError("fusion and query_below need a checkpoint with a local head: got one without")
+        return alpha
+
+    # ---- decisions about the network, as steps for the drivers
+
+    def _exchange(self, deadline: float | None = None) -> Exchange:
+        if self._closed:
+            raise ConfigurationError("this client is closed; make a new one")
+        return Exchange(self.endpoint, self._policy, self._ledger, self._pacer, self._clocks, self.timeout, deadline)
+
+    def _is_ready(self, *, for_info: bool = False) -> bool:
+        """Whether nothing needs to be asked about the model before the first picture."""
+        named = self.endpoint.protocol != "auto"
+        if named and self._protocol is None:
+            self._protocol = open_protocol(self.endpoint.protocol, self.endpoint.url)
+        if named and self._checkpoint is None and not for_info:
+            return True
+        if self._asked_model:
+            self._verify_once()
+        return self._asked_model
+
+    def _settle(self, exchange: Exchange) -> Steps[None]:
+        """Find the protocol, and check that the checkpoint was made for this model."""
+        info, limits = None, Limits()
+        protocol = self._protocol
+        if self.endpoint.protocol in ("auto", "pgn"):
+            found, info, limits = yield from exchange.discover()
+            protocol = protocol or found
+        self.endpoint = replace(self.endpoint, limits=limits)
+        self._protocol, self._info, self._asked_model = protocol, info, True
+        self._verify_once()
+
+    def _verify_once(self) -> None:
+        if self._adapter is not None and not self._verified:
+            _verify(self._adapter.info, self._info, self.endpoint.name)
+            self._verified = True
+
+    def _reply(self, exchange: Exchange, payload: Payload) -> Steps[Reply]:
+        limit = self.endpoint.limits.body_bytes
+        if limit is not None and len(payload.data) > limit:
+            raise ImageError(f"the picture is too large: got {len(payload.data):,} bytes, the endpoint takes {limit:,}")
+        asked = self._protocol or open_protocol("huggingface", self.endpoint.url)
+        answer, spoken = yield from exchange.ask(asked, payload)
+        if spoken is not asked:
+            self._protocol = spoken  # a plainer dialect that worked: stay with it
+        if self._cache:
+            self._cache.put(self._key(payload), answer)
+        return Reply(answer, exchange.attempts, exchange.request_id)
+
+    def _key(self, payload: Payload) -> str:
+        return cache_key(self.endpoint.url, self.endpoint.model, payload.data)
+
+    def _predict(self, job: Job, reply: Reply) -> Prediction:
+        """Turn what is known into a Prediction.
+
+        Fusion is a weighted geometric mean: log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised.
+        """
+        if self._adapter is None:
+            return _ranked(reply.answer.labels, _probabilities(reply.answer), "endpoint", reply)
+        mapping = self._adapter.mapping
+        if job.confident and job.local is not None:
+            return _ranked(mapping.classes, np.exp(job.local), "local", reply)
+        log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
+        alpha = self._alpha(job.local)
+        if alpha == 0.0 or job.local is None:
+            return _ranked(mapping.classes, np.exp(log_probs), "endpoint", reply)
+        fused = (1 - alpha) * np.maximum(log_probs, -700.0) + alpha * np.maximum(job.local, -700.0)
+        return _ranked(mapping.classes, np.exp(fused - np.logaddexp.reduce(fused)), "both", reply)
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._owns_cache and self._cache is not None:
+            self._cache.close()
+
+
+def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:
+    """Return what a call returns, or the error of this library that it raises."""
+    try:
+        return call(argument)
+    except PGNError as error:
+        return error
+
+
+def raised(value: T | PGNError) -> T:
+    """Return a value, or raise it if it is an error: the inverse of ``caught``."""
+    if isinstance(value, PGNError):
+        raise value
+    return value
+
+
+def known(job: Job) -> Reply:
+    """Return the reply to a picture that is not sent: recorded, or not needed at all."""
+    return Reply(job.recorded or Answer((), ()))
+
+
+def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not fits(value):
+        raise ConfigurationError(f"{name}: got {value!r}, expected {expected}")
+
+
+def _probabilities(answer: Answer) -> NDArray[np.float64]:
+    """Return an answer's scores as probabilities: the softmax of logits, anything else as it is."""
+    scores = np.asarray(answer.scores, dtype=np.float64)
+    return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
+
+
+def _ranked(
+    classes: Sequence[str],
+    probabilities: NDArray[np.float64],
+    source: Literal["endpoint", "local", "both"],
+    reply: Reply,
+) -> Prediction:
+    order = np.argsort(-probabilities, kind="stable")
+    scores = {classes[i]: float(probabilities[i]) for i in order}
+    label = next(iter(scores))
+    return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
+
+
+def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: str) -> None:
+    """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
+
+    Raises:
+        CheckpointError: made for another backbone, input size or preprocessing.
+    """
+    backbone: Mapping[str, Any] = card.get("backbone") or {}
+    made_for = (
+        ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),
+        ("input size", backbone.get("input_size"), info and info.input_size),
+        ("profile", card.get("profile"), info and info.profile),
+    )
+    for what, expected, got in made_for:
+        if expected is not None and got is not None and str(expected) != str(got):
+            remedy = f"--profile {got}" if what == "profile" else f"--backbone {info.name if info else got}"
+            raise CheckpointError(
+                f"the checkpoint was made for another model: {what} of {endpoint}: got {got}, expected {expected} "
+                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
+            )
+    if made_for[0][1] is None or made_for[0][2] is None:
+        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", endpoint)
+
+
+def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:
+    """Adapt pictures together; one that fails, now or before, leaves the others alone.
+
+    Raises:
+        CheckpointError, ConfigurationError, MissingDependencyError: what concerns every picture.
+    """
+    if adapter is None:
+        return [image if isinstance(image, PGNError) else Prepared(image) for image in images]
+    good = [image for image in images if not isinstance(image, PGNError)]
+    try:
+        ready: Iterator[Prepared | PGNError] = iter(adapter.prepare(good) if good else [])
+    except (CheckpointError, ConfigurationError, MissingDependencyError):
+        raise
+    except PGNError:
+        ready = iter([caught(lambda image: adapter.prepare([image])[0], image) for image in good])
+    return [image if isinstance(image, PGNError) else next(ready) for image in images]
