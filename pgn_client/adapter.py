@@ -96,7 +96,7 @@ class PromptAdapter:
         Returns:
             (B, K, P, P, 3) uint8 and (B, C) float64 log-probabilities of the local head.
         """
-        model, embedding = self._runtime
+        model, embedding = self.runtime
         import torch
 
         patches, local = model.render(
@@ -108,7 +108,7 @@ class PromptAdapter:
         return patches.numpy(), local.double().numpy()
 
     @cached_property
-    def _runtime(self) -> tuple[PGN, PatchEmbedding | None]:
+    def runtime(self) -> tuple[PGN, PatchEmbedding | None]:
         """The torch side: the model in evaluation mode, and the patch embedding where inversion needs it."""
         try:
             import torch

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -91,7 +91,7 @@ class Backbone:
         profile: ServerProfile | None = None,
     ) -> None:
         _require_plain(model, name)
-        self.model: Any = model.eval().requires_grad_(False)
+        self.model = cast(Any, model.eval().requires_grad_(False))
         self.name = name
         self.mean, self.std = _triple(mean), _triple(std)
         classes = int(self.model.num_classes)
@@ -104,7 +104,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def input_size(self) -> int:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pgn_client.errors import ShapeError
-from pgn_client.geometry import Canvas
+from pgn_client.geometry import Canvas, crop_offset
+from pgn_client.types import ServerProfile
 
 GREY = 128  # of the cells when there is no prompt: the neutral canvas
 
@@ -65,3 +66,28 @@ def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas
         raise ShapeError(f"prompt patches: got shape {patches.shape}, expected {expected}")
     for (row, column), patch in zip(canvas.corners(), patches, strict=True):
         pixels[row : row + canvas.patch, column : column + canvas.patch] = patch
+
+
+def seen_by_server(image: Image.Image, profile: ServerProfile, size: int) -> NDArray[np.uint8]:
+    """Apply a server's resize and crop locally, as torchvision's on Pillow images do; bicubic.
+
+    Args:
+        image: RGB, any size.
+        profile: what the server does.
+        size: H = W of its model's input, in pixels (where the profile is ``direct``).
+
+    Returns:
+        (H, W, 3) uint8, what reaches the patch embedding.
+    """
+    image = image.convert("RGB")
+    target = profile.resize or size
+    if profile.kind == "letterbox":
+        return np.asarray(ImageOps.pad(image, (target, target), Image.Resampling.BICUBIC, color=(GREY, GREY, GREY)))
+    if profile.kind == "direct":
+        return np.asarray(image.resize((target, target), Image.Resampling.BICUBIC))
+    short = min(image.size)
+    width, height = (side * target // short for side in image.size)
+    side = profile.crop or target
+    left, top = crop_offset(width, side), crop_offset(height, side)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))

@@ -5,10 +5,14 @@ Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the ne
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from pgn_client.backbone import PatchEmbedding
+if TYPE_CHECKING:
+    from pgn_client.backbone import PatchEmbedding
+
 
 TRUNK_WIDTH = 128
 
@@ -75,7 +79,7 @@ class TokenLibrary(nn.Module):
 
 
 class LatentLibrary(TokenLibrary):
-    """Rows are D-vectors, as published, drawn from N(0, 0.02²); deploying them in RGB needs ``inversion``, which loses."""
+    """Rows are D-vectors, as published, drawn from N(0, 0.02²); RGB needs ``inversion``, which loses."""
 
     kind = "latent"
 

@@ -1,8 +1,8 @@
 """Prompt inversion: prompt tokens → bounded RGB patches through the patch embedding.
 
 The endpoint computes, at grid cell j, t_j = W norm(x_j) + b + e_j and always adds e_j itself. So a token p that is
-meant to *replace* the patch token asks for W norm(x) + b = p, and one that is meant to stand in the sequence as it is (as in
-published checkpoints, which add no position) asks for W norm(x) + b = p - e_j: subtract ``position`` first.
+meant to *replace* the patch token asks for W norm(x) + b = p, and one that is meant to stand in the sequence as it
+is (as in published checkpoints, which add no position) asks for W norm(x) + b = p - e_j: subtract ``position`` first.
 
 (a) :func:`exact`: with a pixel library there is nothing to invert. (b) :func:`bounded`: least squares under the gamut.
 (c) :func:`pseudo_inverse`: the minimum-norm solution, clipped. Routes (b) and (c) are for latent libraries.
@@ -101,7 +101,8 @@ def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
 
 
 def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    return (tokens - embedding.bias) @ torch.linalg.pinv(embedding.weight.flatten(1)).T
+    inverse: Tensor = torch.linalg.pinv(embedding.weight.flatten(1))
+    return (tokens - embedding.bias) @ inverse.T
 
 
 def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
@@ -113,4 +114,4 @@ def _to_unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:
     """Normalised and flat → unit space, (..., 3, P, P)."""
     lo, hi = gamut(embedding)
     side = embedding.patch_size
-    return ((x - lo) / (hi - lo)).clamp(0, 1).unflatten(-1, (3, side, side))
+    return torch.unflatten(((x - lo) / (hi - lo)).clamp(0, 1), -1, (3, side, side))

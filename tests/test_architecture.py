@@ -18,34 +18,34 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types"},
     {"geometry", "labels", "statistics", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
-    {"backbone", "generator", "protocols", "compositor", "exchange"},
-    {"inversion"},
-    {"methods"},
+    {"backbone", "generator", "protocols", "compositor"},
+    {"inversion", "exchange"},
+    {"methods", "session"},
     {"adapter"},
     {"client"},
     {"probe", "batch"},
     {"training"},
     {"evaluation"},
     {"report"},
-    {"pipeline"},
+    {"pipeline", "demo"},
     {"cli"},
     {"__main__"},
 )
 # A value that cannot be read raises an error of the tree, so the errors lie at the very bottom.
 PEER_EDGES = {("types", "errors")}
 NEUTRAL = {"errors", "types", "geometry", "labels", "statistics", "codecs", "checkpoint"}
-WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "client", "probe", "batch"}
+WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training"}
-ON_TOP = {"evaluation", "report", "pipeline", "cli", "__main__"}
+ON_TOP = {"evaluation", "report", "demo", "pipeline", "cli", "__main__"}
 
 TORCH = {"torch", "torchvision", "timm"}
 TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}
-IMPORTERS_OF_TRAINING = {"evaluation", "pipeline", "cli"}
+IMPORTERS_OF_TRAINING = {"evaluation", "demo", "pipeline", "cli"}
 # A client that is given a checkpoint path opens it; that is the one place where the arms meet.
-FUNCTION_LEVEL_EDGES = {("client", "adapter")}
+FUNCTION_LEVEL_EDGES = {("session", "adapter")}
 
 MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 50
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
 
 
@@ -203,10 +203,16 @@ def test_a_file_stays_readable_in_one_sitting(module):
     assert lines <= MAX_FILE_LINES, f"{lines} lines: split it where it has two reasons to change"
 
 
+def code_lines(function):
+    """Lines of the body without its docstring: a long list of documented options is no long function."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
 @each_module
 def test_a_function_stays_readable_at_a_glance(module):
     functions = [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    too_long = {f.name: n for f in functions if (n := f.end_lineno - f.lineno + 1) > MAX_FUNCTION_LINES}
+    too_long = {f.name: n for f in functions if (n := code_lines(f)) > MAX_FUNCTION_LINES}
     assert not too_long
 
 

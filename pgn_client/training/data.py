@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,12 +55,20 @@ class Task:
     Attributes:
         classes: the C class names, sorted.
         train, val, test: disjoint splits; ``test`` may be empty.
+        shots, seed: how they were drawn (see :func:`load_task`).
     """
 
     classes: tuple[str, ...]
     train: Split
     val: Split
     test: Split
+    shots: int | None = None
+    seed: int = 0
+
+    def card(self) -> dict[str, Any]:
+        """Return what a checkpoint card tells about the data."""
+        sizes = {"train": len(self.train), "val": len(self.val)}
+        return {"digest": self.digest(), **sizes, "shots": self.shots, "seed": self.seed}
 
     def digest(self) -> str:
         """SHA-256 over the classes and over what is in the training and validation files, in order."""
@@ -68,6 +77,28 @@ class Task:
             for path, label in zip(split.paths, split.labels, strict=True):
                 sha.update(f"{label}".encode() + hashlib.sha256(path.read_bytes()).digest())
         return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split in memory: pictures (n, 3, h, w) uint8 and targets (n,) int64."""
+
+    pictures: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def steps(self, size: int) -> int:
+        """Return how many shuffled batches an epoch has."""
+        return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
+
+    def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (pictures, targets) in batches; a last batch of one is dropped in training (BatchNorm needs two)."""
+        order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
+        for rows in order.split(size):
+            if len(rows) > 1 or not shuffle:
+                yield self.pictures[rows], self.targets[rows]
 
 
 def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed: int = 0) -> Task:
@@ -97,7 +128,7 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
         train, val = _stratified(train, (0.8, 0.2), seed)
     if shots is not None:
         train = _few(train, shots, seed)
-    task = Task(classes, train, val, test)
+    task = Task(classes, train, val, test, shots, seed)
     _check(task, root)
     return task
 

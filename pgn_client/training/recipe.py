@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pgn_client.errors import ConfigurationError
@@ -65,6 +66,13 @@ PAPER = Recipe(
 )
 
 PRESETS = {"default": Recipe(), "paper": PAPER}
+
+
+def from_card(numbers: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a checkpoint card tells, to train a rival alike."""
+    known = {f.name for f in fields(Recipe)}
+    chosen = {k: v for k, v in numbers.items() if k in known}
+    return Recipe(**chosen | {"rates": Rates(**numbers["rates"])})
 
 
 def recipe(preset: str = "default", **overrides: Any) -> Recipe:

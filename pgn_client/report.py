@@ -1,0 +1,69 @@
+"""A report as people read it: a table for the terminal, and pictures before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageOps
+
+from pgn_client.evaluation import Report
+
+TILE, GAP, TEXT = 160, 12, 18
+
+
+def table(report: Report) -> str:
+    """Return the comparison as text: rows, paired differences, controls, retention, verdict."""
+    sizes = report.split
+    lines = [
+        f"{'on ' + str(sizes['test']) + ' test pictures':<24}{'accuracy':>9}   95 % interval     queries",
+        *(_row(row) for row in report.rows),
+        "",
+        "paired, in points (same test pictures)",
+        *(
+            f"  {c.a} − {c.b:<18}".ljust(34) + f"{100 * c.difference:+6.1f}  "
+            f"[{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}]"
+            for c in report.paired
+        ),
+        "",
+        "controls: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.controls.items()),
+        *_retention(report.retention),
+        *(f"left out: {reason}" for reason in report.omitted),
+        "",
+        f"verdict: {report.verdict}",
+    ]
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any]) -> str:
+    lo, hi = row["ci95"]
+    return f"  {row['name']:<22}{row['accuracy']:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row['queries']:>9}"
+
+
+def _retention(retention: dict[str, Any] | None) -> list[str]:
+    if retention is None:
+        return []
+    stages = [name for name in retention if name != "agreement"]
+    agreement = retention["agreement"]
+    return ["retention: " + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)]
+
+
+def before_after(rows: Sequence[tuple[Image.Image, Image.Image, str]]) -> Image.Image:
+    """Draw pictures beside what was sent for them.
+
+    Args:
+        rows: the picture, what was sent, and a caption, for each example.
+
+    Returns:
+        One RGB image, an example a column: before above after, then the caption.
+    """
+    width = GAP + len(rows) * (TILE + GAP)
+    sheet = Image.new("RGB", (width, GAP * 3 + TILE * 2 + TEXT), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (before, after, caption) in enumerate(rows):
+        left = GAP + i * (TILE + GAP)
+        for top, picture in ((GAP, before), (2 * GAP + TILE, after)):
+            tile = ImageOps.contain(picture.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        draw.text((left, GAP * 2 + TILE * 2 + 4), caption, fill="black")
+    return sheet
