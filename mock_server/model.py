@@ -141,7 +141,7 @@ def _load_bundled(settings: Settings) -> ServedModel:
     if not weights.is_file() or not card_file.is_file():
         raise ConfigurationError("the bundled weights are not installed; give --model TIMM_NAME and --weights FILE")
     card: dict[str, Any] = json.loads(card_file.read_text("utf-8"))
-    classes = _labels(settings, len(card["classes"])) or card["classes"]
+    classes = _class_names(settings, card["classes"])
     network = timm.models.VisionTransformer(
         num_classes=len(classes), **card["architecture"], **_any_shape(settings.profile)
     )
@@ -167,22 +167,20 @@ def _load_timm(settings: Settings) -> ServedModel:
     name, weights = settings.model, settings.weights
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigurationError(f"unknown model {name!r}{_suggestion(name)}")
-    labels = None if settings.labels is None else read_labels(settings.labels)
-    # Without a file timm would silently replace a head of another size by a random one: leave its size alone.
-    classes = {} if labels is None or weights is None else {"num_classes": len(labels)}
+    # Without a file timm would silently replace a head of another size by a random one: then leave its size alone.
+    head = {"num_classes": len(read_labels(settings.labels))} if settings.labels and weights else {}
     try:
-        network = timm.create_model(name, pretrained=weights is None, **classes, **_any_shape(settings.profile))
+        network = timm.create_model(name, pretrained=weights is None, **head, **_any_shape(settings.profile))
     except Exception as error:  # a download fails in as many ways as there are hubs and proxies
         raise ConfigurationError(
             f"cannot build {name}: {_first_line(error)}; --weights FILE needs no network"
         ) from error
     if weights is not None:
         _fill(network, weights, name)
-    labels = _labels(settings, network.num_classes) or [f"class_{i}" for i in range(network.num_classes)]
     return host(
         network,
         name=name,
-        classes=labels,
+        classes=_class_names(settings, [f"class_{i}" for i in range(network.num_classes)]),
         preprocessing=_timm_preprocessing(network, name),
         weights_sha256=None if weights is None else _file_sha256(weights),
         device=settings.device,
@@ -206,12 +204,13 @@ def _timm_preprocessing(network: nn.Module, name: str) -> Preprocessing:
     )
 
 
-def _labels(settings: Settings, count: int) -> list[str] | None:
+def _class_names(settings: Settings, default: Sequence[str]) -> Sequence[str]:
     if settings.labels is None:
-        return None
+        return default
     labels = read_labels(settings.labels)
-    if len(labels) != count:
-        raise ConfigurationError(f"{settings.labels} names {len(labels)} classes, but {settings.model} has {count}")
+    if len(labels) != len(default):
+        count = f"{len(labels)} classes, but {settings.model} has {len(default)}"
+        raise ConfigurationError(f"{settings.labels} names {count}")
     return labels
 
 
