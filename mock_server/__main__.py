@@ -11,23 +11,30 @@ import sys
 from collections.abc import Sequence
 
 from mock_server.errors import ConfigurationError
-from mock_server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server (None: with the process's own arguments) and return the exit code."""
     try:
-        settings = Settings.from_arguments(arguments)
-        return _serve(settings)
-    except (ConfigurationError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _serve(arguments)
+    except ConfigurationError as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        return _refuse(f"{error}; do pip install 'pgn-client[server]'")
     except KeyboardInterrupt:
         return 130
 
 
-def _serve(settings: Settings) -> int:
-    import uvicorn  # heavy imports wait until the arguments are known to be right
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def _serve(arguments: Sequence[str] | None) -> int:
+    from mock_server.settings import Settings  # in here, so that a missing extra is one line and not a traceback
+
+    settings = Settings.from_arguments(arguments)
+    import uvicorn  # the heavy imports wait until the arguments are known to be right
 
     from mock_server.app import create_app
 

@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mock_server.errors import RequestError, code_of, error_response
+from mock_server.errors import RequestError, code_of
 from mock_server.faults import FaultMiddleware
 from mock_server.metrics import ObserveMiddleware
 from mock_server.model import ServedModel, load
+from mock_server.responses import error_response
 from mock_server.routes import health, huggingface, pgn
 from mock_server.routes.payload import service_of
 from mock_server.service import Service

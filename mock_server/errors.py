@@ -1,12 +1,9 @@
-"""What can go wrong, and how each wire format says it."""
+"""What can go wrong; `mock_server.responses` says it in each wire format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from starlette.responses import JSONResponse
-from starlette.types import Scope
+from typing import Literal
 
 Code = Literal[
     "invalid_image",
@@ -73,24 +70,3 @@ def code_of(status: int) -> Code:
     """Return the error code that stands for an HTTP status, the nearest one if there is none of its own."""
     exact: dict[int, Code] = {number: code for code, number in STATUS.items()}
     return exact.get(status, "invalid_request" if status < 500 else "internal")
-
-
-def error_response(scope: Scope, error: RequestError, status: int | None = None) -> JSONResponse:
-    """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
-
-    The Hugging Face format knows no 422: its servers answer 400 for a picture that cannot be read.
-    """
-    protocol = protocol_of(scope["path"])
-    if status is None:
-        status = STATUS[error.code]
-        if protocol == "huggingface" and status == 422:
-            status = 400
-    return JSONResponse(_body(protocol, scope, error), status, error.headers)
-
-
-def _body(protocol: Protocol, scope: Scope, error: RequestError) -> dict[str, Any]:
-    if protocol == "pgn":
-        request_id = scope.get("state", {}).get("request_id", "")
-        return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
-    waiting = {} if error.estimated_time is None else {"estimated_time": error.estimated_time}
-    return {"error": error.message, **waiting}

@@ -49,7 +49,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mock_server.errors import ConfigurationError, RequestError, code_of, error_response
+from mock_server.errors import ConfigurationError, RequestError, code_of
+from mock_server.responses import error_response
 
 _SCHEDULE = {"kind", "first", "every", "count", "probability"}
 _FIELDS: dict[str, set[str]] = {

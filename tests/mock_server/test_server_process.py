@@ -82,6 +82,12 @@ def test_a_configuration_error_exits_2_with_one_line_on_stderr(capsys):
     assert err.count("\n") == 1
 
 
+def test_a_missing_extra_exits_2_with_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main([]) == 2
+    assert capsys.readouterr().err.endswith("do pip install 'pgn-client[server]'\n")
+
+
 def test_a_taken_port_is_a_configuration_error(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         save_file(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w")
