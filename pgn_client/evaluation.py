@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Report:
     mapping: dict[str, Any]
     fusion: dict[str, float]
     versions: dict[str, str]
-    usage: dict[str, Any] = field(default_factory=dict)
+    images_sent: int
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -151,47 +151,35 @@ def evaluate(
     """
     started = time.monotonic()
     pictures = Pictures.load(task)
+    asker = Asker(url, api_key, model, cache)
     seed = int(pgn.info["seed"])
-    omitted = []
-
-    def ask(images: Sequence[Any], adapter: PromptAdapter | None = None) -> list[Answer]:
-        with AdaptedClient(url, adapter, api_key=api_key, model=model, cache=cache, timeout=120.0) as client:
-            answers = client.answers(images)
-            spent.append(client.usage.images)
-            return answers
-
-    spent: list[int] = []
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
-    raw, fitted = _raw(ask, task, pictures, seed)
+    raw, fitted = _raw(asker, task, pictures, seed)
     local = _local(pgn, pictures)
-    candidates = [raw, local]
+    fusion = {RAW_LOCAL: best_fusion(raw.val, local.val, pictures.val_targets), PGN_LOCAL: float(pgn.info["fusion"])}
+    candidates, omitted, retention = [raw, local, _fused(RAW_LOCAL, raw, local, fusion[RAW_LOCAL])], [], None
     if surrogate is not None:
         note("linear probe on the surrogate")
-        candidates.append(_probe(surrogate, task, pictures, seed))
+        candidates.insert(2, _probe(surrogate, task, pictures, seed))
     else:
         omitted.append(f"{PROBE} and retention: no surrogate; give --backbone and --weights")
-    fusion = {RAW_LOCAL: best_fusion(raw.val, local.val, pictures.val_targets), PGN_LOCAL: float(pgn.info["fusion"])}
-    candidates.append(_fused(RAW_LOCAL, raw, local, fusion[RAW_LOCAL]))
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates.append(_prompted(IIP, ask, rival, pictures))
+        candidates.append(_prompted(IIP, asker, rival, pictures))
     else:
         omitted.append(f"{IIP}: no input-independent checkpoint; give --rival, or a surrogate to train one")
-    note("PGN over HTTP")
-    prompted = _prompted(PGN, ask, pgn, pictures)
+    note("PGN over HTTP, with its own prompts, swapped ones, and on grey pictures")
+    prompted = _prompted(PGN, asker, pgn, pictures)
     candidates += [prompted, _fused(PGN_LOCAL, prompted, local, fusion[PGN_LOCAL])]
-
-    best = choose(candidates, pictures.val_targets)
-    served = Candidate(SERVED, best.val, best.test, best.queries)
-    note("controls: swapped prompts, grey pictures")
-    controls = _controls(ask, pgn, pictures, prompted)
-    retention = None
+    controls = _controls(asker, pgn, pictures, prompted)
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
         retention = retain(pgn, surrogate, pictures, prompted.test)
-    paired = compare([*candidates, served], pictures.test_targets, seed)
+    best = choose(candidates, pictures.val_targets)
+    candidates.append(replace(best, name=SERVED))
+    paired = compare(candidates, pictures.test_targets, seed)
     return Report(
-        rows=[_row(c, pictures.test_targets) for c in [*candidates, served]],
+        rows=[_row(c, pictures.test_targets) for c in candidates],
         paired=paired,
         retention=retention,
         controls=controls,
@@ -203,8 +191,25 @@ def evaluate(
         mapping={"kind": fitted.mapping.kind, "cv_log_loss": fitted.log_loss, "l2": fitted.l2},
         fusion=fusion,
         versions=dict(pgn.info["versions"]),
-        usage={"images": sum(spent)},
+        images_sent=asker.images_sent,
     )
+
+
+class Asker:
+    """Asks the endpoint for its own answers, and counts what that takes."""
+
+    def __init__(self, url: str, api_key: str | None, model: str | None, cache: Path | None) -> None:
+        self.url, self.api_key, self.model, self.cache = url, api_key, model, cache
+        self.images_sent = 0
+
+    def __call__(self, images: Sequence[Any], adapter: PromptAdapter | None = None) -> list[Answer]:
+        """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
+        with AdaptedClient(
+            self.url, adapter, api_key=self.api_key, model=self.model, cache=self.cache, timeout=120.0
+        ) as client:
+            answers = client.answers(images)
+            self.images_sent += client.usage.images
+        return answers
 
 
 def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
@@ -265,10 +270,7 @@ def _right(log_p: Floats, targets: Integers) -> NDArray[np.bool_]:
     return right
 
 
-Ask = Callable[..., list[Answer]]
-
-
-def _raw(ask: Ask, task: Task, pictures: Pictures, seed: int) -> tuple[Candidate, labels.Fitted]:
+def _raw(ask: Asker, task: Task, pictures: Pictures, seed: int) -> tuple[Candidate, labels.Fitted]:
     """Pictures as they are, with the mapping that cross-validation on the training answers prefers."""
     train = ask(task.train.paths)
     source = labels.vocabulary(train)
@@ -301,12 +303,12 @@ def _fused(name: str, endpoint: Candidate, local: Candidate, alpha: float) -> Ca
     return Candidate(name, val, test, 0 if alpha == 1 else endpoint.queries)
 
 
-def _prompted(name: str, ask: Ask, adapter: PromptAdapter, pictures: Pictures) -> Candidate:
+def _prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:
     val, test = (adapter.mapping(ask(images, adapter)) for images in (pictures.val, pictures.test))
     return Candidate(name, val, test, len(pictures.test))
 
 
-def _controls(ask: Ask, pgn: PromptAdapter, pictures: Pictures, prompted: Candidate) -> dict[str, Any]:
+def _controls(ask: Asker, pgn: PromptAdapter, pictures: Pictures, prompted: Candidate) -> dict[str, Any]:
     """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less."""
     fitted = np.stack([fit_picture(image, pgn.canvas) for image in pictures.test])
     patches, _ = pgn.render(fitted)

@@ -1,0 +1,504 @@
+"""The command ``pgn``: one ``add_`` and one ``run_`` per subcommand; heavy imports only inside ``run_``.
+
+stdout is data, stderr is talk and progress. Exit 0 all fine, 1 some items failed or the endpoint did, 2 usage or
+configuration, 130 interrupted (journals and the best checkpoint so far are kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgn_client import __version__
+from pgn_client.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    EndpointError,
+    ImageError,
+    MissingDependencyError,
+    PGNError,
+)
+
+if TYPE_CHECKING:
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.backbone import Backbone
+    from pgn_client.client import AdaptedClient
+    from pgn_client.training import Task
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_Subparsers = Any  # argparse gives its type no public name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pgn`` with arguments (default: the process's); return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["serve"]:
+        return run_serve(arguments[1:])
+    args = build_parser().parse_args(arguments)
+    try:
+        status: int = args.run(args)
+        return status
+    except (BudgetExceededError, EndpointError, ImageError) as error:
+        return _complain(error, FAILED)
+    except PGNError as error:
+        return _complain(error, USAGE)
+    except KeyboardInterrupt:
+        _talk("interrupted; what was finished is kept")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="pgn", description="Adapt a vision API that you cannot touch: prompts made here, answers made there."
+    )
+    parser.add_argument("--version", action="version", version=f"pgn {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate, add_inspect):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: _Subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _talk(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (this is the one place that talks)
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 (this is the one place that writes data)
+
+
+def _complain(error: Exception, status: int) -> int:
+    _talk(f"error: {error}")
+    return status
+
+
+# -- demo ---------------------------------------------------------------------------------------------------------
+
+
+def add_demo(commands: _Subparsers) -> None:
+    """``pgn demo``."""
+    p = _command(
+        commands, "demo", run_demo, "train, serve and compare on real handwritten digits", "pgn demo --out demo"
+    )
+    p.add_argument("--out", type=Path, default=Path("demo_out"), metavar="DIR", help="where results go (demo_out)")
+    p.add_argument("--pictures", type=int, metavar="N", help="use N of the 1,797 digits (all)")
+    p.add_argument("--epochs", type=int, help="of the training (the recipe's)")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the demo and print its table."""
+    _require("the demo", "all", "torch", "timm", "fastapi", "sklearn")
+    from pgn_client import demo, report
+
+    done = demo.run(
+        args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=_talk, progress=sys.stderr.isatty()
+    )
+    _tell(report.table(done.report))
+    names = ("report.json", "before_after.png", "pgn.safetensors")
+    _talk("written: " + ", ".join(str(done.folder / name) for name in names))
+    return OK
+
+
+# -- serve --------------------------------------------------------------------------------------------------------
+
+
+def add_serve(commands: _Subparsers) -> None:
+    """``pgn serve``: listed here, parsed by ``mock_server`` itself."""
+    _command(commands, "serve", lambda _: OK, "run the mock server (python -m mock_server)", "pgn serve --port 8000")
+
+
+def run_serve(arguments: Sequence[str]) -> int:
+    """Become ``python -m mock_server ARGUMENTS``; the two packages share no code."""
+    try:
+        _require("the mock server", "server", "fastapi", "uvicorn", "torch", "timm")
+    except MissingDependencyError as error:
+        return _complain(error, USAGE)
+    os.execv(sys.executable, [sys.executable, "-m", "mock_server", *arguments])
+
+
+# -- train --------------------------------------------------------------------------------------------------------
+
+
+def add_train(commands: _Subparsers) -> None:
+    """``pgn train``."""
+    example = "pgn train digits/ --out digits.safetensors"
+    p = _command(commands, "train", run_train, "train a prompt through a local surrogate of the hosted model", example)
+    p.add_argument("data", metavar="DATA", help="folder with train/, val/, test/, or one folder per class")
+    p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write")
+    _add_surrogate(p, "bundled")
+    p.add_argument("--method", default="pgn", help="pgn or input_independent (pgn)")
+    p.add_argument("--library", default="pixel", help="pixel or latent (pixel: it deploys exactly)")
+    p.add_argument("--inversion", default="bounded", help="of a latent library: bounded or pseudo_inverse (bounded)")
+    p.add_argument("--layout", default="ring", help="ring, corner or rows:N (ring)")
+    p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
+    p.add_argument("--preset", default="default", help="default or paper (default)")
+    p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
+    p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
+    p.add_argument("--mapping", default="auto", help="auto, identity, blm+ or linear (auto)")
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch-size", type=int, metavar="B")
+    p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
+    p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
+    p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train and save; on Ctrl-C save the best so far."""
+    _require("training", "train", "torch", "timm")
+    from pgn_client.training import fit, load_task, recipe
+    from pgn_client.types import ServerProfile
+
+    if not args.out.parent.is_dir():
+        raise ConfigurationError(f"--out: got {args.out}, but there is no folder {args.out.parent}; make it first")
+    numbers = recipe(
+        args.preset,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        augment=args.augment,
+        library_size=args.library_size,
+    )
+    task = load_task(args.data, shots=args.shots, seed=args.seed)
+    adapter = fit(
+        task,
+        _surrogate(args, args.backbone),
+        method=args.method,
+        library=args.library,
+        inversion=args.inversion,
+        layout=args.layout,
+        profile=ServerProfile.parse(args.profile) if args.profile else None,
+        recipe=numbers,
+        mapping=args.mapping,
+        top_k=args.top_k,
+        decimals=args.decimals,
+        seed=args.seed,
+        state=args.out.with_name(args.out.name + ".resume"),
+        resume=args.resume,
+        progress=True,
+    )
+    adapter.save(args.out)
+    _tell(_summary(adapter.info))
+    if adapter.info["interrupted"]:
+        _talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
+        return INTERRUPTED
+    return OK
+
+
+def _add_surrogate(parser: argparse.ArgumentParser, default: str | None) -> None:
+    shown = default or "the checkpoint's"
+    parser.add_argument("--backbone", default=default, metavar="bundled|TIMM_NAME", help=f"the surrogate ({shown})")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="its safetensors file (timm's published weights)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of its class names")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _surrogate(args: argparse.Namespace, name: str) -> Backbone:
+    import torch
+
+    from pgn_client import backbone
+
+    device = args.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device: got cuda, but torch finds none; use cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return backbone.load(name, weights=args.weights, labels=args.labels, device=device)
+
+
+# -- adapt --------------------------------------------------------------------------------------------------------
+
+
+def add_adapt(commands: _Subparsers) -> None:
+    """``pgn adapt``."""
+    example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
+    p = _command(commands, "adapt", run_adapt, "write the pictures that would be sent, as PNG; no network", example)
+    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
+    p.add_argument("target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored")
+    p.add_argument("--ckpt", required=True, metavar="CKPT")
+
+
+def run_adapt(args: argparse.Namespace) -> int:
+    """Adapt a folder; what is there already is left alone."""
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.batch import adapt_files
+
+    adapter = PromptAdapter.load(args.ckpt)
+    done = failed = skipped = 0
+    for result in adapt_files(adapter, args.source, args.target):
+        done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
+        if result.error is not None:
+            _talk(f"error: {result.source}: {result.error}")
+        else:
+            _tell(str(result.target))
+    _talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
+    return FAILED if failed else OK
+
+
+# -- predict ------------------------------------------------------------------------------------------------------
+
+
+def add_predict(commands: _Subparsers) -> None:
+    """``pgn predict``."""
+    example = "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out predictions.jsonl"
+    p = _command(commands, "predict", run_predict, "classify pictures through the endpoint; resumes", example)
+    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
+    _add_endpoint(p)
+    p.add_argument("--ckpt", metavar="CKPT", help="without it pictures are sent as they are")
+    p.add_argument(
+        "--out", metavar="FILE", help="JSON Lines journal, or - for stdout (predictions.jsonl; one picture: -)"
+    )
+    p.add_argument("--fusion", default="auto", help="α of the local head: auto (the card's), none, or a number (auto)")
+    p.add_argument("--query-below", type=float, metavar="τ", help="answer locally where the local head is this sure")
+    p.add_argument("--budget", type=int, metavar="N", help="send at most N images")
+    p.add_argument("--price-per-image", type=float, metavar="PRICE")
+    p.add_argument("--dry-run", action="store_true", help="send no image; say how many, how long, at what price")
+    p.add_argument("--json", action="store_true", help="JSON lines on stdout, also on a terminal")
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
+    parser.add_argument("--protocol", default="auto", help="auto, pgn or huggingface (auto)")
+    parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
+    parser.add_argument("--max-retries", type=int, default=4, metavar="N")
+    parser.add_argument("--max-concurrency", type=int, default=8, metavar="N")
+    parser.add_argument("--requests-per-second", type=float, metavar="R")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Classify a picture, a list or a folder."""
+    from pgn_client.batch import find_images
+
+    files = find_images(args.source)
+    with _client(args) as client:
+        if args.dry_run:
+            return _dry_run(client, files, args)
+        out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
+        return _to_stdout(client, files, args.json) if out == "-" else _to_journal(client, files, out)
+
+
+def _client(args: argparse.Namespace) -> AdaptedClient:
+    from pgn_client.client import AdaptedClient
+
+    return AdaptedClient(
+        args.url,
+        args.ckpt,
+        protocol=args.protocol,
+        model=args.model,
+        timeout=args.timeout,
+        max_retries=args.max_retries,
+        max_concurrency=args.max_concurrency,
+        requests_per_second=args.requests_per_second,
+        fusion=_fusion(args.fusion),
+        query_below=args.query_below,
+        budget=args.budget,
+        price_per_image=args.price_per_image,
+        cache=args.cache,
+    )
+
+
+def _fusion(text: str) -> Any:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]") from None
+
+
+def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str) -> int:
+    from tqdm import tqdm
+
+    from pgn_client.batch import predict_files
+
+    failed = resumed = 0
+    for result in tqdm(predict_files(client, files, out), total=len(files), unit="img", disable=None):
+        resumed += result.resumed
+        if result.record["error"] is not None:
+            failed += 1
+            tqdm.write(f"error: {result.record['path']}: {result.record['error']}", file=sys.stderr)
+    done = len(files) - failed
+    _talk(f"{out}: {done} predictions ({resumed} of them before), {failed} failed; {_usage(client)}")
+    return FAILED if failed else OK
+
+
+def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
+    from pgn_client.batch import predict_records
+
+    failed = 0
+    for record in predict_records(client, files):
+        failed += record["error"] is not None
+        if as_json or not sys.stdout.isatty():
+            _tell(json.dumps(record, ensure_ascii=False))
+        elif record["error"] is None:
+            _tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
+        if record["error"] is not None:
+            _talk(f"error: {record['path']}: {record['error']}")
+    return FAILED if failed else OK
+
+
+def _usage(client: AdaptedClient) -> str:
+    used = client.usage
+    price = "" if used.cost is None else f", cost {used.cost:g}"
+    return f"{used.images} images sent in {used.requests} requests ({used.retries} retries){price}"
+
+
+def _dry_run(client: AdaptedClient, files: Sequence[Path], args: argparse.Namespace) -> int:
+    """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
+    from pgn_client.batch import estimate
+
+    found = estimate(client, files, args.out)
+    price = args.price_per_image
+    plan = {
+        "images": found.images,
+        "already_answered": found.already_answered,
+        "seconds_at_least": round(found.seconds, 1),
+        "cost": None if price is None else round(found.images * price, 6),
+    }
+    _tell(json.dumps(plan))
+    return OK
+
+
+# -- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def add_evaluate(commands: _Subparsers) -> None:
+    """``pgn evaluate``."""
+    example = "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
+    p = _command(commands, "evaluate", run_evaluate, "compare a prompt with its rivals on the test split", example)
+    p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
+    p.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
+    p.add_argument("--ckpt", required=True, metavar="CKPT")
+    p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
+    _add_surrogate(p, None)
+    p.add_argument("--model", help="the model's name, where the endpoint hosts several")
+    p.add_argument("--out", type=Path, metavar="DIR", help="writes report.json here, and the rival it had to train")
+    p.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Run the honest comparison and print its table."""
+    _require("evaluation", "train", "torch", "timm")
+    from pgn_client import report
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.evaluation import evaluate
+    from pgn_client.training.alike import task_of
+
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    adapter = PromptAdapter.load(args.ckpt)
+    task, same = task_of(adapter, args.data)
+    if not same:
+        _talk("warning: these are not the training pictures of the checkpoint; its test split may have been trained on")
+    surrogate = _matching_surrogate(args, adapter)
+    rival = PromptAdapter.load(args.rival) if args.rival else _trained_rival(args, adapter, task, surrogate)
+    found = evaluate(
+        task, args.url, adapter, rival=rival, surrogate=surrogate, model=args.model, cache=args.cache, note=_talk
+    )
+    _tell(report.table(found))
+    if args.out:
+        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+        (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
+        _talk(f"written: {args.out / 'report.json'}")
+    return OK
+
+
+def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
+    """Load the backbone of the card if its weights are at hand; say so where they are not."""
+    from pgn_client.training.alike import require_same
+
+    try:
+        surrogate = _surrogate(args, args.backbone or adapter.info["backbone"]["name"])
+    except ConfigurationError as error:
+        if args.backbone or args.weights:
+            raise
+        _talk(f"no surrogate: {error}")
+        return None
+    return require_same(surrogate, adapter)
+
+
+def _trained_rival(
+    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None
+) -> PromptAdapter | None:
+    """Train the input-independent prompt alike, or take what an earlier call has trained."""
+    if surrogate is None:
+        return None
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.training.alike import train_alike
+
+    kept = args.out / f"iip-{adapter.info['fingerprint'][:12]}.safetensors" if args.out else None
+    if kept and kept.exists():
+        return PromptAdapter.load(kept)
+    _talk("training the input-independent rival with the same recipe")
+    rival = train_alike(adapter, task, surrogate, method="input_independent", progress=True)
+    if kept:
+        rival.save(kept)
+    return rival
+
+
+# -- inspect ------------------------------------------------------------------------------------------------------
+
+
+def add_inspect(commands: _Subparsers) -> None:
+    """``pgn inspect``."""
+    p = _command(commands, "inspect", run_inspect, "print a checkpoint's card", "pgn inspect digits.safetensors")
+    p.add_argument("ckpt", metavar="CKPT")
+    p.add_argument("--json", action="store_true", help="the whole card as JSON")
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Verify a checkpoint and print its card; torch is not needed."""
+    from pgn_client.checkpoint import read
+
+    card, _ = read(args.ckpt)
+    _tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else _summary(card))
+    return OK
+
+
+def _summary(card: dict[str, Any]) -> str:
+    m, data, classes = card["metrics"], card["data"], card["classes"]
+    shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    return "\n".join([
+        f"method       {card['method']}, {card['library']['kind']} library of {card['library']['size']} rows, {card['layout']}",
+        f"backbone     {card['backbone']['name']}, {card['backbone']['input_size']} px, server profile {card['profile']}",
+        f"classes      {len(classes)}: {shown}",
+        f"mapping      {card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
+        f"fusion       α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
+        f"data         {data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
+        f"validation   prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f} (epoch {m['epoch']}; "
+        "chosen on these pictures, so optimistic)",
+        f"mixture      perplexity {m['perplexity']:.1f} of {card['library']['size']} rows",
+        f"fingerprint  {card['fingerprint']}",
+    ])  # fmt: skip
+
+
+def _require(what: str, extra: str, *modules: str) -> None:
+    """Name the missing extra before a long import fails half-way.
+
+    Raises:
+        MissingDependencyError: one of the modules is not installed.
+    """
+    if any(find_spec(module) is None for module in modules):
+        raise MissingDependencyError(what, extra)
