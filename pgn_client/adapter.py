@@ -65,6 +65,14 @@ class PromptAdapter:
         """Write a checkpoint, atomically, and take over the fingerprint on its card."""
         self.info = checkpoint.write(path, self.info, self._tensors)
 
+    def with_profile(self, profile: ServerProfile) -> PromptAdapter:
+        """Return the same prompts for a server with another resize and crop: only the margin around the canvas differs.
+
+        Raises:
+            ConfigurationError: the profile ends at another size than the backbone's input.
+        """
+        return PromptAdapter({**self.info, "profile": str(profile)}, self._tensors)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send, RGB, in the size that the card's server profile asks for."""
         return [prepared.image for prepared in self.prepare(images)]

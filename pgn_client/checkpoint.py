@@ -104,6 +104,25 @@ def read(path: str | os.PathLike[str]) -> tuple[Card, Arrays]:
     return card, tensors
 
 
+def summary(card: Mapping[str, Any]) -> str:
+    """Return a card as a few lines for people."""
+    m, data, classes, backbone, rows = (card[k] for k in ("metrics", "data", "classes", "backbone", "library"))
+    shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    lines = {
+        "method": f"{card['method']}, {rows['kind']} library of {rows['size']} rows, {card['layout']}",
+        "backbone": f"{backbone['name']}, {backbone['input_size']} px, server profile {card['profile']}",
+        "classes": f"{len(classes)}: {shown}",
+        "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
+        "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
+        "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
+        "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
+        f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
+        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows",
+        "fingerprint": card["fingerprint"],
+    }
+    return "\n".join(f"{name:<13}{text}" for name, text in lines.items())
+
+
 def _refuse_other_files(path: Path) -> None:
     try:
         with path.open("rb") as file:

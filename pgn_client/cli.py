@@ -167,6 +167,7 @@ def add_train(commands: _Subparsers) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Train and save; on Ctrl-C save the best so far."""
     _require("training", "train", "torch", "timm")
+    from pgn_client.checkpoint import summary
     from pgn_client.training import fit, load_task, recipe
     from pgn_client.types import ServerProfile
 
@@ -198,7 +199,7 @@ def run_train(args: argparse.Namespace) -> int:
         progress=True,
     )
     adapter.save(args.out)
-    _tell(_summary(adapter.info))
+    _tell(summary(adapter.info))
     if adapter.info["interrupted"]:
         _talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
@@ -236,14 +237,27 @@ def add_adapt(commands: _Subparsers) -> None:
     p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
     p.add_argument("target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored")
     p.add_argument("--ckpt", required=True, metavar="CKPT")
+    _add_profile(p)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    help = "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
+    parser.add_argument("--profile", metavar="P", help=help)
+
+
+def _adapter(path: str, profile: str | None) -> PromptAdapter:
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.types import ServerProfile
+
+    adapter = PromptAdapter.load(path)
+    return adapter.with_profile(ServerProfile.parse(profile)) if profile else adapter
 
 
 def run_adapt(args: argparse.Namespace) -> int:
     """Adapt a folder; what is there already is left alone."""
-    from pgn_client.adapter import PromptAdapter
     from pgn_client.batch import adapt_files
 
-    adapter = PromptAdapter.load(args.ckpt)
+    adapter = _adapter(args.ckpt, args.profile)
     done = failed = skipped = 0
     for result in adapt_files(adapter, args.source, args.target):
         done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
@@ -265,6 +279,7 @@ def add_predict(commands: _Subparsers) -> None:
     p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
     _add_endpoint(p)
     p.add_argument("--ckpt", metavar="CKPT", help="without it pictures are sent as they are")
+    _add_profile(p)
     p.add_argument(
         "--out", metavar="FILE", help="JSON Lines journal, or - for stdout (predictions.jsonl; one picture: -)"
     )
@@ -304,7 +319,7 @@ def _client(args: argparse.Namespace) -> AdaptedClient:
 
     return AdaptedClient(
         args.url,
-        args.ckpt,
+        _adapter(args.ckpt, args.profile) if args.ckpt else None,
         protocol=args.protocol,
         model=args.model,
         timeout=args.timeout,
@@ -391,6 +406,7 @@ def add_evaluate(commands: _Subparsers) -> None:
     p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
     p.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
     p.add_argument("--ckpt", required=True, metavar="CKPT")
+    _add_profile(p)
     p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
     _add_surrogate(p, None)
     p.add_argument("--model", help="the model's name, where the endpoint hosts several")
@@ -402,18 +418,17 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     _require("evaluation", "train", "torch", "timm")
     from pgn_client import report
-    from pgn_client.adapter import PromptAdapter
     from pgn_client.evaluation import evaluate
     from pgn_client.training.alike import task_of
 
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    adapter = PromptAdapter.load(args.ckpt)
+    adapter = _adapter(args.ckpt, args.profile)
     task, same = task_of(adapter, args.data)
     if not same:
         _talk("warning: these are not the training pictures of the checkpoint; its test split may have been trained on")
     surrogate = _matching_surrogate(args, adapter)
-    rival = PromptAdapter.load(args.rival) if args.rival else _trained_rival(args, adapter, task, surrogate)
+    rival = _adapter(args.rival, args.profile) if args.rival else _trained_rival(args, adapter, task, surrogate)
     found = evaluate(
         task, args.url, adapter, rival=rival, surrogate=surrogate, model=args.model, cache=args.cache, note=_talk
     )
@@ -445,12 +460,11 @@ def _trained_rival(
     """Train the input-independent prompt alike, or take what an earlier call has trained."""
     if surrogate is None:
         return None
-    from pgn_client.adapter import PromptAdapter
     from pgn_client.training.alike import train_alike
 
     kept = args.out / f"iip-{adapter.info['fingerprint'][:12]}.safetensors" if args.out else None
     if kept and kept.exists():
-        return PromptAdapter.load(kept)
+        return _adapter(str(kept), args.profile)
     _talk("training the input-independent rival with the same recipe")
     rival = train_alike(adapter, task, surrogate, method="input_independent", progress=True)
     if kept:
@@ -470,28 +484,11 @@ def add_inspect(commands: _Subparsers) -> None:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Verify a checkpoint and print its card; torch is not needed."""
-    from pgn_client.checkpoint import read
+    from pgn_client.checkpoint import read, summary
 
     card, _ = read(args.ckpt)
-    _tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else _summary(card))
+    _tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else summary(card))
     return OK
-
-
-def _summary(card: dict[str, Any]) -> str:
-    m, data, classes = card["metrics"], card["data"], card["classes"]
-    shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
-    return "\n".join([
-        f"method       {card['method']}, {card['library']['kind']} library of {card['library']['size']} rows, {card['layout']}",
-        f"backbone     {card['backbone']['name']}, {card['backbone']['input_size']} px, server profile {card['profile']}",
-        f"classes      {len(classes)}: {shown}",
-        f"mapping      {card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
-        f"fusion       α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
-        f"data         {data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
-        f"validation   prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f} (epoch {m['epoch']}; "
-        "chosen on these pictures, so optimistic)",
-        f"mixture      perplexity {m['perplexity']:.1f} of {card['library']['size']} rows",
-        f"fingerprint  {card['fingerprint']}",
-    ])  # fmt: skip
 
 
 def _require(what: str, extra: str, *modules: str) -> None:

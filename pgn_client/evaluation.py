@@ -309,7 +309,10 @@ def _prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures)
 
 
 def _controls(ask: Asker, pgn: PromptAdapter, pictures: Pictures, prompted: Candidate) -> dict[str, Any]:
-    """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less."""
+    """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less.
+
+    Where the server crops, the bare canvas without its margin shows what the crop then does to the prompt.
+    """
     fitted = np.stack([fit_picture(image, pgn.canvas) for image in pictures.test])
     patches, _ = pgn.render(fitted)
     other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
@@ -321,7 +324,11 @@ def _controls(ask: Asker, pgn: PromptAdapter, pictures: Pictures, prompted: Cand
         return float(_right(pgn.mapping(ask(images)), pictures.test_targets).mean())
 
     own = float(_right(prompted.test, pictures.test_targets).mean())
-    return {"own_prompt": own, "swapped_prompt": accuracy(swapped), "grey_picture": accuracy(blank)}
+    found = {"own_prompt": own, "swapped_prompt": accuracy(swapped), "grey_picture": accuracy(blank)}
+    if pgn.canvas.sent > pgn.canvas.size:
+        bare = [compose(p, q, pgn.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
+        found["without_margin"] = accuracy(bare)
+    return found
 
 
 def retain(pgn: PromptAdapter, backbone: Backbone, pictures: Pictures, over_http: Floats) -> dict[str, Any]:

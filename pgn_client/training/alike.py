@@ -51,7 +51,7 @@ def require_same(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
 def train_alike(
     adapter: PromptAdapter, task: Task, backbone: Backbone, *, method: str, progress: bool = False
 ) -> PromptAdapter:
-    """Train another method with a checkpoint's own recipe, layout, profile and seed, so that only the method differs."""
+    """Train another method with a checkpoint's own recipe, layout, profile and seed: only the method differs."""
     card = adapter.info
     return fit(
         task,
