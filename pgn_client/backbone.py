@@ -73,7 +73,7 @@ class Backbone:
         model: a ``timm.models.VisionTransformer`` with a bare convolution as patch embedding.
         name: what it is called on checkpoint cards.
         mean, std: of its normalised space.
-        labels: names of its S classes; ``None`` numbers them.
+        labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock server does.
         profile: the geometry that its own preprocessing applies.
 
     Raises:
@@ -95,7 +95,7 @@ class Backbone:
         self.name = name
         self.mean, self.std = _triple(mean), _triple(std)
         classes = int(self.model.num_classes)
-        self.labels = unique_labels(labels or [str(i) for i in range(classes)])
+        self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
             raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
         self.profile = profile or ServerProfile("direct")

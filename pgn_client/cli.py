@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgn_client import __version__
-from pgn_client.errors import (
-    BudgetExceededError,
-    ConfigurationError,
-    EndpointError,
-    ImageError,
-    MissingDependencyError,
-    PGNError,
-)
+from pgn_client.errors import ConfigurationError, EndpointError, ImageError, MissingDependencyError, PGNError
 
 if TYPE_CHECKING:
     from pgn_client.adapter import PromptAdapter
@@ -44,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
         return status
-    except (BudgetExceededError, EndpointError, ImageError) as error:
+    except (EndpointError, ImageError) as error:
         return _complain(error, FAILED)
     except PGNError as error:
         return _complain(error, USAGE)

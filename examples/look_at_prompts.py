@@ -1,0 +1,23 @@
+"""See exactly what would be sent, without sending anything.
+
+python examples/look_at_prompts.py demo_out/pgn.safetensors demo_out/digits/3/0003.png sent.png
+"""
+
+import sys
+
+from PIL import Image
+
+from pgn_client import PromptAdapter
+
+
+def main(checkpoint: str, picture: str, out: str) -> None:
+    adapter = PromptAdapter.load(checkpoint)
+    (sent,) = adapter([Image.open(picture)])
+    sent.save(out)
+    canvas = adapter.canvas
+    print(f"{out}: {sent.width} x {sent.height} px, the picture in {canvas.box}, {canvas.prompts} prompt patches")
+    print(f"trained for {adapter.info['backbone']['name']} behind {adapter.info['profile']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
