@@ -264,16 +264,15 @@ def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
 
 def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
     """Return one PNG name per file: ``a.png`` for ``a.jpg``, or ``a.jpg.png`` where another file is called ``a``."""
-    taken: set[str] = set()
-    targets = []
-    for file in files:
-        inside = file.relative_to(base) if not base.is_absolute() else file.absolute().relative_to(base)
+    names: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file in sorted(files, key=lambda path: path.suffix != ".png"):  # a PNG keeps its name
+        inside = (file.absolute() if base.is_absolute() else file).relative_to(base)
         longer = (inside.with_name(f"{inside.name}{n or ''}.png") for n in itertools.count())
-        names = itertools.chain([inside.with_suffix(".png")], longer)
-        name = next(name for name in names if name.as_posix().casefold() not in taken)
-        taken.add(name.as_posix().casefold())
-        targets.append(out / name)
-    return targets
+        candidates = itertools.chain([inside.with_suffix(".png")], longer)
+        names[file] = next(name for name in candidates if name not in taken)
+        taken.add(names[file])
+    return [out / names[file] for file in files]
 
 
 def _sha256(file: Path) -> str | None:

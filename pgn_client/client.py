@@ -17,7 +17,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import httpx
 from PIL import Image
@@ -69,6 +69,7 @@ class AdaptedClient(Session):
         self._sleep: Callable[[float], object] = time.sleep
         self._slots = threading.BoundedSemaphore(self.max_concurrency)
         self._settling = threading.Lock()
+        self._watch = _Watch()
         transport = cast("httpx.BaseTransport | None", self._transport)
         self._http = httpx.Client(transport=transport, limits=_limits(self.max_concurrency))
 
@@ -181,9 +182,15 @@ class AdaptedClient(Session):
     def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
         body = _Body(self._clocks.monotonic, step.seconds)
+        self._watch.start(step.seconds)
         try:
             with self._http.stream(
-                request.method, request.url, headers=dict(request.headers), content=request.body, timeout=step.seconds
+                request.method,
+                request.url,
+                headers=dict(request.headers),
+                content=request.body,
+                timeout=step.seconds,
+                extensions={"trace": self._watch.trace},
             ) as response:
                 for chunk in response.iter_bytes():
                     if not body.take(response, chunk):
@@ -339,6 +346,33 @@ class _Loop:
     http: httpx.AsyncClient
     slots: asyncio.Semaphore
     settling: asyncio.Lock
+
+
+class _Watch(threading.local):
+    """Makes every read from the network end at the deadline of the request of this thread.
+
+    httpx restarts its timeout at every read, so that a server which sends a byte now and then holds a call for ever.
+    httpx's ``trace`` extension shows each new connection's stream, whose ``read`` then gets the time that is left.
+    (asyncio needs none of this: ``asyncio.timeout`` covers the whole request.)
+    """
+
+    deadline = 0.0
+
+    def start(self, seconds: float) -> None:
+        """Begin a request that may take so many seconds."""
+        self.deadline = time.monotonic() + seconds
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Wrap the stream of a connection that was just made."""
+        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            return
+        stream = info["return_value"]
+        read = stream.read
+
+        def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
+            return cast(bytes, read(max_bytes, max(self.deadline - time.monotonic(), 1e-3)))
+
+        stream.read = read_until_deadline
 
 
 class _Body:

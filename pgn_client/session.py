@@ -164,7 +164,7 @@ class Session:
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
         payload = Payload(PNG.encode(item.image), PNG.media_type)
-        recorded = self._cache.get(self._key(payload)) if self._cache else None
+        recorded = self._cache.get(self._key(payload)) if self._cache is not None else None
         return Job(payload, local, recorded=recorded)
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
@@ -229,7 +229,7 @@ class Session:
         answer, spoken = yield from exchange.ask(asked, payload)
         if spoken is not asked:
             self._protocol = spoken  # a plainer dialect that worked: stay with it
-        if self._cache:
+        if self._cache is not None:
             self._cache.put(self._key(payload), answer)
         return Reply(answer, exchange.attempts, exchange.request_id)
 

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import traceback
+
+import pytest
+
+from pgn_client.endpoint import Credential, Endpoint
+from pgn_client.errors import ConfigurationError
+
+KEY = "sk-secret-123"
+
+
+def with_key(url: str) -> Endpoint:
+    return Endpoint(url, credential=Credential(KEY))
+
+
+def test_the_key_is_in_no_repr_and_no_pickle():
+    endpoint = with_key("https://h/m")
+    assert KEY not in f"{endpoint!r}{endpoint}{endpoint.credential!r}{vars(Credential)}"
+    assert KEY.encode() not in pickle.dumps(endpoint)
+    assert pickle.loads(pickle.dumps(endpoint)).credential.headers() == {}
+
+
+def test_a_copy_keeps_the_key():
+    assert copy.deepcopy(with_key("https://h")).credential.headers() == {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("url", ["http://api.example.org/m", "http://10.0.0.7:8000", "http://localhost.example.org"])
+def test_a_key_is_never_sent_in_the_clear(url):
+    with pytest.raises(ConfigurationError, match="use https://") as caught:
+        with_key(url)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.example.org", "http://localhost:8000", "http://127.0.0.1", "http://[::1]:9"]
+)
+def test_a_key_may_travel_encrypted_or_within_this_machine(url):
+    assert with_key(url).credential
+
+
+def test_without_a_key_http_is_fine_anywhere():
+    assert Endpoint("http://api.example.org").name == "api.example.org"
+
+
+NO_URLS = ["", "localhost:8000", "ftp://h", "http://", "http:///m", "http://h:99999", "http://h:x", "http://[::1"]
+
+
+@pytest.mark.parametrize("url", [*NO_URLS, "http://h/a b", "http://h/\n", None, 3])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(ConfigurationError, match="expected http"):
+        Endpoint(url)
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated():
+    with pytest.raises(ConfigurationError) as caught:
+        Endpoint("https://me:hunter2@h/m")
+    assert "hunter2" not in str(caught.value)
+    assert "api_key=" in str(caught.value)
+
+
+def test_a_broken_url_with_credentials_is_not_repeated():
+    with pytest.raises(ConfigurationError) as caught:
+        Endpoint("htp://me:hunter2@h/m?token=t0ken")
+    assert "hunter2" not in str(caught.value)
+    assert "t0ken" not in str(caught.value)
+
+
+def test_the_name_shows_host_and_path_only():
+    assert Endpoint("https://h:8443/models/vit/?token=t0ken").name == "h:8443/models/vit"
+    assert "t0ken" not in repr(Endpoint("https://h/m?token=t0ken"))
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", "tab\t"])
+def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key):
+    with pytest.raises(ConfigurationError) as caught:
+        Credential(key)
+    assert not key or key not in str(caught.value)

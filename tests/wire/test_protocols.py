@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import base64
+import json
+from email.parser import BytesHeaderParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgn_client.errors import ConfigurationError
+from pgn_client.protocols import PGN, HuggingFace, MalformedAnswerError, Payload, WireResponse, open_protocol
+from pgn_client.protocols.base import excerpt, explain
+from pgn_client.protocols.huggingface import ALL
+from pgn_client.protocols.pgn import decode_model, join
+
+ROOT = Path(__file__).parents[2]
+CONTRACT = sorted((ROOT / "tests/contract/wire").glob("*.json"))
+CAPTURED = ROOT.parent / "shared/golden/wire"
+HF, RAW = HuggingFace("http://h/m"), HuggingFace("http://h/m", top_k=None)
+PNG = Payload(b"\x89PNG...", "image/png")
+
+
+def ok(document: object) -> WireResponse:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return WireResponse(200, {"content-type": "application/json"}, body)
+
+
+# ---- encoding
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/webp"])
+def test_pgn_posts_the_raw_bytes_of_one_picture(media_type):
+    request = PGN("http://h:1/base/").encode([Payload(b"abc", media_type)])
+    assert (request.method, request.url, request.body) == ("POST", "http://h:1/base/v1/classify", b"abc")
+    assert request.headers == {"content-type": media_type, "accept": "application/json"}
+
+
+@pytest.mark.parametrize("url", ["http://h", "http://h/", "http://h/v1/classify"])
+def test_pgn_finds_its_routes_from_any_spelling_of_the_address(url):
+    assert join(url, "/v1/model") == "http://h/v1/model"
+
+
+def test_a_query_string_stays_at_the_end_of_the_url():
+    assert join("http://h/a?k=1", "/v1/classify") == "http://h/a/v1/classify?k=1"
+
+
+def test_huggingface_asks_for_all_labels_at_the_url_verbatim():
+    request = HuggingFace("http://h/m/?x=1").encode([PNG])
+    assert request.url == "http://h/m/?x=1"
+    assert request.headers == {"content-type": "application/json", "accept": "application/json"}
+    assert json.loads(request.body) == {
+        "inputs": base64.b64encode(PNG.data).decode(),
+        "parameters": {"top_k": ALL},
+    }
+
+
+def test_huggingface_without_parameters_is_the_raw_form():
+    request = RAW.encode([PNG])
+    assert request.body == PNG.data
+    assert request.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("status", [400, 415, 422])
+def test_huggingface_falls_back_to_the_raw_form_once(status):
+    assert HF.fallback(WireResponse(status, {})) == RAW
+    assert RAW.fallback(WireResponse(status, {})) is None
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
+def test_huggingface_does_not_fall_back_for_other_reasons(status):
+    assert HF.fallback(WireResponse(status, {})) is None
+
+
+def test_an_unknown_protocol_is_refused_with_the_known_names():
+    with pytest.raises(ConfigurationError, match="auto, huggingface, pgn"):
+        open_protocol("grpc", "http://h")
+
+
+# ---- decoding
+
+
+def test_pgn_answers_are_sorted_best_first():
+    (answer,) = PGN("http://h").decode(
+        ok({"output": "logits", "predictions": [{"labels": ["a", "b"], "scores": [-1, 2.5]}]})
+    )
+    assert (answer.labels, answer.scores, answer.kind) == (("b", "a"), (2.5, -1.0), "logits")
+
+
+PGN_BAD = [
+    b"",
+    b"<html>",
+    [],
+    {},
+    {"output": "probs"},
+    {"output": "votes", "predictions": [{"labels": ["a"], "scores": [1]}]},
+    {"output": [], "predictions": [{"labels": ["a"], "scores": [1]}]},
+    {"output": "probs", "predictions": []},
+    {"output": "probs", "predictions": [None]},
+    {"output": "probs", "predictions": [{"error": {"code": "invalid_image"}}]},
+    {"output": "probs", "predictions": [{"labels": ["a"], "scores": [1, 2]}]},
+    {"output": "probs", "predictions": [{"labels": [], "scores": []}]},
+    b'{"output":"probs","predictions":[{"labels":["a"],"scores":[NaN]}]}',
+    b'{"output":"probs","predictions":[{"labels":["a"],"scores":[1e999]}]}',
+]
+
+
+@pytest.mark.parametrize("document", PGN_BAD)
+def test_pgn_refuses_what_is_not_its_form(document):
+    with pytest.raises(MalformedAnswerError):
+        PGN("http://h").decode(ok(document))
+
+
+HF_BAD = [
+    None,
+    {},
+    [],
+    3,
+    "x",
+    [[]],
+    [None],
+    [{"label": "a"}],
+    [{"score": 1}],
+    [{"label": "a", "score": None}],
+    [{"label": "a", "score": "0.5"}],
+    [{"label": "a", "score": True}],
+    [{"label": 3, "score": 0.5}],
+    [{"label": "a", "score": [0.5]}],
+    [{"label": "a", "score": 0.5}, {"label": "a", "score": 0.1}],
+    [[{"label": "a", "score": 0.5}], {"label": "b", "score": 0.1}],
+    [[[{"label": "a", "score": 0.5}]]],
+    b'[{"label":"a","score":NaN}]',
+    b'[{"label":"a","score":-Infinity}]',
+    b'[{"label":"a","score":1' + b"0" * 400 + b"}]",
+    b'[{"label":"a","score":0.5',
+    b"[" * 100_000,
+    b"\xff\xfe",
+]
+
+
+@pytest.mark.parametrize("document", HF_BAD, ids=range(len(HF_BAD)))
+def test_huggingface_refuses_what_is_not_its_form_in_few_words(document):
+    with pytest.raises(MalformedAnswerError) as caught:
+        HF.decode(ok(document))
+    assert len(str(caught.value)) < 330
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["label", "score", "x"]), inner),
+        max_leaves=12,
+    )
+)
+def test_no_json_makes_a_decoder_fail_otherwise(document):
+    for protocol in (HF, PGN("http://h")):
+        try:
+            protocol.decode(ok(document))
+        except MalformedAnswerError:
+            continue
+
+
+def test_a_batch_of_lists_is_one_answer_each():
+    answers = HF.decode(ok([[{"label": "a", "score": 0.9}], [{"label": "b", "score": 0.8}]]))
+    assert [answer.labels for answer in answers] == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ([0.7, 0.2], "probabilities"),
+        ([0.6004, 0.4004], "probabilities"),
+        ([0.7, 0.4], "logits"),
+        ([0.5, -0.1], "logits"),
+        ([4.0], "logits"),
+    ],
+)
+def test_huggingface_scores_are_probabilities_unless_they_cannot_be(scores, kind):
+    document = [{"label": str(i), "score": s} for i, s in enumerate(scores)]
+    assert HF.decode(ok(document))[0].kind == kind
+
+
+@pytest.mark.parametrize(("time", "seconds"), [(20.0, 20.0), (3, 3.0), ("20", None), (-1, None), (None, None)])
+def test_huggingface_reads_the_time_until_a_model_is_loaded(time, seconds):
+    assert HF.wait(ok({"error": "loading", "estimated_time": time})) == seconds
+    assert HF.wait(ok(b"busy")) is None
+    assert HF.wait(ok([1])) is None
+
+
+# ---- error texts
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"error": "bad picture"}, "bad picture"),
+        ({"error": ["one", "two"], "warnings": ["w"]}, "one; two"),
+        ({"error": {"code": "x", "message": "too large", "request_id": "r"}}, "too large"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"detail": [{"msg": "field required", "loc": ["body"]}]}, "field required"),
+        ("just text", "just text"),
+        (b"plain text\nin two lines", "plain text in two lines"),
+        (b"", "an empty body"),
+        (b"<html><head><style>x{}</style></head><body><h1>502 Bad&nbsp;Gateway</h1>", "502 Bad Gateway"),
+        ({"error": None}, '{"error": null}'),
+        (b"\x00\x1b[31mred", "[31mred"),
+    ],
+)
+def test_the_message_is_found_in_any_error_body(body, text):
+    assert explain(ok(body)) == text
+
+
+@given(st.binary(max_size=1000))
+def test_an_excerpt_is_one_short_printable_line(data):
+    assert len(excerpt(data)) <= 200
+    assert excerpt(data).isprintable()
+
+
+# ---- the model's description
+
+
+def test_a_model_without_patch_embedding_is_not_our_protocol():
+    assert decode_model(ok({"ok": "ok"})) is None
+    assert decode_model(ok(b"Ok")) is None
+    assert decode_model(WireResponse(404, {}, b'{"patch_embedding_sha256": "x"}')) is None
+
+
+def test_fields_of_a_wrong_type_are_left_out():
+    info, limits = decode_model(
+        ok({"patch_embedding_sha256": "x", "name": 3, "input_size": "64", "classes": [1], "limits": {"pixels": -1}})
+    )
+    assert (info.name, info.input_size, info.classes, limits) == ("unnamed", None, None, {})
+
+
+# ---- exchanges of other people
+
+
+def headers_of(exchange: dict) -> dict[str, str]:
+    return {name.lower(): value for name, value in exchange["request"].get("headers", {}).items()}
+
+
+@pytest.mark.parametrize("path", CONTRACT, ids=lambda path: path.name)
+def test_every_exchange_of_the_contract_is_understood(path):
+    exchange = json.loads(path.read_text())
+    protocol = HF if path.name.startswith("hf") else PGN("http://h")
+    response = WireResponse(exchange["response"]["status"], {}, json.dumps(exchange["response"]["json"]).encode())
+    if exchange["request"]["path"].endswith("/v1/model") and response.ok:
+        assert decode_model(response) is not None
+    elif not response.ok:
+        assert len(protocol.explain(response)) > 3
+    elif b'"error"' in response.body:
+        with pytest.raises(MalformedAnswerError):
+            protocol.decode(response)
+    elif "predictions" in exchange["response"]["json"] or isinstance(exchange["response"]["json"], list):
+        assert all(answer.labels for answer in protocol.decode(response))
+
+
+def test_the_contract_has_exchanges():
+    assert CONTRACT
+
+
+@pytest.mark.parametrize("path", CONTRACT, ids=lambda path: path.name)
+def test_requests_are_those_of_the_contract(path):
+    request = json.loads(path.read_text())["request"]
+    if "body_base64" not in request or request["method"] != "POST" or request.get("query"):
+        pytest.skip("not a form that the client sends")
+    media_type = headers_of({"request": request}).get("content-type")
+    if media_type not in ("image/png", "image/webp"):
+        pytest.skip("not a form that the client sends")
+    image = Payload(base64.b64decode(request["body_base64"]), media_type)
+    base = request["path"].removesuffix("/v1/classify")
+    made = (RAW if path.name.startswith("hf") else PGN(f"http://h{base}")).encode([image])
+    assert made.body == image.data
+    assert made.headers["content-type"] == media_type
+    if not path.name.startswith("hf"):
+        assert made.url == f"http://h{request['path']}"
+
+
+def captured(name: str) -> WireResponse:
+    head, _, body = (CAPTURED / name).read_bytes().replace(b"\r\n", b"\n").partition(b"\n\n")
+    status, _, fields = head.partition(b"\n")
+    headers = {k.lower(): v for k, v in BytesHeaderParser().parsebytes(fields).items()}
+    return WireResponse(int(status.split()[1]), headers, body)
+
+
+NAMES = sorted(path.name for path in CAPTURED.glob("resp_hf_*.txt"))
+NO_CAPTURES = pytest.mark.skipif(not NAMES, reason="captured answers lie outside the repository")
+
+
+@pytest.mark.shared
+@NO_CAPTURES
+@pytest.mark.parametrize("name", NAMES or ["none"])
+def test_real_servers_answers_are_understood_or_explained(name):
+    response = captured(name)
+    if not response.ok:
+        assert 1 < len(HF.explain(response)) <= 200
+    elif response.body.startswith(b"["):
+        for answer in HF.decode(response):
+            assert all(label.startswith("class_") for label in answer.labels)
+            assert answer.kind == ("logits" if "json_fn" in name or "sigmoid" in name else "probabilities")
+    else:
+        with pytest.raises(MalformedAnswerError):
+            HF.decode(response)
+
+
+@pytest.mark.shared
+@NO_CAPTURES
+def test_the_community_servers_refusal_of_top_k_leads_to_the_raw_form():
+    response = captured("resp_hf_api_inference_community_timm__json_topk.txt")
+    assert "unexpected keyword argument 'top_k'" in HF.explain(response)
+    assert HF.fallback(response) == RAW
