@@ -38,6 +38,8 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         try:
+            self._db.execute("PRAGMA journal_mode = WAL")  # with NORMAL: one write per answer, and no wait for the disk
+            self._db.execute("PRAGMA synchronous = NORMAL")
             with self._db:
                 self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
         except sqlite3.Error as error:
