@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -237,6 +238,8 @@ def read_labels(path: Path) -> list[str]:
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise TypeError(f"got {type(rows).__name__}")
         return [row if isinstance(row, str) else str(row["name"]) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigurationError(
@@ -265,7 +268,7 @@ def load(
     from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "vit_tiny_patch16_224"
+        close = ", ".join(get_close_matches(name, timm.list_models())) or "vit_tiny_patch16_224"
         raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
     model = _guarded(lambda: timm.create_model(name, pretrained=weights is None), f"backbone {name}")
     if weights is not None:

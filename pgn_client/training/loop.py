@@ -102,7 +102,7 @@ def fit(
         "seed": seed,
         "recipe": asdict(recipe) | {"mapping": mapping, "top_k": top_k, "decimals": decimals},
         "data": task.card(),
-        "versions": {"pgn_client": __version__, "torch": torch.__version__},
+        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
     model = methods.get(method).create(
         canvas.prompts,
