@@ -284,7 +284,7 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
     if 300 <= status < 400:
         return InvalidRequestError, "the endpoint redirects, and pictures are not sent on; use its final URL"
     if status == 404:
-        return InvalidRequestError, "nothing there; check the URL's path and protocol="
+        return InvalidRequestError, "nothing there; check the URL's path and the protocol"
     if status == 413:
         return InvalidRequestError, "the picture is larger than the endpoint takes; make it smaller"
     return InvalidRequestError, "the endpoint refuses the request"
