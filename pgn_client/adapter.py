@@ -71,7 +71,8 @@ class PromptAdapter:
         Raises:
             ConfigurationError: the profile ends at another size than the backbone's input.
         """
-        return PromptAdapter({**self.info, "profile": str(profile)}, self._tensors)
+        card = {**self.info, "profile": str(profile)}
+        return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, self._tensors)}, self._tensors)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send, RGB, in the size that the card's server profile asks for."""

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +152,60 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
     for earlier in resumed():
         written.append(earlier.record)
         yield earlier
-    _replace(path, map(_line, written))
+    others = (record for name, record in known.items() if name not in {str(file) for file in files})
+    _replace(path, map(_line, [*others, *written]))  # what an earlier run was asked for stays
+
+
+def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Record]:
+    """Classify files without a journal; yield what its lines would be, in order."""
+    for file, result in zip(files, client.classify_many(files), strict=True):
+        yield _record(file, _sha256(file), result)
+
+
+class Estimate(NamedTuple):
+    """What a run would take.
+
+    Attributes:
+        images: how many would be sent, or answered by the local head.
+        already_answered: how many are in the journal.
+        seconds: at least this long: the endpoint's own computing is not known before an image is sent.
+    """
+
+    images: int
+    already_answered: int
+    seconds: float
+
+
+def estimate(
+    client: AdaptedClient,
+    files: Sequence[Path],
+    journal: PathLike | None = None,
+    *,
+    requests_per_second: float | None = None,
+    samples: int = 4,
+) -> Estimate:
+    """Plan a run without sending an image.
+
+    Args:
+        client: asks the endpoint for its model card once, which carries no image and is timed.
+        files: as for ``predict_files``.
+        journal: of an earlier run, if there is one.
+        requests_per_second: the pace that the run will keep.
+        samples: pictures that are adapted and encoded here, to time the local work.
+    """
+    known = {r["path"]: r["sha256"] for r in _read(Path(journal)) if r["label"]} if journal else {}
+    todo = [file for file in files if str(file) not in known or known[str(file)] != _sha256(file)]
+    started = time.perf_counter()
+    client.info()
+    round_trip = time.perf_counter() - started
+    started = time.perf_counter()
+    for file in todo[:samples]:
+        with contextlib.suppress(PGNError):
+            PNG.encode(client.adapt(file))
+    local = (time.perf_counter() - started) / max(1, min(samples, len(todo)))
+    pace = 1 / requests_per_second if requests_per_second else 0.0
+    slowest = max(local, round_trip / client.max_concurrency, pace)
+    return Estimate(len(todo), len(files) - len(todo), len(todo) * slowest)
 
 
 def _record(source: Path, digest: str | None, result: Prediction | ImageFailure) -> Record:

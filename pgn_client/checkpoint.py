@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def write(path: str | os.PathLike[str], card: Mapping[str, Any], tensors: Mappin
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise CheckpointError(
             f"checkpoint {path}: cannot be written ({error.strerror}); choose another place"
         ) from error
@@ -99,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Card, Arrays]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
-    if fingerprint(card, tensors) != card["fingerprint"]:
+    if fingerprint(card, tensors) != card.get("fingerprint"):
         raise CheckpointError(f"checkpoint {path}: its contents do not match its fingerprint; copy or train it again")
     return card, tensors
 

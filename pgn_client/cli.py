@@ -377,7 +377,7 @@ def _dry_run(client: AdaptedClient, files: Sequence[Path], args: argparse.Namesp
     """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
     from pgn_client.batch import estimate
 
-    found = estimate(client, files, args.out)
+    found = estimate(client, files, args.out, requests_per_second=args.requests_per_second)
     price = args.price_per_image
     plan = {
         "images": found.images,

@@ -1,0 +1,72 @@
+"""A real server in its own process, and a checkpoint trained for a moment: what the end-to-end tests stand on."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgn_client import backbone
+from pgn_client.demo import local_server, write_digits
+from pgn_client.training import fit, load_task, recipe
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """600 real handwritten digits, one folder per class."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, pictures=600)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, digits):
+    """A PGN for the bundled backbone: real, though trained on few pictures."""
+    torch.set_num_threads(2)
+    path = tmp_path_factory.mktemp("checkpoint") / "pgn.safetensors"
+    task = load_task(digits, shots=12)
+    fit(task, backbone.load("bundled"), recipe=recipe(epochs=2, trunk_epochs=4)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The bundled ViT, hosted in its own process."""
+    with local_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real image sets and weights, where they are at hand."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared image sets and weights are not here")
+    return SHARED
+
+
+def pgn(*arguments, timeout=240, **options):
+    """Run the command as a user does; return the finished process."""
+    command = [sys.executable, "-m", "pgn_client", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+@contextmanager
+def started(*arguments, **options):
+    """Start the command and hand over its process; kill it in the end."""
+    command = [sys.executable, "-m", "pgn_client", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def without_key():
+    """The environment without an endpoint key."""
+    return {k: v for k, v in os.environ.items() if k != "PGN_API_KEY"}

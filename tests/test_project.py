@@ -1,0 +1,209 @@
+"""The project as a newcomer meets it: README, examples, every command's help, the demo at reduced size, the wheel."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pgn_client.demo import local_server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ("demo", "train", "adapt", "predict", "evaluate", "inspect")
+ROWS = [
+    "raw + mapping",
+    "local head",
+    "linear probe",
+    "raw ⊕ local",
+    "IIP",
+    "PGN",
+    "PGN ⊕ local",
+    "served",
+]
+URL = "http://127.0.0.1:8000"  # as the README writes it
+
+
+def run(*command, **options):
+    options = {"capture_output": True, "text": True, "timeout": 280, "check": False} | options
+    return subprocess.run([str(c) for c in command], **options)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A fresh folder in which the demo has run, at reduced size, and left what the README speaks of."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    done = run(*(sys.executable, "-m", "pgn_client", "demo"), "--pictures", "400", "--epochs", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "demo_out" / "stdout.txt").write_text(done.stdout)
+    shutil.copy(next((folder / "demo_out" / "digits" / "7").glob("*.png")), folder / "seven.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def url():
+    with local_server() as url:
+        yield url
+
+
+def test_the_demo_prints_every_rival_and_leaves_a_true_report(folder):
+    out = folder / "demo_out"
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in report["rows"]] == ROWS
+    printed = (out / "stdout.txt").read_text()
+    for row in report["rows"]:
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+        assert f"{row['name']:<22}{row['accuracy']:>9.3f}" in printed
+    assert report["verdict"] in printed
+    retention = report["retention"]
+    assert set(retention) >= {"latent", "uint8", "http_png", "jpeg95_444", "jpeg75_420", "agreement"}
+    assert retention["http_png"] == next(r["accuracy"] for r in report["rows"] if r["name"] == "PGN")
+    assert retention["agreement"]["http_png"] >= 0.99
+    assert {"seconds", "seed", "versions"} <= set(report)
+
+
+def test_the_demo_shows_pictures_before_and_after(folder):
+    with Image.open(folder / "demo_out" / "before_after.png") as sheet:
+        assert sheet.width > 1000
+        assert len(set(sheet.convert("RGB").resize((64, 64)).getdata())) > 100
+
+
+def test_make_demo_and_make_test_are_what_they_say():
+    assert "pgn demo" in run("make", "-n", "demo", cwd=ROOT).stdout
+    assert "-m pytest" in run("make", "-n", "test", cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_readmes_python_runs(folder, url, code):
+    done = run(sys.executable, "-W", "error", "-c", code.replace(URL, url), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "missing.png" in done.stdout
+    assert (folder / "sent.png").exists()
+
+
+def test_the_readmes_commands_run(folder, url):
+    for line in "".join(blocks("console")).splitlines():
+        if not line.startswith("$ pgn ") or line.startswith("$ pgn serve"):
+            continue
+        command = shlex.split(line.removeprefix("$ pgn ").replace(URL, url))
+        if command[0] == "train":
+            command += ["--epochs", "1", "--shots", "4"]  # the same way, in seconds
+        done = run(sys.executable, "-m", "pgn_client", *command, cwd=folder)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [
+        ("classify.py", ["URL", "demo_out/pgn.safetensors", "demo_out/digits/3"]),
+        ("classify_async.py", ["URL", "demo_out/pgn.safetensors", "demo_out/digits/3"]),
+        ("look_at_prompts.py", ["demo_out/pgn.safetensors", "seven.png", "looked.png"]),
+        ("train_in_python.py", ["demo_out/digits", "again.safetensors"]),
+    ],
+)
+def test_an_example_runs(folder, url, example, arguments):
+    path = ROOT / "examples" / example
+    assert len(path.read_text().splitlines()) <= 60
+    done = run(sys.executable, "-W", "error", path, *[url if a == "URL" else a for a in arguments], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_example_is_tested():
+    tested = {"classify.py", "classify_async.py", "look_at_prompts.py", "train_in_python.py"}
+    assert {p.name for p in (ROOT / "examples").glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command):
+    done = run(sys.executable, "-m", "pgn_client", command, "--help")
+    assert done.returncode == 0
+    assert f"example: pgn {command} " in " ".join(done.stdout.split())
+
+
+def test_serve_hands_its_arguments_to_the_server_unparsed():
+    done = run(sys.executable, "-m", "pgn_client", "serve", "--help")
+    assert done.returncode == 0
+    assert "--max-batch-size" in done.stdout
+
+
+def test_an_unknown_command_is_status_2():
+    assert run(sys.executable, "-m", "pgn_client", "nonsense").returncode == 2
+
+
+def test_the_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom pgn_client.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'timm', 'httpx', 'numpy', 'PIL', 'fastapi'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_the_same_everywhere():
+    from pgn_client import __version__
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == __version__
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_core_needs_neither_torch_nor_a_server():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {re.split(r"[<>=]", d)[0] for d in project["dependencies"]}
+    assert core == {"httpx", "numpy", "pillow", "safetensors", "tqdm"}
+
+
+def test_the_bundled_weights_are_small_and_say_where_they_come_from():
+    folder = ROOT / "mock_server" / "weights"
+    assert (folder / "bundled.safetensors").stat().st_size <= 6_000_000
+    card = json.loads((folder / "bundled.json").read_text())
+    assert card["parameters"] <= 3_000_000
+    assert card["recipe"]["initialised_from"] is None
+    low, high = card["accuracy"]["ci95"]
+    assert low < card["accuracy"]["top1"] < high
+
+
+def test_no_file_names_this_machine_or_a_registry():
+    listed = run("git", "ls-files", cwd=ROOT)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(^|[\s\"'(=])/(work|farm|home|root)/|pypi\.org|npmjs|pythonhosted")
+    found = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if (
+            path.suffix in {".py", ".md", ".toml", ".json", ".yml", ""}
+            and path.is_file()
+            and path.name != Path(__file__).name
+        ):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            found += [f"{name}: {m.group(0)!r}" for m in pattern.finditer(text)]
+    assert not found
+
+
+def test_the_wheel_holds_both_packages_and_the_weights(tmp_path):
+    """What is installed is what was tested: the file list that the build backend collects."""
+    code = (
+        "from hatchling.builders.wheel import WheelBuilder\n"
+        f"files = [f.distribution_path for f in WheelBuilder({str(ROOT)!r}).recurse_included_files()]\n"
+        "print('\\n'.join(files))"
+    )
+    if run(sys.executable, "-c", "import hatchling").returncode != 0:
+        pytest.skip("hatchling is not installed here; the build brings its own")
+    files = run(sys.executable, "-c", code, env=os.environ).stdout.split()
+    for name in ("pgn_client/py.typed", "mock_server/app.py", "mock_server/weights/bundled.safetensors"):
+        assert name in files
