@@ -58,7 +58,7 @@ class PromptAdapter:
         card, tensors = checkpoint.read(path)
         try:
             return cls(card, tensors)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path}: its card is not complete ({error}); train it again") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -132,7 +132,11 @@ class PromptAdapter:
         if "embedding.weight" in state:
             embedding = PatchEmbedding(state["embedding.weight"], state["embedding.bias"], mean, std)
         parts = {k: v for k, v in state.items() if k.startswith(("generator.", "library."))}
-        return methods.get(self.info["method"]).restore(self.info, parts), embedding
+        try:
+            return methods.get(self.info["method"]).restore(self.info, parts), embedding
+        except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:  # torch's say which tensor
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"checkpoint: its tensors do not fit its card ({reason}); train it again") from error
 
     def __repr__(self) -> str:
         info = self.info

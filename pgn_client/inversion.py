@@ -73,16 +73,14 @@ def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> T
     target = tokens - embedding.bias
     rate = 1 / torch.linalg.matrix_norm(W, ord=2).square()
     x = y = _clip(_least_norm(tokens, embedding), embedding)
-    t = 1.0
+    t = torch.ones_like(x[..., :1])
     for _ in range(steps):
         gradient = (y @ W.T - target) @ W
         new = _clip(y - rate * gradient, embedding)
-        if (gradient * (new - x)).sum() > 0:
-            t, y = 1.0, new
-        else:
-            faster = (1 + (1 + 4 * t * t) ** 0.5) / 2
-            y, t = new + (t - 1) / faster * (new - x), faster
-        x = new
+        faster = (1 + (1 + 4 * t * t).sqrt()) / 2
+        uphill = (gradient * (new - x)).sum(-1, keepdim=True) > 0  # of each token: none depends on its batch
+        y = torch.where(uphill, new, new + (t - 1) / faster * (new - x))
+        t, x = torch.where(uphill, 1.0, faster), new
     return _to_unit(x, embedding)
 
 

@@ -80,7 +80,7 @@ def paint(path: Path, name: str, number: int) -> None:
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[..., Path]:
-    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``, or ``make_folder(root, 10)`` for a plain tree."""
+    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``; ``make_folder(root, 10)``: a plain tree."""
 
     def make(root: Path, count: int = 0, *, classes: tuple[str, ...] = ("blue", "red", "white"), **splits: int) -> Path:
         start = 0
@@ -92,3 +92,66 @@ def make_folder() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a factory of untrained adapters for that ViT; ``card`` replaces entries of their card."""
+
+    def make(
+        *,
+        method: str = "pgn",
+        library: str = "pixel",
+        layout: str = "ring",
+        profile: str = "resize_crop:37:32",
+        card: dict[str, Any] | None = None,
+    ) -> Any:
+        import torch
+
+        from pgn_client import methods
+        from pgn_client.adapter import PromptAdapter
+        from pgn_client.geometry import Canvas
+        from pgn_client.types import ServerProfile
+
+        torch.manual_seed(5)
+        backbone, classes, source = make_backbone(), ["hen", "jay", "owl"], [f"class_{i}" for i in range(10)]
+        embedding, prompts = backbone.embedding, Canvas.build(32, 8, layout, ServerProfile.parse(profile)).prompts
+        model = methods.get(method).create(prompts, 3, library=library, library_size=6, patch_size=8, width=24)
+        model.start_peaked()
+        torch.nn.init.normal_(model.generator.mixture.weight, std=2.0 * (method == "pgn"))
+        tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        tensors |= {"mapping.weight": np.eye(10)[:, :3] + 0.1, "mapping.bias": np.arange(3.0)}
+        if library == "latent":
+            tensors |= {"embedding.weight": embedding.weight.numpy(), "embedding.bias": embedding.bias.numpy()}
+        full = {
+            "method": method,
+            "backbone": {
+                "name": backbone.name,
+                "input_size": 32,
+                "patch_size": 8,
+                "mean": backbone.mean,
+                "std": backbone.std,
+                "patch_embedding_sha256": embedding.sha256(),
+            },
+            "profile": profile,
+            "layout": layout,
+            "library": {"kind": library, "size": 6},
+            "inversion": "exact" if library == "pixel" else "bounded",
+            "generator": {"resolution": 16},
+            "classes": classes,
+            "mapping": {"kind": "linear", "source": source, "classes": classes},
+            "fusion": 0.25,
+            "seed": 0,
+            "metrics": {"accuracy": 1 / 3},
+        }
+        return PromptAdapter(full | (card or {}), tensors)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """Five noisy pictures of different sizes."""
+    rng = np.random.default_rng(7)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+            for h, w in [(40, 30), (16, 16), (9, 50), (33, 33), (64, 20)]]  # fmt: skip

@@ -126,7 +126,7 @@ class TestFrozen:
         backbone = make_backbone()
         with torch.no_grad():
             backbone.model.blocks[1].mlp.fc2.bias[3] += 1e-6
-        with pytest.raises(PGNError, match="tiny.*weights changed"):
+        with pytest.raises(PGNError, match=r"tiny.*weights changed"):
             backbone.verify_frozen()
 
     def test_dropout_is_off(self, make_vit):
@@ -211,7 +211,7 @@ class TestLabels:
         assert one_line(e)
 
     def test_a_missing_file_is_named(self, tmp_path):
-        with pytest.raises(ConfigurationError, match="nowhere.json"):
+        with pytest.raises(ConfigurationError, match=r"nowhere\.json"):
             read_labels(tmp_path / "nowhere.json")
 
 
@@ -263,7 +263,7 @@ class TestLoad:
     def test_a_corrupt_file_is_refused_in_one_line(self, small_weights, tmp_path, content):
         path = tmp_path / "bad.safetensors"
         path.write_bytes(small_weights.read_bytes()[:100_000] if content == b"half" else content)
-        with pytest.raises(CheckpointError, match="bad.safetensors does not fit") as error:
+        with pytest.raises(CheckpointError, match=r"bad\.safetensors does not fit") as error:
             load("test_vit3", weights=path)
         assert one_line(error)
 
