@@ -9,7 +9,7 @@ Only generator, library and label mapping learn. Selection is by validation; the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def fit(
     interrupted = loop.train(run, lambda: save_state(state, run, card) if state else None)
     run.restore_best()
     backbone.verify_frozen()
-    adapter = finish(card | {"interrupted": interrupted}, run, surrogate, train, val, seed)
+    exactly = replace(surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
+    adapter = finish(card | {"interrupted": interrupted}, run, exactly, train, val, seed)
     if state and not interrupted:
         state.unlink(missing_ok=True)
     return adapter
