@@ -87,6 +87,8 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
     for name in ("epochs", "batch_size", "library_size", "resolution"):
         if getattr(chosen, name) < 1:
             raise ConfigurationError(f"recipe: got {name} {getattr(chosen, name)}, expected at least 1")
+    if chosen.optimiser not in ("adamw", "sgd"):
+        raise ConfigurationError(f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd")
     if chosen.warmup_epochs >= chosen.epochs:
         return replace(chosen, warmup_epochs=chosen.epochs // 10)
     return chosen

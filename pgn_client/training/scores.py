@@ -22,19 +22,20 @@ def returned_scores(logits: Tensor, *, top_k: int | None = None, decimals: int |
     Returns:
         (B, S) float32 log-probabilities, as of ``labels.log_scores``.
     """
-    p = logits.float().softmax(dim=-1)
+    exact = p = logits.float().softmax(dim=-1)
     if decimals is not None:
         p = p + (p.round(decimals=decimals) - p).detach()
     if top_k is not None and top_k < p.shape[-1]:
-        p = _top(p, top_k)
-    p = (p / p.sum(dim=-1, keepdim=True)).clamp_min(FLOOR)
+        p = _top(p, exact.topk(top_k, dim=-1).indices)  # a server ranks first, then rounds
+    total = p.sum(dim=-1, keepdim=True)
+    p = (p / torch.where(total > 0, total, 1.0)).clamp_min(FLOOR)  # all zero where rounding leaves nothing
     return (p / p.sum(dim=-1, keepdim=True)).log()
 
 
-def _top(p: Tensor, k: int) -> Tensor:
-    best, index = p.topk(k, dim=-1)
+def _top(p: Tensor, index: Tensor) -> Tensor:
+    best, k = p.gather(-1, index), index.shape[-1]
     rest = (1 - best.sum(dim=-1, keepdim=True)).clamp_min(0) / (p.shape[-1] - k)
-    filled = torch.minimum(rest, best[:, -1:]).expand_as(p)
+    filled = torch.minimum(rest, best.amin(dim=-1, keepdim=True)).expand_as(p)
     return filled.scatter(-1, index, best)
 
 

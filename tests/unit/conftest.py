@@ -80,7 +80,7 @@ def paint(path: Path, name: str, number: int) -> None:
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[..., Path]:
-    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``; ``make_folder(root, 10)``: a plain tree."""
+    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``, or plain: ``make_folder(root, 10)``."""
 
     def make(root: Path, count: int = 0, *, classes: tuple[str, ...] = ("blue", "red", "white"), **splits: int) -> Path:
         start = 0

