@@ -203,6 +203,17 @@ class TestWhatIsTouched:
         first, second = (tensors(train(task=t, epochs=2)) for t in (task, other))
         assert all((first[k] == second[k]).all() for k in first if k.startswith(("generator.", "library.")))
 
+    def test_no_mapping_is_fitted_on_validation_pictures(self, train, monkeypatch):
+        fitted, original = [], labels.fit
+
+        def recording(features, targets, *rest, **options):
+            fitted.append(len(targets))
+            return original(features, targets, *rest, **options)
+
+        monkeypatch.setattr(labels, "fit", recording)
+        train(mapping="blm+", epochs=1)
+        assert fitted == [24, 24, 24]  # the first mapping, the one after the epoch, and the last
+
 
 class TestSeed:
     def test_the_same_seed_gives_the_same_checkpoint(self, train, tmp_path):
