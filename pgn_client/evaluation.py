@@ -213,7 +213,7 @@ class Asker:
 
 
 def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
-    """Pick on validation: the cheapest candidate that is within one paired standard error of the best.
+    """Pick on validation: the cheapest candidate within one paired standard error, or one picture, of the best.
 
     Only rows of ``ADVICE`` stand for choice. The one-standard-error rule (Breiman et al. 1984) keeps noise from
     recommending a dearer way.
@@ -224,7 +224,7 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
     best = max(ranked, key=lambda c: right[c.name].mean())
     for candidate in ranked:
         gap = right[best.name].astype(float) - right[candidate.name]
-        if gap.mean() <= gap.std() / np.sqrt(len(gap)):
+        if gap.sum() <= max(1.0, gap.std() * np.sqrt(len(gap))):
             return candidate
     return best
 

@@ -57,8 +57,9 @@ class TestChoose:
         cheaper = candidate(RAW, [0, 1] if more == 1 else [0, 1, 2, 3, 4])
         assert choose([swapped, cheaper], TARGETS).name == name
 
-    def test_one_clean_mistake_more_is_already_beyond_one_standard_error(self):
-        assert choose([candidate(PGN), candidate(RAW, [0])], TARGETS).name == PGN
+    def test_one_clean_mistake_more_is_no_reason_to_pay_but_two_are(self):
+        assert choose([candidate(PGN), candidate(RAW, [0])], TARGETS).name == RAW
+        assert choose([candidate(PGN), candidate(RAW, [0, 1])], TARGETS).name == PGN
 
     def test_the_input_independent_prompt_and_the_served_row_stand_not_for_choice(self):
         rows = [candidate(IIP), candidate(SERVED), candidate(RAW, range(20)), candidate(PGN, range(10))]
