@@ -105,6 +105,10 @@ class PromptAdapter:
         Returns:
             (B, K, P, P, 3) uint8 and (B, C) float64 log-probabilities of the local head.
         """
+        parts = [self._render(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+        return np.concatenate([p for p, _ in parts]), np.concatenate([q for _, q in parts])
+
+    def _render(self, pictures: np.typing.NDArray[np.uint8]) -> tuple[Any, Any]:
         model, embedding = self.runtime
         import torch
 

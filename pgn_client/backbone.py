@@ -77,6 +77,9 @@ class Backbone:
         labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock server does.
         profile: the geometry that its own preprocessing applies.
 
+    Attributes:
+        weights_sha256: SHA-256 over all weights, as they were when this object was made.
+
     Raises:
         ConfigurationError: not a plain ViT, so that tokens could not stand in for pixels.
     """
@@ -100,7 +103,7 @@ class Backbone:
         if len(self.labels) != classes:
             raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
         self.profile = profile or ServerProfile("direct")
-        self._frozen_sha256 = self._weights_sha256()
+        self.weights_sha256 = self._digest()
 
     @property
     def device(self) -> torch.device:
@@ -164,10 +167,10 @@ class Backbone:
         Raises:
             PGNError: one has, so whatever was trained is not what the hosted model will compute.
         """
-        if self._weights_sha256() != self._frozen_sha256:
+        if self._digest() != self.weights_sha256:
             raise PGNError(f"backbone {self.name}: its weights changed; it must stay frozen, load it anew")
 
-    def _weights_sha256(self) -> str:
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -84,9 +84,6 @@ def _complain(error: Exception, status: int) -> int:
     return status
 
 
-# -- demo ---------------------------------------------------------------------------------------------------------
-
-
 def add_demo(commands: _Subparsers) -> None:
     """``pgn demo``."""
     p = _command(
@@ -103,6 +100,7 @@ def run_demo(args: argparse.Namespace) -> int:
     _require("the demo", "all", "torch", "timm", "fastapi", "sklearn")
     from pgn_client import demo, report
 
+    _make_folder(args.out)
     done = demo.run(
         args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=_talk, progress=sys.stderr.isatty()
     )
@@ -110,9 +108,6 @@ def run_demo(args: argparse.Namespace) -> int:
     names = ("report.json", "before_after.png", "pgn.safetensors")
     _talk("written: " + ", ".join(str(done.folder / name) for name in names))
     return OK
-
-
-# -- serve --------------------------------------------------------------------------------------------------------
 
 
 def add_serve(commands: _Subparsers) -> None:
@@ -127,9 +122,6 @@ def run_serve(arguments: Sequence[str]) -> int:
     except MissingDependencyError as error:
         return _complain(error, USAGE)
     os.execv(sys.executable, [sys.executable, "-m", "mock_server", *arguments])
-
-
-# -- train --------------------------------------------------------------------------------------------------------
 
 
 def add_train(commands: _Subparsers) -> None:
@@ -164,8 +156,8 @@ def run_train(args: argparse.Namespace) -> int:
     from pgn_client.training import fit, load_task, recipe
     from pgn_client.types import ServerProfile
 
-    if not args.out.parent.is_dir():
-        raise ConfigurationError(f"--out: got {args.out}, but there is no folder {args.out.parent}; make it first")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
     numbers = recipe(
         args.preset,
         epochs=args.epochs,
@@ -174,6 +166,7 @@ def run_train(args: argparse.Namespace) -> int:
         library_size=args.library_size,
     )
     task = load_task(args.data, shots=args.shots, seed=args.seed)
+    state = args.out.with_name(args.out.name + ".resume")
     adapter = fit(
         task,
         _surrogate(args, args.backbone),
@@ -187,11 +180,13 @@ def run_train(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         decimals=args.decimals,
         seed=args.seed,
-        state=args.out.with_name(args.out.name + ".resume"),
+        state=state,
         resume=args.resume,
         progress=True,
     )
     adapter.save(args.out)
+    if not adapter.info["interrupted"]:
+        state.unlink(missing_ok=True)
     _tell(summary(adapter.info))
     if adapter.info["interrupted"]:
         _talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
@@ -220,9 +215,6 @@ def _surrogate(args: argparse.Namespace, name: str) -> Backbone:
     return backbone.load(name, weights=args.weights, labels=args.labels, device=device)
 
 
-# -- adapt --------------------------------------------------------------------------------------------------------
-
-
 def add_adapt(commands: _Subparsers) -> None:
     """``pgn adapt``."""
     example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
@@ -238,7 +230,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="P", help=help)
 
 
-def _adapter(path: str, profile: str | None) -> PromptAdapter:
+def _adapter(path: str | Path, profile: str | None) -> PromptAdapter:
     from pgn_client.adapter import PromptAdapter
     from pgn_client.types import ServerProfile
 
@@ -262,9 +254,6 @@ def run_adapt(args: argparse.Namespace) -> int:
     return FAILED if failed else OK
 
 
-# -- predict ------------------------------------------------------------------------------------------------------
-
-
 def add_predict(commands: _Subparsers) -> None:
     """``pgn predict``."""
     example = "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out predictions.jsonl"
@@ -278,8 +267,6 @@ def add_predict(commands: _Subparsers) -> None:
     )
     p.add_argument("--fusion", default="auto", help="α of the local head: auto (the card's), none, or a number (auto)")
     p.add_argument("--query-below", type=float, metavar="τ", help="answer locally where the local head is this sure")
-    p.add_argument("--budget", type=int, metavar="N", help="send at most N images")
-    p.add_argument("--price-per-image", type=float, metavar="PRICE")
     p.add_argument("--dry-run", action="store_true", help="send no image; say how many, how long, at what price")
     p.add_argument("--json", action="store_true", help="JSON lines on stdout, also on a terminal")
 
@@ -292,6 +279,8 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-retries", type=int, default=4, metavar="N")
     parser.add_argument("--max-concurrency", type=int, default=8, metavar="N")
     parser.add_argument("--requests-per-second", type=float, metavar="R")
+    parser.add_argument("--budget", type=int, metavar="N", help="send at most N images")
+    parser.add_argument("--price-per-image", type=float, metavar="PRICE")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
 
 
@@ -300,30 +289,34 @@ def run_predict(args: argparse.Namespace) -> int:
     from pgn_client.batch import find_images
 
     files = find_images(args.source)
-    with _client(args) as client:
+    out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
+    if args.profile and not args.ckpt:
+        raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
+    adapter = _adapter(args.ckpt, args.profile) if args.ckpt else None
+    options = {"fusion": _fusion(args.fusion), "query_below": args.query_below}
+    with _connect(args, adapter, **options) as client:
         if args.dry_run:
-            return _dry_run(client, files, args)
-        out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
-        return _to_stdout(client, files, args.json) if out == "-" else _to_journal(client, files, out)
+            return _dry_run(client, files, None if out == "-" else out, args)
+        as_json = args.json or not sys.stdout.isatty()
+        return _to_stdout(client, files, as_json) if out == "-" else _to_journal(client, files, out, args.json)
 
 
-def _client(args: argparse.Namespace) -> AdaptedClient:
+def _connect(args: argparse.Namespace, adapter: PromptAdapter | None, **fusion: Any) -> AdaptedClient:
     from pgn_client.client import AdaptedClient
 
     return AdaptedClient(
         args.url,
-        _adapter(args.ckpt, args.profile) if args.ckpt else None,
+        adapter,
         protocol=args.protocol,
         model=args.model,
         timeout=args.timeout,
         max_retries=args.max_retries,
         max_concurrency=args.max_concurrency,
         requests_per_second=args.requests_per_second,
-        fusion=_fusion(args.fusion),
-        query_below=args.query_below,
         budget=args.budget,
         price_per_image=args.price_per_image,
         cache=args.cache,
+        **fusion,
     )
 
 
@@ -336,7 +329,7 @@ def _fusion(text: str) -> Any:
         raise ConfigurationError(f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]") from None
 
 
-def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str) -> int:
+def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
     from tqdm import tqdm
 
     from pgn_client.batch import predict_files
@@ -344,6 +337,8 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str) -> int:
     failed = resumed = 0
     for result in tqdm(predict_files(client, files, out), total=len(files), unit="img", disable=None):
         resumed += result.resumed
+        if as_json:
+            _tell(json.dumps(result.record))
         if result.record["error"] is not None:
             failed += 1
             tqdm.write(f"error: {result.record['path']}: {result.record['error']}", file=sys.stderr)
@@ -358,8 +353,8 @@ def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> i
     failed = 0
     for record in predict_records(client, files):
         failed += record["error"] is not None
-        if as_json or not sys.stdout.isatty():
-            _tell(json.dumps(record, ensure_ascii=False))
+        if as_json:
+            _tell(json.dumps(record))
         elif record["error"] is None:
             _tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
         if record["error"] is not None:
@@ -373,11 +368,11 @@ def _usage(client: AdaptedClient) -> str:
     return f"{used.images} images sent in {used.requests} requests ({used.retries} retries){price}"
 
 
-def _dry_run(client: AdaptedClient, files: Sequence[Path], args: argparse.Namespace) -> int:
+def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace) -> int:
     """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
     from pgn_client.batch import estimate
 
-    found = estimate(client, files, args.out, requests_per_second=args.requests_per_second)
+    found = estimate(client, files, journal, requests_per_second=args.requests_per_second)
     price = args.price_per_image
     plan = {
         "images": found.images,
@@ -389,22 +384,18 @@ def _dry_run(client: AdaptedClient, files: Sequence[Path], args: argparse.Namesp
     return OK
 
 
-# -- evaluate -----------------------------------------------------------------------------------------------------
-
-
 def add_evaluate(commands: _Subparsers) -> None:
     """``pgn evaluate``."""
     example = "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
     p = _command(commands, "evaluate", run_evaluate, "compare a prompt with its rivals on the test split", example)
     p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
-    p.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
+    _add_endpoint(p)
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     _add_profile(p)
     p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
     _add_surrogate(p, None)
-    p.add_argument("--model", help="the model's name, where the endpoint hosts several")
-    p.add_argument("--out", type=Path, metavar="DIR", help="writes report.json here, and the rival it had to train")
-    p.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
+    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, recorded answers, and the rival go here")
+    p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -415,27 +406,33 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from pgn_client.training.alike import task_of
 
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
+        _make_folder(args.out)
+        args.cache = args.cache or args.out / "answers.sqlite"
     adapter = _adapter(args.ckpt, args.profile)
     task, same = task_of(adapter, args.data)
-    if not same:
-        _talk("warning: these are not the training pictures of the checkpoint; its test split may have been trained on")
     surrogate = _matching_surrogate(args, adapter)
-    rival = _adapter(args.rival, args.profile) if args.rival else _trained_rival(args, adapter, task, surrogate)
+    rival = _rival(args, adapter, task, surrogate)
     found = evaluate(
-        task, args.url, adapter, rival=rival, surrogate=surrogate, model=args.model, cache=args.cache, note=_talk
+        task, lambda a: _connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=_talk
     )
-    _tell(report.table(found))
+    text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+    _tell(text if args.json else report.table(found))
     if args.out:
-        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
         (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
         _talk(f"written: {args.out / 'report.json'}")
     return OK
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--out: got {path}, expected a folder that can be made ({error.strerror})") from error
+
+
 def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
     """Load the backbone of the card if its weights are at hand; say so where they are not."""
-    from pgn_client.training.alike import require_same
+    from pgn_client.training.alike import same_surrogate
 
     try:
         surrogate = _surrogate(args, args.backbone or adapter.info["backbone"]["name"])
@@ -444,28 +441,28 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
             raise
         _talk(f"no surrogate: {error}")
         return None
-    return require_same(surrogate, adapter)
+    return same_surrogate(surrogate, adapter)
 
 
-def _trained_rival(
+def _rival(
     args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None
 ) -> PromptAdapter | None:
-    """Train the input-independent prompt alike, or take what an earlier call has trained."""
+    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand."""
+    from pgn_client.checkpoint import read_card
+    from pgn_client.training.alike import same_but_input_independent, train_rival
+
+    mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
+    kept = args.out / f"iip-{mark}.safetensors" if args.out else None
+    given = args.rival or (kept if kept and kept.exists() else None)
+    if given:
+        return same_but_input_independent(_adapter(given, args.profile), adapter)
     if surrogate is None:
         return None
-    from pgn_client.training.alike import train_alike
-
-    kept = args.out / f"iip-{adapter.info['fingerprint'][:12]}.safetensors" if args.out else None
-    if kept and kept.exists():
-        return _adapter(str(kept), args.profile)
     _talk("training the input-independent rival with the same recipe")
-    rival = train_alike(adapter, task, surrogate, method="input_independent", progress=True)
+    rival = train_rival(adapter, task, surrogate, progress=True)
     if kept:
         rival.save(kept)
     return rival
-
-
-# -- inspect ------------------------------------------------------------------------------------------------------
 
 
 def add_inspect(commands: _Subparsers) -> None:

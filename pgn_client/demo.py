@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from pgn_client.client import AdaptedClient
 from pgn_client.codecs import open_image
 from pgn_client.errors import ConfigurationError, MissingDependencyError
 from pgn_client.evaluation import Report, evaluate
-from pgn_client.training import Recipe, Task, fit, load_task, recipe
+from pgn_client.training import Task, fit, load_task, recipe
+from pgn_client.training.alike import train_rival
 
 EXAMPLES = 8
 
@@ -36,12 +38,16 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
         ConfigurationError: it ended before it was ready; the message is its own.
     """
     command = [sys.executable, "-m", "mock_server", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as talk,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True) as process,
+    ):
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith("listening on "):
-                reason = process.stderr.read() if process.stderr else ""
-                raise ConfigurationError(f"the mock server did not start: {reason.strip().splitlines()[-1:]}")
+                talk.seek(0)
+                reason = "".join(talk.read().strip().splitlines()[-1:])
+                raise ConfigurationError(f"the mock server did not start: {reason}")
             yield line.removeprefix("listening on ").strip()
         finally:
             process.terminate()
@@ -52,7 +58,7 @@ def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) ->
     """Write scikit-learn's 1,797 handwritten digits (8 x 8, real, shipped with it) as ``folder/CLASS/NNNN.png``.
 
     Args:
-        folder: where; made if missing.
+        folder: where; made if missing. Digits of an earlier call are removed.
         pictures: how many, drawn at random; ``None`` for all.
         seed: of the draw.
     """
@@ -60,6 +66,8 @@ def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) ->
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependencyError("the demo's handwritten digits", "demo") from error
+    for old in folder.glob("[0-9]/[0-9][0-9][0-9][0-9].png"):
+        old.unlink()
     digits = load_digits()
     rows = np.random.default_rng(seed).permutation(len(digits.target))[:pictures]
     for i in sorted(rows.tolist()):
@@ -105,35 +113,26 @@ def run(
     write_digits(folder / "digits", pictures=pictures, seed=seed)
     task = load_task(folder / "digits", seed=seed)
     surrogate = backbone.load("bundled")
-    numbers = recipe(epochs=epochs)
-    pgn, rival = (
-        _train(task, surrogate, method, numbers, seed, progress, note) for method in ("pgn", "input_independent")
-    )
+    note(f"training a PGN on {len(task.train)} digits through the bundled ViT")
+    pgn = fit(task, surrogate, recipe=recipe(epochs=epochs), seed=seed, progress=progress)
+    if pgn.info["interrupted"]:
+        raise KeyboardInterrupt
     pgn.save(folder / "pgn.safetensors")
+    note("training its rival, one prompt for all pictures, alike")
+    rival = train_rival(pgn, task, surrogate, progress=progress)
     rival.save(folder / "iip.safetensors")
     note("starting the server in its own process")
     with local_server() as url:
         note(f"the hosted ViT answers at {url}")
-        found = evaluate(task, url, pgn, rival=rival, surrogate=surrogate, note=note)
+        found = evaluate(
+            task, lambda adapter: AdaptedClient(url, adapter), pgn, rival=rival, surrogate=surrogate, note=note
+        )
         sheet = _before_after(task, url, pgn)
     (folder / "report.json").write_text(
         json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     sheet.save(folder / "before_after.png")
     return Demo(found, folder)
-
-
-def _train(
-    task: Task,
-    surrogate: backbone.Backbone,
-    method: str,
-    numbers: Recipe,
-    seed: int,
-    progress: bool,
-    note: Callable[[str], None],
-) -> PromptAdapter:
-    note(f"training {method} on {len(task.train)} digits through the bundled ViT")
-    return fit(task, surrogate, method=method, recipe=numbers, seed=seed, progress=progress)
 
 
 def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:

@@ -7,7 +7,6 @@ Everything is chosen on training and validation images; the test images are only
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,19 +22,18 @@ from pgn_client import labels
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.client import AdaptedClient
-from pgn_client.codecs import open_image
+from pgn_client.codecs import ImageSource, open_image
 from pgn_client.compositor import GREY, compose, fit_picture, seen_by_server
+from pgn_client.geometry import Canvas
 from pgn_client.methods import linear_probe
+from pgn_client.retention import retain
 from pgn_client.statistics import accuracy_interval, best_fusion, fuse, paired_bootstrap
-from pgn_client.training import Task
-from pgn_client.training.data import Examples
-from pgn_client.training.finish import log_probs
-from pgn_client.training.scores import TorchMapping
-from pgn_client.training.surrogate import Surrogate
-from pgn_client.types import Answer, ServerProfile
+from pgn_client.training import Split, Task, augment
+from pgn_client.types import Answer
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
 Note = Callable[[str], None]
 
 RAW, LOCAL, PROBE, RAW_LOCAL = "raw + mapping", "local head", "linear probe", "raw ⊕ local"
@@ -46,10 +44,14 @@ ADVICE = {
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
     RAW: "use the mapping only: send pictures as they are",
     RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head",
+    IIP: "use the input-independent prompt: one prompt for all pictures",
     PGN: "use the prompt",
     PGN_LOCAL: "use both: the prompt, fused with the local head",
 }
 """What to do where a row wins, from the cheapest to the dearest: local costs nothing, a prompt costs training too."""
+
+
+CONTAMINATED = "not the checkpoint's own data, so these test pictures may have been trained on; "
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Candidate:
     Attributes:
         name: of its row.
         val, test: (n, C) log-probabilities.
-        queries: images sent for its test row, those for fitting and choosing it included.
+        queries: images sent for its test row, and for fitting and choosing it where the endpoint was asked for that.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Report:
     seconds: float
     seed: int
     split: dict[str, int]
+    same_data: bool
     mapping: dict[str, Any]
     fusion: dict[str, float]
     versions: dict[str, str]
@@ -107,60 +110,61 @@ class Report:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Validation and test pictures, decoded once: what every candidate is measured on."""
+    """What every candidate is measured on: files, their targets, and the pictures as they stand on the canvas."""
 
-    val: list[Image.Image]
-    test: list[Image.Image]
-    val_targets: Integers
-    test_targets: Integers
+    val: Split
+    test: Split
+    fitted_val: Pixels
+    fitted_test: Pixels
 
     @classmethod
-    def load(cls, task: Task) -> Pictures:
-        """Decode both splits."""
-        val, test = ([open_image(p) for p in split.paths] for split in (task.val, task.test))
-        return cls(val, test, task.val.labels, task.test.labels)
+    def load(cls, task: Task, canvas: Canvas) -> Pictures:
+        """Decode both splits, one picture at a time."""
+        val, test = (
+            np.stack([fit_picture(open_image(path), canvas) for path in split.paths]) for split in (task.val, task.test)
+        )
+        return cls(task.val, task.test, val, test)
+
+
+Connect = Callable[[PromptAdapter | None], AdaptedClient]
 
 
 def evaluate(
     task: Task,
-    url: str,
+    connect: Connect,
     pgn: PromptAdapter,
     *,
+    same_data: bool = True,
     rival: PromptAdapter | None = None,
     surrogate: Backbone | None = None,
-    api_key: str | None = None,
-    model: str | None = None,
-    cache: Path | None = None,
     note: Note = lambda _: None,
 ) -> Report:
     """Compare a prompt with its rivals over HTTP.
 
     Args:
-        task: the splits that the prompt was trained with (same seed and shots).
-        url: the endpoint.
+        task: the splits that the prompt was trained with (see ``training.alike.task_of``).
+        connect: opens a client of the endpoint for an adapter, or for pictures as they are (``None``).
         pgn: the prompt to judge.
+        same_data: whether these are the training pictures of the checkpoint; if not, the report says so.
         rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out, and said so.
         surrogate: the backbone the prompt was trained through; without it linear probe and retention are left out.
-        api_key: for the endpoint; default ``PGN_API_KEY``.
-        model: the model's name at an endpoint that hosts several.
-        cache: file of recorded answers, so that an interrupted evaluation does not pay twice.
         note: told what is going on.
 
     Returns:
         The report. The row ``served`` is what the verdict recommends, chosen on validation alone.
     """
     started = time.monotonic()
-    pictures = Pictures.load(task)
-    asker = Asker(url, api_key, model, cache)
+    pictures = Pictures.load(task, pgn.canvas)
+    asker = Asker(connect)
     seed = int(pgn.info["seed"])
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
-    raw, fitted = _raw(asker, task, pictures, seed)
-    local = _local(pgn, pictures)
-    fusion = {RAW_LOCAL: best_fusion(raw.val, local.val, pictures.val_targets), PGN_LOCAL: float(pgn.info["fusion"])}
+    raw, fitted = _raw(asker, task, pgn.info["recipe"]["augment"], seed)
+    patches, local = _rendered(pgn, pictures)
+    fusion = {RAW_LOCAL: best_fusion(raw.val, local.val, task.val.labels), PGN_LOCAL: float(pgn.info["fusion"])}
     candidates, omitted, retention = [raw, local, _fused(RAW_LOCAL, raw, local, fusion[RAW_LOCAL])], [], None
     if surrogate is not None:
         note("linear probe on the surrogate")
-        candidates.insert(2, _probe(surrogate, task, pictures, seed))
+        candidates.insert(2, _probe(surrogate, task, seed))
     else:
         omitted.append(f"{PROBE} and retention: no surrogate; give --backbone and --weights")
     if rival is not None:
@@ -171,23 +175,24 @@ def evaluate(
     note("PGN over HTTP, with its own prompts, swapped ones, and on grey pictures")
     prompted = _prompted(PGN, asker, pgn, pictures)
     candidates += [prompted, _fused(PGN_LOCAL, prompted, local, fusion[PGN_LOCAL])]
-    controls = _controls(asker, pgn, pictures, prompted)
+    controls = _controls(asker, pgn, pictures, patches, prompted)
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
-        retention = retain(pgn, surrogate, pictures, prompted.test)
-    best = choose(candidates, pictures.val_targets)
+        retention = retain(pgn, surrogate, pictures.fitted_test, patches, task.test.labels, prompted.test)
+    best = choose(candidates, task.val.labels)
     candidates.append(replace(best, name=SERVED))
-    paired = compare(candidates, pictures.test_targets, seed)
+    paired = compare(candidates, task.test.labels, seed)
     return Report(
-        rows=[_row(c, pictures.test_targets) for c in candidates],
+        rows=[_row(c, task.test.labels) for c in candidates],
         paired=paired,
         retention=retention,
         controls=controls,
-        verdict=verdict(best, candidates, pictures, paired),
+        verdict=("" if same_data else CONTAMINATED) + verdict(best, candidates, task, paired),
         omitted=omitted,
         seconds=round(time.monotonic() - started, 1),
         seed=seed,
         split={"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+        same_data=same_data,
         mapping={"kind": fitted.mapping.kind, "cv_log_loss": fitted.log_loss, "l2": fitted.l2},
         fusion=fusion,
         versions=dict(pgn.info["versions"]),
@@ -198,15 +203,13 @@ def evaluate(
 class Asker:
     """Asks the endpoint for its own answers, and counts what that takes."""
 
-    def __init__(self, url: str, api_key: str | None, model: str | None, cache: Path | None) -> None:
-        self.url, self.api_key, self.model, self.cache = url, api_key, model, cache
+    def __init__(self, connect: Connect) -> None:
+        self.connect = connect
         self.images_sent = 0
 
-    def __call__(self, images: Sequence[Any], adapter: PromptAdapter | None = None) -> list[Answer]:
+    def __call__(self, images: Sequence[ImageSource], adapter: PromptAdapter | None = None) -> list[Answer]:
         """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
-        with AdaptedClient(
-            self.url, adapter, api_key=self.api_key, model=self.model, cache=self.cache, timeout=120.0
-        ) as client:
+        with self.connect(adapter) as client:
             answers = client.answers(images)
             self.images_sent += client.usage.images
         return answers
@@ -241,14 +244,14 @@ def compare(candidates: Sequence[Candidate], targets: Integers, seed: int) -> li
     return out
 
 
-def verdict(best: Candidate, candidates: Sequence[Candidate], pictures: Pictures, paired: Sequence[Comparison]) -> str:
+def verdict(best: Candidate, candidates: Sequence[Candidate], task: Task, paired: Sequence[Comparison]) -> str:
     """Say in one sentence what to do, and what the test images say of it."""
-    accuracy, lo, hi = accuracy_interval(_right(best.test, pictures.test_targets))
-    top = max((c for c in candidates if c.name in ADVICE), key=lambda c: _right(c.val, pictures.val_targets).mean())
-    reached = f"{accuracy:.3f} [{lo:.3f}, {hi:.3f}] on {len(pictures.test)} test pictures"
-    text = f"{ADVICE[best.name]}: {best.name} reaches {reached}"
-    if top.name != best.name:
-        text += f"; {top.name} was best on validation, but by less than one standard error"
+    accuracy, lo, hi = accuracy_interval(_right(best.test, task.test.labels))
+    top = max((c for c in candidates if c.name in ADVICE), key=lambda c: _right(c.val, task.val.labels).sum())
+    text = f"{ADVICE[best.name]}: {best.name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]"
+    text += f" on {len(task.test)} test pictures"
+    if _right(top.val, task.val.labels).sum() > _right(best.val, task.val.labels).sum():
+        text += f"; {top.name} was ahead on validation, but within one standard error, or by one picture"
     gain = next((c for c in paired if (c.a, c.b) == (PGN, RAW)), None)
     if gain is not None:
         sure = "" if gain.ci95[0] > 0 or gain.ci95[1] < 0 else ", not established"
@@ -270,111 +273,88 @@ def _right(log_p: Floats, targets: Integers) -> NDArray[np.bool_]:
     return right
 
 
-def _raw(ask: Asker, task: Task, pictures: Pictures, seed: int) -> tuple[Candidate, labels.Fitted]:
-    """Pictures as they are, with the mapping that cross-validation on the training answers prefers."""
-    train = ask(task.train.paths)
-    source = labels.vocabulary(train)
-    fitted = labels.fit(labels.log_scores(train, source), task.train.labels, source, task.classes, seed=seed)
-    val, test = (fitted.mapping(ask(images)) for images in (pictures.val, pictures.test))
-    return Candidate(RAW, val, test, len(train) + len(pictures.test)), fitted
+def _raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
+    """Pictures as they are, with the best mapping.
+
+    Fitted on the training answers, and once more with those to an augmented copy of each training picture, as
+    the prompt saw augmented pictures too; validation chooses between the two.
+    """
+    clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
+    augmented = ask([_augmented(path, augmentation, seed + i) for i, path in enumerate(task.train.paths)])
+    source = labels.vocabulary(clean)
+
+    def read(answers: Sequence[Answer]) -> Floats:
+        return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
+
+    def fit(answers: Sequence[Answer], copies: int) -> labels.Fitted:
+        return labels.fit(read(answers), np.tile(task.train.labels, copies), source, task.classes, seed=seed)
+
+    def loss(fitted: labels.Fitted) -> float:
+        log_p = fitted.mapping.log_probs(read(val))
+        return float(-log_p[np.arange(len(log_p)), task.val.labels].mean())
+
+    fitted = min((fit(clean, 1), fit([*clean, *augmented], 2)), key=loss)
+    val_rows, test_rows = (fitted.mapping.log_probs(read(answers)) for answers in (val, test))
+    return Candidate(RAW, val_rows, test_rows, len(clean) + len(augmented) + len(val) + len(test)), fitted
 
 
-def _local(pgn: PromptAdapter, pictures: Pictures) -> Candidate:
-    val, test = (
-        pgn.render(np.stack([fit_picture(image, pgn.canvas) for image in images]))[1]
-        for images in (pictures.val, pictures.test)
-    )
-    return Candidate(LOCAL, val, test, 0)
+def _augmented(path: Path, name: str, seed: int) -> Image.Image:
+    torch.manual_seed(seed)
+    pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
+    return Image.fromarray(augment.get(name)(pixels)[0].permute(1, 2, 0).numpy())
 
 
-def _probe(backbone: Backbone, task: Task, pictures: Pictures, seed: int) -> Candidate:
-    def features(images: Iterable[Image.Image]) -> Floats:
-        seen = [seen_by_server(image, backbone.profile, backbone.input_size) for image in images]
+def _rendered(pgn: PromptAdapter, pictures: Pictures) -> tuple[Pixels, Candidate]:
+    """Prompt patches of the test pictures, and the local head's opinion, which costs nothing."""
+    _, val = pgn.render(pictures.fitted_val)
+    patches, test = pgn.render(pictures.fitted_test)
+    return patches, Candidate(LOCAL, val, test, 0)
+
+
+def _probe(backbone: Backbone, task: Task, seed: int) -> Candidate:
+    def features(split: Split) -> Floats:
+        seen = [seen_by_server(open_image(path), backbone.profile, backbone.input_size) for path in split.paths]
         return linear_probe.features(backbone, torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2))
 
-    train = features(open_image(path) for path in task.train.paths)
-    probe = linear_probe.LinearProbe.fit(train, task.train.labels, len(task.classes), seed=seed)
-    val, test = (probe.log_probs(features(images)) for images in (pictures.val, pictures.test))
+    probe = linear_probe.LinearProbe.fit(features(task.train), task.train.labels, len(task.classes), seed=seed)
+    val, test = (probe.log_probs(features(split)) for split in (task.val, task.test))
     return Candidate(PROBE, val, test, 0)
 
 
 def _fused(name: str, endpoint: Candidate, local: Candidate, alpha: float) -> Candidate:
     val, test = (fuse(a, b, alpha) for a, b in ((endpoint.val, local.val), (endpoint.test, local.test)))
-    return Candidate(name, val, test, 0 if alpha == 1 else endpoint.queries)
+    return Candidate(name, val, test, endpoint.queries)
 
 
 def _prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:
-    val, test = (adapter.mapping(ask(images, adapter)) for images in (pictures.val, pictures.test))
-    return Candidate(name, val, test, len(pictures.test))
+    val, test = (_read(adapter, ask(split.paths, adapter)) for split in (pictures.val, pictures.test))
+    return Candidate(name, val, test, len(test))
 
 
-def _controls(ask: Asker, pgn: PromptAdapter, pictures: Pictures, prompted: Candidate) -> dict[str, Any]:
+def _read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
+    return adapter.mapping.log_probs(labels.log_scores(answers, adapter.mapping.source, strict=False))
+
+
+def _controls(
+    ask: Asker, pgn: PromptAdapter, pictures: Pictures, patches: Pixels, prompted: Candidate
+) -> dict[str, float]:
     """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less.
 
     Where the server crops, the bare canvas without its margin shows what the crop then does to the prompt.
     """
-    fitted = np.stack([fit_picture(image, pgn.canvas) for image in pictures.test])
-    patches, _ = pgn.render(fitted)
+    fitted, targets = pictures.fitted_test, pictures.test.labels
     other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
     grey = np.full_like(fitted[0], GREY)
-    swapped = [compose(p, patches[i], pgn.canvas) for p, i in zip(fitted, other, strict=True)]
-    blank = [compose(grey, q, pgn.canvas) for q in patches]
 
     def accuracy(images: list[Image.Image]) -> float:
-        return float(_right(pgn.mapping(ask(images)), pictures.test_targets).mean())
+        return float(_right(_read(pgn, ask(images)), targets).mean())
 
-    own = float(_right(prompted.test, pictures.test_targets).mean())
-    found = {"own_prompt": own, "swapped_prompt": accuracy(swapped), "grey_picture": accuracy(blank)}
+    found = {
+        "own_prompt": float(_right(prompted.test, targets).mean()),
+        "swapped_prompt": accuracy([compose(p, patches[i], pgn.canvas) for p, i in zip(fitted, other, strict=True)]),
+        "grey_picture": accuracy([compose(grey, q, pgn.canvas) for q in patches]),
+    }
     if pgn.canvas.sent > pgn.canvas.size:
         bare = [compose(p, q, pgn.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
         found["without_margin"] = accuracy(bare)
     return found
-
-
-def retain(pgn: PromptAdapter, backbone: Backbone, pictures: Pictures, over_http: Floats) -> dict[str, Any]:
-    """Follow the prompt from the latent space to lossy pictures, through the surrogate and the real endpoint.
-
-    Returns:
-        Test accuracy of ``latent`` (float32 tokens), ``uint8`` (rounded pictures), ``http_png`` (the endpoint),
-        ``jpeg95_444`` and ``jpeg75_420`` (the whole sent picture re-encoded, then the profile's crop), and under
-        ``agreement`` the share of images whose label is that of ``latent``.
-    """
-    fitted = np.stack([fit_picture(image, pgn.canvas) for image in pictures.test])
-    patches, _ = pgn.render(fitted)
-    sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
-    surrogate = Surrogate(backbone, pgn.canvas)
-    profile = ServerProfile.parse(pgn.info["profile"])
-
-    def answer(images: Iterable[Image.Image]) -> Floats:
-        seen = np.stack([seen_by_server(image, profile, backbone.input_size) for image in images])
-        pixels = torch.from_numpy(seen).permute(0, 3, 1, 2).to(backbone.device)
-        with torch.inference_mode():
-            features = torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)])
-        return pgn.mapping.log_probs(features.cpu().double().numpy())
-
-    stages = {
-        "latent": _latent(pgn, surrogate, fitted),
-        "uint8": answer(sent),
-        "http_png": over_http,
-        "jpeg95_444": answer(_jpeg(image, 95, 0) for image in sent),
-        "jpeg75_420": answer(_jpeg(image, 75, 2) for image in sent),
-    }
-    reference = stages["latent"].argmax(axis=1)
-    out: dict[str, Any] = {k: float(_right(v, pictures.test_targets).mean()) for k, v in stages.items()}
-    out["agreement"] = {k: float((v.argmax(axis=1) == reference).mean()) for k, v in stages.items()}
-    return out
-
-
-def _latent(pgn: PromptAdapter, surrogate: Surrogate, fitted: NDArray[np.uint8]) -> Floats:
-    model, _ = pgn.runtime
-    examples = Examples(torch.from_numpy(fitted).permute(0, 3, 1, 2), torch.zeros(len(fitted), dtype=torch.long))
-    mapping = TorchMapping(pgn.mapping)
-    log_p, _ = log_probs(model, mapping, surrogate, examples, pgn.info["generator"]["resolution"])
-    return log_p.double().numpy()
-
-
-def _jpeg(image: Image.Image, quality: int, subsampling: int) -> Image.Image:
-    """Encode and decode; subsampling 0 is 4:4:4, 2 is 4:2:0."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return Image.open(buffer).convert("RGB")

@@ -12,6 +12,8 @@ from pgn_client.training.loop import fit
 from pgn_client.training.recipe import from_card
 from pgn_client.types import ServerProfile
 
+RIVAL = "input_independent"
+
 
 def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Task, bool]:
     """Read the splits that a checkpoint was trained with: same seed, same shots.
@@ -33,30 +35,56 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     return task, task.digest() == card["digest"]
 
 
-def require_same(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
-    """Return the backbone if it is the one that the checkpoint was trained through.
+def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
+    """Return the backbone, with the checkpoint's class names, if it is the one the checkpoint was trained through.
 
     Raises:
-        ConfigurationError: its patch embedding is another.
+        ConfigurationError: any of its weights are others: rivals trained through it would not compare.
     """
     card = adapter.info["backbone"]
-    if backbone.embedding.sha256() != card["patch_embedding_sha256"]:
+    if backbone.weights_sha256 != card["weights_sha256"]:
         raise ConfigurationError(
-            f"surrogate: got {backbone.name} with another patch embedding, expected the {card['name']} that the "
-            "checkpoint was trained through; give its --backbone and --weights"
+            f"surrogate: got {backbone.name} with other weights, expected the {card['name']} that the checkpoint was "
+            "trained through; give its --backbone and --weights"
         )
+    backbone.labels = adapter.mapping.source
     return backbone
 
 
-def train_alike(
-    adapter: PromptAdapter, task: Task, backbone: Backbone, *, method: str, progress: bool = False
-) -> PromptAdapter:
-    """Train another method with a checkpoint's own recipe, layout, profile and seed: only the method differs."""
+def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> PromptAdapter:
+    """Return the rival if it is the input-independent prompt trained as the checkpoint was.
+
+    Raises:
+        ConfigurationError: it differs in more than the method; the message says in what.
+    """
+    differs = [
+        key
+        for key in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")
+        if rival.info[key] != adapter.info[key]
+    ]
+    if rival.info["method"] != RIVAL:
+        differs.insert(0, "method")
+    if rival.info["interrupted"]:
+        differs.append("that it was interrupted")
+    if differs:
+        raise ConfigurationError(
+            f"rival: got a checkpoint that differs in {', '.join(differs)}, expected --method {RIVAL} with all else "
+            "as in --ckpt; train it so, or leave --rival out"
+        )
+    return rival
+
+
+def train_rival(adapter: PromptAdapter, task: Task, backbone: Backbone, *, progress: bool = False) -> PromptAdapter:
+    """Train the input-independent prompt with a checkpoint's own recipe, layout, profile and seed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
+    """
     card = adapter.info
-    return fit(
+    rival = fit(
         task,
         backbone,
-        method=method,
+        method=RIVAL,
         library=card["library"]["kind"],
         layout=card["layout"],
         profile=ServerProfile.parse(card["profile"]),
@@ -68,3 +96,6 @@ def train_alike(
         seed=card["seed"],
         progress=progress,
     )
+    if rival.info["interrupted"]:
+        raise KeyboardInterrupt
+    return rival

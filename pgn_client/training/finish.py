@@ -68,11 +68,12 @@ def finish(
 ) -> PromptAdapter:
     """Refit the mapping on prompted answers, choose α, measure, and write it all on the card; validation decides."""
     resolution = card["generator"]["resolution"]
-    latent, _ = log_probs(run.model, run.mapping, surrogate, val, resolution)
     mapping = run.mapping.mapping()
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
-    features, _ = deployed_features(draft, surrogate, train)
-    val_features, opinions = deployed_features(draft, surrogate, val)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # the patch embedding is a convolution: float32, not TF32
+        latent, _ = log_probs(run.model, run.mapping, surrogate, val, resolution)
+        features, _ = deployed_features(draft, surrogate, train)
+        val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
     refitted = labels.fit(features, targets, mapping.source, mapping.classes, kinds=(mapping.kind,), seed=seed).mapping
     mapping = min((mapping, refitted), key=lambda m: _nll(m.log_probs(val_features), val_targets))

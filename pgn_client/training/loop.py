@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pgn_client import __version__, labels, methods
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
+from pgn_client.errors import ConfigurationError
 from pgn_client.generator import generator_input
 from pgn_client.geometry import Canvas
 from pgn_client.inversion import route
@@ -71,7 +72,8 @@ def fit(
         top_k: how many labels the endpoint returns; ``None`` for all.
         decimals: how the endpoint rounds probabilities; ``None`` for not at all.
         seed: of everything random.
-        state: file that keeps the run after each epoch, so that it can be resumed; removed at the end.
+        state: file that keeps the run after each epoch, so that it can be resumed; yours to remove once the adapter is
+            saved.
         resume: go on from ``state``.
         progress: show bars on stderr.
 
@@ -87,7 +89,7 @@ def fit(
     profile = profile or backbone.profile
     torch.manual_seed(seed)
     check_state(state, resume)
-    route(inversion)  # an unknown name fails now, not after the training
+    _check_options(inversion, mapping, top_k, decimals, seed)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
     surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda")
     card = {
@@ -120,10 +122,7 @@ def fit(
     run.restore_best()
     backbone.verify_frozen()
     exactly = replace(surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
-    adapter = finish(card | {"interrupted": interrupted}, run, exactly, train, val, seed)
-    if state and not interrupted:
-        state.unlink(missing_ok=True)
-    return adapter
+    return finish(card | {"interrupted": interrupted}, run, exactly, train, val, seed)
 
 
 @dataclass
@@ -250,6 +249,17 @@ def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
 
 
+def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: int | None, seed: int) -> None:
+    """Refuse what cannot work now, not after the training."""
+    route(inversion)
+    if mapping not in ("auto", *get_args(labels.MappingKind)):
+        known = ", ".join(get_args(labels.MappingKind))
+        raise ConfigurationError(f"mapping: got {mapping!r}, expected auto or one of {known}")
+    for name, value, least in (("top_k", top_k, 1), ("decimals", decimals, 0), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
+
+
 def _describe(backbone: Backbone) -> dict[str, Any]:
     return {
         "name": backbone.name,
@@ -258,6 +268,7 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
         "mean": list(backbone.mean),
         "std": list(backbone.std),
         "patch_embedding_sha256": backbone.embedding.sha256(),
+        "weights_sha256": backbone.weights_sha256,
     }
 
 

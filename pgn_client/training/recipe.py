@@ -84,9 +84,9 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
     if preset not in PRESETS:
         raise ConfigurationError(f"preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     chosen = replace(PRESETS[preset], **{k: v for k, v in overrides.items() if v is not None})
-    for name in ("epochs", "batch_size", "library_size", "resolution"):
-        if getattr(chosen, name) < 1:
-            raise ConfigurationError(f"recipe: got {name} {getattr(chosen, name)}, expected at least 1")
+    for name, least in (("epochs", 1), ("batch_size", 2), ("library_size", 1), ("resolution", 1)):
+        if getattr(chosen, name) < least:
+            raise ConfigurationError(f"recipe: got {name} {getattr(chosen, name)}, expected at least {least}")
     if chosen.optimiser not in ("adamw", "sgd"):
         raise ConfigurationError(f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd")
     if chosen.warmup_epochs >= chosen.epochs:

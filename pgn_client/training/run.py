@@ -153,7 +153,7 @@ def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: it cannot be read, or belongs to another run.
     """
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         other = saved["identity"]
         run: dict[str, Any] = saved["run"]
     except Exception as error:  # torch.load raises many kinds on a damaged file

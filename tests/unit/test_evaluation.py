@@ -1,5 +1,7 @@
 """The decisions of the comparison; what it asks an endpoint is tested end to end."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -15,11 +17,11 @@ from pgn_client.evaluation import (
     SERVED,
     Candidate,
     Comparison,
-    Pictures,
     choose,
     compare,
     verdict,
 )
+from pgn_client.training import Split, Task
 
 N, C = 100, 3
 TARGETS = np.arange(N) % C
@@ -36,8 +38,9 @@ def candidate(name, wrong_val=(), wrong_test=()):
     return Candidate(name, log_probs(wrong_val), log_probs(wrong_test), 7)
 
 
-def pictures():
-    return Pictures([None] * N, [None] * N, TARGETS, TARGETS)
+def task():
+    split = Split((Path("a.png"),) * N, TARGETS)
+    return Task(("a", "b", "c"), split, split, split)
 
 
 class TestChoose:
@@ -61,8 +64,8 @@ class TestChoose:
         assert choose([candidate(PGN), candidate(RAW, [0])], TARGETS).name == RAW
         assert choose([candidate(PGN), candidate(RAW, [0, 1])], TARGETS).name == PGN
 
-    def test_the_input_independent_prompt_and_the_served_row_stand_not_for_choice(self):
-        rows = [candidate(IIP), candidate(SERVED), candidate(RAW, range(20)), candidate(PGN, range(10))]
+    def test_the_served_row_stands_not_for_choice(self):
+        rows = [candidate(SERVED), candidate(RAW, range(20)), candidate(PGN, range(10))]
         assert choose(rows, TARGETS).name == PGN
 
     def test_looks_at_validation_alone(self):
@@ -70,7 +73,7 @@ class TestChoose:
         assert choose(rows, TARGETS).name == PGN
 
     def test_a_prompt_is_dearer_than_the_mapping_and_the_local_model_is_the_cheapest(self):
-        assert list(ADVICE) == [LOCAL, PROBE, RAW, RAW_LOCAL, PGN, PGN_LOCAL]
+        assert list(ADVICE) == [LOCAL, PROBE, RAW, RAW_LOCAL, IIP, PGN, PGN_LOCAL]
 
 
 class TestCompare:
@@ -92,7 +95,7 @@ class TestCompare:
 
 class TestVerdict:
     def say(self, best, *others, paired=()):
-        return verdict(best, [best, *others], pictures(), paired)
+        return verdict(best, [best, *others], task(), paired)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
@@ -119,10 +122,10 @@ class TestVerdict:
 
     def test_names_what_was_best_on_validation_if_it_was_not_chosen(self):
         text = self.say(candidate(RAW, [0, 1]), candidate(PGN, [0]))
-        assert "PGN was best on validation, but by less than one standard error" in text
+        assert "PGN was ahead on validation, but within one standard error, or by one picture" in text
 
     def test_is_quiet_where_the_chosen_one_was_best(self):
-        assert "best on validation" not in self.say(candidate(PGN, [0]), candidate(RAW, [0, 1]))
+        assert "ahead on validation" not in self.say(candidate(PGN, [0]), candidate(RAW, [0, 1]))
 
-    def test_does_not_advise_what_is_only_a_rival(self):
-        assert "IIP" not in self.say(candidate(RAW, [0, 1]), candidate(IIP))
+    def test_is_quiet_about_what_was_no_better(self):
+        assert "IIP" not in self.say(candidate(RAW, [0, 1]), candidate(IIP, [2, 3]))

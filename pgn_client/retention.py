@@ -1,0 +1,92 @@
+"""What is left of a prompt on its way: latent float32 → uint8 → the endpoint → lossy pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pgn_client.adapter import PromptAdapter
+from pgn_client.backbone import Backbone
+from pgn_client.compositor import compose, seen_by_server
+from pgn_client.training.data import Examples
+from pgn_client.training.finish import log_probs
+from pgn_client.training.scores import TorchMapping
+from pgn_client.training.surrogate import Surrogate
+from pgn_client.types import ServerProfile
+
+BATCH = 64
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
+
+
+def retain(
+    pgn: PromptAdapter,
+    backbone: Backbone,
+    fitted: Pixels,
+    patches: Pixels,
+    targets: NDArray[np.int64],
+    over_http: Floats,
+) -> dict[str, Any]:
+    """Follow a prompt from the latent space to lossy pictures.
+
+    Args:
+        pgn: the prompt.
+        backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
+        fitted: (n, h, w, 3) uint8 pictures, as ``compositor.fit_picture`` makes them.
+        patches: (n, K, P, P, 3) uint8, the prompt patches of these pictures.
+        targets: (n,) class indices.
+        over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
+
+    Returns:
+        Accuracy of ``latent`` (float32 tokens), ``uint8`` (rounded pictures), ``http_png`` (the endpoint),
+        ``jpeg95_444`` and ``jpeg75_420`` (the whole sent picture re-encoded, then the profile's crop), and under
+        ``agreement`` the share of pictures whose label is that of ``latent``.
+    """
+    recipe = pgn.info["recipe"]
+    surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
+    sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
+    stages = {
+        "latent": _latent(pgn, surrogate, fitted),
+        "uint8": _as_seen(pgn, surrogate, sent),
+        "http_png": over_http,
+        "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
+        "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
+    }
+    reference = stages["latent"].argmax(axis=1)
+    out: dict[str, Any] = {k: float((v.argmax(axis=1) == targets).mean()) for k, v in stages.items()}
+    out["agreement"] = {k: float((v.argmax(axis=1) == reference).mean()) for k, v in stages.items()}
+    return out
+
+
+def jpeg(image: Image.Image, quality: int, subsampling: int) -> Image.Image:
+    """Encode and decode; subsampling 0 is 4:4:4, 2 is 4:2:0."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return Image.open(buffer).convert("RGB")
+
+
+def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Floats:
+    """Send images through the profile's resize and crop, and the surrogate."""
+    profile = ServerProfile.parse(pgn.info["profile"])
+    seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
+    pixels = torch.from_numpy(seen).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        parts = [surrogate.pixel_scores(x.to(surrogate.backbone.device)).cpu() for x in pixels.split(BATCH)]
+    return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
+
+
+def _latent(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels) -> Floats:
+    model, _ = pgn.runtime
+    device = surrogate.backbone.device
+    pictures = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(device)
+    examples = Examples(pictures, torch.zeros(len(fitted), dtype=torch.long))
+    mapping = TorchMapping(pgn.mapping).to(device)
+    log_p, _ = log_probs(model.to(device), mapping, surrogate, examples, pgn.info["generator"]["resolution"])
+    model.to("cpu")
+    return log_p.cpu().double().numpy()
