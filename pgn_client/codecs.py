@@ -26,7 +26,9 @@ from pgn_client.errors import ImageError, ShapeError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 64_000_000
+ARRAY_SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 NOTE = "pgn_note"
 
 _log = logging.getLogger("pgn_client")
@@ -101,7 +103,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """Return any supported source as an RGB picture, uint8 in [0, 255].
 
     Args:
-        source: a path, a file's bytes, a PIL picture, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        source: a path, a file's bytes, a PIL picture, or a uint8 array (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4).
         max_pixels: larger pictures are refused from their header, before they are decoded.
 
     Returns:
@@ -207,15 +210,16 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not fits or array.size == 0:
-        raise ShapeError(f"picture array: got shape {array.shape}, expected (H, W, 3), (H, W, 4) or (H, W), not empty")
+        raise ShapeError(f"picture array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty")
     if array.dtype != np.uint8:
         raise ShapeError(
             f"picture array: got {array.dtype}, expected uint8 in [0, 255]; "
             "round and convert it, for example (x * 255).round().astype('uint8') for x in [0, 1]"
         )
-    return Image.fromarray(np.ascontiguousarray(array))
+    grey = array.ndim == 3 and array.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if grey else array))
 
 
 @contextmanager

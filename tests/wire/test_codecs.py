@@ -240,3 +240,8 @@ def test_describe_is_short(source, shown):
 
 def test_describe_is_printable():
     assert describe("a\nb\x1b[31m.png").isprintable()
+
+
+def test_an_array_with_one_channel_is_grey():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    assert np.array_equal(pixels(open_image(grey)), np.repeat(grey, 3, axis=2))
