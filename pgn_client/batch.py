@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pgn_client.client import AdaptedClient
-from pgn_client.codecs import PNG, open_image
+from pgn_client.codecs import IMAGE_SUFFIXES, PNG, open_image
 from pgn_client.errors import ConfigurationError, EndpointError, PGNError
 from pgn_client.session import MAX_BATCH, caught, prepare_each
 from pgn_client.types import Adapter, ImageFailure, Prediction
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -75,11 +78,13 @@ def find_images(source: PathLike) -> list[Path]:
     if path.is_dir():
         found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not found:
-            raise ConfigurationError(f"{path}: got a folder without pictures, expected {', '.join(sorted(SUFFIXES))}")
+            raise ConfigurationError(
+                f"{path}: got a folder without pictures, expected {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
         return found
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder; check the path")
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return [path]
     with path.open(encoding="utf-8") as file:
         return _listed(file, str(path))
@@ -89,7 +94,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)
 
 
@@ -116,11 +121,17 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
         journal: the JSON Lines file; complete and in order when the iterator is exhausted.
 
     Raises:
-        ConfigurationError: the journal belongs to another setup, or is no journal.
+        ConfigurationError: the journal belongs to another setup, is no journal, cannot be written, or is being
+            written by another run.
         PGNError: what concerns every file; see ``AdaptedClient.classify_many``.
     """
     path = Path(journal)
-    _pin(path, client.fingerprint())
+    with _only_writer(path):
+        _pin(path, client.fingerprint())
+        yield from _resume(client, files, path)
+
+
+def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterator[FileResult]:
     known = {record["path"]: record for record in _read(path) if record["label"] is not None}
     _replace(path, (_line(record) for record in known.values()))  # a torn or failed line is gone for good
     plan: deque[tuple[Path, str | None, Record | None]] = deque()
@@ -138,7 +149,7 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
         while plan and plan[0][2] is not None:
             yield FileResult(plan.popleft()[2] or {}, True)
 
-    with path.open("a", encoding="utf-8") as file:
+    with _opened(path) as file:
         for result in client.classify_many(pending()):
             for earlier in resumed():
                 written.append(earlier.record)
@@ -152,7 +163,8 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
     for earlier in resumed():
         written.append(earlier.record)
         yield earlier
-    others = (record for name, record in known.items() if name not in {str(file) for file in files})
+    asked = {str(file) for file in files}
+    others = (record for name, record in known.items() if name not in asked)
     _replace(path, map(_line, [*others, *written]))  # what an earlier run was asked for stays
 
 
@@ -278,7 +290,7 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
     done = {r["path"]: r for r in _read(journal) if r["label"] == "adapted" and r["checkpoint"] == checkpoint}
     _replace(journal, (_line(record) for record in done.values()))
     todo = zip(files, targets, strict=True)
-    with journal.open("a", encoding="utf-8") as log:
+    with _opened(journal) as log:
         while chunk := list(itertools.islice(todo, MAX_BATCH)):
             yield from _adapt_chunk(adapter, chunk, done, log)
 
@@ -338,6 +350,38 @@ def _sha256(file: Path) -> str | None:
         return None
 
 
+@contextlib.contextmanager
+def _only_writer(journal: Path) -> Iterator[None]:
+    """Refuse a second run on a journal; the lock ends with its process, however that ends."""
+    beside = journal.with_name(f".{journal.name}.lock")
+    with _opened(beside, journal) as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"{journal}: another run is writing it; wait for that, or choose another file"
+                ) from None
+            except OSError:
+                pass  # a network drive without locks
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+
+def _opened(path: Path, shown: Path | None = None) -> IO[str]:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(shown or path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"{path}: cannot be written ({error.strerror}); choose another place")
+
+
 def _line(record: Record) -> str:
     return json.dumps(record) + "\n"
 
@@ -355,4 +399,4 @@ def _write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise ConfigurationError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise _unwritable(path, error) from error

@@ -10,23 +10,22 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 from PIL import Image
 
 from pgn_client.codecs import ImageSource, describe
 from pgn_client.errors import PGNError
-from pgn_client.exchange import Broken, Outcome, Send, Steps
+from pgn_client.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Steps, Watch
 from pgn_client.protocols import WireResponse
-from pgn_client.session import MAX_BATCH, Job, Reply, Session, known, raised
+from pgn_client.session import MAX_BATCH, Job, Reply, Session, asks, ends_all, raised
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 
 T = TypeVar("T")
@@ -58,7 +57,9 @@ class AdaptedClient(Session):
         query_below: pictures of which the local head is at least this sure are answered locally and cost nothing.
         budget: number of images that may be sent; then ``BudgetExceededError``.
         price_per_image: for ``usage.cost``.
-        cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing.
+        cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing. It belongs to the model
+            that the endpoint describes, which is asked for first; while the endpoint is out of reach, the recorded
+            answers are those of the model that was last seen there.
         transport: an ``httpx`` transport, for tests and special networks.
 
     Raises:
@@ -66,12 +67,13 @@ class AdaptedClient(Session):
     """
 
     def _open(self) -> None:
-        self._sleep: Callable[[float], object] = time.sleep
         self._slots = threading.BoundedSemaphore(self.max_concurrency)
         self._settling = threading.Lock()
-        self._watch = _Watch()
+        self._watch = Watch()
+        self._sleep: Callable[[float], object] = self._watch.sleep
         transport = cast("httpx.BaseTransport | None", self._transport)
-        self._http = httpx.Client(transport=transport, limits=_limits(self.max_concurrency))
+        limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
+        self._http = httpx.Client(transport=transport, limits=limits, trust_env=proxies)
 
     def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture.
@@ -86,19 +88,22 @@ class AdaptedClient(Session):
             EndpointError: the endpoint gave no usable answer.
         """
         job = self._only_job(image, always=False)
-        return self._predict(job, self._finish(job))
+        return self._predict(job, self._finish(job, self._ready() if asks(job) else None))
 
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
         """Yield one result per picture, in order; a picture that fails does not stop the others.
 
         At most a few times ``max_concurrency`` pictures are read ahead. What concerns every picture is raised: a
-        checkpoint that does not fit, a wrong option, an endpoint that cannot be reached at the first picture.
+        checkpoint that does not fit, a wrong option, an endpoint that cannot be reached at the first picture; a
+        refused key, after the results of what was on its way. When the budget is spent, the rest fail unread.
+
+        Whatever is on its way when the iterator is left early, also by Ctrl-C, is broken off.
         """
         return self._stream(images, self._attempt)
 
     def answer(self, image: ImageSource) -> Answer:
         """Return the endpoint's own answer for what would be sent, before any label mapping or fusion."""
-        return self._finish(self._only_job(image, always=True)).answer
+        return self._finish(self._only_job(image, always=True), self._ready()).answer
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
         """Return the endpoint's own answers in order; the first failure is raised (recorded answers are kept)."""
@@ -125,27 +130,27 @@ class AdaptedClient(Session):
         self.close()
 
     def _attempt(self, source: ImageSource, job: Job | PGNError) -> Prediction | ImageFailure:
-        deadline = None if isinstance(job, PGNError) or not job.sends else self._ready()
         try:
             good = raised(job)
-            return self._predict(good, self._finish(good, deadline))
+            return self._predict(good, self._finish(good))
         except PGNError as error:
             return ImageFailure(describe(source), error)
 
     def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        if not job.sends:
-            return known(job)
+        known = self._known(job)
+        if known is not None:
+            return known
         with self._slots:
-            deadline = deadline or self._ready()
             return self._drive(self._reply(self._exchange(deadline), job.payload))
 
     def _ready(self, *, for_info: bool = False) -> float | None:
         """Ask about the model if nobody has; returns the deadline that began with that."""
+        before = self._failure
         with self._settling:
-            if self._is_ready(for_info=for_info):
+            if self._is_ready(before, for_info=for_info):
                 return None
             exchange = self._exchange()
-            self._drive(self._settle(exchange))
+            self._drive(self._settle(exchange, for_info=for_info))
             return exchange.deadline
 
     def _stream(
@@ -157,16 +162,26 @@ class AdaptedClient(Session):
     ) -> Iterator[T]:
         """Prepare in small batches here, wait for the endpoint in threads, give results in order."""
         window: deque[Future[T]] = deque()
-        pool = ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="pgn-client")
-        rest = iter(sources)
+        leaving, settled = Leaving(), False
+        pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
         try:
-            while chunk := list(itertools.islice(rest, min(self.max_concurrency, MAX_BATCH))):
-                for source, job in zip(chunk, self._jobs(chunk, always=always), strict=True):
-                    window.append(pool.submit(act, source, job))
-                while window and (len(window) > self.max_concurrency or window[0].done()):
-                    yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
+            for chunk in _chunks(sources, min(self.max_concurrency, MAX_BATCH)):
+                jobs = self._jobs(chunk, always=always) if chunk else []
+                if not settled and any(map(asks, jobs)):
+                    self._ready()
+                    settled = True
+                window.extend(pool.submit(act, *pair) for pair in zip(chunk, jobs, strict=True))
+                room, fatal = self.max_concurrency if chunk else 0, None
+                while window and (len(window) > room or window[0].done()):
+                    result = window.popleft().result()
+                    fatal = fatal or ends_all(result)
+                    room = 0 if fatal else room
+                    yield result
+                if fatal:
+                    raise fatal
+        except (GeneratorExit, KeyboardInterrupt):
+            leaving.now()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -177,6 +192,8 @@ class AdaptedClient(Session):
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
+            if self._watch.leaving.flag.is_set():
+                raise CancelledError
             outcome = self._send(step) if isinstance(step, Send) else cast(None, self._sleep(step.seconds))
 
     def _send(self, step: Send) -> WireResponse | Broken:
@@ -213,7 +230,7 @@ class AsyncAdaptedClient(Session):
     async def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture; see ``AdaptedClient.classify``."""
         job = await asyncio.to_thread(self._only_job, image, always=False)
-        return self._predict(job, await self._finish(job))
+        return self._predict(job, await self._finish(job, await self._ready() if asks(job) else None))
 
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
@@ -223,7 +240,8 @@ class AsyncAdaptedClient(Session):
 
     async def answer(self, image: ImageSource) -> Answer:
         """Return the endpoint's own answer; see ``AdaptedClient.answer``."""
-        return (await self._finish(await asyncio.to_thread(self._only_job, image, always=True))).answer
+        job = await asyncio.to_thread(self._only_job, image, always=True)
+        return (await self._finish(job, await self._ready())).answer
 
     async def answers(self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> list[Answer]:
         """Return the endpoint's own answers in order; see ``AdaptedClient.answers``."""
@@ -261,31 +279,32 @@ class AsyncAdaptedClient(Session):
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
-            http = httpx.AsyncClient(transport=transport, limits=_limits(self.max_concurrency))
+            limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
+            http = httpx.AsyncClient(transport=transport, limits=limits, trust_env=proxies)
             self._loops[loop] = _Loop(http, asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
         return self._loops[loop]
 
     async def _attempt(self, source: ImageSource, job: Job | PGNError) -> Prediction | ImageFailure:
-        deadline = None if isinstance(job, PGNError) or not job.sends else await self._ready()
         try:
             good = raised(job)
-            return self._predict(good, await self._finish(good, deadline))
+            return self._predict(good, await self._finish(good))
         except PGNError as error:
             return ImageFailure(describe(source), error)
 
     async def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        if not job.sends:
-            return known(job)
+        known = self._known(job)
+        if known is not None:
+            return known
         async with self._here().slots:
-            deadline = deadline or await self._ready()
             return await self._drive(self._reply(self._exchange(deadline), job.payload))
 
     async def _ready(self, *, for_info: bool = False) -> float | None:
+        before = self._failure
         async with self._here().settling:
-            if self._is_ready(for_info=for_info):
+            if self._is_ready(before, for_info=for_info):
                 return None
             exchange = self._exchange()
-            await self._drive(self._settle(exchange))
+            await self._drive(self._settle(exchange, for_info=for_info))
             return exchange.deadline
 
     async def _stream(
@@ -296,14 +315,22 @@ class AsyncAdaptedClient(Session):
         always: bool = False,
     ) -> AsyncIterator[T]:
         window: deque[asyncio.Future[T]] = deque()
+        settled = False
         try:
-            async for chunk in _chunks(sources, min(self.max_concurrency, MAX_BATCH)):
-                jobs = await asyncio.to_thread(self._jobs, chunk, always=always)
+            async for chunk in _chunks_async(sources, min(self.max_concurrency, MAX_BATCH)):
+                jobs = await asyncio.to_thread(self._jobs, chunk, always=always) if chunk else []
+                if not settled and any(map(asks, jobs)):
+                    await self._ready()
+                    settled = True
                 window.extend(asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True))
-                while window and (len(window) > self.max_concurrency or window[0].done()):
-                    yield await window.popleft()
-            while window:
-                yield await window.popleft()
+                room, fatal = self.max_concurrency if chunk else 0, None
+                while window and (len(window) > room or window[0].done()):
+                    result = await window.popleft()
+                    fatal = fatal or ends_all(result)
+                    room = 0 if fatal else room
+                    yield result
+                if fatal:
+                    raise fatal
         finally:
             for task in window:
                 task.cancel()
@@ -321,11 +348,23 @@ class AsyncAdaptedClient(Session):
     async def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
         body = _Body(self._clocks.monotonic, step.seconds)
+        connecting = False
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            nonlocal connecting
+            if event in ("connection.connect_tcp.started", "http11.send_request_headers.started"):
+                connecting = event.startswith("connection")
+
         try:
             async with (
                 asyncio.timeout(step.seconds),
                 self._here().http.stream(
-                    request.method, request.url, headers=dict(request.headers), content=request.body, timeout=None
+                    request.method,
+                    request.url,
+                    headers=dict(request.headers),
+                    content=request.body,
+                    timeout=None,
+                    extensions={"trace": trace},
                 ) as response,
                 contextlib.aclosing(response.aiter_bytes()) as chunks,  # type: ignore[type-var]
             ):
@@ -334,7 +373,7 @@ class AsyncAdaptedClient(Session):
                         break
                 return body.outcome(response)
         except TimeoutError:
-            return Broken("late", "deadline")
+            return Broken("unsent" if connecting else "late", "deadline")
         except FOREIGN as error:
             return _broken(error)
 
@@ -346,33 +385,6 @@ class _Loop:
     http: httpx.AsyncClient
     slots: asyncio.Semaphore
     settling: asyncio.Lock
-
-
-class _Watch(threading.local):
-    """Makes every read from the network end at the deadline of the request of this thread.
-
-    httpx restarts its timeout at every read, so that a server which sends a byte now and then holds a call for ever.
-    httpx's ``trace`` extension shows each new connection's stream, whose ``read`` then gets the time that is left.
-    (asyncio needs none of this: ``asyncio.timeout`` covers the whole request.)
-    """
-
-    deadline = 0.0
-
-    def start(self, seconds: float) -> None:
-        """Begin a request that may take so many seconds."""
-        self.deadline = time.monotonic() + seconds
-
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Wrap the stream of a connection that was just made."""
-        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            return
-        stream = info["return_value"]
-        read = stream.read
-
-        def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
-            return cast(bytes, read(max_bytes, max(self.deadline - time.monotonic(), 1e-3)))
-
-        stream.read = read_until_deadline
 
 
 class _Body:
@@ -403,7 +415,9 @@ class _Body:
 
 # Every exception of httpx that a call may meet, most special first.
 FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
-_KINDS: tuple[tuple[type[Exception], Literal["late", "unreached", "cut", "refused", "garbled"]], ...] = (
+_KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
+    (httpx.ConnectTimeout, "unsent"),
+    (httpx.PoolTimeout, "unsent"),
     (httpx.TimeoutException, "late"),
     (httpx.ConnectError, "unreached"),
     (httpx.ProxyError, "unreached"),
@@ -419,7 +433,7 @@ def _broken(error: Exception) -> Broken:
     kind = next(kind for foreign, kind in _KINDS if isinstance(error, foreign))
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         kind = "refused"
-    return Broken(kind, " ".join(str(error).split())[:200] or type(error).__name__)
+    return Broken(kind, str(error).strip() or type(error).__name__)
 
 
 def _limits(connections: int) -> httpx.Limits:
@@ -428,12 +442,19 @@ def _limits(connections: int) -> httpx.Limits:
     )
 
 
-async def _chunks(
+def _chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
+    """Yield lists of ``size`` pictures, and an empty one at the end."""
+    rest = iter(sources)
+    while chunk := list(itertools.islice(rest, size)):
+        yield chunk
+    yield []
+
+
+async def _chunks_async(
     sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
 ) -> AsyncIterator[list[ImageSource]]:
     if not isinstance(sources, AsyncIterable):
-        rest = iter(sources)
-        while chunk := list(itertools.islice(rest, size)):
+        for chunk in _chunks(sources, size):
             yield chunk
         return
     chunk = []
@@ -444,3 +465,4 @@ async def _chunks(
             chunk = []
     if chunk:
         yield chunk
+    yield []

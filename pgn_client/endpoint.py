@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import ipaddress
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.types import ServerProfile
 
 
 class Credential:
@@ -43,6 +45,15 @@ class Credential:
         """Return the header that authorises a request, or none."""
         return {} if self._key is None else {"authorization": f"Bearer {self._key}"}
 
+    def redact(self, text: str) -> str:
+        """Return a text without the key, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
+        if self._key is None:
+            return text
+        key = self._key
+        spellings = {key, json.dumps(key)[1:-1], key.replace("/", r"\/"), html.escape(key), quote(key, safe="")}
+        longest_first = sorted({*spellings, repr(key)[1:-1]}, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -65,9 +76,7 @@ class Endpoint:
         url: http or https; without user, password and fragment.
         protocol: a name of ``pgn_client.protocols``, or ``auto``.
         model: the model's name, where one URL serves several or answers are cached.
-        profile: what the server does to a picture's size; None is unknown.
         limits: the largest request.
-        price_per_image: in any currency.
         credential: the API key.
 
     Raises:
@@ -77,14 +86,12 @@ class Endpoint:
     url: str
     protocol: str = "auto"
     model: str | None = None
-    profile: ServerProfile | None = None
     limits: Limits = Limits()
-    price_per_image: float | None = None
     credential: Credential = field(default=Credential(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = _split(self.url)
-        if self.credential and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        if self.credential and parts.scheme == "http" and not self.loopback:
             raise ConfigurationError(
                 f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
                 "(api_key, PGN_API_KEY)"
@@ -95,6 +102,11 @@ class Endpoint:
         """Host, port and path: what messages and logs show."""
         parts = urlsplit(self.url)
         return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is on this machine: then http is safe, and no proxy may come between."""
+        return _is_loopback(urlsplit(self.url).hostname or "")
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name}, protocol={self.protocol}, model={self.model})"

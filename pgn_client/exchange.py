@@ -1,19 +1,22 @@
 """The decisions of one call, without I/O: a generator says Send or Sleep, and is sent what came of it.
 
 The synchronous and the asynchronous client drive the same generator (the idea of httpx's ``auth_flow``), and a test
-drives it with a list.
+drives it with a list. At the end stands what makes a thread keep to such a deadline while httpx has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import pgn_client
 from pgn_client.endpoint import Endpoint, Limits
@@ -30,11 +33,15 @@ from pgn_client.errors import (
 )
 from pgn_client.ledger import Ledger
 from pgn_client.protocols import HuggingFace, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.protocols.base import excerpt
 from pgn_client.protocols.pgn import PGN, decode_model
 from pgn_client.retry import RETRYABLE, RetryPolicy, Wait
 from pgn_client.types import Answer, ModelInfo
 
 T = TypeVar("T")
+SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
+
+BrokenKind = Literal["late", "unsent", "unreached", "cut", "refused", "garbled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,13 @@ class Broken:
     """What came instead of a response.
 
     Attributes:
-        kind: ``late`` (the deadline passed), ``unreached`` (no connection), ``cut`` (broke after the connection
-            stood), ``refused`` (cannot work, for example a bad certificate) or ``garbled`` (unreadable, or endless).
-        reason: a few words for the message.
+        kind: ``late`` (the deadline passed), ``unsent`` (it passed before a connection stood), ``unreached`` (no
+            connection), ``cut`` (broke after the connection stood), ``refused`` (cannot work, for example a bad
+            certificate) or ``garbled`` (unreadable, or endless).
+        reason: for the message, whole and as it came.
     """
 
-    kind: Literal["late", "unreached", "cut", "refused", "garbled"]
+    kind: BrokenKind
     reason: str
 
 
@@ -140,7 +148,7 @@ class Exchange:
             response = yield from self._fetch(protocol, protocol.encode([image]))
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
-                protocol = plainer
+                protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
                 response = yield from self._fetch(protocol, protocol.encode([image]))
         except EndpointError:
             if not self.reached:
@@ -178,7 +186,7 @@ class Exchange:
             outcome = yield self._next(request)
             if isinstance(outcome, WireResponse):
                 self.reached = True
-                self.request_id = _request_id(outcome)
+                self.request_id = self._request_id(outcome)
                 if outcome.ok:
                     return outcome
             elif outcome is not None:
@@ -211,12 +219,12 @@ class Exchange:
     def _check(self, broken: Broken) -> None:
         """Raise at once what no retry can better."""
         self.reached |= broken.kind in ("late", "cut", "garbled")
-        if broken.kind == "late":
+        if broken.kind in ("late", "unsent"):
             raise self._late()
         if broken.kind == "refused":
             raise self._broken(broken)
         if broken.kind == "garbled":
-            raise self._error(ProtocolMismatchError, f"unreadable answer: {broken.reason}")
+            raise self._error(ProtocolMismatchError, f"unreadable answer: {self._shown(broken.reason)}")
 
     def _wait(self, protocol: Protocol, failures: list[int | None], outcome: Outcome) -> float | None:
         response = outcome if isinstance(outcome, WireResponse) else None
@@ -237,19 +245,21 @@ class Exchange:
     def _decode(self, response: WireResponse, protocol: Protocol) -> Answer:
         try:
             answers = protocol.decode(response)
-            if len(answers) != 1:
-                raise MalformedAnswerError(f"got {len(answers)} answers, expected one")
+            if len(answers) == 1:
+                return answers[0]
+            problem = f"got {len(answers)} answers, expected one"
         except MalformedAnswerError as error:
-            text = f"not an answer of the protocol {protocol.name!r}: {error}; check the URL and protocol="
-            raise self._error(ProtocolMismatchError, text) from None
-        return answers[0]
+            problem = error.tell(self.endpoint.credential.redact)
+        # raised out here, so that the error drags no context along that holds the whole body
+        text = f"not an answer of the protocol {protocol.name!r}: {problem}; check the URL and protocol="
+        raise self._error(ProtocolMismatchError, text)
 
     def _late(self) -> EndpointError:
         text = f"no complete answer within {self.timeout:g} s ({_times(self.attempts)}); raise timeout= to wait longer"
         return self._error(TimedOutError, text)
 
     def _broken(self, broken: Broken | None) -> EndpointError:
-        reason = broken.reason if broken else "no answer"
+        reason = self._shown(broken.reason) if broken else "no answer"
         if broken and broken.kind == "cut":
             what, remedy = "the connection broke before the answer was complete", "try again later"
         else:
@@ -258,7 +268,8 @@ class Exchange:
 
     def _status_error(self, response: WireResponse, protocol: Protocol) -> StatusError:
         kind, what = _meaning(response)
-        text = f"{what}: got {response.status} ({protocol.explain(response)}), {_times(self.attempts)}{self.gave_up}"
+        said = self._shown(protocol.explain(response))
+        text = f"{what}: got {response.status} ({said}), {_times(self.attempts)}{self.gave_up}"
         return kind(
             f"{self.endpoint.name}: {text}",
             status=response.status,
@@ -270,6 +281,15 @@ class Exchange:
     def _error(self, kind: type[EndpointError], text: str) -> EndpointError:
         name = self.endpoint.name
         return kind(f"{name}: {text}", endpoint=name, attempts=self.attempts, request_id=self.request_id)
+
+    def _shown(self, text: str) -> str:
+        """Return what a server or httpx said as it may be shown: short, on one line, without the key."""
+        return excerpt(text, self.endpoint.credential.redact)
+
+    def _request_id(self, response: WireResponse) -> str | None:
+        names = ("x-request-id", "x-amzn-requestid", "request-id", "apim-request-id", "x-amzn-trace-id")
+        found = next((response.headers[name] for name in names if response.headers.get(name)), None)
+        return found and self._shown(found)
 
 
 def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
@@ -294,6 +314,76 @@ def _times(attempts: int) -> str:
     return f"{attempts} attempt{'s' if attempts != 1 else ''}"
 
 
-def _request_id(response: WireResponse) -> str | None:
-    names = ("x-request-id", "x-amzn-requestid", "request-id", "apim-request-id", "x-amzn-trace-id")
-    return next((response.headers[name][:200] for name in names if response.headers.get(name)), None)
+class Leaving:
+    """Breaks off what the threads of one stream are doing, when its consumer leaves."""
+
+    def __init__(self) -> None:
+        self.flag = threading.Event()
+        self._lock = threading.Lock()
+        self._busy: set[socket.socket] = set()
+
+    def now(self) -> None:
+        """Let every thread end: one that sleeps, one that waits for the network, one that would begin."""
+        with self._lock:
+            self.flag.set()
+            for connection in self._busy:
+                with contextlib.suppress(OSError):  # the plain method, also of a TLS socket; it wakes who reads
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def busy(self, connection: socket.socket) -> Iterator[None]:
+        """Use a connection that ``now`` may break."""
+        with self._lock:
+            if self.flag.is_set():
+                raise CancelledError
+            self._busy.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(connection)
+
+
+class Watch(threading.local):
+    """Makes all that a thread does on the network end at the deadline of its request, or when its stream is left.
+
+    httpx restarts its timeout at every read and write, so that a server which takes or sends a byte now and then holds
+    a call for ever. httpx's ``trace`` extension shows each new connection's stream, whose ``read`` and ``write`` then
+    get the time that is left. (asyncio needs none of this: ``asyncio.timeout`` covers the whole request.)
+    """
+
+    deadline = 0.0
+    leaving = Leaving()
+
+    def heed(self, leaving: Leaving) -> None:
+        """Let this thread work for a stream."""
+        self.leaving = leaving
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the stream is left."""
+        self.leaving.flag.wait(seconds)
+
+    def start(self, seconds: float) -> None:
+        """Begin a request that may take so many seconds."""
+        self.deadline = time.monotonic() + seconds
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Wrap the stream of a connection that was just made."""
+        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            return
+        stream = info["return_value"]
+        read, write, connection = stream.read, stream.write, stream.get_extra_info("socket")
+
+        def remaining() -> float:
+            return max(self.deadline - time.monotonic(), 1e-3)
+
+        def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
+            with self.leaving.busy(connection):
+                return cast(bytes, read(max_bytes, remaining()))
+
+        def write_until_deadline(buffer: bytes, timeout: float | None = None) -> None:
+            with self.leaving.busy(connection):
+                for start in range(0, len(buffer), SLICE):
+                    write(buffer[start : start + SLICE], remaining())
+
+        stream.read, stream.write = read_until_deadline, write_until_deadline

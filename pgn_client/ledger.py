@@ -39,6 +39,13 @@ class Ledger:
                 raise BudgetExceededError(self._images, self.budget)
             self._images += 1
 
+    @property
+    def refusal(self) -> BudgetExceededError | None:
+        """The error with which the next image would be refused; None where there is budget left."""
+        with self._lock:
+            spent = self.budget is not None and self._images >= self.budget
+            return BudgetExceededError(self._images, self.budget or 0) if spent else None
+
     def release(self) -> None:
         """Take back one image that never left this machine."""
         with self._lock:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -22,12 +24,23 @@ from PIL import Image
 from pgn_client.cache import AnswerCache, cache_key
 from pgn_client.codecs import PNG, ImageSource, open_image
 from pgn_client.endpoint import Credential, Endpoint, Limits
-from pgn_client.errors import CheckpointError, ConfigurationError, ImageError, MissingDependencyError, PGNError
+from pgn_client.errors import (
+    AuthenticationError,
+    CheckpointError,
+    ConfigurationError,
+    ConnectionFailedError,
+    EndpointError,
+    ImageError,
+    MissingDependencyError,
+    PGNError,
+    TimedOutError,
+)
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
 from pgn_client.ledger import Ledger
 from pgn_client.protocols import Payload, Protocol, open_protocol
+from pgn_client.protocols.base import excerpt
 from pgn_client.retry import RetryPolicy
-from pgn_client.types import Adapter, Answer, ModelInfo, Prediction, Prepared, Usage
+from pgn_client.types import Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
 
 T = TypeVar("T")
 LogProbs = NDArray[np.float64]
@@ -39,17 +52,11 @@ _log = logging.getLogger("pgn_client")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture after all local work: what to send, or the answer where nothing needs to be sent."""
+    """One picture after all local work: what to send, unless the local head is ``confident``."""
 
     payload: Payload
     local: LogProbs | None = None
     confident: bool = False
-    recorded: Answer | None = None
-
-    @property
-    def sends(self) -> bool:
-        """Whether the endpoint has to be asked."""
-        return not self.confident and self.recorded is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Session:
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
             raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
         key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
-        self.endpoint = Endpoint(url, protocol, model, price_per_image=price_per_image, credential=Credential(key))
+        self.endpoint = Endpoint(url, protocol, model, credential=Credential(key))
         if protocol != "auto":
             open_protocol(protocol, url)
         self.timeout, self.max_concurrency = float(timeout), int(max_concurrency)
@@ -111,6 +118,8 @@ class Session:
         self._adapter: Adapter | None = None
         self._protocol: Protocol | None = None
         self._info: ModelInfo | None = None
+        self._failure: EndpointError | None = None  # of the last attempt to ask about the model
+        self._recalled: str | None = None  # what the cache remembers of the model while the endpoint is out of reach
         self._asked_model = self._verified = self._closed = False
         self._open()
 
@@ -128,8 +137,10 @@ class Session:
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""
         adapter = self._open_adapter()
+        url = self.endpoint.url  # two models may differ in the query alone, which may hold a token: only a digest
+        query = f"?sha256:{hashlib.sha256(url.encode()).hexdigest()[:16]}" if "?" in url else ""
         return {
-            "endpoint": self.endpoint.name,
+            "endpoint": self.endpoint.name + query,
             "model": self.endpoint.model,
             "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,
             "fusion": self._fusion,
@@ -155,7 +166,7 @@ class Session:
             return prepare_each(self._open_adapter(), images)
 
     def _job(self, item: Prepared, *, always: bool) -> Job:
-        """Decide whether this picture is sent at all (``always``: it is, unless its answer is recorded)."""
+        """Decide whether the endpoint is asked at all (``always``: it is)."""
         alpha = self._alpha(item.local_log_probs)
         local = item.local_log_probs
         confident = alpha == 1.0
@@ -163,13 +174,22 @@ class Session:
             confident |= bool(math.exp(float(local.max())) >= self._query_below)
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
-        payload = Payload(PNG.encode(item.image), PNG.media_type)
-        recorded = self._cache.get(self._key(payload)) if self._cache is not None else None
-        return Job(payload, local, recorded=recorded)
+        return Job(Payload(PNG.encode(item.image), PNG.media_type, item.image.width * item.image.height), local)
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
+        refusal = self._ledger.refusal
+        if refusal is not None and self._always_asks():
+            return [refusal for _ in sources]  # none of them could be answered: spare their preparation
         items = self._prepare(sources)
         return [item if isinstance(item, PGNError) else self._job(item, always=always) for item in items]
+
+    def _always_asks(self) -> bool:
+        """Whether no picture can be answered without the endpoint."""
+        if self._cache is not None or self._query_below is not None:
+            return False
+        with self._local_work:
+            adapter = self._open_adapter()
+        return (adapter.info.get("fusion") if adapter is not None and self._fusion == "auto" else self._fusion) != 1
 
     def _only_job(self, source: ImageSource, *, always: bool) -> Job:
         return raised(self._jobs([source], always=always)[0])
@@ -194,47 +214,112 @@ class Session:
             raise ConfigurationError("this client is closed; make a new one")
         return Exchange(self.endpoint, self._policy, self._ledger, self._pacer, self._clocks, self.timeout, deadline)
 
-    def _is_ready(self, *, for_info: bool = False) -> bool:
-        """Whether nothing needs to be asked about the model before the first picture."""
+    def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
+        """Whether nothing needs to be asked about the model before the first picture.
+
+        Args:
+            before: the failure that was known when this call began. A newer one is shared by all who waited for it:
+                otherwise they would find it out again, one after the other.
+            for_info: whether the model's description is what is wanted.
+
+        Raises:
+            EndpointError: asking failed meanwhile.
+        """
         named = self.endpoint.protocol != "auto"
         if named and self._protocol is None:
             self._protocol = open_protocol(self.endpoint.protocol, self.endpoint.url)
-        if named and self._checkpoint is None and not for_info:
+        if named and self._checkpoint is None and self._cache is None and not for_info:
             return True
         if self._asked_model:
             self._verify_once()
-        return self._asked_model
+            return True
+        if self._failure is None or self._failure is before:
+            return False
+        if for_info or self._recalled is None:
+            raise self._failure
+        return True
 
-    def _settle(self, exchange: Exchange) -> Steps[None]:
-        """Find the protocol, and check that the checkpoint was made for this model."""
+    def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
+        """Find the protocol, and check that the checkpoint was made for this model.
+
+        Where nobody can be reached, recorded answers of the model that was last seen there can still be given.
+        """
         info, limits = None, Limits()
-        protocol = self._protocol
-        if self.endpoint.protocol in ("auto", "pgn"):
-            found, info, limits = yield from exchange.discover()
-            protocol = protocol or found
+        protocol = self._protocol or open_protocol("huggingface", self.endpoint.url)
+        try:
+            if self.endpoint.protocol in ("auto", "pgn"):
+                found, info, limits = yield from exchange.discover()
+                protocol = self._protocol or found
+        except EndpointError as error:
+            away = isinstance(error, ConnectionFailedError | TimedOutError)
+            self._failure, self._recalled = error, self._recall() if away else None
+            if for_info or self._recalled is None:
+                raise
+            return
         self.endpoint = replace(self.endpoint, limits=limits)
-        self._protocol, self._info, self._asked_model = protocol, info, True
+        self._info, self._failure, self._recalled = info, None, None
+        plainer = protocol.plainer()
+        if plainer is not None and self._identity(plainer) == self._recall():
+            protocol = plainer
+        self._speak(protocol)
+        self._asked_model = True
         self._verify_once()
 
     def _verify_once(self) -> None:
         if self._adapter is not None and not self._verified:
-            _verify(self._adapter.info, self._info, self.endpoint.name)
+            _verify(self._adapter.info, self._info, self.endpoint)
             self._verified = True
 
+    def _recall(self) -> str | None:
+        """Return the identity of the model whose answers were recorded last."""
+        return None if self._cache is None else self._cache.recall(self.endpoint.url, self.endpoint.model)
+
+    def _speak(self, protocol: Protocol) -> None:
+        """Stay with a dialect; a later run with the same cache goes on in it."""
+        self._protocol = protocol
+        if self._cache is not None:
+            self._cache.remember(self.endpoint.url, self.endpoint.model, self._identity(protocol))
+
+    def _identity(self, protocol: Protocol) -> str:
+        """Return what tells this model, and the form of its answers, from another behind the same URL."""
+        info = self._info or ModelInfo("")
+        told = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
+        return json.dumps([*told, protocol.dialect])
+
+    def _known(self, job: Job) -> Reply | None:
+        """Return the reply to a picture for which nothing needs to be sent.
+
+        Raises:
+            EndpointError: its answer is not recorded, and the endpoint is out of reach.
+        """
+        if job.confident:
+            return Reply(Answer((), ()))
+        recorded = None if self._cache is None else self._cache.get(self._key(job.payload, self._protocol))
+        if recorded is None and self._recalled is not None and self._failure is not None:
+            raise self._failure
+        return None if recorded is None else Reply(recorded)
+
     def _reply(self, exchange: Exchange, payload: Payload) -> Steps[Reply]:
-        limit = self.endpoint.limits.body_bytes
-        if limit is not None and len(payload.data) > limit:
-            raise ImageError(f"the picture is too large: got {len(payload.data):,} bytes, the endpoint takes {limit:,}")
+        limits = self.endpoint.limits
+        for got, limit, unit in (
+            (len(payload.data), limits.body_bytes, "bytes"),
+            (payload.pixels, limits.pixels, "pixels"),
+        ):
+            if limit is not None and got > limit:
+                raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
         asked = self._protocol or open_protocol("huggingface", self.endpoint.url)
         answer, spoken = yield from exchange.ask(asked, payload)
-        if spoken is not asked:
-            self._protocol = spoken  # a plainer dialect that worked: stay with it
+        if asked.proven and self._protocol is not asked:
+            self._speak(asked)  # another picture was refused at the same time, and not for the dialect
+        elif spoken is not asked and not asked.proven:
+            self._speak(spoken)
         if self._cache is not None:
-            self._cache.put(self._key(payload), answer)
+            self._cache.put(self._key(payload, spoken), answer)
         return Reply(answer, exchange.attempts, exchange.request_id)
 
-    def _key(self, payload: Payload) -> str:
-        return cache_key(self.endpoint.url, self.endpoint.model, payload.data)
+    def _key(self, payload: Payload, protocol: Protocol | None) -> str:
+        identity = self._recalled or (self._identity(protocol) if protocol is not None else "")
+        return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
         """Turn what is known into a Prediction.
@@ -274,9 +359,15 @@ def raised(value: T | PGNError) -> T:
     return value
 
 
-def known(job: Job) -> Reply:
-    """Return the reply to a picture that is not sent: recorded, or not needed at all."""
-    return Reply(job.recorded or Answer((), ()))
+def asks(job: Job | PGNError) -> bool:
+    """Whether the endpoint, or what is recorded of it, has to be asked."""
+    return isinstance(job, Job) and not job.confident
+
+
+def ends_all(result: object) -> PGNError | None:
+    """Return the error of a picture's result that concerns every other picture too: a refused key, a wrong set-up."""
+    wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
+    return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
@@ -303,7 +394,7 @@ def _ranked(
     return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
 
 
-def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: str) -> None:
+def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) -> None:
     """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
 
     Raises:
@@ -317,13 +408,15 @@ def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: str) -> N
     )
     for what, expected, got in made_for:
         if expected is not None and got is not None and str(expected) != str(got):
-            remedy = f"--profile {got}" if what == "profile" else f"--backbone {info.name if info else got}"
+            said, name = (excerpt(str(text), endpoint.credential.redact) for text in (got, info.name if info else got))
+            remedy = f"--profile {said}" if what == "profile" else f"--backbone {name}"
             raise CheckpointError(
-                f"the checkpoint was made for another model: {what} of {endpoint}: got {got}, expected {expected} "
+                f"the checkpoint was made for another model: {what} of {endpoint.name}: got {said}, "
+                f"expected {expected} "
                 f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
             )
     if made_for[0][1] is None or made_for[0][2] is None:
-        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", endpoint)
+        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", endpoint.name)
 
 
 def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:

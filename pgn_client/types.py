@@ -102,6 +102,7 @@ class ModelInfo:
         profile: the server's resize and crop, as a profile string.
         classes: source labels, in the model's order.
         patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch embedding.
+        weights_sha256: SHA-256 of the weights' file.
     """
 
     name: str
@@ -109,6 +110,7 @@ class ModelInfo:
     profile: str | None = None
     classes: tuple[str, ...] | None = None
     patch_embedding_sha256: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,34 @@ import json
 import math
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pgn_client.types import Answer
+from pgn_client.types import Answer, ScoreKind
 
 EXCERPT = 200
 
 
 class MalformedAnswerError(ValueError):
-    """A response that is not of the protocol's form; the caller adds the endpoint's name and attempts."""
+    """A response that is not of the protocol's form; the caller adds the endpoint's name and attempts.
+
+    Attributes:
+        got: what came, whole. It may be long and may echo a credential: messages are made by ``tell``.
+        expected: the protocol's form.
+        what: which part of the response it is.
+    """
+
+    def __init__(self, got: bytes | str, expected: str, what: str = "") -> None:
+        self.got, self.expected, self.what = got, expected, what
+        super().__init__(expected)
+
+    def tell(self, hide: Callable[[str], str] = str) -> str:
+        """Return the message; ``hide`` takes secrets out of what came."""
+        return f"got {self.what}{excerpt(self.got, hide)}, expected {self.expected}"
+
+    def __str__(self) -> str:
+        return self.tell()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +44,12 @@ class Payload:
     Attributes:
         data: the file's bytes.
         media_type: for example ``image/png``.
+        pixels: width times height; 0 is unknown.
     """
 
     data: bytes = field(repr=False)
     media_type: str
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,7 @@ class WireResponse:
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
-            raise MalformedAnswerError(f"got {excerpt(self.body)}, expected JSON") from None
+            raise MalformedAnswerError(self.body, "JSON") from None
 
 
 class Protocol(typing.Protocol):
@@ -74,6 +93,16 @@ class Protocol(typing.Protocol):
     @property
     def name(self) -> str:
         """The name in the registry."""
+        ...
+
+    @property
+    def dialect(self) -> str:
+        """The name, and the form of the request where there are several: other forms may give other answers."""
+        ...
+
+    @property
+    def proven(self) -> bool:
+        """Whether this dialect was answered once, so that a refusal is about the picture."""
         ...
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
@@ -89,7 +118,7 @@ class Protocol(typing.Protocol):
         ...
 
     def explain(self, response: WireResponse) -> str:
-        """Return what a failed response says, on one line of at most 200 characters."""
+        """Return what a failed response says, whole and as it came; see ``excerpt``."""
         ...
 
     def retryable(self, response: WireResponse) -> bool | None:
@@ -100,6 +129,10 @@ class Protocol(typing.Protocol):
         """Return the seconds that the body of a failed response asks to wait, if any."""
         ...
 
+    def plainer(self) -> Protocol | None:
+        """Return a plainer dialect of the same wire format, if there is one."""
+        ...
+
     def fallback(self, response: WireResponse) -> Protocol | None:
         """Return a plainer dialect to try after this refusal, if there is one."""
         ...
@@ -108,8 +141,13 @@ class Protocol(typing.Protocol):
 class Defaults:
     """The hooks as most wire formats need them."""
 
+    @property
+    def proven(self) -> bool:
+        """With one dialect there is nothing to prove."""
+        return False
+
     def explain(self, response: WireResponse) -> str:
-        """Return what a failed response says, on one line of at most 200 characters."""
+        """Return what a failed response says, whole and as it came; see ``excerpt``."""
         return explain(response)
 
     def retryable(self, response: WireResponse) -> bool | None:
@@ -120,18 +158,26 @@ class Defaults:
         """No wait is asked for in the body."""
         return None
 
+    def plainer(self) -> Protocol | None:
+        """There is no plainer dialect."""
+        return None
+
     def fallback(self, response: WireResponse) -> Protocol | None:
         """There is no plainer dialect."""
         return None
 
 
-def excerpt(text: bytes | str) -> str:
-    """Return at most 200 printable characters of a body on one line, tags and repeated blanks removed."""
+def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
+    """Return at most 200 printable characters of a body on one line, tags and repeated blanks removed.
+
+    ``hide`` takes secrets out. It sees the whole text, because a cut in the middle of a secret would keep a part of it.
+    """
     if isinstance(text, bytes):
-        text = text[:8192].decode("utf-8", "replace")
+        text = text.decode("utf-8", "replace")
+    text = hide(text)[:8192]
     if re.match(r"\s*<(!doctype|html|head|body)", text, re.IGNORECASE):
         text = re.sub(r"(?is)<(script|style).*?(</\1>|$)|<[^>]*>", " ", text)
-        text = html.unescape(text)
+        text = hide(html.unescape(text))
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if not line:
         return "an empty body"
@@ -139,12 +185,12 @@ def excerpt(text: bytes | str) -> str:
 
 
 def explain(response: WireResponse) -> str:
-    """Return a failed response's message from ``error`` or ``detail`` of its JSON, or an excerpt of its text."""
+    """Return a failed response's message from ``error`` or ``detail`` of its JSON, or its text; see ``excerpt``."""
     try:
         found = _message(json.loads(response.body))
     except (ValueError, RecursionError):
         found = None
-    return excerpt(found or response.body)
+    return found or response.body.decode("utf-8", "replace")
 
 
 def _message(value: Any) -> str | None:
@@ -159,25 +205,27 @@ def _message(value: Any) -> str | None:
     return None
 
 
-def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return labels and scores, best first (ties in the given order), after checking what an endpoint sent.
+def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[str, float]]:
+    """Return pairs of label and score after checking what an endpoint sent.
 
     Raises:
-        MalformedAnswerError: no label, a label that is no text or occurs twice, a score that is no finite number.
+        MalformedAnswerError: no label, a label that is no text, a score that is no finite number.
     """
     if not labels or len(labels) != len(scores):
-        raise MalformedAnswerError(f"got {len(labels)} labels and {len(scores)} scores, expected as many, at least one")
+        raise MalformedAnswerError(f"{len(labels)} labels and {len(scores)} scores", "as many, at least one")
     for label in labels:
         if not isinstance(label, str):
-            raise MalformedAnswerError(f"got the label {excerpt(repr(label))}, expected text")
+            raise MalformedAnswerError(repr(label), "text", "the label ")
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
-            raise MalformedAnswerError(f"got the score {excerpt(repr(score))}, expected a finite number")
-    if len(set(labels)) < len(labels):
-        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
-        raise MalformedAnswerError(f"got the label {excerpt(twice)!r} more than once, expected distinct labels")
-    order = sorted(range(len(scores)), key=lambda i: -float(scores[i]))
-    return tuple(labels[i] for i in order), tuple(float(scores[i]) for i in order)
+            raise MalformedAnswerError(repr(score), "a finite number", "the score ")
+    return [(label, float(score)) for label, score in zip(labels, scores, strict=True)]
+
+
+def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:
+    """Return an answer, best label first; equal scores stay in the given order."""
+    ranked = sorted(pairs, key=lambda pair: -pair[1])
+    return Answer(tuple(label for label, _ in ranked), tuple(score for _, score in ranked), kind)
 
 
 def _finite(score: int | float) -> bool:

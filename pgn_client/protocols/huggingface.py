@@ -2,15 +2,17 @@
 
 Both were observed on the wire. The Endpoints' server matches ``Content-Type`` and ``Accept`` as exact strings, answers
 every error with 400, and returns the top 5 unless ``top_k`` says more; the community server refuses ``top_k``.
-A label mapping lives on all the scores, so ``top_k`` is asked for first and left out after a refusal.
+A label mapping lives on all the scores, so ``top_k`` is asked for first, and left out when it is refused before it
+ever worked; later a 400 is about the picture.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pgn_client.protocols.base import (
@@ -19,12 +21,25 @@ from pgn_client.protocols.base import (
     Payload,
     WireRequest,
     WireResponse,
+    best_first,
     checked_scores,
-    excerpt,
 )
-from pgn_client.types import Answer
+from pgn_client.types import Answer, ScoreKind
 
 ALL = 100_000  # more than any published label set; servers clip it to the number of their labels
+
+
+@dataclass(slots=True)
+class Learnt:
+    """What a server's answers have shown.
+
+    Attributes:
+        json_works: whether the JSON form was answered once.
+        kinds: ``{"kind": ...}`` once the first answer has decided it (a dict, because ``setdefault`` is atomic).
+    """
+
+    json_works: bool = False
+    kinds: dict[str, ScoreKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +49,23 @@ class HuggingFace(Defaults):
     Attributes:
         url: the endpoint's own URL.
         top_k: labels to ask for, as JSON with base64; None sends one picture's raw bytes without parameters.
+        learnt: what the server's answers have shown, shared by both forms.
     """
 
     url: str
     top_k: int | None = ALL
     name: Literal["huggingface"] = "huggingface"
+    learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False)
+
+    @property
+    def dialect(self) -> str:
+        """The name and what is asked for."""
+        return f"{self.name} {'raw' if self.top_k is None else f'top_k={self.top_k}'}"
+
+    @property
+    def proven(self) -> bool:
+        """Whether the JSON form was answered once."""
+        return self.top_k is not None and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request; several pictures need the JSON form."""
@@ -55,9 +82,11 @@ class HuggingFace(Defaults):
         """Return one answer per picture of a successful response."""
         document = response.json()
         if not isinstance(document, list) or not document:
-            raise MalformedAnswerError(f'got {excerpt(response.body)}, expected [{{"label", "score"}}, ...]')
+            raise MalformedAnswerError(response.body, '[{"label", "score"}, ...]')
         several = all(isinstance(item, list) for item in document)
-        return [_answer(items) for items in (document if several else [document])]
+        answers = [_answer(items, self.learnt) for items in (document if several else [document])]
+        self.learnt.json_works |= self.top_k is not None
+        return answers
 
     def wait(self, response: WireResponse) -> float | None:
         """Return ``estimated_time`` of a model that is still loading."""
@@ -68,20 +97,45 @@ class HuggingFace(Defaults):
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         return float(seconds) if number and 0 < seconds < 1e9 else None
 
+    def plainer(self) -> HuggingFace | None:
+        """Return the raw form of the JSON form."""
+        return replace(self, top_k=None) if self.top_k is not None else None
+
     def fallback(self, response: WireResponse) -> HuggingFace | None:
         """Return the raw form when the JSON form or its parameter may be what was refused."""
-        refused = response.status in (400, 415, 422)
-        return HuggingFace(self.url, top_k=None) if refused and self.top_k is not None else None
+        return self.plainer() if response.status in (400, 415, 422) and not self.proven else None
 
 
-def _answer(items: list[Any]) -> Answer:
+def _answer(items: list[Any], learnt: Learnt) -> Answer:
     """Read ``[{"label", "score"}, ...]``.
 
     The format does not say what the scores are: they are probabilities unless one is negative or they sum to more
-    than 1 + 1e-3 (float32 rounding of many classes), and logits otherwise.
+    than 1 + 1e-3 (float32 rounding of many classes), and logits otherwise. The first answer decides for all: a server
+    does not change from picture to picture, but an unlucky picture's logits may look like probabilities.
     """
     if not all(isinstance(item, dict) and {"label", "score"} <= item.keys() for item in items):
-        raise MalformedAnswerError(f'got {excerpt(json.dumps(items))}, expected [{{"label", "score"}}, ...]')
-    labels, scores = checked_scores([item["label"] for item in items], [item["score"] for item in items])
-    logits = min(scores) < 0 or sum(scores) > 1 + 1e-3
-    return Answer(labels, scores, "logits" if logits else "probabilities")
+        raise MalformedAnswerError(json.dumps(items), '[{"label", "score"}, ...]')
+    pairs = checked_scores([item["label"] for item in items], [item["score"] for item in items])
+    lowest, total = min(score for _, score in pairs), sum(score for _, score in pairs)
+    logits = lowest < 0 or total > 1 + 1e-3
+    kind = learnt.kinds.setdefault("kind", "logits" if logits else "probabilities")
+    if logits and kind == "probabilities":
+        raise MalformedAnswerError(
+            f"scores from {lowest:g} with the sum {total:g}",
+            "probabilities as in the first answer (configure the endpoint to return softmax probabilities)",
+        )
+    return best_first(_merged(pairs, kind), kind)
+
+
+def _merged(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> list[tuple[str, float]]:
+    """Add up what is said of one label: two classes may have one name (ImageNet has two kinds of "crane")."""
+    merged: dict[str, float] = {}
+    for label, score in pairs:
+        if label not in merged:
+            merged[label] = score
+        elif kind == "logits":  # log(exp(a) + exp(b))
+            high, low = max(merged[label], score), min(merged[label], score)
+            merged[label] = high + math.log1p(math.exp(low - high))
+        else:
+            merged[label] += score
+    return list(merged.items())

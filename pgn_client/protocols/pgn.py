@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,8 +16,8 @@ from pgn_client.protocols.base import (
     Payload,
     WireRequest,
     WireResponse,
+    best_first,
     checked_scores,
-    excerpt,
 )
 from pgn_client.types import Answer, ModelInfo, ScoreKind
 
@@ -33,6 +34,7 @@ class PGN(Defaults):
 
     url: str
     name: Literal["pgn"] = "pgn"
+    dialect: Literal["pgn"] = "pgn"
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one picture."""
@@ -46,7 +48,7 @@ class PGN(Defaults):
         fields = document if isinstance(document, dict) else {}
         kind, predictions = _KINDS.get(str(fields.get("output"))), fields.get("predictions")
         if kind is None or not isinstance(predictions, list) or not predictions:
-            raise MalformedAnswerError(f"got {excerpt(response.body)}, expected output and predictions")
+            raise MalformedAnswerError(response.body, "output and predictions")
         return [_answer(item, kind) for item in predictions]
 
     def ask_model(self) -> WireRequest:
@@ -57,24 +59,25 @@ class PGN(Defaults):
 def _answer(item: Any, kind: ScoreKind) -> Answer:
     fields = (item.get("labels"), item.get("scores")) if isinstance(item, dict) else (None, None)
     if not all(isinstance(value, list) for value in fields):
-        raise MalformedAnswerError(f"got the prediction {excerpt(str(item))}, expected labels and scores")
-    labels, scores = checked_scores(*fields)  # type: ignore[arg-type]
-    return Answer(labels, scores, kind)
+        raise MalformedAnswerError(str(item), "labels and scores", "the prediction ")
+    pairs = checked_scores(*fields)  # type: ignore[arg-type]
+    twice = next((label for label, count in Counter(label for label, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise MalformedAnswerError(twice, "distinct labels", "more than once the label ")
+    return best_first(pairs, kind)
 
 
 def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | None:
     """Return what ``GET /v1/model`` says, and its limits; None when the server is not one of this protocol.
 
-    Untrusted: fields of a wrong type are left out.
+    It is one of them when it tells anything of its model: patch embedding, classes, input size or profile. Untrusted:
+    fields of a wrong type are left out.
     """
     try:
         document = response.json()
     except MalformedAnswerError:
         return None
     if not response.ok or not isinstance(document, dict):
-        return None
-    sha256 = _text(document.get("patch_embedding_sha256"))
-    if sha256 is None:
         return None
     classes = document.get("classes")
     known = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
@@ -83,8 +86,11 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
         input_size=_count(document.get("input_size")),
         profile=_text(document.get("profile")),
         classes=tuple(classes) if known and classes else None,
-        patch_embedding_sha256=sha256,
+        patch_embedding_sha256=_text(document.get("patch_embedding_sha256")),
+        weights_sha256=_text(document.get("weights_sha256")),
     )
+    if not (info.patch_embedding_sha256 or info.classes or info.input_size or info.profile):
+        return None
     limits = document.get("limits")
     found = {key: _count(limits.get(key)) for key in ("body_bytes", "pixels")} if isinstance(limits, dict) else {}
     return info, {key: value for key, value in found.items() if value is not None}

@@ -9,14 +9,15 @@ import sys
 import textwrap
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from pgn_client.batch import adapt_files, find_images, predict_files
-from pgn_client.errors import ConfigurationError, ImageError
+from pgn_client.errors import AuthenticationError, ConfigurationError, ImageError
 
-from .fakes import Server, ToyAdapter, client, file_bytes, picture
+from .fakes import Server, ToyAdapter, answered, client, file_bytes, picture
 
 
 @pytest.fixture
@@ -149,8 +150,39 @@ def test_a_file_that_is_no_journal_is_never_overwritten(sidecar, folder, tmp_pat
 
 
 def test_an_output_that_cannot_be_written_is_one_line(folder, tmp_path):
-    with pytest.raises(ConfigurationError, match="cannot be written"):
-        predict(Server(), find_images(folder), tmp_path / "nowhere" / "out.jsonl")
+    server = Server()
+    with pytest.raises(ConfigurationError, match=r"nowhere/out\.jsonl: cannot be written"):
+        predict(server, find_images(folder), tmp_path / "nowhere" / "out.jsonl")
+    assert server.requests == []
+
+
+def test_two_runs_never_write_one_journal(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with client(Server(), protocol="pgn") as c:
+        first = predict_files(c, find_images(folder), out)
+        next(first)
+        with pytest.raises(ConfigurationError, match="another run is writing it"):
+            predict(Server(), find_images(folder), out)
+        assert len(list(first)) == 4
+    assert all(result.resumed for result in predict(Server(), find_images(folder), out))
+    assert not list(tmp_path.glob(".*lock"))
+
+
+def test_models_that_differ_in_the_query_share_no_journal(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    predict(Server(), find_images(folder), out, url="http://127.0.0.1:9/?model=a&token=t0ken")
+    with pytest.raises(ConfigurationError, match="another endpoint"):
+        predict(Server(), find_images(folder), out, url="http://127.0.0.1:9/?model=b&token=t0ken")
+    assert all(b"t0ken" not in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+
+def test_a_stream_that_ends_for_a_revoked_key_keeps_what_was_answered(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(AuthenticationError):
+        predict(Server([answered(), *[httpx.Response(401)] * 9]), find_images(folder), out, max_concurrency=1)
+    server = Server()
+    assert len(predict(server, find_images(folder), out)) == 5
+    assert len(server.requests) == 4
 
 
 def test_the_journal_holds_no_key(folder, tmp_path):

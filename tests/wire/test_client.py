@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import inspect
 import io
 import itertools
+import json
 import logging
 import math
 import pickle
 import subprocess
 import sys
 import traceback
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -17,6 +20,7 @@ import pytest
 from PIL import Image
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure, Prediction
+from pgn_client.cache import AnswerCache
 from pgn_client.client import FOREIGN, _broken
 from pgn_client.errors import (
     AuthenticationError,
@@ -33,6 +37,7 @@ from pgn_client.errors import (
     ServerError,
     TimedOutError,
 )
+from pgn_client.exchange import BrokenKind
 from pgn_client.types import ModelInfo
 
 from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, picture
@@ -103,6 +108,45 @@ def test_the_key_is_in_no_repr_log_or_exception(caplog):
             assert key.encode() not in pickle.dumps(error)
             assert key not in f"{c!r}{vars(c)}{error.__context__!r}"
     assert key not in caplog.text
+
+
+SECRET = "sk-very/secret&0123456789"
+
+
+@pytest.mark.parametrize("shift", [0, 120, 150, 180, 190])
+@pytest.mark.parametrize("spelling", [SECRET, json.dumps(SECRET).replace("/", r"\/"), html.escape(SECRET)])
+def test_a_server_that_echoes_the_key_leaves_no_part_of_it_in_an_error(shift, spelling):
+    echo, html_page = " " * 8190 + "x" * shift + f"Bearer {spelling}", f"<html>{'x' * shift} {spelling}"
+    steps = [
+        httpx.Response(200, text=echo),
+        httpx.Response(200, json={"output": "probs", "predictions": [echo.strip()]}),
+        httpx.Response(200, json={"output": "probs", "predictions": [{"labels": [[echo]], "scores": [1]}]}),
+        httpx.Response(400, text=echo),
+        httpx.Response(400, text=html_page),
+        httpx.Response(400, json={"error": {"message": echo}}),
+        httpx.RemoteProtocolError(f"illegal status line: {echo}"),
+    ]
+    for step in steps:
+        with client(Server([step]), api_key=SECRET, max_retries=0) as c, pytest.raises(EndpointError) as caught:
+            c.classify(picture())
+        error = caught.value
+        everything = f"{error}{error.__context__!r}{error.__cause__!r}{vars(error)}"
+        assert "sk-v" not in everything, step
+
+
+def test_a_server_that_echoes_the_key_in_a_header_leaves_it_in_no_request_id():
+    step = refused(400, **{"x-request-id": "y" * 190 + SECRET})
+    with client(Server([step]), api_key=SECRET) as c, pytest.raises(EndpointError) as caught:
+        c.classify(picture())
+    assert caught.value.request_id.startswith("yyy")
+    assert "sk-v" not in caught.value.request_id
+
+
+def test_a_model_card_that_echoes_the_key_leaves_it_in_no_error():
+    server = Server(card={**CARD, "profile": f"direct {SECRET}"})
+    with client(server, ToyAdapter(), api_key=SECRET) as c, pytest.raises(CheckpointError) as caught:
+        c.classify(picture())
+    assert "sk-v" not in str(caught.value)
 
 
 def test_the_constructor_sends_nothing():
@@ -192,7 +236,7 @@ def test_every_exception_of_httpx_is_mapped(name):
     if not issubclass(kind, Exception):
         return
     assert issubclass(kind, FOREIGN)
-    assert _broken(kind.__new__(kind)).kind in ("late", "unreached", "cut", "refused", "garbled")
+    assert _broken(kind.__new__(kind)).kind in get_args(BrokenKind)
 
 
 def test_the_map_of_httpx_says_what_is_worth_a_retry():
@@ -201,9 +245,8 @@ def test_the_map_of_httpx_says_what_is_worth_a_retry():
     assert retried == {"ConnectError", "ReadError", "WriteError", "CloseError", "NetworkError", "ProxyError"} | {
         "RemoteProtocolError"
     }
-    assert {n for n, kind in kinds.items() if kind == "late"} == {
-        "TimeoutException", "ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout"
-    }  # fmt: skip
+    assert {n for n, kind in kinds.items() if kind == "late"} == {"TimeoutException", "ReadTimeout", "WriteTimeout"}
+    assert {n for n, kind in kinds.items() if kind == "unsent"} == {"ConnectTimeout", "PoolTimeout"}
 
 
 # ---- protocols
@@ -265,6 +308,37 @@ def test_a_refused_picture_does_not_make_huggingface_forget_its_parameters():
     assert server.requests[-1].headers["content-type"] == "application/json"
 
 
+def test_a_refused_picture_after_a_success_is_that_pictures_error():
+    server = Server([httpx.Response(200, json=HF_ANSWER), refused(400), httpx.Response(200, json=HF_ANSWER)])
+    with client(server, protocol="huggingface") as c:
+        c.classify(picture())
+        with pytest.raises(InvalidRequestError):
+            c.classify(picture())
+        c.classify(picture())
+    assert [r.headers["content-type"] for r in server.requests] == ["application/json"] * 3
+
+
+def test_another_body_has_another_idempotency_key():
+    server = Server([refused(400), httpx.Response(200, json=HF_ANSWER)])
+    with client(server, protocol="huggingface") as c:
+        c.classify(picture())
+    json_form, raw_form = server.requests
+    assert json_form.headers["idempotency-key"] != raw_form.headers["idempotency-key"]
+
+
+def test_the_first_answer_decides_what_huggingface_scores_are():
+    def scored(*scores):
+        return httpx.Response(200, json=[{"label": str(i), "score": s} for i, s in enumerate(scores)])
+
+    with client(Server([scored(3.0, -1.0), scored(0.5, 0.1)]), protocol="huggingface") as c:
+        assert [answer.kind for answer in c.answers([picture()])] == ["logits"]
+        assert c.answer(picture()).kind == "logits"
+    with client(Server([scored(0.5, 0.1), scored(0.9, 0.8)]), protocol="huggingface") as c:
+        c.answer(picture())
+        with pytest.raises(ProtocolMismatchError, match=r"sum 1\.7, expected probabilities as in the first answer"):
+            c.answer(picture())
+
+
 def test_a_loading_model_is_waited_for():
     server = Server([httpx.Response(503, json={"error": "loading", "estimated_time": 12.5}),
                      httpx.Response(200, json=HF_ANSWER)])  # fmt: skip
@@ -306,6 +380,15 @@ def test_the_checkpoint_is_compared_even_when_the_model_card_is_known_already():
         assert c.info().input_size == 16
         with pytest.raises(CheckpointError):
             c.classify(picture())
+
+
+def test_a_model_card_without_patch_embedding_is_our_protocol_and_unverified(caplog):
+    card = {key: value for key, value in CARD.items() if key != "patch_embedding_sha256"}
+    server = Server(card=card)
+    with client(server, ToyAdapter()) as c:
+        assert c.classify(picture()).label == "x"
+    assert server.requests[0].url.path == "/v1/classify"
+    assert "unverified" in caplog.text
 
 
 def test_an_unverified_match_is_warned_about_once(caplog):
@@ -393,6 +476,66 @@ def test_a_spent_budget_fails_the_rest_of_many_and_keeps_the_start():
     assert all(isinstance(r.error, BudgetExceededError) for r in results if isinstance(r, ImageFailure))
 
 
+@pytest.mark.parametrize("error", [httpx.ConnectTimeout("x"), httpx.PoolTimeout("x")])
+def test_what_was_never_sent_is_not_counted(error):
+    with client(Server([error]), budget=1) as c:
+        with pytest.raises(TimedOutError):
+            c.classify(picture())
+        assert c.usage.images == 0
+        assert c.classify(picture()).label == "a"
+
+
+def test_a_spent_budget_spares_the_preparation_of_the_rest():
+    adapter = ToyAdapter()
+    with client(Server(), adapter, budget=3, max_concurrency=1) as c:
+        results = list(c.classify_many([picture()] * 100))
+    assert len(results) == 100
+    assert [isinstance(r, Prediction) for r in results[:5]] == [True, True, True, False, False]
+    assert sum(adapter.batches) < 8
+
+
+def test_a_spent_budget_still_answers_what_costs_nothing():
+    with client(Server(), ToyAdapter([0.2, 0.8], 1.0), budget=0) as c:
+        assert [r.source for r in c.classify_many([picture()] * 3)] == ["local"] * 3
+
+
+def test_two_models_behind_one_url_share_no_recorded_answers(tmp_path):
+    for changed in ({}, {"weights_sha256": "1"}, {"weights_sha256": "2"}, {"profile": "x"}, {"name": "other"}):
+        server = Server(card={**CARD, **changed})
+        for sent in (1, 0):
+            with client(server, cache=tmp_path / "a.sqlite", protocol="pgn") as c:
+                c.classify(picture())
+                assert c.usage.images == sent
+
+
+def test_a_run_with_the_same_cache_goes_on_in_the_dialect_of_its_answers(tmp_path):
+    answer = httpx.Response(200, json=HF_ANSWER)
+    for script, sent in (([refused(400), answer], 1), ([], 0)):
+        with client(Server(script), cache=tmp_path / "a.sqlite", protocol="huggingface") as c:
+            assert c.classify(picture()).label == "cat"
+            assert c.usage.images == sent
+
+
+def test_a_picture_that_is_not_recorded_fails_at_once_while_the_endpoint_is_out_of_reach(tmp_path):
+    with client(Server(), cache=tmp_path / "a.sqlite") as c:
+        c.classify(picture(0))
+    with client(Server(card=httpx.ConnectError("down")), cache=tmp_path / "a.sqlite") as c:
+        results = list(c.classify_many([picture(0), *(picture(i) for i in range(1, 20))]))
+        assert c.usage.requests == 5
+        with pytest.raises(ConnectionFailedError):
+            c.info()
+    assert [isinstance(r, Prediction) for r in results] == [True] + [False] * 19
+    assert all(isinstance(r.error, ConnectionFailedError) for r in results[1:])
+
+
+def test_a_cache_that_cannot_be_used_ends_many_in_one_line(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache._db.execute("DROP TABLE answers")
+    with client(Server(), cache=cache) as c, pytest.raises(ConfigurationError, match="answer cache: cannot use"):
+        list(c.classify_many([picture()] * 50))
+    cache.close()
+
+
 def test_a_recorded_answer_costs_nothing_and_needs_no_server(tmp_path):
     path = tmp_path / "answers.sqlite"
     with client(Server(), cache=path) as c:
@@ -400,7 +543,7 @@ def test_a_recorded_answer_costs_nothing_and_needs_no_server(tmp_path):
     with client(Server(card=httpx.ConnectError("down")), cache=path, budget=0) as c:
         again = c.classify(picture())
         assert (again.label, again.scores, again.attempts) == (first.label, first.scores, 0)
-        assert c.usage.requests == 0
+        assert c.usage.images == 0
 
 
 def test_a_body_beyond_the_endpoints_limit_is_not_sent():
@@ -410,6 +553,15 @@ def test_a_body_beyond_the_endpoints_limit_is_not_sent():
             c.classify(picture(size=32))
         assert c.usage.images == 0
     assert server.requests == []
+
+
+def test_a_picture_beyond_the_endpoints_pixels_is_not_sent():
+    server = Server(card={**CARD, "limits": {"pixels": 100}})
+    with client(server) as c:
+        with pytest.raises(ImageError, match="got 121 pixels, the endpoint takes 100"):
+            c.classify(picture(size=11))
+        assert c.classify(picture(size=10)).label == "a"
+    assert len(server.requests) == 1
 
 
 # ---- many
@@ -457,6 +609,16 @@ def test_pictures_are_adapted_in_small_batches():
 def test_a_server_that_is_down_ends_many_at_once():
     with client(Server(card=httpx.ConnectError("down"))) as c, pytest.raises(ConnectionFailedError):
         list(c.classify_many([picture()] * 50))
+
+
+def test_a_revoked_key_ends_many_after_what_was_on_its_way():
+    server = Server([answered(), *[refused(401)] * 99])
+    results = []
+    with client(server, api_key="k", max_concurrency=4) as c, pytest.raises(AuthenticationError):
+        results.extend(c.classify_many([picture()] * 50))
+    assert len(server.requests) == len(results) <= 12
+    assert sum(isinstance(r, Prediction) for r in results) == 1
+    assert all(isinstance(r.error, AuthenticationError) for r in results if isinstance(r, ImageFailure))
 
 
 def test_a_missing_package_ends_many_at_once():
@@ -579,6 +741,18 @@ def test_concurrent_first_calls_ask_for_the_model_card_once():
 
     run(ask())
     assert (server.card_requests, len(server.requests)) == (1, 20)
+
+
+def test_async_a_revoked_key_ends_many():
+    server = Server([refused(403)] * 99)
+
+    async def ask():
+        async with async_client(server, api_key="k", max_concurrency=4) as c:
+            return [r async for r in c.classify_many([picture()] * 50)]
+
+    with pytest.raises(AuthenticationError):
+        run(ask())
+    assert len(server.requests) <= 12
 
 
 def test_cancelling_a_call_closes_the_response():

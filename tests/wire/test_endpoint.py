@@ -73,6 +73,13 @@ def test_the_name_shows_host_and_path_only():
     assert "t0ken" not in repr(Endpoint("https://h/m?token=t0ken"))
 
 
+def test_the_key_is_taken_out_of_a_text_in_every_usual_spelling():
+    key = "a/b&c+'d"
+    for text in (key, "a\\/b&c+'d", "a/b&amp;c+&#x27;d", "a%2fb%26c%2B%27d", repr(key)):
+        assert Credential(key).redact(f"x{text.strip(chr(34))}y") in ("x<api key>y",)
+    assert Credential().redact(key) == key
+
+
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", "tab\t"])
 def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key):
     with pytest.raises(ConfigurationError) as caught:

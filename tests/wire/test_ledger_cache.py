@@ -33,6 +33,14 @@ def test_the_error_carries_spent_and_limit():
     assert (caught.value.spent, caught.value.limit) == (1, 1)
 
 
+def test_the_refusal_is_known_before_the_next_image():
+    ledger = Ledger(budget=1)
+    assert ledger.refusal is None
+    ledger.reserve()
+    assert (ledger.refusal.spent, ledger.refusal.limit) == (1, 1)
+    assert Ledger().refusal is None
+
+
 def test_cost_is_images_times_price_and_retries_are_free():
     ledger = Ledger(price_per_image=0.25)
     ledger.reserve()
@@ -79,9 +87,27 @@ def test_the_cache_may_be_used_from_many_threads(tmp_path):
 
 
 def test_endpoint_model_and_bytes_all_matter_for_the_key():
-    keys = {cache_key(*parts) for parts in [("u", "m", b"x"), ("v", "m", b"x"), ("u", None, b"x"), ("u", "m", b"y")]}
-    assert len(keys) == 4
-    assert cache_key("u", "m", b"x") == cache_key("u", "m", b"x")
+    base = ("u", "m", "i", b"x")
+    others = [("v", "m", "i", b"x"), ("u", None, "i", b"x"), ("u", "m", "j", b"x"), ("u", "m", "i", b"y")]
+    assert len({cache_key(*parts) for parts in [base, *others]}) == 5
+    assert cache_key(*base) == cache_key(*base)
+
+
+def test_a_cache_remembers_the_model_of_each_url_but_not_the_url(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache.remember("http://h/?token=t0ken", None, "[1]")
+    assert cache.recall("http://h/?token=t0ken", None) == "[1]"
+    assert cache.recall("http://h/?token=t0ken", "other") is None
+    cache.close()
+    assert b"t0ken" not in (tmp_path / "a.sqlite").read_bytes()
+
+
+def test_a_cache_that_stops_working_is_told_in_one_line(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache.close()
+    for call in (lambda: cache.get("k"), lambda: cache.put("k", ANSWER)):
+        with pytest.raises(ConfigurationError, match="answer cache: cannot use"):
+            call()
 
 
 def test_a_file_that_is_no_cache_is_refused_in_one_line(tmp_path):
