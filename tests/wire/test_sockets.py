@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient
@@ -27,11 +31,13 @@ def read_request(connection: socket.socket) -> bytes:
             return b""
         data += chunk
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next(
-        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-    )
+    lengths = (line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    length = int(next(lengths, b"0"))
     while len(body) < length:
-        body += connection.recv(65536)
+        chunk = connection.recv(65536)
+        if not chunk:
+            return b""
+        body += chunk
     return head
 
 
@@ -67,17 +73,22 @@ def serving(handle: Callable[[socket.socket, int], None]) -> Iterator[str]:
             thread.join(5)
 
 
-def sync_error(url: str, **options: object) -> EndpointError:
+def sync_error(url: str, seen: list[int] | None = None, **options: object) -> EndpointError:
+    """Return the error of one call; ``seen`` gets the number of images that count as sent."""
     with AdaptedClient(url, None, protocol="pgn", **options) as c, pytest.raises(EndpointError) as caught:
         c.classify(picture())
+    if seen is not None:
+        seen.append(c.usage.images)
     return caught.value
 
 
-def async_error(url: str, **options: object) -> EndpointError:
+def async_error(url: str, seen: list[int] | None = None, **options: object) -> EndpointError:
     async def ask() -> EndpointError:
         async with AsyncAdaptedClient(url, None, protocol="pgn", **options) as c:
             with pytest.raises(EndpointError) as caught:
                 await c.classify(picture())
+            if seen is not None:
+                seen.append(c.usage.images)
             return caught.value
 
     return asyncio.run(ask())
@@ -180,3 +191,132 @@ def test_nobody_listening_is_said(ask):
     error = ask(f"http://127.0.0.1:{port}", max_retries=0)
     assert isinstance(error, ConnectionFailedError)
     assert "server is running" in str(error)
+
+
+# ---- proxies
+
+
+@both
+def test_no_proxy_sees_a_key_that_is_meant_for_this_machine(ask, monkeypatch):
+    seen = []
+
+    def proxy(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(response(status=b"418 I am a proxy"))
+
+    def handle(connection: socket.socket, _: int) -> None:
+        seen.append(b"direct")
+        read_request(connection)
+        connection.sendall(response(status=b"422 No"))
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(proxy) as proxy_url, serving(handle) as url:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy_url)
+        error = ask(url, api_key="sk-secret")
+    assert "got 422" in str(error)
+    assert seen == [b"direct"]
+
+
+# ---- servers that are silent or slow
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    done = threading.Event()
+    with serving(lambda connection, _: bool(read_request(connection)) and done.wait(5)) as url:
+        yield url
+        done.set()
+
+
+def test_a_silent_server_is_found_out_once_for_all_pictures(silent):
+    started = time.monotonic()
+    with AdaptedClient(silent, None, timeout=0.5) as c, pytest.raises(TimedOutError):
+        list(c.classify_many([picture()] * 16))
+    assert time.monotonic() - started < 1.5
+
+
+def test_calls_that_wait_for_the_same_discovery_fail_with_it(silent):
+    async def ask() -> list[object]:
+        async with AsyncAdaptedClient(silent, None, timeout=0.5) as c:
+            return await asyncio.gather(*(c.classify(picture(i)) for i in range(8)), return_exceptions=True)
+
+    started = time.monotonic()
+    assert all(isinstance(error, TimedOutError) for error in asyncio.run(ask()))
+    with AdaptedClient(silent, None, timeout=0.5) as c, ThreadPoolExecutor(8) as pool:
+        errors = [pool.submit(c.classify, picture(i)).exception for i in range(8)]
+        assert all(isinstance(error(), TimedOutError) for error in errors)
+    assert time.monotonic() - started < 2.5
+
+
+def leave(stream: Iterator[object]) -> None:
+    next(stream)
+    stream.close()
+
+
+def interrupt(stream: Iterator[object]) -> None:
+    next(stream)
+    timer = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+
+
+@pytest.mark.parametrize("end", [leave, interrupt])
+@pytest.mark.parametrize("kind", ["silent", "retried later"])
+def test_leaving_a_stream_ends_at_once_and_leaves_the_client_usable(end, kind):
+    done = threading.Event()
+
+    def handle(connection: socket.socket, _: int) -> None:
+        while read_request(connection):
+            if done.is_set():
+                connection.sendall(response())
+            elif kind == "silent":
+                done.wait(5)
+                return
+            else:
+                connection.sendall(b"HTTP/1.1 503 No\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n")
+
+    with serving(handle) as url, AdaptedClient(url, None, protocol="pgn", max_concurrency=4) as c:
+        started = time.monotonic()
+        end(c.classify_many([b"no picture", *[picture()] * 50]))
+        took = time.monotonic() - started
+        done.set()
+        assert c.classify(picture()).label == "a"
+    assert took < 2
+
+
+def test_a_server_that_reads_slowly_honours_the_total_deadline():
+    stop = threading.Event()
+
+    def drip(connection: socket.socket, _: int) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        while not stop.wait(0.1):
+            connection.recv(65536)
+
+    noise = np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), dtype=np.uint8)
+    with serving(drip) as url, AdaptedClient(url, None, protocol="pgn", timeout=1, max_retries=0) as c:
+        job = c._only_job(noise, always=True)
+        started = time.monotonic()
+        with pytest.raises(TimedOutError):
+            c._finish(job, c._ready())
+        took = time.monotonic() - started
+        stop.set()
+    assert took < 1.5
+
+
+@both
+def test_a_connection_that_never_stands_costs_no_budget(ask):
+    """The listener's queue is full, so that a further connection waits for ever."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        seen = []
+        error = ask(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3, seen=seen)
+    assert isinstance(error, TimedOutError)
+    assert seen == [0]
