@@ -91,7 +91,7 @@ def add_demo(commands: _Subparsers) -> None:
     )
     p.add_argument("--out", type=Path, default=Path("demo_out"), metavar="DIR", help="where results go (demo_out)")
     p.add_argument("--pictures", type=int, metavar="N", help="use N of the 1,797 digits (all)")
-    p.add_argument("--epochs", type=int, help="of the training (the recipe's)")
+    p.add_argument("--epochs", type=int, default=6, help="of the training (6)")
     p.add_argument("--seed", type=int, default=0)
 
 

@@ -28,6 +28,7 @@ from pgn_client.training import Task, fit, load_task, recipe
 from pgn_client.training.alike import train_rival
 
 EXAMPLES = 8
+EPOCHS = 6
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def run(
     folder: Path,
     *,
     pictures: int | None = None,
-    epochs: int | None = None,
+    epochs: int = EPOCHS,
     seed: int = 0,
     note: Callable[[str], None] = lambda _: None,
     progress: bool = False,
@@ -104,7 +105,7 @@ def run(
     Args:
         folder: made if missing; earlier results in it are replaced.
         pictures: use so many of the 1,797 digits; ``None`` for all.
-        epochs: of the training; ``None`` for the recipe's.
+        epochs: of the training: half the recipe's, which digits do not need.
         seed: of everything random.
         note: told what is going on.
         progress: show bars on stderr.

@@ -19,12 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgn_client.codecs import open_image
+from pgn_client.codecs import IMAGE_SUFFIXES, open_image
 from pgn_client.compositor import fit_picture
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "val", "test")
 
 
@@ -167,7 +166,7 @@ def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
     return Split(tuple(path for path, _ in rows), np.array([label for _, label in rows], dtype=np.int64))
 
@@ -202,5 +201,5 @@ def _check(task: Task, root: Path) -> None:
             names = ", ".join(task.classes[i] for i in missing[:3])
             raise ConfigurationError(
                 f"data: {root} has no {name} pictures of {names}; expected at least one of every class there "
-                f"(files ending in {', '.join(sorted(SUFFIXES))})"
+                f"(files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
             )
