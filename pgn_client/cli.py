@@ -10,17 +10,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgn_client import __version__
+from pgn_client.console import complain, show_warnings, talk, tell, tell_records
 from pgn_client.errors import ConfigurationError, EndpointError, ImageError, MissingDependencyError, PGNError
 
 if TYPE_CHECKING:
     from pgn_client.adapter import PromptAdapter
     from pgn_client.backbone import Backbone
+    from pgn_client.batch import Record
     from pgn_client.client import AdaptedClient
     from pgn_client.training import Task
 
@@ -34,15 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["serve"]:
         return run_serve(arguments[1:])
     args = build_parser().parse_args(arguments)
+    show_warnings()
     try:
         status: int = args.run(args)
         return status
     except (EndpointError, ImageError) as error:
-        return _complain(error, FAILED)
+        return complain(error, FAILED)
     except PGNError as error:
-        return _complain(error, USAGE)
+        return complain(error, USAGE)
     except KeyboardInterrupt:
-        _talk("interrupted; what was finished is kept")
+        talk("interrupted; what was finished is kept")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,19 +74,6 @@ def _command(
     return parser
 
 
-def _talk(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 (this is the one place that talks)
-
-
-def _tell(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 (this is the one place that writes data)
-
-
-def _complain(error: Exception, status: int) -> int:
-    _talk(f"error: {error}")
-    return status
-
-
 def add_demo(commands: _Subparsers) -> None:
     """``pgn demo``."""
     p = _command(
@@ -102,11 +92,11 @@ def run_demo(args: argparse.Namespace) -> int:
 
     _make_folder(args.out)
     done = demo.run(
-        args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=_talk, progress=sys.stderr.isatty()
+        args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=sys.stderr.isatty()
     )
-    _tell(report.table(done.report))
+    tell(report.table(done.report))
     names = ("report.json", "before_after.png", "pgn.safetensors")
-    _talk("written: " + ", ".join(str(done.folder / name) for name in names))
+    talk("written: " + ", ".join(str(done.folder / name) for name in names))
     return OK
 
 
@@ -120,7 +110,7 @@ def run_serve(arguments: Sequence[str]) -> int:
     try:
         _require("the mock server", "server", "fastapi", "uvicorn", "torch", "timm")
     except MissingDependencyError as error:
-        return _complain(error, USAGE)
+        return complain(error, USAGE)
     os.execv(sys.executable, [sys.executable, "-m", "mock_server", *arguments])
 
 
@@ -187,9 +177,9 @@ def run_train(args: argparse.Namespace) -> int:
     adapter.save(args.out)
     if not adapter.info["interrupted"]:
         state.unlink(missing_ok=True)
-    _tell(summary(adapter.info))
+    tell(summary(adapter.info))
     if adapter.info["interrupted"]:
-        _talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
+        talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
 
@@ -247,10 +237,10 @@ def run_adapt(args: argparse.Namespace) -> int:
     for result in adapt_files(adapter, args.source, args.target):
         done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
         if result.error is not None:
-            _talk(f"error: {result.source}: {result.error}")
+            talk(f"error: {result.source}: {result.error}")
         else:
-            _tell(str(result.target))
-    _talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
+            tell(str(result.target))
+    talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
     return FAILED if failed else OK
 
 
@@ -334,32 +324,26 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
 
     from pgn_client.batch import predict_files
 
-    failed = resumed = 0
-    for result in tqdm(predict_files(client, files, out), total=len(files), unit="img", disable=None):
-        resumed += result.resumed
-        if as_json:
-            _tell(json.dumps(result.record))
-        if result.record["error"] is not None:
-            failed += 1
-            tqdm.write(f"error: {result.record['path']}: {result.record['error']}", file=sys.stderr)
+    resumed, bar = 0, tqdm(total=len(files), unit="img", disable=None)
+
+    def records() -> Iterator[Record]:
+        nonlocal resumed
+        with bar:
+            for result in predict_files(client, files, out):
+                resumed += result.resumed
+                bar.update()
+                yield result.record
+
+    failed = tell_records(records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr))
     done = len(files) - failed
-    _talk(f"{out}: {done} predictions ({resumed} of them before), {failed} failed; {_usage(client)}")
+    talk(f"{out}: {done} predictions ({resumed} of them before), {failed} failed; {_usage(client)}")
     return FAILED if failed else OK
 
 
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
     from pgn_client.batch import predict_records
 
-    failed = 0
-    for record in predict_records(client, files):
-        failed += record["error"] is not None
-        if as_json:
-            _tell(json.dumps(record))
-        elif record["error"] is None:
-            _tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
-        if record["error"] is not None:
-            _talk(f"error: {record['path']}: {record['error']}")
-    return FAILED if failed else OK
+    return FAILED if tell_records(predict_records(client, files), as_json=as_json, people=True) else OK
 
 
 def _usage(client: AdaptedClient) -> str:
@@ -380,7 +364,7 @@ def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, 
         "seconds_at_least": round(found.seconds, 1),
         "cost": None if price is None else round(found.images * price, 6),
     }
-    _tell(json.dumps(plan))
+    tell(json.dumps(plan))
     return OK
 
 
@@ -413,13 +397,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
     surrogate = _matching_surrogate(args, adapter)
     rival = _rival(args, adapter, task, surrogate)
     found = evaluate(
-        task, lambda a: _connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=_talk
+        task, lambda a: _connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=talk
     )
     text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
-    _tell(text if args.json else report.table(found))
+    tell(text if args.json else report.table(found))
     if args.out:
         (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
-        _talk(f"written: {args.out / 'report.json'}")
+        talk(f"written: {args.out / 'report.json'}")
     return OK
 
 
@@ -439,7 +423,7 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
     except ConfigurationError as error:
         if args.backbone or args.weights:
             raise
-        _talk(f"no surrogate: {error}")
+        talk(f"no surrogate: {error}")
         return None
     return same_surrogate(surrogate, adapter)
 
@@ -458,7 +442,7 @@ def _rival(
         return same_but_input_independent(_adapter(given, args.profile), adapter)
     if surrogate is None:
         return None
-    _talk("training the input-independent rival with the same recipe")
+    talk("training the input-independent rival with the same recipe")
     rival = train_rival(adapter, task, surrogate, progress=True)
     if kept:
         rival.save(kept)
@@ -477,7 +461,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from pgn_client.checkpoint import read, summary
 
     card, _ = read(args.ckpt)
-    _tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else summary(card))
+    tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else summary(card))
     return OK
 
 

@@ -28,7 +28,7 @@ LAYERS = (
     {"retention"},
     {"evaluation"},
     {"report"},
-    {"pipeline", "demo"},
+    {"pipeline", "demo", "console"},
     {"cli"},
     {"__main__"},
 )
@@ -37,7 +37,7 @@ PEER_EDGES = {("types", "errors")}
 NEUTRAL = {"errors", "types", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training"}
-ON_TOP = {"retention", "evaluation", "report", "demo", "pipeline", "cli", "__main__"}
+ON_TOP = {"retention", "evaluation", "report", "demo", "console", "pipeline", "cli", "__main__"}
 
 TORCH = {"torch", "torchvision", "timm"}
 TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}

@@ -1,0 +1,66 @@
+"""What the command line writes: stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pgn_client.errors import EndpointError
+
+
+def talk(text: str) -> None:
+    """Say something to a person, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the one place that talks)
+
+
+def tell(text: str) -> None:
+    """Write data, on stdout."""
+    print(text, flush=True)  # noqa: T201 (the one place that writes data)
+
+
+def complain(error: Exception, status: int) -> int:
+    """Say what went wrong, in one line, and return the exit status."""
+    talk(f"error: {error}")
+    return status
+
+
+def tell_records(
+    records: Iterator[dict[str, Any]], *, as_json: bool, people: bool = False, say: Callable[[str], object] = talk
+) -> int:
+    """Write prediction records, and say what failed.
+
+    Args:
+        records: see ``batch.predict_files``.
+        as_json: one JSON line each on stdout.
+        people: otherwise, one short line each on stdout; else nothing.
+        say: how to talk, beside a progress bar for example.
+
+    Returns:
+        How many failed. An endpoint's error that ends the run is raised only if it was not told beside a picture.
+    """
+    failed = 0
+    try:
+        for record in records:
+            failed += record["error"] is not None
+            if as_json:
+                tell(json.dumps(record))
+            elif people and record["error"] is None:
+                tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
+            if record["error"] is not None:
+                say(f"error: {record['path']}: {record['error']}")
+    except EndpointError:
+        if not failed:
+            raise
+    return failed
+
+
+def show_warnings() -> None:
+    """Say what the library logs as a warning: a first frame taken, a match that could not be verified."""
+    logger = logging.getLogger("pgn_client")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("note: %(message)s"))
+        logger.addHandler(handler)
