@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +52,18 @@ class PatchEmbedding:
     def width(self) -> int:
         """D."""
         return self.weight.shape[0]
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(3P², D) pseudo-inverse of the flat weight."""
+        inverse: Tensor = torch.linalg.pinv(self.weight.flatten(1))
+        return inverse
+
+    @cached_property
+    def largest_gain(self) -> Tensor:
+        """Largest eigenvalue of WᵀW, W the flat weight."""
+        gain: Tensor = torch.linalg.matrix_norm(self.weight.flatten(1), ord=2).square()
+        return gain
 
     def normalise(self, unit: Tensor) -> Tensor:
         """(..., 3, h, w) float in [0, 1], unit space → the normalised space."""
@@ -99,6 +112,8 @@ class Backbone:
         self.name = name
         self.mean, self.std = _triple(mean), _triple(std)
         classes = int(self.model.num_classes)
+        if classes < 2:
+            raise ConfigurationError(f"backbone {name}: got no classification head, expected one; choose a classifier")
         self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
             raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
@@ -207,8 +222,8 @@ def _require_plain(model: nn.Module, name: str) -> None:
     from timm.layers import PatchEmbed
     from timm.models import VisionTransformer
 
-    if isinstance(model, VisionTransformer) and type(model.patch_embed) is PatchEmbed:
-        proj, norm = model.patch_embed.proj, model.patch_embed.norm
+    if type(model) is VisionTransformer and type(model.patch_embed) is PatchEmbed:  # subclasses change the forward
+        proj, norm = cast(Any, model).patch_embed.proj, cast(Any, model).patch_embed.norm
         bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and isinstance(norm, nn.Identity)
         if bare and model.patch_embed.flatten:
             return
@@ -265,32 +280,34 @@ def load(
         ConfigurationError: an unknown name or a model that is no plain ViT.
         CheckpointError: weights that cannot be read or do not fit.
     """
+    names = read_labels(labels) if labels else None
     if name == "bundled":
-        return _load_bundled(weights).to(device)
+        return _load_bundled(weights, names).to(device)
     import timm
     from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models())) or "vit_tiny_patch16_224"
         raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
-    model = _guarded(lambda: timm.create_model(name, pretrained=weights is None), f"backbone {name}")
+    head = {"num_classes": len(names)} if names and weights else {}  # fine-tuned weights bring a head of their own
+    model = _guarded(lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}")
     if weights is not None:
         _load_weights(model, weights, name)
     config = resolve_model_data_config(model)
     size = int(config["input_size"][-1])
-    profile = ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
-    names = read_labels(labels) if labels else None
+    squash = config["crop_mode"] == "squash"
+    profile = ServerProfile("direct") if squash else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
     return Backbone(model, name=name, mean=config["mean"], std=config["std"], labels=names, profile=profile).to(device)
 
 
-def _load_bundled(weights: Path | None) -> Backbone:
+def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:
     from timm.models import VisionTransformer
 
     folder = bundled_folder()
     card = json.loads((folder / "bundled.json").read_text(encoding="utf-8"))
     model = VisionTransformer(num_classes=len(card["classes"]), **card["architecture"])
     _load_weights(model, weights or folder / "bundled.safetensors", "bundled")
-    return Backbone(model, name="bundled", mean=card["mean"], std=card["std"], labels=card["classes"])
+    return Backbone(model, name="bundled", mean=card["mean"], std=card["std"], labels=names or card["classes"])
 
 
 def bundled_folder() -> Path:

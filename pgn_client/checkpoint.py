@@ -4,14 +4,15 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
 
     schema        1
     method        pgn | input_independent
-    backbone      name, input_size, patch_size, mean, std, patch_embedding_sha256 (of the surrogate)
+    backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
     layout        where the prompts sit: ring | corner | rows:N
-    generator     resolution, mean, std of the generator's input
+    generator     resolution of the generator's input, in pixels
     library       kind (pixel | latent), size; inversion (exact | bounded | pseudo_inverse)
     classes       the C task classes;  mapping: how endpoint classes become task classes
     fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
     seed, recipe, data (digest and sizes), metrics (validation), versions
+    interrupted   whether Ctrl-C ended the training
     fingerprint   SHA-256 over the canonical card without it, and every tensor's name, dtype, shape and bytes
 
 Nothing in a checkpoint is executed: a pickle is refused.

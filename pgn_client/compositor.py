@@ -71,6 +71,9 @@ def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas
 def seen_by_server(image: Image.Image, profile: ServerProfile, size: int) -> NDArray[np.uint8]:
     """Apply a server's resize and crop locally, as torchvision's on Pillow images do; bicubic.
 
+    What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is cropped at the centre,
+    and ``letterbox`` pads with middle grey. For what we send, which is square, neither happens.
+
     Args:
         image: RGB, any size.
         profile: what the server does.

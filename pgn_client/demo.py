@@ -128,20 +128,18 @@ def run(
         found = evaluate(
             task, lambda adapter: AdaptedClient(url, adapter), pgn, rival=rival, surrogate=surrogate, note=note
         )
-        sheet = _before_after(task, url, pgn)
-    (folder / "report.json").write_text(
-        json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    sheet.save(folder / "before_after.png")
+        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        _before_after(task, url, pgn).save(folder / "before_after.png")
     return Demo(found, folder)
 
 
 def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
     """One test digit of each of the first classes, what is sent for it, and what comes back."""
-    first = [int(np.flatnonzero(task.test.labels == label)[0]) for label in range(len(task.classes))][:EXAMPLES]
+    _, first = np.unique(task.test.labels, return_index=True)
     with AdaptedClient(url, pgn, fusion=None) as client:
         rows = []
-        for i in first:
+        for i in first[:EXAMPLES].tolist():
             picture = open_image(task.test.paths[i])
             p = client.classify(picture)
             rows.append(

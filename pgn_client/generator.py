@@ -123,6 +123,9 @@ class PromptGenerator(nn.Module):
         library_size: L.
         classes: C.
 
+    Attributes:
+        head_teaches_trunk: whether gradients of the local head reach the trunk.
+
     The local head is a C-way classifier on the same trunk (Deviation: ours): it warms the trunk up, and what it says
     can be fused with what the endpoint says.
     """
@@ -133,6 +136,7 @@ class PromptGenerator(nn.Module):
         self.mixture = nn.Linear(TRUNK_WIDTH, prompts * library_size)
         self.local_head = nn.Linear(TRUNK_WIDTH, classes)
         self.shape = (prompts, library_size)
+        self.head_teaches_trunk = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mix and classify.
@@ -146,7 +150,7 @@ class PromptGenerator(nn.Module):
         """
         features = self.trunk(x)
         weights = self.mixture(features).float().unflatten(-1, self.shape).softmax(dim=-1)
-        return weights, self.local_head(features)
+        return weights, self.local_head(features if self.head_teaches_trunk else features.detach())
 
 
 def generator_input(pictures: Tensor, resolution: int) -> Tensor:

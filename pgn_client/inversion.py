@@ -71,7 +71,7 @@ def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> T
     """
     W = embedding.weight.flatten(1)
     target = tokens - embedding.bias
-    rate = 1 / torch.linalg.matrix_norm(W, ord=2).square()
+    rate = 1 / embedding.largest_gain
     x = y = _clip(_least_norm(tokens, embedding), embedding)
     t = torch.ones_like(x[..., :1])
     for _ in range(steps):
@@ -99,8 +99,7 @@ def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
 
 
 def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    inverse: Tensor = torch.linalg.pinv(embedding.weight.flatten(1))
-    return (tokens - embedding.bias) @ inverse.T
+    return (tokens - embedding.bias) @ embedding.inverse.T
 
 
 def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:

@@ -17,7 +17,7 @@ from pgn_client.compositor import compose, seen_by_server
 from pgn_client.training.data import Examples
 from pgn_client.training.finish import log_probs
 from pgn_client.training.scores import TorchMapping
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.training.surrogate import Surrogate, float32_convolutions
 from pgn_client.types import ServerProfile
 
 BATCH = 64
@@ -51,13 +51,14 @@ def retain(
     recipe = pgn.info["recipe"]
     surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
-    stages = {
-        "latent": _latent(pgn, surrogate, fitted),
-        "uint8": _as_seen(pgn, surrogate, sent),
-        "http_png": over_http,
-        "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
-        "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
-    }
+    with float32_convolutions():
+        stages = {
+            "latent": _latent(pgn, surrogate, fitted),
+            "uint8": _as_seen(pgn, surrogate, sent),
+            "http_png": over_http,
+            "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
+            "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
+        }
     reference = stages["latent"].argmax(axis=1)
     out: dict[str, Any] = {k: float((v.argmax(axis=1) == targets).mean()) for k, v in stages.items()}
     out["agreement"] = {k: float((v.argmax(axis=1) == reference).mean()) for k, v in stages.items()}

@@ -86,7 +86,8 @@ def test_make_demo_and_make_test_are_what_they_say():
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_readmes_python_runs(folder, url, code):
-    done = run(sys.executable, "-W", "error", "-c", code.replace(URL, url), cwd=folder)
+    code = code.replace(URL, url).replace("demo_out/digits/7/0007.png", "seven.png")  # not in every reduced demo
+    done = run(sys.executable, "-W", "error", "-c", code, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "missing.png" in done.stdout
     assert (folder / "sent.png").exists()

@@ -18,7 +18,7 @@ from pgn_client.methods import PGN
 from pgn_client.statistics import best_fusion, fuse
 from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.training.surrogate import Surrogate, float32_convolutions
 
 EVALUATION_BATCH = 64
 Floats = NDArray[np.float64]
@@ -70,7 +70,7 @@ def finish(
     resolution = card["generator"]["resolution"]
     mapping = run.mapping.mapping()
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # the patch embedding is a convolution: float32, not TF32
+    with float32_convolutions():
         latent, _ = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
         val_features, opinions = deployed_features(draft, surrogate, val)

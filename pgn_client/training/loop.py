@@ -141,6 +141,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.resolution: int = self.card["generator"]["resolution"]
         self.augmented = augment.get(self.recipe.augment)
+        self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
 
     def start(self, mapping: str) -> Run:
         """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral canvases."""
@@ -184,10 +185,11 @@ class Loop:
         for pictures, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
             features, loss = self._loss(run.mapping, self.augmented(pictures), targets)
             run.step(loss)
-            seen.append((features.detach(), targets))
+            if run.mapping.start.additive:
+                seen.append((features.detach(), targets))
             bar.update(len(targets))
             bar.set_postfix(run.postfix(loss.item()), refresh=False)
-        if run.mapping.start.additive:
+        if seen:
             run.refit(seen, self.seed)
 
     def _loss(self, mapping: TorchMapping, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +206,7 @@ class Loop:
         """Let trunk and local head learn the task alone, before any prompt is trained; the endpoint is not involved."""
         g, recipe, size = self.model.generator, self.recipe, 2 * self.recipe.batch_size
         parameters = [*g.trunk.parameters(), *g.local_head.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=0.05)
+        optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay)
         steps = self.train_examples.steps(size) * recipe.trunk_epochs
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.trunk_rate, total_steps=steps + 1)
         self.model.train()

@@ -1,4 +1,7 @@
-"""Recipes: every number of a training run, in one frozen value that ends up on the checkpoint card."""
+"""Recipes: the numbers of a training run, in one frozen value that ends up on the checkpoint card.
+
+Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the one-cycle schedule to rise.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ class Recipe:
         trunk_rate: its learning rate (AdamW, one-cycle).
         local_weight: weight of the local head's loss while the prompt is trained, so that the head stays in step with
             the trunk.
+        head_teaches_trunk: whether that loss also reaches the trunk; published PGN has no such head.
+        weight_decay: of ``adamw``, on all parts. trunk_weight_decay: while the trunk learns the task alone.
     """
 
     epochs: int = 12
@@ -46,10 +51,13 @@ class Recipe:
     trunk_epochs: int = 25
     trunk_rate: float = 4e-3
     local_weight: float = 1.0
+    head_teaches_trunk: bool = True
+    weight_decay: float = 0.01
+    trunk_weight_decay: float = 0.05
 
 
-# The published recipe has no label mapping (it trains a head or uses text labels) and no local head: the mapping takes
-# the same rate as the rest, and the head learns beside it without touching anything else it needs.
+# The published recipe has no label mapping (it trains a head or uses text labels) and no local head. Here the mapping
+# takes the same rate as the rest, and the local head learns on the trunk's features without touching them.
 PAPER = Recipe(
     epochs=500,
     batch_size=128,
@@ -63,6 +71,7 @@ PAPER = Recipe(
     peaked_start=False,
     warm_mapping=False,
     trunk_epochs=0,
+    head_teaches_trunk=False,
 )
 
 PRESETS = {"default": Recipe(), "paper": PAPER}

@@ -25,7 +25,7 @@ def optimisation(
     if not mapping.start.additive:
         groups.append({"params": list(mapping.parameters()), "lr": recipe.rates.mapping})
     if recipe.optimiser == "adamw":
-        adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+        adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
         peaks = [group["lr"] for group in groups]
         rise = 0.25 if steps == 4 else 0.2  # torch divides by 0.2 * total_steps - 1
         return adamw, torch.optim.lr_scheduler.OneCycleLR(
