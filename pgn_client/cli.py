@@ -83,6 +83,7 @@ def add_demo(commands: _Subparsers) -> None:
     p.add_argument("--pictures", type=int, metavar="N", help="use N of the 1,797 digits (all)")
     p.add_argument("--epochs", type=int, default=6, help="of the training (6)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -94,7 +95,7 @@ def run_demo(args: argparse.Namespace) -> int:
     done = demo.run(
         args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=sys.stderr.isatty()
     )
-    tell(report.table(done.report))
+    tell(_json(done.report.to_json()) if args.json else report.table(done.report))
     names = ("report.json", "before_after.png", "pgn.safetensors")
     talk("written: " + ", ".join(str(done.folder / name) for name in names))
     return OK
@@ -137,6 +138,7 @@ def add_train(commands: _Subparsers) -> None:
     p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -177,7 +179,7 @@ def run_train(args: argparse.Namespace) -> int:
     adapter.save(args.out)
     if not adapter.info["interrupted"]:
         state.unlink(missing_ok=True)
-    tell(summary(adapter.info))
+    tell(_json(adapter.info) if args.json else summary(adapter.info))
     if adapter.info["interrupted"]:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
@@ -213,6 +215,7 @@ def add_adapt(commands: _Subparsers) -> None:
     p.add_argument("target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored")
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     _add_profile(p)
+    p.add_argument("--json", action="store_true", help="one JSON line per picture on stdout")
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
@@ -236,9 +239,12 @@ def run_adapt(args: argparse.Namespace) -> int:
     done = failed = skipped = 0
     for result in adapt_files(adapter, args.source, args.target):
         done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
-        if result.error is not None:
-            talk(f"error: {result.source}: {result.error}")
-        else:
+        error = None if result.error is None else str(result.error)
+        if error is not None:
+            talk(f"error: {result.source}: {error}")
+        if args.json:
+            tell(json.dumps({"path": str(result.source), "adapted": str(result.target), "error": error}))
+        elif error is None:
             tell(str(result.target))
     talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
     return FAILED if failed else OK
@@ -399,7 +405,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     found = evaluate(
         task, lambda a: _connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=talk
     )
-    text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+    text = _json(found.to_json())
     tell(text if args.json else report.table(found))
     if args.out:
         (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -461,8 +467,12 @@ def run_inspect(args: argparse.Namespace) -> int:
     from pgn_client.checkpoint import read, summary
 
     card, _ = read(args.ckpt)
-    tell(json.dumps(card, indent=1, ensure_ascii=False) if args.json else summary(card))
+    tell(_json(card) if args.json else summary(card))
     return OK
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def _require(what: str, extra: str, *modules: str) -> None:
