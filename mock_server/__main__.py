@@ -1,7 +1,7 @@
 """``python -m mock_server``: serve until interrupted.
 
 Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes to stderr. Exits 0,
-2 for a configuration error, or 130 after Ctrl-C.
+2 for a configuration error, 3 if the model cannot answer its first picture, or 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ def _serve(arguments: Sequence[str] | None) -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            sys.stdout.write(f"listening on {url}\n")
-            sys.stdout.flush()
+            if self.started:
+                sys.stdout.write(f"listening on {url}\n")
+                sys.stdout.flush()
 
     app = create_app(settings)
-    listener = _bind(settings.host, settings.port)
-    url = _url(settings.host, listener)
-    AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False)).run([listener])
-    return 0
+    server = AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False))
+    with _bind(settings.host, settings.port) as listener:
+        url = _url(settings.host, listener)
+        server.run([listener])  # later uvicorns exit by themselves, with the same number, when the start fails
+    return 0 if server.started else 3
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -35,9 +34,11 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        yield
-        await service.stop()
+        try:
+            await service.start()
+            yield
+        finally:
+            await service.stop()
 
     app = FastAPI(title="mock_server", lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
@@ -51,7 +52,10 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
 
 
 def _add_error_forms(app: FastAPI) -> None:
-    """Answer every error, the framework's too, in the form of the protocol that was spoken."""
+    """Answer every refusal, the framework's too, in the form of the protocol that was spoken.
+
+    `ObserveMiddleware` does so for what nobody expected.
+    """
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> JSONResponse:
@@ -62,13 +66,3 @@ def _add_error_forms(app: FastAPI) -> None:
     async def framework(request: Request, error: HTTPException) -> JSONResponse:
         refusal = RequestError(code_of(error.status_code), str(error.detail), headers=error.headers)
         return error_response(request.scope, refusal, error.status_code)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # The framework's own answer repeats the whole input, which may be megabytes.
-        places = sorted({".".join(str(part) for part in row["loc"][:2]) for row in error.errors()})
-        return error_response(request.scope, RequestError("invalid_request", f"invalid: {', '.join(places)}"))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return error_response(request.scope, RequestError("internal", "the server made a mistake; see its log"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 
@@ -9,9 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mock_server.errors import protocol_of
+from mock_server.errors import RequestError, protocol_of
+from mock_server.responses import error_response
 
 LONGEST_ID = 200  # characters of a client's header that we are willing to repeat
+
+_log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -37,7 +41,8 @@ class ObserveMiddleware:
     """Give every answer its ids and times, and count the inference requests (every POST).
 
     Adds ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until the answer began) and
-    ``x-compute-type``, and repeats the client's ``Idempotency-Key``.
+    ``x-compute-type``, and repeats the client's ``Idempotency-Key``. An exception that nothing below has caught is
+    logged and answered 500 in the protocol's form, unless an answer was begun.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, compute_type: str) -> None:
@@ -51,7 +56,7 @@ class ObserveMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500  # what the outermost error handler will send if nothing below does
+        status: int | None = None  # of the answer, once it was begun
         given = Headers(scope=scope)
         request_id = given.get("x-request-id", "")[:LONGEST_ID] or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -70,9 +75,15 @@ class ObserveMiddleware:
 
         try:
             await self.app(scope, receive, send_labelled)
+        except Exception:
+            if status is not None:
+                raise
+            _log.exception("request %s failed", request_id)
+            mistake = RequestError("internal", "the server made a mistake; see its log")
+            await error_response(scope, mistake)(scope, receive, send_labelled)
         finally:
             if scope["method"] == "POST":
-                self._count(scope["path"], status, time.perf_counter() - started)
+                self._count(scope["path"], status or 500, time.perf_counter() - started)
 
     def _count(self, path: str, status: int, seconds: float) -> None:
         protocol = protocol_of(path)

@@ -38,7 +38,7 @@ class ServedModel:
         classes: S names, all different.
         preprocessing: The model's own.
         patch_size: Side of a patch in pixels.
-        weights_sha256: Of the weights file.
+        weights_sha256: Of the weights file, or of the weights serialised anew where `host` was given no file's.
         patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias (D,).
         device: Where it runs.
     """
@@ -79,13 +79,16 @@ def host(
         name: Of the model.
         classes: S names in the model's order; the second and later of equal ones get a suffix.
         preprocessing: The model's own.
-        weights_sha256: Of the file that the weights came from; None hashes them as such a file would hold them.
+        weights_sha256: Of the file that the weights came from. None hashes the weights as safetensors serialises them
+            anew: it tells models apart, but need not equal the hash of the file that they were downloaded as.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigurationError: Not a ViT, or no such device.
+        ConfigurationError: Not a ViT, no classification head, or no such device.
     """
     weight, bias = _patch_embedding(network, name)
+    if getattr(network, "num_classes", None) == 0:
+        raise ConfigurationError(f"{name} has no classification head; choose a model that was trained to classify")
     sha256 = weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
     place = _device(device)
     return ServedModel(

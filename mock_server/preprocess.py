@@ -23,9 +23,11 @@ from mock_server.errors import ConfigurationError, RequestError
 Kind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONGEST_SHAPE = 4  # times the shorter edge: the most that `shortest_edge` hands to the model
+LONGEST_CROPPED = 64  # times the shorter edge: the most that `resize_crop` resizes before it throws the ends away
+MOST_PIXELS = 2 * (1024**3 // 12)  # Pillow refuses larger pictures by itself, whatever we allow
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers
 
-# Pillow only warns about pictures of one to two times its own limit, and warning filters belong to the whole process.
+# Pillow warns about pictures of half of `MOST_PIXELS` and more, and warning filters belong to the whole process.
 _HEADER_LOCK = threading.Lock()
 
 
@@ -136,7 +138,7 @@ class Preprocessing:
         """Return the RGB pixels that the model sees when ``image`` is sent.
 
         Raises:
-            RequestError: The picture is too elongated for ``shortest_edge``.
+            RequestError: The picture is too elongated for ``shortest_edge`` or ``resize_crop``.
         """
         if self.jpeg is not None:
             image = self.jpeg(image)
@@ -159,8 +161,9 @@ class Preprocessing:
 
     def _shorter_edge(self, image: Image.Image) -> Image.Image:
         short, long = sorted(image.size)
-        if long > LONGEST_SHAPE * short and not self.profile.crop:
-            raise RequestError("invalid_image", f"one edge is more than {LONGEST_SHAPE} times the other")
+        longest = LONGEST_CROPPED if self.profile.crop else LONGEST_SHAPE
+        if long > longest * short:  # before the resize, which would ask for as many bytes
+            raise RequestError("invalid_image", f"one edge is more than {longest} times the other")
         side = self.profile.resize
         longer = int(side * long / short)  # truncated, as in torchvision
         wide = image.width >= image.height
@@ -179,6 +182,10 @@ class Preprocessing:
 def decode(data: bytes, max_pixels: int) -> Image.Image:
     """Return the picture in ``data`` as RGB.
 
+    Args:
+        data: The file.
+        max_pixels: The most that are decoded, up to `MOST_PIXELS`.
+
     Raises:
         RequestError: ``payload_too_large`` if the header claims more than ``max_pixels``, ``invalid_image`` if the
             bytes are none of `FORMATS` or are damaged.
@@ -189,7 +196,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             raise Image.DecompressionBombError
         image.load()
         return _to_rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise RequestError("payload_too_large", f"the picture has more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
         raise RequestError("invalid_image", f"not a picture in one of the formats {', '.join(FORMATS)}") from None
@@ -200,8 +207,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     with _HEADER_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # the bomb warning too: `max_pixels` decides, which may be more
         return Image.open(BytesIO(data), formats=FORMATS)
 
 

@@ -51,10 +51,16 @@ class Service:
         self.metrics.queue_depth.set_function(lambda: self._batcher.depth)
 
     async def start(self) -> None:
-        """Start the worker and warm the model up with one black picture."""
+        """Start the worker and warm the model up with one black picture.
+
+        Raises:
+            RuntimeError: The model fails on it; the server must not say that it is ready.
+        """
         self._batcher.start()
         side = self.preprocessing.input_size
-        await self._batcher.submit([np.zeros((3, side, side), np.float32)])
+        [answer] = await self._batcher.submit([np.zeros((3, side, side), np.float32)])
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"the model {self.model.name} failed on its first picture") from answer
         self.ready = True
 
     async def stop(self) -> None:
@@ -103,6 +109,9 @@ class Service:
             return self.preprocessing.normalise(decode(picture, self.settings.max_pixels))
         except RequestError as error:
             return error
+        except Exception as error:  # a codec's own limits, memory: never its neighbours' problem
+            _log.warning("a picture could not be prepared", exc_info=error)
+            return RequestError("invalid_image", f"the picture cannot be prepared ({type(error).__name__})")
 
     async def _ask(self, pictures: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | RequestError]:
         try:

@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 
 from mock_server.errors import ConfigurationError
 from mock_server.faults import FaultPlan
-from mock_server.preprocess import Jpeg, Profile
+from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
 Output = Literal["probs", "logits", "label"]
 
@@ -36,7 +36,7 @@ class Settings:
         max_wait: Seconds that a picture waits for company.
         max_queue: Pictures that may wait; more are answered 503. Also the most pictures in one request.
         max_body_bytes: Longest request body; more is answered 413.
-        max_pixels: Largest picture, in pixels; more is answered 413.
+        max_pixels: Largest picture, in pixels, up to `MOST_PIXELS`; more is answered 413.
         api_key: The key that clients must send, or None.
         faults: What goes wrong on purpose, or None.
     """
@@ -59,6 +59,10 @@ class Settings:
     max_pixels: int = 4096**2
     api_key: str | None = field(default=None, repr=False)
     faults: FaultPlan | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_pixels > MOST_PIXELS:
+            raise ConfigurationError(f"--max-pixels {self.max_pixels} is more than Pillow decodes: {MOST_PIXELS}")
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str] | None = None) -> Settings:

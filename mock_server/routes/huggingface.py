@@ -44,14 +44,15 @@ _PARAMETERS_SCHEMA = {
 _JSON = {
     "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {}, "parameters": _PARAMETERS_SCHEMA}}
 }
+_ANSWER = list[LabelScore] | list[list[LabelScore]]  # of one picture, or of a list of them
 _BODY = {"required": True, "content": {"image/png": _PICTURE, "image/jpeg": _PICTURE, "application/json": _JSON}}
 
 router = APIRouter(tags=["huggingface"], dependencies=[Depends(require_key)])
 
 
-@router.post("/", response_model=list[LabelScore], openapi_extra={"requestBody": _BODY})
-@router.post("/models/{model:path}", response_model=list[LabelScore], openapi_extra={"requestBody": _BODY})
-@router.post("/hf-inference/models/{model:path}", response_model=list[LabelScore], openapi_extra={"requestBody": _BODY})
+@router.post("/", response_model=_ANSWER, openapi_extra={"requestBody": _BODY})
+@router.post("/models/{model:path}", response_model=_ANSWER, openapi_extra={"requestBody": _BODY})
+@router.post("/hf-inference/models/{model:path}", response_model=_ANSWER, openapi_extra={"requestBody": _BODY})
 async def classify(request: Request) -> JSONResponse:
     """Classify one picture, or a list of them: the top 5 by softmax unless the parameters say otherwise."""
     service = service_of(request)

@@ -4,14 +4,16 @@ import base64
 import hashlib
 import struct
 from dataclasses import replace
+from io import BytesIO
 
-import httpx
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
+from PIL import Image
 
-from mock_server.app import create_app
+from mock_server.metrics import Metrics, ObserveMiddleware
+from mock_server.preprocess import Jpeg, Preprocessing, Profile
+from mock_server.service import Service
 from mock_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -235,16 +237,68 @@ async def test_the_frameworks_own_errors_have_our_form(open_client, method, path
     assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
 
 
-async def test_a_validation_error_never_repeats_the_input(served):
-    app: FastAPI = create_app(Settings(), served)
+@pytest.mark.parametrize("settings", [{"profile": Profile.parse("resize_crop:32:32")}, {"jpeg": Jpeg(75)}])
+async def test_a_picture_too_long_to_prepare_is_refused_beside_its_neighbours(open_client, png, settings):
+    """60 000 is too much to resize by its other edge, and 65 501 is more than a JPEG can hold."""
+    long = BytesIO()
+    Image.new("RGB", (65_501 if "jpeg" in settings else 60_000, 1)).save(long, "PNG")
+    async with open_client(**settings) as client:
+        both = await client.post("/v1/classify", json={"images": [b64(long.getvalue()), b64(png())]})
+        alone = await client.post("/v1/classify", content=long.getvalue(), headers=PNG)
+        theirs = await client.post("/", content=long.getvalue(), headers=PNG)
+    bad, good = both.json()["predictions"]
+    assert bad["error"]["code"] == "invalid_image"
+    assert len(good["labels"]) == 7
+    assert (both.status_code, alone.status_code, theirs.status_code) == (200, 422, 400)
 
-    @app.post("/typed")
-    async def typed(content: dict[str, int]) -> None: ...
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
-        answer = await client.post("/typed", json={"a": "private text"})
-    assert answer.status_code == 400
-    assert "private text" not in answer.text
+@pytest.mark.parametrize("failure", [OSError, MemoryError, ValueError])
+async def test_any_failure_to_prepare_is_the_pictures_own(open_client, png, monkeypatch, caplog, failure):
+    def fail(self, image):
+        raise failure("secret path")
+
+    monkeypatch.setattr(Preprocessing, "normalise", fail)
+    async with open_client() as client:
+        answer = await client.post("/v1/classify", content=png(), headers=PNG)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "invalid_image"
+    assert "secret path" not in answer.text
+    assert "secret path" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/"])
+async def test_a_mistake_of_ours_is_500_in_the_protocols_form_with_every_header(
+    open_client, png, monkeypatch, caplog, path
+):
+    monkeypatch.setattr(Service, "rank", lambda *_, **__: 1 / 0)
+    headers = PNG | {"X-Request-Id": "abc", "Idempotency-Key": "once"}
+    async with open_client() as client:
+        answer = await client.post(path, content=png(), headers=headers)
+        counted = (await client.get("/metrics")).text
+    error = answer.json()["error"]
+    assert answer.status_code == 500
+    assert error == "the server made a mistake; see its log" if path == "/" else error["request_id"] == "abc"
+    assert answer.headers["x-request-id"] == "abc"
+    assert answer.headers["idempotency-key"] == "once"
+    assert answer.headers.keys() >= {"x-compute-time", "x-compute-type"}
+    assert 'status="500"} 1.0' in counted
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_an_answer_that_was_begun_is_not_answered_again():
+    async def half(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": []}
+    with pytest.raises(ZeroDivisionError):
+        await ObserveMiddleware(half, Metrics(), "cpu")(scope, None, send)
+    assert sent == ["http.response.start"]
 
 
 async def test_a_model_that_answers_nan_is_500(open_client, served, png):
@@ -261,7 +315,9 @@ async def test_a_model_that_answers_nan_is_500(open_client, served, png):
 async def test_a_model_that_fails_is_500_without_its_message(open_client, served, png, caplog):
     class Broken(torch.nn.Module):
         def forward(self, x):
-            raise RuntimeError("secret path")
+            if x.any():  # all but the zeros that warm it up
+                raise RuntimeError("secret path")
+            return torch.zeros(len(x), 7)
 
     async with open_client(model=replace(served, network=Broken())) as client:
         answer = await client.post("/v1/classify", content=png())

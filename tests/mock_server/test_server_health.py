@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
+import torch
 
 from mock_server.app import create_app
+from mock_server.batching import ClosedError
 from mock_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -24,6 +28,29 @@ async def test_ready_is_503_until_the_model_is_warm_and_after_it_stopped(served)
         after = await client.get("/readyz")
     assert [answer.status_code for answer in (before, during, after)] == [503, 200, 503]
     assert before.headers["retry-after"] == "1"
+
+
+class Failing(torch.nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no memory")
+
+
+async def test_a_model_that_fails_its_first_picture_never_gets_ready(served):
+    app = create_app(Settings(), replace(served, network=Failing()))
+    with pytest.raises(RuntimeError, match="the model tiny failed on its first picture"):
+        async with app.router.lifespan_context(app):
+            pytest.fail("started")
+    assert not app.state.service.ready
+    with pytest.raises(ClosedError):  # its worker is stopped too
+        await app.state.service._batcher.submit([])
+
+
+async def test_the_model_is_stopped_when_serving_ends_in_an_error(served):
+    app = create_app(Settings(), served)
+    with pytest.raises(ZeroDivisionError):
+        async with app.router.lifespan_context(app):
+            raise ZeroDivisionError
+    assert not app.state.service.ready
 
 
 async def test_the_metrics_count_requests_pictures_and_refusals(open_client, png):

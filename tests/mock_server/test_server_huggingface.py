@@ -113,6 +113,15 @@ async def test_an_unknown_query_parameter_is_400(open_client, png):
         assert (await client.post("/?foo=1", content=png())).status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/", "/models/{model}", "/hf-inference/models/{model}"])
+async def test_openapi_describes_the_answers_to_one_picture_and_to_a_list(open_client, path):
+    async with open_client() as client:
+        operation = (await client.get("/openapi.json")).json()["paths"][path]["post"]
+    one, several = operation["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert one == several["items"] == {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
+    assert several["type"] == "array"
+
+
 async def test_a_bomb_is_413_in_their_form(open_client, bomb):
     async with open_client() as client:
         answer = await client.post("/", content=bomb(20_000))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mock_server import model as model_module
+from mock_server.__main__ import main
 from mock_server.errors import ConfigurationError
 from mock_server.model import distinct, load, read_labels
 from mock_server.preprocess import Profile
@@ -137,6 +138,16 @@ def test_a_model_without_a_patch_embedding_is_a_configuration_error(tmp_path):
     save_file(network.state_dict(), tmp_path / "w")
     with pytest.raises(ConfigurationError, match="not a vision transformer"):
         load(Settings(model="test_resnet", weights=tmp_path / "w"))
+
+
+def test_a_model_without_a_head_exits_2_with_one_line(monkeypatch, capsys):
+    headless = timm.create_model("test_vit", pretrained=False, num_classes=0)  # as DINO's and MAE's are
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: headless)
+    assert main(["--model", "vit_small_patch16_224.dino", "--device", "cpu", "--port", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: vit_small_patch16_224.dino has no classification head; ")
+    assert err.count("\n") == 1
 
 
 def test_missing_bundled_weights_say_what_to_give_instead(tmp_path, monkeypatch):

@@ -49,6 +49,18 @@ def test_shortest_edge_refuses_a_picture_that_would_become_huge(picture):
         preprocessing("shortest_edge:32").picture(picture(0, (200, 10)))
 
 
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_resize_crop_refuses_a_picture_whose_resize_would_ask_for_gigabytes(monkeypatch, size):
+    monkeypatch.setattr(Image.Image, "resize", lambda *_, **__: pytest.fail("resized"))
+    with pytest.raises(RequestError, match="64 times") as caught:
+        preprocessing("resize_crop:256:224", size=224).picture(Image.new("RGB", size))
+    assert caught.value.code == "invalid_image"
+
+
+def test_resize_crop_takes_a_panorama(picture):
+    assert preprocessing("resize_crop:37:32").picture(picture(0, (640, 10))).size == (32, 32)
+
+
 def test_direct_squashes(picture):
     expected = picture(0, (50, 70)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(np.asarray(preprocessing("direct").picture(picture(0, (50, 70)))), np.asarray(expected))
@@ -171,6 +183,11 @@ def test_a_bomb_is_refused_without_a_warning(bomb, side):
             decode(bomb(side), MANY)
     assert caught.value.code == "payload_too_large"
     assert seen == []
+
+
+def test_the_pixels_that_are_allowed_are_decoded_where_pillow_would_warn(monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # it warns from here, and refuses from 1200
+    assert decode(encoded(picture(1)), 1024).size == (32, 32)
 
 
 @pytest.mark.parametrize("seed", range(20))

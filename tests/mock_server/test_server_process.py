@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from mock_server.__main__ import main
+from mock_server.model import ServedModel
 
 FAULTS = {
     "rules": [
@@ -94,3 +95,13 @@ def test_a_taken_port_is_a_configuration_error(tmp_path, capsys):
         line = ["--model", "test_vit", "--weights", str(tmp_path / "w"), "--port", str(taken.getsockname()[1])]
         assert main(line) == 2
     assert "error: cannot listen on 127.0.0.1" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_its_first_picture_exits_3_and_announces_nothing(tmp_path, monkeypatch, capsys):
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w")
+    monkeypatch.setattr(ServedModel, "logits", lambda *_: 1 / 0)
+    line = ["--model", "test_vit", "--weights", str(tmp_path / "w"), "--port", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(main(line))  # some versions of uvicorn exit by themselves
+    assert caught.value.code == 3
+    assert capsys.readouterr().out == ""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mock_server.errors import ConfigurationError
 from mock_server.preprocess import Jpeg, Profile
@@ -70,6 +71,13 @@ def test_a_wrong_switch_is_a_configuration_error_of_one_line(line):
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_arguments(line.split())
     assert "\n" not in str(caught.value)
+
+
+def test_more_pixels_than_pillow_decodes_are_a_configuration_error():
+    most = 2 * Image.MAX_IMAGE_PIXELS
+    assert Settings.from_arguments(["--max-pixels", str(most)]).max_pixels == most
+    with pytest.raises(ConfigurationError, match=f"is more than Pillow decodes: {most}"):
+        Settings.from_arguments(["--max-pixels", str(most + 1)])
 
 
 def test_the_package_shares_no_code_with_the_client():
