@@ -102,7 +102,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mock_server", description="Host a frozen ViT behind HTTP.")
+    parser = _Parser(
+        prog="mock_server",
+        description="Host a frozen ViT behind HTTP.",
+        epilog="example: pgn serve --port 8000 --profile resize_crop:72:64 --top-k 5 --jpeg 75:420",
+    )
     parser.add_argument("--model", default="bundled", metavar="bundled|TIMM_NAME", help="what to host (bundled)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file, loaded strictly")
     parser.add_argument("--labels", type=Path, metavar="FILE", help='JSON list of names or of {"wnid", "name"}')

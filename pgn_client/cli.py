@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PGNError as error:
         return complain(error, USAGE)
     except KeyboardInterrupt:
-        talk("interrupted; what was finished is kept")
+        talk("interrupted; what was written before is kept")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,9 +92,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from pgn_client import demo, report
 
     _make_folder(args.out)
-    done = demo.run(
-        args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=sys.stderr.isatty()
-    )
+    done = demo.run(args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=True)
     tell(_json(done.report.to_json()) if args.json else report.table(done.report))
     names = ("report.json", "before_after.png", "pgn.safetensors")
     talk("written: " + ", ".join(str(done.folder / name) for name in names))
@@ -131,12 +129,12 @@ def add_train(commands: _Subparsers) -> None:
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
     p.add_argument("--mapping", default="auto", help="auto, identity, blm+ or linear (auto)")
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch-size", type=int, metavar="B")
+    p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
+    p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
     p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
     p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
@@ -159,6 +157,8 @@ def run_train(args: argparse.Namespace) -> int:
     )
     task = load_task(args.data, shots=args.shots, seed=args.seed)
     state = args.out.with_name(args.out.name + ".resume")
+    if args.resume and not state.exists():
+        talk(f"nothing to resume: there is no {state}; starting from the beginning")
     adapter = fit(
         task,
         _surrogate(args, args.backbone),
@@ -272,9 +272,9 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="auto", help="auto, pgn or huggingface (auto)")
     parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
-    parser.add_argument("--max-retries", type=int, default=4, metavar="N")
-    parser.add_argument("--max-concurrency", type=int, default=8, metavar="N")
-    parser.add_argument("--requests-per-second", type=float, metavar="R")
+    parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
+    parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
+    parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
     parser.add_argument("--budget", type=int, metavar="N", help="send at most N images")
     parser.add_argument("--price-per-image", type=float, metavar="PRICE")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")

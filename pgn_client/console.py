@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pgn_client.errors import EndpointError
+
+SAME_ERRORS = 3
 
 
 def talk(text: str) -> None:
@@ -42,6 +45,7 @@ def tell_records(
         How many failed. An endpoint's error that ends the run is raised only if it was not told beside a picture.
     """
     failed = 0
+    said: Counter[str] = Counter()
     try:
         for record in records:
             failed += record["error"] is not None
@@ -50,11 +54,22 @@ def tell_records(
             elif people and record["error"] is None:
                 tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
             if record["error"] is not None:
-                say(f"error: {record['path']}: {record['error']}")
+                _say_once(record, said, say)
     except EndpointError:
         if not failed:
             raise
+    for error, times in said.items():
+        if times > SAME_ERRORS:
+            say(f"error: {times - SAME_ERRORS} more pictures: {error}")
     return failed
+
+
+def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], object]) -> None:
+    """Say an error with its picture, unless the same has been said often enough, as when a budget is spent."""
+    error, path = str(record["error"]), str(record["path"])
+    said[error] += 1
+    if said[error] <= SAME_ERRORS:
+        say(f"error: {error}" if path in error else f"error: {path}: {error}")
 
 
 def show_warnings() -> None:

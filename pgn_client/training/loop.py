@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pgn_client import __version__, labels, methods
 from pgn_client.adapter import PromptAdapter
@@ -31,6 +30,7 @@ from pgn_client.methods import PGN
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Split, Task, load_pictures
 from pgn_client.training.finish import EVALUATION_BATCH, finish, log_probs
+from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
 from pgn_client.training.scores import TorchMapping
@@ -160,13 +160,8 @@ class Loop:
     def train(self, run: Run, keep: Callable[[], None]) -> bool:
         """Train the remaining epochs; return whether Ctrl-C ended it early (the best epoch is kept)."""
         n = len(self.train_examples)
-        with tqdm(
-            total=self.recipe.epochs * n,
-            initial=run.epoch * n,
-            desc=self.card["method"],
-            unit="img",
-            disable=not self.progress,
-        ) as bar:
+        total, done = self.recipe.epochs * n, run.epoch * n
+        with progress_bar(total, self.card["method"], "img", shown=self.progress, initial=done) as bar:
             try:
                 while run.epoch < self.recipe.epochs:
                     self._epoch(run, bar)
@@ -210,7 +205,7 @@ class Loop:
         steps = self.train_examples.steps(size) * recipe.trunk_epochs
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.trunk_rate, total_steps=steps + 1)
         self.model.train()
-        with tqdm(total=steps, desc="local head", unit="step", disable=not self.progress) as bar:
+        with progress_bar(steps, "local head", "step", shown=self.progress) as bar:
             for _ in range(recipe.trunk_epochs):
                 for pictures, targets in self.train_examples.batches(size, shuffle=True):
                     local = g.local_head(g.trunk(generator_input(self.augmented(pictures), self.resolution)))
@@ -274,8 +269,8 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _examples(split: Split, canvas: Canvas, device: torch.device, progress: bool) -> Examples:
-    with tqdm(total=len(split), desc="reading", unit="img", disable=not progress, leave=False) as bar:
+def _examples(split: Split, canvas: Canvas, device: torch.device, shown: bool) -> Examples:
+    with progress_bar(len(split), "reading", "img", shown=shown) as bar:
         pictures = load_pictures(split, canvas, bar.update)
     return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
 
