@@ -244,9 +244,15 @@ def _pin(journal: Path, setup: Mapping[str, Any]) -> None:
     differ = sorted(key for key in {*earlier, *setup} if earlier.get(key) != setup.get(key))
     if differ:
         raise ConfigurationError(
-            f"{journal}: was made with another {' and '.join(differ)}: got {setup.get(differ[0])!r}, "
-            f"expected {earlier.get(differ[0])!r}; choose another file, or remove it to start again"
+            f"{journal}: was made with another {' and '.join(differ)} (then {_brief(earlier.get(differ[0]))}, now "
+            f"{_brief(setup.get(differ[0]))}); choose another --out, or remove it to start again"
         )
+
+
+def _brief(value: object) -> str:
+    """Say a setting in a message: a fingerprint by its beginning, and nothing as ``none``."""
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 48 else f"{text[:12]}…"
 
 
 def _read(journal: Path) -> Iterator[Record]:

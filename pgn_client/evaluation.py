@@ -219,7 +219,7 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
     """Pick on validation: the cheapest candidate within one paired standard error, or one picture, of the best.
 
     Only rows of ``ADVICE`` stand for choice. The one-standard-error rule (Breiman et al. 1984) keeps noise from
-    recommending a dearer way.
+    recommending a dearer way. It also leans against the prompt, whose epoch and α were chosen on the same pictures.
     """
     order = list(ADVICE)
     ranked = sorted((c for c in candidates if c.name in ADVICE), key=lambda c: order.index(c.name))
