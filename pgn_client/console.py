@@ -74,8 +74,6 @@ def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], o
 
 def show_warnings() -> None:
     """Say what the library logs as a warning: a first frame taken, a match that could not be verified."""
-    logger = logging.getLogger("pgn_client")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("note: %(message)s"))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logging.getLogger("pgn_client").handlers = [handler]  # a second run in one process writes to its own stderr
