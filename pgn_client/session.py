@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
@@ -68,7 +69,7 @@ class Reply:
     request_id: str | None = None
 
 
-class Session:
+class Session(ABC):
     """What both clients share; see ``AdaptedClient`` for the arguments."""
 
     def __init__(
@@ -123,8 +124,9 @@ class Session:
         self._asked_model = self._verified = self._closed = False
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Make what sends and waits; the last thing that the constructor does."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"

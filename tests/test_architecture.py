@@ -262,14 +262,11 @@ def in_a_child(code, tmp_path):
         ("pgn_client", {"torch", "torchvision", "timm", "httpx"}),
         ("pgn_client.client", TORCH),
         ("pgn_client.batch", TORCH),
-        ("pgn_client.probe", TORCH),
         ("pgn_client.adapter", TORCH | {"httpx"}),
         ("pgn_client.cli", TORCH | {"httpx"}),
     ],
 )
 def test_importing_loads_nothing_heavy(name, heavy, tmp_path):
-    if name not in {"pgn_client", *(module.name for module in CLIENT)}:
-        pytest.skip(f"{name} does not exist yet")
     loaded = set(in_a_child(f"import {name}; print(*sys.modules)", tmp_path).split())
     assert name in loaded
     assert not loaded & heavy
@@ -277,8 +274,6 @@ def test_importing_loads_nothing_heavy(name, heavy, tmp_path):
 
 @pytest.mark.parametrize("name", ["pgn_client", "pgn_client.client"])
 def test_importing_starts_no_thread_and_writes_no_file(name, tmp_path):
-    if name not in {"pgn_client", *(module.name for module in CLIENT)}:
-        pytest.skip(f"{name} does not exist yet")
     code = """
 import threading
 opened = []
