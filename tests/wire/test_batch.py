@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.batch import adapt_files, find_images, predict_files
+from pgn_client.batch import adapt_files, estimate, find_images, predict_files
 from pgn_client.errors import AuthenticationError, ConfigurationError, ImageError
 
 from .fakes import Server, ToyAdapter, answered, client, file_bytes, picture
@@ -269,3 +269,30 @@ def test_a_single_picture_is_not_overwritten(folder, monkeypatch):
 def test_nothing_half_written_is_left(folder, tmp_path):
     list(adapt_files(ToyAdapter(), folder, tmp_path / "out"))
     assert not [name for _, _, names in os.walk(tmp_path / "out") for name in names if name.endswith(".tmp")]
+
+
+def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_picture(tmp_path, monkeypatch):
+    class Clock:
+        now, first = 0.0, True
+
+        def work(self):
+            self.now += 10.0 if self.first else 0.5
+            self.first = False
+
+    clock = Clock()
+
+    class SlowToStart:
+        max_concurrency = 8
+
+        def info(self):
+            clock.now += 0.8
+
+        def adapt(self, _):
+            clock.work()
+            return Image.new("RGB", (4, 4))
+
+    files = [tmp_path / f"{i}.png" for i in range(40)]
+    monkeypatch.setattr("pgn_client.batch.time.perf_counter", lambda: clock.now)
+    found = estimate(SlowToStart(), files)
+    assert (found.images, found.already_answered) == (40, 0)
+    assert found.seconds == pytest.approx(40 * 0.5)  # local work; the round trip, 0.8 s for 8 at a time, is faster
