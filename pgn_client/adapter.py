@@ -15,16 +15,17 @@ from PIL import Image
 
 from pgn_client import checkpoint
 from pgn_client.compositor import compose, fit_picture
-from pgn_client.errors import CheckpointError, MissingDependencyError
+from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.geometry import Canvas
 from pgn_client.labels import LabelMapping
 from pgn_client.types import Prepared, ServerProfile
 
 if TYPE_CHECKING:
     from pgn_client.backbone import PatchEmbedding
-    from pgn_client.methods import PGN
+    from pgn_client.methods import RGBMethod
 
 BATCH = 32
+Pixels = np.typing.NDArray[np.uint8]
 
 
 class PromptAdapter:
@@ -74,6 +75,27 @@ class PromptAdapter:
         card = {**self.info, "profile": str(profile)}
         return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, self._tensors)}, self._tensors)
 
+    def for_task(self, name: str) -> PromptAdapter:
+        """Return one task of a checkpoint for several: same prompts; its own classes, mapping, local head and α.
+
+        Raises:
+            ConfigurationError: the checkpoint does not know that task.
+        """
+        parts = self.info.get("parts", {})
+        if name not in parts:
+            known = ", ".join(parts) or "none: it was trained on one"
+            raise ConfigurationError(f"task: got {name!r}, expected one of the checkpoint's ({known})")
+        columns = [i for i, label in enumerate(self.info["classes"]) if label.startswith(f"{name}/")]
+        classes = tuple(self.info["classes"][i].removeprefix(f"{name}/") for i in columns)
+        whole = self.mapping
+        mapping = LabelMapping(whole.kind, whole.source, classes, whole.weight[:, columns], whole.bias[columns])
+        head = {k: v[columns] for k, v in self._tensors.items() if k.startswith("generator.local_head.")}
+        tensors = self._tensors | head | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
+        card = {k: v for k, v in self.info.items() if k != "parts"} | parts[name]
+        card |= {"classes": list(classes), "mapping": mapping.card(), "data": self.info["data"]["parts"][name]}
+        card["part_of"] = list(parts)
+        return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, tensors)}, tensors)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send, RGB, in the size that the card's server profile asks for."""
         return [prepared.image for prepared in self.prepare(images)]
@@ -96,24 +118,29 @@ class PromptAdapter:
             )
         return out
 
-    def render(self, pictures: np.typing.NDArray[np.uint8]) -> tuple[Any, Any]:
-        """Fitted pictures → prompt patches.
+    def render(self, pictures: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
+        """Fitted pictures → what ``compositor.compose`` paints around or over them.
 
         Args:
             pictures: (B, h, w, 3) uint8, from ``compositor.fit_picture``.
+            prompted_by: as many pictures, whose prompts are painted instead; a control.
 
         Returns:
-            (B, K, P, P, 3) uint8 and (B, C) float64 log-probabilities of the local head.
+            (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method that paints the
+            picture itself; and (B, C) float64 log-probabilities of the local head.
         """
-        parts = [self._render(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+        source = pictures if prompted_by is None else prompted_by
+        starts = range(0, len(pictures), BATCH)
+        parts = [self._render(pictures[i : i + BATCH], source[i : i + BATCH]) for i in starts]
         return np.concatenate([p for p, _ in parts]), np.concatenate([q for _, q in parts])
 
-    def _render(self, pictures: np.typing.NDArray[np.uint8]) -> tuple[Any, Any]:
+    def _render(self, pictures: Pixels, source: Pixels) -> tuple[Any, Any]:
         model, embedding = self.runtime
         import torch
 
         patches, local = model.render(
             torch.from_numpy(pictures).permute(0, 3, 1, 2),
+            prompted_by=torch.from_numpy(source).permute(0, 3, 1, 2),
             resolution=self.info["generator"]["resolution"],
             embedding=embedding,
             route=self.info["inversion"],
@@ -121,7 +148,7 @@ class PromptAdapter:
         return patches.numpy(), local.double().numpy()
 
     @cached_property
-    def runtime(self) -> tuple[PGN, PatchEmbedding | None]:
+    def runtime(self) -> tuple[RGBMethod, PatchEmbedding | None]:
         """The torch side: the model in evaluation mode, and the patch embedding where inversion needs it."""
         try:
             import torch
@@ -135,9 +162,9 @@ class PromptAdapter:
         embedding = None
         if "embedding.weight" in state:
             embedding = PatchEmbedding(state["embedding.weight"], state["embedding.bias"], mean, std)
-        parts = {k: v for k, v in state.items() if k.startswith(("generator.", "library."))}
+        parts = {k: v for k, v in state.items() if not k.startswith(("mapping.", "embedding."))}
         try:
-            return methods.get(self.info["method"]).restore(self.info, parts), embedding
+            return methods.deployable(self.info["method"]).restore(self.info, parts), embedding
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:  # torch's say which tensor
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"checkpoint: its tensors do not fit its card ({reason}); train it again") from error

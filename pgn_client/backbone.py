@@ -143,14 +143,21 @@ class Backbone:
         bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
         return PatchEmbedding(proj.weight, bias, self.mean, self.std)
 
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.model.blocks)
+
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights; return self."""
         self.model.to(device)
         return self
 
-    @torch.no_grad()
     def tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no position added."""
+        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no position added.
+
+        Gradients flow to grey values that ask for them.
+        """
         tokens: Tensor = self.model.patch_embed(self.embedding.normalise(pixels.float() / 255))
         return tokens
 
@@ -162,7 +169,7 @@ class Backbone:
         m = self.model
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
         x = m.blocks[:-1](x)
-        x = class_token_block(m.blocks[-1], x) if _class_token_alone(m) else m.blocks[-1](x)
+        x = class_token_block(m.blocks[-1], x) if class_token_alone(m) else m.blocks[-1](x)
         features: Tensor = m.forward_head(m.norm(x), pre_logits=True)
         return features
 
@@ -207,7 +214,7 @@ def class_token_block(block: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _class_token_alone(model: Any) -> bool:
+def class_token_alone(model: Any) -> bool:
     """Whether the shortcut computes the model's function: class-token pooling and the standard block."""
     from timm.layers import Attention
     from timm.models.vision_transformer import Block

@@ -3,15 +3,18 @@
 The card (``PromptAdapter.info``, ``pgn inspect``)::
 
     schema        1
-    method        pgn | input_independent
+    method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
-    layout        where the prompts sit: ring | corner | rows:N
+    layout        where the prompts sit: ring | corner | rows:N | full (painted on the picture itself)
     generator     resolution of the generator's input, in pixels
-    library       kind (pixel | latent), size; inversion (exact | bounded | pseudo_inverse)
+    library       kind (pixel | latent), size; null where there is none; inversion (exact | bounded | pseudo_inverse)
     classes       the C task classes;  mapping: how endpoint classes become task classes
     fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
+    learnable     how many numbers were trained: of the prompt, of the mapping, of the local classifier
     seed, recipe, data (digest and sizes), metrics (validation), versions
+    parts         of a checkpoint for several tasks (classes are TASK/CLASS): fusion and metrics of each
+    part_of       of a checkpoint for one of several tasks: all of them
     interrupted   whether Ctrl-C ended the training
     fingerprint   SHA-256 over the canonical card without it, and every tensor's name, dtype, shape and bytes
 
@@ -112,18 +115,21 @@ def summary(card: Mapping[str, Any]) -> str:
     """Return a card as a few lines for people."""
     m, data, classes, backbone, rows = (card[k] for k in ("metrics", "data", "classes", "backbone", "library"))
     shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    library = f", {rows['kind']} library of {rows['size']} rows" if rows else ""
     lines = {
-        "method": f"{card['method']}, {rows['kind']} library of {rows['size']} rows, {card['layout']}",
+        "method": f"{card['method']}{library}, {card['layout']}",
         "backbone": f"{backbone['name']}, {backbone['input_size']} px, server profile {card['profile']}",
         "classes": f"{len(classes)}: {shown}",
         "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
+        "learnable": ", ".join(f"{count:,} of the {part}" for part, count in card.get("learnable", {}).items()),
         "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
         "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
         "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
         f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
-        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows",
+        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows else "",
         "fingerprint": card["fingerprint"],
     }
+    lines = {name: text for name, text in lines.items() if text}
     return "\n".join(f"{name:<13}{text}" for name, text in lines.items())
 
 
@@ -133,7 +139,8 @@ def _refuse_other_files(path: Path) -> None:
             start = file.read(16)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: {error.strerror}; expected a file written by pgn train") from error
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    # The length of our header may begin with a pickle's first byte; behind its eight bytes stands the JSON.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         raise CheckpointError(
             f"checkpoint {path}: got a pickle, which could run code; expected safetensors written by pgn train"
         )

@@ -37,7 +37,8 @@ def compose(
 
     Args:
         picture: (h, w, 3) uint8, from :func:`fit_picture`.
-        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral canvas).
+        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral canvas). From a method
+            that paints the picture itself, (H, W, 3) uint8: the whole canvas, with the picture in it.
         canvas: where everything goes.
         margin: ``False`` sends the bare canvas, to show what a server's crop then does to a prompt.
 
@@ -52,8 +53,12 @@ def compose(
         raise ShapeError(f"picture: got shape {picture.shape}, expected {(height, width, 3)}; use fit_picture first")
     pixels = np.full((canvas.size, canvas.size, 3), GREY, dtype=np.uint8)
     pixels[top : top + height, left : left + width] = picture
-    if patches is not None:
+    if patches is not None and canvas.cells:
         _paste(pixels, patches, canvas)
+    elif patches is not None:
+        if patches.shape != pixels.shape:
+            raise ShapeError(f"painted canvas: got shape {patches.shape}, expected {pixels.shape}")
+        pixels = patches
     after = canvas.sent - canvas.size - canvas.offset
     if margin and canvas.sent > canvas.size:
         pixels = np.pad(pixels, ((canvas.offset, after), (canvas.offset, after), (0, 0)), mode="edge")

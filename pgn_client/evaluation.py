@@ -8,43 +8,40 @@ Everything is chosen on training and validation images; the test images are only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client import labels
+from pgn_client import candidates as ways
+from pgn_client import methods
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
-from pgn_client.client import AdaptedClient
-from pgn_client.codecs import ImageSource, open_image
-from pgn_client.compositor import GREY, compose, fit_picture, seen_by_server
-from pgn_client.geometry import Canvas
-from pgn_client.methods import linear_probe
+from pgn_client.candidates import LOCAL, PROBE, RAW, SERVED, Asker, Candidate, Connect, Integers, Pictures, Pixels
+from pgn_client.compositor import GREY, compose
 from pgn_client.retention import retain
-from pgn_client.statistics import accuracy_interval, best_fusion, fuse, paired_bootstrap
-from pgn_client.training import Split, Task, augment
-from pgn_client.types import Answer
+from pgn_client.statistics import accuracy_interval, best_fusion, gate_curve, paired_bootstrap
+from pgn_client.training import Task
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 Note = Callable[[str], None]
 
-RAW, LOCAL, PROBE, RAW_LOCAL = "raw + mapping", "local head", "linear probe", "raw ⊕ local"
-IIP, PGN, PGN_LOCAL, SERVED = "IIP", "PGN", "PGN ⊕ local", "served"
+PGN, IIP, NO_PROMPT = (methods.get(name).title for name in ("pgn", "input_independent", "no_prompt"))
+RAW_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, IIP, PGN))
+CURVE = tuple(step / 10 for step in range(11))
+"""Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
 
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
-    RAW: "use the mapping only: send pictures as they are",
-    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head",
+    RAW: "use the mapping only: send pictures as they are (pgn train --method no_prompt makes a checkpoint for that)",
+    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
+    "(pgn train --method no_prompt makes a checkpoint for that)",
+    NO_PROMPT: "use the mapping only: send pictures as they are",
+    ways.with_local(NO_PROMPT): "use both without a prompt: send pictures as they are, fused with the local head",
     IIP: "use the input-independent prompt: one prompt for all pictures",
+    IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
     PGN_LOCAL: "use both: the prompt, fused with the local head",
 }
@@ -52,22 +49,6 @@ ADVICE = {
 
 
 CONTAMINATED = "not the checkpoint's own data, so these test pictures may have been trained on; "
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to answer.
-
-    Attributes:
-        name: of its row.
-        val, test: (n, C) log-probabilities.
-        queries: images sent for its test row, and for fitting and choosing it where the endpoint was asked for that.
-    """
-
-    name: str
-    val: Floats
-    test: Floats
-    queries: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +77,8 @@ class Report:
     same_data: bool
     mapping: dict[str, Any]
     fusion: dict[str, float]
+    query_below: float | None
+    curve: list[dict[str, float]]
     versions: dict[str, str]
     images_sent: int
 
@@ -106,27 +89,6 @@ class Report:
     def row(self, name: str) -> dict[str, Any]:
         """Return one row by name."""
         return next(row for row in self.rows if row["name"] == name)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What every candidate is measured on: files, their targets, and the pictures as they stand on the canvas."""
-
-    val: Split
-    test: Split
-    fitted_val: Pixels
-    fitted_test: Pixels
-
-    @classmethod
-    def load(cls, task: Task, canvas: Canvas) -> Pictures:
-        """Decode both splits, one picture at a time."""
-        val, test = (
-            np.stack([fit_picture(open_image(path), canvas) for path in split.paths]) for split in (task.val, task.test)
-        )
-        return cls(task.val, task.test, val, test)
-
-
-Connect = Callable[[PromptAdapter | None], AdaptedClient]
 
 
 def evaluate(
@@ -151,112 +113,102 @@ def evaluate(
         note: told what is going on.
 
     Returns:
-        The report. The row ``served`` is what the verdict recommends, chosen on validation alone.
+        The report. The row ``served`` is what the verdict recommends, chosen on validation alone: the way of least
+        log-loss, and the gate ``query_below`` under which pictures are sent. ``curve`` is that way's accuracy against
+        images sent.
     """
     started = time.monotonic()
     pictures = Pictures.load(task, pgn.canvas)
     asker = Asker(connect)
-    seed = int(pgn.info["seed"])
+    seed, name = int(pgn.info["seed"]), methods.get(pgn.info["method"]).title
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
-    raw, fitted = _raw(asker, task, pgn.info["recipe"]["augment"], seed)
-    patches, local = _rendered(pgn, pictures)
-    fusion = {RAW_LOCAL: best_fusion(raw.val, local.val, task.val.labels), PGN_LOCAL: float(pgn.info["fusion"])}
-    candidates, omitted, retention = [raw, local, _fused(RAW_LOCAL, raw, local, fusion[RAW_LOCAL])], [], None
-    if surrogate is not None:
-        note("linear probe on the surrogate")
-        candidates.insert(2, _probe(surrogate, task, seed))
-    else:
-        omitted.append(f"{PROBE} and retention: no surrogate; give --backbone and --weights")
+    raw, fitted = ways.raw(asker, task, pgn.info["recipe"]["augment"], seed)
+    patches, local = ways.rendered(pgn, pictures)
+    candidates, omitted = _without_prompt(raw, local, task, surrogate, seed)
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates.append(_prompted(IIP, asker, rival, pictures))
-    else:
-        omitted.append(f"{IIP}: no input-independent checkpoint; give --rival, or a surrogate to train one")
-    note("PGN over HTTP, with its own prompts, swapped ones, and on grey pictures")
-    prompted = _prompted(PGN, asker, pgn, pictures)
-    candidates += [prompted, _fused(PGN_LOCAL, prompted, local, fusion[PGN_LOCAL])]
+        candidates += _with_its_local_head(IIP, asker, rival, pictures)
+    elif name != IIP:
+        omitted.append(
+            f"{IIP}: none that is trained alike; for a PGN of one task give --rival, or a surrogate to train one"
+        )
+    note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
+    prompted, both = _with_its_local_head(name, asker, pgn, pictures)
+    candidates += [prompted, both]
     controls = _controls(asker, pgn, pictures, patches, prompted)
+    retention = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
         retention = retain(pgn, surrogate, pictures.fitted_test, patches, task.test.labels, prompted.test)
-    best = choose(candidates, task.val.labels)
-    candidates.append(replace(best, name=SERVED))
-    paired = compare(candidates, task.test.labels, seed)
+    ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
+    best = ways.choose(ranked, task.val.labels)
+    served, query_below = ways.gated(SERVED, best, task.val.labels)
+    paired = compare([*candidates, served], task.test.labels, seed, name)
     return Report(
-        rows=[_row(c, task.test.labels) for c in candidates],
+        rows=[_row(c, task.test.labels) for c in (*candidates, served)],
         paired=paired,
         retention=retention,
         controls=controls,
-        verdict=("" if same_data else CONTAMINATED) + verdict(best, candidates, task, paired),
+        verdict=("" if same_data else CONTAMINATED) + verdict(best, ranked, task, paired, served.sent),
         omitted=omitted,
         seconds=round(time.monotonic() - started, 1),
         seed=seed,
         split={"train": len(task.train), "val": len(task.val), "test": len(task.test)},
         same_data=same_data,
         mapping={"kind": fitted.mapping.kind, "cv_log_loss": fitted.log_loss, "l2": fitted.l2},
-        fusion=fusion,
+        fusion={c.name: c.alpha for c in candidates if c.alpha is not None},
+        query_below=query_below,
+        curve=_curve(best, task),
         versions=dict(pgn.info["versions"]),
         images_sent=asker.images_sent,
     )
 
 
-class Asker:
-    """Asks the endpoint for its own answers, and counts what that takes."""
-
-    def __init__(self, connect: Connect) -> None:
-        self.connect = connect
-        self.images_sent = 0
-
-    def __call__(self, images: Sequence[ImageSource], adapter: PromptAdapter | None = None) -> list[Answer]:
-        """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
-        with self.connect(adapter) as client:
-            answers = client.answers(images)
-            self.images_sent += client.usage.images
-        return answers
-
-
-def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
-    """Pick on validation: the cheapest candidate within one paired standard error, or one picture, of the best.
-
-    Only rows of ``ADVICE`` stand for choice. The one-standard-error rule (Breiman et al. 1984) keeps noise from
-    recommending a dearer way. It also leans against the prompt, whose epoch and α were chosen on the same pictures.
-    """
-    order = list(ADVICE)
-    ranked = sorted((c for c in candidates if c.name in ADVICE), key=lambda c: order.index(c.name))
-    right = {c.name: _right(c.val, val_targets) for c in ranked}
-    best = max(ranked, key=lambda c: right[c.name].mean())
-    for candidate in ranked:
-        gap = right[best.name].astype(float) - right[candidate.name]
-        if gap.sum() <= max(1.0, gap.std() * np.sqrt(len(gap))):
-            return candidate
-    return best
-
-
-def compare(candidates: Sequence[Candidate], targets: Integers, seed: int) -> list[Comparison]:
+def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN) -> list[Comparison]:
     """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
-    rows = {c.name: _right(c.test, targets) for c in candidates}
-    pairs = [(PGN, RAW), (PGN, IIP), (PGN, LOCAL), (PGN_LOCAL, RAW_LOCAL), (SERVED, LOCAL), (SERVED, RAW_LOCAL)]
+    rows = {c.name: ways.right(c.test, targets) for c in candidates}
+    both = ways.with_local(name)
+    pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, IIP_LOCAL)]
+    pairs += [(SERVED, LOCAL), (SERVED, RAW_LOCAL)]
     out = []
     for a, b in pairs:
-        if a in rows and b in rows:
+        if a in rows and b in rows and a != b:
             difference, lo, hi = paired_bootstrap(rows[a], rows[b], seed=seed)
             out.append(Comparison(a, b, difference, (lo, hi)))
     return out
 
 
-def verdict(best: Candidate, candidates: Sequence[Candidate], task: Task, paired: Sequence[Comparison]) -> str:
-    """Say in one sentence what to do, and what the test images say of it."""
-    accuracy, lo, hi = accuracy_interval(_right(best.test, task.test.labels))
-    top = max((c for c in candidates if c.name in ADVICE), key=lambda c: _right(c.val, task.val.labels).sum())
-    text = f"{ADVICE[best.name]}: {best.name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]"
+def verdict(
+    best: Candidate, candidates: Sequence[Candidate], task: Task, paired: Sequence[Comparison], sent: float = 1.0
+) -> str:
+    """Say in one sentence what to do, and what the test images say of it.
+
+    Args:
+        best: what is served.
+        candidates: all other ways, from the cheapest to the dearest.
+        task: its validation and test targets.
+        paired: the comparisons.
+        sent: share of pictures that are sent once ``best`` is gated.
+    """
+    accuracy, lo, hi = accuracy_interval(ways.right(best.test, task.test.labels))
+    text = f"{advice(best.name)}: {best.name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]"
     text += f" on {len(task.test)} test pictures"
-    if _right(top.val, task.val.labels).sum() > _right(best.val, task.val.labels).sum():
-        text += f"; {top.name} was ahead on validation, but within one standard error, or by one picture"
-    gain = next((c for c in paired if (c.a, c.b) == (PGN, RAW)), None)
+    if sent < best.sent:
+        text += f"; where the local head is sure it may answer alone, and {sent:.0%} of them are sent"
+    cheap = ways.cheapest(candidates, best, task.val.labels)
+    if cheap.name != best.name:
+        cost = "which sends nothing" if not cheap.sent else "which is cheaper"
+        text += f"; {cheap.name}, {cost}, was no worse on validation than one standard error, or one picture, can tell"
+    gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
     if gain is not None:
         sure = "" if gain.ci95[0] > 0 or gain.ci95[1] < 0 else ", not established"
-        text += f"; PGN − {RAW} is {_points(gain)} points{sure}"
+        text += f"; {gain.a} − {RAW} is {_points(gain)} points{sure}"
     return text + "."
+
+
+def advice(name: str) -> str:
+    """What to do where a row wins."""
+    return ADVICE.get(name, ADVICE[PGN_LOCAL if name.endswith("⊕ local") else PGN])
 
 
 def _points(c: Comparison) -> str:
@@ -264,75 +216,35 @@ def _points(c: Comparison) -> str:
 
 
 def _row(candidate: Candidate, targets: Integers) -> dict[str, Any]:
-    accuracy, lo, hi = accuracy_interval(_right(candidate.test, targets))
+    accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, targets))
     return {"name": candidate.name, "accuracy": accuracy, "ci95": [lo, hi], "queries": candidate.queries}
 
 
-def _right(log_p: Floats, targets: Integers) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = log_p.argmax(axis=1) == targets
-    return right
+def _without_prompt(
+    raw: Candidate, local: Candidate, task: Task, surrogate: Backbone | None, seed: int
+) -> tuple[list[Candidate], list[str]]:
+    """Rivals that need no prompt, and a word on what cannot be measured without a surrogate."""
+    raw = replace(raw, local=local)
+    both = ways.fused(raw, local, best_fusion(raw.val, local.val, task.val.labels))
+    if surrogate is None:
+        return [raw, local, both], [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
+    return [raw, local, ways.probe(surrogate, task, seed), both], []
 
 
-def _raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
-    """Pictures as they are, with the best mapping.
-
-    Fitted on the training answers, and once more with those to an augmented copy of each training picture, as
-    the prompt saw augmented pictures too; validation chooses between the two.
-    """
-    clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
-    augmented = ask([_augmented(path, augmentation, seed + i) for i, path in enumerate(task.train.paths)])
-    source = labels.vocabulary(clean)
-
-    def read(answers: Sequence[Answer]) -> Floats:
-        return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
-
-    def fit(answers: Sequence[Answer], copies: int) -> labels.Fitted:
-        return labels.fit(read(answers), np.tile(task.train.labels, copies), source, task.classes, seed=seed)
-
-    def loss(fitted: labels.Fitted) -> float:
-        log_p = fitted.mapping.log_probs(read(val))
-        return float(-log_p[np.arange(len(log_p)), task.val.labels].mean())
-
-    fitted = min((fit(clean, 1), fit([*clean, *augmented], 2)), key=loss)
-    val_rows, test_rows = (fitted.mapping.log_probs(read(answers)) for answers in (val, test))
-    return Candidate(RAW, val_rows, test_rows, len(clean) + len(augmented) + len(val) + len(test)), fitted
+def _with_its_local_head(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> list[Candidate]:
+    """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
+    local = ways.rendered(adapter, pictures)[1]
+    alone = replace(ways.prompted(name, ask, adapter, pictures), local=local)
+    return [alone, ways.fused(alone, local, float(adapter.info["fusion"]))]
 
 
-def _augmented(path: Path, name: str, seed: int) -> Image.Image:
-    torch.manual_seed(seed)
-    pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
-    return Image.fromarray(augment.get(name)(pixels)[0].permute(1, 2, 0).numpy())
-
-
-def _rendered(pgn: PromptAdapter, pictures: Pictures) -> tuple[Pixels, Candidate]:
-    """Prompt patches of the test pictures, and the local head's opinion, which costs nothing."""
-    _, val = pgn.render(pictures.fitted_val)
-    patches, test = pgn.render(pictures.fitted_test)
-    return patches, Candidate(LOCAL, val, test, 0)
-
-
-def _probe(backbone: Backbone, task: Task, seed: int) -> Candidate:
-    def features(split: Split) -> Floats:
-        seen = [seen_by_server(open_image(path), backbone.profile, backbone.input_size) for path in split.paths]
-        return linear_probe.features(backbone, torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2))
-
-    probe = linear_probe.LinearProbe.fit(features(task.train), task.train.labels, len(task.classes), seed=seed)
-    val, test = (probe.log_probs(features(split)) for split in (task.val, task.test))
-    return Candidate(PROBE, val, test, 0)
-
-
-def _fused(name: str, endpoint: Candidate, local: Candidate, alpha: float) -> Candidate:
-    val, test = (fuse(a, b, alpha) for a, b in ((endpoint.val, local.val), (endpoint.test, local.test)))
-    return Candidate(name, val, test, endpoint.queries)
-
-
-def _prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:
-    val, test = (_read(adapter, ask(split.paths, adapter)) for split in (pictures.val, pictures.test))
-    return Candidate(name, val, test, len(test))
-
-
-def _read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
-    return adapter.mapping.log_probs(labels.log_scores(answers, adapter.mapping.source, strict=False))
+def _curve(best: Candidate, task: Task) -> list[dict[str, float]]:
+    """Accuracy against images sent; thresholds are quantiles of the confidence on validation pictures."""
+    local = best.local
+    if not best.sent or local is None:
+        return []
+    thresholds = np.quantile(np.exp(local.val).max(axis=1), CURVE)
+    return [asdict(point) for point in gate_curve(best.test, local.test, task.test.labels, thresholds.tolist())]
 
 
 def _controls(
@@ -344,17 +256,22 @@ def _controls(
     """
     fitted, targets = pictures.fitted_test, pictures.test.labels
     other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
-    grey = np.full_like(fitted[0], GREY)
 
     def accuracy(images: list[Image.Image]) -> float:
-        return float(_right(_read(pgn, ask(images)), targets).mean())
+        return float(ways.right(ways.read(pgn, ask(images)), targets).mean())
 
     found = {
-        "own_prompt": float(_right(prompted.test, targets).mean()),
-        "swapped_prompt": accuracy([compose(p, patches[i], pgn.canvas) for p, i in zip(fitted, other, strict=True)]),
-        "grey_picture": accuracy([compose(grey, q, pgn.canvas) for q in patches]),
+        "own_prompt": float(ways.right(prompted.test, targets).mean()),
+        "swapped_prompt": accuracy(_painted(pgn, fitted, fitted[other])),
+        "grey_picture": accuracy(_painted(pgn, np.full_like(fitted, GREY), fitted)),
     }
     if pgn.canvas.sent > pgn.canvas.size:
         bare = [compose(p, q, pgn.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
         found["without_margin"] = accuracy(bare)
     return found
+
+
+def _painted(adapter: PromptAdapter, pictures: Pixels, prompted_by: Pixels) -> list[Image.Image]:
+    """Pictures with other pictures' prompts."""
+    patches, _ = adapter.render(pictures, prompted_by=prompted_by)
+    return [compose(p, q, adapter.canvas) for p, q in zip(pictures, patches, strict=True)]

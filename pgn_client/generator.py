@@ -115,28 +115,47 @@ class PixelLibrary(TokenLibrary):
         return embedding(self.patches())
 
 
-class PromptGenerator(nn.Module):
+class LocalClassifier(nn.Module):
+    """The trunk with a C-way head: an opinion that needs no endpoint (Deviation: ours).
+
+    It warms a prompt generator's trunk up, and what it says can be fused with what the endpoint says.
+
+    Args:
+        classes: C.
+
+    Attributes:
+        head_teaches_trunk: whether gradients of the local head reach the trunk.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.trunk = ResNet10()
+        self.local_head = nn.Linear(TRUNK_WIDTH, classes)
+        self.head_teaches_trunk = True
+
+    def classify(self, x: Tensor) -> Tensor:
+        """(B, 3, r, r) float, normalised → (B, C) logits."""
+        return self.opinion(self.trunk(x))
+
+    def opinion(self, features: Tensor) -> Tensor:
+        """(B, 128) features of the trunk → (B, C) logits."""
+        logits: Tensor = self.local_head(features if self.head_teaches_trunk else features.detach())
+        return logits
+
+
+class PromptGenerator(LocalClassifier):
     """Picture → mixture weights over the library, and the local head's opinion.
 
     Args:
         prompts: K.
         library_size: L.
         classes: C.
-
-    Attributes:
-        head_teaches_trunk: whether gradients of the local head reach the trunk.
-
-    The local head is a C-way classifier on the same trunk (Deviation: ours): it warms the trunk up, and what it says
-    can be fused with what the endpoint says.
     """
 
     def __init__(self, prompts: int, library_size: int, classes: int) -> None:
-        super().__init__()
-        self.trunk = ResNet10()
+        super().__init__(classes)
         self.mixture = nn.Linear(TRUNK_WIDTH, prompts * library_size)
-        self.local_head = nn.Linear(TRUNK_WIDTH, classes)
         self.shape = (prompts, library_size)
-        self.head_teaches_trunk = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mix and classify.
@@ -150,7 +169,7 @@ class PromptGenerator(nn.Module):
         """
         features = self.trunk(x)
         weights = self.mixture(features).float().unflatten(-1, self.shape).softmax(dim=-1)
-        return weights, self.local_head(features if self.head_teaches_trunk else features.detach())
+        return weights, self.opinion(features)
 
 
 def generator_input(pictures: Tensor, resolution: int) -> Tensor:

@@ -43,16 +43,20 @@ def last_rows(grid: int, count: int) -> tuple[list[int], Box]:
 def place(layout: str, grid: int) -> tuple[list[int], Box]:
     """Return the prompt cells of a layout and the picture's box, both in grid cells.
 
+    ``full`` has no cells: the picture fills the canvas, for methods that paint on the picture itself.
+
     Raises:
         ConfigurationError: an unknown layout, or one that leaves no room for the picture.
     """
     name, _, number = layout.partition(":")
+    if layout == "full":
+        return [], (0, 0, grid, grid)
     if layout in ("ring", "corner"):
         cells, box = ring(grid) if layout == "ring" else corner(grid)
     elif name == "rows" and number.isdecimal() and int(number) > 0:
         cells, box = last_rows(grid, int(number))
     else:
-        raise ConfigurationError(f"layout: got {layout!r}, expected ring, corner or rows:N with N at least 1")
+        raise ConfigurationError(f"layout: got {layout!r}, expected ring, corner, full or rows:N with N at least 1")
     if min(box[2:]) < 1:
         raise ConfigurationError(
             f"layout {layout!r} leaves no room for the picture on a {grid} x {grid} grid; choose a smaller one"

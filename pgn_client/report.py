@@ -28,6 +28,7 @@ def table(report: Report) -> str:
         "",
         "controls: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.controls.items()),
         *_retention(report.retention),
+        *_curve(report.curve),
         *(f"left out: {reason}" for reason in report.omitted),
         "",
         f"verdict: {report.verdict}",
@@ -46,6 +47,12 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
     stages = [name for name in retention if name != "agreement"]
     agreement = retention["agreement"]
     return ["retention: " + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)]
+
+
+def _curve(curve: Sequence[dict[str, float]]) -> list[str]:
+    """A line of accuracy against images sent."""
+    points = ", ".join(f"{p['sent']:.0%} {p['accuracy']:.3f}" for p in curve[::2])
+    return [f"accuracy if the least sure are sent: {points}"] if curve else []
 
 
 def before_after(rows: Sequence[tuple[Image.Image, Image.Image, str]]) -> Image.Image:

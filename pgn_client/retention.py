@@ -53,7 +53,7 @@ def retain(
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
     with float32_convolutions():
         stages = {
-            "latent": _latent(pgn, surrogate, fitted),
+            "latent": latent_log_probs(pgn, backbone, fitted),
             "uint8": _as_seen(pgn, surrogate, sent),
             "http_png": over_http,
             "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
@@ -82,12 +82,16 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
     return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
 
-def _latent(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels) -> Floats:
+def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
+    """(n, h, w, 3) uint8 fitted pictures → (n, C) log-probabilities as training computes them: nothing is rounded."""
+    recipe = pgn.info["recipe"]
+    surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
     model, _ = pgn.runtime
-    device = surrogate.backbone.device
+    device = backbone.device
     pictures = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(device)
     examples = Examples(pictures, torch.zeros(len(fitted), dtype=torch.long))
     mapping = TorchMapping(pgn.mapping).to(device)
-    log_p, _ = log_probs(model.to(device), mapping, surrogate, examples, pgn.info["generator"]["resolution"])
+    with float32_convolutions():
+        log_p = log_probs(model.to(device), mapping, surrogate, examples, pgn.info["generator"]["resolution"])
     model.to("cpu")
     return log_p.cpu().double().numpy()

@@ -26,7 +26,9 @@ LAYERS = (
     {"probe", "batch"},
     {"training"},
     {"retention"},
+    {"candidates"},
     {"evaluation"},
+    {"benchmark"},
     {"report"},
     {"pipeline", "demo", "console"},
     {"cli"},
@@ -37,11 +39,22 @@ PEER_EDGES = {("types", "errors")}
 NEUTRAL = {"errors", "types", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training"}
-ON_TOP = {"retention", "evaluation", "report", "demo", "console", "pipeline", "cli", "__main__"}
+ON_TOP = {
+    "retention",
+    "candidates",
+    "evaluation",
+    "benchmark",
+    "report",
+    "demo",
+    "console",
+    "pipeline",
+    "cli",
+    "__main__",
+}
 
 TORCH = {"torch", "torchvision", "timm"}
 TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}
-IMPORTERS_OF_TRAINING = {"retention", "evaluation", "demo", "pipeline", "cli"}
+IMPORTERS_OF_TRAINING = {"retention", "candidates", "evaluation", "benchmark", "demo", "pipeline", "cli"}
 # A client that is given a checkpoint path opens it; that is the one place where the arms meet.
 FUNCTION_LEVEL_EDGES = {("session", "adapter")}
 

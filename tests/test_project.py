@@ -17,13 +17,14 @@ from pgn_client.demo import local_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("demo", "train", "adapt", "predict", "evaluate", "inspect")
+COMMANDS = ("demo", "train", "adapt", "predict", "evaluate", "benchmark", "inspect")
 ROWS = [
     "raw + mapping",
     "local head",
     "linear probe",
     "raw ⊕ local",
     "IIP",
+    "IIP ⊕ local",
     "PGN",
     "PGN ⊕ local",
     "served",

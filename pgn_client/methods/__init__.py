@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from pgn_client.errors import ConfigurationError
+from pgn_client.methods.base import Method, Rates, RGBMethod, Setting, WhiteBox
+from pgn_client.methods.blend import Blend
+from pgn_client.methods.fine_tune import FineTune
 from pgn_client.methods.input_independent import InputIndependent
-from pgn_client.methods.pgn import PGN, Rates
+from pgn_client.methods.low_rank import LowRank
+from pgn_client.methods.masked import Masked
+from pgn_client.methods.no_prompt import NoPrompt
+from pgn_client.methods.padding import Padding, PublishedPadding
+from pgn_client.methods.pgn import PGN
+from pgn_client.methods.vpt import VPTDeep, VPTShallow
 
-REGISTRY: dict[str, type[PGN]] = {method.name: method for method in (PGN, InputIndependent)}
+REGISTRY: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        PGN,
+        InputIndependent,
+        Padding,
+        Masked,
+        LowRank,
+        Blend,
+        NoPrompt,
+        PublishedPadding,
+        VPTShallow,
+        VPTDeep,
+        FineTune,
+    )
+}
 
-__all__ = ["PGN", "REGISTRY", "InputIndependent", "Rates", "get"]
+__all__ = ["PGN", "REGISTRY", "InputIndependent", "Method", "RGBMethod", "Rates", "Setting", "WhiteBox", "get"]
 
 
-def get(name: str) -> type[PGN]:
+def get(name: str) -> type[Method]:
     """Return a method by name.
 
     Raises:
@@ -20,3 +43,18 @@ def get(name: str) -> type[PGN]:
     if name not in REGISTRY:
         raise ConfigurationError(f"method: got {name!r}, expected one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
+
+
+def deployable(name: str) -> type[RGBMethod]:
+    """Return a method whose prompts can be sent to an endpoint, by name.
+
+    Raises:
+        ConfigurationError: unknown, or white box.
+    """
+    method = get(name)
+    if not issubclass(method, RGBMethod):
+        raise ConfigurationError(
+            f"method: got {name}, which needs the inside of the model and cannot be sent to an endpoint, expected one "
+            f"of {', '.join(k for k, m in REGISTRY.items() if issubclass(m, RGBMethod))}; pgn benchmark measures both"
+        )
+    return method

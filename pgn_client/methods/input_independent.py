@@ -6,32 +6,31 @@ serving are the same and the comparison isolates input dependence. The trunk kee
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from pgn_client.generator import PromptGenerator, TokenLibrary
-from pgn_client.methods.pgn import PGN, Rates
+from pgn_client.methods.base import Groups, Rates
+from pgn_client.methods.pgn import PGN
 
 
 class InputIndependent(PGN):
     """PGN with mixture weights that do not depend on the picture."""
 
     name = "input_independent"
+    title = "IIP"
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
         super().__init__(generator, library)
         self._mute()
 
-    def start_peaked(self) -> None:
+    def start(self, *, peaked: bool) -> None:
         """As for PGN, but the trunk stays mute."""
-        super().start_peaked()
+        super().start(peaked=peaked)
         self._mute()
 
-    def parameter_groups(self, rates: Rates) -> list[dict[str, Any]]:
-        """As for PGN, without the mixture's weights."""
-        mute = self.generator.mixture.weight
-        return [g for g in super().parameter_groups(rates) if not any(p is mute for p in g["params"])]
+    def prompt_groups(self, rates: Rates) -> Groups:
+        """Return library and bias: trunk and mixture weights do not reach the prompt."""
+        return super().prompt_groups(rates)[:2]
 
     def _mute(self) -> None:
         nn.init.zeros_(self.generator.mixture.weight)

@@ -15,6 +15,8 @@ from pgn_client.errors import ConfigurationError
 
 SHIFT = 1 / 12  # of the side, at most
 
+Augmentation = Callable[[Tensor], Tensor]
+
 
 def none(pictures: Tensor) -> Tensor:
     """Leave the pictures alone."""
@@ -64,10 +66,10 @@ def _coins(pictures: Tensor) -> list[bool]:
     return [bool(c) for c in (torch.rand(len(pictures)) < 0.5).tolist()]
 
 
-REGISTRY: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (none, shift, flip, dihedral, paper)}
+REGISTRY: dict[str, Augmentation] = {f.__name__: f for f in (none, shift, flip, dihedral, paper)}
 
 
-def get(name: str) -> Callable[[Tensor], Tensor]:
+def get(name: str) -> Augmentation:
     """Return an augmentation, (B, 3, h, w) uint8 → the same, by name.
 
     Raises:

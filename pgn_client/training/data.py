@@ -1,7 +1,8 @@
 """Folders of labelled pictures become a task: classes and three disjoint splits.
 
 ``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain ``DATA/CLASS/*`` tree
-is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever selected on ``test``.
+is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever selected on ``test``. Several tasks make
+one by :func:`union`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ class Task:
     """A classification task.
 
     Attributes:
-        classes: the C class names, sorted.
+        classes: the C class names, sorted; in a union ``PART/CLASS``, part by part.
         train, val, test: disjoint splits; ``test`` may be empty.
         shots, seed: how they were drawn (see :func:`load_task`).
+        parts: the names of the tasks that a union was made of; none in a plain task.
     """
 
     classes: tuple[str, ...]
@@ -63,11 +65,53 @@ class Task:
     test: Split
     shots: int | None = None
     seed: int = 0
+    parts: tuple[str, ...] = ()
 
     def card(self) -> dict[str, Any]:
-        """Return what a checkpoint card tells about the data."""
+        """Return what a checkpoint card tells about the data; a union's has the card of every part under ``parts``."""
         sizes = {"train": len(self.train), "val": len(self.val)}
-        return {"digest": self.digest(), **sizes, "shots": self.shots, "seed": self.seed}
+        card = {"digest": self.digest(), **sizes, "shots": self.shots, "seed": self.seed}
+        return card | ({"parts": {name: _part(self, name).card() for name in self.parts}} if self.parts else {})
+
+    def with_shots(self, shots: int | None, seed: int) -> Task:
+        """Return the task with at most so many training pictures per class, drawn by this seed; ``None`` for all."""
+        train = self.train if shots is None else _few(self.train, shots, seed)
+        return replace(self, train=train, shots=shots, seed=seed)
+
+    def limited(
+        self, *, train: int | None = None, val: int | None = None, test: int | None = None, seed: int = 0
+    ) -> Task:
+        """Return the task with at most so many pictures in a split, as evenly over the C classes as they allow.
+
+        The classes give one picture each in turn; which picture, and who gives in a last round that is not full, is
+        drawn. What is left keeps its order, and a smaller limit's pictures are among a larger one's.
+
+        Args:
+            train: at least C; ``None`` leaves the split as it is.
+            val: the same.
+            test: at least 1, or ``None``.
+            seed: of the draw; the task's own stays what it was.
+
+        Raises:
+            ConfigurationError: a limit that is too low.
+        """
+
+        def at_most(name: str, split: Split, limit: int | None, least: int) -> Split:
+            if limit is None:
+                return split
+            if limit < least:
+                why = "one picture" if name == "test" else "one of each class"
+                raise ConfigurationError(
+                    f"limit of {name}: got {limit}, expected at least {least}, {why}; raise it or leave it out"
+                )
+            return _evenly(split, limit, seed)
+
+        return replace(
+            self,
+            train=at_most("train", self.train, train, len(self.classes)),
+            val=at_most("val", self.val, val, len(self.classes)),
+            test=at_most("test", self.test, test, 1),
+        )
 
     def digest(self) -> str:
         """SHA-256 over the classes and over what is in the training and validation files, in order."""
@@ -132,6 +176,37 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
     return task
 
 
+def union(tasks: Mapping[str, Task]) -> Task:
+    """Make one task of several, for one generator that serves several sets.
+
+    Args:
+        tasks: plain tasks by name. Their classes become ``NAME/CLASS`` and their splits follow one another in the order
+            given; the labels of a task are shifted by the number of classes before it.
+
+    Raises:
+        ConfigurationError: no tasks, an empty name, one with a slash, one given twice, a task that is a union itself,
+            or tasks that differ in shots or seed.
+    """
+    names = tuple(name for name, _ in tasks.items())
+    members = [task for _, task in tasks.items()]
+    _check_union(names, members)
+    starts = np.cumsum([0, *(len(task.classes) for task in members)])[:-1]
+
+    def joined(of: Callable[[Task], Split]) -> Split:
+        labels = [of(task).labels + start for task, start in zip(members, starts, strict=True)]
+        return Split(tuple(path for task in members for path in of(task).paths), np.concatenate(labels))
+
+    return Task(
+        tuple(f"{name}/{label}" for name, task in zip(names, members, strict=True) for label in task.classes),
+        joined(lambda task: task.train),
+        joined(lambda task: task.val),
+        joined(lambda task: task.test),
+        members[0].shots,
+        members[0].seed,
+        names,
+    )
+
+
 def load_pictures(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
     """Fit all pictures of a split into the canvas's box: (n, 3, h, w) uint8, pixel space.
 
@@ -192,6 +267,48 @@ def _few(split: Split, shots: int, seed: int) -> Split:
     if shots < 1:
         raise ConfigurationError(f"shots: got {shots}, expected at least 1 picture per class")
     return split.take(sorted(i for rows in _by_class(split, seed) for i in rows[:shots]))
+
+
+def _evenly(split: Split, limit: int, seed: int) -> Split:
+    groups = _by_class(split, seed)
+    turns = np.random.default_rng([seed, 1]).permutation(len(groups)).tolist()
+    drawn = sorted(
+        (place, turn, row) for turn, rows in zip(turns, groups, strict=True) for place, row in enumerate(rows)
+    )
+    return split.take(sorted(row for _, _, row in drawn[:limit]))
+
+
+def _part(task: Task, name: str) -> Task:
+    """What of a union, limited or not, comes from one of its tasks."""
+    prefix = f"{name}/"
+    labels = [label for label, full in enumerate(task.classes) if full.startswith(prefix)]
+
+    def own(split: Split) -> Split:
+        part = split.take(np.flatnonzero(np.isin(split.labels, labels)))
+        return Split(part.paths, part.labels - labels[0])
+
+    classes = tuple(task.classes[label].removeprefix(prefix) for label in labels)
+    return Task(classes, own(task.train), own(task.val), own(task.test), task.shots, task.seed)
+
+
+def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
+    if not names:
+        raise ConfigurationError("union: got no tasks, expected at least one; name the sets to serve")
+    for name, task in zip(names, members, strict=True):
+        if not name or "/" in name:
+            raise ConfigurationError(f"union: got the name {name!r}, expected one without a slash; rename the task")
+        if names.count(name) > 1:
+            raise ConfigurationError(f"union: got the name {name!r} twice, expected different ones; rename a task")
+        if task.parts:
+            raise ConfigurationError(
+                f"union: got a union as {name!r}, expected a plain task; give {', '.join(task.parts)} themselves"
+            )
+    for what in ("shots", "seed"):
+        values = [getattr(task, what) for task in members]
+        if len(set(values)) > 1:
+            raise ConfigurationError(
+                f"union: got {what} {dict(zip(names, values, strict=True))}, expected the same in all; load them alike"
+            )
 
 
 def _check(task: Task, root: Path) -> None:

@@ -14,35 +14,47 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.compositor import compose
 from pgn_client.generator import generator_input
 from pgn_client.labels import LabelMapping
-from pgn_client.methods import PGN
+from pgn_client.methods import Method, Rates
 from pgn_client.statistics import best_fusion, fuse
+from pgn_client.training.augment import Augmentation, none
 from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
 from pgn_client.training.surrogate import Surrogate, float32_convolutions
 
 EVALUATION_BATCH = 64
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @torch.inference_mode()
-def log_probs(
-    model: PGN, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int
-) -> tuple[Tensor, Tensor]:
-    """Return (n, C) log-probabilities of the prompted surrogate in the latent space, and of the local head."""
+def log_probs(model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int) -> Tensor:
+    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: nothing is rounded."""
+    mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
+    return mapped
+
+
+@torch.inference_mode()
+def outputs(
+    model: Method, surrogate: Surrogate, examples: Examples, resolution: int, augmented: Augmentation = none
+) -> Tensor:
+    """Return (n, S) of what the mapping reads, as training computes it."""
     model.eval()
-    both = []
-    for pictures, _ in examples.batches(EVALUATION_BATCH):
-        weights, local = model(generator_input(pictures, resolution))
-        prompts = model.prompt_tokens(weights, surrogate.backbone.embedding)
-        both.append((mapping(surrogate.scores(pictures, prompts)), local.float().log_softmax(dim=-1)))
-    return torch.cat([p for p, _ in both]), torch.cat([q for _, q in both])
+    parts = []
+    for originals, _ in examples.batches(EVALUATION_BATCH):
+        pictures = augmented(originals)
+        code, _local = model(generator_input(pictures, resolution))
+        parts.append(model.scores(code, pictures, surrogate))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()
-def deployed_features(adapter: PromptAdapter, surrogate: Surrogate, examples: Examples) -> tuple[Floats, Floats]:
+def deployed_features(
+    adapter: PromptAdapter, surrogate: Surrogate, examples: Examples, augmented: Augmentation = none
+) -> tuple[Floats, Floats]:
     """Send uint8 canvases through the surrogate: (n, S) log-probabilities, and (n, C) of the local head."""
     features, opinions = [], []
-    for pictures, _ in examples.batches(EVALUATION_BATCH):
+    for originals, _ in examples.batches(EVALUATION_BATCH):
+        pictures = augmented(originals)
         fitted = pictures.permute(0, 2, 3, 1).cpu().numpy()
         patches, local = adapter.render(fitted)
         canvases = [compose(p, q, surrogate.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
@@ -53,8 +65,10 @@ def deployed_features(adapter: PromptAdapter, surrogate: Surrogate, examples: Ex
 
 
 @torch.inference_mode()
-def perplexity(model: PGN, examples: Examples, resolution: int) -> float:
+def perplexity(model: Method, examples: Examples, resolution: int) -> float | None:
     """Mean perplexity of the mixtures, in rows: 1 picks single rows, L mixes all alike (flat grey)."""
+    if not hasattr(model, "library"):
+        return None
     model.eval()
     entropies = []
     for pictures, _ in examples.batches(EVALUATION_BATCH):
@@ -64,41 +78,109 @@ def perplexity(model: PGN, examples: Examples, resolution: int) -> float:
 
 
 def finish(
-    card: dict[str, Any], run: Run, surrogate: Surrogate, train: Examples, val: Examples, seed: int
+    card: dict[str, Any],
+    run: Run,
+    surrogate: Surrogate,
+    train: Examples,
+    val: Examples,
+    augmented: Augmentation,
 ) -> PromptAdapter:
-    """Refit the mapping on prompted answers, choose α, measure, and write it all on the card; validation decides."""
+    """Refit the mapping on prompted answers, choose α, measure, and write it all on the card; validation decides.
+
+    The mapping is the one that was trained along, a fit on the answers to prompted training pictures, or one on those
+    and on the answers to an augmented copy of each (what the raw rival is allowed as well).
+    """
     resolution = card["generator"]["resolution"]
     mapping = run.mapping.mapping()
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
     with float32_convolutions():
-        latent, _ = log_probs(run.model, run.mapping, surrogate, val, resolution)
+        latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
+        copies, _ = deployed_features(draft, surrogate, train, augmented)
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
-    refitted = labels.fit(features, targets, mapping.source, mapping.classes, kinds=(mapping.kind,), seed=seed).mapping
-    mapping = min((mapping, refitted), key=lambda m: _nll(m.log_probs(val_features), val_targets))
+    chosen, mapping = last_mapping(mapping, features, copies, targets, val_features, val_targets, card["seed"])
     deployed = mapping.log_probs(val_features)
-    alpha = best_fusion(deployed, opinions, val_targets)
-    n = run.best["epoch"] if run.best else 0
-    card = card | {
-        "metrics": {
-            "split": "val",
-            "n": len(val),
-            "epoch": n,
-            "latent": _accuracy(latent.cpu().numpy(), val_targets),
-            "uint8": _accuracy(deployed, val_targets),
-            "local": _accuracy(opinions, val_targets),
-            "fused": _accuracy(fuse(deployed, opinions, alpha), val_targets),
-            "mapping": "refitted" if mapping is refitted else "trained jointly",
-            "perplexity": perplexity(run.model, val, resolution),
-            "history": run.history,
-        }
+    alpha, fused = _fused(deployed, opinions, val_targets)
+    metrics = {
+        "split": "val",
+        "n": len(val),
+        "epoch": run.best["epoch"] if run.best else 0,
+        "latent": _accuracy(latent.cpu().numpy(), val_targets),
+        "uint8": _accuracy(deployed, val_targets),
+        "local": _accuracy(opinions, val_targets),
+        "fused": fused,
+        "mapping": chosen,
+        "perplexity": perplexity(run.model, val, resolution),
+        "history": run.history,
     }
+    card = card | {"learnable": learnable(run.model, mapping.weight.size + mapping.bias.size), "metrics": metrics}
+    if "parts" in card["data"]:
+        card["parts"] = {
+            name: _part(metrics, name, mapping.classes, deployed, opinions, val_targets)
+            for name in card["data"]["parts"]
+        }
     return assemble(card, run.model, mapping, surrogate, fusion=alpha)
 
 
+def last_mapping(
+    mapping: LabelMapping,
+    features: Floats,
+    copies: Floats,
+    targets: Integers,
+    val_features: Floats,
+    val_targets: Integers,
+    seed: int,
+) -> tuple[str, LabelMapping]:
+    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and augmented copies."""
+
+    def refitted(x: Floats, y: Integers) -> LabelMapping:
+        return labels.fit(x, y, mapping.source, mapping.classes, kinds=(mapping.kind,), seed=seed).mapping
+
+    fits = {
+        "trained jointly": mapping,
+        "refitted": refitted(features, targets),
+        "refitted with an augmented copy": refitted(np.concatenate([features, copies]), np.tile(targets, 2)),
+    }
+    chosen = min(fits, key=lambda name: _nll(fits[name].log_probs(val_features), val_targets))
+    return chosen, fits[chosen]
+
+
+def _part(
+    metrics: dict[str, Any],
+    name: str,
+    classes: tuple[str, ...],
+    deployed: Floats,
+    opinions: Floats,
+    targets: Integers,
+) -> dict[str, Any]:
+    """What the card tells of one task of a union: its own α, and its pictures measured among its own classes alone."""
+    columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])
+    rows = np.isin(targets, columns)
+    own = np.searchsorted(columns, targets[rows])
+    prompted, local = deployed[rows][:, columns], opinions[rows][:, columns]
+    alpha, fused = _fused(prompted, local, own)
+    measured = {"n": len(own), "uint8": _accuracy(prompted, own), "local": _accuracy(local, own), "fused": fused}
+    shared = {key: metrics[key] for key in ("split", "epoch", "mapping", "perplexity")}
+    return {"fusion": alpha, "metrics": shared | measured}
+
+
+def _fused(deployed: Floats, opinions: Floats, targets: Integers) -> tuple[float, float]:
+    """Choose α on validation; return it with the accuracy it gives there."""
+    alpha = best_fusion(deployed, opinions, targets)
+    return alpha, _accuracy(fuse(deployed, opinions, alpha), targets)
+
+
+def learnable(model: Method, mapping: int) -> dict[str, int]:
+    """Return how many numbers were trained: of the prompt, of the mapping that reads it, of what is local beside it."""
+    rates = Rates(0, 0, 0, 0, 0)
+    everything = sum(p.numel() for group in model.parameter_groups(rates) for p in group["params"])
+    prompt = model.learnable()
+    return {"prompt": prompt, "mapping": mapping, "local": everything - prompt}
+
+
 def assemble(
-    card: dict[str, Any], model: PGN, mapping: LabelMapping, surrogate: Surrogate, *, fusion: float
+    card: dict[str, Any], model: Method, mapping: LabelMapping, surrogate: Surrogate, *, fusion: float
 ) -> PromptAdapter:
     """Put card, model and mapping together; a latent library takes the patch embedding along for its inversion."""
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
@@ -109,9 +191,9 @@ def assemble(
     return PromptAdapter(card | {"mapping": mapping.card(), "fusion": fusion}, tensors)
 
 
-def _nll(log_p: Floats, targets: np.typing.NDArray[np.int64]) -> float:
+def _nll(log_p: Floats, targets: Integers) -> float:
     return float(-log_p[np.arange(len(targets)), targets].mean())
 
 
-def _accuracy(log_p: Floats, targets: np.typing.NDArray[np.int64]) -> float:
+def _accuracy(log_p: Floats, targets: Integers) -> float:
     return float((log_p.argmax(axis=1) == targets).mean())

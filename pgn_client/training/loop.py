@@ -22,14 +22,14 @@ from pgn_client import __version__, labels, methods
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import generator_input
+from pgn_client.generator import LocalClassifier, generator_input
 from pgn_client.geometry import Canvas
 from pgn_client.inversion import route
 from pgn_client.labels import LabelMapping
-from pgn_client.methods import PGN
+from pgn_client.methods import Method, RGBMethod, Setting
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Split, Task, load_pictures
-from pgn_client.training.finish import EVALUATION_BATCH, finish, log_probs
+from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, last_mapping, learnable, log_probs, outputs
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
@@ -44,7 +44,7 @@ def fit(
     *,
     method: str = "pgn",
     library: str = "pixel",
-    layout: str = "ring",
+    layout: str | None = None,
     profile: ServerProfile | None = None,
     recipe: Recipe | None = None,
     mapping: str = "auto",
@@ -62,9 +62,9 @@ def fit(
         task: classes and splits; only ``train`` and ``val`` are read.
         backbone: the surrogate; it stays frozen, and that is verified. On a GPU it computes in bfloat16; on a CPU that
             gained too little (a factor of 1.15 on a ViT-Tiny) for what it costs in precision.
-        method: ``pgn`` or ``input_independent``.
+        method: ``pgn``, or another of ``methods.REGISTRY`` that can be deployed.
         library: ``pixel`` (deploys exactly) or ``latent`` (as published; deploys by ``inversion``).
-        layout: ``ring``, ``corner`` or ``rows:N``.
+        layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
         profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
         recipe: all numbers of the training; see ``training.recipe``.
         mapping: ``auto`` (chosen by cross-validation), ``identity``, ``blm+`` or ``linear``.
@@ -86,7 +86,8 @@ def fit(
         CheckpointError: ``state`` belongs to another run.
     """
     recipe = recipe or Recipe()
-    profile = profile or backbone.profile
+    kind = methods.deployable(method)
+    profile, layout = profile or backbone.profile, layout or kind.layout
     torch.manual_seed(seed)
     check_state(state, resume)
     _check_options(inversion, mapping, top_k, decimals, seed)
@@ -97,7 +98,6 @@ def fit(
         "backbone": _describe(backbone),
         "profile": str(profile),
         "layout": layout,
-        "library": {"kind": library, "size": recipe.library_size},
         "inversion": "exact" if library == "pixel" else inversion,
         "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
         "classes": list(task.classes),
@@ -106,30 +106,104 @@ def fit(
         "data": task.card(),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
-    model = methods.get(method).create(
-        canvas.prompts,
-        len(task.classes),
-        library=library,
-        library_size=recipe.library_size,
-        patch_size=backbone.patch_size,
-        width=backbone.embedding.width,
-    )
-    train, val = (_examples(split, canvas, backbone.device, progress) for split in (task.train, task.val))
-    loop = Loop(model.to(backbone.device), surrogate, train, val, recipe, card, seed, progress)
+    model = kind.create(_setting(surrogate, task, library, recipe))
+    card["library"] = {"kind": library, "size": recipe.library_size} if hasattr(model, "library") else None
+    if card["library"] is None and library != "pixel":
+        raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
+    loop = Loop.begin(model, surrogate, task, recipe, card, progress)
     resuming = resume and state is not None and state.exists()
     run = loop.resume(load_state(state, card)) if state and resuming else loop.start(mapping)
     interrupted = loop.train(run, lambda: save_state(state, run, card) if state else None)
     run.restore_best()
     backbone.verify_frozen()
     exactly = replace(surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
-    return finish(card | {"interrupted": interrupted}, run, exactly, train, val, seed)
+    card["interrupted"] = interrupted
+    return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
+
+
+def fit_white_box(
+    task: Task,
+    backbone: Backbone,
+    method: str,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> WhiteBoxModel:
+    """Train a method that needs the inside of the model, in the same loop, to be compared with.
+
+    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear mapping reads what
+    the method lets it read (the backbone's features) and is warm-started alike.
+
+    Args:
+        task: classes and splits; only ``train`` and ``val`` are read.
+        backbone: the model; it stays frozen, and that is verified (fine-tuning works on a copy).
+        method: a white-box method of ``methods.REGISTRY``.
+        recipe: all numbers of the training.
+        seed: of everything random.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigurationError: the method is no white box.
+        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
+    """
+    recipe, kind = recipe or Recipe(), methods.get(method)
+    if not issubclass(kind, methods.WhiteBox):
+        raise ConfigurationError(f"method: got {method}, which an endpoint can serve, expected a white box; use fit")
+    torch.manual_seed(seed)
+    canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
+    surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
+    model = kind.create(_setting(surrogate, task, "pixel", recipe))
+    card = {"method": method, "generator": {"resolution": 1}, "classes": list(task.classes), "seed": seed}
+    loop = Loop.begin(model, surrogate, task, recipe, card, progress)
+    run = loop.start("linear" if kind.reads_features else "auto")
+    if loop.train(run, lambda: None):
+        raise KeyboardInterrupt
+    run.restore_best()
+    backbone.verify_frozen()
+    exactly = replace(surrogate, half=False)
+    features, copies, val_features = (
+        outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
+        for examples, augmented in (
+            (loop.train_examples, augment.none),
+            (loop.train_examples, loop.augmented),
+            (loop.val_examples, augment.none),
+        )
+    )
+    targets, val_targets = task.train.labels, task.val.labels
+    _, mapping = last_mapping(run.mapping.mapping(), features, copies, targets, val_features, val_targets, seed)
+    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
+
+
+@dataclass(frozen=True)
+class WhiteBoxModel:
+    """A trained white-box method: it answers here, where the backbone is, and cannot be deployed.
+
+    Attributes:
+        method: its name.
+        model, mapping, surrogate: what answers.
+    """
+
+    method: str
+    model: Method
+    mapping: TorchMapping
+    surrogate: Surrogate
+
+    def log_probs(self, split: Split) -> Floats:
+        """Return (n, C) float64 log-probabilities for a split's pictures."""
+        examples = _examples(split, self.surrogate.canvas, self.surrogate.backbone.device, False)
+        return log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
+
+    def learnable(self) -> dict[str, int]:
+        """Return how many numbers were trained: of the method, and of the head that reads it."""
+        return learnable(self.model, self.mapping.weight.numel() + self.mapping.bias.numel())
 
 
 @dataclass
 class Loop:
     """One training: what does not change while it runs."""
 
-    model: PGN
+    model: Method
     surrogate: Surrogate
     train_examples: Examples
     val_examples: Examples
@@ -141,19 +215,30 @@ class Loop:
     def __post_init__(self) -> None:
         self.resolution: int = self.card["generator"]["resolution"]
         self.augmented = augment.get(self.recipe.augment)
-        self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
+        if isinstance(self.model, RGBMethod):
+            self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
+
+    @classmethod
+    def begin(
+        cls, model: Method, surrogate: Surrogate, task: Task, recipe: Recipe, card: dict[str, Any], progress: bool
+    ) -> Loop:
+        """Read the pictures that are trained and judged on."""
+        device = surrogate.backbone.device
+        train, val = (_examples(split, surrogate.canvas, device, progress) for split in (task.train, task.val))
+        return cls(model.to(device), surrogate, train, val, recipe, card, card["seed"], progress)
 
     def start(self, mapping: str) -> Run:
         """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral canvases."""
-        if self.recipe.peaked_start:
-            self.model.start_peaked()
-        if self.recipe.trunk_epochs:
-            self._warm_trunk()
+        if isinstance(self.model, RGBMethod):
+            self.model.start(peaked=self.recipe.peaked_start)
+            if self.recipe.trunk_epochs:
+                self._warm_trunk(self.model.generator)
         return self._run(self._first_mapping(mapping))
 
     def resume(self, saved: dict[str, Any]) -> Run:
         """Go on where a saved run stopped, as if nothing had happened."""
-        run = self._run(_blank_mapping(saved["mapping_kind"], self._source, self._classes))
+        shape = saved["mapping"]["weight"].shape
+        run = self._run(_blank_mapping(saved["mapping_kind"], self._source(shape[0]), self._classes))
         run.load_state_dict(saved)
         return run
 
@@ -165,7 +250,7 @@ class Loop:
             try:
                 while run.epoch < self.recipe.epochs:
                     self._epoch(run, bar)
-                    log_p, _ = log_probs(self.model, run.mapping, self.surrogate, self.val_examples, self.resolution)
+                    log_p = log_probs(self.model, run.mapping, self.surrogate, self.val_examples, self.resolution)
                     run.judge(log_p, self.val_examples.targets)
                     keep()
             except KeyboardInterrupt:
@@ -189,17 +274,18 @@ class Loop:
 
     def _loss(self, mapping: TorchMapping, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the endpoint would answer, (B, S), and the loss of the task classes that are read from it."""
-        weights, local = self.model(generator_input(pictures, self.resolution))
-        prompts = self.model.prompt_tokens(weights, self.surrogate.backbone.embedding)
-        features = self.surrogate.scores(pictures, prompts)
+        code, local = self.model(generator_input(pictures, self.resolution))
+        features = self.model.scores(code, pictures, self.surrogate)
         smoothing = self.recipe.label_smoothing
         loss = smoothed_nll(mapping(features), targets, smoothing)
+        if local is None:
+            return features, loss
         beside = F.cross_entropy(local.float(), targets, label_smoothing=smoothing)
         return features, loss + self.recipe.local_weight * beside
 
-    def _warm_trunk(self) -> None:
+    def _warm_trunk(self, g: LocalClassifier) -> None:
         """Let trunk and local head learn the task alone, before any prompt is trained; the endpoint is not involved."""
-        g, recipe, size = self.model.generator, self.recipe, 2 * self.recipe.batch_size
+        recipe, size = self.recipe, 2 * self.recipe.batch_size
         parameters = [*g.trunk.parameters(), *g.local_head.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay)
         steps = self.train_examples.steps(size) * recipe.trunk_epochs
@@ -208,7 +294,7 @@ class Loop:
         with progress_bar(steps, "local head", "step", shown=self.progress) as bar:
             for _ in range(recipe.trunk_epochs):
                 for pictures, targets in self.train_examples.batches(size, shuffle=True):
-                    local = g.local_head(g.trunk(generator_input(self.augmented(pictures), self.resolution)))
+                    local = g.classify(generator_input(self.augmented(pictures), self.resolution))
                     loss = F.cross_entropy(local, targets, label_smoothing=recipe.label_smoothing)
                     optimiser.zero_grad()
                     loss.backward()
@@ -220,21 +306,23 @@ class Loop:
         """Choose a mapping on the answers to neutral canvases; it is where the joint training starts."""
         kinds = ("identity", "blm+", "linear") if wanted == "auto" else (wanted,)
         with torch.inference_mode():
-            parts = [self.surrogate.scores(pictures) for pictures, _ in self.train_examples.batches(EVALUATION_BATCH)]
+            batches = self.train_examples.batches(EVALUATION_BATCH)
+            parts = [self.model.neutral(pictures, self.surrogate) for pictures, _ in batches]
         features = torch.cat(parts).cpu().double().numpy()
-        targets = self.train_examples.targets.cpu().numpy()
-        mapping = labels.fit(features, targets, self._source, self._classes, kinds=kinds, seed=self.seed).mapping
+        targets, source = self.train_examples.targets.cpu().numpy(), self._source(features.shape[1])
+        mapping = labels.fit(features, targets, source, self._classes, kinds=kinds, seed=self.seed).mapping
         warm = self.recipe.warm_mapping or mapping.additive
-        return mapping if warm else _blank_mapping("linear", self._source, self._classes)
+        return mapping if warm else _blank_mapping("linear", source, self._classes)
 
     def _run(self, mapping: LabelMapping) -> Run:
         torch_mapping = TorchMapping(mapping).to(self.surrogate.backbone.device)
         steps = self.train_examples.steps(self.recipe.batch_size) * self.recipe.epochs
         return Run(self.model, torch_mapping, *optimisation(self.model, torch_mapping, self.recipe, steps))
 
-    @property
-    def _source(self) -> tuple[str, ...]:
-        return self.surrogate.backbone.labels
+    def _source(self, count: int) -> tuple[str, ...]:
+        """Names of what the mapping reads: the endpoint's labels, or a white-box method's features."""
+        names = self.surrogate.backbone.labels
+        return names if len(names) == count else tuple(f"feature_{i}" for i in range(count))
 
     @property
     def _classes(self) -> tuple[str, ...]:
@@ -255,6 +343,11 @@ def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: in
     for name, value, least in (("top_k", top_k, 1), ("decimals", decimals, 0), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
+
+
+def _setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
+    b = surrogate.backbone
+    return Setting(surrogate.canvas, len(task.classes), b.embedding.width, b.depth, library, recipe.library_size, b)
 
 
 def _describe(backbone: Backbone) -> dict[str, Any]:

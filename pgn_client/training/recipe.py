@@ -27,7 +27,7 @@ class Recipe:
         augment: see ``training.augment``.
         library_size: L.
         resolution: side of the generator's input, at most, in pixels.
-        peaked_start: start prompts with contrast (see ``PGN.start_peaked``).
+        peaked_start: start prompts with contrast (see ``PGN.start``).
         warm_mapping: start the label mapping from a fit on the answers to neutral canvases; otherwise from zero.
         trunk_epochs: passes in which the trunk first learns the task alone, as a local classifier; 0 skips it.
         trunk_rate: its learning rate (AdamW, one-cycle).
@@ -74,7 +74,10 @@ PAPER = Recipe(
     head_teaches_trunk=False,
 )
 
-PRESETS = {"default": Recipe(), "paper": PAPER}
+# For tasks of many classes, or where a checkpoint must be small: most of a PGN's numbers are the mixture's, K·L each.
+SMALL = Recipe(library_size=16)
+
+PRESETS = {"default": Recipe(), "small": SMALL, "paper": PAPER}
 
 
 def from_card(numbers: Mapping[str, Any]) -> Recipe:

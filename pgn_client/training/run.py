@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from pgn_client import labels
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.methods import PGN
+from pgn_client.methods import Method
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.scores import TorchMapping
 
 
 def optimisation(
-    model: PGN, mapping: TorchMapping, recipe: Recipe, steps: int
+    model: Method, mapping: TorchMapping, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return optimiser and per-step schedule of a recipe, for ``steps`` steps in all."""
     groups = model.parameter_groups(recipe.rates)
@@ -47,7 +47,7 @@ class Run:
 
     def __init__(
         self,
-        model: PGN,
+        model: Method,
         mapping: TorchMapping,
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,

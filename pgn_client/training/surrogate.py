@@ -56,16 +56,17 @@ class Surrogate:
         Returns:
             (B, S) float32 log-probabilities.
         """
-        tokens = self.backbone.tokens(self.neutral(pictures))  # no autograd: pictures are constants
+        tokens = self.backbone.tokens(self.neutral(pictures))
         if prompts is not None:
             tokens = tokens.index_copy(1, self._cells(tokens.device), prompts)
-        return self._answer(tokens)
+        return self.token_scores(tokens)
 
     def pixel_scores(self, canvases: Tensor) -> Tensor:
-        """Answer to (B, 3, H, W) uint8 canvases, as the server does: the deployed function."""
-        return self._answer(self.backbone.tokens(canvases))
+        """Answer to (B, 3, H, W) canvases, uint8 or float grey values in [0, 255], as the server does."""
+        return self.token_scores(self.backbone.tokens(canvases))
 
-    def _answer(self, tokens: Tensor) -> Tensor:
+    def token_scores(self, tokens: Tensor) -> Tensor:
+        """Answer to (B, N, D) patch tokens without position embedding: (B, S) float32 log-probabilities."""
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.half):
             logits = self.backbone.logits_from_tokens(tokens)
         return returned_scores(logits, top_k=self.top_k, decimals=self.decimals)

@@ -115,10 +115,13 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
 
         torch.manual_seed(5)
         backbone, classes, source = make_backbone(), ["hen", "jay", "owl"], [f"class_{i}" for i in range(10)]
-        embedding, prompts = backbone.embedding, Canvas.build(32, 8, layout, ServerProfile.parse(profile)).prompts
-        model = methods.get(method).create(prompts, 3, library=library, library_size=6, patch_size=8, width=24)
-        model.start_peaked()
-        torch.nn.init.normal_(model.generator.mixture.weight, std=2.0 * (method == "pgn"))
+        embedding, canvas = backbone.embedding, Canvas.build(32, 8, layout, ServerProfile.parse(profile))
+        kind = methods.deployable(method)
+        model = kind.create(methods.Setting(canvas, 3, 24, depth=2, library=library, library_size=6))
+        model.start(peaked=True)
+        for name, parameter in model.named_parameters():  # so that every part of the prompt matters
+            if not name.startswith(("generator.trunk", "generator.local_head", "library", "generator.mixture.bias")):
+                torch.nn.init.normal_(parameter, std=2.0 * parameter.requires_grad)
         tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
         tensors |= {"mapping.weight": np.eye(10)[:, :3] + 0.1, "mapping.bias": np.arange(3.0)}
         if library == "latent":

@@ -13,7 +13,12 @@ from pgn_client.compositor import compose, fit_picture
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.types import Answer, ServerProfile
 
-KINDS = [("pgn", "pixel"), ("pgn", "latent"), ("input_independent", "pixel")]
+BESIDE = [{"method": "pgn"}, {"method": "pgn", "library": "latent"}, {"method": "input_independent"}]
+WHOLE = [{"method": method, "layout": "full"} for method in ("padding", "masked", "low_rank", "blend")]
+
+
+def each(*kinds):
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: "-".join(kind.values()))
 
 
 def same(a, b):
@@ -21,18 +26,18 @@ def same(a, b):
 
 
 class TestPrepare:
-    @pytest.mark.parametrize(("method", "library"), KINDS)
-    def test_is_render_and_compose(self, make_adapter, pictures, method, library):
-        adapter = make_adapter(method=method, library=library)
+    @each(*BESIDE, *WHOLE)
+    def test_is_render_and_compose(self, make_adapter, pictures, kind):
+        adapter = make_adapter(**kind)
         fitted = np.stack([fit_picture(image, adapter.canvas) for image in pictures])
         patches, local = adapter.render(fitted)
         for prepared, picture, prompt, row in zip(adapter.prepare(pictures), fitted, patches, local, strict=True):
             assert same(prepared.image, compose(picture, prompt, adapter.canvas))
             assert (prepared.local_log_probs == row).all()
 
-    @pytest.mark.parametrize(("method", "library"), KINDS)
-    def test_one_by_one_gives_the_pixels_of_a_batch(self, make_adapter, pictures, method, library):
-        adapter = make_adapter(method=method, library=library)
+    @each(*BESIDE, *WHOLE)
+    def test_one_by_one_gives_the_pixels_of_a_batch(self, make_adapter, pictures, kind):
+        adapter = make_adapter(**kind)
         alone = np.stack([np.asarray(adapter([image])[0], np.int64) for image in pictures])
         difference = np.abs(alone - np.stack([np.asarray(image) for image in adapter(pictures)]))
         assert difference.max() <= 1  # the last bit of a float may tip the rounding of a rare pixel
@@ -74,10 +79,16 @@ class TestPrepare:
 
 
 class TestRender:
-    @pytest.mark.parametrize(("method", "library"), KINDS)
-    def test_patches_are_whole_grey_values_in_the_canvas_order(self, make_adapter, method, library):
-        patches, local = make_adapter(method=method, library=library).render(np.zeros((2, 16, 16, 3), np.uint8))
+    @each(*BESIDE)
+    def test_patches_are_whole_grey_values_in_the_canvas_order(self, make_adapter, kind):
+        patches, local = make_adapter(**kind).render(np.zeros((2, 16, 16, 3), np.uint8))
         assert (patches.dtype, patches.shape) == (np.uint8, (2, 12, 8, 8, 3))
+        assert local.shape == (2, 3)
+
+    @each(*WHOLE)
+    def test_canvases_are_whole_grey_values(self, make_adapter, kind):
+        canvases, local = make_adapter(**kind).render(np.zeros((2, 32, 32, 3), np.uint8))
+        assert (canvases.dtype, canvases.shape) == (np.uint8, (2, 32, 32, 3))
         assert local.shape == (2, 3)
 
     def test_rounds_to_the_nearest_grey_value(self, make_adapter):
@@ -97,9 +108,9 @@ class TestRender:
 
 
 class TestSaveAndLoad:
-    @pytest.mark.parametrize(("method", "library"), KINDS)
-    def test_loaded_adapter_sends_the_same_pixels(self, make_adapter, pictures, tmp_path, method, library):
-        adapter = make_adapter(method=method, library=library)
+    @each(*BESIDE, *WHOLE)
+    def test_loaded_adapter_sends_the_same_pixels(self, make_adapter, pictures, tmp_path, kind):
+        adapter = make_adapter(**kind)
         adapter.save(tmp_path / "a")
         loaded = PromptAdapter.load(tmp_path / "a")
         assert all(same(a, b) for a, b in zip(adapter(pictures), loaded(pictures), strict=True))

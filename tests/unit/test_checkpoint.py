@@ -112,6 +112,16 @@ class TestRefusal:
         refused(tmp_path / "a.pkl", "got a pickle")
         assert not (tmp_path / "ran").exists()
 
+    def test_not_of_our_own_file_whose_header_length_begins_like_a_pickle(self, tmp_path):
+        for filler in range(300):
+            path = tmp_path / f"{filler}"
+            checkpoint.write(path, CARD | {"versions": {"filler": "x" * filler}}, TENSORS)
+            if path.read_bytes()[0] == 0x80:
+                break
+        else:
+            pytest.fail("no header of such a length was found")
+        assert checkpoint.read_card(path)["versions"]["filler"] == "x" * filler
+
     @pytest.mark.parametrize("content", [b"", b"\0", b"PGN checkpoint\n" * 20, b"(lp0\n.", struct.pack("<Q", 2**60)])
     def test_of_another_file(self, tmp_path, content):
         (tmp_path / "a").write_bytes(content)

@@ -94,6 +94,37 @@ class TestCompose:
             compose(picture, noise(7, 8, 8, 3), canvas)
 
 
+class TestComposeWholeCanvas:
+    """From a method that paints the picture itself."""
+
+    @pytest.mark.parametrize("profile", PROFILES)
+    def test_the_server_sees_it_bit_for_bit(self, profile):
+        canvas, picture, _ = parts("full", profile)
+        painted = noise(32, 32, 3, seed=2)
+        image = compose(picture, painted, canvas)
+        assert image.size == (canvas.sent, canvas.sent)
+        assert (seen_by_server(image, ServerProfile.parse(profile), 32) == painted).all()
+
+    def test_the_margin_repeats_its_edge(self):
+        canvas, picture, _ = parts("full", "resize_crop:37:32")
+        painted, nearest = noise(32, 32, 3, seed=2), np.clip(np.arange(37) - 2, 0, 31)
+        assert (np.asarray(compose(picture, painted, canvas)) == painted[nearest][:, nearest]).all()
+
+    def test_without_a_prompt_it_is_the_picture(self):
+        canvas, picture, _ = parts("full")
+        assert (np.asarray(compose(picture, None, canvas)) == picture).all()
+
+    def test_one_of_another_size_is_refused(self):
+        canvas, picture, _ = parts("full")
+        with pytest.raises(ShapeError, match=r"\(16, 16, 3\).*\(32, 32, 3\)"):
+            compose(picture, noise(16, 16, 3), canvas)
+
+    def test_it_is_refused_where_there_are_prompt_cells(self):
+        canvas, picture, _ = parts("ring")
+        with pytest.raises(ShapeError, match=r"\(32, 32, 3\).*\(12, 8, 8, 3\)"):
+            compose(picture, noise(32, 32, 3), canvas)
+
+
 class TestFitPicture:
     def test_squashes_into_the_box_height_by_width(self):
         canvas = Canvas.build(32, 8, "rows:1")

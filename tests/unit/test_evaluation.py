@@ -1,26 +1,13 @@
 """The decisions of the comparison; what it asks an endpoint is tested end to end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgn_client.evaluation import (
-    ADVICE,
-    IIP,
-    LOCAL,
-    PGN,
-    PGN_LOCAL,
-    PROBE,
-    RAW,
-    RAW_LOCAL,
-    SERVED,
-    Candidate,
-    Comparison,
-    choose,
-    compare,
-    verdict,
-)
+from pgn_client.candidates import LOCAL, RAW, SERVED, Candidate, cheapest, choose, gated, with_local
+from pgn_client.evaluation import ADVICE, PGN, Comparison, advice, compare, verdict
 from pgn_client.training import Split, Task
 
 N, C = 100, 3
@@ -44,36 +31,78 @@ def task():
 
 
 class TestChoose:
-    def test_takes_what_is_clearly_best(self):
-        rows = [candidate(PGN, range(5)), candidate(RAW, range(30)), candidate(LOCAL, range(40))]
+    def test_takes_the_least_log_loss_on_validation(self):
+        rows = [candidate(LOCAL, range(40)), candidate(RAW, range(30)), candidate(PGN, range(5), range(90))]
         assert choose(rows, TARGETS).name == PGN
 
-    def test_among_equals_takes_the_cheapest_in_the_order_of_the_advice(self):
-        rows = [candidate(name, range(5)) for name in reversed(list(ADVICE))]
-        assert choose(rows, TARGETS).name == next(iter(ADVICE)) == LOCAL
+    def test_among_equals_takes_the_cheapest(self):
+        assert choose([candidate(name, range(5)) for name in ADVICE], TARGETS).name == next(iter(ADVICE))
+
+    def test_certainty_counts_where_accuracy_is_equal(self):
+        unsure = Candidate(RAW, np.log(np.eye(C)[TARGETS] * 0.4 + 0.2), candidate(RAW).test, 7)
+        assert choose([unsure, candidate(PGN)], TARGETS).name == PGN
+
+    def test_one_certain_error_does_not_decide_alone(self):
+        with np.errstate(divide="ignore"):
+            certain = np.log(np.eye(C)[(TARGETS + (np.arange(N) == 0)) % C])  # minus infinity once
+        assert choose([candidate(RAW), Candidate(PGN, certain, certain, 7)], TARGETS).name == RAW
+        rows = [candidate(RAW, range(30)), Candidate(PGN, np.maximum(certain, -1e9), certain, 7)]
+        assert choose(rows, TARGETS).name == PGN
+
+
+class TestCheapest:
+    """Rows are given from the cheapest to the dearest."""
 
     @pytest.mark.parametrize(("more", "name"), [(1, RAW), (2, PGN)])
-    def test_within_one_paired_standard_error_takes_the_cheaper(self, more, name):
+    def test_within_one_paired_standard_error_is_the_cheaper(self, more, name):
         # One more mistake of 100: gap 0.01, standard error sqrt(0.01·0.99)/10 = 0.00995, so it is out by a hair; with
         # one swap besides (RAW right where PGN is wrong) the gap stays 0.01 and the error grows to 0.0173.
-        swapped = candidate(PGN, [99])
+        best = candidate(PGN, [99])
         cheaper = candidate(RAW, [0, 1] if more == 1 else [0, 1, 2, 3, 4])
-        assert choose([swapped, cheaper], TARGETS).name == name
+        assert cheapest([cheaper, best], best, TARGETS).name == name
 
-    def test_one_clean_mistake_more_is_no_reason_to_pay_but_two_are(self):
-        assert choose([candidate(PGN), candidate(RAW, [0])], TARGETS).name == RAW
-        assert choose([candidate(PGN), candidate(RAW, [0, 1])], TARGETS).name == PGN
-
-    def test_the_served_row_stands_not_for_choice(self):
-        rows = [candidate(SERVED), candidate(RAW, range(20)), candidate(PGN, range(10))]
-        assert choose(rows, TARGETS).name == PGN
+    def test_one_clean_mistake_more_is_within_but_two_are_not(self):
+        best = candidate(PGN)
+        assert cheapest([candidate(RAW, [0]), best], best, TARGETS).name == RAW
+        assert cheapest([candidate(RAW, [0, 1]), best], best, TARGETS).name == PGN
 
     def test_looks_at_validation_alone(self):
-        rows = [candidate(PGN, range(5), range(90)), candidate(RAW, range(30), ())]
-        assert choose(rows, TARGETS).name == PGN
+        best = candidate(PGN, range(5), range(90))
+        assert cheapest([candidate(RAW, range(30), ()), best], best, TARGETS).name == PGN
 
-    def test_a_prompt_is_dearer_than_the_mapping_and_the_local_model_is_the_cheapest(self):
-        assert list(ADVICE) == [LOCAL, PROBE, RAW, RAW_LOCAL, IIP, PGN, PGN_LOCAL]
+
+class TestGated:
+    """The local head is sure (0.8) of every picture here, and right unless told otherwise."""
+
+    def test_sure_pictures_are_answered_locally_and_not_sent(self):
+        local = candidate(LOCAL, wrong_test=range(10))
+        best = replace(candidate(PGN, wrong_test=range(N)), local=local)
+        served, query_below = gated(SERVED, best, TARGETS)  # on validation both are always right
+        assert (served.sent, served.queries, query_below) == (0.0, best.queries - N, 0.0)
+        assert (served.test == local.test).all()
+
+    def test_where_the_local_head_errs_on_validation_all_are_sent(self):
+        best = replace(candidate(PGN), local=candidate(LOCAL, range(N)))
+        served, query_below = gated(SERVED, best, TARGETS)
+        assert (served.sent, served.queries, query_below) == (1.0, best.queries, None)
+        assert (served.test == best.test).all()
+
+    def test_without_a_local_head_all_are_sent(self):
+        best = candidate(PGN)
+        assert gated(SERVED, best, TARGETS) == (replace(best, name=SERVED), None)
+
+    def test_what_sends_nothing_is_left_as_it_is(self):
+        best = replace(candidate(LOCAL), sent=0.0, local=candidate(LOCAL))
+        assert gated(SERVED, best, TARGETS) == (replace(best, name=SERVED), None)
+
+
+class TestAdvice:
+    def test_is_told_for_every_row(self):
+        assert all(advice(name) == text for name, text in ADVICE.items())
+
+    def test_of_another_prompt_is_that_of_a_prompt(self):
+        assert advice("VP") == ADVICE[PGN]
+        assert advice(with_local("VP")) == ADVICE[with_local(PGN)]
 
 
 class TestCompare:
@@ -94,8 +123,8 @@ class TestCompare:
 
 
 class TestVerdict:
-    def say(self, best, *others, paired=()):
-        return verdict(best, [best, *others], task(), paired)
+    def say(self, best, *cheaper, paired=(), sent=1.0):
+        return verdict(best, [*cheaper, best], task(), paired, sent)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
@@ -120,12 +149,15 @@ class TestVerdict:
     def test_without_that_comparison_says_nothing_of_it(self):
         assert "established" not in self.say(candidate(LOCAL), paired=[Comparison(PGN, LOCAL, 0.1, (-0.1, 0.3))])
 
-    def test_names_what_was_best_on_validation_if_it_was_not_chosen(self):
-        text = self.say(candidate(RAW, [0, 1]), candidate(PGN, [0]))
-        assert "PGN was ahead on validation, but within one standard error, or by one picture" in text
+    def test_names_what_is_cheaper_and_was_as_good_on_validation(self):
+        text = self.say(candidate(PGN), candidate(RAW, [0]))
+        assert "raw + mapping, which is cheaper, was no worse on validation than one standard error" in text
+        free = replace(candidate(LOCAL, [0]), sent=0.0)
+        assert "local head, which sends nothing, was no worse" in self.say(candidate(PGN), free)
 
-    def test_is_quiet_where_the_chosen_one_was_best(self):
-        assert "ahead on validation" not in self.say(candidate(PGN, [0]), candidate(RAW, [0, 1]))
+    def test_is_quiet_about_what_was_clearly_worse(self):
+        assert "no worse" not in self.say(candidate(PGN), candidate(RAW, range(9)))
 
-    def test_is_quiet_about_what_was_no_better(self):
-        assert "IIP" not in self.say(candidate(RAW, [0, 1]), candidate(IIP, [2, 3]))
+    def test_tells_the_share_that_is_sent(self):
+        assert "64% of them are sent" in self.say(candidate(PGN), sent=0.64)
+        assert "are sent" not in self.say(candidate(PGN))

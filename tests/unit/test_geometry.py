@@ -10,7 +10,7 @@ from pgn_client.errors import ConfigurationError, ShapeError
 from pgn_client.geometry import Canvas, crop_offset, place, sent_size
 from pgn_client.types import ServerProfile
 
-LAYOUTS = st.sampled_from(["ring", "corner", "rows:1", "rows:2", "rows:3"])
+LAYOUTS = st.sampled_from(["ring", "corner", "full", "rows:1", "rows:2", "rows:3"])
 SIDES = st.integers(1, 4096)
 PROFILES = st.one_of(
     st.just(ServerProfile("direct")),
@@ -30,6 +30,7 @@ class TestLayouts:
             ("rows:1", 14, 14),
             ("rows:3", 14, 42),
             ("rows:2", 7, 14),
+            ("full", 14, 0),
         ],
     )
     def test_number_of_prompts_is_the_documented_one(self, layout, grid, prompts):
@@ -44,20 +45,26 @@ class TestLayouts:
     def test_rows_are_the_last_ones(self):
         assert place("rows:2", 3)[0] == [3, 4, 5, 6, 7, 8]
 
+    def test_full_is_the_picture_alone(self):
+        assert place("full", 3) == ([], (0, 0, 3, 3))
+
+    def test_full_has_room_on_any_grid(self):
+        assert place("full", 1) == ([], (0, 0, 1, 1))
+
     @given(layout=LAYOUTS, grid=st.integers(4, 40))
     def test_cells_and_box_cover_the_grid_without_overlap(self, layout, grid):
         cells, (top, left, height, width) = place(layout, grid)
         covered = np.zeros((grid, grid), int)
         covered[top : top + height, left : left + width] += 1
-        np.add.at(covered.reshape(-1), cells, 1)
+        np.add.at(covered.reshape(-1), np.array(cells, int), 1)
         assert (covered == 1).all()
         assert cells == sorted(cells)
 
     @pytest.mark.parametrize(
-        "layout", ["", "Ring", "rows", "rows:", "rows:0", "rows:-1", "rows:1.5", "ring:2", "frame"]
+        "layout", ["", "Ring", "rows", "rows:", "rows:0", "rows:-1", "rows:1.5", "ring:2", "full:1", "frame"]
     )
     def test_an_unknown_layout_is_told_the_known_ones(self, layout):
-        with pytest.raises(ConfigurationError, match=r"ring, corner or rows:N"):
+        with pytest.raises(ConfigurationError, match=r"ring, corner, full or rows:N"):
             place(layout, 14)
 
     @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pgn_client import methods
 from pgn_client.errors import ConfigurationError
 from pgn_client.generator import PixelLibrary, generator_input
 from pgn_client.geometry import Canvas
-from pgn_client.methods import PGN, InputIndependent, Rates
+from pgn_client.methods import PGN, InputIndependent, Rates, Setting
 from pgn_client.methods.linear_probe import LinearProbe, features
 from pgn_client.training.surrogate import Surrogate
 
@@ -17,10 +17,10 @@ def pixels(*shape, seed=0):
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
-def create(method=PGN, library="pixel", prompts=12):
+def create(method=PGN, library="pixel"):
     torch.manual_seed(0)
-    model = method.create(prompts, 3, library=library, library_size=6, patch_size=8, width=24)
-    model.start_peaked()
+    model = method.create(Setting(Canvas.build(32, 8), 3, 24, library=library, library_size=6))
+    model.start(peaked=True)
     if method is PGN:
         torch.nn.init.normal_(model.generator.mixture.weight)  # so that the picture matters
     return model.eval()
@@ -51,8 +51,8 @@ class TestPGN:
 
     def test_starts_with_contrast(self):
         torch.manual_seed(0)
-        model = PGN.create(52, 3, library="pixel", library_size=64, patch_size=8, width=24)
-        model.start_peaked()
+        model = PGN.create(Setting(Canvas.build(112, 8), 3, 24))
+        model.start(peaked=True)
         mixture = model.generator.mixture
         assert mixture.bias.std().item() == pytest.approx(2, rel=0.05)
         assert mixture.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -73,7 +73,8 @@ class TestPGN:
     @pytest.mark.parametrize("library", ["pixel", "latent"])
     def test_is_restored_whole(self, library):
         model = create(library=library)
-        card = {"library": {"kind": library}, "classes": ["a", "b", "c"]}
+        card = {"library": {"kind": library, "size": 6}, "classes": ["a", "b", "c"], "layout": "ring"}
+        card["backbone"] = {"input_size": 32, "patch_size": 8}
         again = PGN.restore(card, model.state_dict())
         x = torch.randn(2, 3, 16, 16)
         assert not again.training
@@ -134,8 +135,8 @@ class TestLatentPathIsThePixelPath:
         size, P = backbone.input_size, backbone.patch_size
         canvas = Canvas.build(size, P, layout)
         torch.manual_seed(0)
-        model = PGN.create(canvas.prompts, 3, library="pixel", library_size=6, patch_size=P, width=24).eval()
-        model.start_peaked()
+        model = PGN.create(Setting(canvas, 3, 24, library_size=6)).eval()
+        model.start(peaked=True)
         fitted = pixels(3, 3, *canvas.box[2:])
         surrogate = Surrogate(backbone, canvas)
         with torch.no_grad():

@@ -1,0 +1,169 @@
+"""One change of the recipe at a time, measured on training pictures that were not trained on.
+
+    python benchmarks/ablate_recipe.py SET --augment dihedral --weights W --labels L --out ablation.jsonl
+
+SET has ``train/`` and ``val/``. ``--train`` pictures are trained on, ``--val`` choose epoch, mapping and α, and
+``--dev`` further pictures *of the training split* tell accuracies: the test split is never opened. Everything is asked
+of the surrogate in this process, of uint8 pictures; one JSON line a variant, and what is there is not run again.
+The last lines are the forward-only search: neutral canvases of every layout, with a mapping fitted on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgn_client import backbone, candidates, labels
+from pgn_client.codecs import open_image
+from pgn_client.compositor import seen_by_server
+from pgn_client.geometry import Canvas
+from pgn_client.statistics import best_fusion, fuse
+from pgn_client.training import Split, Task, fit, load_task, recipe
+from pgn_client.training.data import Examples, load_pictures
+from pgn_client.training.finish import deployed_features
+from pgn_client.training.surrogate import Surrogate
+
+METHODS = ("input_independent", "padding", "no_prompt", "masked", "low_rank", "blend")
+LAYOUTS = ("full", "ring", "corner", "rows:1", "rows:2")
+
+
+def variants(epochs: int, augment: str) -> dict[str, dict[str, Any]]:
+    """Name → arguments of ``fit``."""
+    default = recipe(epochs=epochs, augment=augment)
+
+    def change(**numbers: Any) -> dict[str, Any]:
+        return {"recipe": replace(default, **numbers)}
+
+    def rate(**rates: float) -> dict[str, Any]:
+        return change(rates=replace(default.rates, **rates))
+
+    return {
+        "default": {},
+        **{name: {"method": name} for name in METHODS},
+        **{f"layout {name}": {"layout": name} for name in LAYOUTS[2:]},
+        "cold mapping": change(warm_mapping=False),
+        "cold trunk": change(trunk_epochs=0),
+        "flat start": change(peaked_start=False),
+        "no augmentation": change(augment="none"),
+        "no smoothing": change(label_smoothing=0.0),
+        "no local loss": change(local_weight=0.0),
+        "batch 8": change(batch_size=8),
+        "batch 32": change(batch_size=32),
+        "library 16": change(library_size=16),
+        "library 256": change(library_size=256),
+        "resolution 48": change(resolution=48),
+        "twice the epochs": change(epochs=2 * epochs),
+        "mapping rate x 4": rate(mapping=2e-3),
+        "trunk rate x 4": rate(trunk=2e-3),
+    }  # fmt: skip
+
+
+def splits(folder: Path, train: int, val: int, dev: int, seed: int) -> Task:
+    """A task whose test split is made of training pictures that are not trained on."""
+    whole = load_task(folder, seed=seed)
+    task = whole.limited(train=train, val=val, seed=seed)
+    used = set(task.train.paths)
+    rest = whole.train.take([i for i, path in enumerate(whole.train.paths) if path not in used])
+    return replace(task, test=rest).limited(test=dev, seed=seed)
+
+
+def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of raw pictures on validation and development pictures, with the best mapping."""
+
+    def features(images: list[Any]) -> np.ndarray:
+        seen = np.stack([seen_by_server(open_image(x), model.profile, model.input_size) for x in images])
+        surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
+        pixels = torch.from_numpy(seen).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            return torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)]).double().numpy()
+
+    clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
+    copies = [candidates.augmented(path, augment, seed + i) for i, path in enumerate(task.train.paths)]
+    both = np.concatenate([clean, features(copies)])
+    fits = [
+        labels.fit(x, np.tile(task.train.labels, len(x) // len(clean)), model.labels, task.classes, seed=seed).mapping
+        for x in (clean, both)
+    ]
+    best = min(fits, key=lambda m: -m.log_probs(val)[np.arange(len(val)), task.val.labels].mean())
+    return best.log_probs(val), best.log_probs(dev)
+
+
+def measure(
+    model: backbone.Backbone, task: Task, raw_rows: tuple[np.ndarray, np.ndarray], **options: Any
+) -> dict[str, Any]:
+    """Train one variant; accuracies on the development pictures."""
+    adapter = fit(task, model, **options)
+    surrogate = Surrogate(model, adapter.canvas)
+
+    def answers(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        examples = Examples(load_pictures(split, adapter.canvas), torch.from_numpy(split.labels))
+        features, local = deployed_features(adapter, surrogate, examples)
+        return adapter.mapping.log_probs(features), local
+
+    (prompt_val, local_val), (prompt, local) = answers(task.val), answers(task.test)
+    truth, val_truth = task.test.labels, task.val.labels
+
+    fused = [
+        fuse(rows, local, best_fusion(rows_val, local_val, val_truth))
+        for rows_val, rows in (raw_rows, (prompt_val, prompt))
+    ]
+    ways = {"raw": raw_rows[1], "local": local, "prompt": prompt, "raw+local": fused[0], "prompt+local": fused[1]}
+    hits = {way: "".join("01"[hit] for hit in rows.argmax(axis=1) == truth) for way, rows in ways.items()}
+    metrics = adapter.info["metrics"]
+    return {"mapping": metrics["mapping"], "perplexity": metrics["perplexity"], "hits": hits}
+
+
+def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -> dict[str, Any]:
+    """Neutral canvases of a layout: what the picture loses by giving room to prompts."""
+    canvas = Canvas.build(model.input_size, model.patch_size, layout)
+    surrogate = Surrogate(model, canvas)
+    with torch.inference_mode():
+        train, dev = (
+            torch.cat([surrogate.scores(x) for x in load_pictures(split, canvas).split(64)]).double().numpy()
+            for split in (task.train, task.test)
+        )
+    fitted = labels.fit(train, task.train.labels, model.labels, task.classes, seed=seed)
+    hits = fitted.mapping.log_probs(dev).argmax(axis=1) == task.test.labels
+    return {"neutral": round(float(hits.mean()), 4), "cv_log_loss": round(fitted.log_loss, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="SET")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    for name in ("--weights", "--labels", "--out"):
+        parser.add_argument(name, type=Path, required=name == "--out")
+    for name, number in (("--train", 240), ("--val", 120), ("--dev", 400), ("--epochs", 5), ("--seed", 0)):
+        parser.add_argument(name, type=int, default=number)
+    parser.add_argument("--augment", default="shift")
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    args = parser.parse_args()
+    model = backbone.load(args.backbone, weights=args.weights, labels=args.labels)
+    task = splits(args.data, args.train, args.val, args.dev, args.seed)
+    chosen = variants(args.epochs, args.augment)
+    base = {"recipe": recipe(epochs=args.epochs, augment=args.augment), "seed": args.seed}
+    same = {"set": args.data.name, "seed": args.seed, "train": args.train, "epochs": args.epochs, "dev": len(task.test)}
+    same |= {"val": args.val, "augment": args.augment, "weights_sha256": model.weights_sha256}
+    raw_rows = raw(model, task, args.augment, args.seed)
+    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    for name in args.only or [*chosen, *(f"forward {layout}" for layout in LAYOUTS)]:
+        if any(row == row | same | {"variant": name} for row in done):
+            continue
+        if name.startswith("forward "):
+            found = forward_only(model, task, name.removeprefix("forward "), args.seed)
+        else:
+            found = measure(model, task, raw_rows, **base | chosen[name])
+        line = json.dumps(same | {"variant": name} | found)
+        print(line, flush=True)
+        with args.out.open("a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

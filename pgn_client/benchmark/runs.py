@@ -1,0 +1,303 @@
+"""One table for all methods: sets × shots × seeds × methods, over HTTP, resumable run by run.
+
+Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test pictures), ``ROW.json`` (what
+it cost) and, if it can be deployed, ``ROW.safetensors``. A run whose ``.json`` is there is not repeated; the table is
+computed from the files, so more sets, seeds and methods may be added to the same ``OUT`` later.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgn_client import candidates as ways
+from pgn_client import methods
+from pgn_client.adapter import PromptAdapter
+from pgn_client.backbone import Backbone
+from pgn_client.candidates import Asker, Candidate, Connect, Pictures
+from pgn_client.errors import ConfigurationError
+from pgn_client.geometry import place
+from pgn_client.retention import latent_log_probs
+from pgn_client.training import Task, augment, fit, fit_white_box, load_task, recipe
+from pgn_client.types import ServerProfile
+
+Note = Callable[[str], None]
+Arrays = Mapping[str, NDArray[Any]]
+
+RAW, PROBE = "raw", "linear_probe"
+"""Rows that are always there, beside the methods asked for."""
+SETTINGS = "settings.json"
+TEST_SEED = 0
+"""All seeds are tested on the same pictures, so that they can be averaged picture by picture."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        sets: name → folder, as of ``training.load_task``.
+        methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and ``training.PRESETS``.
+        seeds: of splits, shots and training.
+        shots: training pictures per class, at most; ``None`` for all.
+        augment: set name → what its pictures allow (see ``training.augment``).
+        epochs: of every training; ``None`` for the preset's.
+        layout: of methods with prompt cells; ``None`` for their own.
+        train, val, test: at most so many pictures, as evenly over the classes as they allow.
+    """
+
+    sets: Mapping[str, Path]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    shots: tuple[int | None, ...] = (None,)
+    augment: Mapping[str, str] = field(default_factory=dict)
+    epochs: int | None = None
+    layout: str | None = None
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+    def checked(self) -> Plan:
+        """Return the plan with every method named once, as ``METHOD`` or ``METHOD@PRESET``.
+
+        Raises:
+            ConfigurationError: an unknown name or a number that makes no sense, before anything is written or trained.
+        """
+        specs = tuple(dict.fromkeys(_spec(*parse(text)) for text in self.methods))
+        for spec in specs:
+            recipe(parse(spec)[1], epochs=self.epochs)
+        for name in self.sets:
+            augment.get(self.augment.get(name, "shift"))
+        if not any(deploys(spec) for spec in specs):
+            raise ConfigurationError(
+                f"methods: got {', '.join(specs)}, expected at least one that an endpoint can serve; add pgn"
+            )
+        return replace(self, methods=specs)
+
+    def cells(self) -> Iterator[Cell]:
+        """Return every (set, shots, seed), seeds outermost, so that an early look shows all sets."""
+        for seed in self.seeds:
+            for shots in self.shots:
+                for name in self.sets:
+                    yield Cell(name, shots, seed)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same for all runs of one table."""
+        kept = ("augment", "epochs", "layout", "train", "val", "test")
+        return {name: value for name, value in asdict(self).items() if name in kept}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task: a set, shots and a seed."""
+
+    set: str
+    shots: int | None
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where its runs lie."""
+        return out / self.set / f"{'all' if self.shots is None else self.shots}-{self.seed}"
+
+    def task(self, plan: Plan) -> Task:
+        """Read its pictures: test pictures by a seed of their own, training and validation pictures by the cell's."""
+        whole = load_task(plan.sets[self.set], seed=TEST_SEED)
+        if not len(whole.test):
+            raise ConfigurationError(f"data: got no test pictures in {plan.sets[self.set]}, expected some; add test/")
+        tested = whole.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
+        return tested.limited(train=plan.train, val=plan.val, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A plan at work.
+
+    Attributes:
+        plan: what is measured.
+        out: where runs are kept.
+        surrogate: the backbone that training goes through.
+        connect: opens a client of the endpoint for an adapter, or for pictures as they are (``None``).
+        endpoint: what the table is of, for its settings: an URL, or the name of what is hosted here.
+        profile: what the endpoint does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
+        note: told what is going on.
+        progress: show bars on stderr.
+    """
+
+    plan: Plan
+    out: Path
+    surrogate: Backbone
+    connect: Connect
+    endpoint: str = ""
+    profile: ServerProfile | None = None
+    note: Note = lambda _: None
+    progress: bool = False
+
+    def run(self) -> None:
+        """Do all runs that are not there yet.
+
+        Raises:
+            ConfigurationError: an unknown method or preset, or ``out`` holds runs with other settings.
+        """
+        place(self.plan.layout or "ring", self.surrogate.input_size // self.surrogate.patch_size)
+        tasks = [(cell, cell.task(self.plan)) for cell in self.plan.cells()]
+        self._claim()
+        for cell, task in tasks:
+            missing = missing_rows(self.out, cell, self.plan)
+            if missing:
+                self._run_cell(cell, task, missing)
+
+    def _claim(self) -> None:
+        """Write down what all runs of this table share, or refuse to mix."""
+        ours = self.plan.settings() | {"weights_sha256": self.surrogate.weights_sha256, "endpoint": self.endpoint}
+        ours["profile"] = str(self.profile or "")
+        theirs = require_settings(self.out, ours)
+        ours["augment"] = theirs.get("augment", {}) | ours["augment"]
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / SETTINGS).write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+
+    def _run_cell(self, cell: Cell, task: Task, missing: Sequence[str]) -> None:
+        folder = cell.folder(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = np.array([f"{path.parent.name}/{path.name}" for path in task.test.paths])
+        targets = {"val": task.val.labels, "test": task.test.labels, "ids": ids, "digest": np.array(task.digest())}
+        path = folder / "targets.npz"
+        if path.exists() and not _same(np.load(path), targets):
+            raise ConfigurationError(
+                f"benchmark: {folder} holds runs on other pictures than {self.plan.sets[cell.set]} has; "
+                "choose another --out"
+            )
+        np.savez(path, **targets)  # type: ignore[arg-type]
+        for row in missing:
+            self.note(f"{cell.set}, {cell.shots or 'all'} shots, seed {cell.seed}: {row}")
+            arrays, record = self._measure(cell, task, row)
+            np.savez_compressed(folder / f"{row}.npz", **arrays)  # type: ignore[arg-type]
+            sizes = {"train": len(task.train), "val": len(task.val), "test": len(task.test)}
+            text = json.dumps(
+                asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record, indent=1
+            )
+            mark = folder / f"{row}.json"
+            partial = mark.with_name(mark.name + ".partial")
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(mark)  # a run that was killed leaves no mark
+
+    def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
+        augmentation = self.plan.augment.get(cell.set, "shift")
+        if row == RAW:
+            found, fitted = ways.raw(Asker(self.connect), task, augmentation, cell.seed)
+            size = fitted.mapping.weight.size + fitted.mapping.bias.size
+            return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
+        if row == PROBE:
+            found = ways.probe(self.surrogate, task, cell.seed)
+            width = self.surrogate.embedding.width
+            return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
+        method, preset = parse(row)
+        numbers = recipe(preset, epochs=self.plan.epochs, augment=augmentation)
+        started = time.monotonic()
+        if issubclass(methods.get(method), methods.WhiteBox):
+            model = fit_white_box(task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress)
+            seconds = round(time.monotonic() - started, 1)
+            record = {
+                "seconds": seconds,
+                "recipe": asdict(numbers),
+                "queries": 0,
+                "learnable": model.learnable(),
+                "white_box": True,
+            }
+            return {"val": model.log_probs(task.val), "test": model.log_probs(task.test)}, record
+        cells = methods.get(method).layout != "full"
+        adapter = fit(
+            task,
+            self.surrogate,
+            method=method,
+            layout=self.plan.layout if cells else None,
+            profile=self.profile,
+            recipe=numbers,
+            seed=cell.seed,
+            progress=self.progress,
+        )
+        if adapter.info["interrupted"]:
+            raise KeyboardInterrupt
+        seconds = time.monotonic() - started
+        adapter.save(cell.folder(self.out) / f"{row}.safetensors")
+        arrays, record = self._over_http(adapter, task, seconds)
+        return arrays, record | {"recipe": asdict(numbers)}
+
+    def _over_http(self, adapter: PromptAdapter, task: Task, seconds: float) -> tuple[Arrays, dict[str, Any]]:
+        """Send validation and test pictures; compare with what the latent space says."""
+        pictures = Pictures.load(task, adapter.canvas)
+        found = ways.prompted("", Asker(self.connect), adapter, pictures)
+        _, local = ways.rendered(adapter, pictures)
+        latent = latent_log_probs(adapter, self.surrogate, pictures.fitted_test)
+        local_head = adapter.runtime[0].generator
+        classifier = [*local_head.trunk.parameters(), *local_head.local_head.parameters()]
+        record = {
+            "seconds": round(seconds, 1),
+            "queries": found.queries,
+            "learnable": adapter.info["learnable"] | {"classifier": sum(p.numel() for p in classifier)},
+            "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
+            "fusion": adapter.info["fusion"],
+            "perplexity": adapter.info["metrics"]["perplexity"],
+        }
+        return _arrays(found) | {"local_val": local.val, "local_test": local.test}, record
+
+
+def require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the runs that are in ``out`` already, if any.
+
+    Raises:
+        ConfigurationError: some of ours differ from them.
+    """
+    path = out / SETTINGS
+    if not path.exists():
+        return {}
+    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
+    differs += [f"augment of {k}" for k, v in ours["augment"].items() if theirs["augment"].get(k, v) != v]
+    if differs:
+        raise ConfigurationError(
+            f"benchmark: {out} holds runs that differ in {', '.join(differs)}; choose another --out"
+        )
+    return theirs
+
+
+def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
+    """Return the rows of a cell that are not there yet."""
+    return [row for row in (RAW, PROBE, *plan.methods) if not (cell.folder(out) / f"{row}.json").exists()]
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """``METHOD`` or ``METHOD@PRESET`` → both.
+
+    Raises:
+        ConfigurationError: either is unknown, or the preset is of token libraries and the method has none.
+    """
+    method, _, preset = spec.partition("@")
+    kind = methods.get(method)
+    recipe(preset or "default")
+    if preset not in ("", "default") and not issubclass(kind, methods.PGN):
+        raise ConfigurationError(f"methods: got {spec}, but {method} has no presets; leave @{preset} out")
+    return method, preset or "default"
+
+
+def deploys(spec: str) -> bool:
+    """Whether an endpoint can serve the method."""
+    return issubclass(methods.get(parse(spec)[0]), methods.RGBMethod)
+
+
+def _spec(method: str, preset: str) -> str:
+    return method if preset == "default" else f"{method}@{preset}"
+
+
+def _same(kept: Arrays, ours: Arrays) -> bool:
+    return all(name in kept and np.array_equal(kept[name], array) for name, array in ours.items())
+
+
+def _arrays(found: Candidate) -> dict[str, NDArray[Any]]:
+    return {"val": found.val, "test": found.test}

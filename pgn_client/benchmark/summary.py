@@ -1,0 +1,276 @@
+"""What the runs of a benchmark say together. Computed from the files alone: nothing is trained or sent.
+
+Accuracies and differences are averaged over seeds picture by picture (all seeds share the test pictures), and intervals
+come from drawing pictures; over sets the mean is unweighted. So an interval speaks for these sets and these seeds, not
+for sets in general. The fusion weight, the served way and its gate are chosen in each run on its validation pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgn_client import candidates as ways
+from pgn_client import methods
+from pgn_client.benchmark.runs import PROBE, RAW, Plan, deploys, parse
+from pgn_client.candidates import Candidate
+from pgn_client.errors import ConfigurationError
+from pgn_client.statistics import accuracy_interval, best_fusion, pooled_bootstrap
+
+Floats = NDArray[np.float64]
+
+FINE_TUNING = 88_224_232
+"""Learnable numbers of fine-tuning ViT-B/32 (timm's vit_base_patch32_224, 1,000 classes)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to answer, on one set, over all seeds.
+
+    Attributes:
+        name: of the row.
+        deployable: whether an endpoint can serve it; white box otherwise.
+        accuracy, ci95: mean over seeds and test pictures.
+        sent: share of the test pictures that are sent.
+        learnable: how many numbers were trained, local head included where it has a say; ``None`` for ``served``.
+        seconds: of training, mean over seeds.
+        agreement: least share, over seeds, of test pictures whose label over HTTP is that of latent float32.
+    """
+
+    name: str
+    deployable: bool
+    accuracy: float
+    ci95: tuple[float, float]
+    sent: float
+    learnable: int | None
+    seconds: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Row ``a`` minus row ``b`` in accuracy, on the same pictures of one set; the mean over sets has no ``set``."""
+
+    a: str
+    b: str
+    set: str
+    difference: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a table tells, for one number of shots.
+
+    Attributes:
+        shots: training pictures per class, at most; ``None`` for all.
+        seeds: of the runs.
+        split: set → numbers of training, validation and test pictures.
+        rows: set → rows; under ``""`` the mean over sets.
+        paired: differences, of each set and of the mean.
+        head: whose local head gives the rows ``local head`` and ``raw ⊕ local``.
+        curves: set → accuracy of that method ⊕ local against images sent, as (sent, accuracy), mean over seeds.
+    """
+
+    shots: int | None
+    seeds: tuple[int, ...]
+    split: dict[str, dict[str, int]]
+    rows: dict[str, list[Row]]
+    paired: list[Difference]
+    head: str
+    curves: dict[str, list[tuple[float, float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The answers of one (set, shots, seed).
+
+    Attributes:
+        ids: (n,) names of the test pictures.
+        targets: (n,) of the test pictures; val_targets: of the validation pictures.
+        rows: name → candidate.
+        records: name → what its run left in its ``.json``.
+        head: title of the method whose local head gives the rows ``local head`` and ``raw ⊕ local``.
+    """
+
+    ids: NDArray[Any]
+    targets: NDArray[np.int64]
+    val_targets: NDArray[np.int64]
+    rows: dict[str, Candidate]
+    records: dict[str, dict[str, Any]]
+    head: str
+    split: dict[str, int]
+
+    def hits(self, name: str) -> Floats:
+        """(n,) 1 where the row is right."""
+        return ways.right(self.rows[name].test, self.targets).astype(float)
+
+
+def title(spec: str) -> str:
+    """Return how a table calls a method: ``PGN``, ``PGN (small)``."""
+    method, preset = parse(spec)
+    return methods.get(method).title + (f" ({preset})" if preset != "default" else "")
+
+
+def summarise(out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Sequence[int], shots: int | None) -> Summary:
+    """Read the runs of a table and compute it.
+
+    Raises:
+        ConfigurationError: a run is not there.
+    """
+    specs = Plan({}, tuple(specs)).checked().methods
+    cells = {name: [_read(out / name / f"{shots or 'all'}-{seed}", specs) for seed in seeds] for name in sets}
+    rows = {name: [_row(row, cells[name]) for row in cells[name][0].rows] for name in sets}
+    rows[""] = [_mean([next(r for r in rows[s] if r.name == row.name) for s in sets], cells) for row in rows[sets[0]]]
+    return Summary(
+        shots,
+        tuple(seeds),
+        {name: cells[name][0].split for name in sets},
+        rows,
+        list(_pairs(cells)),
+        cells[sets[0]][0].head,
+        {name: _curve(cells[name]) for name in sets},
+    )
+
+
+def _read(folder: Path, specs: Sequence[str]) -> Cell:
+    """One cell: what was measured, and what follows from it by validation."""
+    arrays, records = {}, {}
+    for row in (RAW, PROBE, *specs):
+        try:
+            records[row] = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
+            arrays[row] = dict(np.load(folder / f"{row}.npz"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"benchmark: the run {folder / row} is not there; run the benchmark first"
+            ) from error
+    targets = np.load(folder / "targets.npz")
+    val = targets["val"]
+    heads = sorted((s for s in specs if deploys(s)), key=lambda s: records[s]["learnable"]["prompt"])  # cheapest first
+    head = min(heads, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
+    local = _local(arrays[head])
+    raw = Candidate(ways.RAW, arrays[RAW]["val"], arrays[RAW]["test"], records[RAW]["queries"], local=local)
+    probe = Candidate(ways.PROBE, arrays[PROBE]["val"], arrays[PROBE]["test"], 0, 0.0)
+    rows = [raw, local, probe, _fused(raw, local, val)]
+    classifier = {"mapping": records[RAW]["learnable"]["mapping"], "local": records[head]["learnable"]["classifier"]}
+    kept = {raw.name: records[RAW], probe.name: records[PROBE], local.name: {"learnable": classifier | {"mapping": 0}}}
+    kept[rows[3].name] = {"learnable": classifier}
+    white = []
+    for spec in (*heads, *(s for s in specs if s not in heads)):
+        own = _local(arrays[spec]) if spec in heads else None
+        found = Candidate(title(spec), arrays[spec]["val"], arrays[spec]["test"], records[spec]["queries"], local=own)
+        kept[found.name] = records[spec]
+        if own is None:
+            white.append(found)
+            continue
+        both = _fused(found, own, val)
+        kept[both.name] = records[spec]
+        rows += [found, both]
+    best = ways.choose(sorted(rows, key=lambda c: c.sent > 0), val)
+    rows += [ways.gated(ways.SERVED, best, val)[0], *white]
+    split = records[RAW]["split"]
+    return Cell(targets["ids"], targets["test"], val, {c.name: c for c in rows}, kept, title(head), split)
+
+
+def _local(arrays: Mapping[str, Floats]) -> Candidate:
+    return Candidate(ways.LOCAL, arrays["local_val"], arrays["local_test"], 0, 0.0)
+
+
+def _fused(endpoint: Candidate, local: Candidate, val_targets: NDArray[np.int64]) -> Candidate:
+    return ways.fused(endpoint, local, best_fusion(endpoint.val, local.val, val_targets))
+
+
+def _row(name: str, cells: Sequence[Cell]) -> Row:
+    record = cells[0].records.get(name, {})
+    mean, low, high = accuracy_interval(_by_picture((c.ids, c.hits(name)) for c in cells))
+    seconds = [c.records[name]["seconds"] for c in cells if "seconds" in c.records.get(name, {})]
+    agreement = [c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})]
+    alone = not name.endswith("⊕ local")
+    return Row(
+        name,
+        name == ways.SERVED or "white_box" not in record,
+        mean,
+        (low, high),
+        float(np.mean([c.rows[name].sent for c in cells])),
+        _learnable(name, record) if record else None,
+        float(np.mean(seconds)) if seconds else None,
+        min(agreement) if agreement and alone else None,
+    )
+
+
+def _learnable(name: str, record: Mapping[str, Any]) -> int:
+    """Count what has a say in the row: the prompt with its mapping, and the local head where it is fused."""
+    counts = record["learnable"]
+    own = int(counts.get("prompt", 0)) + int(counts["mapping"])
+    return own + int(counts["local"]) if name.endswith("⊕ local") or name == ways.LOCAL else own
+
+
+def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
+    """The mean over sets."""
+    name = rows[0].name
+    entries = [_by_picture((c.ids, c.hits(name)) for c in seeds) for seeds in cells.values()]
+    mean, low, high = pooled_bootstrap(entries, seed=0)
+    agreement = [r.agreement for r in rows if r.agreement is not None]
+    seconds = [r.seconds for r in rows if r.seconds is not None]
+    learnable = [r.learnable for r in rows if r.learnable is not None]
+    return Row(
+        name,
+        rows[0].deployable,
+        mean,
+        (low, high),
+        float(np.mean([r.sent for r in rows])),
+        max(learnable) if learnable else None,
+        float(np.mean(seconds)) if seconds else None,
+        min(agreement) if agreement else None,
+    )
+
+
+def _by_picture(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
+    """Average values of the same pictures."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for ids, row in parts:
+        for name, value in zip(ids.tolist(), row.tolist(), strict=True):
+            values[name].append(value)
+    return np.array([np.mean(v) for v in values.values()])
+
+
+def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
+    """The comparisons that decide, on each set and in the mean: PGN, and what is served, against all others."""
+    first = next(iter(cells.values()))[0]
+    pgn, served = first.head, ways.SERVED
+    both = ways.with_local(pgn)
+    others = [n for n in first.rows if n not in (pgn, both, served)]
+    pairs = [(both if n.endswith("⊕ local") else pgn, n) for n in others]
+    pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
+    for a, b in pairs:
+        entries = {name: _by_picture((c.ids, c.hits(a) - c.hits(b)) for c in seeds) for name, seeds in cells.items()}
+        for name, chosen in [*((k, [v]) for k, v in entries.items()), ("", list(entries.values()))]:
+            mean, low, high = pooled_bootstrap(chosen, seed=0)
+            yield Difference(a, b, name, mean, (low, high))
+
+
+def _curve(cells: Sequence[Cell]) -> list[tuple[float, float]]:
+    """Accuracy against images sent, of the head's method ⊕ local: what the head is least sure of is sent."""
+    points = []
+    for share in np.linspace(0, 1, 11):
+        at = []
+        for c in cells:
+            row, local = c.rows[ways.with_local(c.head)], c.rows[ways.LOCAL]
+            sure = np.exp(local.test).max(axis=1)
+            order = np.argsort(sure, kind="stable")[: round(share * len(sure))]
+            answers = local.test.copy()
+            answers[order] = row.test[order]
+            at.append(ways.right(answers, c.targets).mean())
+        points.append((float(share), float(np.mean(at))))
+    return points

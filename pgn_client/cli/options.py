@@ -1,0 +1,158 @@
+"""What several subcommands share: exit codes, groups of options, and what is built from them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgn_client.errors import ConfigurationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.backbone import Backbone
+    from pgn_client.client import AdaptedClient
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+Subparsers = Any  # argparse gives its type no public name
+
+
+def command(
+    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
+    """Add one subcommand to the parser and return it, for its own arguments."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add the options of the local surrogate; a default of None stands for the backbone of the checkpoint."""
+    shown = default or "the checkpoint's"
+    parser.add_argument("--backbone", default=default, metavar="bundled|TIMM_NAME", help=f"the surrogate ({shown})")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="its safetensors file (timm's published weights)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of its class names")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def load_surrogate(args: argparse.Namespace, name: str) -> Backbone:
+    """Load what ``add_surrogate_options`` has read.
+
+    Args:
+        args: its options.
+        name: of the backbone, where the checkpoint may decide it.
+
+    Raises:
+        ConfigurationError: no such backbone or device, or labels that do not fit.
+        CheckpointError: the weights cannot be used.
+    """
+    import torch
+
+    from pgn_client import backbone
+
+    device = args.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device: got cuda, but torch finds none; use cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return backbone.load(name, weights=args.weights, labels=args.labels, device=device)
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
+    parser.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
+    parser.add_argument("--protocol", default="auto", help="auto, pgn or huggingface (auto)")
+    parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
+    parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
+    parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
+    parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
+    parser.add_argument("--budget", type=int, metavar="N", help="send at most N images")
+    parser.add_argument("--price-per-image", type=float, metavar="PRICE")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
+
+
+def connect(args: argparse.Namespace, adapter: PromptAdapter | None, **fusion: Any) -> AdaptedClient:
+    """Open a client for what ``add_endpoint_options`` has read."""
+    from pgn_client.client import AdaptedClient
+
+    return AdaptedClient(
+        args.url,
+        adapter,
+        protocol=args.protocol,
+        model=args.model,
+        timeout=args.timeout,
+        max_retries=args.max_retries,
+        max_concurrency=args.max_concurrency,
+        requests_per_second=args.requests_per_second,
+        budget=args.budget,
+        price_per_image=args.price_per_image,
+        cache=args.cache,
+        **fusion,
+    )
+
+
+def add_profile_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--profile``, for a checkpoint that knows its own."""
+    help = "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
+    parser.add_argument("--profile", metavar="P", help=help)
+
+
+def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
+    """Load a checkpoint, for another server profile where one is named.
+
+    Raises:
+        ConfigurationError: the profile cannot be read.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.types import ServerProfile
+
+    adapter = PromptAdapter.load(path)
+    return adapter.with_profile(ServerProfile.parse(profile)) if profile else adapter
+
+
+def parse_fusion(text: str) -> Any:
+    """Read ``--fusion``.
+
+    Raises:
+        ConfigurationError: neither auto, none nor a number.
+    """
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of ``--out``, where it is not there yet.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--out: got {path}, expected a folder that can be made ({error.strerror})") from error
+
+
+def to_json(value: Any) -> str:
+    """Return a whole result as ``--json`` prints it."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Name the missing extra before a long import fails half-way.
+
+    Raises:
+        MissingDependencyError: one of the modules is not installed.
+    """
+    if any(find_spec(module) is None for module in modules):
+        raise MissingDependencyError(what, extra)

@@ -1,0 +1,195 @@
+"""``pgn train`` and ``pgn evaluate``: what needs labelled pictures and a local surrogate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgn_client.cli.options import (
+    INTERRUPTED,
+    OK,
+    Subparsers,
+    add_endpoint_options,
+    add_profile_option,
+    add_surrogate_options,
+    command,
+    connect,
+    load_adapter,
+    load_surrogate,
+    make_folder,
+    require,
+    to_json,
+)
+from pgn_client.console import talk, tell
+from pgn_client.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.backbone import Backbone
+    from pgn_client.training import Task
+
+
+def add_train(commands: Subparsers) -> None:
+    """``pgn train``."""
+    example = "pgn train digits/ --out digits.safetensors"
+    p = command(commands, "train", run_train, "train a prompt through a local surrogate of the hosted model", example)
+    p.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="folder with train/, val/, test/, or one folder per class; several train one prompt for all of them",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
+    add_surrogate_options(p, "bundled")
+    p.add_argument(
+        "--method", default="pgn", help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt (pgn)"
+    )
+    p.add_argument("--library", default="pixel", help="pixel or latent (pixel: it deploys exactly)")
+    p.add_argument("--inversion", default="bounded", help="of a latent library: bounded or pseudo_inverse (bounded)")
+    p.add_argument("--layout", help="ring, corner, rows:N or full (the method's own)")
+    p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
+    p.add_argument("--preset", default="default", help="default, small or paper (default)")
+    p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
+    p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
+    p.add_argument("--mapping", default="auto", help="auto, identity, blm+ or linear (auto)")
+    p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
+    p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
+    p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
+    p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
+    p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train and save; on Ctrl-C save the best so far."""
+    require("training", "train", "torch", "timm")
+    from pgn_client.checkpoint import summary
+    from pgn_client.training import fit, load_task, recipe, union
+    from pgn_client.types import ServerProfile
+
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
+    numbers = recipe(
+        args.preset,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        augment=args.augment,
+        library_size=args.library_size,
+    )
+    tasks = {Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed) for data in args.data}
+    if len(tasks) < len(args.data):
+        raise ConfigurationError("DATA: got two folders of one name, expected names that differ; rename one")
+    task = union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
+    state = args.out.with_name(args.out.name + ".resume")
+    if args.resume and not state.exists():
+        talk(f"nothing to resume: there is no {state}; starting from the beginning")
+    adapter = fit(
+        task,
+        load_surrogate(args, args.backbone),
+        method=args.method,
+        library=args.library,
+        inversion=args.inversion,
+        layout=args.layout,
+        profile=ServerProfile.parse(args.profile) if args.profile else None,
+        recipe=numbers,
+        mapping=args.mapping,
+        top_k=args.top_k,
+        decimals=args.decimals,
+        seed=args.seed,
+        state=state,
+        resume=args.resume,
+        progress=True,
+    )
+    adapter.save(args.out)
+    for name in adapter.info.get("parts", {}):
+        part = args.out.with_name(f"{args.out.stem}.{name}{args.out.suffix}")
+        adapter.for_task(name).save(part)
+        talk(f"written: {part}, for {name} alone")
+    if not adapter.info["interrupted"]:
+        state.unlink(missing_ok=True)
+    tell(to_json(adapter.info) if args.json else summary(adapter.info))
+    if adapter.info["interrupted"]:
+        talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
+        return INTERRUPTED
+    return OK
+
+
+def add_evaluate(commands: Subparsers) -> None:
+    """``pgn evaluate``."""
+    example = "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
+    p = command(commands, "evaluate", run_evaluate, "compare a prompt with its rivals on the test split", example)
+    p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
+    add_endpoint_options(p)
+    p.add_argument("--ckpt", required=True, metavar="CKPT")
+    add_profile_option(p)
+    p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
+    add_surrogate_options(p, None)
+    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, recorded answers, and the rival go here")
+    p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Run the honest comparison and print its table."""
+    require("evaluation", "train", "torch", "timm")
+    from pgn_client import report
+    from pgn_client.evaluation import evaluate
+    from pgn_client.training.alike import task_of
+
+    if args.out:
+        make_folder(args.out)
+        args.cache = args.cache or args.out / "answers.sqlite"
+    adapter = load_adapter(args.ckpt, args.profile)
+    task, same = task_of(adapter, args.data)
+    surrogate = _matching_surrogate(args, adapter)
+    rival = _rival(args, adapter, task, surrogate)
+    found = evaluate(
+        task, lambda a: connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=talk
+    )
+    text = to_json(found.to_json())
+    tell(text if args.json else report.table(found))
+    if args.out:
+        (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
+        talk(f"written: {args.out / 'report.json'}")
+    return OK
+
+
+def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
+    """Load the backbone of the card if its weights are at hand; say so where they are not."""
+    from pgn_client.training.alike import same_surrogate
+
+    try:
+        surrogate = load_surrogate(args, args.backbone or adapter.info["backbone"]["name"])
+    except ConfigurationError as error:
+        if args.backbone or args.weights:
+            raise
+        talk(f"no surrogate: {error}")
+        return None
+    return same_surrogate(surrogate, adapter)
+
+
+def _rival(
+    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None
+) -> PromptAdapter | None:
+    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand."""
+    from pgn_client.checkpoint import read_card
+    from pgn_client.training.alike import same_but_input_independent, train_rival
+
+    if adapter.info["method"] != "pgn" or "part_of" in adapter.info:
+        if args.rival:
+            raise ConfigurationError("--rival: expected a PGN of one task as --ckpt; leave it out")
+        return None  # nothing that is trained alike would compare
+    mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
+    kept = args.out / f"iip-{mark}.safetensors" if args.out else None
+    given = args.rival or (kept if kept and kept.exists() else None)
+    if given:
+        return same_but_input_independent(load_adapter(given, args.profile), adapter)
+    if surrogate is None:
+        return None
+    talk("training the input-independent rival with the same recipe")
+    rival = train_rival(adapter, task, surrogate, progress=True)
+    if kept:
+        rival.save(kept)
+    return rival
