@@ -5,7 +5,8 @@
 SET has ``train/`` and ``val/``. ``--train`` pictures are trained on, ``--val`` choose epoch, mapping and α, and
 ``--dev`` further pictures *of the training split* tell accuracies: the test split is never opened. Everything is asked
 of the surrogate in this process, of uint8 pictures; one JSON line a variant, and what is there is not run again.
-The last lines are the forward-only search: neutral canvases of every layout, with a mapping fitted on them.
+The last variants are the forward-only search: neutral canvases of every layout, with a mapping fitted on them. At the
+end a table of all lines is printed: `fused` is prompt ⊕ local, `gain` is that minus raw ⊕ local.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pgn_client import backbone, candidates, labels
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
 from pgn_client.geometry import Canvas
-from pgn_client.statistics import best_fusion, fuse
+from pgn_client.statistics import best_fusion, fuse, paired_bootstrap
 from pgn_client.training import Split, Task, fit, load_task, recipe
 from pgn_client.training.data import Examples, load_pictures
 from pgn_client.training.finish import deployed_features
@@ -114,7 +115,7 @@ def measure(
         for rows_val, rows in (raw_rows, (prompt_val, prompt))
     ]
     ways = {"raw": raw_rows[1], "local": local, "prompt": prompt, "raw+local": fused[0], "prompt+local": fused[1]}
-    hits = {way: "".join("01"[hit] for hit in rows.argmax(axis=1) == truth) for way, rows in ways.items()}
+    hits = {way: "".join("01"[int(hit)] for hit in rows.argmax(axis=1) == truth) for way, rows in ways.items()}
     metrics = adapter.info["metrics"]
     return {"mapping": metrics["mapping"], "perplexity": metrics["perplexity"], "hits": hits}
 
@@ -130,7 +131,30 @@ def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -
         )
     fitted = labels.fit(train, task.train.labels, model.labels, task.classes, seed=seed)
     hits = fitted.mapping.log_probs(dev).argmax(axis=1) == task.test.labels
-    return {"neutral": round(float(hits.mean()), 4), "cv_log_loss": round(fitted.log_loss, 4)}
+    return {"neutral": round(float(hits.mean()), 4), "kind": fitted.mapping.kind}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """All variants of one set and seed, each against the default on the same pictures."""
+    hits = {
+        line["variant"]: {way: np.array(list(row)) == "1" for way, row in line["hits"].items()}
+        for line in lines
+        if "hits" in line
+    }
+    text = ["variant                     prompt  - default [95 %]         local   fused   gain [95 %]"]
+    for name, row in hits.items():
+        against = _points(row["prompt"], hits["default"]["prompt"]) if name != "default" and "default" in hits else ""
+        gain = _points(row["prompt+local"], row["raw+local"])
+        means = [f"{row[way].mean():.3f}" for way in ("prompt", "local", "prompt+local")]
+        text.append(f"{name:<27} {means[0]:<7} {against:<24} {means[1]:<7} {means[2]:<7} {gain}")
+    text += [f"raw + mapping               {row['raw'].mean():.3f}" for row in list(hits.values())[:1]]
+    text += [f"{line['variant']:<27} {line['neutral']:.3f}   ({line['kind']})" for line in lines if "neutral" in line]
+    return "\n".join(text)
+
+
+def _points(a: np.ndarray, b: np.ndarray) -> str:
+    difference, low, high = paired_bootstrap(a, b, seed=0)
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def main() -> None:
@@ -150,8 +174,8 @@ def main() -> None:
     base = {"recipe": recipe(epochs=args.epochs, augment=args.augment), "seed": args.seed}
     same = {"set": args.data.name, "seed": args.seed, "train": args.train, "epochs": args.epochs, "dev": len(task.test)}
     same |= {"val": args.val, "augment": args.augment, "weights_sha256": model.weights_sha256}
-    raw_rows = raw(model, task, args.augment, args.seed)
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    raw_rows = raw(model, task, args.augment, args.seed)
     for name in args.only or [*chosen, *(f"forward {layout}" for layout in LAYOUTS)]:
         if any(row == row | same | {"variant": name} for row in done):
             continue
@@ -159,10 +183,10 @@ def main() -> None:
             found = forward_only(model, task, name.removeprefix("forward "), args.seed)
         else:
             found = measure(model, task, raw_rows, **base | chosen[name])
-        line = json.dumps(same | {"variant": name} | found)
-        print(line, flush=True)
+        done.append(same | {"variant": name} | found)
         with args.out.open("a") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(done[-1]) + "\n")
+    print(table([line for line in done if line == line | same]))
 
 
 if __name__ == "__main__":

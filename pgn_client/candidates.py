@@ -24,7 +24,7 @@ from pgn_client.codecs import ImageSource, open_image
 from pgn_client.compositor import fit_picture, seen_by_server
 from pgn_client.geometry import Canvas
 from pgn_client.methods import linear_probe
-from pgn_client.statistics import LEAST, best_gate, fuse, gate, gate_curve
+from pgn_client.statistics import LEAST, best_fusion, best_gate, fuse, gate, gate_curve
 from pgn_client.training import Split, Task, augment
 from pgn_client.types import Answer
 
@@ -212,6 +212,11 @@ def fused(endpoint: Candidate, local: Candidate, alpha: float) -> Candidate:
     """Fuse an endpoint's answers with the local head's; where the endpoint has no say, nothing is sent."""
     val, test = (fuse(a, b, alpha) for a, b in ((endpoint.val, local.val), (endpoint.test, local.test)))
     return Candidate(with_local(endpoint.name), val, test, endpoint.queries, float(alpha < 1), local, alpha)
+
+
+def fused_best(endpoint: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
+    """Fuse by the α of least log-loss on the validation pictures, whose (n,) targets are given."""
+    return fused(endpoint, local, best_fusion(endpoint.val, local.val, val_targets))
 
 
 def prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:

@@ -22,7 +22,7 @@ from pgn_client.backbone import Backbone
 from pgn_client.candidates import LOCAL, PROBE, RAW, SERVED, Asker, Candidate, Connect, Integers, Pictures, Pixels
 from pgn_client.compositor import GREY, compose
 from pgn_client.retention import retain
-from pgn_client.statistics import accuracy_interval, best_fusion, gate_curve, paired_bootstrap
+from pgn_client.statistics import accuracy_interval, gate_curve, paired_bootstrap
 from pgn_client.training import Task
 
 Note = Callable[[str], None]
@@ -225,7 +225,7 @@ def _without_prompt(
 ) -> tuple[list[Candidate], list[str]]:
     """Rivals that need no prompt, and a word on what cannot be measured without a surrogate."""
     raw = replace(raw, local=local)
-    both = ways.fused(raw, local, best_fusion(raw.val, local.val, task.val.labels))
+    both = ways.fused_best(raw, local, task.val.labels)
     if surrogate is None:
         return [raw, local, both], [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
     return [raw, local, ways.probe(surrogate, task, seed), both], []

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from pgn_client import candidates as ways
 from pgn_client import methods
-from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.candidates import Asker, Candidate, Connect, Pictures
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import place
 from pgn_client.retention import latent_log_probs
-from pgn_client.training import Task, augment, fit, fit_white_box, load_task, recipe
+from pgn_client.training import Recipe, Task, augment, fit, fit_white_box, load_task, recipe
 from pgn_client.types import ServerProfile
 
 Note = Callable[[str], None]
@@ -188,35 +187,27 @@ class Bench:
             partial.replace(mark)  # a run that was killed leaves no mark
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        augmentation = self.plan.augment.get(cell.set, "shift")
         if row == RAW:
-            found, fitted = ways.raw(Asker(self.connect), task, augmentation, cell.seed)
+            found, fitted = ways.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
             size = fitted.mapping.weight.size + fitted.mapping.bias.size
             return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
         if row == PROBE:
             found = ways.probe(self.surrogate, task, cell.seed)
             width = self.surrogate.embedding.width
             return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
-        method, preset = parse(row)
-        numbers = recipe(preset, epochs=self.plan.epochs, augment=augmentation)
+        if deploys(row):
+            return self._deployed(cell, task, row)
+        return self._white_box(cell, task, row)
+
+    def _deployed(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
+        """Train, save, and ask the endpoint; compare with what the latent space says."""
+        (method, _), numbers = parse(row), self._recipe(cell, row)
         started = time.monotonic()
-        if issubclass(methods.get(method), methods.WhiteBox):
-            model = fit_white_box(task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress)
-            seconds = round(time.monotonic() - started, 1)
-            record = {
-                "seconds": seconds,
-                "recipe": asdict(numbers),
-                "queries": 0,
-                "learnable": model.learnable(),
-                "white_box": True,
-            }
-            return {"val": model.log_probs(task.val), "test": model.log_probs(task.test)}, record
-        cells = methods.get(method).layout != "full"
         adapter = fit(
             task,
             self.surrogate,
             method=method,
-            layout=self.plan.layout if cells else None,
+            layout=None if methods.get(method).layout == "full" else self.plan.layout,
             profile=self.profile,
             recipe=numbers,
             seed=cell.seed,
@@ -224,21 +215,17 @@ class Bench:
         )
         if adapter.info["interrupted"]:
             raise KeyboardInterrupt
-        seconds = time.monotonic() - started
+        seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
-        arrays, record = self._over_http(adapter, task, seconds)
-        return arrays, record | {"recipe": asdict(numbers)}
-
-    def _over_http(self, adapter: PromptAdapter, task: Task, seconds: float) -> tuple[Arrays, dict[str, Any]]:
-        """Send validation and test pictures; compare with what the latent space says."""
         pictures = Pictures.load(task, adapter.canvas)
         found = ways.prompted("", Asker(self.connect), adapter, pictures)
         _, local = ways.rendered(adapter, pictures)
         latent = latent_log_probs(adapter, self.surrogate, pictures.fitted_test)
-        local_head = adapter.runtime[0].generator
-        classifier = [*local_head.trunk.parameters(), *local_head.local_head.parameters()]
+        head = adapter.runtime[0].generator
+        classifier = [*head.trunk.parameters(), *head.local_head.parameters()]
         record = {
-            "seconds": round(seconds, 1),
+            "seconds": seconds,
+            "recipe": asdict(numbers),
             "queries": found.queries,
             "learnable": adapter.info["learnable"] | {"classifier": sum(p.numel() for p in classifier)},
             "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
@@ -246,6 +233,25 @@ class Bench:
             "perplexity": adapter.info["metrics"]["perplexity"],
         }
         return _arrays(found) | {"local_val": local.val, "local_test": local.test}, record
+
+    def _white_box(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
+        (method, _), numbers = parse(row), self._recipe(cell, row)
+        started = time.monotonic()
+        model = fit_white_box(task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress)
+        record = {
+            "seconds": round(time.monotonic() - started, 1),
+            "recipe": asdict(numbers),
+            "queries": 0,
+            "learnable": model.learnable(),
+            "white_box": True,
+        }
+        return {"val": model.log_probs(task.val), "test": model.log_probs(task.test)}, record
+
+    def _augment(self, cell: Cell) -> str:
+        return self.plan.augment.get(cell.set, "shift")
+
+    def _recipe(self, cell: Cell, row: str) -> Recipe:
+        return recipe(parse(row)[1], epochs=self.plan.epochs, augment=self._augment(cell))
 
 
 def require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:

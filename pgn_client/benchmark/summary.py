@@ -22,7 +22,7 @@ from pgn_client import methods
 from pgn_client.benchmark.runs import PROBE, RAW, Plan, deploys, parse
 from pgn_client.candidates import Candidate
 from pgn_client.errors import ConfigurationError
-from pgn_client.statistics import accuracy_interval, best_fusion, pooled_bootstrap
+from pgn_client.statistics import accuracy_interval, pooled_bootstrap
 
 Floats = NDArray[np.float64]
 
@@ -146,49 +146,60 @@ def summarise(out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Seque
 
 def _read(folder: Path, specs: Sequence[str]) -> Cell:
     """One cell: what was measured, and what follows from it by validation."""
-    arrays, records = {}, {}
-    for row in (RAW, PROBE, *specs):
-        try:
-            records[row] = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
-            arrays[row] = dict(np.load(folder / f"{row}.npz"))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"benchmark: the run {folder / row} is not there; run the benchmark first"
-            ) from error
+    runs = {row: _run(folder, row) for row in (RAW, PROBE, *specs)}
     targets = np.load(folder / "targets.npz")
-    val = targets["val"]
-    heads = sorted((s for s in specs if deploys(s)), key=lambda s: records[s]["learnable"]["prompt"])  # cheapest first
-    head = min(heads, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
-    local = _local(arrays[head])
-    raw = Candidate(ways.RAW, arrays[RAW]["val"], arrays[RAW]["test"], records[RAW]["queries"], local=local)
-    probe = Candidate(ways.PROBE, arrays[PROBE]["val"], arrays[PROBE]["test"], 0, 0.0)
-    rows = [raw, local, probe, _fused(raw, local, val)]
-    classifier = {"mapping": records[RAW]["learnable"]["mapping"], "local": records[head]["learnable"]["classifier"]}
-    kept = {raw.name: records[RAW], probe.name: records[PROBE], local.name: {"learnable": classifier | {"mapping": 0}}}
-    kept[rows[3].name] = {"learnable": classifier}
-    white = []
-    for spec in (*heads, *(s for s in specs if s not in heads)):
-        own = _local(arrays[spec]) if spec in heads else None
-        found = Candidate(title(spec), arrays[spec]["val"], arrays[spec]["test"], records[spec]["queries"], local=own)
-        kept[found.name] = records[spec]
-        if own is None:
-            white.append(found)
-            continue
-        both = _fused(found, own, val)
-        kept[both.name] = records[spec]
-        rows += [found, both]
-    best = ways.choose(sorted(rows, key=lambda c: c.sent > 0), val)
-    rows += [ways.gated(ways.SERVED, best, val)[0], *white]
-    split = records[RAW]["split"]
-    return Cell(targets["ids"], targets["test"], val, {c.name: c for c in rows}, kept, title(head), split)
+    deployed = sorted((s for s in specs if deploys(s)), key=lambda s: runs[s].record["learnable"]["prompt"])
+    head = min(deployed, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
+    rows, records = _rivals(runs[RAW], runs[PROBE], runs[head], targets["val"])
+    for spec in deployed:  # the cheapest first
+        local = runs[spec].local
+        prompted = runs[spec].candidate(title(spec), local=local)
+        both = ways.fused_best(prompted, local, targets["val"])
+        rows += [prompted, both]
+        records |= dict.fromkeys((prompted.name, both.name), runs[spec].record)
+    best = ways.choose(sorted(rows, key=lambda c: c.sent > 0), targets["val"])
+    rows.append(ways.gated(ways.SERVED, best, targets["val"])[0])
+    for spec in (s for s in specs if s not in deployed):
+        rows.append(runs[spec].candidate(title(spec)))
+        records[title(spec)] = runs[spec].record
+    named, split = {c.name: c for c in rows}, runs[RAW].record["split"]
+    return Cell(targets["ids"], targets["test"], targets["val"], named, records, title(head), split)
 
 
-def _local(arrays: Mapping[str, Floats]) -> Candidate:
-    return Candidate(ways.LOCAL, arrays["local_val"], arrays["local_test"], 0, 0.0)
+@dataclass(frozen=True)
+class _Run:
+    """One run as it lies on the disk."""
+
+    arrays: Mapping[str, Floats]
+    record: dict[str, Any]
+
+    def candidate(self, name: str, *, sent: float = 1.0, local: Candidate | None = None) -> Candidate:
+        return Candidate(name, self.arrays["val"], self.arrays["test"], self.record["queries"], sent, local)
+
+    @property
+    def local(self) -> Candidate:
+        return Candidate(ways.LOCAL, self.arrays["local_val"], self.arrays["local_test"], 0, 0.0)
 
 
-def _fused(endpoint: Candidate, local: Candidate, val_targets: NDArray[np.int64]) -> Candidate:
-    return ways.fused(endpoint, local, best_fusion(endpoint.val, local.val, val_targets))
+def _run(folder: Path, row: str) -> _Run:
+    try:
+        record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
+        return _Run(dict(np.load(folder / f"{row}.npz")), record)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"benchmark: the run {folder / row} is not there; run the benchmark first") from error
+
+
+def _rivals(
+    raw: _Run, probe: _Run, head: _Run, val_targets: NDArray[np.int64]
+) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
+    """Rows that need no prompt, with what each has learnt; ``head`` lends its local head."""
+    local = head.local
+    plain = raw.candidate(ways.RAW, local=local)
+    rows = [plain, local, probe.candidate(ways.PROBE, sent=0.0), ways.fused_best(plain, local, val_targets)]
+    classifier = {"mapping": 0, "local": head.record["learnable"]["classifier"]}
+    both = {"learnable": classifier | {"mapping": raw.record["learnable"]["mapping"]}}
+    records = (raw.record, {"learnable": classifier}, probe.record, both)
+    return rows, dict(zip((c.name for c in rows), records, strict=True))
 
 
 def _row(name: str, cells: Sequence[Cell]) -> Row:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pgn_client.training.data import Split, Task, load_task, union
-from pgn_client.training.loop import fit, fit_white_box
+from pgn_client.training.loop import fit
 from pgn_client.training.recipe import PRESETS, Recipe, recipe
+from pgn_client.training.white_box import fit_white_box
 
 __all__ = ["PRESETS", "Recipe", "Split", "Task", "fit", "fit_white_box", "load_task", "recipe", "union"]

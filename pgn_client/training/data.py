@@ -24,6 +24,7 @@ from pgn_client.codecs import IMAGE_SUFFIXES, open_image
 from pgn_client.compositor import fit_picture
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
+from pgn_client.training.progress import bar as progress_bar
 
 SPLITS = ("train", "val", "test")
 
@@ -220,6 +221,13 @@ def load_pictures(split: Split, canvas: Canvas, tick: Callable[[], object] | Non
         if tick:
             tick()
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def load_examples(split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False) -> Examples:
+    """Load a split as :func:`load_pictures` does, where training computes; ``shown`` tells progress."""
+    with progress_bar(len(split), "reading", "img", shown=shown) as bar:
+        pictures = load_pictures(split, canvas, bar.update)
+    return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.compositor import compose
 from pgn_client.generator import generator_input
 from pgn_client.labels import LabelMapping
-from pgn_client.methods import Method, Rates
+from pgn_client.methods import PGN, Method, Rates
 from pgn_client.statistics import best_fusion, fuse
 from pgn_client.training.augment import Augmentation, none
 from pgn_client.training.data import Examples
@@ -67,7 +67,7 @@ def deployed_features(
 @torch.inference_mode()
 def perplexity(model: Method, examples: Examples, resolution: int) -> float | None:
     """Mean perplexity of the mixtures, in rows: 1 picks single rows, L mixes all alike (flat grey)."""
-    if not hasattr(model, "library"):
+    if not isinstance(model, PGN):
         return None
     model.eval()
     entropies = []

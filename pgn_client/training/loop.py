@@ -28,8 +28,8 @@ from pgn_client.inversion import route
 from pgn_client.labels import LabelMapping
 from pgn_client.methods import Method, RGBMethod, Setting
 from pgn_client.training import augment
-from pgn_client.training.data import Examples, Split, Task, load_pictures
-from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, last_mapping, learnable, log_probs, outputs
+from pgn_client.training.data import Examples, Task, load_examples
+from pgn_client.training.finish import EVALUATION_BATCH, finish, log_probs
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
@@ -91,6 +91,9 @@ def fit(
     torch.manual_seed(seed)
     check_state(state, resume)
     _check_options(inversion, mapping, top_k, decimals, seed)
+    mixes = issubclass(kind, methods.PGN)
+    if library != "pixel" and not mixes:
+        raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
     surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda")
     card = {
@@ -98,6 +101,7 @@ def fit(
         "backbone": _describe(backbone),
         "profile": str(profile),
         "layout": layout,
+        "library": {"kind": library, "size": recipe.library_size} if mixes else None,
         "inversion": "exact" if library == "pixel" else inversion,
         "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
         "classes": list(task.classes),
@@ -106,10 +110,7 @@ def fit(
         "data": task.card(),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
-    model = kind.create(_setting(surrogate, task, library, recipe))
-    card["library"] = {"kind": library, "size": recipe.library_size} if hasattr(model, "library") else None
-    if card["library"] is None and library != "pixel":
-        raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
+    model = kind.create(setting(surrogate, task, library, recipe))
     loop = Loop.begin(model, surrogate, task, recipe, card, progress)
     resuming = resume and state is not None and state.exists()
     run = loop.resume(load_state(state, card)) if state and resuming else loop.start(mapping)
@@ -119,84 +120,6 @@ def fit(
     exactly = replace(surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
     card["interrupted"] = interrupted
     return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
-
-
-def fit_white_box(
-    task: Task,
-    backbone: Backbone,
-    method: str,
-    *,
-    recipe: Recipe | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> WhiteBoxModel:
-    """Train a method that needs the inside of the model, in the same loop, to be compared with.
-
-    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear mapping reads what
-    the method lets it read (the backbone's features) and is warm-started alike.
-
-    Args:
-        task: classes and splits; only ``train`` and ``val`` are read.
-        backbone: the model; it stays frozen, and that is verified (fine-tuning works on a copy).
-        method: a white-box method of ``methods.REGISTRY``.
-        recipe: all numbers of the training.
-        seed: of everything random.
-        progress: show bars on stderr.
-
-    Raises:
-        ConfigurationError: the method is no white box.
-        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
-    """
-    recipe, kind = recipe or Recipe(), methods.get(method)
-    if not issubclass(kind, methods.WhiteBox):
-        raise ConfigurationError(f"method: got {method}, which an endpoint can serve, expected a white box; use fit")
-    torch.manual_seed(seed)
-    canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
-    surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
-    model = kind.create(_setting(surrogate, task, "pixel", recipe))
-    card = {"method": method, "generator": {"resolution": 1}, "classes": list(task.classes), "seed": seed}
-    loop = Loop.begin(model, surrogate, task, recipe, card, progress)
-    run = loop.start("linear" if kind.reads_features else "auto")
-    if loop.train(run, lambda: None):
-        raise KeyboardInterrupt
-    run.restore_best()
-    backbone.verify_frozen()
-    exactly = replace(surrogate, half=False)
-    features, copies, val_features = (
-        outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
-        for examples, augmented in (
-            (loop.train_examples, augment.none),
-            (loop.train_examples, loop.augmented),
-            (loop.val_examples, augment.none),
-        )
-    )
-    targets, val_targets = task.train.labels, task.val.labels
-    _, mapping = last_mapping(run.mapping.mapping(), features, copies, targets, val_features, val_targets, seed)
-    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
-
-
-@dataclass(frozen=True)
-class WhiteBoxModel:
-    """A trained white-box method: it answers here, where the backbone is, and cannot be deployed.
-
-    Attributes:
-        method: its name.
-        model, mapping, surrogate: what answers.
-    """
-
-    method: str
-    model: Method
-    mapping: TorchMapping
-    surrogate: Surrogate
-
-    def log_probs(self, split: Split) -> Floats:
-        """Return (n, C) float64 log-probabilities for a split's pictures."""
-        examples = _examples(split, self.surrogate.canvas, self.surrogate.backbone.device, False)
-        return log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
-
-    def learnable(self) -> dict[str, int]:
-        """Return how many numbers were trained: of the method, and of the head that reads it."""
-        return learnable(self.model, self.mapping.weight.numel() + self.mapping.bias.numel())
 
 
 @dataclass
@@ -224,7 +147,9 @@ class Loop:
     ) -> Loop:
         """Read the pictures that are trained and judged on."""
         device = surrogate.backbone.device
-        train, val = (_examples(split, surrogate.canvas, device, progress) for split in (task.train, task.val))
+        train, val = (
+            load_examples(split, surrogate.canvas, device, shown=progress) for split in (task.train, task.val)
+        )
         return cls(model.to(device), surrogate, train, val, recipe, card, card["seed"], progress)
 
     def start(self, mapping: str) -> Run:
@@ -345,7 +270,8 @@ def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: in
             raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
 
 
-def _setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
+def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
+    """What a method is drawn for."""
     b = surrogate.backbone
     return Setting(surrogate.canvas, len(task.classes), b.embedding.width, b.depth, library, recipe.library_size, b)
 
@@ -360,12 +286,6 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
         "patch_embedding_sha256": backbone.embedding.sha256(),
         "weights_sha256": backbone.weights_sha256,
     }
-
-
-def _examples(split: Split, canvas: Canvas, device: torch.device, shown: bool) -> Examples:
-    with progress_bar(len(split), "reading", "img", shown=shown) as bar:
-        pictures = load_pictures(split, canvas, bar.update)
-    return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:

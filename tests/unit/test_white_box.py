@@ -10,8 +10,7 @@ from pgn_client.geometry import Canvas
 from pgn_client.methods import REGISTRY, Rates, RGBMethod, Setting, WhiteBox
 from pgn_client.methods.fine_tune import FineTune
 from pgn_client.methods.vpt import VPTDeep, VPTShallow
-from pgn_client.training import fit, load_task, recipe
-from pgn_client.training.loop import fit_white_box
+from pgn_client.training import fit, fit_white_box, load_task, recipe
 from pgn_client.training.surrogate import Surrogate
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)

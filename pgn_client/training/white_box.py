@@ -1,0 +1,98 @@
+"""Training of methods that need the inside of the model, in the loop that trains prompts, to be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from pgn_client import methods
+from pgn_client.backbone import Backbone
+from pgn_client.errors import ConfigurationError
+from pgn_client.geometry import Canvas
+from pgn_client.methods import Method
+from pgn_client.training import augment
+from pgn_client.training.data import Split, Task, load_examples
+from pgn_client.training.finish import Floats, last_mapping, learnable, log_probs, outputs
+from pgn_client.training.loop import Loop, setting
+from pgn_client.training.recipe import Recipe
+from pgn_client.training.scores import TorchMapping
+from pgn_client.training.surrogate import Surrogate
+
+
+def fit_white_box(
+    task: Task,
+    backbone: Backbone,
+    method: str,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> WhiteBoxModel:
+    """Train a method that needs the inside of the model.
+
+    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear mapping reads what
+    the method lets it read (the backbone's features) and is warm-started alike.
+
+    Args:
+        task: classes and splits; only ``train`` and ``val`` are read.
+        backbone: the model; it stays frozen, and that is verified (fine-tuning works on a copy).
+        method: a white-box method of ``methods.REGISTRY``.
+        recipe: all numbers of the training.
+        seed: of everything random.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigurationError: the method is no white box.
+        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
+    """
+    recipe, kind = recipe or Recipe(), methods.get(method)
+    if not issubclass(kind, methods.WhiteBox):
+        raise ConfigurationError(f"method: got {method}, which an endpoint can serve, expected a white box; use fit")
+    torch.manual_seed(seed)
+    canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
+    surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
+    model = kind.create(setting(surrogate, task, "pixel", recipe))
+    card = {"method": method, "generator": {"resolution": 1}, "classes": list(task.classes), "seed": seed}
+    loop = Loop.begin(model, surrogate, task, recipe, card, progress)
+    run = loop.start("linear" if kind.reads_features else "auto")
+    if loop.train(run, lambda: None):
+        raise KeyboardInterrupt
+    run.restore_best()
+    backbone.verify_frozen()
+    exactly = replace(surrogate, half=False)
+    features, copies, val_features = (
+        outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
+        for examples, augmented in (
+            (loop.train_examples, augment.none),
+            (loop.train_examples, loop.augmented),
+            (loop.val_examples, augment.none),
+        )
+    )
+    targets, val_targets = task.train.labels, task.val.labels
+    _, mapping = last_mapping(run.mapping.mapping(), features, copies, targets, val_features, val_targets, seed)
+    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
+
+
+@dataclass(frozen=True)
+class WhiteBoxModel:
+    """A trained white-box method: it answers here, where the backbone is, and cannot be deployed.
+
+    Attributes:
+        method: its name.
+        model, mapping, surrogate: what answers.
+    """
+
+    method: str
+    model: Method
+    mapping: TorchMapping
+    surrogate: Surrogate
+
+    def log_probs(self, split: Split) -> Floats:
+        """Return (n, C) float64 log-probabilities for a split's pictures."""
+        examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
+        return log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
+
+    def learnable(self) -> dict[str, int]:
+        """Return how many numbers were trained: of the method, and of the head that reads it."""
+        return learnable(self.model, self.mapping.weight.numel() + self.mapping.bias.numel())
