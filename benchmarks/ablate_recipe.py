@@ -86,12 +86,14 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
 
     clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
     copies = [candidates.augmented(path, augment, seed + i) for i, path in enumerate(task.train.paths)]
-    both = np.concatenate([clean, features(copies)])
-    fits = [
-        labels.fit(x, np.tile(task.train.labels, len(x) // len(clean)), model.labels, task.classes, seed=seed).mapping
-        for x in (clean, both)
-    ]
-    best = min(fits, key=lambda m: -m.log_probs(val)[np.arange(len(val)), task.val.labels].mean())
+    held_out = val, task.val.labels
+
+    def mapped(x: np.ndarray, times: int) -> labels.Fitted:
+        targets = np.tile(task.train.labels, times)
+        return labels.fit(x, targets, model.labels, task.classes, val=held_out, copies=times, seed=seed)
+
+    fits = mapped(clean, 1), mapped(np.concatenate([clean, features(copies)]), 2)
+    best = min(fits, key=lambda fitted: min(fitted.log_loss.values())).mapping
     return best.log_probs(val), best.log_probs(dev)
 
 
@@ -125,11 +127,12 @@ def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -
     canvas = Canvas.build(model.input_size, model.patch_size, layout)
     surrogate = Surrogate(model, canvas)
     with torch.inference_mode():
-        train, dev = (
+        train, val, dev = (
             torch.cat([surrogate.scores(x) for x in load_pictures(split, canvas).split(64)]).double().numpy()
-            for split in (task.train, task.test)
+            for split in (task.train, task.val, task.test)
         )
-    fitted = labels.fit(train, task.train.labels, model.labels, task.classes, seed=seed)
+    held_out = val, task.val.labels
+    fitted = labels.fit(train, task.train.labels, model.labels, task.classes, val=held_out, seed=seed)
     hits = fitted.mapping.log_probs(dev).argmax(axis=1) == task.test.labels
     return {"neutral": round(float(hits.mean()), 4), "kind": fitted.mapping.kind}
 

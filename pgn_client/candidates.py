@@ -170,14 +170,12 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
     def rows(answers: Sequence[Answer]) -> Floats:
         return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
 
-    def fit(answers: Sequence[Answer], times: int) -> labels.Fitted:
-        return labels.fit(rows(answers), np.tile(task.train.labels, times), source, task.classes, seed=seed)
+    def fit(answers: Sequence[Answer], copies: int) -> labels.Fitted:
+        targets = np.tile(task.train.labels, copies)
+        held_out = rows(val), task.val.labels
+        return labels.fit(rows(answers), targets, source, task.classes, val=held_out, copies=copies, seed=seed)
 
-    def loss(fitted: labels.Fitted) -> float:
-        log_p = fitted.mapping.log_probs(rows(val))
-        return float(-log_p[np.arange(len(log_p)), task.val.labels].mean())
-
-    fitted = min((fit(clean, 1), fit([*clean, *copies], 2)), key=loss)
+    fitted = min((fit(clean, 1), fit([*clean, *copies], 2)), key=lambda found: min(found.log_loss.values()))
     val_rows, test_rows = (fitted.mapping.log_probs(rows(answers)) for answers in (val, test))
     return Candidate(RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)), fitted
 

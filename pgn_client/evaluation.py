@@ -155,7 +155,7 @@ def evaluate(
         seed=seed,
         split={"train": len(task.train), "val": len(task.val), "test": len(task.test)},
         same_data=same_data,
-        mapping={"kind": fitted.mapping.kind, "cv_log_loss": fitted.log_loss, "l2": fitted.l2},
+        mapping={"kind": fitted.mapping.kind, "val_log_loss": fitted.log_loss, "l2": fitted.l2},
         fusion={c.name: c.alpha for c in candidates if c.alpha is not None},
         query_below=query_below,
         curve=_curve(best, task),

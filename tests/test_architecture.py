@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports go down only, and peers of one layer do not import each other. A sub-package is one unit.
 LAYERS = (
     {"errors", "types"},
+    {"regression"},
     {"geometry", "labels", "statistics", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
     {"backbone", "generator", "protocols", "compositor"},
     {"inversion", "exchange"},
@@ -36,7 +37,7 @@ LAYERS = (
 )
 # A value that cannot be read raises an error of the tree, so the errors lie at the very bottom.
 PEER_EDGES = {("types", "errors")}
-NEUTRAL = {"errors", "types", "geometry", "labels", "statistics", "codecs", "checkpoint"}
+NEUTRAL = {"errors", "types", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training"}
 ON_TOP = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgn_client.backbone import Backbone
-from pgn_client.labels import logistic_regression_cv
+from pgn_client.regression import logistic_regression_cv
 
 BATCH = 64
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,9 @@ def finish(
         copies, _ = deployed_features(draft, surrogate, train, augmented)
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
-    chosen, mapping = last_mapping(mapping, features, copies, targets, val_features, val_targets, card["seed"])
+    kinds = labels.KINDS if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
+    val_answers = val_features, val_targets
+    chosen, mapping = last_mapping(mapping, features, copies, targets, val_answers, kinds=kinds, seed=card["seed"])
     deployed = mapping.log_probs(val_features)
     alpha, fused = _fused(deployed, opinions, val_targets)
     metrics = {
@@ -128,21 +131,23 @@ def last_mapping(
     features: Floats,
     copies: Floats,
     targets: Integers,
-    val_features: Floats,
-    val_targets: Integers,
+    val: tuple[Floats, Integers],
+    *,
+    kinds: Sequence[str],
     seed: int,
 ) -> tuple[str, LabelMapping]:
     """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and augmented copies."""
 
-    def refitted(x: Floats, y: Integers) -> LabelMapping:
-        return labels.fit(x, y, mapping.source, mapping.classes, kinds=(mapping.kind,), seed=seed).mapping
+    def refitted(x: Floats, times: int) -> LabelMapping:
+        y, source, classes = np.tile(targets, times), mapping.source, mapping.classes
+        return labels.fit(x, y, source, classes, val=val, kinds=kinds, copies=times, seed=seed).mapping
 
     fits = {
         "trained jointly": mapping,
-        "refitted": refitted(features, targets),
-        "refitted with an augmented copy": refitted(np.concatenate([features, copies]), np.tile(targets, 2)),
+        "refitted": refitted(features, 1),
+        "refitted with an augmented copy": refitted(np.concatenate([features, copies]), 2),
     }
-    chosen = min(fits, key=lambda name: _nll(fits[name].log_probs(val_features), val_targets))
+    chosen = min(fits, key=lambda name: _nll(fits[name].log_probs(val[0]), val[1]))
     return chosen, fits[chosen]
 
 

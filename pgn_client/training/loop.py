@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from pgn_client.labels import LabelMapping
 from pgn_client.methods import Method, RGBMethod, Setting
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Task, load_examples
-from pgn_client.training.finish import EVALUATION_BATCH, finish, log_probs
+from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, log_probs
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
@@ -67,7 +67,7 @@ def fit(
         layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
         profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
         recipe: all numbers of the training; see ``training.recipe``.
-        mapping: ``auto`` (chosen by cross-validation), ``identity``, ``blm+`` or ``linear``.
+        mapping: ``auto`` (chosen on validation), ``identity``, ``blm+`` or ``linear``.
         inversion: ``bounded`` or ``pseudo_inverse``, for a latent library.
         top_k: how many labels the endpoint returns; ``None`` for all.
         decimals: how the endpoint rounds probabilities; ``None`` for not at all.
@@ -229,15 +229,19 @@ class Loop:
 
     def _first_mapping(self, wanted: str) -> LabelMapping:
         """Choose a mapping on the answers to neutral canvases; it is where the joint training starts."""
-        kinds = ("identity", "blm+", "linear") if wanted == "auto" else (wanted,)
-        with torch.inference_mode():
-            batches = self.train_examples.batches(EVALUATION_BATCH)
-            parts = [self.model.neutral(pictures, self.surrogate) for pictures, _ in batches]
-        features = torch.cat(parts).cpu().double().numpy()
-        targets, source = self.train_examples.targets.cpu().numpy(), self._source(features.shape[1])
-        mapping = labels.fit(features, targets, source, self._classes, kinds=kinds, seed=self.seed).mapping
+        features, val = (self._neutral(examples) for examples in (self.train_examples, self.val_examples))
+        targets, val_targets = (x.targets.cpu().numpy() for x in (self.train_examples, self.val_examples))
+        source, kinds = self._source(features.shape[1]), labels.KINDS if wanted == "auto" else (wanted,)
+        mapping = labels.fit(
+            features, targets, source, self._classes, val=(val, val_targets), kinds=kinds, seed=self.seed
+        ).mapping
         warm = self.recipe.warm_mapping or mapping.additive
         return mapping if warm else _blank_mapping("linear", source, self._classes)
+
+    @torch.inference_mode()
+    def _neutral(self, examples: Examples) -> Floats:
+        parts = [self.model.neutral(pictures, self.surrogate) for pictures, _ in examples.batches(EVALUATION_BATCH)]
+        return torch.cat(parts).cpu().double().numpy()
 
     def _run(self, mapping: LabelMapping) -> Run:
         torch_mapping = TorchMapping(mapping).to(self.surrogate.backbone.device)
@@ -262,9 +266,8 @@ def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: int | None, seed: int) -> None:
     """Refuse what cannot work now, not after the training."""
     route(inversion)
-    if mapping not in ("auto", *get_args(labels.MappingKind)):
-        known = ", ".join(get_args(labels.MappingKind))
-        raise ConfigurationError(f"mapping: got {mapping!r}, expected auto or one of {known}")
+    if mapping not in ("auto", *labels.KINDS):
+        raise ConfigurationError(f"mapping: got {mapping!r}, expected auto or one of {', '.join(labels.KINDS)}")
     for name, value, least in (("top_k", top_k, 1), ("decimals", decimals, 0), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ConfigurationError(f"{name}: got {value}, expected at least {least}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgn_client.labels import FLOOR, LabelMapping
+from pgn_client.labels import LabelMapping
+from pgn_client.regression import FLOOR
 
 
 def returned_scores(logits: Tensor, *, top_k: int | None = None, decimals: int | None = None) -> Tensor:

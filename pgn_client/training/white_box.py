@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pgn_client import methods
+from pgn_client import labels, methods
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
@@ -69,8 +69,9 @@ def fit_white_box(
             (loop.val_examples, augment.none),
         )
     )
-    targets, val_targets = task.train.labels, task.val.labels
-    _, mapping = last_mapping(run.mapping.mapping(), features, copies, targets, val_features, val_targets, seed)
+    trained, val = run.mapping.mapping(), (val_features, task.val.labels)
+    kinds = ("linear",) if kind.reads_features else labels.KINDS
+    _, mapping = last_mapping(trained, features, copies, task.train.labels, val, kinds=kinds, seed=seed)
     return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
 
 

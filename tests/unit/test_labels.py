@@ -7,17 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
-from pgn_client.labels import (
-    FLOOR,
-    LabelMapping,
-    _Rotated,
-    blm_plus,
-    fit,
-    log_scores,
-    logistic_regression,
-    logistic_regression_cv,
-    vocabulary,
-)
+from pgn_client.labels import LabelMapping, blm_plus, fit, log_scores, vocabulary
+from pgn_client.regression import FLOOR, _Rotated, logistic_regression, logistic_regression_cv
 from pgn_client.types import Answer
 
 
@@ -238,6 +229,26 @@ class TestFit:
         assert fitted.log_loss["identity"] > fitted.log_loss["blm+"] > fitted.log_loss["linear"]
         assert fitted.mapping.kind == "linear"
         assert (fitted.mapping.log_probs(X).argmax(axis=1) == y).mean() > 0.9
+
+    def test_validation_examples_choose_the_kind_where_there_are_some(self):
+        """The training labels are permuted; the validation labels are as the endpoint says."""
+        X, y, names = self.permuted()
+        alone, judged = (fit(X, y, names, names, val=val) for val in (None, (X[:50], X[:50].argmax(axis=1))))
+        assert (alone.mapping.kind, judged.mapping.kind) == ("linear", "identity")
+        for kind, loss in judged.log_loss.items():
+            p = np.exp(fit(X, y, names, names, kinds=(kind,)).mapping.log_probs(X[:50])).clip(FLOOR)
+            log_p = np.log(p / p.sum(axis=1, keepdims=True))
+            assert loss == pytest.approx(-log_p[np.arange(50), X[:50].argmax(axis=1)].mean())
+
+    def test_copies_of_a_picture_are_held_out_together(self):
+        """A copy in the training folds would give its picture away: noise would look like something to be learnt."""
+        rng = np.random.default_rng(0)
+        X, y = np.log(softmax(rng.normal(size=(60, 80)))), np.arange(60) % 3
+        twice = np.concatenate([X, X + rng.normal(0, 1e-3, X.shape)]), np.tile(y, 2)
+        source, classes = tuple(map(str, range(80))), ("a", "b", "c")
+        parted, together = (fit(*twice, source, classes, kinds=("linear",), copies=n) for n in (1, 2))
+        assert parted.log_loss["linear"] < 0.5 < np.log(3) - 0.05 < together.log_loss["linear"]
+        assert together.l2 > 100 * parted.l2
 
     def test_identity_is_not_tried_where_a_class_is_no_source_label(self):
         X, y, names = self.permuted()
