@@ -85,7 +85,7 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
             return torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)]).double().numpy()
 
     clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
-    copies = [candidates.augmented(path, augment, seed + i) for i, path in enumerate(task.train.paths)]
+    copies = candidates.augmented_copies(task.train, augment, seed)
     held_out = val, task.val.labels
 
     def mapped(x: np.ndarray, times: int) -> labels.Fitted:

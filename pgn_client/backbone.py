@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -351,3 +352,9 @@ def _guarded(make: Callable[[], Any], what: str) -> Any:
             f"{what}: its published weights could not be loaded ({type(error).__name__}: {reason}); "
             "give --weights a local safetensors file"
         ) from error
+
+
+def float32_convolutions() -> AbstractContextManager[None]:
+    """Keep the patch embedding, a convolution, in float32 on a GPU, where cuDNN would take TF32."""
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return context

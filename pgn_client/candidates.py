@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from pgn_client.codecs import ImageSource, open_image
 from pgn_client.compositor import fit_picture, seen_by_server
 from pgn_client.geometry import Canvas
 from pgn_client.methods import linear_probe
-from pgn_client.statistics import LEAST, best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.regression import log_loss
+from pgn_client.statistics import best_fusion, best_gate, fuse, gate, gate_curve
 from pgn_client.training import Split, Task, augment
 from pgn_client.types import Answer
 
@@ -108,8 +108,7 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
         candidates: from the cheapest to the dearest.
         val_targets: (n,) class indices.
     """
-    rows = np.arange(len(val_targets))
-    return max(candidates, key=lambda c: np.maximum(c.val[rows, val_targets], LEAST).mean().round(9))
+    return min(candidates, key=lambda c: round(log_loss(c.val, val_targets), 9))
 
 
 def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
@@ -164,27 +163,29 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
     the prompt saw augmented pictures too; validation chooses between the two.
     """
     clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
-    copies = ask([augmented(path, augmentation, seed + i) for i, path in enumerate(task.train.paths)])
+    copies = ask(augmented_copies(task.train, augmentation, seed))
     source = labels.vocabulary(clean)
 
     def rows(answers: Sequence[Answer]) -> Floats:
         return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
 
-    def fit(answers: Sequence[Answer], copies: int) -> labels.Fitted:
-        targets = np.tile(task.train.labels, copies)
-        held_out = rows(val), task.val.labels
-        return labels.fit(rows(answers), targets, source, task.classes, val=held_out, copies=copies, seed=seed)
+    def fit(answers: Sequence[Answer], times: int) -> labels.Fitted:
+        targets, held_out = np.tile(task.train.labels, times), (rows(val), task.val.labels)
+        return labels.fit(rows(answers), targets, source, task.classes, val=held_out, copies=times, seed=seed)
 
     fitted = min((fit(clean, 1), fit([*clean, *copies], 2)), key=lambda found: min(found.log_loss.values()))
     val_rows, test_rows = (fitted.mapping.log_probs(rows(answers)) for answers in (val, test))
     return Candidate(RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)), fitted
 
 
-def augmented(path: Path, name: str, seed: int) -> Image.Image:
-    """Return an augmented copy of a picture, drawn with a seed of its own."""
-    torch.manual_seed(seed)
-    pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
-    return Image.fromarray(augment.get(name)(pixels)[0].permute(1, 2, 0).numpy())
+def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
+    """Return an augmented copy of every picture, each drawn with a seed of its own."""
+    augmented, copies = augment.get(name), []
+    for i, path in enumerate(split.paths):
+        torch.manual_seed(seed + i)
+        pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
+        copies.append(Image.fromarray(augmented(pixels)[0].permute(1, 2, 0).numpy()))
+    return copies
 
 
 def rendered(adapter: PromptAdapter, pictures: Pictures, name: str = LOCAL) -> tuple[Pixels, Candidate]:
@@ -194,16 +195,25 @@ def rendered(adapter: PromptAdapter, pictures: Pictures, name: str = LOCAL) -> t
     return patches, Candidate(name, val, test, 0, 0.0)
 
 
-def probe(backbone: Backbone, task: Task, seed: int) -> Candidate:
-    """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees them."""
+def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
+    """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees them.
 
-    def features(split: Split) -> Floats:
-        seen = [seen_by_server(open_image(path), backbone.profile, backbone.input_size) for path in split.paths]
+    As for the raw answers, validation chooses whether it also learns from an augmented copy of each training picture.
+    """
+
+    def features(images: Sequence[ImageSource]) -> Floats:
+        seen = [seen_by_server(open_image(image), backbone.profile, backbone.input_size) for image in images]
         return linear_probe.features(backbone, torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2))
 
-    fitted = linear_probe.LinearProbe.fit(features(task.train), task.train.labels, len(task.classes), seed=seed)
-    val, test = (fitted.log_probs(features(split)) for split in (task.val, task.test))
-    return Candidate(PROBE, val, test, 0, 0.0)
+    def fit(x: Floats, copies: int) -> linear_probe.LinearProbe:
+        targets = np.tile(task.train.labels, copies)
+        return linear_probe.LinearProbe.fit(x, targets, len(task.classes), copies=copies, seed=seed)
+
+    clean, val, test = (features(split.paths) for split in (task.train, task.val, task.test))
+    both = np.concatenate([clean, features(augmented_copies(task.train, augmentation, seed))])
+    fits = fit(clean, 1), fit(both, 2)
+    fitted = min(fits, key=lambda found: log_loss(found.log_probs(val), task.val.labels))
+    return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
 
 
 def fused(endpoint: Candidate, local: Candidate, alpha: float) -> Candidate:

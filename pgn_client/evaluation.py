@@ -32,14 +32,15 @@ RAW_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, IIP, 
 CURVE = tuple(step / 10 for step in range(11))
 """Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
 
+NEAREST = "nearest checkpoint: pgn train --method no_prompt, which squashes pictures into the canvas; evaluate it too"
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
-    RAW: "use the mapping only: send pictures as they are (pgn train --method no_prompt makes a checkpoint for that)",
+    RAW: f"use the mapping only: send pictures as they are ({NEAREST})",
     RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
-    "(pgn train --method no_prompt makes a checkpoint for that)",
-    NO_PROMPT: "use the mapping only: send pictures as they are",
-    ways.with_local(NO_PROMPT): "use both without a prompt: send pictures as they are, fused with the local head",
+    f"({NEAREST})",
+    NO_PROMPT: "use the mapping only: send pictures without a prompt",
+    ways.with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
     IIP: "use the input-independent prompt: one prompt for all pictures",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
@@ -122,18 +123,19 @@ def evaluate(
     asker = Asker(connect)
     seed, name = int(pgn.info["seed"]), methods.get(pgn.info["method"]).title
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
-    raw, fitted = ways.raw(asker, task, pgn.info["recipe"]["augment"], seed)
+    augmentation = pgn.info["recipe"]["augment"]
+    raw, fitted = ways.raw(asker, task, augmentation, seed)
     patches, local = ways.rendered(pgn, pictures)
-    candidates, omitted = _without_prompt(raw, local, task, surrogate, seed)
+    candidates, omitted = _without_prompt(raw, local, task, surrogate, augmentation, seed)
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates += _with_its_local_head(IIP, asker, rival, pictures)
+        candidates += _with_its_local_head(IIP, asker, rival, pictures, ways.rendered(rival, pictures)[1])
     elif name != IIP:
         omitted.append(
             f"{IIP}: none that is trained alike; for a PGN of one task give --rival, or a surrogate to train one"
         )
     note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
-    prompted, both = _with_its_local_head(name, asker, pgn, pictures)
+    prompted, both = _with_its_local_head(name, asker, pgn, pictures, local)
     candidates += [prompted, both]
     controls = _controls(asker, pgn, pictures, patches, prompted)
     retention = None
@@ -185,7 +187,7 @@ def verdict(
 
     Args:
         best: what is served.
-        candidates: all other ways, from the cheapest to the dearest.
+        candidates: all ways, from the cheapest to the dearest.
         task: its validation and test targets.
         paired: the comparisons.
         sent: share of pictures that are sent once ``best`` is gated.
@@ -221,19 +223,20 @@ def _row(candidate: Candidate, targets: Integers) -> dict[str, Any]:
 
 
 def _without_prompt(
-    raw: Candidate, local: Candidate, task: Task, surrogate: Backbone | None, seed: int
+    raw: Candidate, local: Candidate, task: Task, surrogate: Backbone | None, augmentation: str, seed: int
 ) -> tuple[list[Candidate], list[str]]:
     """Rivals that need no prompt, and a word on what cannot be measured without a surrogate."""
     raw = replace(raw, local=local)
     both = ways.fused_best(raw, local, task.val.labels)
     if surrogate is None:
         return [raw, local, both], [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
-    return [raw, local, ways.probe(surrogate, task, seed), both], []
+    return [raw, local, ways.probe(surrogate, task, augmentation, seed), both], []
 
 
-def _with_its_local_head(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> list[Candidate]:
+def _with_its_local_head(
+    name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures, local: Candidate
+) -> list[Candidate]:
     """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
-    local = ways.rendered(adapter, pictures)[1]
     alone = replace(ways.prompted(name, ask, adapter, pictures), local=local)
     return [alone, ways.fused(alone, local, float(adapter.info["fusion"]))]
 

@@ -122,24 +122,16 @@ class LocalClassifier(nn.Module):
 
     Args:
         classes: C.
-
-    Attributes:
-        head_teaches_trunk: whether gradients of the local head reach the trunk.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.trunk = ResNet10()
         self.local_head = nn.Linear(TRUNK_WIDTH, classes)
-        self.head_teaches_trunk = True
 
     def classify(self, x: Tensor) -> Tensor:
         """(B, 3, r, r) float, normalised → (B, C) logits."""
-        return self.opinion(self.trunk(x))
-
-    def opinion(self, features: Tensor) -> Tensor:
-        """(B, 128) features of the trunk → (B, C) logits."""
-        logits: Tensor = self.local_head(features if self.head_teaches_trunk else features.detach())
+        logits: Tensor = self.local_head(self.trunk(x))
         return logits
 
 
@@ -150,12 +142,16 @@ class PromptGenerator(LocalClassifier):
         prompts: K.
         library_size: L.
         classes: C.
+
+    Attributes:
+        head_teaches_trunk: whether gradients of the local head reach the trunk, beside those of the prompt.
     """
 
     def __init__(self, prompts: int, library_size: int, classes: int) -> None:
         super().__init__(classes)
         self.mixture = nn.Linear(TRUNK_WIDTH, prompts * library_size)
         self.shape = (prompts, library_size)
+        self.head_teaches_trunk = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mix and classify.
@@ -169,7 +165,7 @@ class PromptGenerator(LocalClassifier):
         """
         features = self.trunk(x)
         weights = self.mixture(features).float().unflatten(-1, self.shape).softmax(dim=-1)
-        return weights, self.opinion(features)
+        return weights, self.local_head(features if self.head_teaches_trunk else features.detach())
 
 
 def generator_input(pictures: Tensor, resolution: int) -> Tensor:

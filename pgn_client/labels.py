@@ -240,14 +240,12 @@ def fit(
         linear = logistic_regression_cv(features, labels, C, folds=folds, seed=seed, copies=copies, offset=offset)
         mapping, l2 = LabelMapping("linear", source, classes, linear.weight, linear.bias), linear.l2
         found["linear"] = linear.log_loss, mapping
-    losses = {kind: loss if val is None else _floored_loss(m, *val) for kind, (loss, m) in found.items()}
+    losses = {
+        kind: loss if val is None else log_loss(mapping.log_probs(val[0]), val[1])
+        for kind, (loss, mapping) in found.items()
+    }
     best = min((kind for kind in kinds if kind in found), key=losses.__getitem__)
     return Fitted(found[best][1], losses, l2)
-
-
-def _floored_loss(mapping: LabelMapping, features: Floats, labels: Integers) -> float:
-    """Log-loss in which one certain mistake does not decide, and all kinds are on one scale."""
-    return log_loss(log_normalised(np.exp(mapping.log_probs(features))), labels)
 
 
 def _blm_plus_loss(features: Floats, labels: Integers, C: int, folds: Iterable[tuple[Integers, Integers]]) -> float:

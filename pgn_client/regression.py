@@ -5,6 +5,7 @@ It fits the linear label mapping, on an endpoint's answers, and the linear probe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,9 +96,7 @@ def logistic_regression_cv(
         for f, (problem, held) in enumerate(parts):
             starts[f] = params = problem.solve(l2, starts[f], tolerance=1e-4)
             weight, bias = problem.unrotated(params)
-            # The floor keeps one certain mistake from deciding the choice, and puts all kinds of mapping on one scale.
-            p = np.exp(log_softmax(X[held] @ weight + bias))
-            total += len(held) * log_loss(log_normalised(p), y[held])
+            total += len(held) * log_loss(log_softmax(X[held] @ weight + bias), y[held])
         losses.append(total / len(y))
         if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
@@ -219,9 +218,17 @@ def log_softmax(logits: Floats) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
+def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
+    """Return (n,) log-probabilities of the right classes, of (n, C) and (n,) class indices.
+
+    None is below log ``FLOOR``, so that one certain mistake does not decide a choice alone.
+    """
+    return np.asarray(np.maximum(log_p[np.arange(len(labels)), labels], math.log(FLOOR)))
+
+
 def log_loss(log_p: Floats, labels: Integers) -> float:
-    """Return the mean over examples, in nats, of (n, C) log-probabilities at the (n,) right classes."""
-    return float(-log_p[np.arange(len(labels)), labels].mean())
+    """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples goes by, in nats."""
+    return float(-log_likelihood(log_p, labels).mean())
 
 
 def stratified(labels: Integers, folds: int, seed: int, copies: int = 1) -> Iterator[tuple[Integers, Integers]]:

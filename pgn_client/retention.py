@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
+from pgn_client.backbone import Backbone, float32_convolutions
 from pgn_client.compositor import compose, seen_by_server
 from pgn_client.training.data import Examples
 from pgn_client.training.finish import log_probs
 from pgn_client.training.scores import TorchMapping
-from pgn_client.training.surrogate import Surrogate, float32_convolutions
+from pgn_client.training.surrogate import Surrogate
 from pgn_client.types import ServerProfile
 
 BATCH = 64

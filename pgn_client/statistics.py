@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgn_client.errors import ConfigurationError, ShapeError
+from pgn_client.regression import log_likelihood, log_loss, log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-LEAST = -30.0  # a log-probability below it counts as this, so that one certain error does not decide alone
 ALPHAS = tuple(step / 20 for step in range(21))  # 0, 0.05, ..., 1
 
 
@@ -169,8 +169,7 @@ def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
         mixed = log_p_local if alpha else log_p_endpoint
     else:
         mixed = (1 - alpha) * log_p_endpoint + alpha * log_p_local
-    shifted = mixed - mixed.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    return log_softmax(mixed)
 
 
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
@@ -190,12 +189,8 @@ def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -
     if not len(labels) or labels.shape != log_p_endpoint.shape[:1]:
         raise ShapeError(f"fusion: got labels {labels.shape} and scores {log_p_endpoint.shape}, expected (n,), (n, C)")
 
-    def loss(alpha: float) -> float:
-        log_p = fuse(log_p_endpoint, log_p_local, alpha)
-        # Rounded, so that rounding errors do not decide between sides that say the same.
-        return round(-float(log_p[np.arange(len(labels)), labels].mean()), 12)
-
-    return min(ALPHAS, key=loss)
+    # Rounded, so that rounding errors do not decide between sides that say the same.
+    return min(ALPHAS, key=lambda alpha: round(log_loss(fuse(log_p_endpoint, log_p_local, alpha), labels), 12))
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,7 @@ def gate_curve(
         ConfigurationError: a threshold outside [0, 1].
         ShapeError: arrays that do not fit.
     """
-    confidence, hits = _gate_hits(log_p_served, log_p_local, labels)
+    confidence, hits = gate_hits(log_p_served, log_p_local, labels)
     points = []
     for threshold in thresholds:
         _check_threshold(threshold)
@@ -286,9 +281,9 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
     _check_scores("gate", log_p_served, log_p_local)
     _check_labels("gate", labels, log_p_served)
     confidence = _confidence(log_p_local)
-    order, rows = np.argsort(confidence), np.arange(len(labels))
+    order = np.argsort(confidence)
     confidence = confidence[order]
-    served, local = (np.maximum(x[rows, labels], LEAST)[order] for x in (log_p_served, log_p_local))
+    served, local = (log_likelihood(x, labels)[order] for x in (log_p_served, log_p_local))
     gains = np.concatenate([[0.0], np.cumsum(served - local)])  # of sending the k least sure
     # Sending the k least sure is a threshold only where the next one is surer than they are.
     reachable = np.concatenate([[True], confidence[1:] > confidence[:-1], [True]])
@@ -298,7 +293,7 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
     return float(confidence[sent]) if sent else 0.0
 
 
-def _gate_hits(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> tuple[Floats, Integers]:
+def gate_hits(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> tuple[Floats, Integers]:
     """Return the confidences (n,), ascending, and how many images are right if the k least sure are sent (n + 1,)."""
     _check_scores("gate", log_p_served, log_p_local)
     _check_labels("gate", labels, log_p_served)

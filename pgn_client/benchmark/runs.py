@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgn_client import __version__, methods
 from pgn_client import candidates as ways
-from pgn_client import methods
 from pgn_client.backbone import Backbone
 from pgn_client.candidates import Asker, Candidate, Connect, Pictures
 from pgn_client.errors import ConfigurationError
@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         sets: name → folder, as of ``training.load_task``.
         methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and ``training.PRESETS``.
-        seeds: of splits, shots and training.
+        seeds: of shots, limits and training.
         shots: training pictures per class, at most; ``None`` for all.
         augment: set name → what its pictures allow (see ``training.augment``).
         epochs: of every training; ``None`` for the preset's.
@@ -74,6 +74,10 @@ class Plan:
             recipe(parse(spec)[1], epochs=self.epochs)
         for name in self.sets:
             augment.get(self.augment.get(name, "shift"))
+        if self.layout == "full":
+            raise ConfigurationError(
+                "layout: got full, expected ring, corner or rows:N, for the methods with prompt cells"
+            )
         if not any(deploys(spec) for spec in specs):
             raise ConfigurationError(
                 f"methods: got {', '.join(specs)}, expected at least one that an endpoint can serve; add pgn"
@@ -145,21 +149,20 @@ class Bench:
             ConfigurationError: an unknown method or preset, or ``out`` holds runs with other settings.
         """
         place(self.plan.layout or "ring", self.surrogate.input_size // self.surrogate.patch_size)
-        tasks = [(cell, cell.task(self.plan)) for cell in self.plan.cells()]
+        todo = [(cell, rows) for cell in self.plan.cells() if (rows := missing_rows(self.out, cell, self.plan))]
+        tasks = [cell.task(self.plan) for cell, _ in todo]
         self._claim()
-        for cell, task in tasks:
-            missing = missing_rows(self.out, cell, self.plan)
-            if missing:
-                self._run_cell(cell, task, missing)
+        for (cell, rows), task in zip(todo, tasks, strict=True):
+            self._run_cell(cell, task, rows)
 
     def _claim(self) -> None:
         """Write down what all runs of this table share, or refuse to mix."""
         ours = self.plan.settings() | {"weights_sha256": self.surrogate.weights_sha256, "endpoint": self.endpoint}
-        ours["profile"] = str(self.profile or "")
-        theirs = require_settings(self.out, ours)
+        ours |= {"profile": str(self.profile or ""), "version": __version__}
+        theirs = _require_settings(self.out, ours)
         ours["augment"] = theirs.get("augment", {}) | ours["augment"]
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / SETTINGS).write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+        _write_whole(self.out / SETTINGS, json.dumps(ours, indent=1) + "\n")
 
     def _run_cell(self, cell: Cell, task: Task, missing: Sequence[str]) -> None:
         folder = cell.folder(self.out)
@@ -167,12 +170,14 @@ class Bench:
         ids = np.array([f"{path.parent.name}/{path.name}" for path in task.test.paths])
         targets = {"val": task.val.labels, "test": task.test.labels, "ids": ids, "digest": np.array(task.digest())}
         path = folder / "targets.npz"
-        if path.exists() and not _same(np.load(path), targets):
+        if not path.exists():
+            np.savez(partial := folder / "targets.partial.npz", **targets)  # type: ignore[arg-type]
+            partial.replace(path)
+        elif not _same(np.load(path), targets):
             raise ConfigurationError(
                 f"benchmark: {folder} holds runs on other pictures than {self.plan.sets[cell.set]} has; "
                 "choose another --out"
             )
-        np.savez(path, **targets)  # type: ignore[arg-type]
         for row in missing:
             self.note(f"{cell.set}, {cell.shots or 'all'} shots, seed {cell.seed}: {row}")
             arrays, record = self._measure(cell, task, row)
@@ -181,10 +186,7 @@ class Bench:
             text = json.dumps(
                 asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record, indent=1
             )
-            mark = folder / f"{row}.json"
-            partial = mark.with_name(mark.name + ".partial")
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(mark)  # a run that was killed leaves no mark
+            _write_whole(folder / f"{row}.json", text + "\n")  # a run that was killed leaves no such mark
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
         if row == RAW:
@@ -192,7 +194,7 @@ class Bench:
             size = fitted.mapping.weight.size + fitted.mapping.bias.size
             return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
         if row == PROBE:
-            found = ways.probe(self.surrogate, task, cell.seed)
+            found = ways.probe(self.surrogate, task, self._augment(cell), cell.seed)
             width = self.surrogate.embedding.width
             return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
         if deploys(row):
@@ -254,7 +256,7 @@ class Bench:
         return recipe(parse(row)[1], epochs=self.plan.epochs, augment=self._augment(cell))
 
 
-def require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
+def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the runs that are in ``out`` already, if any.
 
     Raises:
@@ -299,6 +301,13 @@ def deploys(spec: str) -> bool:
 
 def _spec(method: str, preset: str) -> str:
     return method if preset == "default" else f"{method}@{preset}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _same(kept: Arrays, ours: Arrays) -> bool:

@@ -22,7 +22,7 @@ from pgn_client import methods
 from pgn_client.benchmark.runs import PROBE, RAW, Plan, deploys, parse
 from pgn_client.candidates import Candidate
 from pgn_client.errors import ConfigurationError
-from pgn_client.statistics import accuracy_interval, pooled_bootstrap
+from pgn_client.statistics import accuracy_interval, gate_hits, pooled_bootstrap
 
 Floats = NDArray[np.float64]
 
@@ -210,7 +210,7 @@ def _row(name: str, cells: Sequence[Cell]) -> Row:
     alone = not name.endswith("⊕ local")
     return Row(
         name,
-        name == ways.SERVED or "white_box" not in record,
+        "white_box" not in record,
         mean,
         (low, high),
         float(np.mean([c.rows[name].sent for c in cells])),
@@ -278,10 +278,7 @@ def _curve(cells: Sequence[Cell]) -> list[tuple[float, float]]:
         at = []
         for c in cells:
             row, local = c.rows[ways.with_local(c.head)], c.rows[ways.LOCAL]
-            sure = np.exp(local.test).max(axis=1)
-            order = np.argsort(sure, kind="stable")[: round(share * len(sure))]
-            answers = local.test.copy()
-            answers[order] = row.test[order]
-            at.append(ways.right(answers, c.targets).mean())
+            _, hits = gate_hits(row.test, local.test, c.targets)
+            at.append(hits[round(share * len(c.targets))] / len(c.targets))
         points.append((float(share), float(np.mean(at))))
     return points

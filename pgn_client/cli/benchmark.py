@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def add_benchmark(commands: Subparsers) -> None:
         help="for example pgn pgn@small input_independent padding masked low_rank blend no_prompt; white box: "
         "padding_published vpt_shallow vpt_deep fine_tune (" + " ".join(DEFAULT_METHODS) + ")",
     )  # fmt: skip
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of splits and training (0)")
+    p.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of shots, limits and training (0)")
     p.add_argument("--shots", nargs="+", default=["all"], metavar="N", help="training pictures per class, or all (all)")
     p.add_argument("--train", type=int, metavar="N", help="at most N training pictures of a set (all)")
     p.add_argument("--val", type=int, metavar="N", help="at most N validation pictures (all)")
@@ -52,7 +52,7 @@ def add_benchmark(commands: Subparsers) -> None:
 def run_benchmark(args: argparse.Namespace) -> int:
     """Do the runs that are missing, and print the table."""
     require("benchmarks", "all", "torch", "timm", "fastapi", "matplotlib")
-    from pgn_client.benchmark import Bench, Plan, draw, markdown, missing_rows, require_settings, summarise
+    from pgn_client.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
     from pgn_client.types import ServerProfile
 
     folders = [text.rpartition(":") if ":" in text else (text, "", "") for text in args.data]
@@ -72,13 +72,12 @@ def run_benchmark(args: argparse.Namespace) -> int:
         test=args.test,
     ).checked()
     make_folder(args.out)
-    require_settings(args.out, plan.settings())
-    if any(missing_rows(args.out, cell, plan) for cell in plan.cells()):
-        surrogate = load_surrogate(args, args.backbone)
-        profile = ServerProfile.parse(args.profile) if args.profile else None
-        with _endpoint(args) as url:
-            connect = partial(_client, url, args.out / "answers.sqlite" if args.url else None)
-            Bench(plan, args.out, surrogate, connect, args.url or "mock server", profile, talk, progress=True).run()
+    surrogate = load_surrogate(args, args.backbone)
+    profile = ServerProfile.parse(args.profile) if args.profile else None
+    missing = any(missing_rows(args.out, cell, plan) for cell in plan.cells())
+    with _endpoint(args) if missing else nullcontext("") as url:
+        connect = partial(_client, url, args.out / "answers.sqlite" if args.url else None)
+        Bench(plan, args.out, surrogate, connect, args.url or "mock server", profile, talk, progress=True).run()
     summaries = [summarise(args.out, list(sets), plan.methods, args.seeds, shots) for shots in plan.shots]
     text = json.dumps([s.to_json() for s in summaries], indent=1, ensure_ascii=False)
     (args.out / "table.json").write_text(text + "\n", encoding="utf-8")

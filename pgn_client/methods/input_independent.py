@@ -18,6 +18,7 @@ class InputIndependent(PGN):
 
     name = "input_independent"
     title = "IIP"
+    sees_picture = False
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
         super().__init__(generator, library)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgn_client.backbone import Backbone
-from pgn_client.regression import logistic_regression_cv
+from pgn_client.backbone import Backbone, float32_convolutions
+from pgn_client.regression import log_softmax, logistic_regression_cv
 
 BATCH = 64
 
@@ -23,7 +23,8 @@ BATCH = 64
 def features(backbone: Backbone, pixels: Tensor) -> NDArray[np.float64]:
     """(n, 3, H, W) uint8 pictures at the model's size → (n, D) pooled features."""
     device = backbone.device
-    parts = [backbone.features_from_tokens(backbone.tokens(x.to(device))).cpu() for x in pixels.split(BATCH)]
+    with float32_convolutions():
+        parts = [backbone.features_from_tokens(backbone.tokens(x.to(device))).cpu() for x in pixels.split(BATCH)]
     return torch.cat(parts).double().numpy()
 
 
@@ -42,15 +43,17 @@ class LinearProbe:
     bias: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, x: NDArray[np.float64], y: NDArray[np.int64], classes: int, *, seed: int = 0) -> LinearProbe:
-        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by cross-validation."""
+    def fit(
+        cls, x: NDArray[np.float64], y: NDArray[np.int64], classes: int, *, copies: int = 1, seed: int = 0
+    ) -> LinearProbe:
+        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by cross-validation.
+
+        Of ``copies`` blocks of versions of the same pictures, no fold parts the versions of one.
+        """
         mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-        fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed)
+        fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed, copies=copies)
         return cls(mean, scale, fitted.weight, fitted.bias)
 
     def log_probs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, D) features → (n, C) log-probabilities."""
-        logits = (x - self.mean) / self.scale @ self.weight + self.bias
-        logits -= logits.max(axis=1, keepdims=True)
-        out: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return out
+        return log_softmax((x - self.mean) / self.scale @ self.weight + self.bias)

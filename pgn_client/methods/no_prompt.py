@@ -1,4 +1,4 @@
-"""The control without a prompt: pictures go out as they are, and the label mapping is trained as with one.
+"""The control without a prompt: pictures go out without one, and the label mapping is trained as with one.
 
 It sees the same augmented pictures, for as many epochs, in the same loop. What a prompt gains over it is
 the prompt's own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class PGN(RGBMethod):
 
     name = "pgn"
     title = "PGN"
+    sees_picture: ClassVar[bool] = True  # whether the prompt depends on it, and so teaches the trunk
     generator: PromptGenerator
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:

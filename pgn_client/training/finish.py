@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from pgn_client import labels
 from pgn_client.adapter import PromptAdapter
+from pgn_client.backbone import float32_convolutions
 from pgn_client.compositor import compose
 from pgn_client.generator import generator_input
 from pgn_client.labels import LabelMapping
 from pgn_client.methods import PGN, Method, Rates
+from pgn_client.regression import log_loss
 from pgn_client.statistics import best_fusion, fuse
 from pgn_client.training.augment import Augmentation, none
 from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
-from pgn_client.training.surrogate import Surrogate, float32_convolutions
+from pgn_client.training.surrogate import Surrogate
 
 EVALUATION_BATCH = 64
 Floats = NDArray[np.float64]
@@ -41,10 +43,11 @@ def outputs(
     """Return (n, S) of what the mapping reads, as training computes it."""
     model.eval()
     parts = []
-    for originals, _ in examples.batches(EVALUATION_BATCH):
-        pictures = augmented(originals)
-        code, _local = model(generator_input(pictures, resolution))
-        parts.append(model.scores(code, pictures, surrogate))
+    with float32_convolutions():
+        for originals, _ in examples.batches(EVALUATION_BATCH):
+            pictures = augmented(originals)
+            code, _local = model(generator_input(pictures, resolution))
+            parts.append(model.scores(code, pictures, surrogate))
     return torch.cat(parts)
 
 
@@ -147,7 +150,7 @@ def last_mapping(
         "refitted": refitted(features, 1),
         "refitted with an augmented copy": refitted(np.concatenate([features, copies]), 2),
     }
-    chosen = min(fits, key=lambda name: _nll(fits[name].log_probs(val[0]), val[1]))
+    chosen = min(fits, key=lambda name: log_loss(fits[name].log_probs(val[0]), val[1]))
     return chosen, fits[chosen]
 
 
@@ -194,10 +197,6 @@ def assemble(
         embedding = surrogate.backbone.embedding
         tensors |= {"embedding.weight": embedding.weight.cpu().numpy(), "embedding.bias": embedding.bias.cpu().numpy()}
     return PromptAdapter(card | {"mapping": mapping.card(), "fusion": fusion}, tensors)
-
-
-def _nll(log_p: Floats, targets: Integers) -> float:
-    return float(-log_p[np.arange(len(targets)), targets].mean())
 
 
 def _accuracy(log_p: Floats, targets: Integers) -> float:

@@ -26,7 +26,7 @@ from pgn_client.generator import LocalClassifier, generator_input
 from pgn_client.geometry import Canvas
 from pgn_client.inversion import route
 from pgn_client.labels import LabelMapping
-from pgn_client.methods import Method, RGBMethod, Setting
+from pgn_client.methods import PGN, Method, RGBMethod, Setting
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Task, load_examples
 from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, log_probs
@@ -91,7 +91,7 @@ def fit(
     torch.manual_seed(seed)
     check_state(state, resume)
     _check_options(inversion, mapping, top_k, decimals, seed)
-    mixes = issubclass(kind, methods.PGN)
+    mixes = issubclass(kind, PGN)
     if library != "pixel" and not mixes:
         raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
@@ -138,7 +138,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.resolution: int = self.card["generator"]["resolution"]
         self.augmented = augment.get(self.recipe.augment)
-        if isinstance(self.model, RGBMethod):
+        if isinstance(self.model, PGN) and self.model.sees_picture:  # another's trunk has no other teacher
             self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
 
     @classmethod

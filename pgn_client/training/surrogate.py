@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +11,6 @@ from pgn_client.backbone import Backbone
 from pgn_client.compositor import GREY
 from pgn_client.geometry import Canvas
 from pgn_client.training.scores import returned_scores
-
-
-def float32_convolutions() -> AbstractContextManager[None]:
-    """Keep the patch embedding, a convolution, in float32 on a GPU, where cuDNN would take TF32."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    return context
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,12 @@ class TestResume:
         assert done.returncode == 2
         assert "differ in epochs" in done.stderr
 
+    def test_another_endpoint_is_refused_also_when_nothing_is_missing(self, bench, data):
+        everything = ["benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", bench[0]]
+        done = pgn(*everything, "--profile", "direct")
+        assert done.returncode == 2
+        assert "differ in profile" in done.stderr
+
     def test_a_table_of_runs_that_are_not_there_is_refused(self, bench):
         with pytest.raises(ConfigurationError, match="is not there; run the benchmark first"):
             summarise(bench[0], [bench[1]], ["low_rank"], [0], None)
@@ -124,6 +130,7 @@ class TestResume:
         (["--methods", "magic"], "'magic'"),
         (["--methods", "pgn@huge"], "'huge'"),
         (["--shots", "0"], "--shots: got '0'"),
+        (["--layout", "full"], "layout: got full"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(digits, tmp_path, capsys, arguments, words):

@@ -5,10 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pgn_client.candidates import LOCAL, RAW, SERVED, Candidate, cheapest, choose, gated, with_local
+from pgn_client.candidates import (
+    LOCAL,
+    RAW,
+    SERVED,
+    Candidate,
+    augmented_copies,
+    cheapest,
+    choose,
+    gated,
+    probe,
+    with_local,
+)
+from pgn_client.codecs import open_image
+from pgn_client.compositor import seen_by_server
 from pgn_client.evaluation import ADVICE, PGN, Comparison, advice, compare, verdict
-from pgn_client.training import Split, Task
+from pgn_client.methods import linear_probe
+from pgn_client.methods.linear_probe import LinearProbe
+from pgn_client.training import Split, Task, load_task
 
 N, C = 100, 3
 TARGETS = np.arange(N) % C
@@ -28,6 +44,35 @@ def candidate(name, wrong_val=(), wrong_test=()):
 def task():
     split = Split((Path("a.png"),) * N, TARGETS)
     return Task(("a", "b", "c"), split, split, split)
+
+
+class TestProbe:
+    def test_it_learns_from_augmented_copies_where_validation_says_so(self, make_backbone, make_folder, tmp_path):
+        """Validation pictures as the training pictures are, or with colours as changed as the copies' are."""
+        backbone, plain = make_backbone(), load_task(make_folder(tmp_path, train=5, val=6))
+        for path, copy in zip(plain.val.paths, augmented_copies(plain.val, "paper", 50), strict=True):
+            copy.save(tmp_path / f"{path.parent.name}-{path.name}")
+        copies = tuple(tmp_path / f"{path.parent.name}-{path.name}" for path in plain.val.paths)
+        changed = replace(plain, val=Split(copies, plain.val.labels))
+
+        def features(images):
+            seen = np.stack([seen_by_server(open_image(x), backbone.profile, 32) for x in images])
+            return linear_probe.features(backbone, torch.from_numpy(seen).permute(0, 3, 1, 2))
+
+        clean, y = features(plain.train.paths), plain.train.labels
+        both = np.concatenate([clean, features(augmented_copies(plain.train, "paper", 0))])
+        alone, together = (LinearProbe.fit(x, np.tile(y, n), 3, copies=n) for n, x in ((1, clean), (2, both)))
+        for kept, expected in ((plain, alone), (changed, together)):
+            test = replace(kept, test=kept.val)
+            found = probe(backbone, test, "paper", 0)
+            np.testing.assert_allclose(found.val, expected.log_probs(features(kept.val.paths)), atol=1e-6)
+
+    def test_a_copy_is_drawn_by_its_own_seed(self, make_folder, tmp_path):
+        split = load_task(make_folder(tmp_path, train=3, val=2)).train
+        first, again, other = (augmented_copies(split, "shift", seed) for seed in (1, 1, 2))
+        assert [x.tobytes() for x in first] == [x.tobytes() for x in again]
+        assert first[1].tobytes() == augmented_copies(split.take([1]), "shift", 2)[0].tobytes()
+        assert first[0].tobytes() != other[0].tobytes()
 
 
 class TestChoose:

@@ -147,6 +147,16 @@ class TestLearning:
         adapter.save(tmp_path / "a")
         assert PromptAdapter.load(tmp_path / "a").info["method"] == method
 
+    @pytest.mark.parametrize(("method", "reached"), [("pgn", False), ("input_independent", True), ("padding", True)])
+    def test_a_trunk_that_no_prompt_teaches_is_always_taught_by_its_head(self, train, method, reached):
+        """In the published recipe PGN's head keeps off the trunk; a rival's trunk would otherwise stay random."""
+        numbers = {"epochs": 2, "trunk_epochs": 0, "head_teaches_trunk": False, "warmup_epochs": 0}
+        trunks = []
+        for weight in (0.0, 1.0):
+            arrays = tensors(train(method=method, local_weight=weight, **numbers))
+            trunks.append(np.concatenate([v.ravel() for k, v in arrays.items() if k.startswith("generator.trunk")]))
+        assert (trunks[0] != trunks[1]).any() == reached
+
     def test_the_input_independent_prompt_is_the_same_for_all(self, train, task):
         adapter = train(method="input_independent", profile=ServerProfile("direct"))
         rings = {np.asarray(image)[:8].tobytes() for image in adapter(pictures(task.val))}
