@@ -6,7 +6,7 @@ It fits the linear label mapping, on an endpoint's answers, and the linear probe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,24 +70,22 @@ def logistic_regression_cv(
     folds: int = 5,
     seed: int = 0,
     copies: int = 1,
-    strengths: Sequence[float] | None = None,
     offset: Floats | None = None,
 ) -> LinearFit:
     """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss, then fit on everything.
 
     Strengths are tried from strong to weak, each started from the one before, until the log-loss has risen twice.
 
-    ``strengths`` are values of l2; by default 9 from 1 to 1e-6 times the total variance of X, so that the scale of X
-    does not matter. The other arguments are as in :func:`logistic_regression` and :func:`fit`.
+    The strengths are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the scale of X does not
+    matter. Of ``copies`` blocks of the same examples, no fold parts the copies of one. The other arguments are as in
+    :func:`logistic_regression`.
 
     Raises:
         ConfigurationError, ShapeError: as :func:`logistic_regression`.
     """
     check_examples(X, y, C)
     scale = float(X.var(axis=0).sum()) or 1.0
-    path = sorted((float(s) for s in (np.logspace(0, -6, 9) * scale if strengths is None else strengths)), reverse=True)
-    if not path or path[-1] <= 0:
-        raise ConfigurationError(f"logistic regression: got strengths {path}, expected positive numbers")
+    path = np.logspace(0, -6, 9) * scale
     parts = [(_Rotated(X[train], y[train], C, offset), held) for train, held in stratified(y, folds, seed, copies)]
     starts: list[Floats | None] = [None] * len(parts)
     losses: list[float] = []
@@ -101,7 +99,8 @@ def logistic_regression_cv(
         if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
     best = int(np.argmin(losses))
-    return LinearFit(*logistic_regression(X, y, C, path[best], offset=offset), path[best], losses[best])
+    l2 = float(path[best])
+    return LinearFit(*logistic_regression(X, y, C, l2, offset=offset), l2, losses[best])
 
 
 class _Rotated:

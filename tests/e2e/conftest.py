@@ -1,7 +1,9 @@
 """A real server in its own process, and a checkpoint trained for a moment: what the end-to-end tests stand on."""
 
+import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -81,3 +83,21 @@ def started(*arguments, **options):
 def without_key():
     """The environment without an endpoint key."""
     return {k: v for k, v in os.environ.items() if k != "PGN_API_KEY"}
+
+
+def dealt_out(digits, folder):
+    """Deal pictures of class folders out to train (half), val and test; return the folder."""
+    for i, path in enumerate(sorted(digits.rglob("*.png"))):
+        target = folder / ("test", "val", "train", "train")[i % 4] / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+def load_script(name):
+    """Import a script of ``benchmarks/``, which is no package."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

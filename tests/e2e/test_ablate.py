@@ -1,42 +1,33 @@
 """The plumbing of ``benchmarks/ablate_recipe.py``: what it opens, what it keeps, what it prints."""
 
-import importlib.util
 import json
-import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablate_recipe.py"
+from tests.e2e.conftest import dealt_out, load_script
+
 SMALL = ["--backbone", "bundled", "--train", "40", "--val", "30", "--dev", "50", "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
 def data(digits, tmp_path_factory):
     """Digits with splits; the test pictures cannot be read, so that opening one would be seen."""
-    folder = tmp_path_factory.mktemp("ablation") / "digits"
-    for i, path in enumerate(sorted(digits.rglob("*.png"))):
-        target = folder / ("test", "val", "train", "train")[i % 4] / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-        if target.parts[-3] == "test":
-            target.write_bytes(b"not to be opened")
+    folder = dealt_out(digits, tmp_path_factory.mktemp("ablation") / "digits")
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"not to be opened")
     return folder
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ablate_recipe", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablate_recipe")
 
 
 @pytest.fixture
 def ablate(script, data, monkeypatch, capsys, tmp_path):
     def run(*only):
-        words = [SCRIPT, data, *SMALL, "--out", tmp_path / "ablation.jsonl", "--only", *only]
+        words = ["ablate_recipe.py", data, *SMALL, "--out", tmp_path / "ablation.jsonl", "--only", *only]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         script.main()
         return capsys.readouterr().out, (tmp_path / "ablation.jsonl").read_text()

@@ -11,7 +11,7 @@ from pgn_client import PromptAdapter
 from pgn_client.benchmark import summarise
 from pgn_client.cli import main
 from pgn_client.errors import ConfigurationError
-from tests.e2e.conftest import pgn
+from tests.e2e.conftest import dealt_out, pgn
 
 LIMITS = ["--train", "40", "--val", "30", "--test", "40", "--epochs", "1"]
 METHODS = ["pgn@small", "padding", "vpt_shallow"]
@@ -20,12 +20,7 @@ METHODS = ["pgn@small", "padding", "vpt_shallow"]
 @pytest.fixture(scope="module")
 def data(digits, tmp_path_factory):
     """Digits with a test split of their own."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    for i, path in enumerate(sorted(digits.rglob("*.png"))):
-        target = folder / ("test", "val", "train", "train")[i % 4] / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    return folder
+    return dealt_out(digits, tmp_path_factory.mktemp("data") / "digits")
 
 
 @pytest.fixture(scope="module")

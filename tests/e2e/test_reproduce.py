@@ -1,8 +1,6 @@
 """The plumbing of ``benchmarks/reproduce_pgn.py``, which has not been run on its real sets and weights yet."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ from PIL import Image
 from torchvision.datasets import FakeData
 
 from pgn_client import backbone
+from tests.e2e.conftest import load_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reproduce_pgn.py"
 PAPER = ["cifar100", "cifar10", "flowers102", "food101", "eurosat", "sun397"]
 PAPER += ["ucf101", "svhn", "oxfordpets", "dtd", "resisc45", "clevr"]
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
@@ -21,10 +19,7 @@ COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("reproduce_pgn", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("reproduce_pgn")
 
 
 def fake(count, offset=0):
