@@ -134,6 +134,15 @@ def test_every_command_explains_itself_with_an_example(command):
     assert f"example: pgn {command} " in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("command", ["train", "benchmark"])
+def test_help_names_every_method(command):
+    from pgn_client.methods import REGISTRY, RGBMethod
+
+    named = set(re.findall(r"\w+", run(sys.executable, "-m", "pgn_client", command, "--help").stdout))
+    offered = {name for name, method in REGISTRY.items() if command == "benchmark" or issubclass(method, RGBMethod)}
+    assert offered <= named, offered - named
+
+
 def test_serve_hands_its_arguments_to_the_server_unparsed():
     done = run(sys.executable, "-m", "pgn_client", "serve", "--help")
     assert done.returncode == 0
