@@ -30,7 +30,7 @@ from pgn_client.training.data import Examples, load_pictures
 from pgn_client.training.finish import deployed_features
 from pgn_client.training.surrogate import Surrogate
 
-METHODS = ("input_independent", "padding", "no_prompt", "masked", "low_rank", "blend")
+METHODS = ("input_independent", "padding", "no_prompt", "grey_frame", "masked", "low_rank", "blend")
 LAYOUTS = ("full", "ring", "corner", "rows:1", "rows:2")
 
 

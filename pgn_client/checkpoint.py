@@ -3,7 +3,7 @@
 The card (``PromptAdapter.info``, ``pgn inspect``)::
 
     schema        1
-    method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt
+    method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt | grey_frame
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
     layout        where the prompts sit: ring | corner | rows:N | full (painted on the picture itself)

@@ -27,7 +27,8 @@ from pgn_client.training import Task
 
 Note = Callable[[str], None]
 
-PGN, IIP, NO_PROMPT = (methods.get(name).title for name in ("pgn", "input_independent", "no_prompt"))
+PGN, IIP = (methods.get(name).title for name in ("pgn", "input_independent"))
+NO_PROMPT, FRAME = (methods.get(name).title for name in ("no_prompt", "grey_frame"))
 RAW_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, IIP, PGN))
 CURVE = tuple(step / 10 for step in range(11))
 """Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
@@ -41,6 +42,8 @@ ADVICE = {
     f"({NEAREST})",
     NO_PROMPT: "use the mapping only: send pictures without a prompt",
     ways.with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
+    FRAME: "use the mapping only: send pictures in an empty grey frame",
+    ways.with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the local head",
     IIP: "use the input-independent prompt: one prompt for all pictures",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",

@@ -43,7 +43,9 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
     add_surrogate_options(p, "bundled")
     p.add_argument(
-        "--method", default="pgn", help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt (pgn)"
+        "--method",
+        default="pgn",
+        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame (pgn)",
     )
     p.add_argument("--library", default="pixel", help="pixel or latent (pixel: it deploys exactly)")
     p.add_argument("--inversion", default="bounded", help="of a latent library: bounded or pseudo_inverse (bounded)")

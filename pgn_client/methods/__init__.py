@@ -9,7 +9,7 @@ from pgn_client.methods.fine_tune import FineTune
 from pgn_client.methods.input_independent import InputIndependent
 from pgn_client.methods.low_rank import LowRank
 from pgn_client.methods.masked import Masked
-from pgn_client.methods.no_prompt import NoPrompt
+from pgn_client.methods.no_prompt import GreyFrame, NoPrompt
 from pgn_client.methods.padding import Padding, PublishedPadding
 from pgn_client.methods.pgn import PGN
 from pgn_client.methods.vpt import VPTDeep, VPTShallow
@@ -24,6 +24,7 @@ REGISTRY: dict[str, type[Method]] = {
         LowRank,
         Blend,
         NoPrompt,
+        GreyFrame,
         PublishedPadding,
         VPTShallow,
         VPTDeep,

@@ -1,15 +1,24 @@
-"""The control without a prompt: pictures go out without one, and the label mapping is trained as with one.
+"""The controls without a prompt: only the label mapping is trained, in the same loop, on the same augmented pictures.
 
-It sees the same augmented pictures, for as many epochs, in the same loop. What a prompt gains over it is
-the prompt's own.
+:class:`NoPrompt` sends the picture alone; what a prompt gains over it is the prompt's own. :class:`GreyFrame` sends it
+in the frame that a prompt would fill, and shows how much of a gain is the frame.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
+from pgn_client.compositor import GREY
 from pgn_client.generator import LocalClassifier
-from pgn_client.methods.base import Groups, Rates, Setting, WholePicture, require_layout
+from pgn_client.geometry import Canvas
+from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, WholePicture, require_layout
+
+if TYPE_CHECKING:
+    from pgn_client.backbone import PatchEmbedding
+    from pgn_client.training.surrogate import Surrogate
 
 
 class NoPrompt(WholePicture):
@@ -27,6 +36,41 @@ class NoPrompt(WholePicture):
     def paint(self, code: None, unit: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → the same."""
         return unit
+
+    def prompt_groups(self, rates: Rates) -> Groups:
+        """Return nothing: there is no prompt."""
+        return []
+
+
+class GreyFrame(RGBMethod):
+    """The picture in a layout whose prompt cells stay grey.
+
+    Args:
+        generator: the local classifier beside it.
+        canvas: whose cells they are.
+    """
+
+    name = "grey_frame"
+    title = "grey frame"
+
+    def __init__(self, generator: LocalClassifier, canvas: Canvas) -> None:
+        super().__init__(generator)
+        self.canvas = canvas
+
+    @classmethod
+    def create(cls, setting: Setting) -> GreyFrame:
+        """Draw the local classifier; nothing else learns but the mapping."""
+        require_layout(setting, cls)
+        return cls(LocalClassifier(setting.classes), setting.canvas)
+
+    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+        """See ``Method``: the answer to the neutral canvas."""
+        return self.neutral(pictures, surrogate)
+
+    def painted(self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
+        """See ``RGBMethod``: grey patches."""
+        side = self.canvas.patch
+        return torch.full((len(pictures), self.canvas.prompts, 3, side, side), GREY / 255)
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return nothing: there is no prompt."""

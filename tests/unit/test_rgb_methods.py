@@ -125,7 +125,7 @@ class TestWhatLearns:
         ]
         assert head == [4.0]
 
-    @pytest.mark.parametrize("name", [name for name in RGB if name != "no_prompt"])
+    @pytest.mark.parametrize("name", [name for name in RGB if create(name).learnable()])
     def test_the_endpoints_answer_teaches_the_whole_prompt(self, name, make_backbone):
         model = prompted(name, 0.1).train()
         model.start(peaked=False)
@@ -164,6 +164,15 @@ class TestGamut:
 
 
 class TestNothingLearnt:
+    def test_a_grey_frame_sends_the_neutral_canvas_bit_for_bit(self):
+        model, canvas = create("grey_frame"), Canvas.build(32, 8, "ring")
+        pictures = fitted(model)
+        patches, _ = model.eval().render(pictures, resolution=16)
+        rows = pictures.permute(0, 2, 3, 1).numpy()
+        sent = [compose(p, q, canvas) for p, q in zip(rows, patches.numpy(), strict=True)]
+        neutral = [compose(p, None, canvas) for p in rows]
+        assert [s.tobytes() for s in sent] == [n.tobytes() for n in neutral]
+
     @each_added
     def test_sends_the_picture_bit_for_bit(self, name):
         torch.manual_seed(0)
