@@ -1,8 +1,8 @@
 """Ways to answer, each measured on the same validation and test images: a prompt, its rivals, and their fusions.
 
 Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label mapping, the local head, a
-linear probe on the surrogate, raw answers fused with the local head. Whatever is fitted or chosen is so on training and
-validation images; the test images are only counted.
+linear probe on the surrogate, the first and the last of them fused with the local head. Whatever is fitted or chosen is
+so on training and validation images; the test images are only counted.
 """
 
 from __future__ import annotations
@@ -216,15 +216,21 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
     return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
 
 
-def fused(endpoint: Candidate, local: Candidate, alpha: float) -> Candidate:
-    """Fuse an endpoint's answers with the local head's; where the endpoint has no say, nothing is sent."""
-    val, test = (fuse(a, b, alpha) for a, b in ((endpoint.val, local.val), (endpoint.test, local.test)))
-    return Candidate(with_local(endpoint.name), val, test, endpoint.queries, float(alpha < 1), local, alpha)
+def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
+    """Fuse a row with the local head's opinion; where the row then has no say, nothing is sent."""
+    val, test = (fuse(a, b, alpha) for a, b in ((other.val, local.val), (other.test, local.test)))
+    return Candidate(with_local(other.name), val, test, other.queries, other.sent if alpha < 1 else 0.0, local, alpha)
 
 
-def fused_best(endpoint: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
+def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
     """Fuse by the α of least log-loss on the validation pictures, whose (n,) targets are given."""
-    return fused(endpoint, local, best_fusion(endpoint.val, local.val, val_targets))
+    return fused(other, local, best_fusion(other.val, local.val, val_targets))
+
+
+def without_prompt(raw: Candidate, local: Candidate, probe: Candidate | None, val_targets: Integers) -> list[Candidate]:
+    """Return the rivals that need no prompt: those given, and raw answers and probe each fused with the local head."""
+    raw, probes = replace(raw, local=local), [probe] if probe else []
+    return [raw, local, *probes, *(fused_best(row, local, val_targets) for row in (raw, *probes))]
 
 
 def prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:

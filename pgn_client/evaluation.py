@@ -1,7 +1,7 @@
 """The honest comparison: a prompt and its rivals on the same test images, with intervals and a verdict.
 
 Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label mapping, the generator's
-own local head, a linear probe on the surrogate, raw answers fused with the local head, the input-independent prompt.
+own local head, a linear probe on the surrogate, answers and probe fused with that head, the input-independent prompt.
 Everything is chosen on training and validation images; the test images are only counted.
 """
 
@@ -29,7 +29,7 @@ Note = Callable[[str], None]
 
 PGN, IIP = (methods.get(name).title for name in ("pgn", "input_independent"))
 NO_PROMPT, FRAME = (methods.get(name).title for name in ("no_prompt", "grey_frame"))
-RAW_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, IIP, PGN))
+RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, PROBE, IIP, PGN))
 CURVE = tuple(step / 10 for step in range(11))
 """Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
 
@@ -37,6 +37,8 @@ NEAREST = "nearest checkpoint: pgn train --method no_prompt, which squashes pict
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
+    PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the surrogate's features): no "
+    "query is needed",
     RAW: f"use the mapping only: send pictures as they are ({NEAREST})",
     RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
     f"({NEAREST})",
@@ -129,7 +131,8 @@ def evaluate(
     augmentation = pgn.info["recipe"]["augment"]
     raw, fitted = ways.raw(asker, task, augmentation, seed)
     patches, local = ways.rendered(pgn, pictures)
-    candidates, omitted = _without_prompt(raw, local, task, surrogate, augmentation, seed)
+    probe, omitted = _probe(task, surrogate, augmentation, seed)
+    candidates = ways.without_prompt(raw, local, probe, task.val.labels)
     if rival is not None:
         note("input-independent prompt over HTTP")
         candidates += _with_its_local_head(IIP, asker, rival, pictures, ways.rendered(rival, pictures)[1])
@@ -173,8 +176,8 @@ def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name:
     """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
     rows = {c.name: ways.right(c.test, targets) for c in candidates}
     both = ways.with_local(name)
-    pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, IIP_LOCAL)]
-    pairs += [(SERVED, LOCAL), (SERVED, RAW_LOCAL)]
+    pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, PROBE_LOCAL), (both, IIP_LOCAL)]
+    pairs += [(SERVED, LOCAL), (SERVED, PROBE_LOCAL), (SERVED, RAW_LOCAL)]
     out = []
     for a, b in pairs:
         if a in rows and b in rows and a != b:
@@ -225,15 +228,11 @@ def _row(candidate: Candidate, targets: Integers) -> dict[str, Any]:
     return {"name": candidate.name, "accuracy": accuracy, "ci95": [lo, hi], "queries": candidate.queries}
 
 
-def _without_prompt(
-    raw: Candidate, local: Candidate, task: Task, surrogate: Backbone | None, augmentation: str, seed: int
-) -> tuple[list[Candidate], list[str]]:
-    """Rivals that need no prompt, and a word on what cannot be measured without a surrogate."""
-    raw = replace(raw, local=local)
-    both = ways.fused_best(raw, local, task.val.labels)
+def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int) -> tuple[Candidate | None, list[str]]:
+    """The linear probe, or a word on what cannot be measured without a surrogate."""
     if surrogate is None:
-        return [raw, local, both], [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
-    return [raw, local, ways.probe(surrogate, task, augmentation, seed), both], []
+        return None, [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
+    return ways.probe(surrogate, task, augmentation, seed), []
 
 
 def _with_its_local_head(

@@ -23,6 +23,7 @@ ROWS = [
     "local head",
     "linear probe",
     "raw ⊕ local",
+    "linear probe ⊕ local",
     "IIP",
     "IIP ⊕ local",
     "PGN",

@@ -75,7 +75,7 @@ class Summary:
         split: set → numbers of training, validation and test pictures.
         rows: set → rows; under ``""`` the mean over sets.
         paired: differences, of each set and of the mean.
-        head: whose local head gives the rows ``local head`` and ``raw ⊕ local``.
+        head: whose local head gives the rows that name no other.
         curves: set → accuracy of that method ⊕ local against images sent, as (sent, accuracy), mean over seeds.
     """
 
@@ -101,7 +101,7 @@ class Cell:
         targets: (n,) of the test pictures; val_targets: of the validation pictures.
         rows: name → candidate.
         records: name → what its run left in its ``.json``.
-        head: title of the method whose local head gives the rows ``local head`` and ``raw ⊕ local``.
+        head: title of the method whose local head gives the rows that name no other.
     """
 
     ids: NDArray[Any]
@@ -193,13 +193,14 @@ def _rivals(
     raw: _Run, probe: _Run, head: _Run, val_targets: NDArray[np.int64]
 ) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
     """Rows that need no prompt, with what each has learnt; ``head`` lends its local head."""
-    local = head.local
-    plain = raw.candidate(ways.RAW, local=local)
-    rows = [plain, local, probe.candidate(ways.PROBE, sent=0.0), ways.fused_best(plain, local, val_targets)]
+    probed = probe.candidate(ways.PROBE, sent=0.0)
+    rows = ways.without_prompt(raw.candidate(ways.RAW), head.local, probed, val_targets)
     classifier = {"mapping": 0, "local": head.record["learnable"]["classifier"]}
-    both = {"learnable": classifier | {"mapping": raw.record["learnable"]["mapping"]}}
-    records = (raw.record, {"learnable": classifier}, probe.record, both)
-    return rows, dict(zip((c.name for c in rows), records, strict=True))
+    records = {ways.RAW: raw.record, ways.PROBE: probe.record, ways.LOCAL: {"learnable": classifier}}
+    for name in (ways.RAW, ways.PROBE):
+        mapping = records[name]["learnable"]["mapping"]
+        records[ways.with_local(name)] = {"learnable": classifier | {"mapping": mapping}}
+    return rows, records
 
 
 def _row(name: str, cells: Sequence[Cell]) -> Row:

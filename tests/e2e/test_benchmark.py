@@ -43,7 +43,7 @@ def rows(folder, name=""):
 class TestTable:
     def test_has_the_rivals_the_methods_and_what_is_served(self, bench):
         assert list(rows(bench[0])) == [
-            "raw + mapping", "local head", "linear probe", "raw ⊕ local",
+            "raw + mapping", "local head", "linear probe", "raw ⊕ local", "linear probe ⊕ local",
             "VP", "VP ⊕ local", "PGN (small)", "PGN (small) ⊕ local", "served", "VPT-shallow",
         ]  # fmt: skip
 

@@ -110,6 +110,7 @@ class TestSummary:
         assert found["PGN ⊕ local"].learnable == 5 + 7 + 3
         assert found["local head"].learnable == 11
         assert found["raw ⊕ local"].learnable == 7 + 11
+        assert found["linear probe ⊕ local"].learnable == 7 + 11
         assert found["served"].learnable is None
 
     def test_white_box_is_compared_with_but_never_served(self, out):

@@ -9,6 +9,7 @@ import torch
 
 from pgn_client.candidates import (
     LOCAL,
+    PROBE,
     RAW,
     SERVED,
     Candidate,
@@ -18,12 +19,14 @@ from pgn_client.candidates import (
     gated,
     probe,
     with_local,
+    without_prompt,
 )
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
 from pgn_client.evaluation import ADVICE, PGN, Comparison, advice, compare, verdict
 from pgn_client.methods import linear_probe
 from pgn_client.methods.linear_probe import LinearProbe
+from pgn_client.statistics import fuse
 from pgn_client.training import Split, Task, load_task
 
 N, C = 100, 3
@@ -139,6 +142,31 @@ class TestGated:
     def test_what_sends_nothing_is_left_as_it_is(self):
         best = replace(candidate(LOCAL), sent=0.0, local=candidate(LOCAL))
         assert gated(SERVED, best, TARGETS) == (replace(best, name=SERVED), None)
+
+
+class TestWithoutPrompt:
+    """On validation the local head is right where the others err, and wrong where they are right."""
+
+    def rows(self, *, probe):
+        raw, local = candidate(RAW, range(50)), replace(candidate(LOCAL, range(50, N)), sent=0.0)
+        probed = replace(candidate(PROBE, range(60)), sent=0.0, queries=0) if probe else None
+        return {row.name: row for row in without_prompt(raw, local, probed, TARGETS)}
+
+    def test_probe_and_raw_answers_are_fused_with_the_local_head(self):
+        rows = self.rows(probe=True)
+        assert list(rows) == [RAW, LOCAL, PROBE, with_local(RAW), with_local(PROBE)]
+        for name in (RAW, PROBE):
+            both, local = rows[with_local(name)], rows[LOCAL]
+            assert 0 < both.alpha < 1
+            np.testing.assert_allclose(both.test, fuse(rows[name].test, local.test, both.alpha))
+
+    def test_the_fused_probe_sends_nothing(self):
+        rows = self.rows(probe=True)
+        assert (rows[with_local(PROBE)].sent, rows[with_local(PROBE)].queries) == (0.0, 0)
+        assert (rows[with_local(RAW)].sent, rows[with_local(RAW)].queries) == (1.0, 7)
+
+    def test_without_a_surrogate_there_is_no_probe(self):
+        assert list(self.rows(probe=False)) == [RAW, LOCAL, with_local(RAW)]
 
 
 class TestAdvice:
