@@ -85,14 +85,14 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
             return torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)]).double().numpy()
 
     clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
-    copies = candidates.augmented_copies(task.train, augment, seed)
+    blocks = [clean, *(features(block) for block in candidates.augmented_blocks(task.train, augment, seed))]
     held_out = val, task.val.labels
 
     def mapped(x: np.ndarray, times: int) -> labels.Fitted:
         targets = np.tile(task.train.labels, times)
         return labels.fit(x, targets, model.labels, task.classes, val=held_out, copies=times, seed=seed)
 
-    fits = mapped(clean, 1), mapped(np.concatenate([clean, features(copies)]), 2)
+    fits = mapped(clean, 1), mapped(np.concatenate(blocks), len(blocks))
     best = min(fits, key=lambda fitted: min(fitted.log_loss.values())).mapping
     return best.log_probs(val), best.log_probs(dev)
 

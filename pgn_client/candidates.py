@@ -7,7 +7,7 @@ so on training and validation images; the test images are only counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -159,23 +159,30 @@ def right(log_p: Floats, targets: Integers) -> NDArray[np.bool_]:
 def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
     """Pictures as they are, with the best mapping.
 
-    Fitted on the training answers, and once more with those to an augmented copy of each training picture, as
+    Fitted on the training answers, and once more with those to augmented copies of each training picture, as
     the prompt saw augmented pictures too; validation chooses between the two.
     """
     clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
-    copies = ask(augmented_copies(task.train, augmentation, seed))
+    copies = [answer for block in augmented_blocks(task.train, augmentation, seed) for answer in ask(block)]
     source = labels.vocabulary(clean)
 
     def rows(answers: Sequence[Answer]) -> Floats:
         return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
 
-    def fit(answers: Sequence[Answer], times: int) -> labels.Fitted:
-        targets, held_out = np.tile(task.train.labels, times), (rows(val), task.val.labels)
+    def fit(answers: Sequence[Answer]) -> labels.Fitted:
+        times, held_out = len(answers) // len(clean), (rows(val), task.val.labels)
+        targets = np.tile(task.train.labels, times)
         return labels.fit(rows(answers), targets, source, task.classes, val=held_out, copies=times, seed=seed)
 
-    fitted = min((fit(clean, 1), fit([*clean, *copies], 2)), key=lambda found: min(found.log_loss.values()))
+    fitted = min((fit(clean), fit([*clean, *copies])), key=lambda found: min(found.log_loss.values()))
     val_rows, test_rows = (fitted.mapping.log_probs(rows(answers)) for answers in (val, test))
     return Candidate(RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)), fitted
+
+
+def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
+    """Yield ``augment.COPIES`` times a copy of every picture; nothing where the task allows no augmentation."""
+    for block in range(augment.COPIES if name != "none" else 0):
+        yield augmented_copies(split, name, seed + block * len(split))
 
 
 def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
@@ -198,7 +205,7 @@ def rendered(adapter: PromptAdapter, pictures: Pictures, name: str = LOCAL) -> t
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
     """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees them.
 
-    As for the raw answers, validation chooses whether it also learns from an augmented copy of each training picture.
+    As for the raw answers, validation chooses whether it also learns from augmented copies of each training picture.
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
@@ -210,8 +217,8 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
         return linear_probe.LinearProbe.fit(x, targets, len(task.classes), copies=copies, seed=seed)
 
     clean, val, test = (features(split.paths) for split in (task.train, task.val, task.test))
-    both = np.concatenate([clean, features(augmented_copies(task.train, augmentation, seed))])
-    fits = fit(clean, 1), fit(both, 2)
+    blocks = [clean, *(features(block) for block in augmented_blocks(task.train, augmentation, seed))]
+    fits = fit(clean, 1), fit(np.concatenate(blocks), len(blocks))
     fitted = min(fits, key=lambda found: log_loss(found.log_probs(val), task.val.labels))
     return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from pgn_client.errors import ConfigurationError
 
 SHIFT = 1 / 12  # of the side, at most
+COPIES = 4
+"""Augmented copies of each training picture that a label mapping or linear probe may learn from (see ``LOG.md``)."""
 
 Augmentation = Callable[[Tensor], Tensor]
 

@@ -19,7 +19,7 @@ from pgn_client.labels import LabelMapping
 from pgn_client.methods import PGN, Method, Rates
 from pgn_client.regression import log_loss
 from pgn_client.statistics import best_fusion, fuse
-from pgn_client.training.augment import Augmentation, none
+from pgn_client.training.augment import COPIES, Augmentation, none
 from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
 from pgn_client.training.surrogate import Surrogate
@@ -92,7 +92,7 @@ def finish(
     """Refit the mapping on prompted answers, choose α, measure, and write it all on the card; validation decides.
 
     The mapping is the one that was trained along, a fit on the answers to prompted training pictures, or one on those
-    and on the answers to an augmented copy of each (what the raw rival is allowed as well).
+    and on the answers to augmented copies of each (what the raw rival is allowed as well).
     """
     resolution = card["generator"]["resolution"]
     mapping = run.mapping.mapping()
@@ -100,12 +100,12 @@ def finish(
     with float32_convolutions():
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
-        copies, _ = deployed_features(draft, surrogate, train, augmented)
+        copies = [deployed_features(draft, surrogate, train, augmented)[0] for _ in range(COPIES)]
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
     kinds = labels.KINDS if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
     val_answers = val_features, val_targets
-    chosen, mapping = last_mapping(mapping, features, copies, targets, val_answers, kinds=kinds, seed=card["seed"])
+    chosen, mapping = last_mapping(mapping, [features, *copies], targets, val_answers, kinds=kinds, seed=card["seed"])
     deployed = mapping.log_probs(val_features)
     alpha, fused = _fused(deployed, opinions, val_targets)
     metrics = {
@@ -131,24 +131,35 @@ def finish(
 
 def last_mapping(
     mapping: LabelMapping,
-    features: Floats,
-    copies: Floats,
+    versions: Sequence[Floats],
     targets: Integers,
     val: tuple[Floats, Integers],
     *,
     kinds: Sequence[str],
     seed: int,
 ) -> tuple[str, LabelMapping]:
-    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and augmented copies."""
+    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and augmented copies.
 
-    def refitted(x: Floats, times: int) -> LabelMapping:
-        y, source, classes = np.tile(targets, times), mapping.source, mapping.classes
-        return labels.fit(x, y, source, classes, val=val, kinds=kinds, copies=times, seed=seed).mapping
+    Args:
+        mapping: trained along.
+        versions: (n, S) features of the training pictures, then of each augmented copy of them.
+        targets: (n,) class indices.
+        val: features and targets of the validation pictures.
+        kinds: of mapping that may be fitted.
+        seed: of the folds.
+
+    Returns:
+        What was chosen, in words, and the mapping.
+    """
+
+    def refitted(parts: Sequence[Floats]) -> LabelMapping:
+        x, y, source, classes = np.concatenate(parts), np.tile(targets, len(parts)), mapping.source, mapping.classes
+        return labels.fit(x, y, source, classes, val=val, kinds=kinds, copies=len(parts), seed=seed).mapping
 
     fits = {
         "trained jointly": mapping,
-        "refitted": refitted(features, 1),
-        "refitted with an augmented copy": refitted(np.concatenate([features, copies]), 2),
+        "refitted": refitted(versions[:1]),
+        "refitted with augmented copies": refitted(versions),
     }
     chosen = min(fits, key=lambda name: log_loss(fits[name].log_probs(val[0]), val[1]))
     return chosen, fits[chosen]

@@ -12,7 +12,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
 from pgn_client.methods import Method
 from pgn_client.training import augment
-from pgn_client.training.data import Split, Task, load_examples
+from pgn_client.training.data import Examples, Split, Task, load_examples
 from pgn_client.training.finish import Floats, last_mapping, learnable, log_probs, outputs
 from pgn_client.training.loop import Loop, setting
 from pgn_client.training.recipe import Recipe
@@ -61,17 +61,14 @@ def fit_white_box(
     run.restore_best()
     backbone.verify_frozen()
     exactly = replace(surrogate, half=False)
-    features, copies, val_features = (
-        outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
-        for examples, augmented in (
-            (loop.train_examples, augment.none),
-            (loop.train_examples, loop.augmented),
-            (loop.val_examples, augment.none),
-        )
-    )
-    trained, val = run.mapping.mapping(), (val_features, task.val.labels)
+
+    def features(examples: Examples, augmented: augment.Augmentation = augment.none) -> Floats:
+        return outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
+
+    copies = (features(loop.train_examples, loop.augmented) for _ in range(augment.COPIES))
+    versions, val = [features(loop.train_examples), *copies], (features(loop.val_examples), task.val.labels)
     kinds = ("linear",) if kind.reads_features else labels.KINDS
-    _, mapping = last_mapping(trained, features, copies, task.train.labels, val, kinds=kinds, seed=seed)
+    _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)
     return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
 
 

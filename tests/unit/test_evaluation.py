@@ -13,6 +13,7 @@ from pgn_client.candidates import (
     RAW,
     SERVED,
     Candidate,
+    augmented_blocks,
     augmented_copies,
     cheapest,
     choose,
@@ -28,6 +29,7 @@ from pgn_client.methods import linear_probe
 from pgn_client.methods.linear_probe import LinearProbe
 from pgn_client.statistics import fuse
 from pgn_client.training import Split, Task, load_task
+from pgn_client.training.augment import COPIES
 
 N, C = 100, 3
 TARGETS = np.arange(N) % C
@@ -63,12 +65,21 @@ class TestProbe:
             return linear_probe.features(backbone, torch.from_numpy(seen).permute(0, 3, 1, 2))
 
         clean, y = features(plain.train.paths), plain.train.labels
-        both = np.concatenate([clean, features(augmented_copies(plain.train, "paper", 0))])
-        alone, together = (LinearProbe.fit(x, np.tile(y, n), 3, copies=n) for n, x in ((1, clean), (2, both)))
+        blocks = [clean, *(features(block) for block in augmented_blocks(plain.train, "paper", 0))]
+        alone, together = (
+            LinearProbe.fit(np.concatenate(x), np.tile(y, len(x)), 3, copies=len(x)) for x in ([clean], blocks)
+        )
         for kept, expected in ((plain, alone), (changed, together)):
             test = replace(kept, test=kept.val)
             found = probe(backbone, test, "paper", 0)
             np.testing.assert_allclose(found.val, expected.log_probs(features(kept.val.paths)), atol=1e-6)
+
+    def test_blocks_of_copies_differ_and_there_are_none_without_augmentation(self, make_folder, tmp_path):
+        split = load_task(make_folder(tmp_path, train=3, val=2)).train
+        blocks = [[copy.tobytes() for copy in block] for block in augmented_blocks(split, "paper", 0)]
+        assert [len(block) for block in blocks] == [len(split)] * COPIES
+        assert len({block[0] for block in blocks}) == COPIES
+        assert list(augmented_blocks(split, "none", 0)) == []
 
     def test_a_copy_is_drawn_by_its_own_seed(self, make_folder, tmp_path):
         split = load_task(make_folder(tmp_path, train=3, val=2)).train

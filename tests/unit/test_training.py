@@ -225,7 +225,7 @@ class TestWhatIsTouched:
 
         monkeypatch.setattr(labels, "fit", recording)
         train(mapping="blm+", epochs=1)
-        assert fitted == [24, 24, 24, 48]  # the first, after the epoch, the last, and that with an augmented copy
+        assert fitted == [24, 24, 24, 24 * 5]  # the first, after the epoch, the last, and that with augmented copies
 
 
 class TestSeed:
