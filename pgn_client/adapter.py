@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pgn_client import checkpoint
-from pgn_client.compositor import compose, fit_picture
+from pgn_client.compositor import compose, fit_picture, seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.geometry import Canvas
 from pgn_client.labels import LabelMapping
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 Pixels = np.typing.NDArray[np.uint8]
+Floats = np.typing.NDArray[np.float32]
 
 
 class PromptAdapter:
@@ -111,12 +112,56 @@ class PromptAdapter:
         """
         out: list[Prepared] = []
         for start in range(0, len(images), BATCH):
-            pictures = np.stack([fit_picture(image, self.canvas) for image in images[start : start + BATCH]])
-            patches, local = self.render(pictures)
+            batch = images[start : start + BATCH]
+            pictures = np.stack([fit_picture(image, self.canvas) for image in batch])
+            patches, local = self.render(pictures, prompted_by=self._looked_at(batch))
             out.extend(
                 Prepared(compose(p, q, self.canvas), row) for p, q, row in zip(pictures, patches, local, strict=True)
             )
         return out
+
+    def prompt_tokens(self, images: Sequence[Image.Image], embedding: PatchEmbedding | None = None) -> Floats:
+        """Return the tokens that the generator makes of images, without position embedding.
+
+        Args:
+            images: RGB (others are converted), any size.
+            embedding: the backbone's patch embedding, which turns the rows of a pixel library into tokens; a latent
+                library needs none.
+
+        Returns:
+            (B, K, D) float32. Of a published checkpoint they are what the authors' code computes.
+
+        Raises:
+            ConfigurationError: a method that mixes no library, or a pixel library without ``embedding``.
+            MissingDependencyError: torch is not installed.
+        """
+        model, own = self.runtime
+        import torch
+
+        from pgn_client.generator import generator_input
+        from pgn_client.methods import PGN
+
+        embedding = embedding or own
+        if not isinstance(model, PGN) or embedding is None:
+            raise ConfigurationError(
+                f"prompt tokens: got {self!r}, expected a PGN, and for a pixel library the backbone's patch embedding"
+            )
+        seen = self._looked_at(images)
+        if seen is None:
+            seen = np.stack([fit_picture(image, self.canvas) for image in images])
+        with torch.inference_mode():
+            pictures = torch.from_numpy(seen).permute(0, 3, 1, 2)
+            weights, _ = model(generator_input(pictures, self.info["generator"]["resolution"]))
+            tokens: Floats = model.prompt_tokens(weights, embedding).numpy()
+        return tokens
+
+    def _looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
+        """What the generator looks at, where that is not the picture as it stands on the canvas."""
+        eye = self.info["generator"]
+        if "profile" not in eye:
+            return None
+        profile = ServerProfile.parse(eye["profile"])
+        return np.stack([seen_by_server(image, profile, eye["resolution"]) for image in images])
 
     def render(self, pictures: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
         """Fitted pictures → what ``compositor.compose`` paints around or over them.
@@ -164,7 +209,7 @@ class PromptAdapter:
             embedding = PatchEmbedding(state["embedding.weight"], state["embedding.bias"], mean, std)
         parts = {k: v for k, v in state.items() if not k.startswith(("mapping.", "embedding."))}
         try:
-            return methods.deployable(self.info["method"]).restore(self.info, parts), embedding
+            return methods.restorable(self.info["method"]).restore(self.info, parts), embedding
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:  # torch's say which tensor
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"checkpoint: its tensors do not fit its card ({reason}); train it again") from error

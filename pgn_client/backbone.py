@@ -149,6 +149,26 @@ class Backbone:
         """Number of transformer blocks."""
         return len(self.model.blocks)
 
+    @property
+    def positions(self) -> Tensor:
+        """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch tokens."""
+        cells = (self.input_size // self.patch_size) ** 2
+        with torch.inference_mode():
+            sequence: Tensor = self.model._pos_embed(torch.zeros(1, cells, self.embedding.width, device=self.device))
+        return sequence[0, -cells:].clone()
+
+    def card(self) -> dict[str, Any]:
+        """Return what checkpoint cards tell of it."""
+        return {
+            "name": self.name,
+            "input_size": self.input_size,
+            "patch_size": self.patch_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "patch_embedding_sha256": self.embedding.sha256(),
+            "weights_sha256": self.weights_sha256,
+        }
+
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights; return self."""
         self.model.to(device)

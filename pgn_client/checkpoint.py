@@ -7,7 +7,7 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
     layout        where the prompts sit: ring | corner | rows:N | full (painted on the picture itself)
-    generator     resolution of the generator's input, in pixels
+    generator     resolution of the generator's input, in pixels; profile, where it looks at the picture itself
     library       kind (pixel | latent), size; null where there is none; inversion (exact | bounded | pseudo_inverse)
     classes       the C task classes;  mapping: how endpoint classes become task classes
     fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
@@ -15,6 +15,8 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
     seed, recipe, data (digest and sizes), metrics (validation), versions
     parts         of a checkpoint for several tasks (classes are TASK/CLASS): fusion and metrics of each
     part_of       of a checkpoint for one of several tasks: all of them
+    reach         of a latent library: what pixels can reach of it (see ``inversion.reach``)
+    imported      file and digest of a published checkpoint, which has no seed, recipe, data and metrics
     interrupted   whether Ctrl-C ended the training
     fingerprint   SHA-256 over the canonical card without it, and every tensor's name, dtype, shape and bytes
 
@@ -113,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Card, Arrays]:
 
 def summary(card: Mapping[str, Any]) -> str:
     """Return a card as a few lines for people."""
-    m, data, classes, backbone, rows = (card[k] for k in ("metrics", "data", "classes", "backbone", "library"))
+    classes, backbone, rows = (card[k] for k in ("classes", "backbone", "library"))
     shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
     library = f", {rows['kind']} library of {rows['size']} rows" if rows else ""
     lines = {
@@ -123,14 +125,32 @@ def summary(card: Mapping[str, Any]) -> str:
         "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
         "learnable": ", ".join(f"{count:,} of the {part}" for part, count in card.get("learnable", {}).items()),
         "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
-        "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
-        "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
-        f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
-        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows else "",
+        **(_reached(card["reach"]) if "reach" in card else {}),
+        **(_trained(card) if "metrics" in card else {"imported": card["imported"]["file"]}),
         "fingerprint": card["fingerprint"],
     }
     lines = {name: text for name, text in lines.items() if text}
     return "\n".join(f"{name:<13}{text}" for name, text in lines.items())
+
+
+def _trained(card: Mapping[str, Any]) -> dict[str, str]:
+    m, data, rows = card["metrics"], card["data"], card["library"]
+    return {
+        "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
+        "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
+        f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
+        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows else "",
+    }
+
+
+def _reached(r: Mapping[str, Any]) -> dict[str, str]:
+    """What inversion can and cannot reach of latent rows (see ``inversion.reach``)."""
+    condition = f"condition {r['condition']:g}" if r["condition"] else "pixels cannot reach every direction"
+    return {
+        "row norms": f"median {r['norm']:g}, most {r['norm_most']:g}; of random pixels {r['norm_of_pixels']:g}",
+        "unreached": f"bounded {r['bounded']:.0%}, at most {r['bounded_most']:.0%}; pseudo-inverse, clipped, "
+        f"{r['pseudo_inverse']:.0%}, at most {r['pseudo_inverse_most']:.0%} (of the rows' norms; {condition})",
+    }
 
 
 def _refuse_other_files(path: Path) -> None:

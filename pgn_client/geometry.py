@@ -40,6 +40,43 @@ def last_rows(grid: int, count: int) -> tuple[list[int], Box]:
     return list(range((grid - count) * grid, grid * grid)), (0, 0, grid - count, grid)
 
 
+def explicit(text: str, grid: int) -> tuple[list[int], Box]:
+    """``C1,C2,…@TOP,LEFT,HEIGHT,WIDTH``: prompt k goes to cell Ck; cells that are in neither list nor box stay grey.
+
+    Raises:
+        ConfigurationError: it cannot be read, or cells and box do not fit the grid or each other.
+    """
+    listed, _, rectangle = text.partition("@")
+    try:
+        cells, box = [int(c) for c in listed.split(",")], tuple(int(n) for n in rectangle.split(","))
+        top, left, height, width = box
+    except ValueError as error:
+        raise ConfigurationError(
+            f"layout: got cells:{text!r}, expected cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH in grid cells"
+        ) from error
+    inside = {r * grid + c for r in range(top, top + height) for c in range(left, left + width)}
+    fits = min(top, left) >= 0 and min(height, width) >= 1 and top + height <= grid and left + width <= grid
+    if not fits or len(set(cells)) < len(cells) or not set(cells) <= set(range(grid * grid)) - inside:
+        raise ConfigurationError(
+            f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different cells outside that box"
+        )
+    return cells, (top, left, height, width)
+
+
+def room_for(prompts: int, grid: int) -> str:
+    """Return an explicit layout for so many prompts: the largest nearly square box at the top left that leaves room.
+
+    Raises:
+        ConfigurationError: there is no such box.
+    """
+    boxes = [(h, w) for w in range(1, grid + 1) for h in (w - 1, w) if h and grid * grid - h * w >= prompts]
+    if not boxes:
+        raise ConfigurationError(f"layout: got {prompts} prompts, expected fewer than {grid * grid} grid cells")
+    height, width = max(boxes, key=lambda box: box[0] * box[1])
+    left = [c for c in range(grid * grid) if c // grid >= height or c % grid >= width]
+    return f"cells:{','.join(map(str, left[-prompts:]))}@0,0,{height},{width}"
+
+
 def place(layout: str, grid: int) -> tuple[list[int], Box]:
     """Return the prompt cells of a layout and the picture's box, both in grid cells.
 
@@ -49,6 +86,8 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
         ConfigurationError: an unknown layout, or one that leaves no room for the picture.
     """
     name, _, number = layout.partition(":")
+    if name == "cells":
+        return explicit(number, grid)
     if layout == "full":
         return [], (0, 0, grid, grid)
     if layout in ("ring", "corner"):
@@ -56,7 +95,9 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
     elif name == "rows" and number.isdecimal() and int(number) > 0:
         cells, box = last_rows(grid, int(number))
     else:
-        raise ConfigurationError(f"layout: got {layout!r}, expected ring, corner, full or rows:N with N at least 1")
+        raise ConfigurationError(
+            f"layout: got {layout!r}, expected ring, corner, full, rows:N with N at least 1, or cells:…@…"
+        )
     if min(box[2:]) < 1:
         raise ConfigurationError(
             f"layout {layout!r} leaves no room for the picture on a {grid} x {grid} grid; choose a smaller one"

@@ -98,6 +98,30 @@ def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
     return ROUTES[name]
 
 
+def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
+    """Say how much of latent tokens pixels can reach.
+
+    Args:
+        tokens: (n, D) float32, position embedding already subtracted where it applies.
+        embedding: the endpoint's patch embedding.
+
+    Returns:
+        ``norm`` and ``norm_most``, of the tokens without the bias, median and maximum; ``norm_of_pixels``, median for
+        random patches; for each route the relative residual ‖W norm(x) + b - p‖ / ‖p - b‖, median and ``_most``;
+        ``condition``, of W (``None`` where pixels cannot reach every direction).
+    """
+    noise = torch.rand(256, 3, *embedding.weight.shape[2:], generator=torch.Generator().manual_seed(0))
+    of_pixels = (embedding(noise.to(tokens.device)) - embedding.bias).norm(dim=-1)
+    norms, values = (tokens - embedding.bias).norm(dim=-1), torch.linalg.svdvals(embedding.weight.flatten(1))
+    found = {"norm": norms.median(), "norm_most": norms.max(), "norm_of_pixels": of_pixels.median()}
+    for name, invert in ROUTES.items():
+        residual = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1) / norms
+        found |= {name: residual.median(), f"{name}_most": residual.max()}
+    rounded: dict[str, float | None] = {name: float(f"{value.item():.4g}") for name, value in found.items()}
+    wide = embedding.weight[0].numel() >= embedding.width
+    return rounded | {"condition": float(f"{values.max() / values.min():.4g}") if wide else None}
+
+
 def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
     return (tokens - embedding.bias) @ embedding.inverse.T
 

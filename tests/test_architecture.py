@@ -25,7 +25,7 @@ LAYERS = (
     {"adapter"},
     {"client"},
     {"probe", "batch"},
-    {"training"},
+    {"training", "published"},
     {"retention"},
     {"candidates"},
     {"evaluation"},
@@ -39,7 +39,7 @@ LAYERS = (
 PEER_EDGES = {("types", "errors")}
 NEUTRAL = {"errors", "types", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
-PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training"}
+PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training", "published"}
 ON_TOP = {
     "retention",
     "candidates",

@@ -17,7 +17,7 @@ from pgn_client.demo import local_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("demo", "train", "adapt", "predict", "evaluate", "benchmark", "inspect")
+COMMANDS = ("demo", "train", "adapt", "predict", "evaluate", "benchmark", "inspect", "import")
 ROWS = [
     "raw + mapping",
     "local head",

@@ -12,6 +12,7 @@ from pgn_client.methods.masked import Masked
 from pgn_client.methods.no_prompt import GreyFrame, NoPrompt
 from pgn_client.methods.padding import Padding, PublishedPadding
 from pgn_client.methods.pgn import PGN
+from pgn_client.methods.published import PublishedPGN
 from pgn_client.methods.vpt import VPTDeep, VPTShallow
 
 REGISTRY: dict[str, type[Method]] = {
@@ -44,6 +45,15 @@ def get(name: str) -> type[Method]:
     if name not in REGISTRY:
         raise ConfigurationError(f"method: got {name!r}, expected one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
+
+
+def restorable(name: str) -> type[RGBMethod]:
+    """Return a method that checkpoints may hold, by name: those that can be trained and deployed, and published PGN.
+
+    Raises:
+        ConfigurationError: unknown, or white box.
+    """
+    return PublishedPGN if name == PublishedPGN.name else deployable(name)
 
 
 def deployable(name: str) -> type[RGBMethod]:

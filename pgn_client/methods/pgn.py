@@ -61,12 +61,16 @@ class PGN(RGBMethod):
 
     def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: in the latent space, prompt tokens stand in for the patches of their cells."""
-        return surrogate.scores(pictures, self.prompt_tokens(code, surrogate.backbone.embedding))
+        return surrogate.scores(pictures, self.cell_tokens(code, surrogate.backbone.embedding))
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then mixed."""
         with torch.autocast(weights.device.type, enabled=False):
             return weights.float() @ self.library.tokens(embedding)
+
+    def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
+        """(B, K, L) mixture weights → (B, K, D) tokens that replace the patch tokens of the prompt cells."""
+        return self.prompt_tokens(weights, embedding)
 
     def prompt_patches(self, weights: Tensor, embedding: PatchEmbedding | None, route: str = "exact") -> Tensor:
         """(B, K, L) mixture weights → (B, K, 3, P, P) in [0, 1], unit space.
@@ -82,7 +86,7 @@ class PGN(RGBMethod):
             raise ConfigurationError(
                 "inversion of a latent library: got no patch embedding; train the checkpoint again"
             )
-        return inversion.route(route)(self.prompt_tokens(weights, embedding), embedding)
+        return inversion.route(route)(self.cell_tokens(weights, embedding), embedding)
 
     def painted(self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
         """See ``RGBMethod``: prompt patches."""

@@ -25,7 +25,9 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     Raises:
         ConfigurationError: other classes, or no test pictures.
     """
-    card = adapter.info["data"]
+    card = adapter.info.get("data")
+    if card is None:
+        raise ConfigurationError("checkpoint: got an imported one, expected one of pgn train, which knows its own data")
     task = load_task(folder, shots=card["shots"], seed=card["seed"])
     if task.classes != adapter.mapping.classes:
         got, expected = list(task.classes[:3]), list(adapter.mapping.classes[:3])

@@ -15,6 +15,7 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import float32_convolutions
 from pgn_client.compositor import compose
 from pgn_client.generator import generator_input
+from pgn_client.inversion import reach
 from pgn_client.labels import LabelMapping
 from pgn_client.methods import PGN, Method, Rates
 from pgn_client.regression import log_loss
@@ -121,6 +122,9 @@ def finish(
         "history": run.history,
     }
     card = card | {"learnable": learnable(run.model, mapping.weight.size + mapping.bias.size), "metrics": metrics}
+    if isinstance(run.model, PGN) and card["inversion"] != "exact":
+        embedding = surrogate.backbone.embedding
+        card["reach"] = reach(run.model.library.tokens(embedding).detach(), embedding)
     if "parts" in card["data"]:
         card["parts"] = {
             name: _part(metrics, name, mapping.classes, deployed, opinions, val_targets)

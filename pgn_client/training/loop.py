@@ -98,7 +98,7 @@ def fit(
     surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda")
     card = {
         "method": method,
-        "backbone": _describe(backbone),
+        "backbone": backbone.card(),
         "profile": str(profile),
         "layout": layout,
         "library": {"kind": library, "size": recipe.library_size} if mixes else None,
@@ -277,18 +277,6 @@ def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> S
     """What a method is drawn for."""
     b = surrogate.backbone
     return Setting(surrogate.canvas, len(task.classes), b.embedding.width, b.depth, library, recipe.library_size, b)
-
-
-def _describe(backbone: Backbone) -> dict[str, Any]:
-    return {
-        "name": backbone.name,
-        "input_size": backbone.input_size,
-        "patch_size": backbone.patch_size,
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-        "patch_embedding_sha256": backbone.embedding.sha256(),
-        "weights_sha256": backbone.weights_sha256,
-    }
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:

@@ -113,6 +113,25 @@ class TestForward:
             torch.testing.assert_close(backbone.logits(x), backbone.model((x / 255 - mean) / std))
 
 
+class TestPositions:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"class_token": False, "global_pool": "avg"},
+            {"reg_tokens": 3},
+            {"reg_tokens": 3, "no_embed_class": True},
+            {"pos_embed": "none"},
+        ],
+    )
+    def test_a_token_moved_against_its_position_is_the_same_anywhere(self, make_backbone, options):
+        """The last block's input at every cell is token + position, whatever stands before the patch tokens."""
+        backbone = make_backbone(**options)
+        tokens = torch.randn(1, 16, 24)
+        found = backbone.model._pos_embed(tokens - backbone.positions)[:, -16:]
+        torch.testing.assert_close(found, tokens)
+
+
 class TestFrozen:
     def test_no_parameter_wants_a_gradient(self, make_backbone):
         assert not any(p.requires_grad for p in make_backbone().model.parameters())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.geometry import Canvas, crop_offset, place, sent_size
+from pgn_client.geometry import Canvas, crop_offset, place, room_for, sent_size
 from pgn_client.types import ServerProfile
 
 LAYOUTS = st.sampled_from(["ring", "corner", "full", "rows:1", "rows:2", "rows:3"])
@@ -64,7 +64,7 @@ class TestLayouts:
         "layout", ["", "Ring", "rows", "rows:", "rows:0", "rows:-1", "rows:1.5", "ring:2", "full:1", "frame"]
     )
     def test_an_unknown_layout_is_told_the_known_ones(self, layout):
-        with pytest.raises(ConfigurationError, match=r"ring, corner, full or rows:N"):
+        with pytest.raises(ConfigurationError, match=r"ring, corner, full, rows:N"):
             place(layout, 14)
 
     @pytest.mark.parametrize(
@@ -152,3 +152,31 @@ class TestProfile:
     def test_a_crop_larger_than_the_resize_is_refused(self):
         with pytest.raises(ConfigurationError, match="no larger than the resize"):
             ServerProfile.parse("resize_crop:224:256")
+
+
+class TestExplicitCells:
+    def test_prompts_go_where_they_are_told_in_that_order(self):
+        canvas = Canvas.build(32, 8, "cells:15,3,12@0,0,2,2")
+        assert canvas.cells == (15, 3, 12)
+        assert canvas.box == (0, 0, 16, 16)
+        assert canvas.corners() == [(24, 24), (0, 24), (24, 0)]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "15", "15@", "@0,0,2,2", "a@0,0,2,2", "15@0,0,2", "15@0,0,2,2,2", "16@0,0,2,2", "-1@0,0,2,2",
+            "15,15@0,0,2,2", "5@0,0,2,2", "15@3,0,2,2", "15@0,0,0,2", "15@-1,0,2,2",
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused(self, text):
+        with pytest.raises(ConfigurationError, match="cells:"):
+            Canvas.build(32, 8, f"cells:{text}")
+
+    @given(grid=st.integers(2, 16), share=st.floats(0, 1))
+    def test_room_is_found_for_any_number_of_prompts(self, grid, share):
+        prompts = 1 + int(share * (grid * grid - 2))
+        canvas = Canvas.build(grid * 8, 8, room_for(prompts, grid))
+        assert canvas.prompts == prompts
+        height, width = canvas.box[2] // 8, canvas.box[3] // 8
+        assert abs(height - width) <= 1
+        assert grid * grid - min(height + 1, grid) * min(width + 1, grid) < prompts  # none larger leaves that room

@@ -466,7 +466,7 @@ class TestRefusal:
         [
             ({"method": "vpt"}, "pgn, input_independent"),
             ({"library": "rgb"}, "pixel or latent"),
-            ({"layout": "frame"}, "ring, corner, full or rows:N"),
+            ({"layout": "frame"}, "ring, corner, full, rows:N"),
             ({"inversion": "magic"}, "bounded, pseudo_inverse"),
             ({"mapping": "ilm"}, "identity.*blm.*linear"),
             ({"augment": "turn"}, "none, shift, flip, dihedral, paper"),

@@ -1,0 +1,114 @@
+"""Import the checkpoints that PGN's authors published: state dicts for CLIP, supervised and DINO ViTs.
+
+Their prompts are latent. ``methods.published`` says where they stood, and where they go in a picture; what pixels can
+reach of them is measured and written on the card.
+
+Reference: the checkpoints of arXiv 2210.06466's repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgn_client import __version__
+from pgn_client.adapter import PromptAdapter
+from pgn_client.backbone import Backbone
+from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.geometry import Canvas, room_for
+from pgn_client.inversion import reach, route
+from pgn_client.labels import LabelMapping
+from pgn_client.methods import Setting
+from pgn_client.methods.published import RESOLUTION, PublishedPGN, sizes
+from pgn_client.types import ServerProfile
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a published state dict; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: missing, unreadable, holding more than tensors, or no state dict of tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"published checkpoint {path}: cannot be read as tensors alone ({type(error).__name__}: {reason}); "
+            "expected a file of the authors' repository"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"published checkpoint {path}: got {type(state).__name__}, expected a dict of tensors")
+    return state
+
+
+def import_published(
+    path: str | os.PathLike[str],
+    backbone: Backbone,
+    *,
+    layout: str | None = None,
+    profile: ServerProfile | None = None,
+    inversion: str = "bounded",
+) -> PromptAdapter:
+    """Make an adapter of a published checkpoint: its prompts become patches of explicit cells.
+
+    Args:
+        path: the authors' file.
+        backbone: the endpoint's model; its patch embedding and positions are needed, and its labels become the classes.
+        layout: one with as many cells as there are prompts; ``None`` puts them around the lower right corner.
+        profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
+        inversion: ``bounded`` or ``pseudo_inverse``.
+
+    Returns:
+        An adapter whose ``prompt_tokens`` are the published generator's. The mapping is the identity: the endpoint's
+        own classes. The card's ``reach`` says what inversion loses.
+
+    Raises:
+        CheckpointError: the file is no published checkpoint, or its width is not the backbone's.
+        ConfigurationError: an unknown layout or inversion, or a layout with another number of cells.
+    """
+    route(inversion)
+    state = read(path)
+    prompts, size, width = sizes(state)
+    embedding, profile = backbone.embedding, profile or backbone.profile
+    if width != embedding.width:
+        raise CheckpointError(
+            f"published checkpoint {path}: its tokens have {width} numbers, those of {backbone.name} "
+            f"{embedding.width}; name the --backbone that it was trained for"
+        )
+    layout = layout or room_for(prompts, backbone.input_size // backbone.patch_size)
+    canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
+    if canvas.prompts != prompts:
+        raise ConfigurationError(f"layout: got {layout} with {canvas.prompts} cells, expected {prompts}, one a prompt")
+    classes = backbone.labels
+    model = PublishedPGN.create(Setting(canvas, len(classes), width, library="latent", library_size=size))
+    model.position.copy_(backbone.positions[list(canvas.cells)])
+    model.load_published(state)
+    mapping = LabelMapping("identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes)))
+    card: dict[str, Any] = {
+        "method": model.name,
+        "backbone": backbone.card(),
+        "profile": str(profile),
+        "layout": layout,
+        "library": {"kind": "latent", "size": size},
+        "inversion": inversion,
+        "generator": {"resolution": RESOLUTION, "profile": str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))},
+        "classes": list(classes),
+        "mapping": mapping.card(),
+        "fusion": 0.0,
+        "learnable": {"prompt": model.learnable(), "mapping": 0, "local": 0},
+        "imported": {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()},
+        "reach": reach(model.library.rows.detach() - model.position.mean(dim=0), embedding),
+        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
+    }
+    tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
+    tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
+    tensors |= {"embedding.weight": embedding.weight.cpu().numpy(), "embedding.bias": embedding.bias.cpu().numpy()}
+    return PromptAdapter(card, tensors)
