@@ -5,14 +5,8 @@ Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the ne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from pgn_client.backbone import PatchEmbedding
-
 
 TRUNK_WIDTH = 128
 
@@ -58,61 +52,6 @@ class ResNet10(nn.Module):
         """Return (B, 128) features after global average pooling."""
         features: Tensor = self.blocks(self.input_net(x)).mean(dim=(2, 3))
         return features
-
-
-class TokenLibrary(nn.Module):
-    """L learned rows; a prompt is a convex mixture of them.
-
-    Args:
-        rows: the free parameters; subclasses say what they mean.
-    """
-
-    kind: str
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        self.rows = nn.Parameter(rows)
-
-    def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the rows as (L, D) tokens, float32, without position embedding."""
-        raise TypeError(f"{type(self).__name__} does not say what its rows are")
-
-
-class LatentLibrary(TokenLibrary):
-    """Rows are D-vectors, as published, drawn from N(0, 0.02²); RGB needs ``inversion``, which loses."""
-
-    kind = "latent"
-
-    @classmethod
-    def create(cls, size: int, width: int) -> LatentLibrary:
-        """Draw ``size`` rows of ``width`` numbers."""
-        return cls(torch.randn(size, width) * 0.02)
-
-    def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the rows themselves, (L, D)."""
-        return self.rows
-
-
-class PixelLibrary(TokenLibrary):
-    """Rows are RGB patches, sigmoid(free) in [0, 1], so a mixture of them is a valid picture.
-
-    Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives rows contrast.
-    """
-
-    kind = "pixel"
-
-    @classmethod
-    def create(cls, size: int, patch_size: int) -> PixelLibrary:
-        """Draw ``size`` rows of 3 x P x P numbers."""
-        return cls(torch.randn(size, 3, patch_size, patch_size))
-
-    def patches(self) -> Tensor:
-        """Return (L, 3, P, P) float32 in [0, 1], unit space."""
-        return self.rows.sigmoid()
-
-    def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the embedded rows, (L, D)."""
-        return embedding(self.patches())
 
 
 class LocalClassifier(nn.Module):

@@ -21,6 +21,7 @@ LAYERS = (
     {"geometry", "labels", "statistics", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
     {"backbone", "generator", "protocols", "compositor"},
     {"inversion", "exchange"},
+    {"library"},
     {"methods", "session"},
     {"adapter"},
     {"client"},
@@ -39,7 +40,7 @@ LAYERS = (
 PEER_EDGES = {("types", "errors")}
 NEUTRAL = {"errors", "types", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
-PIXEL = {"backbone", "generator", "compositor", "inversion", "methods", "adapter", "training", "published"}
+PIXEL = {"backbone", "generator", "compositor", "inversion", "library", "methods", "adapter", "training", "published"}
 ON_TOP = {
     "retention",
     "candidates",

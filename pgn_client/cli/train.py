@@ -47,8 +47,8 @@ def add_train(commands: Subparsers) -> None:
         default="pgn",
         help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame (pgn)",
     )
-    p.add_argument("--library", default="pixel", help="pixel or latent (pixel: it deploys exactly)")
-    p.add_argument("--inversion", default="bounded", help="of a latent library: bounded or pseudo_inverse (bounded)")
+    p.add_argument("--library", default="pixel", help="pixel, smooth, luma, latent or reachable (pixel)")
+    p.add_argument("--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)")
     p.add_argument("--layout", help="ring, corner, rows:N or full (the method's own)")
     p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
     p.add_argument("--preset", default="default", help="default, small or paper (default)")

@@ -52,7 +52,7 @@ class Setting:
         classes: C.
         width: D of the backbone.
         depth: number of its blocks.
-        library: ``pixel`` or ``latent``, of methods that mix a token library.
+        library: kind of the token library, of methods that mix one.
         library_size: L.
         backbone: the frozen model, of methods that copy it.
     """
@@ -101,6 +101,9 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not say what it answers")
 
+    def after_step(self, surrogate: Surrogate) -> None:
+        """Called after each step of a training: what has bounds goes back into them."""
+
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return optimiser groups of what makes the prompt: the parameters a paper would count."""
         raise TypeError(f"{type(self).__name__} does not say what learns")
@@ -141,7 +144,7 @@ class RGBMethod(Method):
         """
         backbone, library = card["backbone"], card["library"] or {"kind": "pixel", "size": 1}
         canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], card["layout"])
-        width = state["library.rows"].shape[-1] if library["kind"] == "latent" else 0
+        width = state["library.rows"].shape[-1] if "library.rows" in state else 0  # pixels do not need it
         setting = Setting(canvas, len(card["classes"]), width, library=library["kind"], library_size=library["size"])
         with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten, and the caller's draws stay as they are
             model = cls.create(setting)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import PromptGenerator, TokenLibrary
+from pgn_client.generator import PromptGenerator
+from pgn_client.library import TokenLibrary
 from pgn_client.methods.base import Groups, Rates, Setting, require_layout
 from pgn_client.methods.pgn import PGN, draw_library
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from pgn_client.generator import PromptGenerator, TokenLibrary
+from pgn_client.generator import PromptGenerator
+from pgn_client.library import TokenLibrary
 from pgn_client.methods.base import Groups, Rates
 from pgn_client.methods.pgn import PGN
 

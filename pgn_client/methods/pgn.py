@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pgn_client import inversion
 from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import LatentLibrary, PixelLibrary, PromptGenerator, TokenLibrary
+from pgn_client.generator import PromptGenerator
+from pgn_client.library import PixelLibrary, TokenLibrary, library
 from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class PGN(RGBMethod):
         """See ``Method``: in the latent space, prompt tokens stand in for the patches of their cells."""
         return surrogate.scores(pictures, self.cell_tokens(code, surrogate.backbone.embedding))
 
+    def after_step(self, surrogate: Surrogate) -> None:
+        """See ``Method``."""
+        self.library.stay_within(surrogate.backbone.embedding)
+
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then mixed."""
         with torch.autocast(weights.device.type, enabled=False):
@@ -78,7 +83,7 @@ class PGN(RGBMethod):
         Args:
             weights: mixture weights.
             embedding: the endpoint's patch embedding; a pixel library does not need it.
-            route: ``exact`` for a pixel library; ``bounded`` or ``pseudo_inverse`` for a latent one.
+            route: ``exact`` for a library of pixels; ``bounded`` or ``pseudo_inverse`` for a latent one.
         """
         if isinstance(self.library, PixelLibrary):
             return inversion.exact(weights, self.library.patches())
@@ -109,8 +114,4 @@ def draw_library(setting: Setting) -> TokenLibrary:
     Raises:
         ConfigurationError: an unknown kind.
     """
-    if setting.library not in ("pixel", "latent"):
-        raise ConfigurationError(f"library: got {setting.library!r}, expected pixel or latent")
-    if setting.library == "pixel":
-        return PixelLibrary.create(setting.library_size, setting.canvas.patch)
-    return LatentLibrary.create(setting.library_size, setting.width)
+    return library(setting.library).create(setting.library_size, setting.canvas.patch, setting.width)

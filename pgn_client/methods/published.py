@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.generator import PromptGenerator, TokenLibrary
+from pgn_client.generator import PromptGenerator
+from pgn_client.library import TokenLibrary
 from pgn_client.methods.base import Setting
 from pgn_client.methods.pgn import PGN
 

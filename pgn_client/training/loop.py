@@ -26,6 +26,7 @@ from pgn_client.generator import LocalClassifier, generator_input
 from pgn_client.geometry import Canvas
 from pgn_client.inversion import route
 from pgn_client.labels import LabelMapping
+from pgn_client.library import library as token_library
 from pgn_client.methods import PGN, Method, RGBMethod, Setting
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Task, load_examples
@@ -63,7 +64,8 @@ def fit(
         backbone: the surrogate; it stays frozen, and that is verified. On a GPU it computes in bfloat16; on a CPU that
             gained too little (a factor of 1.15 on a ViT-Tiny) for what it costs in precision.
         method: ``pgn``, or another of ``methods.REGISTRY`` that can be deployed.
-        library: ``pixel`` (deploys exactly) or ``latent`` (as published; deploys by ``inversion``).
+        library: ``pixel`` (deploys exactly), ``smooth`` or ``luma`` (for servers that re-encode as JPEG), ``latent``
+            (as published; deploys by ``inversion``) or ``reachable`` (latent, kept within what pixels reach).
         layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
         profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
         recipe: all numbers of the training; see ``training.recipe``.
@@ -102,7 +104,7 @@ def fit(
         "profile": str(profile),
         "layout": layout,
         "library": {"kind": library, "size": recipe.library_size} if mixes else None,
-        "inversion": "exact" if library == "pixel" else inversion,
+        "inversion": "exact" if token_library(library).exact else inversion,
         "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
         "classes": list(task.classes),
         "seed": seed,
@@ -190,6 +192,7 @@ class Loop:
         for pictures, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
             features, loss = self._loss(run.mapping, self.augmented(pictures), targets)
             run.step(loss)
+            self.model.after_step(self.surrogate)
             if run.mapping.start.additive:
                 seen.append((features.detach(), targets))
             bar.update(len(targets))

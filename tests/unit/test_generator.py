@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client.generator import LatentLibrary, PixelLibrary, PromptGenerator, ResNet10, TokenLibrary, generator_input
+from pgn_client.generator import PromptGenerator, ResNet10, generator_input
+from pgn_client.library import LatentLibrary, PixelLibrary, TokenLibrary
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -38,7 +39,7 @@ class TestPublished:
         ("size", "width", "parameters"), [(256, 768, 1_032_304), (128, 768, 669_808), (128, 384, 620_656)]
     )
     def test_sizes_are_the_published_ones_without_the_local_head(self, size, width, parameters):
-        generator, library = PromptGenerator(16, size, classes=10), LatentLibrary.create(size, width)
+        generator, library = PromptGenerator(16, size, classes=10), LatentLibrary.create(size, 8, width)
         count = sum(p.numel() for p in [*generator.parameters(), *library.parameters()])
         assert count - sum(p.numel() for p in generator.local_head.parameters()) == parameters
 
@@ -55,7 +56,7 @@ class TestPublished:
 
     def test_latent_rows_start_with_a_spread_of_a_fiftieth(self):
         torch.manual_seed(0)
-        assert LatentLibrary.create(256, 768).rows.std().item() == pytest.approx(0.02, rel=0.02)
+        assert LatentLibrary.create(256, 32, 768).rows.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 class TestMixture:
@@ -83,7 +84,7 @@ class TestMixture:
 
 class TestLibraries:
     def test_pixel_rows_are_valid_colours(self):
-        patches = PixelLibrary(50 * torch.randn(6, 3, 4, 4)).patches()
+        patches = PixelLibrary(50 * torch.randn(6, 3, 4, 4), 4).patches()
         assert patches.min() >= 0
         assert patches.max() <= 1
 

@@ -4,8 +4,9 @@ import torch
 
 from pgn_client import methods
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import PixelLibrary, generator_input
+from pgn_client.generator import generator_input
 from pgn_client.geometry import Canvas
+from pgn_client.library import LIBRARIES
 from pgn_client.methods import PGN, InputIndependent, Rates, Setting
 from pgn_client.methods.linear_probe import LinearProbe, features
 from pgn_client.training.surrogate import Surrogate
@@ -40,7 +41,7 @@ class TestRegistry:
             methods.get("vpt")
 
     def test_an_unknown_library_is_told_the_known_ones(self):
-        with pytest.raises(ConfigurationError, match=r"'rgb'.*pixel or latent"):
+        with pytest.raises(ConfigurationError, match=r"'rgb'.*pixel, smooth"):
             create(library="rgb")
 
 
@@ -70,7 +71,7 @@ class TestPGN:
         listed = [id(p) for group in model.parameter_groups(RATES) for p in group["params"]]
         assert sorted(listed) == sorted(id(p) for p in model.parameters())
 
-    @pytest.mark.parametrize("library", ["pixel", "latent"])
+    @pytest.mark.parametrize("library", LIBRARIES)
     def test_is_restored_whole(self, library):
         model = create(library=library)
         card = {"library": {"kind": library, "size": 6}, "classes": ["a", "b", "c"], "layout": "ring"}
@@ -78,7 +79,7 @@ class TestPGN:
         again = PGN.restore(card, model.state_dict())
         x = torch.randn(2, 3, 16, 16)
         assert not again.training
-        assert isinstance(again.library, PixelLibrary) == (library == "pixel")
+        assert type(again.library) is LIBRARIES[library]
         assert torch.equal(again.library.rows, model.library.rows)
         assert all(torch.equal(a, b) for a, b in zip(again(x), model(x), strict=True))
 

@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -173,6 +173,18 @@ class TestLatentLibrary:
         train(library="latent", inversion=inversion).save(tmp_path / "a")
         adapter = PromptAdapter.load(tmp_path / "a")
         assert (adapter.info["library"]["kind"], adapter.info["inversion"]) == ("latent", inversion)
+        assert served(adapter, backbone, task.val)[0] == pytest.approx(adapter.info["metrics"]["uint8"])
+
+    def test_reachable_rows_lose_nothing_where_latent_rows_do(self, train):
+        fast = replace(recipe().rates, library=3.0)  # latent rows run far away within a few steps
+        runs = {kind: train(library=kind, epochs=3, rates=fast) for kind in ("latent", "reachable")}
+        lost = {kind: adapter.info["reach"]["bounded"] for kind, adapter in runs.items()}
+        assert lost["reachable"] < 0.005 < 0.1 < lost["latent"]
+
+    @pytest.mark.parametrize("library", ["smooth", "luma"])
+    def test_other_libraries_of_pixels_deploy_exactly(self, train, task, backbone, library):
+        adapter = train(library=library, epochs=2)
+        assert adapter.info["inversion"] == "exact"
         assert served(adapter, backbone, task.val)[0] == pytest.approx(adapter.info["metrics"]["uint8"])
 
     def test_carries_the_patch_embedding_along(self, train, backbone):
@@ -465,7 +477,7 @@ class TestRefusal:
         ("options", "known"),
         [
             ({"method": "vpt"}, "pgn, input_independent"),
-            ({"library": "rgb"}, "pixel or latent"),
+            ({"library": "rgb"}, "pixel, smooth, luma, latent, reachable"),
             ({"layout": "frame"}, "ring, corner, full, rows:N"),
             ({"inversion": "magic"}, "bounded, pseudo_inverse"),
             ({"mapping": "ilm"}, "identity.*blm.*linear"),
