@@ -176,7 +176,7 @@ class TestLatentLibrary:
         assert served(adapter, backbone, task.val)[0] == pytest.approx(adapter.info["metrics"]["uint8"])
 
     def test_reachable_rows_lose_nothing_where_latent_rows_do(self, train):
-        fast = replace(recipe().rates, library=3.0)  # latent rows run far away within a few steps
+        fast = replace(recipe().rates, library=100.0)  # latent rows run far away within a few steps
         runs = {kind: train(library=kind, epochs=3, rates=fast) for kind in ("latent", "reachable")}
         lost = {kind: adapter.info["reach"]["bounded"] for kind, adapter in runs.items()}
         assert lost["reachable"] < 0.005 < 0.1 < lost["latent"]
