@@ -37,9 +37,9 @@ class ServedModel:
         network: (B, 3, H, W) float32, normalised space → (B, S) logits; in evaluation mode.
         classes: S names, all different.
         preprocessing: The model's own.
-        patch_size: Side of a patch in pixels.
+        patch_size: Side of a patch in pixels; None where the model has no patch embedding.
         weights_sha256: Of the weights file, or of the weights serialised anew where `host` was given no file's.
-        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias (D,).
+        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias (D,); or None.
         device: Where it runs.
     """
 
@@ -47,9 +47,9 @@ class ServedModel:
     network: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    patch_size: int
+    patch_size: int | None
     weights_sha256: str
-    patch_embedding_sha256: str
+    patch_embedding_sha256: str | None
     device: torch.device
 
     @torch.inference_mode()
@@ -75,7 +75,7 @@ def host(
     """Freeze ``network`` and describe it.
 
     Args:
-        network: A timm-like ViT, with its patch embedding at ``network.patch_embed.proj``.
+        network: A timm classifier; a ViT has its patch embedding at ``network.patch_embed.proj``.
         name: Of the model.
         classes: S names in the model's order; the second and later of equal ones get a suffix.
         preprocessing: The model's own.
@@ -84,9 +84,9 @@ def host(
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigurationError: Not a ViT, no classification head, or no such device.
+        ConfigurationError: No classification head, or no such device.
     """
-    weight, bias = _patch_embedding(network, name)
+    weight, bias = _patch_embedding(network)
     if getattr(network, "num_classes", None) == 0:
         raise ConfigurationError(f"{name} has no classification head; choose a model that was trained to classify")
     sha256 = weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
@@ -96,9 +96,9 @@ def host(
         network=network.to(place).eval().requires_grad_(False),
         classes=distinct(classes),
         preprocessing=preprocessing,
-        patch_size=weight.shape[-1],
+        patch_size=None if weight is None else weight.shape[-1],
         weights_sha256=sha256,
-        patch_embedding_sha256=hashlib.sha256(weight.tobytes() + bias.tobytes()).hexdigest(),
+        patch_embedding_sha256=None if weight is None else hashlib.sha256(weight.tobytes() + bias).hexdigest(),
         device=place,
     )
 
@@ -241,15 +241,18 @@ def _any_shape(profile: Profile | None) -> dict[str, bool]:
     return {"dynamic_img_size": True, "dynamic_img_pad": True} if wanted else {}
 
 
-def _patch_embedding(network: nn.Module, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return weight (D, 3, P, P) and bias (D,), zeros where there is none, as little-endian float32."""
+def _patch_embedding(network: nn.Module) -> tuple[NDArray[np.float32] | None, bytes]:
+    """Return weight (D, 3, P, P) and the bytes of the bias (D,), zeros where there is none, as little-endian float32.
+
+    Models without a patch embedding have no weight.
+    """
     projection = getattr(getattr(network, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
-        raise ConfigurationError(f"{name} is not a vision transformer with a patch embedding; choose a ViT")
+        return None, b""
     weight = projection.weight.detach().float().cpu().numpy().astype("<f4")
     if projection.bias is None:
-        return weight, np.zeros(len(weight), "<f4")
-    return weight, projection.bias.detach().float().cpu().numpy().astype("<f4")
+        return weight, np.zeros(len(weight), "<f4").tobytes()
+    return weight, projection.bias.detach().float().cpu().numpy().astype("<f4").tobytes()
 
 
 def _device(name: str) -> torch.device:

@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
 
     name: str
     input_size: int
-    patch_size: int
+    patch_size: int | None
     profile: str
     interpolation: str
     mean: tuple[float, float, float]
@@ -68,7 +68,7 @@ class ModelCard(BaseModel):
     top_k: int | None
     classes: list[str]
     weights_sha256: str
-    patch_embedding_sha256: str
+    patch_embedding_sha256: str | None
     limits: Limits
 
 

@@ -1,7 +1,8 @@
-"""A frozen ViT and its patch embedding.
+"""A frozen classifier, and where it is a plain ViT its patch embedding.
 
-The *surrogate* of training: the local copy of (or stand-in for) the hosted model. Its tokens can be replaced one by
-one, which is how training mixes prompts in the embedding space instead of rendering pictures (see ``inversion``).
+The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a plain ViT can be
+replaced one by one, which is how training mixes prompts in the embedding space instead of rendering pictures (see
+``inversion``). Other stems (convolutional, overlapping, of Swin or ConvNeXt) are trained through rendered pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
 from pgn_client.types import ServerProfile
 
 Triple = tuple[float, float, float]
+CELL = 16
+"""Side of the canvas's cells where the model has no plain patches, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,7 @@ class PatchEmbedding:
 
     def normalise(self, unit: Tensor) -> Tensor:
         """(..., 3, h, w) float in [0, 1], unit space → the normalised space."""
-        mean, std = (torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (self.mean, self.std))
-        return (unit - mean) / std
+        return normalised(unit, self.mean, self.std)
 
     def __call__(self, patches: Tensor) -> Tensor:
         """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position embedding."""
@@ -81,21 +83,30 @@ class PatchEmbedding:
         return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
 
 
+def normalised(unit: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """(..., 3, h, w) float in [0, 1], unit space → (unit - mean) / std, per channel."""
+    m, s = (torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (mean, std))
+    return (unit - m) / s
+
+
 class Backbone:
-    """A frozen timm Vision Transformer.
+    """A frozen timm classifier.
 
     Args:
-        model: a ``timm.models.VisionTransformer`` with a bare convolution as patch embedding.
+        model: any timm model with a classification head, (B, 3, H, W) → (B, S).
         name: what it is called on checkpoint cards.
         mean, std: of its normalised space.
         labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock server does.
         profile: the geometry that its own preprocessing applies.
+        input_size: H = W, in pixels; a plain ViT knows it itself.
 
     Attributes:
+        plain: whether it is a ViT whose patch embedding is one affine map per patch, so that tokens can stand in for
+            pixels. Only then are there ``embedding``, ``positions`` and tokens.
         weights_sha256: SHA-256 over all weights, as they were when this object was made.
 
     Raises:
-        ConfigurationError: not a plain ViT, so that tokens could not stand in for pixels.
+        ConfigurationError: no classification head, labels that do not fit it, or an input size that is not told.
     """
 
     def __init__(
@@ -107,18 +118,24 @@ class Backbone:
         std: Sequence[float],
         labels: Sequence[str] | None = None,
         profile: ServerProfile | None = None,
+        input_size: int | None = None,
     ) -> None:
-        _require_plain(model, name)
+        self.plain = is_plain(model)
         self.model = cast(Any, model.eval().requires_grad_(False))
         self.name = name
         self.mean, self.std = _triple(mean), _triple(std)
-        classes = int(self.model.num_classes)
+        classes = int(getattr(model, "num_classes", 0))
         if classes < 2:
             raise ConfigurationError(f"backbone {name}: got no classification head, expected one; choose a classifier")
         self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
             raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
         self.profile = profile or ServerProfile("direct")
+        size = int(self.model.patch_embed.img_size[0]) if self.plain else input_size
+        if size is None:
+            raise ConfigurationError(f"backbone {name}: got no input size, expected one for {type(model).__name__}")
+        self.input_size = size
+        """H = W, in pixels."""
         self.weights_sha256 = self._digest()
 
     @property
@@ -128,33 +145,43 @@ class Backbone:
         return device
 
     @property
-    def input_size(self) -> int:
-        """H = W, in pixels."""
-        return int(self.model.patch_embed.img_size[0])
+    def patch_size(self) -> int:
+        """P, in pixels: side of the canvas's cells, which is ``CELL`` where the model has no plain patches."""
+        return int(self.model.patch_embed.patch_size[0]) if self.plain else CELL
 
     @property
-    def patch_size(self) -> int:
-        """P, in pixels."""
-        return int(self.model.patch_embed.patch_size[0])
+    def width(self) -> int:
+        """D of the pooled features."""
+        return int(self.model.num_features)
 
     @property
     def embedding(self) -> PatchEmbedding:
-        """The patch embedding, sharing the model's weights."""
+        """The patch embedding, sharing the model's weights.
+
+        Raises:
+            ConfigurationError: there is no plain one.
+        """
+        if not self.plain:
+            raise ConfigurationError(
+                f"backbone {self.name}: got {type(self.model).__name__}, expected a plain timm VisionTransformer "
+                "(patch embedding = one convolution with kernel = stride, no norm) where tokens stand in for pixels; "
+                "use a library of pixels, or choose a vit_* or deit_* model"
+            )
         proj = self.model.patch_embed.proj
         bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
         return PatchEmbedding(proj.weight, bias, self.mean, self.std)
 
     @property
     def depth(self) -> int:
-        """Number of transformer blocks."""
-        return len(self.model.blocks)
+        """Number of transformer blocks of a plain ViT."""
+        return len(self.model.blocks) if self.plain else 0
 
     @property
     def positions(self) -> Tensor:
         """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch tokens."""
-        cells = (self.input_size // self.patch_size) ** 2
+        cells, width = (self.input_size // self.patch_size) ** 2, self.embedding.width
         with torch.inference_mode():
-            sequence: Tensor = self.model._pos_embed(torch.zeros(1, cells, self.embedding.width, device=self.device))
+            sequence: Tensor = self.model._pos_embed(torch.zeros(1, cells, width, device=self.device))
         return sequence[0, -cells:].clone()
 
     def card(self) -> dict[str, Any]:
@@ -165,7 +192,7 @@ class Backbone:
             "patch_size": self.patch_size,
             "mean": list(self.mean),
             "std": list(self.std),
-            "patch_embedding_sha256": self.embedding.sha256(),
+            "patch_embedding_sha256": self.embedding.sha256() if self.plain else None,
             "weights_sha256": self.weights_sha256,
         }
 
@@ -194,14 +221,22 @@ class Backbone:
         features: Tensor = m.forward_head(m.norm(x), pre_logits=True)
         return features
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, D) pooled features."""
+        if self.plain:
+            return self.features_from_tokens(self.tokens(pixels))
+        x = self.model.forward_features(normalised(pixels.float() / 255, self.mean, self.std))
+        features: Tensor = self.model.forward_head(x, pre_logits=True)
+        return features
+
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
         """(B, N, D) patch tokens, without position embedding → (B, S) logits."""
         logits: Tensor = self.model.head(self.features_from_tokens(tokens))
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels → (B, S) logits, by the model's own forward pass: the reference."""
-        logits: Tensor = self.model(self.embedding.normalise(pixels.float() / 255))
+        """(B, 3, H, W) pixels as of :meth:`tokens` → (B, S) logits, by the model's own forward pass: the reference."""
+        logits: Tensor = self.model(normalised(pixels.float() / 255, self.mean, self.std))
         return logits
 
     def verify_frozen(self) -> None:
@@ -245,20 +280,16 @@ def class_token_alone(model: Any) -> bool:
     return standard and model.global_pool == "token" and model.attn_pool is None
 
 
-def _require_plain(model: nn.Module, name: str) -> None:
-    """Refuse a model whose first layer is not one affine map per patch: there latent prompts would not be pixels."""
+def is_plain(model: nn.Module) -> bool:
+    """Whether the model's first layer is one affine map per patch; where it is not, latent prompts are no pixels."""
     from timm.layers import PatchEmbed
     from timm.models import VisionTransformer
 
-    if type(model) is VisionTransformer and type(model.patch_embed) is PatchEmbed:  # subclasses change the forward
-        proj, norm = cast(Any, model).patch_embed.proj, cast(Any, model).patch_embed.norm
-        bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and isinstance(norm, nn.Identity)
-        if bare and model.patch_embed.flatten:
-            return
-    raise ConfigurationError(
-        f"backbone {name}: got {type(model).__name__}, expected a plain timm VisionTransformer (patch embedding = one "
-        "convolution with kernel = stride, no norm); choose a vit_* or deit_* model"
-    )
+    if type(model) is not VisionTransformer or type(model.patch_embed) is not PatchEmbed:
+        return False  # subclasses change the forward pass
+    proj, norm = cast(Any, model).patch_embed.proj, cast(Any, model).patch_embed.norm
+    bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and not any(proj.padding)
+    return bare and isinstance(norm, nn.Identity) and bool(model.patch_embed.flatten)
 
 
 def _triple(values: Sequence[float]) -> Triple:
@@ -305,7 +336,7 @@ def load(
         device: where to put it.
 
     Raises:
-        ConfigurationError: an unknown name or a model that is no plain ViT.
+        ConfigurationError: an unknown name, or a model that is no classifier.
         CheckpointError: weights that cannot be read or do not fit.
     """
     names = read_labels(labels) if labels else None
@@ -325,7 +356,9 @@ def load(
     size = int(config["input_size"][-1])
     squash = config["crop_mode"] == "squash"
     profile = ServerProfile("direct") if squash else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
-    return Backbone(model, name=name, mean=config["mean"], std=config["std"], labels=names, profile=profile).to(device)
+    return Backbone(
+        model, name=name, mean=config["mean"], std=config["std"], labels=names, profile=profile, input_size=size
+    ).to(device)
 
 
 def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:

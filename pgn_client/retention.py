@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ from pgn_client.training.data import Examples
 from pgn_client.training.finish import log_probs
 from pgn_client.training.scores import TorchMapping
 from pgn_client.training.surrogate import Surrogate
+from pgn_client.training.wire import jpeg
 from pgn_client.types import ServerProfile
 
 BATCH = 64
@@ -63,13 +63,6 @@ def retain(
     out: dict[str, Any] = {k: float((v.argmax(axis=1) == targets).mean()) for k, v in stages.items()}
     out["agreement"] = {k: float((v.argmax(axis=1) == reference).mean()) for k, v in stages.items()}
     return out
-
-
-def jpeg(image: Image.Image, quality: int, subsampling: int) -> Image.Image:
-    """Encode and decode; subsampling 0 is 4:4:4, 2 is 4:2:0."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return Image.open(buffer).convert("RGB")
 
 
 def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Floats:

@@ -195,7 +195,7 @@ class Bench:
             return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
         if row == PROBE:
             found = ways.probe(self.surrogate, task, self._augment(cell), cell.seed)
-            width = self.surrogate.embedding.width
+            width = self.surrogate.width
             return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
         if deploys(row):
             return self._deployed(cell, task, row)

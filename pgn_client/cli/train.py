@@ -60,6 +60,8 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
     p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
     p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
+    p.add_argument("--wire", help="what happens to pictures on their way: uint8, jpeg:75:420, shift:4, scale:0.05, or "
+                   "several joined by + (nothing)")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
@@ -69,7 +71,8 @@ def run_train(args: argparse.Namespace) -> int:
     """Train and save; on Ctrl-C save the best so far."""
     require("training", "train", "torch", "timm")
     from pgn_client.checkpoint import summary
-    from pgn_client.training import fit, load_task, recipe, union
+    from pgn_client.training import fit, recipe
+    from pgn_client.training.wire import Wire
     from pgn_client.types import ServerProfile
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -81,10 +84,7 @@ def run_train(args: argparse.Namespace) -> int:
         augment=args.augment,
         library_size=args.library_size,
     )
-    tasks = {Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed) for data in args.data}
-    if len(tasks) < len(args.data):
-        raise ConfigurationError("DATA: got two folders of one name, expected names that differ; rename one")
-    task = union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
+    task = _task(args)
     state = args.out.with_name(args.out.name + ".resume")
     if args.resume and not state.exists():
         talk(f"nothing to resume: there is no {state}; starting from the beginning")
@@ -100,6 +100,7 @@ def run_train(args: argparse.Namespace) -> int:
         mapping=args.mapping,
         top_k=args.top_k,
         decimals=args.decimals,
+        wire=Wire.parse(args.wire) if args.wire else None,
         seed=args.seed,
         state=state,
         resume=args.resume,
@@ -117,6 +118,16 @@ def run_train(args: argparse.Namespace) -> int:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
+
+
+def _task(args: argparse.Namespace) -> Task:
+    """Read the folder, or several as one task."""
+    from pgn_client.training import load_task, union
+
+    tasks = {Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed) for data in args.data}
+    if len(tasks) < len(args.data):
+        raise ConfigurationError("DATA: got two folders of one name, expected names that differ; rename one")
+    return union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
 
 
 def add_evaluate(commands: Subparsers) -> None:

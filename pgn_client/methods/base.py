@@ -194,8 +194,12 @@ class RGBMethod(Method):
         painted = self.painted(code, pictures, embedding, route)
         return (painted * 255).round().to(torch.uint8).movedim(-3, -1), local.log_softmax(dim=-1)
 
+    def scores(self, code: Any, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+        """See :class:`Method`; what is painted goes through wire and patch embedding, as when it is served."""
+        return surrogate.pixel_scores(surrogate.paint(pictures, self.painted(code, pictures, None, "exact")))
+
     def painted(self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
-        """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space."""
+        """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space; differentiable."""
         raise TypeError(f"{type(self).__name__} does not say what it paints")
 
 
@@ -207,10 +211,6 @@ class WholePicture(RGBMethod):
     def paint(self, code: Any, unit: Tensor) -> Tensor:
         """(B, 3, H, W) pictures in [0, 1] → the same, differentiable, with the prompt in them."""
         raise TypeError(f"{type(self).__name__} does not say how it paints")
-
-    def scores(self, code: Any, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See :class:`Method`; gradients flow through the patch embedding."""
-        return surrogate.pixel_scores(255 * self.paint(code, pictures.float() / 255))
 
     def painted(self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
         """See :class:`RGBMethod`: whole canvases."""

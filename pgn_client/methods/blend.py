@@ -17,7 +17,7 @@ from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
 from pgn_client.generator import PromptGenerator
 from pgn_client.library import TokenLibrary
-from pgn_client.methods.base import Groups, Rates, Setting, require_layout
+from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
 from pgn_client.methods.pgn import PGN, draw_library
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class Blend(PGN):
         return cls(PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting))
 
     def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: the blend is taken of tokens, which is the same as of pictures."""
+        """See ``Method``: the blend is taken of tokens, where they may be, which is the same as of pictures."""
+        if not surrogate.latent:
+            return RGBMethod.scores(self, code, pictures, surrogate)
         prompts, share = self.prompt_tokens(code, surrogate.backbone.embedding), self.share.sigmoid()
         return surrogate.token_scores((1 - share) * surrogate.backbone.tokens(pictures) + share * prompts)
 

@@ -24,7 +24,7 @@ def features(backbone: Backbone, pixels: Tensor) -> NDArray[np.float64]:
     """(n, 3, H, W) uint8 pictures at the model's size → (n, D) pooled features."""
     device = backbone.device
     with float32_convolutions():
-        parts = [backbone.features_from_tokens(backbone.tokens(x.to(device))).cpu() for x in pixels.split(BATCH)]
+        parts = [backbone.features(x.to(device)).cpu() for x in pixels.split(BATCH)]
     return torch.cat(parts).double().numpy()
 
 

@@ -18,7 +18,6 @@ from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, WholePict
 
 if TYPE_CHECKING:
     from pgn_client.backbone import PatchEmbedding
-    from pgn_client.training.surrogate import Surrogate
 
 
 class NoPrompt(WholePicture):
@@ -62,10 +61,6 @@ class GreyFrame(RGBMethod):
         """Draw the local classifier; nothing else learns but the mapping."""
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes), setting.canvas)
-
-    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: the answer to the neutral canvas."""
-        return self.neutral(pictures, surrogate)
 
     def painted(self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
         """See ``RGBMethod``: grey patches."""

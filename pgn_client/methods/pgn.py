@@ -61,12 +61,15 @@ class PGN(RGBMethod):
         return weights, local
 
     def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: in the latent space, prompt tokens stand in for the patches of their cells."""
+        """See ``Method``: where the latent space may stand in, prompt tokens replace the patches of their cells."""
+        if not surrogate.latent:
+            return super().scores(code, pictures, surrogate)
         return surrogate.scores(pictures, self.cell_tokens(code, surrogate.backbone.embedding))
 
     def after_step(self, surrogate: Surrogate) -> None:
         """See ``Method``."""
-        self.library.stay_within(surrogate.backbone.embedding)
+        if surrogate.latent:
+            self.library.stay_within(surrogate.backbone.embedding)
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then mixed."""

@@ -10,6 +10,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.training.data import Task, load_task
 from pgn_client.training.loop import fit
 from pgn_client.training.recipe import from_card
+from pgn_client.training.wire import Wire
 from pgn_client.types import ServerProfile
 
 RIVAL = "input_independent"
@@ -95,6 +96,7 @@ def train_rival(adapter: PromptAdapter, task: Task, backbone: Backbone, *, progr
         inversion="bounded" if card["inversion"] == "exact" else card["inversion"],
         top_k=card["recipe"]["top_k"],
         decimals=card["recipe"]["decimals"],
+        wire=Wire.parse(wire) if (wire := card["recipe"].get("wire")) else None,
         seed=card["seed"],
         progress=progress,
     )

@@ -36,6 +36,7 @@ from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
 from pgn_client.training.scores import TorchMapping
 from pgn_client.training.surrogate import Surrogate
+from pgn_client.training.wire import Wire
 from pgn_client.types import ServerProfile
 
 
@@ -52,6 +53,7 @@ def fit(
     inversion: str = "bounded",
     top_k: int | None = None,
     decimals: int | None = None,
+    wire: Wire | None = None,
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
@@ -73,6 +75,8 @@ def fit(
         inversion: ``bounded`` or ``pseudo_inverse``, for a latent library.
         top_k: how many labels the endpoint returns; ``None`` for all.
         decimals: how the endpoint rounds probabilities; ``None`` for not at all.
+        wire: what happens to pictures on their way to the model, for libraries of pixels (see ``training.wire``);
+            ``None`` trains where nothing happens, in the latent space.
         seed: of everything random.
         state: file that keeps the run after each epoch, so that it can be resumed; yours to remove once the adapter is
             saved.
@@ -97,7 +101,10 @@ def fit(
     if library != "pixel" and not mixes:
         raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
-    surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda")
+    if not (token_library(library).exact or (backbone.plain and wire is None)):
+        why = f"the wire {wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
+        raise ConfigurationError(f"library: got {library} for {why}, expected one of pixels; use pixel or smooth")
+    surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda", wire=wire)
     card = {
         "method": method,
         "backbone": backbone.card(),
@@ -108,7 +115,9 @@ def fit(
         "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
         "classes": list(task.classes),
         "seed": seed,
-        "recipe": asdict(recipe) | {"mapping": mapping, "top_k": top_k, "decimals": decimals},
+        "recipe": asdict(recipe)
+        | {"mapping": mapping, "top_k": top_k, "decimals": decimals}
+        | {"wire": None if wire is None else str(wire)},
         "data": task.card(),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
@@ -119,7 +128,7 @@ def fit(
     interrupted = loop.train(run, lambda: save_state(state, run, card) if state else None)
     run.restore_best()
     backbone.verify_frozen()
-    exactly = replace(surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
+    exactly = replace(loop.surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
     card["interrupted"] = interrupted
     return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
 
@@ -129,7 +138,7 @@ class Loop:
     """One training: what does not change while it runs."""
 
     model: Method
-    surrogate: Surrogate
+    taught_by: Surrogate
     train_examples: Examples
     val_examples: Examples
     recipe: Recipe
@@ -138,6 +147,8 @@ class Loop:
     progress: bool
 
     def __post_init__(self) -> None:
+        settled = self.taught_by.wire.settled if self.taught_by.wire else None
+        self.surrogate = replace(self.taught_by, wire=settled)  # what is measured has nothing random on its way
         self.resolution: int = self.card["generator"]["resolution"]
         self.augmented = augment.get(self.recipe.augment)
         if isinstance(self.model, PGN) and self.model.sees_picture:  # another's trunk has no other teacher
@@ -203,7 +214,7 @@ class Loop:
     def _loss(self, mapping: TorchMapping, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the endpoint would answer, (B, S), and the loss of the task classes that are read from it."""
         code, local = self.model(generator_input(pictures, self.resolution))
-        features = self.model.scores(code, pictures, self.surrogate)
+        features = self.model.scores(code, pictures, self.taught_by)
         smoothing = self.recipe.label_smoothing
         loss = smoothed_nll(mapping(features), targets, smoothing)
         if local is None:
@@ -279,7 +290,7 @@ def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: in
 def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
     """What a method is drawn for."""
     b = surrogate.backbone
-    return Setting(surrogate.canvas, len(task.classes), b.embedding.width, b.depth, library, recipe.library_size, b)
+    return Setting(surrogate.canvas, len(task.classes), b.width, b.depth, library, recipe.library_size, b)
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:

@@ -49,6 +49,8 @@ def fit_white_box(
     recipe, kind = recipe or Recipe(), methods.get(method)
     if not issubclass(kind, methods.WhiteBox):
         raise ConfigurationError(f"method: got {method}, which an endpoint can serve, expected a white box; use fit")
+    if not backbone.plain and kind.reads_features:
+        raise ConfigurationError(f"method {method}: got {backbone.name}, expected a plain ViT; leave it out")
     torch.manual_seed(seed)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
     surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")

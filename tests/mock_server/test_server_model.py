@@ -133,11 +133,13 @@ def test_weights_that_are_no_safetensors_are_a_configuration_error(tmp_path):
         load(Settings(model="test_vit", weights=file))
 
 
-def test_a_model_without_a_patch_embedding_is_a_configuration_error(tmp_path):
-    network = timm.create_model("test_resnet", pretrained=False)
+def test_a_model_without_a_patch_embedding_is_served_and_says_so(tmp_path):
+    network = timm.create_model("test_resnet", pretrained=False).eval()
     save_file(network.state_dict(), tmp_path / "w")
-    with pytest.raises(ConfigurationError, match="not a vision transformer"):
-        load(Settings(model="test_resnet", weights=tmp_path / "w"))
+    served = load(Settings(model="test_resnet", weights=tmp_path / "w"))
+    assert (served.patch_size, served.patch_embedding_sha256) == (None, None)
+    x = torch.randn(1, 3, 96, 96)
+    np.testing.assert_allclose(served.logits([x[0].numpy()])[0], network(x)[0].detach(), atol=1e-5)
 
 
 def test_a_model_without_a_head_exits_2_with_one_line(monkeypatch, capsys):

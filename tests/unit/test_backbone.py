@@ -13,7 +13,7 @@ from timm.models import SwinTransformer
 from torch import nn
 
 from pgn_client import backbone as backbone_module
-from pgn_client.backbone import Backbone, load, read_labels, unique_labels
+from pgn_client.backbone import Backbone, is_plain, load, read_labels, unique_labels
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
 from pgn_client.types import ServerProfile
 
@@ -177,31 +177,70 @@ class TestPatchEmbedding:
         assert make_backbone(pre_norm=True).embedding.bias.tolist() == [0.0] * 24
 
 
-class TestRefusal:
-    def refused(self, model):
-        with pytest.raises(ConfigurationError, match=r"odd.*plain timm VisionTransformer.*vit_\* or deit_\*") as error:
-            Backbone(model, name="odd", **HALF)
+def overlapping(make_vit):
+    model = make_vit()
+    model.patch_embed.proj = nn.Conv2d(3, 24, 9, 8, padding=1)
+    return model
+
+
+def padded(make_vit):
+    model = make_vit(img_size=32)
+    model.patch_embed.proj = nn.Conv2d(3, 24, 8, 8, padding=1)
+    return model
+
+
+def swin(make_vit):
+    return SwinTransformer(32, 4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=10)
+
+
+STEMS = {
+    "swin": swin,
+    "convnext": lambda make_vit: timm.create_model("test_convnext", pretrained=False, num_classes=10),
+    "hybrid": lambda make_vit: timm.create_model(
+        "vit_tiny_r_s16_p8_224", pretrained=False, img_size=32, depth=1, num_classes=10
+    ),
+    "overlapping": overlapping,
+    "norm in the embedding": lambda make_vit: make_vit(embed_norm_layer="layernorm"),
+    "unflattened grid": lambda make_vit: make_vit(dynamic_img_size=True),
+}
+
+
+class TestOtherStems:
+    """They are detected, not assumed, and answered through rendered pictures alone."""
+
+    @pytest.fixture(params=STEMS)
+    def odd(self, request, make_vit):
+        torch.manual_seed(0)
+        return Backbone(STEMS[request.param](make_vit).eval(), name="odd", input_size=32, **HALF)
+
+    def test_are_detected(self, odd):
+        assert not odd.plain
+        assert odd.card()["patch_embedding_sha256"] is None
+
+    @pytest.mark.parametrize("what", ["embedding", "positions"])
+    def test_have_no_tokens_that_could_be_pixels(self, odd, what):
+        with pytest.raises(ConfigurationError, match=r"odd.*plain timm VisionTransformer.*library of pixels") as error:
+            getattr(odd, what)
         assert one_line(error)
 
-    def test_of_a_swin_transformer(self):
-        self.refused(SwinTransformer(32, 4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4, num_classes=2))
+    def test_are_asked_by_their_own_forward_pass(self, odd):
+        x = pixels(2, 3, 32, 32)
+        with torch.no_grad():
+            expected = odd.model((x / 255 - 0.5) / 0.5)
+            torch.testing.assert_close(odd.logits(x), expected)
+            head = odd.model.get_classifier()
+            torch.testing.assert_close(head(odd.features(x)), expected)
 
-    def test_of_a_convolutional_network(self):
-        self.refused(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()))
+    def test_a_convolution_that_pads_is_not_one_map_per_patch(self, make_vit):
+        assert not is_plain(padded(make_vit))
 
-    def test_of_a_hybrid_with_a_convolutional_stem(self):
-        self.refused(timm.create_model("vit_tiny_r_s16_p8_224", pretrained=False, img_size=64, depth=1))
+    def test_must_tell_their_input_size(self, make_vit):
+        with pytest.raises(ConfigurationError, match="got no input size, expected one for SwinTransformer"):
+            Backbone(swin(make_vit), name="odd", **HALF)
 
-    def test_of_overlapping_patches(self, make_vit):
-        model = make_vit()
-        model.patch_embed.proj = nn.Conv2d(3, 24, 9, 8, padding=1)
-        self.refused(model)
-
-    def test_of_a_norm_inside_the_patch_embedding(self, make_vit):
-        self.refused(make_vit(embed_norm_layer="layernorm"))
-
-    def test_of_a_grid_that_is_not_flattened(self, make_vit):
-        self.refused(make_vit(dynamic_img_size=True))
+    def test_something_without_a_head_is_refused(self):
+        with pytest.raises(ConfigurationError, match="no classification head"):
+            Backbone(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), name="odd", input_size=32, **HALF)
 
 
 class TestLabels:

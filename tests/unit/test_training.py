@@ -4,11 +4,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
 from pgn_client import labels
 from pgn_client.adapter import PromptAdapter
+from pgn_client.backbone import Backbone
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
@@ -16,13 +18,15 @@ from pgn_client.geometry import Canvas
 from pgn_client.labels import LabelMapping
 from pgn_client.methods import PGN, REGISTRY, InputIndependent, Rates, RGBMethod, Setting
 from pgn_client.statistics import best_fusion
-from pgn_client.training import fit, load_task, recipe
+from pgn_client.training import fit, fit_white_box, load_task, recipe
+from pgn_client.training.alike import train_rival
 from pgn_client.training.data import Examples
 from pgn_client.training.finish import perplexity
 from pgn_client.training.loop import Loop, smoothed_nll
 from pgn_client.training.recipe import PAPER, from_card
 from pgn_client.training.run import Run, optimisation
 from pgn_client.training.scores import TorchMapping, returned_scores
+from pgn_client.training.wire import Wire, jpeg
 from pgn_client.types import Answer, ServerProfile
 
 NAMES = [
@@ -196,6 +200,55 @@ class TestLatentLibrary:
         adapter = train(epochs=1)
         assert adapter.info["inversion"] == "exact"
         assert not [name for name in tensors(adapter) if name.startswith("embedding.")]
+
+
+@pytest.fixture(scope="module")
+def odd():
+    torch.manual_seed(0)
+    model = timm.create_model("test_convnext", pretrained=False, num_classes=10)
+    return Backbone(model, name="odd", mean=(0.5,) * 3, std=(0.5,) * 3, labels=NAMES, input_size=64)
+
+
+class TestOtherStems:
+    """No token of such a model is a pixel's: training goes through the rendered canvas."""
+
+    @pytest.mark.parametrize("library", ["pixel", "smooth"])
+    def test_a_prompt_is_trained_and_served_as_measured(self, train, odd, library):
+        adapter = train(backbone=odd, library=library, epochs=2)
+        assert adapter.info["backbone"]["patch_embedding_sha256"] is None
+        assert adapter.canvas.patch == 16
+        assert adapter.info["metrics"]["latent"] == pytest.approx(adapter.info["metrics"]["uint8"], abs=0.1)
+
+    @pytest.mark.parametrize("library", ["latent", "reachable"])
+    def test_a_latent_library_is_refused(self, train, odd, library):
+        with pytest.raises(ConfigurationError, match=f"got {library} for odd, which is no plain ViT"):
+            train(backbone=odd, library=library)
+
+    def test_a_white_box_that_reads_inside_is_refused(self, odd, task):
+        with pytest.raises(ConfigurationError, match="vpt_deep: got odd, expected a plain ViT"):
+            fit_white_box(task, odd, "vpt_deep")
+
+
+class TestWire:
+    def test_what_is_measured_took_the_wire(self, train, task, backbone):
+        """Behind a brutal JPEG the card tells what such a server answers, not what a lossless one does."""
+        adapter = train(epochs=2, wire=Wire.parse("jpeg:5:420+shift:2"))
+        assert adapter.info["recipe"]["wire"] == "jpeg:5:420+shift:2"
+        lossy = [jpeg(image, 5, 2) for image in adapter(pictures(task.val))]
+        seen = np.stack([seen_by_server(image, backbone.profile, 32) for image in lossy])
+        with torch.no_grad():
+            logits = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).double().log_softmax(1).numpy()
+        hits = adapter.mapping.log_probs(logits).argmax(1) == task.val.labels
+        assert adapter.info["metrics"]["uint8"] == pytest.approx(hits.mean())
+
+    def test_latent_rows_cannot_take_it(self, train):
+        with pytest.raises(ConfigurationError, match="got latent for the wire uint8"):
+            train(library="latent", wire=Wire())
+
+    def test_a_rival_takes_the_same(self, train, task, backbone):
+        adapter = train(epochs=1, wire=Wire.parse("jpeg:50:444"))
+        rival = train_rival(adapter, task, backbone)
+        assert rival.info["recipe"] == adapter.info["recipe"]
 
 
 class TestWhatIsTouched:

@@ -1,0 +1,131 @@
+"""What happens to a picture between client and model, so that training can meet it: rounding, JPEG, a moved grid.
+
+All of it is done to whole grey values of the picture that is sent, and gradients pass straight through what has none
+(Bengio et al. 2013, arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgn_client.errors import ConfigurationError
+from pgn_client.geometry import Canvas
+
+SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
+"""As JPEG writes them → as Pillow counts them."""
+FORM = "uint8, jpeg:QUALITY:SUBSAMPLING, shift:PIXELS or scale:SHARE, joined by +"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A way that pictures take; rounding to whole grey values is always on it.
+
+    Attributes:
+        quality: of JPEG, 1 to 95; ``None`` for a lossless way.
+        subsampling: of its chroma, ``444``, ``422`` or ``420``.
+        shift: in training each picture is moved by up to so many pixels, for servers whose grid is not known.
+        scale: in training each picture grows or shrinks by up to this share.
+    """
+
+    quality: int | None = None
+    subsampling: str = "420"
+    shift: float = 0.0
+    scale: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Wire:
+        """Read ``uint8``, ``jpeg:75:420``, ``shift:4``, ``scale:0.05``, or several of them joined by ``+``.
+
+        Raises:
+            ConfigurationError: it cannot be read, or a number makes no sense.
+        """
+        found: dict[str, Any] = {}
+        for part in text.split("+"):
+            name, _, value = part.partition(":")
+            try:
+                if name == "jpeg":
+                    quality, _, subsampling = value.partition(":")
+                    found |= {"quality": int(quality), "subsampling": subsampling or "420"}
+                elif name in ("shift", "scale"):
+                    found[name] = float(value)
+                elif part != "uint8":
+                    raise ValueError(part)
+            except ValueError as error:
+                raise ConfigurationError(f"wire: got {text!r}, expected {FORM}") from error
+        return cls(**found).checked()
+
+    def checked(self) -> Wire:
+        """Return it if its numbers make sense.
+
+        Raises:
+            ConfigurationError: they do not.
+        """
+        if self.quality is not None and not (1 <= self.quality <= 95 and self.subsampling in SUBSAMPLINGS):
+            raise ConfigurationError(
+                f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to 95 and a subsampling "
+                f"of {', '.join(SUBSAMPLINGS)}"
+            )
+        if not (0 <= self.shift < float("inf") and 0 <= self.scale < 1):
+            raise ConfigurationError(
+                f"wire: got shift:{self.shift:g} and scale:{self.scale:g}, expected pixels of at least 0 and a share "
+                "from 0 to less than 1"
+            )
+        return self
+
+    def __str__(self) -> str:
+        parts = [f"jpeg:{self.quality}:{self.subsampling}"] if self.quality else ["uint8"]
+        parts += [f"{name}:{value:g}" for name, value in (("shift", self.shift), ("scale", self.scale)) if value]
+        return "+".join(parts)
+
+    @property
+    def settled(self) -> Wire:
+        """The same way without what is random on it: what is measured at."""
+        return replace(self, shift=0.0, scale=0.0)
+
+    def __call__(self, canvases: Tensor, canvas: Canvas) -> Tensor:
+        """(B, 3, H, W) grey values in [0, 255], uint8 or float → float32 as the model gets them, whole numbers."""
+        x = canvases.float()
+        if self.shift or self.scale:
+            x = self._moved(x)
+        arrived = x.detach().clamp(0, 255).round()
+        if self.quality is not None:
+            arrived = self._reencoded(arrived.to(torch.uint8), canvas)
+        return x + (arrived - x).detach()
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """Move and scale each picture at random; its edge is repeated, as the margin repeats it."""
+        n, size = len(x), x.shape[-1]
+        zoom = 1 + self.scale * (2 * torch.rand(n, device=x.device) - 1)
+        offset = 2 * self.shift / size * (2 * torch.rand(n, 2, device=x.device) - 1)
+        theta = torch.zeros(n, 2, 3, device=x.device)
+        theta[:, 0, 0] = theta[:, 1, 1] = zoom
+        theta[:, :, 2] = offset
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def _reencoded(self, pixels: Tensor, canvas: Canvas) -> Tensor:
+        """Send whole pictures, margin included, through JPEG, then crop as the server does."""
+        after = canvas.sent - canvas.size - canvas.offset
+        sides = ((canvas.offset, after), (canvas.offset, after), (0, 0))
+        rows = slice(canvas.offset, canvas.offset + canvas.size)
+        out = []
+        for picture in pixels.permute(0, 2, 3, 1).cpu().numpy():
+            sent = Image.fromarray(np.pad(picture, sides, mode="edge"))
+            decoded = np.asarray(jpeg(sent, self.quality or 95, SUBSAMPLINGS[self.subsampling]))
+            out.append(decoded[rows, rows])
+        return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float().to(pixels.device)
+
+
+def jpeg(image: Image.Image, quality: int, subsampling: int) -> Image.Image:
+    """Encode and decode; subsampling 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return Image.open(buffer).convert("RGB")
