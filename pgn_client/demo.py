@@ -138,15 +138,10 @@ def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
     """One test digit of each of the first classes, what is sent for it, and what comes back."""
     _, first = np.unique(task.test.labels, return_index=True)
     with AdaptedClient(url, pgn, fusion=None) as client:
-        rows = []
+        columns = []
         for i in first[:EXAMPLES].tolist():
             picture = open_image(task.test.paths[i])
             p = client.classify(picture)
-            rows.append(
-                (
-                    picture,
-                    client.adapt(picture),
-                    f"{task.classes[task.test.labels[i]]} read as {p.label} ({p.score:.2f})",
-                )
-            )
-    return report.before_after(rows)
+            said = f"{task.classes[task.test.labels[i]]} read as {p.label} ({p.score:.2f})"
+            columns.append(((picture, client.adapt(picture)), said))
+    return report.sheet(columns)

@@ -55,6 +55,14 @@ def pseudo_inverse(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
     return _to_unit(_clip(x, embedding), embedding)
 
 
+def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
+    """As :func:`pseudo_inverse` before it is clipped: (..., 3, P, P) float32 in unit space, mostly outside of [0, 1].
+
+    No picture can hold it; it shows that clipping, and not the inverse, is what loses.
+    """
+    return _unit(_least_norm(tokens, embedding), embedding)
+
+
 def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> Tensor:
     """Minimise ‖W x + b - p‖² subject to lo ≤ x ≤ hi, by accelerated projected gradient.
 
@@ -132,7 +140,11 @@ def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
 
 
 def _to_unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Normalised and flat → unit space, (..., 3, P, P)."""
+    """Normalised and flat → unit space, (..., 3, P, P), without what rounding of floats leaves outside of it."""
+    return _unit(x, embedding).clamp(0, 1)
+
+
+def _unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:
     lo, hi = gamut(embedding)
     side = embedding.patch_size
-    return torch.unflatten(((x - lo) / (hi - lo)).clamp(0, 1), -1, (3, side, side))
+    return torch.unflatten((x - lo) / (hi - lo), -1, (3, side, side))

@@ -55,22 +55,24 @@ def _curve(curve: Sequence[dict[str, float]]) -> list[str]:
     return [f"accuracy if the least sure are sent: {points}"] if curve else []
 
 
-def before_after(rows: Sequence[tuple[Image.Image, Image.Image, str]]) -> Image.Image:
-    """Draw pictures beside what was sent for them.
+def sheet(columns: Sequence[tuple[Sequence[Image.Image], str]]) -> Image.Image:
+    """Draw pictures in columns.
 
     Args:
-        rows: the picture, what was sent, and a caption, for each example.
+        columns: pictures from top to bottom, equally many in each column, and a caption below.
 
     Returns:
-        One RGB image, an example a column: before above after, then the caption.
+        One RGB image.
     """
-    width = GAP + len(rows) * (TILE + GAP)
-    sheet = Image.new("RGB", (width, GAP * 3 + TILE * 2 + TEXT), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (before, after, caption) in enumerate(rows):
+    tall = max((len(pictures) for pictures, _ in columns), default=0)
+    bottom = GAP + tall * (TILE + GAP)
+    whole = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), bottom + TEXT), "white")
+    draw = ImageDraw.Draw(whole)
+    for i, (pictures, caption) in enumerate(columns):
         left = GAP + i * (TILE + GAP)
-        for top, picture in ((GAP, before), (2 * GAP + TILE, after)):
+        for k, picture in enumerate(pictures):
             tile = ImageOps.contain(picture.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
-        draw.text((left, GAP * 2 + TILE * 2 + 4), caption, fill="black")
-    return sheet
+            top = GAP + k * (TILE + GAP)
+            whole.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        draw.text((left, bottom - GAP + 4), caption, fill="black")
+    return whole

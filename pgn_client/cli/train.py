@@ -140,7 +140,7 @@ def add_evaluate(commands: Subparsers) -> None:
     add_profile_option(p)
     p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
     add_surrogate_options(p, None)
-    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, recorded answers, and the rival go here")
+    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, steps.png, recorded answers, and the rival")
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
@@ -148,7 +148,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     require("evaluation", "train", "torch", "timm")
     from pgn_client import report
+    from pgn_client.codecs import open_image
     from pgn_client.evaluation import evaluate
+    from pgn_client.retention import steps
     from pgn_client.training.alike import task_of
 
     if args.out:
@@ -165,7 +167,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
     tell(text if args.json else report.table(found))
     if args.out:
         (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
-        talk(f"written: {args.out / 'report.json'}")
+        examples = [open_image(path) for path in task.test.paths[:: max(1, len(task.test) // 4)][:4]]
+        columns = [(pictures, step) for step, pictures in steps(adapter, adapter(examples)).items()]
+        report.sheet(columns).save(args.out / "steps.png")
+        talk(f"written: {args.out / 'report.json'} and steps.png, what the server sees at each step")
     return OK
 
 

@@ -124,7 +124,7 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
                 torch.nn.init.normal_(parameter, std=2.0 * parameter.requires_grad)
         tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
         tensors |= {"mapping.weight": np.eye(10)[:, :3] + 0.1, "mapping.bias": np.arange(3.0)}
-        if library == "latent":
+        if library in ("latent", "reachable"):
             tensors |= {"embedding.weight": embedding.weight.numpy(), "embedding.bias": embedding.bias.numpy()}
         full = {
             "method": method,
@@ -139,7 +139,7 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
             "profile": profile,
             "layout": layout,
             "library": {"kind": library, "size": 6},
-            "inversion": "exact" if library == "pixel" else "bounded",
+            "inversion": "bounded" if library in ("latent", "reachable") else "exact",
             "generator": {"resolution": 16},
             "classes": classes,
             "mapping": {"kind": "linear", "source": source, "classes": classes},

@@ -68,6 +68,30 @@ class TestPseudoInverse:
         assert patches.max() == 1
 
 
+class TestUnclipped:
+    def test_reaches_any_token_where_the_gamut_does_not(self):
+        E, tokens = embedding(24, 8), 100 * rand(3, 24)
+        assert residual(inversion.unclipped(tokens, E), tokens, E).max() < 1e-3
+        assert residual(inversion.pseudo_inverse(tokens, E), tokens, E).min() > 1
+        torch.testing.assert_close(inversion.unclipped(tokens, E).clamp(0, 1), inversion.pseudo_inverse(tokens, E))
+
+
+class TestReach:
+    def test_tells_what_each_route_loses(self):
+        E = embedding(24, 8)
+        near, far = inversion.reach(E(rand(20, 3, 8, 8)), E), inversion.reach(100 * rand(20, 24), E)
+        assert near["bounded_most"] < 1e-3
+        assert far["pseudo_inverse"] >= far["bounded"] > 0.3
+        assert far["norm"] > far["norm_of_pixels"] == near["norm_of_pixels"] > 0
+
+    def test_condition_is_that_of_the_matrix(self):
+        E = embedding(24, 8, decay=2.0)
+        assert inversion.reach(rand(4, 24), E)["condition"] == pytest.approx(
+            np.linalg.cond(E.weight.flatten(1).numpy()), rel=1e-3
+        )
+        assert inversion.reach(rand(4, 60), embedding(60, 4))["condition"] is None  # 48 pixels, 60 directions
+
+
 class TestBounded:
     @settings(max_examples=40, deadline=None)
     @given(
