@@ -3,8 +3,8 @@
     python benchmarks/compare_libraries.py SET --augment flip --weights W --labels L --out libraries.jsonl
 
 SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with its seed, through the surrogate, and
-asked of a mock server that hosts the surrogate, on the same test pictures. One JSON line a variant; what is there is not
-run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs anybody.
+asked of a mock server that hosts the surrogate, on the same test pictures. One JSON line a variant; what is there is
+not run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs anybody.
 """
 
 from __future__ import annotations
