@@ -78,7 +78,9 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
     """Log-probabilities of raw pictures on validation and development pictures, with the best mapping."""
 
     def features(images: list[Any]) -> np.ndarray:
-        seen = np.stack([seen_by_server(open_image(x), model.profile, model.input_size) for x in images])
+        seen = np.stack(
+            [seen_by_server(open_image(x), model.profile, model.input_size, model.interpolation) for x in images]
+        )
         surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
         pixels = torch.from_numpy(seen).permute(0, 3, 1, 2)
         with torch.inference_mode():

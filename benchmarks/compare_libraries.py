@@ -4,7 +4,8 @@
 
 SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with its seed, through the surrogate, and
 asked of a mock server that hosts the surrogate, on the same test pictures. One JSON line a variant; what is there is
-not run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs anybody.
+not run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs
+anybody. JPEG in the loop also fits the mapping behind it: the grey frame shows what that alone is worth.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "latent, bounded": {"library": "latent"},
     "latent, pseudo-inverse": {"library": "latent", "inversion": "pseudo_inverse"},
     "reachable": {"library": "reachable"},
+    "grey frame": {"method": "grey_frame"},
+    "grey frame, JPEG in the loop": {"method": "grey_frame", "wire": JPEG},
 }
 STAGES = ("latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
 
@@ -54,7 +57,9 @@ def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[
 
     def accuracy(quality: int, subsampling: int) -> float:
         lossy = (jpeg(open_image(path), quality, subsampling) for path in task.test.paths)
-        seen = np.stack([seen_by_server(image, model.profile, model.input_size) for image in lossy])
+        seen = np.stack(
+            [seen_by_server(image, model.profile, model.input_size, model.interpolation) for image in lossy]
+        )
         with torch.inference_mode():
             parts = [surrogate.pixel_scores(x) for x in torch.from_numpy(seen).permute(0, 3, 1, 2).split(64)]
         answers = torch.cat(parts).double().numpy()[:, source]
@@ -77,12 +82,12 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Accuracy at every stage, what JPEG 75 4:2:0 costs in points, and label agreement with latent below it."""
-    text = [f"{'':<26}" + "".join(f"{stage:>12}" for stage in STAGES) + "   jpeg75 costs"]
+    text = [f"{'':<30}" + "".join(f"{stage:>12}" for stage in STAGES) + "   jpeg75 costs"]
     for line in lines:
         cost = 100 * (line["http_png"] - line["jpeg75_420"])
-        text.append(f"{line['variant']:<26}" + _cells(line) + f"   {cost:+.1f}")
+        text.append(f"{line['variant']:<30}" + _cells(line) + f"   {cost:+.1f}")
         if "agreement" in line:
-            text.append(f"{'  same label as latent':<26}" + _cells(line["agreement"]))
+            text.append(f"{'  same label as latent':<30}" + _cells(line["agreement"]))
     hits = {line["variant"]: np.array(list(line["hits"])) == "1" for line in lines if "hits" in line}
     for name, row in hits.items():
         if "pixel" in hits and name != "pixel":

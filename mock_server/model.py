@@ -173,7 +173,7 @@ def _load_timm(settings: Settings) -> ServedModel:
     # Without a file timm would silently replace a head of another size by a random one: then leave its size alone.
     head = {"num_classes": len(read_labels(settings.labels))} if settings.labels and weights else {}
     try:
-        network = timm.create_model(name, pretrained=weights is None, **head, **_any_shape(settings.profile))
+        network: Any = _create(name, {"pretrained": weights is None} | head, _any_shape(settings.profile))
     except Exception as error:  # a download fails in as many ways as there are hubs and proxies
         raise ConfigurationError(
             f"cannot build {name}: {_first_line(error)}; --weights FILE needs no network"
@@ -233,6 +233,17 @@ def _first_line(error: Exception) -> str:
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, ["bundled", *timm.list_models()], n=3)
     return f"; did you mean {', '.join(close)}?" if close else "; choose bundled or the name of a timm ViT"
+
+
+def _create(name: str, options: dict[str, Any], any_shape: dict[str, bool]) -> nn.Module:
+    """Build a timm model, with the options for any shape where it knows them; convolutions need none."""
+    try:
+        network: nn.Module = timm.create_model(name, **options, **any_shape)
+    except TypeError:
+        if not any_shape:
+            raise
+        network = timm.create_model(name, **options)
+    return network
 
 
 def _any_shape(profile: Profile | None) -> dict[str, bool]:

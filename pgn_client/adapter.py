@@ -146,14 +146,17 @@ class PromptAdapter:
             raise ConfigurationError(
                 f"prompt tokens: got {self!r}, expected a PGN, and for a pixel library the backbone's patch embedding"
             )
-        seen = self._looked_at(images)
-        if seen is None:
-            seen = np.stack([fit_picture(image, self.canvas) for image in images])
-        with torch.inference_mode():
-            pictures = torch.from_numpy(seen).permute(0, 3, 1, 2)
-            weights, _ = model(generator_input(pictures, self.info["generator"]["resolution"]))
-            tokens: Floats = model.prompt_tokens(weights, embedding).numpy()
-        return tokens
+        embedding, parts = embedding.to("cpu"), []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            seen = self._looked_at(batch)
+            if seen is None:
+                seen = np.stack([fit_picture(image, self.canvas) for image in batch])
+            with torch.inference_mode():
+                pictures = torch.from_numpy(seen).permute(0, 3, 1, 2)
+                weights, _ = model(generator_input(pictures, self.info["generator"]["resolution"]))
+                parts.append(model.prompt_tokens(weights, embedding).numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.canvas.prompts, embedding.width), np.float32)
 
     def _looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
         """What the generator looks at, where that is not the picture as it stands on the canvas."""

@@ -29,7 +29,7 @@ from pgn_client.types import ServerProfile
 
 Triple = tuple[float, float, float]
 CELL = 16
-"""Side of the canvas's cells where the model has no plain patches, in pixels."""
+"""Side of the canvas's cells where the model has no plain patches, in pixels, if its input size allows."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class PatchEmbedding:
         """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position embedding."""
         return F.linear(self.normalise(patches).flatten(-3), self.weight.flatten(1), self.bias)
 
+    def to(self, device: str | torch.device) -> PatchEmbedding:
+        """Return the same on a device."""
+        return PatchEmbedding(self.weight.to(device), self.bias.to(device), self.mean, self.std)
+
     def sha256(self) -> str:
         """Fingerprint: SHA-256 of little-endian float32 weight, then bias, both in C order."""
         arrays = (t.detach().cpu().numpy().astype("<f4") for t in (self.weight, self.bias))
@@ -99,6 +103,7 @@ class Backbone:
         labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock server does.
         profile: the geometry that its own preprocessing applies.
         input_size: H = W, in pixels; a plain ViT knows it itself.
+        interpolation: of its own preprocessing: ``bicubic``, ``bilinear``, …
 
     Attributes:
         plain: whether it is a ViT whose patch embedding is one affine map per patch, so that tokens can stand in for
@@ -119,6 +124,7 @@ class Backbone:
         labels: Sequence[str] | None = None,
         profile: ServerProfile | None = None,
         input_size: int | None = None,
+        interpolation: str = "bicubic",
     ) -> None:
         self.plain = is_plain(model)
         self.model = cast(Any, model.eval().requires_grad_(False))
@@ -126,16 +132,20 @@ class Backbone:
         self.mean, self.std = _triple(mean), _triple(std)
         classes = int(getattr(model, "num_classes", 0))
         if classes < 2:
-            raise ConfigurationError(f"backbone {name}: got no classification head, expected one; choose a classifier")
+            raise ConfigurationError(
+                f"backbone {name}: got no classification head, expected one; choose a classifier, or for an import "
+                "name the endpoint's --labels"
+            )
         self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
             raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
-        self.profile = profile or ServerProfile("direct")
+        self.profile, self.interpolation = profile or ServerProfile("direct"), interpolation
         size = int(self.model.patch_embed.img_size[0]) if self.plain else input_size
         if size is None:
             raise ConfigurationError(f"backbone {name}: got no input size, expected one for {type(model).__name__}")
         self.input_size = size
         """H = W, in pixels."""
+        self._embedding: PatchEmbedding | None = None
         self.weights_sha256 = self._digest()
 
     @property
@@ -146,17 +156,20 @@ class Backbone:
 
     @property
     def patch_size(self) -> int:
-        """P, in pixels: side of the canvas's cells, which is ``CELL`` where the model has no plain patches."""
-        return int(self.model.patch_embed.patch_size[0]) if self.plain else CELL
+        """P, side of the canvas's cells, in pixels; without plain patches it is what is nearest to ``CELL``."""
+        if self.plain:
+            return int(self.model.patch_embed.patch_size[0])
+        divisors = (side for side in range(1, self.input_size + 1) if self.input_size % side == 0)
+        return min(divisors, key=lambda side: abs(side - CELL))
 
     @property
     def width(self) -> int:
         """D of the pooled features."""
-        return int(self.model.num_features)
+        return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     @property
     def embedding(self) -> PatchEmbedding:
-        """The patch embedding, sharing the model's weights.
+        """The patch embedding, sharing the model's weights; the same object as long as they stay where they are.
 
         Raises:
             ConfigurationError: there is no plain one.
@@ -168,8 +181,10 @@ class Backbone:
                 "use a library of pixels, or choose a vit_* or deit_* model"
             )
         proj = self.model.patch_embed.proj
-        bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
-        return PatchEmbedding(proj.weight, bias, self.mean, self.std)
+        if self._embedding is None or self._embedding.weight is not proj.weight:
+            bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
+            self._embedding = PatchEmbedding(proj.weight, bias, self.mean, self.std)
+        return self._embedding
 
     @property
     def depth(self) -> int:
@@ -199,6 +214,7 @@ class Backbone:
     def to(self, device: torch.device | str) -> Backbone:
         """Move the weights; return self."""
         self.model.to(device)
+        self._embedding = None
         return self
 
     def tokens(self, pixels: Tensor) -> Tensor:
@@ -325,7 +341,12 @@ def read_labels(path: Path) -> list[str]:
 
 
 def load(
-    name: str, *, weights: Path | None = None, labels: Path | None = None, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    weights: Path | None = None,
+    labels: Path | None = None,
+    device: str | torch.device = "cpu",
+    new_head: bool = False,
 ) -> Backbone:
     """Load a backbone.
 
@@ -334,6 +355,8 @@ def load(
         weights: safetensors file, loaded strictly; without it timm fetches the published weights from its hub.
         labels: JSON file with the class names.
         device: where to put it.
+        new_head: give a timm model an untrained head for ``labels``, for uses that need the first layers alone, of a
+            model without a head (DINO) or with another one (CLIP's projection).
 
     Raises:
         ConfigurationError: an unknown name, or a model that is no classifier.
@@ -348,16 +371,26 @@ def load(
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models())) or "vit_tiny_patch16_224"
         raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
-    head = {"num_classes": len(names)} if names and weights else {}  # fine-tuned weights bring a head of their own
+    own_head = names and weights and not new_head  # fine-tuned weights bring a head of their own
+    head = {"num_classes": len(names)} if names and own_head else {}
     model = _guarded(lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}")
     if weights is not None:
         _load_weights(model, weights, name)
+    if new_head and names:
+        model.reset_classifier(len(names))
     config = resolve_model_data_config(model)
     size = int(config["input_size"][-1])
     squash = config["crop_mode"] == "squash"
     profile = ServerProfile("direct") if squash else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
     return Backbone(
-        model, name=name, mean=config["mean"], std=config["std"], labels=names, profile=profile, input_size=size
+        model,
+        name=name,
+        mean=config["mean"],
+        std=config["std"],
+        labels=names,
+        profile=profile,
+        input_size=size,
+        interpolation=config["interpolation"],
     ).to(device)
 
 

@@ -181,7 +181,7 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
 
 def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
     """Yield ``augment.COPIES`` times a copy of every picture; nothing where the task allows no augmentation."""
-    for block in range(augment.COPIES if name != "none" else 0):
+    for block in range(augment.copies(name)):
         yield augmented_copies(split, name, seed + block * len(split))
 
 
@@ -209,7 +209,7 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
-        seen = [seen_by_server(open_image(image), backbone.profile, backbone.input_size) for image in images]
+        seen = [_seen(backbone, image) for image in images]
         return linear_probe.features(backbone, torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2))
 
     def fit(x: Floats, copies: int) -> linear_probe.LinearProbe:
@@ -221,6 +221,11 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
     fits = fit(clean, 1), fit(np.concatenate(blocks), len(blocks))
     fitted = min(fits, key=lambda found: log_loss(found.log_probs(val), task.val.labels))
     return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
+
+
+def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
+    b = backbone
+    return seen_by_server(open_image(image), b.profile, b.input_size, b.interpolation)
 
 
 def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:

@@ -3,12 +3,12 @@
 The card (``PromptAdapter.info``, ``pgn inspect``)::
 
     schema        1
-    method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt | grey_frame
+    method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt | grey_frame | pgn_published
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
-    layout        where the prompts sit: ring | corner | rows:N | full (painted on the picture itself)
+    layout        where the prompts sit: ring | corner | rows:N | cells:… | full (painted on the picture itself)
     generator     resolution of the generator's input, in pixels; profile, where it looks at the picture itself
-    library       kind (pixel | latent), size; null where there is none; inversion (exact | bounded | pseudo_inverse)
+    library       kind (see ``library``), size; null where there is none; inversion (exact | bounded | pseudo_inverse)
     classes       the C task classes;  mapping: how endpoint classes become task classes
     fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
     learnable     how many numbers were trained: of the prompt, of the mapping, of the local classifier
@@ -123,7 +123,7 @@ def summary(card: Mapping[str, Any]) -> str:
         "backbone": f"{backbone['name']}, {backbone['input_size']} px, server profile {card['profile']}",
         "classes": f"{len(classes)}: {shown}",
         "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
-        "learnable": ", ".join(f"{count:,} of the {part}" for part, count in card.get("learnable", {}).items()),
+        "learnable": ", ".join(f"{count:,} of the {part}" for part, count in sorted(card.get("learnable", {}).items())),
         "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
         **(_reached(card["reach"]) if "reach" in card else {}),
         **(_trained(card) if "metrics" in card else {"imported": card["imported"]["file"]}),

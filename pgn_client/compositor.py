@@ -73,8 +73,10 @@ def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas
         pixels[row : row + canvas.patch, column : column + canvas.patch] = patch
 
 
-def seen_by_server(image: Image.Image, profile: ServerProfile, size: int) -> NDArray[np.uint8]:
-    """Apply a server's resize and crop locally, as torchvision's on Pillow images do; bicubic.
+def seen_by_server(
+    image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic"
+) -> NDArray[np.uint8]:
+    """Apply a server's resize and crop locally, as torchvision's on Pillow images do.
 
     What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is cropped at the centre,
     and ``letterbox`` pads with middle grey. For what we send, which is square, neither happens.
@@ -83,19 +85,20 @@ def seen_by_server(image: Image.Image, profile: ServerProfile, size: int) -> NDA
         image: RGB, any size.
         profile: what the server does.
         size: H = W of its model's input, in pixels (where the profile is ``direct``).
+        interpolation: of the resize: ``bicubic``, ``bilinear``, … as Pillow and timm call them.
 
     Returns:
         (H, W, 3) uint8, what reaches the patch embedding.
     """
-    image = image.convert("RGB")
+    image, resampling = image.convert("RGB"), Image.Resampling[interpolation.upper()]
     target = profile.resize or size
     if profile.kind == "letterbox":
-        return np.asarray(ImageOps.pad(image, (target, target), Image.Resampling.BICUBIC, color=(GREY, GREY, GREY)))
+        return np.asarray(ImageOps.pad(image, (target, target), resampling, color=(GREY, GREY, GREY)))
     if profile.kind == "direct":
-        return np.asarray(image.resize((target, target), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((target, target), resampling))
     short = min(image.size)
     width, height = (side * target // short for side in image.size)
     side = profile.crop or target
     left, top = crop_offset(width, side), crop_offset(height, side)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), resampling)
     return np.asarray(resized.crop((left, top, left + side, top + side)))

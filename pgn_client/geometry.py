@@ -54,9 +54,13 @@ def explicit(text: str, grid: int) -> tuple[list[int], Box]:
         raise ConfigurationError(
             f"layout: got cells:{text!r}, expected cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH in grid cells"
         ) from error
-    inside = {r * grid + c for r in range(top, top + height) for c in range(left, left + width)}
     fits = min(top, left) >= 0 and min(height, width) >= 1 and top + height <= grid and left + width <= grid
-    if not fits or len(set(cells)) < len(cells) or not set(cells) <= set(range(grid * grid)) - inside:
+    free = {
+        cell
+        for cell in range(grid * grid)
+        if not (top <= cell // grid < top + height and left <= cell % grid < left + width)
+    }
+    if not fits or len(set(cells)) < len(cells) or not set(cells) <= free:
         raise ConfigurationError(
             f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different cells outside that box"
         )

@@ -123,7 +123,7 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
     norms, values = (tokens - embedding.bias).norm(dim=-1), torch.linalg.svdvals(embedding.weight.flatten(1))
     found = {"norm": norms.median(), "norm_most": norms.max(), "norm_of_pixels": of_pixels.median()}
     for name, invert in ROUTES.items():
-        residual = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1) / norms
+        residual = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1) / norms.clamp_min(1e-6)
         found |= {name: residual.median(), f"{name}_most": residual.max()}
     rounded: dict[str, float | None] = {name: float(f"{value.item():.4g}") for name, value in found.items()}
     wide = embedding.weight[0].numel() >= embedding.width

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a file that is damaged makes torch raise errors of any kind
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"published checkpoint {path}: cannot be read as tensors alone ({type(error).__name__}: {reason}); "
@@ -47,6 +46,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"published checkpoint {path}: got {type(state).__name__}, expected a dict of tensors")
     return state
+
+
+def _some_cells_tokens(model: PublishedPGN) -> Tensor:
+    """Return (L, D): each row as one of the cells needs it, which are drawn with a seed; all pairs would take long."""
+    rows = model.library.rows.detach()
+    cells = torch.randint(len(model.position), (len(rows),), generator=torch.Generator().manual_seed(0))
+    return rows - model.position[cells]
 
 
 def import_published(
@@ -61,7 +67,8 @@ def import_published(
 
     Args:
         path: the authors' file.
-        backbone: the endpoint's model; its patch embedding and positions are needed, and its labels become the classes.
+        backbone: the endpoint's model; its patch embedding and positions are needed, and its labels, which become the
+            classes. Its head is not.
         layout: one with as many cells as there are prompts; ``None`` puts them around the lower right corner.
         profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
         inversion: ``bounded`` or ``pseudo_inverse``.
@@ -77,7 +84,7 @@ def import_published(
     route(inversion)
     state = read(path)
     prompts, size, width = sizes(state)
-    embedding, profile = backbone.embedding, profile or backbone.profile
+    embedding, profile = backbone.embedding.to("cpu"), profile or backbone.profile
     if width != embedding.width:
         raise CheckpointError(
             f"published checkpoint {path}: its tokens have {width} numbers, those of {backbone.name} "
@@ -105,7 +112,7 @@ def import_published(
         "fusion": 0.0,
         "learnable": {"prompt": model.learnable(), "mapping": 0, "local": 0},
         "imported": {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()},
-        "reach": reach(model.library.rows.detach() - model.position.mean(dim=0), embedding),
+        "reach": reach(_some_cells_tokens(model), embedding),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}

@@ -56,10 +56,12 @@ def retain(
     surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
     with float32_convolutions():
+        clipped = _painted(pgn, surrogate, fitted)
+        inverted = pgn.info["inversion"] == "pseudo_inverse"
         stages = {
             "latent": latent_log_probs(pgn, backbone, fitted),
-            "float": _painted(pgn, surrogate, fitted, clipped=False),
-            "clipped": _painted(pgn, surrogate, fitted, clipped=True),
+            "float": _painted(pgn, surrogate, fitted, clipped=False) if inverted else clipped,
+            "clipped": clipped,
             "uint8": _as_seen(pgn, surrogate, sent),
             "http_png": over_http,
             "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
@@ -82,14 +84,13 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
 
 
 @torch.inference_mode()
-def _painted(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, *, clipped: bool) -> Floats:
+def _painted(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, *, clipped: bool = True) -> Floats:
     """Ask for what the prompt paints in float32, before it is rounded."""
     model, embedding = pgn.runtime
-    bare = not clipped and isinstance(model, PGN) and pgn.info["inversion"] == "pseudo_inverse"
     parts = []
     for pictures in torch.from_numpy(fitted).permute(0, 3, 1, 2).split(BATCH):
         code, _ = model(generator_input(pictures, pgn.info["generator"]["resolution"]))
-        if bare and isinstance(model, PGN) and embedding is not None:
+        if not clipped and isinstance(model, PGN) and embedding is not None:
             painted = unclipped(model.cell_tokens(code, embedding), embedding)
         else:
             painted = model.painted(code, pictures, embedding, pgn.info["inversion"])

@@ -418,7 +418,8 @@ def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint)
                 f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
             )
     if made_for[0][1] is None or made_for[0][2] is None:
-        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", endpoint.name)
+        who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
+        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", who)
 
 
 def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:

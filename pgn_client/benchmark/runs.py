@@ -148,6 +148,13 @@ class Bench:
         Raises:
             ConfigurationError: an unknown method or preset, or ``out`` holds runs with other settings.
         """
+        if not self.surrogate.plain:
+            for spec in self.plan.methods:
+                method = methods.get(parse(spec)[0])
+                if issubclass(method, methods.WhiteBox) and method.reads_features:
+                    raise ConfigurationError(
+                        f"method {spec}: got {self.surrogate.name}, expected a plain ViT; leave it out"
+                    )
         place(self.plan.layout or "ring", self.surrogate.input_size // self.surrogate.patch_size)
         todo = [(cell, rows) for cell in self.plan.cells() if (rows := missing_rows(self.out, cell, self.plan))]
         tasks = [cell.task(self.plan) for cell, _ in todo]
@@ -158,7 +165,7 @@ class Bench:
     def _claim(self) -> None:
         """Write down what all runs of this table share, or refuse to mix."""
         ours = self.plan.settings() | {"weights_sha256": self.surrogate.weights_sha256, "endpoint": self.endpoint}
-        ours |= {"profile": str(self.profile or ""), "version": __version__}
+        ours |= {"profile": str(self.profile or ""), "version": __version__, "copies": augment.COPIES}
         theirs = _require_settings(self.out, ours)
         ours["augment"] = theirs.get("augment", {}) | ours["augment"]
         self.out.mkdir(parents=True, exist_ok=True)

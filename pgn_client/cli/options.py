@@ -40,12 +40,13 @@ def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) 
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
-def load_surrogate(args: argparse.Namespace, name: str) -> Backbone:
+def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = False) -> Backbone:
     """Load what ``add_surrogate_options`` has read.
 
     Args:
         args: its options.
         name: of the backbone, where the checkpoint may decide it.
+        new_head: see ``backbone.load``.
 
     Raises:
         ConfigurationError: no such backbone or device, or labels that do not fit.
@@ -60,7 +61,7 @@ def load_surrogate(args: argparse.Namespace, name: str) -> Backbone:
         raise ConfigurationError("--device: got cuda, but torch finds none; use cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return backbone.load(name, weights=args.weights, labels=args.labels, device=device)
+    return backbone.load(name, weights=args.weights, labels=args.labels, device=device, new_head=new_head)
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ def add_import(commands: Subparsers) -> None:
     p = command(commands, "import", run_import, "import a checkpoint that PGN's authors published", example)
     p.add_argument("file", metavar="FILE", help="their state dict; nothing in it is executed")
     p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
-    add_surrogate_options(p, "bundled")
+    add_surrogate_options(p, "bundled")  # --labels: the endpoint's, whose head is not needed here
     p.add_argument("--layout", help="with a cell for each prompt: cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (lower right)")
     p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
     p.add_argument("--inversion", default="bounded", help="bounded or pseudo_inverse (bounded)")
@@ -31,7 +31,7 @@ def run_import(args: argparse.Namespace) -> int:
 
     adapter = import_published(
         args.file,
-        load_surrogate(args, args.backbone),
+        load_surrogate(args, args.backbone, new_head=True),
         layout=args.layout,
         profile=ServerProfile.parse(args.profile) if args.profile else None,
         inversion=args.inversion,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
 from pgn_client.generator import PromptGenerator
-from pgn_client.library import TokenLibrary
+from pgn_client.library import TokenLibrary, library
 from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
 from pgn_client.methods.pgn import PGN, draw_library
 
@@ -45,9 +45,13 @@ class Blend(PGN):
 
     @classmethod
     def create(cls, setting: Setting) -> Blend:
-        """Draw a new one; its library holds pixels."""
+        """Draw a new one; its library holds pixels.
+
+        Raises:
+            ConfigurationError: a latent library.
+        """
         require_layout(setting, cls)
-        if setting.library != "pixel":
+        if not library(setting.library).exact:
             raise ConfigurationError(f"method {cls.name}: got a {setting.library} library, expected pixel")
         patches = (setting.canvas.size // setting.canvas.patch) ** 2
         return cls(PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting))

@@ -65,7 +65,7 @@ class GreyFrame(RGBMethod):
     def painted(self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
         """See ``RGBMethod``: grey patches."""
         side = self.canvas.patch
-        return torch.full((len(pictures), self.canvas.prompts, 3, side, side), GREY / 255)
+        return torch.full((len(pictures), self.canvas.prompts, 3, side, side), GREY / 255, device=pictures.device)
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return nothing: there is no prompt."""

@@ -100,12 +100,23 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     """Return K, L and D of a published state dict.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: it is none, or holds numbers that are not finite.
     """
     rows, mixture = state.get("tl_vectors"), state.get("model.output_net.2.bias")
-    if rows is None or mixture is None or rows.ndim != 2 or not len(rows) or len(mixture) % len(rows):
+    if (
+        rows is None
+        or mixture is None
+        or (rows.ndim, mixture.ndim) != (2, 1)
+        or not len(rows)
+        or len(mixture) % len(rows)
+    ):
         raise CheckpointError(
             f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors (L, D) and "
             "model.output_net.2.bias (K L), as in the authors' state dicts"
+        )
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"published checkpoint: got numbers that are not finite in {broken[0]}; download it again"
         )
     return len(mixture) // len(rows), *rows.shape

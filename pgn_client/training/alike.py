@@ -63,11 +63,11 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
     differs = [
         key
         for key in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")
-        if rival.info[key] != adapter.info[key]
+        if rival.info.get(key) != adapter.info.get(key)
     ]
     if rival.info["method"] != RIVAL:
         differs.insert(0, "method")
-    if rival.info["interrupted"]:
+    if rival.info.get("interrupted"):
         differs.append("that it was interrupted")
     if differs:
         raise ConfigurationError(

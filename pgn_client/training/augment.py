@@ -71,6 +71,11 @@ def _coins(pictures: Tensor) -> list[bool]:
 REGISTRY: dict[str, Augmentation] = {f.__name__: f for f in (none, shift, flip, dihedral, paper)}
 
 
+def copies(name: str) -> int:
+    """How many augmented copies of each training picture there are; copies of pictures left alone teach nothing."""
+    return 0 if name == none.__name__ else COPIES
+
+
 def get(name: str) -> Augmentation:
     """Return an augmentation, (B, 3, h, w) uint8 → the same, by name.
 

@@ -20,7 +20,7 @@ from pgn_client.labels import LabelMapping
 from pgn_client.methods import PGN, Method, Rates
 from pgn_client.regression import log_loss
 from pgn_client.statistics import best_fusion, fuse
-from pgn_client.training.augment import COPIES, Augmentation, none
+from pgn_client.training.augment import Augmentation, copies, none
 from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
 from pgn_client.training.surrogate import Surrogate
@@ -32,7 +32,7 @@ Integers = NDArray[np.int64]
 
 @torch.inference_mode()
 def log_probs(model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int) -> Tensor:
-    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: nothing is rounded."""
+    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them (no wire, no rounding)."""
     mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
     return mapped
 
@@ -101,12 +101,13 @@ def finish(
     with float32_convolutions():
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
-        copies = [deployed_features(draft, surrogate, train, augmented)[0] for _ in range(COPIES)]
+        again = range(copies(card["recipe"]["augment"]))
+        versions = [features, *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again)]
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
     kinds = labels.KINDS if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
     val_answers = val_features, val_targets
-    chosen, mapping = last_mapping(mapping, [features, *copies], targets, val_answers, kinds=kinds, seed=card["seed"])
+    chosen, mapping = last_mapping(mapping, versions, targets, val_answers, kinds=kinds, seed=card["seed"])
     deployed = mapping.log_probs(val_features)
     alpha, fused = _fused(deployed, opinions, val_targets)
     metrics = {

@@ -117,7 +117,7 @@ def fit(
         "seed": seed,
         "recipe": asdict(recipe)
         | {"mapping": mapping, "top_k": top_k, "decimals": decimals}
-        | {"wire": None if wire is None else str(wire)},
+        | ({} if wire is None else {"wire": str(wire)}),
         "data": task.card(),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }

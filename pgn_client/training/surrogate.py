@@ -68,11 +68,12 @@ class Surrogate:
         return canvases
 
     def scores(self, pictures: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Answer in the latent space: prompt tokens replace the patch tokens of their cells, and no wire is passed.
+        """Answer in the latent space: prompt tokens replace the patch tokens of their cells.
 
         Args:
             pictures: (B, 3, h, w) uint8.
-            prompts: (B, K, D) float32 tokens without position embedding; ``None`` leaves the cells grey.
+            prompts: (B, K, D) float32 tokens without position embedding, where ``latent``; ``None`` leaves the cells
+                grey, and takes the wire.
 
         Returns:
             (B, S) float32 log-probabilities.

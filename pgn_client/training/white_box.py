@@ -67,7 +67,7 @@ def fit_white_box(
     def features(examples: Examples, augmented: augment.Augmentation = augment.none) -> Floats:
         return outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
 
-    copies = (features(loop.train_examples, loop.augmented) for _ in range(augment.COPIES))
+    copies = (features(loop.train_examples, loop.augmented) for _ in range(augment.copies(recipe.augment)))
     versions, val = [features(loop.train_examples), *copies], (features(loop.val_examples), task.val.labels)
     kinds = ("linear",) if kind.reads_features else labels.KINDS
     _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)

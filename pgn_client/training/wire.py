@@ -1,7 +1,7 @@
 """What happens to a picture between client and model, so that training can meet it: rounding, JPEG, a moved grid.
 
-All of it is done to whole grey values of the picture that is sent, and gradients pass straight through what has none
-(Bengio et al. 2013, arXiv 1308.3432).
+Rounding and JPEG are done to the whole picture that is sent, and gradients pass straight through them (Bengio et al.
+2013, arXiv 1308.3432). A moved grid stands for a server's resize and crop where they are not known.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class Wire:
         subsampling: of its chroma, ``444``, ``422`` or ``420``.
         shift: in training each picture is moved by up to so many pixels, for servers whose grid is not known.
         scale: in training each picture grows or shrinks by up to this share.
+
+    Raises:
+        ConfigurationError: a number makes no sense.
     """
 
     quality: int | None = None
@@ -60,14 +63,9 @@ class Wire:
                     raise ValueError(part)
             except ValueError as error:
                 raise ConfigurationError(f"wire: got {text!r}, expected {FORM}") from error
-        return cls(**found).checked()
+        return cls(**found)
 
-    def checked(self) -> Wire:
-        """Return it if its numbers make sense.
-
-        Raises:
-            ConfigurationError: they do not.
-        """
+    def __post_init__(self) -> None:
         if self.quality is not None and not (1 <= self.quality <= 95 and self.subsampling in SUBSAMPLINGS):
             raise ConfigurationError(
                 f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to 95 and a subsampling "
@@ -78,10 +76,9 @@ class Wire:
                 f"wire: got shift:{self.shift:g} and scale:{self.scale:g}, expected pixels of at least 0 and a share "
                 "from 0 to less than 1"
             )
-        return self
 
     def __str__(self) -> str:
-        parts = [f"jpeg:{self.quality}:{self.subsampling}"] if self.quality else ["uint8"]
+        parts = [f"jpeg:{self.quality}:{self.subsampling}"] if self.quality is not None else ["uint8"]
         parts += [f"{name}:{value:g}" for name, value in (("shift", self.shift), ("scale", self.scale)) if value]
         return "+".join(parts)
 
@@ -91,27 +88,27 @@ class Wire:
         return replace(self, shift=0.0, scale=0.0)
 
     def __call__(self, canvases: Tensor, canvas: Canvas) -> Tensor:
-        """(B, 3, H, W) grey values in [0, 255], uint8 or float → float32 as the model gets them, whole numbers."""
+        """(B, 3, H, W) grey values in [0, 255], uint8 or float → float32 as the model gets them.
+
+        Rounded and re-encoded as they are sent; what is random comes after that, as a server's resize does.
+        """
         x = canvases.float()
-        if self.shift or self.scale:
-            x = self._moved(x)
         arrived = x.detach().clamp(0, 255).round()
         if self.quality is not None:
-            arrived = self._reencoded(arrived.to(torch.uint8), canvas)
-        return x + (arrived - x).detach()
+            arrived = self._reencoded(arrived.to(torch.uint8), canvas, self.quality)
+        x = x + (arrived - x).detach()
+        return self._moved(x) if self.shift or self.scale else x
 
     def _moved(self, x: Tensor) -> Tensor:
         """Move and scale each picture at random; its edge is repeated, as the margin repeats it."""
         n, size = len(x), x.shape[-1]
-        zoom = 1 + self.scale * (2 * torch.rand(n, device=x.device) - 1)
-        offset = 2 * self.shift / size * (2 * torch.rand(n, 2, device=x.device) - 1)
-        theta = torch.zeros(n, 2, 3, device=x.device)
-        theta[:, 0, 0] = theta[:, 1, 1] = zoom
-        theta[:, :, 2] = offset
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        theta = torch.zeros(n, 2, 3)  # drawn on the CPU, whose generator a resumed run takes up again
+        theta[:, 0, 0] = theta[:, 1, 1] = 1 + self.scale * (2 * torch.rand(n) - 1)
+        theta[:, :, 2] = 2 * self.shift / size * (2 * torch.rand(n, 2) - 1)
+        grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    def _reencoded(self, pixels: Tensor, canvas: Canvas) -> Tensor:
+    def _reencoded(self, pixels: Tensor, canvas: Canvas, quality: int) -> Tensor:
         """Send whole pictures, margin included, through JPEG, then crop as the server does."""
         after = canvas.sent - canvas.size - canvas.offset
         sides = ((canvas.offset, after), (canvas.offset, after), (0, 0))
@@ -119,7 +116,7 @@ class Wire:
         out = []
         for picture in pixels.permute(0, 2, 3, 1).cpu().numpy():
             sent = Image.fromarray(np.pad(picture, sides, mode="edge"))
-            decoded = np.asarray(jpeg(sent, self.quality or 95, SUBSAMPLINGS[self.subsampling]))
+            decoded = np.asarray(jpeg(sent, quality, SUBSAMPLINGS[self.subsampling]))
             out.append(decoded[rows, rows])
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float().to(pixels.device)
 

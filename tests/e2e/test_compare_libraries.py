@@ -35,7 +35,7 @@ def test_every_stage_is_told_and_what_is_there_is_not_run_again(compare):
     assert pixel["http_png"] == pixel["hits"].count("1") / 40
     assert (lossy["inversion"], inverted["inversion"]) == ("exact", "pseudo_inverse")
     assert inverted["reach"]["pseudo_inverse"] >= inverted["reach"]["bounded"]
-    rows = {line[:26].strip(): line[26:].split() for line in printed.splitlines()}
+    rows = {line[:30].strip(): line[30:].split() for line in printed.splitlines()}
     assert float(rows["raw"][0]) == pytest.approx(raw["http_png"], abs=1e-3)
     assert float(rows["pixel"][4]) == pytest.approx(pixel["http_png"], abs=1e-3)
     assert float(rows["pixel"][7]) == pytest.approx(100 * (pixel["http_png"] - pixel["jpeg75_420"]), abs=0.1)

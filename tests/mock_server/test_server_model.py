@@ -142,6 +142,14 @@ def test_a_model_without_a_patch_embedding_is_served_and_says_so(tmp_path):
     np.testing.assert_allclose(served.logits([x[0].numpy()])[0], network(x)[0].detach(), atol=1e-5)
 
 
+def test_convolutions_take_any_shape_as_they_are(tmp_path):
+    network = timm.create_model("test_resnet", pretrained=False).eval()
+    save_file(network.state_dict(), tmp_path / "w")
+    profile = Profile.parse("shortest_edge:96")
+    served = load(Settings(model="test_resnet", weights=tmp_path / "w", profile=profile))
+    assert served.logits([np.zeros((3, 96, 130), np.float32)])[0].shape == (1000,)
+
+
 def test_a_model_without_a_head_exits_2_with_one_line(monkeypatch, capsys):
     headless = timm.create_model("test_vit", pretrained=False, num_classes=0)  # as DINO's and MAE's are
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: headless)

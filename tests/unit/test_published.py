@@ -1,6 +1,7 @@
 """Published checkpoints: the three at hand, and ones of any size that are drawn here in the authors' form."""
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,13 @@ class TestTheThree:
 
 
 class TestImport:
+    def test_tokens_of_no_picture_are_none(self, imported):
+        assert imported.prompt_tokens([]).shape == (0, 5, 24)
+
+    def test_tokens_do_not_depend_on_the_batch(self, imported, pictures):
+        many = imported.prompt_tokens(pictures * 8)
+        np.testing.assert_allclose(many[35:], imported.prompt_tokens(pictures), atol=1e-5)
+
     @pytest.mark.parametrize(("prompts", "size", "width"), [(1, 1, 8), (5, 6, 24), (7, 3, 40), (12, 20, 16)])
     def test_any_size_is_read_from_the_file(self, prompts, size, width, file, make_backbone):
         path = file(prompts=prompts, size=size, width=width)
@@ -165,7 +173,7 @@ class TestRefusals:
                 import_published(evil, make_backbone())
         assert not (tmp_path / "touched").exists()
 
-    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", b"\x80\x02."])
     def test_what_is_no_checkpoint(self, content, tmp_path, make_backbone):
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"x\.pt"):
@@ -192,6 +200,25 @@ class TestRefusals:
         del state[change]
         with pytest.raises(CheckpointError, match="expected tl_vectors"):
             import_published(file(state), make_backbone())
+
+    def test_numbers_that_are_none(self, file, make_backbone):
+        state = published_state()
+        state["tl_vectors"][2, 3] = float("nan")
+        with pytest.raises(CheckpointError, match="not finite in tl_vectors"):
+            import_published(file(state), make_backbone())
+
+    def test_a_bias_without_a_dimension(self, file, make_backbone):
+        with pytest.raises(CheckpointError, match="expected tl_vectors"):
+            import_published(file(published_state() | {"model.output_net.2.bias": torch.tensor(1.0)}), make_backbone())
+
+    @pytest.mark.parametrize("at", range(0, 4000, 97))
+    def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(self, at, file, make_backbone):
+        path = file()
+        data = bytearray(path.read_bytes())
+        data[at] ^= 0xFF
+        path.write_bytes(data)
+        with suppress(CheckpointError):
+            import_published(path, make_backbone(), layout=LAYOUT)
 
     @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
     def test_tensors_that_do_not_fit_are_named(self, change, file, make_backbone):

@@ -42,6 +42,10 @@ class TestParse:
         assert Wire.parse("jpeg:80") == Wire(80, "420")
         assert Wire.parse("uint8") == Wire()
 
+    def test_a_wire_without_sense_cannot_be_made(self):
+        with pytest.raises(ConfigurationError, match="quality from 1 to 95"):
+            Wire(quality=0)
+
     @pytest.mark.parametrize(
         "text",
         ["", "png", "jpeg", "jpeg:", "jpeg:x", "jpeg:0", "jpeg:96", "jpeg:75:411", "shift", "shift:-1", "shift:nan",
@@ -94,6 +98,14 @@ class TestWay:
             assert (centre - 16).abs().max() > 2
         side = (mass / 255).sqrt()
         assert 8 / 1.2 - 0.5 < side.min() < 7.5 < 8.5 < side.max() < 8 / 0.8 + 0.5
+
+    def test_jpeg_comes_before_the_move_as_on_the_way(self):
+        """What moves is the decoded picture: shifted by whole pixels it is that picture's, not a new JPEG's."""
+        x = pixels(1, 3, 32, 32)
+        torch.manual_seed(1)
+        moved = Wire(30, "420", shift=6)(x, CANVAS)
+        torch.manual_seed(1)
+        assert torch.equal(moved, Wire(shift=6)(Wire(30, "420")(x, CANVAS), CANVAS))
 
     def test_where_it_settles_nothing_is_random(self):
         wire, x = Wire(75, "420", shift=4, scale=0.2), pixels(2, 3, 32, 32)
