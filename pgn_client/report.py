@@ -21,7 +21,7 @@ def table(report: Report) -> str:
         "",
         "paired, in points (same test pictures)",
         *(
-            f"  {c.a} − {c.b:<18}".ljust(34) + f"{100 * c.difference:+6.1f}  "
+            f"  {c.a} − {c.b}".ljust(38) + f"{100 * c.difference:+6.1f}  "
             f"[{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}]"
             for c in report.paired
         ),
