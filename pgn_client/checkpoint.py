@@ -135,7 +135,9 @@ def summary(card: Mapping[str, Any]) -> str:
 
 def _trained(card: Mapping[str, Any]) -> dict[str, str]:
     m, data, rows = card["metrics"], card["data"], card["library"]
+    wire = card.get("recipe", {}).get("wire")
     return {
+        "wire": f"{wire}: trained and measured behind it" if wire else "",
         "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
         "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
         f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",

@@ -62,7 +62,8 @@ def explicit(text: str, grid: int) -> tuple[list[int], Box]:
     }
     if not fits or len(set(cells)) < len(cells) or not set(cells) <= free:
         raise ConfigurationError(
-            f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different cells outside that box"
+            f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different cells outside "
+            f"that box, from 0 to {grid * grid - 1} row by row"
         )
     return cells, (top, left, height, width)
 

@@ -35,13 +35,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: missing, unreadable, holding more than tensors, or no state dict of tensors.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"published checkpoint {path}: there is no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is damaged makes torch raise errors of any kind
-        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"published checkpoint {path}: cannot be read as tensors alone ({type(error).__name__}: {reason}); "
-            "expected a file of the authors' repository"
+            f"published checkpoint {path}: cannot be read as tensors alone ({type(error).__name__}), and nothing "
+            "else is read; expected a file of the authors' repository"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"published checkpoint {path}: got {type(state).__name__}, expected a dict of tensors")
@@ -88,7 +89,8 @@ def import_published(
     if width != embedding.width:
         raise CheckpointError(
             f"published checkpoint {path}: its tokens have {width} numbers, those of {backbone.name} "
-            f"{embedding.width}; name the --backbone that it was trained for"
+            f"{embedding.width}; name the --backbone that it was trained for, for example "
+            "vit_base_patch32_clip_224.openai, vit_base_patch32_224 (768) or vit_small_patch16_224.dino (384)"
         )
     layout = layout or room_for(prompts, backbone.input_size // backbone.patch_size)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)

@@ -49,7 +49,7 @@ def add_train(commands: Subparsers) -> None:
     )
     p.add_argument("--library", default="pixel", help="pixel, smooth, luma, latent or reachable (pixel)")
     p.add_argument("--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)")
-    p.add_argument("--layout", help="ring, corner, rows:N or full (the method's own)")
+    p.add_argument("--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)")
     p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
@@ -60,8 +60,11 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
     p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
     p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
-    p.add_argument("--wire", help="what happens to pictures on their way: uint8, jpeg:75:420, shift:4, scale:0.05, or "
-                   "several joined by + (nothing)")  # fmt: skip
+    p.add_argument(
+        "--wire",
+        help="what happens to pictures on their way, for libraries of pixels: uint8, jpeg:75:420, shift:4, scale:0.05, "
+        "or several joined by + (nothing)",
+    )
     p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
@@ -100,7 +103,7 @@ def run_train(args: argparse.Namespace) -> int:
         mapping=args.mapping,
         top_k=args.top_k,
         decimals=args.decimals,
-        wire=Wire.parse(args.wire) if args.wire else None,
+        wire=None if args.wire is None else Wire.parse(args.wire),
         seed=args.seed,
         state=state,
         resume=args.resume,

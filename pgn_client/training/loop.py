@@ -103,7 +103,10 @@ def fit(
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
     if not (token_library(library).exact or (backbone.plain and wire is None)):
         why = f"the wire {wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
-        raise ConfigurationError(f"library: got {library} for {why}, expected one of pixels; use pixel or smooth")
+        raise ConfigurationError(
+            f"library: got {library} for {why}, expected a library of pixels, since there tokens cannot stand in "
+            "for them; use pixel, smooth or luma"
+        )
     surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda", wire=wire)
     card = {
         "method": method,

@@ -21,7 +21,7 @@ from pgn_client.geometry import Canvas
 
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """As JPEG writes them → as Pillow counts them."""
-FORM = "uint8, jpeg:QUALITY:SUBSAMPLING, shift:PIXELS or scale:SHARE, joined by +"
+FORM = "uint8, jpeg:QUALITY or jpeg:QUALITY:444|422|420, shift:PIXELS, scale:SHARE, each once, joined by +"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Wire:
         for part in text.split("+"):
             name, _, value = part.partition(":")
             try:
+                if {"jpeg": "quality"}.get(name, name) in found:
+                    raise ValueError(part)
                 if name == "jpeg":
                     quality, _, subsampling = value.partition(":")
                     found |= {"quality": int(quality), "subsampling": subsampling or "420"}

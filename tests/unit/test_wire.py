@@ -49,7 +49,7 @@ class TestParse:
     @pytest.mark.parametrize(
         "text",
         ["", "png", "jpeg", "jpeg:", "jpeg:x", "jpeg:0", "jpeg:96", "jpeg:75:411", "shift", "shift:-1", "shift:nan",
-         "shift:inf", "scale:1", "scale:-0.1", "scale:x", "uint8:3", "jpeg:75+"],
+         "shift:inf", "scale:1", "scale:-0.1", "scale:x", "uint8:3", "jpeg:75+", "jpeg:75+jpeg:50", "shift:1+shift:2"],
     )  # fmt: skip
     def test_what_makes_no_sense_is_refused(self, text):
         with pytest.raises(ConfigurationError, match="wire: got"):
