@@ -32,7 +32,7 @@ Integers = NDArray[np.int64]
 
 @torch.inference_mode()
 def log_probs(model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int) -> Tensor:
-    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them (no wire, no rounding)."""
+    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: over its wire, if any."""
     mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
     return mapped
 

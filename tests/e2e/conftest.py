@@ -94,6 +94,13 @@ def dealt_out(digits, folder):
     return folder
 
 
+def run_script(script, words, monkeypatch, capsys):
+    """Run a script's ``main`` with these words on its command line; return what it printed."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    script.main()
+    return capsys.readouterr().out
+
+
 def load_script(name):
     """Import a script of ``benchmarks/``, which is no package."""
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"

@@ -1,11 +1,10 @@
 """The plumbing of ``benchmarks/ablate_recipe.py``: what it opens, what it keeps, what it prints."""
 
 import json
-import sys
 
 import pytest
 
-from tests.e2e.conftest import dealt_out, load_script
+from tests.e2e.conftest import dealt_out, load_script, run_script
 
 SMALL = ["--backbone", "bundled", "--train", "40", "--val", "30", "--dev", "50", "--epochs", "1"]
 
@@ -27,10 +26,8 @@ def script():
 @pytest.fixture
 def ablate(script, data, monkeypatch, capsys, tmp_path):
     def run(*only):
-        words = ["ablate_recipe.py", data, *SMALL, "--out", tmp_path / "ablation.jsonl", "--only", *only]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        script.main()
-        return capsys.readouterr().out, (tmp_path / "ablation.jsonl").read_text()
+        words = [data, *SMALL, "--out", tmp_path / "ablation.jsonl", "--only", *only]
+        return run_script(script, words, monkeypatch, capsys), (tmp_path / "ablation.jsonl").read_text()
 
     return run
 

@@ -1,11 +1,10 @@
 """The plumbing of ``benchmarks/compare_libraries.py``: what it keeps, and what it prints."""
 
 import json
-import sys
 
 import pytest
 
-from tests.e2e.conftest import dealt_out, load_script
+from tests.e2e.conftest import dealt_out, load_script, run_script
 
 SMALL = ["--backbone", "bundled", "--train", "40", "--val", "30", "--test", "40", "--epochs", "1"]
 
@@ -16,10 +15,8 @@ def compare(digits, monkeypatch, capsys, tmp_path):
     data = dealt_out(digits, tmp_path / "digits")
 
     def run(*only):
-        words = ["compare_libraries.py", data, *SMALL, "--out", tmp_path / "kept.jsonl", "--only", *only]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        script.main()
-        return capsys.readouterr().out, (tmp_path / "kept.jsonl").read_text()
+        words = [data, *SMALL, "--out", tmp_path / "kept.jsonl", "--only", *only]
+        return run_script(script, words, monkeypatch, capsys), (tmp_path / "kept.jsonl").read_text()
 
     return run
 
