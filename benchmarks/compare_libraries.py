@@ -74,8 +74,7 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
     adapter = fit(task, model, progress=True, **options)
     pictures = Pictures.load(task, adapter.canvas)
     found = candidates.prompted("", Asker(lambda a: AdaptedClient(url, a)), adapter, pictures)
-    patches, _ = adapter.render(pictures.fitted_test)
-    retention = retain(adapter, model, pictures.fitted_test, patches, task.test.labels, found.test)
+    retention = retain(adapter, model, pictures.fitted_test, targets=task.test.labels, over_http=found.test)
     hits = "".join("01"[int(hit)] for hit in found.test.argmax(axis=1) == task.test.labels)
     return retention | {"hits": hits, "reach": adapter.info.get("reach"), "inversion": adapter.info["inversion"]}
 

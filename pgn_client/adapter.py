@@ -114,7 +114,7 @@ class PromptAdapter:
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             pictures = np.stack([fit_picture(image, self.canvas) for image in batch])
-            patches, local = self.render(pictures, prompted_by=self._looked_at(batch))
+            patches, local = self.render(pictures, prompted_by=self.looked_at(batch))
             out.extend(
                 Prepared(compose(p, q, self.canvas), row) for p, q, row in zip(pictures, patches, local, strict=True)
             )
@@ -149,7 +149,7 @@ class PromptAdapter:
         embedding, parts = embedding.to("cpu"), []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            seen = self._looked_at(batch)
+            seen = self.looked_at(batch)
             if seen is None:
                 seen = np.stack([fit_picture(image, self.canvas) for image in batch])
             with torch.inference_mode():
@@ -158,8 +158,12 @@ class PromptAdapter:
                 parts.append(model.prompt_tokens(weights, embedding).numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.canvas.prompts, embedding.width), np.float32)
 
-    def _looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
-        """What the generator looks at, where that is not the picture as it stands on the canvas."""
+    def looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
+        """Return what the generator looks at where the card names a crop of its own, as of a published checkpoint.
+
+        Returns:
+            (B, r, r, 3) uint8; ``None`` where it looks at the pictures as they stand on the canvas.
+        """
         eye = self.info["generator"]
         if "profile" not in eye:
             return None

@@ -187,6 +187,11 @@ class Backbone:
         return self._embedding
 
     @property
+    def silent(self) -> bool:
+        """Whether its head is one of zeros, as ``load`` adds one: then it answers nothing."""
+        return not any(bool(p.any()) for p in self.model.get_classifier().parameters())
+
+    @property
     def depth(self) -> int:
         """Number of transformer blocks of a plain ViT."""
         return len(self.model.blocks) if self.plain else 0
@@ -248,6 +253,21 @@ class Backbone:
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
         """(B, N, D) patch tokens, without position embedding → (B, S) logits."""
         logits: Tensor = self.model.head(self.features_from_tokens(tokens))
+        return logits
+
+    def logits_with_more_tokens(self, pictures: Tensor, more: Tensor) -> Tensor:
+        """Let tokens stand behind all others, as they are: no position is added to them.
+
+        Args:
+            pictures: (B, 3, H, W) float32 in the normalised space.
+            more: (B, K, D) float32.
+
+        Returns:
+            (B, S) logits.
+        """
+        m = self.model
+        x = torch.cat([m._pos_embed(m.patch_embed(pictures)), more], dim=1)
+        logits: Tensor = m.forward_head(m.norm(m.blocks(m.norm_pre(x))))
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -355,8 +375,8 @@ def load(
         weights: safetensors file, loaded strictly; without it timm fetches the published weights from its hub.
         labels: JSON file with the class names.
         device: where to put it.
-        new_head: give a timm model an untrained head for ``labels``, for uses that need the first layers alone, of a
-            model without a head (DINO) or with another one (CLIP's projection).
+        new_head: where a timm model has no head for ``labels`` (DINO) or another one (CLIP's projection), give it one
+            of zeros, for uses that need the first layers alone.
 
     Raises:
         ConfigurationError: an unknown name, or a model that is no classifier.
@@ -376,8 +396,8 @@ def load(
     model = _guarded(lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}")
     if weights is not None:
         _load_weights(model, weights, name)
-    if new_head and names:
-        model.reset_classifier(len(names))
+    if new_head and names and model.num_classes != len(names):
+        _silent_head(model, len(names))
     config = resolve_model_data_config(model)
     size = int(config["input_size"][-1])
     squash = config["crop_mode"] == "squash"
@@ -392,6 +412,13 @@ def load(
         input_size=size,
         interpolation=config["interpolation"],
     ).to(device)
+
+
+def _silent_head(model: Any, classes: int) -> None:
+    """Replace the head; zeros, so that the weights' fingerprint is the same each time."""
+    model.reset_classifier(classes)
+    for parameter in model.get_classifier().parameters():
+        nn.init.zeros_(parameter)
 
 
 def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:

@@ -147,7 +147,8 @@ def evaluate(
     retention = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
-        retention = retain(pgn, surrogate, pictures.fitted_test, patches, task.test.labels, prompted.test)
+        fitted_test, targets = pictures.fitted_test, task.test.labels
+        retention = retain(pgn, surrogate, fitted_test, targets=targets, over_http=prompted.test)
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
     best = ways.choose(ranked, task.val.labels)
     served, query_below = ways.gated(SERVED, best, task.val.labels)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
+from pgn_client.adapter import PromptAdapter
+from pgn_client.codecs import open_image
 from pgn_client.evaluation import Report
+from pgn_client.retention import steps
 
-TILE, GAP, TEXT = 160, 12, 18
+TILE, GAP, TEXT, SHOWN = 160, 12, 18, 4
 
 
 def table(report: Report) -> str:
@@ -49,10 +53,22 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
     return ["retention: " + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)]
 
 
+def retention_table(agreement: dict[str, float], pictures: int) -> str:
+    """Return the share of pictures with the label of latent float32, a line for each step."""
+    lines = [f"  {stage:<12}{share:>6.3f}" for stage, share in agreement.items()]
+    return "\n".join([f"the same label as in latent space, on {pictures} pictures", *lines])
+
+
 def _curve(curve: Sequence[dict[str, float]]) -> list[str]:
     """A line of accuracy against images sent."""
     points = ", ".join(f"{p['sent']:.0%} {p['accuracy']:.3f}" for p in curve[::2])
     return [f"accuracy if the least sure are sent: {points}"] if curve else []
+
+
+def steps_sheet(pgn: PromptAdapter, paths: Sequence[Path]) -> Image.Image:
+    """Draw what the server sees of a few of these pictures, step by step: see ``retention.steps``."""
+    pictures = [open_image(path) for path in paths[:: max(1, len(paths) // SHOWN)][:SHOWN]]
+    return sheet([(column, step) for step, column in steps(pgn, pgn(pictures)).items()])
 
 
 def sheet(columns: Sequence[tuple[Sequence[Image.Image], str]]) -> Image.Image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
+from torch import Tensor
 
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone, float32_convolutions
@@ -16,14 +17,15 @@ from pgn_client.compositor import compose, seen_by_server
 from pgn_client.generator import generator_input
 from pgn_client.inversion import unclipped
 from pgn_client.methods import PGN
-from pgn_client.training.data import Examples
-from pgn_client.training.finish import log_probs
-from pgn_client.training.scores import TorchMapping
+from pgn_client.methods.published import PublishedPGN
 from pgn_client.training.surrogate import Surrogate
 from pgn_client.training.wire import jpeg
 from pgn_client.types import ServerProfile
 
 BATCH = 64
+STAGES = ("published", "latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
+"""Of the way, in its order."""
+
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
@@ -32,9 +34,10 @@ def retain(
     pgn: PromptAdapter,
     backbone: Backbone,
     fitted: Pixels,
-    patches: Pixels,
-    targets: NDArray[np.int64],
-    over_http: Floats,
+    *,
+    targets: NDArray[np.int64] | None = None,
+    over_http: Floats | None = None,
+    looked_at: Pixels | None = None,
 ) -> dict[str, Any]:
     """Follow a prompt from the latent space to lossy pictures.
 
@@ -42,61 +45,108 @@ def retain(
         pgn: the prompt.
         backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
         fitted: (n, h, w, 3) uint8 pictures, as ``compositor.fit_picture`` makes them.
-        patches: (n, K, P, P, 3) uint8, the prompt patches of these pictures.
-        targets: (n,) class indices.
+        targets: (n,) class indices; without them there is no accuracy to tell.
         over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
+        looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the fitted pictures.
 
     Returns:
-        Accuracy of ``latent`` (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped),
-        ``clipped`` (within [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and
-        ``jpeg75_420`` (the whole sent picture re-encoded, then the profile's crop), and under ``agreement`` the share
-        of pictures whose label is that of ``latent``.
+        Accuracy of ``published`` (the forward pass of the authors' code, for an imported checkpoint), ``latent``
+        (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped), ``clipped`` (within
+        [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole
+        sent picture re-encoded, then the profile's crop), and under ``agreement`` the share of pictures whose label is
+        that of ``latent``.
     """
-    recipe = pgn.info["recipe"]
-    surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
+    stages = _stages(pgn, backbone, fitted, fitted if looked_at is None else looked_at, over_http)
+    labels = {stage: log_p.argmax(axis=1) for stage, log_p in stages.items()}
+    accuracy = {} if targets is None else {k: float((found == targets).mean()) for k, found in labels.items()}
+    return accuracy | {"agreement": {k: float((found == labels["latent"]).mean()) for k, found in labels.items()}}
+
+
+def _stages(
+    pgn: PromptAdapter, backbone: Backbone, fitted: Pixels, looked_at: Pixels, over_http: Floats | None
+) -> dict[str, Floats]:
+    """(n, C) log-probabilities at each step, in the order of the way."""
+    patches, _ = pgn.render(fitted, prompted_by=looked_at)
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
+    asked = _Asked(pgn, backbone)
     with float32_convolutions():
-        clipped = _painted(pgn, surrogate, fitted)
-        inverted = pgn.info["inversion"] == "pseudo_inverse"
-        stages = {
-            "latent": latent_log_probs(pgn, backbone, fitted),
-            "float": _painted(pgn, surrogate, fitted, clipped=False) if inverted else clipped,
-            "clipped": clipped,
-            "uint8": _as_seen(pgn, surrogate, sent),
-            "http_png": over_http,
-            "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
-            "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
-        }
-    reference = stages["latent"].argmax(axis=1)
-    out: dict[str, Any] = {k: float((v.argmax(axis=1) == targets).mean()) for k, v in stages.items()}
-    out["agreement"] = {k: float((v.argmax(axis=1) == reference).mean()) for k, v in stages.items()}
-    return out
+        found = {"published": asked.published(looked_at)} if isinstance(pgn.runtime[0], PublishedPGN) else {}
+        found["latent"] = asked.latent(fitted, looked_at)
+        found["clipped"] = asked.painted(fitted, looked_at)
+        unbounded = pgn.info["inversion"] == "pseudo_inverse"
+        found["float"] = asked.painted(fitted, looked_at, clipped=False) if unbounded else found["clipped"]
+        found["uint8"] = asked.sent(sent)
+        if over_http is not None:
+            found["http_png"] = over_http
+        found["jpeg95_444"] = asked.sent(jpeg(image, 95, 0) for image in sent)
+        found["jpeg75_420"] = asked.sent(jpeg(image, 75, 2) for image in sent)
+    return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Floats:
-    """Send images through the profile's resize and crop, and the surrogate."""
-    profile = ServerProfile.parse(pgn.info["profile"])
-    seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
-    pixels = torch.from_numpy(seen).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        parts = [surrogate.pixel_scores(x.to(surrogate.backbone.device)).cpu() for x in pixels.split(BATCH)]
-    return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
+class _Asked:
+    """A surrogate that is asked at every step of the way, and what the checkpoint's mapping makes of its answers.
+
+    Args:
+        pgn: the prompt.
+        backbone: the surrogate.
+    """
+
+    def __init__(self, pgn: PromptAdapter, backbone: Backbone) -> None:
+        recipe = pgn.info.get("recipe", {})
+        self.pgn = pgn
+        self.surrogate = Surrogate(backbone, pgn.canvas, recipe.get("top_k"), recipe.get("decimals"))
+
+    def published(self, looked_at: Pixels) -> Floats:
+        """As the authors' code answers: see ``methods.published``."""
+        model = cast(PublishedPGN, self.pgn.runtime[0])
+        return self._answers(
+            looked_at, looked_at, lambda code, seen: model.published_logits(code, seen, self.surrogate.backbone)
+        )
+
+    def latent(self, fitted: Pixels, looked_at: Pixels) -> Floats:
+        """As training computes it, without wire: nothing is rounded."""
+        model, _ = self.pgn.runtime
+        return self._answers(fitted, looked_at, lambda code, pictures: model.scores(code, pictures, self.surrogate))
+
+    def painted(self, fitted: Pixels, looked_at: Pixels, *, clipped: bool = True) -> Floats:
+        """What is painted in float32, before it is rounded."""
+        model, own = self.pgn.runtime
+        embedding = own and own.to(self.surrogate.backbone.device)
+
+        def answer(code: Any, pictures: Tensor) -> Tensor:
+            if not clipped and isinstance(model, PGN) and embedding is not None:
+                painted = unclipped(model.cell_tokens(code, embedding), embedding)
+            else:
+                painted = model.painted(code, pictures, embedding, self.pgn.info["inversion"])
+            return self.surrogate.pixel_scores(self.surrogate.paint(pictures, painted))
+
+        return self._answers(fitted, looked_at, answer)
+
+    def sent(self, images: Iterable[Image.Image]) -> Floats:
+        """Images through the profile's resize and crop."""
+        profile, size = ServerProfile.parse(self.pgn.info["profile"]), self.surrogate.canvas.size
+        seen = np.stack([seen_by_server(image, profile, size) for image in images])
+        return self._answers(seen, None, lambda _, pixels: self.surrogate.pixel_scores(pixels))
+
+    @torch.inference_mode()
+    def _answers(self, pictures: Pixels, looked_at: Pixels | None, answer: Callable[[Any, Tensor], Tensor]) -> Floats:
+        """Answer batch by batch, with what the method says of the pictures it looks at; map the answers."""
+        model, _ = self.pgn.runtime
+        device, parts = self.surrogate.backbone.device, []
+        model.to(device)
+        for start in range(0, len(pictures), BATCH):
+            batch = slice(start, start + BATCH)
+            code = None
+            if looked_at is not None:
+                seen = _tensor(looked_at[batch]).to(device)
+                code, _ = model(generator_input(seen, self.pgn.info["generator"]["resolution"]))
+            parts.append(answer(code, _tensor(pictures[batch]).to(device)).cpu())
+        model.to("cpu")
+        return self.pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
 
-@torch.inference_mode()
-def _painted(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, *, clipped: bool = True) -> Floats:
-    """Ask for what the prompt paints in float32, before it is rounded."""
-    model, embedding = pgn.runtime
-    parts = []
-    for pictures in torch.from_numpy(fitted).permute(0, 3, 1, 2).split(BATCH):
-        code, _ = model(generator_input(pictures, pgn.info["generator"]["resolution"]))
-        if not clipped and isinstance(model, PGN) and embedding is not None:
-            painted = unclipped(model.cell_tokens(code, embedding), embedding)
-        else:
-            painted = model.painted(code, pictures, embedding, pgn.info["inversion"])
-        canvases = surrogate.paint(pictures, painted)
-        parts.append(surrogate.pixel_scores(canvases.to(surrogate.backbone.device)).cpu())
-    return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
+def _tensor(pictures: Pixels) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
@@ -124,14 +174,5 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
 def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
     """(n, h, w, 3) uint8 fitted pictures → (n, C) log-probabilities as training computes them: nothing is rounded."""
-    recipe = pgn.info["recipe"]
-    surrogate = Surrogate(backbone, pgn.canvas, recipe["top_k"], recipe["decimals"])
-    model, _ = pgn.runtime
-    device = backbone.device
-    pictures = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(device)
-    examples = Examples(pictures, torch.zeros(len(fitted), dtype=torch.long))
-    mapping = TorchMapping(pgn.mapping).to(device)
     with float32_convolutions():
-        log_p = log_probs(model.to(device), mapping, surrogate, examples, pgn.info["generator"]["resolution"])
-    model.to("cpu")
-    return log_p.cpu().double().numpy()
+        return _Asked(pgn, backbone).latent(fitted, fitted)

@@ -16,6 +16,7 @@ from pgn_client.cli.benchmark import add_benchmark
 from pgn_client.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from pgn_client.cli.predict import add_adapt, add_inspect, add_predict
 from pgn_client.cli.published import add_import
+from pgn_client.cli.retain import add_retain
 from pgn_client.cli.serve import add_demo, add_serve, run_serve
 from pgn_client.cli.train import add_evaluate, add_train
 from pgn_client.console import complain, show_warnings, talk
@@ -54,6 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
-    for add in (*everyday, add_benchmark, add_inspect, add_import):
+    for add in (*everyday, add_benchmark, add_inspect, add_retain, add_import):
         add(commands)
     return parser

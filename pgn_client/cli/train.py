@@ -151,9 +151,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     require("evaluation", "train", "torch", "timm")
     from pgn_client import report
-    from pgn_client.codecs import open_image
     from pgn_client.evaluation import evaluate
-    from pgn_client.retention import steps
     from pgn_client.training.alike import task_of
 
     if args.out:
@@ -170,9 +168,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     tell(text if args.json else report.table(found))
     if args.out:
         (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
-        examples = [open_image(path) for path in task.test.paths[:: max(1, len(task.test) // 4)][:4]]
-        columns = [(pictures, step) for step, pictures in steps(adapter, adapter(examples)).items()]
-        report.sheet(columns).save(args.out / "steps.png")
+        report.steps_sheet(adapter, task.test.paths).save(args.out / "steps.png")
         talk(f"written: {args.out / 'report.json'} and steps.png, what the server sees at each step")
     return OK
 

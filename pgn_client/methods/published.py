@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pgn_client.backbone import PatchEmbedding
+from pgn_client.backbone import Backbone, PatchEmbedding, normalised
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.generator import PromptGenerator
 from pgn_client.library import TokenLibrary
@@ -80,8 +80,22 @@ class PublishedPGN(PGN):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, r, r) in [-1, 1] → (B, K, L) mixture weights and (B, C) equal local logits."""
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
-        return super().forward(((x + 1) / 2 - mean) / std)
+        return super().forward(normalised((x + 1) / 2, MEAN, STD))
+
+    def published_logits(self, weights: Tensor, pictures: Tensor, backbone: Backbone) -> Tensor:
+        """Answer as the authors' code does: prompts behind all other tokens, whole pictures, no canvas.
+
+        Args:
+            weights: (B, K, L) mixture weights.
+            pictures: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what the generator gets:
+                pictures normalised with CLIP's numbers.
+            backbone: the model that the prompts were trained for.
+
+        Returns:
+            (B, S) float32 logits.
+        """
+        prompts = self.prompt_tokens(weights, backbone.embedding)
+        return backbone.logits_with_more_tokens(normalised(pictures.float() / 255, MEAN, STD), prompts)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """See ``PGN``: what the model must find there before it adds the cell's position."""

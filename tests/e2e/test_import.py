@@ -43,6 +43,36 @@ def test_import_inspect_and_adapt(shared, surrogate, tmp_path):
         assert np.array_equal(np.asarray(sent), np.asarray(adapter(images[:1])[0]))
 
 
+def test_what_is_left_of_it_needs_a_model_that_answers(shared, surrogate, tmp_path):
+    checkpoint = tmp_path / "ours.safetensors"
+    pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint)
+    Image.new("RGB", (30, 20)).save(tmp_path / "picture.png")
+    done = pgn("retain", tmp_path / "picture.png", "--ckpt", checkpoint, *surrogate)
+    assert done.returncode == 2
+    assert "without a head for the checkpoint's labels" in done.stderr
+
+
+def test_what_is_left_of_it_is_told_at_each_step(shared, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("vit_small_patch32_224", pretrained=False).state_dict(), weights)
+    model = ["--backbone", "vit_small_patch32_224", "--weights", weights]
+    checkpoint, folder = tmp_path / "ours.safetensors", tmp_path / "pictures"
+    assert pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *model, "--out", checkpoint).returncode == 0
+    outputs = np.load(shared / "golden" / "pgn_published_outputs.npz")
+    folder.mkdir()
+    for i, image in enumerate(outputs["images"]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i}.png")
+    done = pgn("retain", folder, "--ckpt", checkpoint, *model, "--out", tmp_path / "steps.png", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["pictures"] == 3
+    assert list(found["agreement"])[:3] == ["published", "latent", "float"]
+    assert found["agreement"]["latent"] == 1
+    with Image.open(tmp_path / "steps.png") as sheet:
+        assert sheet.height > 3 * 160
+
+
 def test_without_labels_a_model_without_a_head_says_what_is_missing(shared, surrogate, tmp_path):
     done = pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate[:4], "--out", tmp_path / "x.safetensors")
     assert done.returncode == 2

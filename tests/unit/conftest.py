@@ -11,6 +11,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+PLAIN_VITS: dict[str, dict[str, Any]] = {
+    "patch 8": {},
+    "patch 14": {"patch_size": 14, "img_size": 56},
+    "patch 16": {"patch_size": 16, "img_size": 64},
+    "patch 32": {"patch_size": 32, "img_size": 96},
+    "one block": {"depth": 1},
+    "no qkv bias": {"qkv_bias": False},
+    "qk norm": {"qk_norm": True},
+    "attention and MLP norms": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "register tokens": {"reg_tokens": 3},
+    "register tokens without position": {"reg_tokens": 2, "no_embed_class": True},
+    "layer scale": {"init_values": 1e-5},
+    "pre-norm, and so no patch bias, as in CLIP": {"pre_norm": True},
+    "mean pooling": {"global_pool": "avg"},
+    "mean pooling without class token": {"global_pool": "avg", "class_token": False},
+    "max pooling": {"global_pool": "max"},
+    "attention pooling": {"global_pool": "map"},
+    "norm after pooling": {"fc_norm": True},
+    "gated attention": {"attn_layer": "gated"},
+}
 COLOURS = {"blue": (30, 40, 220), "green": (40, 200, 50), "red": (220, 40, 30), "white": (235, 230, 240)}
 
 
@@ -68,6 +88,21 @@ def make_backbone(make_vit: Callable[..., Any]) -> Callable[..., Any]:
         return Backbone(make_vit(**options), name="tiny", mean=mean, std=std, labels=labels, profile=profile)
 
     return make
+
+
+@pytest.fixture(params=PLAIN_VITS)
+def plain_vit(request: pytest.FixtureRequest, make_backbone: Callable[..., Any]) -> Any:
+    """Each kind of plain ViT in turn, as a frozen backbone."""
+    from timm.layers import Attention
+
+    class Gated(Attention):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options, gated=True)
+
+    options = dict(PLAIN_VITS[request.param])
+    if options.get("attn_layer") == "gated":
+        options["attn_layer"] = Gated
+    return make_backbone(**options)
 
 
 def paint(path: Path, name: str, number: int) -> None:

@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import Attention
 from timm.models import SwinTransformer
 from torch import nn
 
@@ -19,31 +18,6 @@ from pgn_client.types import ServerProfile
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
-VARIANTS = {
-    "patch 8": {},
-    "patch 16": {"patch_size": 16},
-    "patch 32": {"patch_size": 32},
-    "one block": {"depth": 1},
-    "no qkv bias": {"qkv_bias": False},
-    "qk norm": {"qk_norm": True},
-    "attention and MLP norms": {"scale_attn_norm": True, "scale_mlp_norm": True},
-    "register tokens": {"reg_tokens": 3},
-    "register tokens without position": {"reg_tokens": 2, "no_embed_class": True},
-    "layer scale": {"init_values": 1e-5},
-    "pre-norm, as in CLIP": {"pre_norm": True},
-    "mean pooling": {"global_pool": "avg"},
-    "mean pooling without class token": {"global_pool": "avg", "class_token": False},
-    "max pooling": {"global_pool": "max"},
-    "attention pooling": {"global_pool": "map"},
-    "norm after pooling": {"fc_norm": True},
-    "gated attention": {"attn_layer": "gated"},
-}
-
-
-class Gated(Attention):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options, gated=True)
-
 
 def pixels(*shape, seed=0):
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -51,14 +25,6 @@ def pixels(*shape, seed=0):
 
 def one_line(error):
     return "\n" not in str(error.value)
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request, make_backbone):
-    options = dict(VARIANTS[request.param])
-    if options.get("attn_layer") == "gated":
-        options["attn_layer"] = Gated
-    return make_backbone(**options)
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +37,20 @@ def small_weights(tmp_path_factory):
 
 
 class TestForward:
-    def test_from_tokens_equals_the_models_own(self, variant):
-        x = pixels(3, 3, 32, 32)
+    def test_from_tokens_equals_the_models_own(self, plain_vit):
+        x = pixels(3, 3, plain_vit.input_size, plain_vit.input_size)
         with torch.no_grad():
-            expected = variant.logits(x)
-            found = variant.logits_from_tokens(variant.tokens(x))
+            expected = plain_vit.logits(x)
+            found = plain_vit.logits_from_tokens(plain_vit.tokens(x))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert expected.std() > 0.01
 
-    def test_gradient_at_the_tokens_equals_the_models_own(self, variant):
-        tokens = variant.tokens(pixels(2, 3, 32, 32))
-        reference = copy.deepcopy(variant.model)
+    def test_gradient_at_the_tokens_equals_the_models_own(self, plain_vit):
+        tokens = plain_vit.tokens(pixels(2, 3, plain_vit.input_size, plain_vit.input_size))
+        reference = copy.deepcopy(plain_vit.model)
         reference.patch_embed = nn.Identity()
         gradients = []
-        for function in (variant.logits_from_tokens, reference):
+        for function in (plain_vit.logits_from_tokens, reference):
             x = tokens.clone().requires_grad_()
             function(x).square().sum().backward()
             gradients.append(x.grad)
@@ -111,6 +77,24 @@ class TestForward:
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
         with torch.no_grad():
             torch.testing.assert_close(backbone.logits(x), backbone.model((x / 255 - mean) / std))
+
+
+class TestMoreTokens:
+    """The sequence of published checkpoints."""
+
+    @pytest.mark.parametrize("options", [{}, {"pre_norm": True}, {"global_pool": "avg"}, {"reg_tokens": 2}])
+    def test_stand_behind_all_others_as_they_are(self, make_backbone, options):
+        backbone = make_backbone(**options)
+        more, x = torch.randn(2, 3, 24), torch.randn(2, 3, 32, 32)
+        reference = copy.deepcopy(backbone.model)
+        reference.norm_pre.register_forward_pre_hook(lambda _, inputs: torch.cat([inputs[0], more], dim=1))
+        with torch.no_grad():
+            torch.testing.assert_close(backbone.logits_with_more_tokens(x, more), reference(x))
+
+    def test_none_of_them_change_nothing(self, make_backbone):
+        backbone, x = make_backbone(), torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(backbone.logits_with_more_tokens(x, torch.zeros(2, 0, 24)), backbone.model(x))
 
 
 class TestPositions:
@@ -241,6 +225,24 @@ class TestOtherStems:
     def test_something_without_a_head_is_refused(self):
         with pytest.raises(ConfigurationError, match="no classification head"):
             Backbone(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), name="odd", input_size=32, **HALF)
+
+
+class TestNewHead:
+    """Imports need the first layers alone."""
+
+    def test_one_of_zeros_is_added_where_none_fits_and_told(self, small_weights, tmp_path):
+        (tmp_path / "labels.json").write_text(json.dumps(["hen", "jay"]))
+        options = {"weights": small_weights, "labels": tmp_path / "labels.json", "new_head": True}
+        first, second = load("test_vit3", **options), load("test_vit3", **options)
+        assert first.silent
+        assert first.weights_sha256 == second.weights_sha256
+        assert first.logits(pixels(1, 3, 160, 160)).tolist() == [[0.0, 0.0]]
+
+    def test_the_models_own_stays_where_it_fits(self, small_weights, tmp_path):
+        (tmp_path / "labels.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
+        found = load("test_vit3", weights=small_weights, labels=tmp_path / "labels.json", new_head=True)
+        assert not found.silent
+        assert found.weights_sha256 == load("test_vit3", weights=small_weights).weights_sha256
 
 
 class TestLabels:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgn_client import backbone as backbones
 from pgn_client import methods
 from pgn_client.errors import ConfigurationError
 from pgn_client.generator import generator_input
@@ -9,6 +10,7 @@ from pgn_client.geometry import Canvas
 from pgn_client.library import LIBRARIES
 from pgn_client.methods import PGN, InputIndependent, Rates, Setting
 from pgn_client.methods.linear_probe import LinearProbe, features
+from pgn_client.training.scores import returned_scores
 from pgn_client.training.surrogate import Surrogate
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
@@ -126,29 +128,46 @@ class TestInputIndependent:
         assert moved == {"generator.mixture.bias", "library.rows"}
 
 
+def both_ways(backbone, canvas, library="pixel"):
+    """Logits of mixed tokens, and those of the painted picture by the model's own forward pass."""
+    P = backbone.patch_size
+    torch.manual_seed(0)
+    model = PGN.create(Setting(canvas, 3, backbone.width, library=library, library_size=6)).eval()
+    model.start(peaked=True)
+    fitted, surrogate = pixels(3, 3, *canvas.box[2:]), Surrogate(backbone, canvas)
+    with torch.no_grad():
+        weights, _ = model(generator_input(fitted, 16))
+        prompts, canvases = model.prompt_tokens(weights, backbone.embedding), surrogate.neutral(fitted)
+        tokens, painted = backbone.tokens(canvases), canvases.float()
+        tokens[:, list(canvas.cells)] = prompts
+        for k, (row, column) in enumerate(canvas.corners()):
+            painted[:, :, row : row + P, column : column + P] = 255 * model.prompt_patches(weights, None)[:, k]
+        logits = backbone.logits_from_tokens(tokens)
+        torch.testing.assert_close(surrogate.scores(fitted, prompts), returned_scores(logits))  # as training asks
+        return logits, backbone.logits(painted)
+
+
 class TestLatentPathIsThePixelPath:
     """Training mixes tokens; serving sends pictures: the same function."""
 
+    @pytest.mark.parametrize("library", ["pixel", "smooth", "luma"])
     @pytest.mark.parametrize("layout", ["ring", "corner", "rows:2"])
-    @pytest.mark.parametrize("options", [{}, {"patch_size": 16, "img_size": 64}, {"global_pool": "avg"}])
-    def test_logits_are_equal_before_rounding(self, make_backbone, layout, options):
-        backbone = make_backbone(**options)
-        size, P = backbone.input_size, backbone.patch_size
-        canvas = Canvas.build(size, P, layout)
-        torch.manual_seed(0)
-        model = PGN.create(Setting(canvas, 3, 24, library_size=6)).eval()
-        model.start(peaked=True)
-        fitted = pixels(3, 3, *canvas.box[2:])
-        surrogate = Surrogate(backbone, canvas)
-        with torch.no_grad():
-            weights, _ = model(generator_input(fitted, 16))
-            latent = surrogate.scores(fitted, model.prompt_tokens(weights, backbone.embedding))
-            canvases = surrogate.neutral(fitted).float()
-            for k, (row, column) in enumerate(canvas.corners()):
-                patches = model.prompt_patches(weights, None)[:, k]
-                canvases[:, :, row : row + P, column : column + P] = 255 * patches
-            rgb = backbone.logits(canvases).log_softmax(-1)
-        torch.testing.assert_close(latent, rgb, rtol=1e-4, atol=1e-4)
+    def test_logits_are_equal_before_rounding(self, make_backbone, layout, library):
+        backbone = make_backbone()
+        latent, rgb = both_ways(backbone, Canvas.build(32, 8, layout), library)
+        torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
+
+    def test_logits_are_equal_in_every_plain_vit(self, plain_vit):
+        latent, rgb = both_ways(plain_vit, Canvas.build(plain_vit.input_size, plain_vit.patch_size, "ring"))
+        torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
+        assert rgb.std() > 0.01
+
+    def test_logits_are_equal_in_the_real_vit_tiny(self, shared):
+        backbone = backbones.load(
+            "vit_tiny_patch16_224", weights=shared / "weights" / "vit_tiny_patch16_224.safetensors"
+        )
+        latent, rgb = both_ways(backbone, Canvas.build(224, 16, "ring"))
+        torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
 
     def test_labels_are_equal_after_rounding(self, make_adapter, make_backbone, pictures):
         from pgn_client.compositor import fit_picture

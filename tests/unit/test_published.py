@@ -11,10 +11,12 @@ from PIL import Image
 
 from pgn_client.adapter import PromptAdapter
 from pgn_client.checkpoint import summary
+from pgn_client.compositor import fit_picture
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.generator import PromptGenerator
-from pgn_client.methods.published import NAMES
+from pgn_client.generator import PromptGenerator, generator_input
+from pgn_client.methods.published import MEAN, NAMES, STD
 from pgn_client.published import import_published, read
+from pgn_client.retention import _Asked, retain
 from pgn_client.training.alike import task_of
 from pgn_client.types import ServerProfile
 
@@ -68,6 +70,40 @@ class TestTheThree:
         rows = read(shared / "golden" / f"{name}.pt")["tl_vectors"]
         backbone = make_backbone(img_size=224, patch_size=32, embed_dim=rows.shape[1])
         assert import_published(shared / "golden" / f"{name}.pt", backbone).info["learnable"]["prompt"] == count
+
+
+class TestAsPublished:
+    """The forward pass of the authors' code: whole pictures, CLIP's normalisation, prompts behind all tokens."""
+
+    def test_logits_are_those_of_the_sequence_that_they_trained(self, file, make_backbone):
+        backbone = make_backbone(img_size=224, patch_size=32)
+        adapter = import_published(file(), backbone)
+        images = [Image.effect_noise((224, 224), 90).convert("RGB") for _ in range(2)]
+        seen = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        with torch.inference_mode():
+            prompts = torch.from_numpy(adapter.prompt_tokens(images))
+            expected = backbone.logits_with_more_tokens((seen / 255 - mean) / std, prompts)
+            code, _ = adapter.runtime[0](generator_input(seen, 224))
+            found = adapter.runtime[0].published_logits(code, seen, backbone)
+        torch.testing.assert_close(found, expected)
+
+    def test_retention_begins_with_it(self, file, make_backbone):
+        backbone = make_backbone(img_size=224, patch_size=32)
+        adapter = import_published(file(scale=1.0), backbone)
+        rng = np.random.default_rng(0)
+        images = [Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)]
+        fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
+        found = retain(adapter, backbone, fitted, looked_at=adapter.looked_at(images))
+        assert list(found) == ["agreement"]
+        stages = ["published", "latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
+        assert list(found["agreement"]) == stages
+        asked = _Asked(adapter, backbone)
+        sent = asked.sent(adapter(images))
+        looked_at = adapter.looked_at(images)
+        np.testing.assert_allclose(sent, asked.painted(fitted, looked_at), atol=0.15)  # rows within reach: only rounded
+        np.testing.assert_allclose(sent, asked.latent(fitted, looked_at), atol=0.15)
+        assert abs(asked.latent(fitted, fitted) - asked.latent(fitted, looked_at)).max() > 0.3
 
 
 class TestImport:

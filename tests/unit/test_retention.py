@@ -4,7 +4,7 @@ import torch
 
 from pgn_client.compositor import compose
 from pgn_client.report import GAP, TILE, sheet
-from pgn_client.retention import _painted, latent_log_probs, retain, steps
+from pgn_client.retention import _Asked, latent_log_probs, retain, steps
 from pgn_client.training.surrogate import Surrogate
 
 N = 40
@@ -23,7 +23,7 @@ def retained(adapter, backbone, fitted):
     with torch.inference_mode():
         answers = surrogate.pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2)).double().numpy()
     over_http = adapter.mapping.log_probs(answers)
-    return retain(adapter, backbone, fitted, patches, over_http.argmax(axis=1), over_http)
+    return retain(adapter, backbone, fitted, targets=over_http.argmax(axis=1), over_http=over_http)
 
 
 class TestRetain:
@@ -37,8 +37,8 @@ class TestRetain:
         adapter = make_adapter(library="latent", card=CARD | {"inversion": "pseudo_inverse"})
         adapter._tensors["library.rows"] = 8000 * adapter._tensors["library.rows"]
         latent = latent_log_probs(adapter, make_backbone(), fitted)
-        surrogate = Surrogate(make_backbone(), adapter.canvas)
-        bare, clipped = (_painted(adapter, surrogate, fitted, clipped=c) for c in (False, True))
+        asked = _Asked(adapter, make_backbone())
+        bare, clipped = (asked.painted(fitted, fitted, clipped=c) for c in (False, True))
         np.testing.assert_allclose(bare, latent, atol=1e-2)
         assert abs(clipped - latent).max() > 0.1
         assert retained(adapter, make_backbone(), fitted)["agreement"]["float"] == 1

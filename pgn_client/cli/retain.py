@@ -1,0 +1,83 @@
+"""``pgn retain``: what is left of a checkpoint's prompts on their way to a server; no endpoint and no labels needed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgn_client.cli.options import (
+    OK,
+    Subparsers,
+    add_profile_option,
+    add_surrogate_options,
+    command,
+    load_adapter,
+    load_surrogate,
+    require,
+    to_json,
+)
+from pgn_client.console import talk, tell
+from pgn_client.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pgn_client.adapter import PromptAdapter
+    from pgn_client.backbone import Backbone
+
+
+def add_retain(commands: Subparsers) -> None:
+    """``pgn retain``."""
+    example = "pgn retain photos/ --ckpt eurosat.safetensors --out steps.png"
+    help = "tell what is left of a checkpoint's prompts at each step to the server; any checkpoint, no network"
+    p = command(commands, "retain", run_retain, help, example)
+    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
+    p.add_argument("--ckpt", required=True, metavar="CKPT")
+    add_profile_option(p)
+    add_surrogate_options(p, None)
+    p.add_argument("--out", type=Path, metavar="PNG", help="picture of what the server sees at each step")
+    p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
+
+
+def run_retain(args: argparse.Namespace) -> int:
+    """Print the share of pictures whose label survives each step; draw what the server sees."""
+    require("retention", "train", "torch", "timm")
+    import numpy as np
+
+    from pgn_client import report
+    from pgn_client.batch import find_images
+    from pgn_client.codecs import open_image
+    from pgn_client.compositor import fit_picture
+    from pgn_client.retention import retain
+
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
+        raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")
+    paths, adapter = find_images(args.source), load_adapter(args.ckpt, args.profile)
+    surrogate = _surrogate(args, adapter)
+    images = [open_image(path) for path in paths]
+    fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
+    agreement = retain(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))["agreement"]
+    found = {"pictures": len(paths), "agreement": agreement}
+    tell(to_json(found) if args.json else report.retention_table(agreement, len(paths)))
+    if args.out:
+        report.steps_sheet(adapter, paths).save(args.out)
+        talk(f"written: {args.out}, what the server sees at each step")
+    return OK
+
+
+def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
+    """Load the backbone of the card.
+
+    Raises:
+        ConfigurationError: other weights, or a head that answers nothing.
+    """
+    from pgn_client.training.alike import same_surrogate
+
+    card = adapter.info
+    found = load_surrogate(args, args.backbone or card["backbone"]["name"], new_head="imported" in card)
+    surrogate = same_surrogate(found, adapter)
+    if surrogate.silent:
+        raise ConfigurationError(
+            f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected one that answers; "
+            "import the checkpoint with the endpoint's own classifier"
+        )
+    return surrogate
