@@ -1,4 +1,4 @@
-"""What is left of a prompt on its way, for every kind of token library: over HTTP, and behind a server's JPEG.
+"""What is left of a prompt on its way, for every kind of token library: over HTTP, behind JPEG, off the grid.
 
     python benchmarks/compare_libraries.py SET --augment flip --weights W --labels L --out libraries.jsonl
 
@@ -6,17 +6,21 @@ SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with 
 asked of a mock server that hosts the surrogate, on the same test pictures. One JSON line a variant; what is there is
 not run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs
 anybody. JPEG in the loop also fits the mapping behind it: the grey frame shows what that alone is worth.
+``http_off`` sends the canvas without its margin, as a client does that does not know of the server's resize and crop.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pgn_client import candidates
 from pgn_client.backbone import Backbone, load
@@ -26,13 +30,14 @@ from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
 from pgn_client.demo import local_server
 from pgn_client.geometry import Canvas
-from pgn_client.retention import retain
-from pgn_client.statistics import paired_bootstrap
+from pgn_client.retention import STAGES, follow, retain
+from pgn_client.statistics import pooled_bootstrap
 from pgn_client.training import Task, fit, load_task, recipe
 from pgn_client.training.surrogate import Surrogate
 from pgn_client.training.wire import Wire, jpeg
+from pgn_client.types import ServerProfile
 
-JPEG = Wire.parse("jpeg:75:420")
+JPEG, MOVED = Wire.parse("jpeg:75:420"), Wire.parse("shift:4+scale:0.12")
 VARIANTS: dict[str, dict[str, Any]] = {
     "pixel": {},
     "smooth": {"library": "smooth"},
@@ -45,8 +50,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reachable": {"library": "reachable"},
     "grey frame": {"method": "grey_frame"},
     "grey frame, JPEG in the loop": {"method": "grey_frame", "wire": JPEG},
+    "pixel, moved in the loop": {"wire": MOVED},
+    "grey frame, moved in the loop": {"method": "grey_frame", "wire": MOVED},
 }
-STAGES = ("latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
+FRAME = "grey frame"
+COLUMNS = (*STAGES[1:], "http_off")
+Floats = NDArray[np.float64]
 
 
 def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[str, Any]:
@@ -55,48 +64,92 @@ def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[
     surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
     source = [model.labels.index(label) for label in fitted.mapping.source]
 
-    def accuracy(quality: int, subsampling: int) -> float:
+    def answers(quality: int, subsampling: int) -> Floats:
         lossy = (jpeg(open_image(path), quality, subsampling) for path in task.test.paths)
         seen = np.stack(
             [seen_by_server(image, model.profile, model.input_size, model.interpolation) for image in lossy]
         )
         with torch.inference_mode():
             parts = [surrogate.pixel_scores(x) for x in torch.from_numpy(seen).permute(0, 3, 1, 2).split(64)]
-        answers = torch.cat(parts).double().numpy()[:, source]
-        return float((fitted.mapping.log_probs(answers).argmax(axis=1) == task.test.labels).mean())
+        return fitted.mapping.log_probs(torch.cat(parts).double().numpy()[:, source])
 
-    hits = found.test.argmax(axis=1) == task.test.labels
-    return {"http_png": float(hits.mean()), "jpeg95_444": accuracy(95, 0), "jpeg75_420": accuracy(75, 2)}
+    stages = {"http_png": found.test, "jpeg95_444": answers(95, 0), "jpeg75_420": answers(75, 2)}
+    return {"hits": _hits(stages, task)}
 
 
 def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, Any]:
-    """Train one variant and follow its prompts to the server."""
+    """Train one variant and follow its prompts to the server.
+
+    ``trained`` is validation accuracy in latent space with the mapping that was trained along: the mapping on the card
+    is refitted on uint8 pictures, which flatters those against latent rows that no picture reaches.
+    """
     adapter = fit(task, model, progress=True, **options)
     pictures = Pictures.load(task, adapter.canvas)
-    found = candidates.prompted("", Asker(lambda a: AdaptedClient(url, a)), adapter, pictures)
-    retention = retain(adapter, model, pictures.fitted_test, targets=task.test.labels, over_http=found.test)
-    hits = "".join("01"[int(hit)] for hit in found.test.argmax(axis=1) == task.test.labels)
-    return retention | {"hits": hits, "reach": adapter.info.get("reach"), "inversion": adapter.info["inversion"]}
+    on, off = (
+        candidates.prompted("", Asker(lambda a: AdaptedClient(url, a)), a, pictures).test
+        for a in (adapter, adapter.with_profile(ServerProfile("direct")))
+    )
+    stages = follow(adapter, model, pictures.fitted_test, over_http=on)
+    known = {"trained": adapter.info["metrics"]["latent"], "reach": adapter.info.get("reach")}
+    known |= {"inversion": adapter.info["inversion"], "agreement": retain(stages)["agreement"]}
+    return known | {"hits": _hits(stages | {"http_off": off}, task)}
+
+
+def _hits(stages: dict[str, Floats], task: Task) -> dict[str, str]:
+    """One digit a test picture: 1 where the label is right."""
+    right = {stage: candidates.right(log_p, task.test.labels) for stage, log_p in stages.items()}
+    return {stage: "".join("01"[int(hit)] for hit in row) for stage, row in right.items()}
+
+
+Rows = dict[str, dict[str, Floats]]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Accuracy at every stage, what JPEG 75 4:2:0 costs in points, and label agreement with latent below it."""
-    text = [f"{'':<30}" + "".join(f"{stage:>12}" for stage in STAGES) + "   jpeg75 costs"]
-    for line in lines:
-        cost = 100 * (line["http_png"] - line["jpeg75_420"])
-        text.append(f"{line['variant']:<30}" + _cells(line) + f"   {cost:+.1f}")
-        if "agreement" in line:
-            text.append(f"{'  same label as latent':<30}" + _cells(line["agreement"]))
-    hits = {line["variant"]: np.array(list(line["hits"])) == "1" for line in lines if "hits" in line}
-    for name, row in hits.items():
-        if "pixel" in hits and name != "pixel":
-            difference, low, high = paired_bootstrap(row, hits["pixel"], seed=0)
-            text.append(f"{name} - pixel, over HTTP: {100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-    return "\n".join(text)
+    """Accuracy at every stage and label agreement with latent below it, means over seeds; then paired differences."""
+    text, rows = [f"{'':<30}" + "".join(f"{stage:>12}" for stage in COLUMNS) + "     trained"], averaged(lines)
+    for name, stages in rows.items():
+        own = [line for line in lines if line["variant"] == name]
+        trained = [line["trained"] for line in own if "trained" in line]
+        text.append(f"{name:<30}" + _cells(stages) + (f"{np.mean(trained):>12.3f}" if trained else ""))
+        if trained:
+            agreement = {stage: [line["agreement"][stage] for line in own] for stage in own[0]["agreement"]}
+            text.append(f"{'  same label as latent':<30}" + _cells(agreement))
+    return "\n".join([*text, "", *differences(rows)])
 
 
-def _cells(values: dict[str, float]) -> str:
-    return "".join(f"{values[stage]:>12.3f}" if stage in values else f"{'':>12}" for stage in STAGES)
+def averaged(lines: list[dict[str, Any]]) -> Rows:
+    """Variant → stage → (n,) share of the seeds that are right about each test picture."""
+    rows: Rows = {}
+    for name in dict.fromkeys(line["variant"] for line in lines):
+        own = [line["hits"] for line in lines if line["variant"] == name]
+        rows[name] = {s: np.mean([[int(hit) for hit in hits[s]] for hits in own], axis=0) for s in own[0]}
+    return rows
+
+
+def differences(rows: Rows) -> list[str]:
+    """Lines of paired differences in points, with 95 % intervals over the test pictures."""
+    out = []
+
+    def told(what: str, difference: Floats) -> None:
+        mean, low, high = (200 * x for x in pooled_bootstrap([difference / 2], seed=0))  # of two costs: within -2, 2
+        out.append(f"{what:<66}{mean:+6.1f} [{low:+.1f}, {high:+.1f}]")
+
+    lossy = {name: stages["http_png"] - stages["jpeg75_420"] for name, stages in rows.items()}
+    for name, stages in rows.items():
+        frame = FRAME + name[name.index(",") :] if name.endswith("in the loop") else FRAME
+        if name != "pixel" and "pixel" in rows:
+            told(f"{name} - pixel, over HTTP", stages["http_png"] - rows["pixel"]["http_png"])
+        told(f"{name}: what JPEG 75 4:2:0 costs", lossy[name])
+        if name != "raw" and "raw" in rows:
+            told(f"{name} - raw: what JPEG 75 4:2:0 costs", lossy[name] - lossy["raw"])
+        if frame in rows and name not in (frame, "raw"):
+            for stage in ("jpeg75_420", "http_off"):
+                told(f"{name} - {frame}, {stage}", stages[stage] - rows[frame][stage])
+    return out
+
+
+def _cells(values: Mapping[str, Any]) -> str:
+    return "".join(f"{np.mean(values[stage]):>12.3f}" if stage in values else f"{'':>12}" for stage in COLUMNS)
 
 
 def main() -> None:
@@ -105,32 +158,34 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     for name in ("--weights", "--labels", "--out"):
         parser.add_argument(name, type=Path, required=name == "--out")
-    for name, number in (("--train", 240), ("--val", 120), ("--test", 350), ("--epochs", 4), ("--seed", 0)):
+    for name, number in (("--train", 240), ("--val", 120), ("--test", 350), ("--epochs", 4)):
         parser.add_argument(name, type=int, default=number)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--augment", default="shift")
     parser.add_argument("--only", nargs="*", help="names of variants, or raw")
     args = parser.parse_args()
     model = load(args.backbone, weights=args.weights, labels=args.labels)
-    whole = load_task(args.data, seed=args.seed).limited(test=args.test, seed=0)
-    task = whole.limited(train=args.train, val=args.val, seed=args.seed)
     numbers = recipe(epochs=args.epochs, augment=args.augment)
-    same = {"set": args.data.name, "seed": args.seed, "train": args.train, "val": args.val, "test": len(task.test)}
-    same |= {"epochs": args.epochs, "augment": args.augment, "weights_sha256": model.weights_sha256}
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     files = {"--weights": args.weights, "--labels": args.labels}
     words = ["--model", args.backbone, *(str(x) for name, file in files.items() if file for x in (name, file))]
+    same = {"set": args.data.name, "train": args.train, "val": args.val, "test": args.test, "epochs": args.epochs}
+    same |= {"augment": args.augment, "weights_sha256": model.weights_sha256}
     with local_server(words) as url:
-        for name in args.only or ["raw", *VARIANTS]:
-            if any(row == row | same | {"variant": name} for row in done):
+        for seed, name in itertools.product(args.seeds, args.only or ["raw", *VARIANTS]):
+            cell = same | {"seed": seed, "variant": name}
+            if any(row == row | cell for row in done):
                 continue
+            whole = load_task(args.data, seed=seed).limited(test=args.test, seed=0)
+            task = whole.limited(train=args.train, val=args.val, seed=seed)
             if name == "raw":
-                found = raw(task, model, url, args.augment, args.seed)
+                found = raw(task, model, url, args.augment, seed)
             else:
-                found = measure(task, model, url, recipe=numbers, seed=args.seed, **VARIANTS[name])
-            done.append(same | {"variant": name} | found)
+                found = measure(task, model, url, recipe=numbers, seed=seed, **VARIANTS[name])
+            done.append(cell | found)
             with args.out.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
-    print(table([line for line in done if line == line | same]))
+    print(table([row for row in done if row == row | same and row["seed"] in args.seeds]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.candidates import LOCAL, PROBE, RAW, SERVED, Asker, Candidate, Connect, Integers, Pictures, Pixels
 from pgn_client.compositor import GREY, compose
-from pgn_client.retention import retain
+from pgn_client.retention import follow, retain
 from pgn_client.statistics import accuracy_interval, gate_curve, paired_bootstrap
 from pgn_client.training import Task
 
@@ -147,8 +147,8 @@ def evaluate(
     retention = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
-        fitted_test, targets = pictures.fitted_test, task.test.labels
-        retention = retain(pgn, surrogate, fitted_test, targets=targets, over_http=prompted.test)
+        stages = follow(pgn, surrogate, pictures.fitted_test, over_http=prompted.test)
+        retention = retain(stages, task.test.labels)
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
     best = ways.choose(ranked, task.val.labels)
     served, query_below = ways.gated(SERVED, best, task.val.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,42 +30,45 @@ Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
 
-def retain(
+def retain(stages: Mapping[str, Floats], targets: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """Say what is left of a prompt.
+
+    Args:
+        stages: as :func:`follow` returns them.
+        targets: (n,) class indices; without them there is no accuracy to tell.
+
+    Returns:
+        Accuracy at each step, and under ``agreement`` the share of pictures whose label is that of ``latent``.
+    """
+    labels = {stage: log_p.argmax(axis=1) for stage, log_p in stages.items()}
+    accuracy = {} if targets is None else {k: float((found == targets).mean()) for k, found in labels.items()}
+    return accuracy | {"agreement": {k: float((found == labels["latent"]).mean()) for k, found in labels.items()}}
+
+
+def follow(
     pgn: PromptAdapter,
     backbone: Backbone,
     fitted: Pixels,
     *,
-    targets: NDArray[np.int64] | None = None,
-    over_http: Floats | None = None,
     looked_at: Pixels | None = None,
-) -> dict[str, Any]:
+    over_http: Floats | None = None,
+) -> dict[str, Floats]:
     """Follow a prompt from the latent space to lossy pictures.
 
     Args:
         pgn: the prompt.
         backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
         fitted: (n, h, w, 3) uint8 pictures, as ``compositor.fit_picture`` makes them.
-        targets: (n,) class indices; without them there is no accuracy to tell.
-        over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
         looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the fitted pictures.
+        over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
 
     Returns:
-        Accuracy of ``published`` (the forward pass of the authors' code, for an imported checkpoint), ``latent``
-        (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped), ``clipped`` (within
-        [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole
-        sent picture re-encoded, then the profile's crop), and under ``agreement`` the share of pictures whose label is
-        that of ``latent``.
+        (n, C) log-probabilities at each step: ``published`` (the forward pass of the authors' code, for an imported
+        checkpoint), ``latent`` (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped),
+        ``clipped`` (within [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and
+        ``jpeg75_420`` (the whole sent picture re-encoded, then the profile's crop).
     """
-    stages = _stages(pgn, backbone, fitted, fitted if looked_at is None else looked_at, over_http)
-    labels = {stage: log_p.argmax(axis=1) for stage, log_p in stages.items()}
-    accuracy = {} if targets is None else {k: float((found == targets).mean()) for k, found in labels.items()}
-    return accuracy | {"agreement": {k: float((found == labels["latent"]).mean()) for k, found in labels.items()}}
-
-
-def _stages(
-    pgn: PromptAdapter, backbone: Backbone, fitted: Pixels, looked_at: Pixels, over_http: Floats | None
-) -> dict[str, Floats]:
-    """(n, C) log-probabilities at each step, in the order of the way."""
+    looked_at = fitted if looked_at is None else looked_at
     patches, _ = pgn.render(fitted, prompted_by=looked_at)
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
     asked = _Asked(pgn, backbone)
@@ -76,8 +79,7 @@ def _stages(
         unbounded = pgn.info["inversion"] == "pseudo_inverse"
         found["float"] = asked.painted(fitted, looked_at, clipped=False) if unbounded else found["clipped"]
         found["uint8"] = asked.sent(sent)
-        if over_http is not None:
-            found["http_png"] = over_http
+        found |= {} if over_http is None else {"http_png": over_http}
         found["jpeg95_444"] = asked.sent(jpeg(image, 95, 0) for image in sent)
         found["jpeg75_420"] = asked.sent(jpeg(image, 75, 2) for image in sent)
     return {stage: found[stage] for stage in STAGES if stage in found}

@@ -47,7 +47,7 @@ def run_retain(args: argparse.Namespace) -> int:
     from pgn_client.batch import find_images
     from pgn_client.codecs import open_image
     from pgn_client.compositor import fit_picture
-    from pgn_client.retention import retain
+    from pgn_client.retention import follow, retain
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
         raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")
@@ -55,7 +55,7 @@ def run_retain(args: argparse.Namespace) -> int:
     surrogate = _surrogate(args, adapter)
     images = [open_image(path) for path in paths]
     fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
-    agreement = retain(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))["agreement"]
+    agreement = retain(follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images)))["agreement"]
     found = {"pictures": len(paths), "agreement": agreement}
     tell(to_json(found) if args.json else report.retention_table(agreement, len(paths)))
     if args.out:

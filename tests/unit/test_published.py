@@ -16,7 +16,7 @@ from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.generator import PromptGenerator, generator_input
 from pgn_client.methods.published import MEAN, NAMES, STD
 from pgn_client.published import import_published, read
-from pgn_client.retention import _Asked, retain
+from pgn_client.retention import _Asked, follow, retain
 from pgn_client.training.alike import task_of
 from pgn_client.types import ServerProfile
 
@@ -94,7 +94,7 @@ class TestAsPublished:
         rng = np.random.default_rng(0)
         images = [Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)]
         fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
-        found = retain(adapter, backbone, fitted, looked_at=adapter.looked_at(images))
+        found = retain(follow(adapter, backbone, fitted, looked_at=adapter.looked_at(images)))
         assert list(found) == ["agreement"]
         stages = ["published", "latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
         assert list(found["agreement"]) == stages

@@ -4,7 +4,7 @@ import torch
 
 from pgn_client.compositor import compose
 from pgn_client.report import GAP, TILE, sheet
-from pgn_client.retention import _Asked, latent_log_probs, retain, steps
+from pgn_client.retention import _Asked, follow, latent_log_probs, retain, steps
 from pgn_client.training.surrogate import Surrogate
 
 N = 40
@@ -23,7 +23,7 @@ def retained(adapter, backbone, fitted):
     with torch.inference_mode():
         answers = surrogate.pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2)).double().numpy()
     over_http = adapter.mapping.log_probs(answers)
-    return retain(adapter, backbone, fitted, targets=over_http.argmax(axis=1), over_http=over_http)
+    return retain(follow(adapter, backbone, fitted, over_http=over_http), over_http.argmax(axis=1))
 
 
 class TestRetain:
