@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models import SwinTransformer
 from torch.nn import functional as F
 
 from pgn_client import labels
@@ -202,10 +203,14 @@ class TestLatentLibrary:
         assert not [name for name in tensors(adapter) if name.startswith("embedding.")]
 
 
-@pytest.fixture(scope="module")
-def odd():
+@pytest.fixture(scope="module", params=["convnext", "swin"])
+def odd(request):
     torch.manual_seed(0)
-    model = timm.create_model("test_convnext", pretrained=False, num_classes=10)
+    if request.param == "convnext":
+        model = timm.create_model("test_convnext", pretrained=False, num_classes=10)
+    else:
+        options = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1), "window_size": 4}
+        model = SwinTransformer(64, 4, num_classes=10, **options)
     return Backbone(model, name="odd", mean=(0.5,) * 3, std=(0.5,) * 3, labels=NAMES, input_size=64)
 
 

@@ -1,0 +1,34 @@
+"""A model without plain patches, trained for and served over HTTP: all goes through the rendered picture."""
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pgn_client import AdaptedClient, PromptAdapter, backbone
+from pgn_client.codecs import open_image
+from pgn_client.compositor import fit_picture
+from pgn_client.demo import local_server
+from pgn_client.retention import latent_log_probs
+from tests.e2e.conftest import dealt_out, pgn
+
+MODEL = "test_convnext"  # timm's smallest: random weights, 160 pixels
+
+
+def test_a_convnext_endpoint_answers_what_was_trained(digits, tmp_path):
+    torch.manual_seed(0)
+    data, weights = dealt_out(digits, tmp_path / "digits"), tmp_path / "weights.safetensors"
+    save_file(timm.create_model(MODEL, pretrained=False).state_dict(), weights)
+    checkpoint = tmp_path / "pgn.safetensors"
+    quick = ["--shots", "3", "--epochs", "1", "--library", "smooth"]
+    done = pgn("train", data, "--backbone", MODEL, "--weights", weights, *quick, "--out", checkpoint)
+    assert done.returncode == 0, done.stderr
+    adapter = PromptAdapter.load(checkpoint)
+    paths = sorted((data / "test").rglob("*.png"))[:40]
+    assert {image.size for image in adapter([open_image(path) for path in paths[:3]])} == {(168, 168)}
+    fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
+    expected = latent_log_probs(adapter, backbone.load(MODEL, weights=weights), fitted)
+    with local_server(["--model", MODEL, "--weights", str(weights)]) as url, AdaptedClient(url, adapter) as client:
+        found = adapter.mapping(client.answers(paths))
+    np.testing.assert_allclose(found, expected, atol=0.05)  # rounding to whole grey values
+    assert expected.std(axis=0).max() > 0.2
