@@ -90,7 +90,7 @@ def import_published(
         raise CheckpointError(
             f"published checkpoint {path}: its tokens have {width} numbers, those of {backbone.name} "
             f"{embedding.width}; name the --backbone that it was trained for, for example "
-            "vit_base_patch32_clip_224.openai, vit_base_patch32_224 (768) or vit_small_patch16_224.dino (384)"
+            "vit_base_patch32_clip_quickgelu_224.openai, vit_base_patch32_224 (768) or vit_small_patch16_224.dino (384)"
         )
     layout = layout or room_for(prompts, backbone.input_size // backbone.patch_size)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
