@@ -24,18 +24,17 @@ from numpy.typing import NDArray
 
 from pgn_client import candidates
 from pgn_client.backbone import Backbone, load
-from pgn_client.candidates import Asker, Pictures
+from pgn_client.candidates import Asker
 from pgn_client.client import AdaptedClient
 from pgn_client.codecs import open_image
-from pgn_client.compositor import seen_by_server
+from pgn_client.compositor import compose, fit_picture, seen_by_server
 from pgn_client.demo import local_server
 from pgn_client.geometry import Canvas
-from pgn_client.retention import STAGES, follow, retain
+from pgn_client.retention import STAGES, agreement, follow
 from pgn_client.statistics import pooled_bootstrap
 from pgn_client.training import Task, fit, load_task, recipe
 from pgn_client.training.surrogate import Surrogate
 from pgn_client.training.wire import Wire, jpeg
-from pgn_client.types import ServerProfile
 
 JPEG, MOVED = Wire.parse("jpeg:75:420"), Wire.parse("shift:4+scale:0.12")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -81,17 +80,19 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
     """Train one variant and follow its prompts to the server.
 
     ``trained`` is validation accuracy in latent space with the mapping that was trained along: the mapping on the card
-    is refitted on uint8 pictures, which flatters those against latent rows that no picture reaches.
+    is refitted on uint8 pictures, and so speaks against the latent stage of rows that no picture reaches.
     """
     adapter = fit(task, model, progress=True, **options)
-    pictures = Pictures.load(task, adapter.canvas)
-    on, off = (
-        candidates.prompted("", Asker(lambda a: AdaptedClient(url, a)), a, pictures).test
-        for a in (adapter, adapter.with_profile(ServerProfile("direct")))
-    )
-    stages = follow(adapter, model, pictures.fitted_test, over_http=on)
+    if adapter.info["interrupted"]:
+        raise KeyboardInterrupt
+    ask, paths = Asker(lambda a: AdaptedClient(url, a)), task.test.paths
+    fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
+    patches, _ = adapter.render(fitted)
+    bare = [compose(p, q, adapter.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
+    on, off = (candidates.read(adapter, answers) for answers in (ask(paths, adapter), ask(bare)))
+    stages = follow(adapter, model, fitted, over_http=on)
     known = {"trained": adapter.info["metrics"]["latent"], "reach": adapter.info.get("reach")}
-    known |= {"inversion": adapter.info["inversion"], "agreement": retain(stages)["agreement"]}
+    known |= {"inversion": adapter.info["inversion"], "agreement": agreement(stages)}
     return known | {"hits": _hits(stages | {"http_off": off}, task)}
 
 

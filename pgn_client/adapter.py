@@ -167,8 +167,8 @@ class PromptAdapter:
         eye = self.info["generator"]
         if "profile" not in eye:
             return None
-        profile = ServerProfile.parse(eye["profile"])
-        return np.stack([seen_by_server(image, profile, eye["resolution"]) for image in images])
+        profile, interpolation = ServerProfile.parse(eye["profile"]), eye["interpolation"]
+        return np.stack([seen_by_server(image, profile, eye["resolution"], interpolation) for image in images])
 
     def render(self, pictures: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
         """Fitted pictures → what ``compositor.compose`` paints around or over them.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -188,7 +188,7 @@ class Backbone:
 
     @property
     def silent(self) -> bool:
-        """Whether its head is one of zeros, as ``load`` adds one: then it answers nothing."""
+        """Whether a plain ViT's head is one of zeros, as ``load`` adds one: then it answers nothing."""
         return not any(bool(p.any()) for p in self.model.get_classifier().parameters())
 
     @property
@@ -375,8 +375,8 @@ def load(
         weights: safetensors file, loaded strictly; without it timm fetches the published weights from its hub.
         labels: JSON file with the class names.
         device: where to put it.
-        new_head: where a timm model has no head for ``labels`` (DINO) or another one (CLIP's projection), give it one
-            of zeros, for uses that need the first layers alone.
+        new_head: where neither ``weights`` nor the model has a head for ``labels`` (DINO has none, CLIP a projection),
+            give it one of zeros, for uses that need the first layers alone.
 
     Raises:
         ConfigurationError: an unknown name, or a model that is no classifier.
@@ -391,8 +391,8 @@ def load(
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models())) or "vit_tiny_patch16_224"
         raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
-    own_head = names and weights and not new_head  # fine-tuned weights bring a head of their own
-    head = {"num_classes": len(names)} if names and own_head else {}
+    own_head = names and weights and (not new_head or _head_size(weights, name) == len(names))
+    head = {"num_classes": len(names)} if names and own_head else {}  # fine-tuned weights bring a head of their own
     model = _guarded(lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}")
     if weights is not None:
         _load_weights(model, weights, name)
@@ -412,6 +412,19 @@ def load(
         input_size=size,
         interpolation=config["interpolation"],
     ).to(device)
+
+
+def _head_size(weights: Path, name: str) -> int:
+    """Return how many classes the head in a weights file has; 0 for none."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    try:
+        with safe_open(weights, framework="pt") as file:
+            head = f"{config.classifier if config else 'head'}.weight"
+            return int(file.get_slice(head).get_shape()[0]) if head in set(file.keys()) else 0
+    except (SafetensorError, OSError):
+        return 0  # whoever loads it says what is wrong
 
 
 def _silent_head(model: Any, classes: int) -> None:

@@ -21,7 +21,7 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.candidates import LOCAL, PROBE, RAW, SERVED, Asker, Candidate, Connect, Integers, Pictures, Pixels
 from pgn_client.compositor import GREY, compose
-from pgn_client.retention import follow, retain
+from pgn_client.retention import agreement, follow
 from pgn_client.statistics import accuracy_interval, gate_curve, paired_bootstrap
 from pgn_client.training import Task
 
@@ -144,11 +144,12 @@ def evaluate(
     prompted, both = _with_its_local_head(name, asker, pgn, pictures, local)
     candidates += [prompted, both]
     controls = _controls(asker, pgn, pictures, patches, prompted)
-    retention = None
+    retention: dict[str, Any] | None = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
         stages = follow(pgn, surrogate, pictures.fitted_test, over_http=prompted.test)
-        retention = retain(stages, task.test.labels)
+        retention = {k: float(ways.right(v, task.test.labels).mean()) for k, v in stages.items()}
+        retention |= {"agreement": agreement(stages)}
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
     best = ways.choose(ranked, task.val.labels)
     served, query_below = ways.gated(SERVED, best, task.val.labels)

@@ -25,7 +25,7 @@ from pgn_client.geometry import Canvas, room_for
 from pgn_client.inversion import reach, route
 from pgn_client.labels import LabelMapping
 from pgn_client.methods import Setting
-from pgn_client.methods.published import RESOLUTION, PublishedPGN, sizes
+from pgn_client.methods.published import INTERPOLATION, RESOLUTION, PublishedPGN, sizes
 from pgn_client.types import ServerProfile
 
 
@@ -108,7 +108,11 @@ def import_published(
         "layout": layout,
         "library": {"kind": "latent", "size": size},
         "inversion": inversion,
-        "generator": {"resolution": RESOLUTION, "profile": str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))},
+        "generator": {
+            "resolution": RESOLUTION,
+            "profile": str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION)),
+            "interpolation": INTERPOLATION,
+        },
         "classes": list(classes),
         "mapping": mapping.card(),
         "fusion": 0.0,

@@ -54,9 +54,9 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
 
 
 def retention_table(agreement: dict[str, float], pictures: int) -> str:
-    """Return the share of pictures with the label of latent float32, a line for each step."""
+    """Return the share of pictures with the label of the first step, a line for each step."""
     lines = [f"  {stage:<12}{share:>6.3f}" for stage, share in agreement.items()]
-    return "\n".join([f"the same label as in latent space, on {pictures} pictures", *lines])
+    return "\n".join([f"the same label as at the first step, on {pictures} pictures", *lines])
 
 
 def _curve(curve: Sequence[dict[str, float]]) -> list[str]:

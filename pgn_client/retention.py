@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone, float32_convolutions
 from pgn_client.compositor import compose, seen_by_server
+from pgn_client.errors import ConfigurationError
 from pgn_client.generator import generator_input
 from pgn_client.inversion import unclipped
 from pgn_client.methods import PGN
-from pgn_client.methods.published import PublishedPGN
+from pgn_client.methods.published import RESOLUTION, PublishedPGN
+from pgn_client.training.scores import returned_scores
 from pgn_client.training.surrogate import Surrogate
 from pgn_client.training.wire import jpeg
 from pgn_client.types import ServerProfile
@@ -30,19 +33,14 @@ Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
 
-def retain(stages: Mapping[str, Floats], targets: NDArray[np.int64] | None = None) -> dict[str, Any]:
-    """Say what is left of a prompt.
+def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:
+    """Return the share of pictures at each step of :func:`follow` that have the label of the first step.
 
-    Args:
-        stages: as :func:`follow` returns them.
-        targets: (n,) class indices; without them there is no accuracy to tell.
-
-    Returns:
-        Accuracy at each step, and under ``agreement`` the share of pictures whose label is that of ``latent``.
+    That is ``latent``, or ``published`` where it is there.
     """
     labels = {stage: log_p.argmax(axis=1) for stage, log_p in stages.items()}
-    accuracy = {} if targets is None else {k: float((found == targets).mean()) for k, found in labels.items()}
-    return accuracy | {"agreement": {k: float((found == labels["latent"]).mean()) for k, found in labels.items()}}
+    first = next(iter(labels.values()))
+    return {stage: float((found == first).mean()) for stage, found in labels.items()}
 
 
 def follow(
@@ -53,102 +51,112 @@ def follow(
     looked_at: Pixels | None = None,
     over_http: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Follow a prompt from the latent space to lossy pictures.
+    """Follow a prompt from the latent space to lossy pictures; the mapping is the checkpoint's at every step.
 
     Args:
         pgn: the prompt.
         backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
-        fitted: (n, h, w, 3) uint8 pictures, as ``compositor.fit_picture`` makes them.
+        fitted: (n, h, w, 3) uint8 pictures, n >= 1, as ``compositor.fit_picture`` makes them.
         looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the fitted pictures.
         over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
 
     Returns:
-        (n, C) log-probabilities at each step: ``published`` (the forward pass of the authors' code, for an imported
-        checkpoint), ``latent`` (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped),
-        ``clipped`` (within [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and
-        ``jpeg75_420`` (the whole sent picture re-encoded, then the profile's crop).
+        (n, C) log-probabilities at each step: ``published`` (of an imported checkpoint, for a backbone of 224 pixels:
+        the sequence that its authors trained, under this backbone's head; theirs are not published), ``latent``
+        (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped), ``clipped`` (within
+        [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole
+        sent picture re-encoded, then the profile's crop).
+
+    Raises:
+        ConfigurationError: a checkpoint whose generator looks at a crop of its own, without ``looked_at``.
     """
-    looked_at = fitted if looked_at is None else looked_at
-    patches, _ = pgn.render(fitted, prompted_by=looked_at)
+    eye = _eye(pgn, fitted, looked_at)
+    patches, _ = pgn.render(fitted, prompted_by=eye)
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
-    asked = _Asked(pgn, backbone)
-    with float32_convolutions():
-        found = {"published": asked.published(looked_at)} if isinstance(pgn.runtime[0], PublishedPGN) else {}
-        found["latent"] = asked.latent(fitted, looked_at)
-        found["clipped"] = asked.painted(fitted, looked_at)
-        unbounded = pgn.info["inversion"] == "pseudo_inverse"
-        found["float"] = asked.painted(fitted, looked_at, clipped=False) if unbounded else found["clipped"]
-        found["uint8"] = asked.sent(sent)
-        found |= {} if over_http is None else {"http_png": over_http}
-        found["jpeg95_444"] = asked.sent(jpeg(image, 95, 0) for image in sent)
-        found["jpeg75_420"] = asked.sent(jpeg(image, 75, 2) for image in sent)
+    with _asking(pgn, backbone) as surrogate:
+        parts = [_answers(pgn, surrogate, fitted[b], eye[b], sent[b]) for b in _batches(fitted)]
+    rows = {stage: torch.cat([part[stage] for part in parts]).double().numpy() for stage in parts[0]}
+    found = {stage: pgn.mapping.log_probs(row) for stage, row in rows.items()}
+    found |= {} if over_http is None else {"http_png": over_http}
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-class _Asked:
-    """A surrogate that is asked at every step of the way, and what the checkpoint's mapping makes of its answers.
+def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
+    """Return ``latent`` of :func:`follow` alone: (n, h, w, 3) uint8 → (n, C); it raises the same."""
+    eye, parts = _eye(pgn, fitted, None), []
+    with _asking(pgn, backbone) as surrogate:
+        for b in _batches(fitted):
+            pictures, code = _coded(pgn, surrogate, fitted[b], eye[b])
+            parts.append(pgn.runtime[0].scores(code, pictures, surrogate).cpu())
+    return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
-    Args:
-        pgn: the prompt.
-        backbone: the surrogate.
-    """
 
-    def __init__(self, pgn: PromptAdapter, backbone: Backbone) -> None:
-        recipe = pgn.info.get("recipe", {})
-        self.pgn = pgn
-        self.surrogate = Surrogate(backbone, pgn.canvas, recipe.get("top_k"), recipe.get("decimals"))
-
-    def published(self, looked_at: Pixels) -> Floats:
-        """As the authors' code answers: see ``methods.published``."""
-        model = cast(PublishedPGN, self.pgn.runtime[0])
-        return self._answers(
-            looked_at, looked_at, lambda code, seen: model.published_logits(code, seen, self.surrogate.backbone)
+def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
+    if looked_at is None and "profile" in pgn.info["generator"]:
+        raise ConfigurationError(
+            "retention: got pictures on the canvas alone, expected also what the generator of this checkpoint looks "
+            "at; give looked_at=adapter.looked_at(images)"
         )
+    return fitted if looked_at is None else looked_at
 
-    def latent(self, fitted: Pixels, looked_at: Pixels) -> Floats:
-        """As training computes it, without wire: nothing is rounded."""
-        model, _ = self.pgn.runtime
-        return self._answers(fitted, looked_at, lambda code, pictures: model.scores(code, pictures, self.surrogate))
 
-    def painted(self, fitted: Pixels, looked_at: Pixels, *, clipped: bool = True) -> Floats:
-        """What is painted in float32, before it is rounded."""
-        model, own = self.pgn.runtime
-        embedding = own and own.to(self.surrogate.backbone.device)
-
-        def answer(code: Any, pictures: Tensor) -> Tensor:
-            if not clipped and isinstance(model, PGN) and embedding is not None:
-                painted = unclipped(model.cell_tokens(code, embedding), embedding)
-            else:
-                painted = model.painted(code, pictures, embedding, self.pgn.info["inversion"])
-            return self.surrogate.pixel_scores(self.surrogate.paint(pictures, painted))
-
-        return self._answers(fitted, looked_at, answer)
-
-    def sent(self, images: Iterable[Image.Image]) -> Floats:
-        """Images through the profile's resize and crop."""
-        profile, size = ServerProfile.parse(self.pgn.info["profile"]), self.surrogate.canvas.size
-        seen = np.stack([seen_by_server(image, profile, size) for image in images])
-        return self._answers(seen, None, lambda _, pixels: self.surrogate.pixel_scores(pixels))
-
-    @torch.inference_mode()
-    def _answers(self, pictures: Pixels, looked_at: Pixels | None, answer: Callable[[Any, Tensor], Tensor]) -> Floats:
-        """Answer batch by batch, with what the method says of the pictures it looks at; map the answers."""
-        model, _ = self.pgn.runtime
-        device, parts = self.surrogate.backbone.device, []
-        model.to(device)
-        for start in range(0, len(pictures), BATCH):
-            batch = slice(start, start + BATCH)
-            code = None
-            if looked_at is not None:
-                seen = _tensor(looked_at[batch]).to(device)
-                code, _ = model(generator_input(seen, self.pgn.info["generator"]["resolution"]))
-            parts.append(answer(code, _tensor(pictures[batch]).to(device)).cpu())
+@contextmanager
+def _asking(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
+    """Ask the surrogate in float32, with the prompt's model beside it on its device."""
+    model, _ = pgn.runtime
+    recipe = pgn.info.get("recipe", {})
+    model.to(backbone.device)
+    try:
+        with float32_convolutions(), torch.inference_mode():
+            yield Surrogate(backbone, pgn.canvas, recipe.get("top_k"), recipe.get("decimals"))
+    finally:
         model.to("cpu")
-        return self.pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
 
-def _tensor(pictures: Pixels) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+def _batches(pictures: Pixels) -> Iterator[slice]:
+    return (slice(start, start + BATCH) for start in range(0, len(pictures), BATCH))
+
+
+def _coded(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels) -> tuple[Tensor, Any]:
+    """Return pictures as a tensor, and what the method says of what it looks at."""
+    device = surrogate.backbone.device
+    pictures, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
+    code, _ = pgn.runtime[0](generator_input(seen, pgn.info["generator"]["resolution"]))
+    return pictures, code
+
+
+def _answers(
+    pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels, sent: Sequence[Image.Image]
+) -> dict[str, Tensor]:
+    """What the surrogate answers to one batch at each step: (B, S) log-probabilities."""
+    (model, own), backbone = pgn.runtime, surrogate.backbone
+    embedding, (pictures, code) = own and own.to(backbone.device), _coded(pgn, surrogate, fitted, eye)
+
+    def painted(patches: Tensor) -> Tensor:
+        return surrogate.pixel_scores(surrogate.paint(pictures, patches))
+
+    clipped = painted(model.painted(code, pictures, embedding, pgn.info["inversion"]))
+    found = {
+        "latent": model.scores(code, pictures, surrogate),
+        "float": clipped,
+        "clipped": clipped,
+        "uint8": _as_seen(pgn, surrogate, sent),
+        "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
+        "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
+    }
+    if pgn.info["inversion"] == "pseudo_inverse" and isinstance(model, PGN) and embedding is not None:
+        found["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
+    if isinstance(model, PublishedPGN) and backbone.input_size == RESOLUTION:
+        seen = torch.from_numpy(eye).permute(0, 3, 1, 2).to(backbone.device)
+        found["published"] = returned_scores(model.published_logits(code, seen, backbone))
+    return {stage: answers.cpu() for stage, answers in found.items()}
+
+
+def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Tensor:
+    """Send images through the profile's resize and crop, and the surrogate."""
+    profile = ServerProfile.parse(pgn.info["profile"])
+    seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
+    return surrogate.pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device))
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
@@ -172,9 +180,3 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
         "JPEG 75 4:2:0": lossy,
         "its error x 4": error,
     }
-
-
-def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
-    """(n, h, w, 3) uint8 fitted pictures → (n, C) log-probabilities as training computes them: nothing is rounded."""
-    with float32_convolutions():
-        return _Asked(pgn, backbone).latent(fitted, fitted)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgn_client.cli.options import (
+    FAILED,
     OK,
     Subparsers,
     add_profile_option,
@@ -18,7 +20,7 @@ from pgn_client.cli.options import (
     to_json,
 )
 from pgn_client.console import talk, tell
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
     from pgn_client.adapter import PromptAdapter
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 def add_retain(commands: Subparsers) -> None:
     """``pgn retain``."""
     example = "pgn retain photos/ --ckpt eurosat.safetensors --out steps.png"
-    help = "tell what is left of a checkpoint's prompts at each step to the server; any checkpoint, no network"
+    help = "tell what is left of a checkpoint's prompts at each step to the server; no endpoint, no labels"
     p = command(commands, "retain", run_retain, help, example)
     p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
     p.add_argument("--ckpt", required=True, metavar="CKPT")
@@ -45,23 +47,46 @@ def run_retain(args: argparse.Namespace) -> int:
 
     from pgn_client import report
     from pgn_client.batch import find_images
-    from pgn_client.codecs import open_image
-    from pgn_client.compositor import fit_picture
-    from pgn_client.retention import follow, retain
+    from pgn_client.retention import agreement
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
         raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")
     paths, adapter = find_images(args.source), load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
-    images = [open_image(path) for path in paths]
-    fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
-    agreement = retain(follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images)))["agreement"]
-    found = {"pictures": len(paths), "agreement": agreement}
-    tell(to_json(found) if args.json else report.retention_table(agreement, len(paths)))
+    readable: list[Path] = []
+    parts = list(_followed(adapter, surrogate, paths, readable))
+    if not parts:
+        return FAILED
+    shares = agreement({stage: np.concatenate([part[stage] for part in parts]) for stage in parts[0]})
+    found = {"pictures": len(readable), "agreement": shares}
+    tell(to_json(found) if args.json else report.retention_table(shares, len(readable)))
     if args.out:
-        report.steps_sheet(adapter, paths).save(args.out)
+        report.steps_sheet(adapter, readable).save(args.out)
         talk(f"written: {args.out}, what the server sees at each step")
-    return OK
+    return OK if len(readable) == len(paths) else FAILED
+
+
+def _followed(
+    adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
+) -> Iterator[dict[str, Any]]:
+    """Follow a few pictures at a time, so that a folder of any size fits in memory; name those that can be read."""
+    import numpy as np
+
+    from pgn_client.codecs import open_image
+    from pgn_client.compositor import fit_picture
+    from pgn_client.retention import BATCH, follow
+
+    for start in range(0, len(paths), BATCH):
+        images = []
+        for path in paths[start : start + BATCH]:
+            try:
+                images.append(open_image(path))
+                readable.append(path)
+            except ImageError as error:
+                talk(f"error: {path}: {error}")
+        if images:
+            fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
+            yield follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))
 
 
 def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
@@ -75,9 +100,9 @@ def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
     card = adapter.info
     found = load_surrogate(args, args.backbone or card["backbone"]["name"], new_head="imported" in card)
     surrogate = same_surrogate(found, adapter)
-    if surrogate.silent:
+    if "imported" in card and surrogate.silent:
         raise ConfigurationError(
             f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected one that answers; "
-            "import the checkpoint with the endpoint's own classifier"
+            "import the checkpoint with --weights and --labels of the endpoint's own classifier"
         )
     return surrogate

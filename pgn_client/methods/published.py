@@ -21,6 +21,8 @@ from pgn_client.methods.pgn import PGN
 
 RESOLUTION = 224
 """Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is cropped."""
+INTERPOLATION = "bilinear"
+"""Of that resize, with antialiasing: torchvision's default, which the authors' test pictures go through."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the generator's input, whatever the backbone's are: CLIP's."""
 

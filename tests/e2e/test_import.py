@@ -68,7 +68,7 @@ def test_what_is_left_of_it_is_told_at_each_step(shared, tmp_path):
     found = json.loads(done.stdout)
     assert found["pictures"] == 3
     assert list(found["agreement"])[:3] == ["published", "latent", "float"]
-    assert found["agreement"]["latent"] == 1
+    assert found["agreement"]["published"] == 1
     with Image.open(tmp_path / "steps.png") as sheet:
         assert sheet.height > 3 * 160
 

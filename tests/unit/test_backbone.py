@@ -238,6 +238,15 @@ class TestNewHead:
         assert first.weights_sha256 == second.weights_sha256
         assert first.logits(pixels(1, 3, 160, 160)).tolist() == [[0.0, 0.0]]
 
+    def test_the_files_own_is_taken_where_it_fits(self, tmp_path):
+        (tmp_path / "labels.json").write_text(json.dumps(["hen", "jay"]))
+        tuned = timm.create_model("test_vit3", pretrained=False, num_classes=2)
+        save_file(tuned.state_dict(), tmp_path / "tuned.safetensors")
+        options = {"weights": tmp_path / "tuned.safetensors", "labels": tmp_path / "labels.json"}
+        found = load("test_vit3", **options, new_head=True)
+        assert not found.silent
+        assert found.weights_sha256 == load("test_vit3", **options).weights_sha256
+
     def test_the_models_own_stays_where_it_fits(self, small_weights, tmp_path):
         (tmp_path / "labels.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
         found = load("test_vit3", weights=small_weights, labels=tmp_path / "labels.json", new_head=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from pgn_client.adapter import PromptAdapter
 from pgn_client.checkpoint import summary
@@ -16,7 +17,7 @@ from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.generator import PromptGenerator, generator_input
 from pgn_client.methods.published import MEAN, NAMES, STD
 from pgn_client.published import import_published, read
-from pgn_client.retention import _Asked, follow, retain
+from pgn_client.retention import agreement, follow
 from pgn_client.training.alike import task_of
 from pgn_client.types import ServerProfile
 
@@ -94,16 +95,21 @@ class TestAsPublished:
         rng = np.random.default_rng(0)
         images = [Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)]
         fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
-        found = retain(follow(adapter, backbone, fitted, looked_at=adapter.looked_at(images)))
-        assert list(found) == ["agreement"]
-        stages = ["published", "latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
-        assert list(found["agreement"]) == stages
-        asked = _Asked(adapter, backbone)
-        sent = asked.sent(adapter(images))
         looked_at = adapter.looked_at(images)
-        np.testing.assert_allclose(sent, asked.painted(fitted, looked_at), atol=0.15)  # rows within reach: only rounded
-        np.testing.assert_allclose(sent, asked.latent(fitted, looked_at), atol=0.15)
-        assert abs(asked.latent(fitted, fitted) - asked.latent(fitted, looked_at)).max() > 0.3
+        found = follow(adapter, backbone, fitted, looked_at=looked_at)
+        stages = ["published", "latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
+        assert list(found) == stages
+        np.testing.assert_allclose(found["float"], found["latent"], atol=0.02)  # rows within reach
+        np.testing.assert_allclose(found["uint8"], found["latent"], atol=0.15)
+        elsewhere = follow(adapter, backbone, fitted, looked_at=np.zeros_like(looked_at))
+        assert abs(elsewhere["latent"] - found["latent"]).max() > 0.3
+        assert agreement(found)["published"] == 1
+
+    def test_a_backbone_of_another_size_has_no_such_step(self, file, make_backbone, pictures):
+        adapter = import_published(file(), make_backbone(), layout=LAYOUT)
+        fitted = np.stack([fit_picture(image, adapter.canvas) for image in pictures])
+        found = follow(adapter, make_backbone(), fitted, looked_at=adapter.looked_at(pictures))
+        assert next(iter(found)) == "latent"
 
 
 class TestImport:
@@ -128,6 +134,14 @@ class TestImport:
         wide = Image.new("RGB", (448, 224), "red")
         wide.paste(square, (112, 0))  # the centre crop of the wide one is the square one
         np.testing.assert_array_equal(*(imported.prompt_tokens([image]) for image in (square, wide)))
+
+    @pytest.mark.parametrize("size", [(300, 200), (90, 64)])
+    def test_it_looks_as_the_authors_test_pictures_are_made(self, imported, size):
+        """Their code: torchvision's Resize(224) and CenterCrop(224) with their defaults."""
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        image = Image.fromarray(noise)
+        theirs = transforms.Compose([transforms.Resize(224), transforms.CenterCrop(224)])(image)
+        np.testing.assert_array_equal(imported.looked_at([image])[0], np.asarray(theirs))
 
     def test_what_the_model_finds_at_a_cell_is_the_prompt_without_that_position(
         self, imported, make_backbone, pictures
