@@ -1,21 +1,21 @@
 """Label mapping: from what an endpoint answers (S source labels) to the task's C classes. NumPy only.
 
 An answer becomes a row of S log-probabilities x (:func:`log_scores`); a :class:`LabelMapping` turns rows into C
-log-probabilities; :func:`fit` chooses among three kinds by log-loss on validation examples. ``identity`` (every class
-is a source label) and ``blm+`` (labelled answers) are additive, log normalise(exp(x) @ weight); ``linear`` is
-log softmax(x @ weight + bias).
-
-Reference: Cai et al., "Bayesian-guided Label Mapping for Visual Reprogramming" (arXiv 2410.24018), for BLM+.
+log-probabilities; :func:`fit` chooses among several kinds by log-loss on validation examples. ``identity`` (every
+class is a source label) and those of ``counting`` (``flm``, ``ilm``, ``blm``, ``blm+``) are additive, log
+normalise(exp(x) @ weight); ``linear`` is log softmax(x @ weight + bias), pulled to the identity where source labels and
+classes are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from pgn_client.counting import blm, blm_plus, one_to_one
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
 from pgn_client.regression import (
     check_examples,
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
 
-MappingKind = Literal["identity", "blm+", "linear"]
+MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)
-
-SMOOTHING = 1.0  # λ of BLM+: mass of "no class" that every source label starts with
+AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
+"""What is tried where nothing is asked for; the others were no better on any set (see the log)."""
+Counting = Callable[[Any, Any, int], Any]
+COUNTING: dict[MappingKind, Counting] = {"flm": one_to_one, "ilm": one_to_one, "blm": blm, "blm+": blm_plus}
 
 
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
@@ -105,7 +107,8 @@ class LabelMapping:
     """A fitted mapping from source labels to task classes; implements ``types.ScoreMapping``.
 
     Attributes:
-        kind: ``identity``, ``blm+`` or ``linear``.
+        kind: ``identity``, ``flm`` (fitted once), ``ilm`` (the same, fitted anew after each epoch of a training, as all
+            that follow), ``blm``, ``blm+`` or ``linear``.
         source: the S source labels, in the order of the features.
         classes: the C task classes.
         weight: (S, C) float64; non-negative for the additive kinds.
@@ -129,7 +132,7 @@ class LabelMapping:
 
     @property
     def additive(self) -> bool:
-        """Whether probabilities are added (identity, blm+); otherwise the mapping is linear in log-probabilities."""
+        """Whether probabilities are added; only ``linear`` is linear in log-probabilities instead."""
         return self.kind != "linear"
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
@@ -189,7 +192,7 @@ def fit(
     classes: tuple[str, ...],
     *,
     val: tuple[Floats, Integers] | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = AUTO,
     copies: int = 1,
     folds: int = 5,
     seed: int = 0,
@@ -231,9 +234,10 @@ def fit(
     if "identity" in kinds and set(classes) <= set(source):
         mapping = LabelMapping("identity", source, classes, names, np.zeros(C))
         found["identity"] = log_loss(mapping.log_probs(features), labels), mapping
-    if "blm+" in kinds:
-        mapping = LabelMapping("blm+", source, classes, blm_plus(np.exp(features), labels, C), np.zeros(C))
-        found["blm+"] = _blm_plus_loss(features, labels, C, stratified(labels, folds, seed, copies)), mapping
+    for kind, count in COUNTING.items():
+        if kind in kinds:
+            mapping = LabelMapping(kind, source, classes, count(np.exp(features), labels, C), np.zeros(C))
+            found[kind] = _counted_loss(count, features, labels, C, stratified(labels, folds, seed, copies)), mapping
     if "linear" in kinds:
         # Residual form I + E where the labels are the classes: a strong penalty then means "as it is".
         offset = names if set(source) == set(classes) else None
@@ -248,41 +252,14 @@ def fit(
     return Fitted(found[best][1], losses, l2)
 
 
-def _blm_plus_loss(features: Floats, labels: Integers, C: int, folds: Iterable[tuple[Integers, Integers]]) -> float:
+def _counted_loss(
+    count: Counting, features: Floats, labels: Integers, C: int, folds: Iterable[tuple[Integers, Integers]]
+) -> float:
+    """Cross-validated log-loss of a mapping by counting."""
     p, loss = np.exp(features), 0.0
     for train, held in folds:
-        loss += len(held) * log_loss(log_normalised(p[held] @ blm_plus(p[train], labels[train], C)), labels[held])
+        loss += len(held) * log_loss(log_normalised(p[held] @ count(p[train], labels[train], C)), labels[held])
     return loss / len(labels)
-
-
-def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
-    """Return ω of BLM+: how much each source label speaks for each class.
-
-    N[s,t] = Σ over examples i of class t of p_s(x_i)·1[s in top-k of i], k = max(1, ⌊0.15·C⌋);
-    P(t|s) = N[s,t] / (Σ_t' N[s,t'] + λ) with λ = ``SMOOTHING``; ω[s,t] = P(t|s) / Σ_s' P(t|s').
-
-    Takes p (n, S) float64 probabilities and labels (n,) int64 in [0, C); returns (S, C) float64, non-negative, whose
-    columns sum to 1 (for a class with examples).
-
-    Reference: arXiv 2410.24018.
-    Deviation: k is at least 1 and at most S; labels that tie across the k-th place are all left out (those that a top-m
-    answer did not return share one value, so k is clamped to what was returned). A class without examples, where the
-    released code divides by zero, gets a uniform column that sums to C·π_t with its smoothed prior π_t = 1/(n + C).
-    """
-    n, S = p.shape
-    mass = (p * _top(p, min(S, max(1, 15 * C // 100)))).T @ np.eye(C)[labels]  # (S, C)
-    posterior = mass / (mass.sum(axis=1, keepdims=True) + SMOOTHING)
-    total = posterior.sum(axis=0)
-    prior = np.broadcast_to(C / (n + C) / S, (S, C))
-    return np.asarray(np.where(total > 0, posterior / np.where(total > 0, total, 1.0), prior))
-
-
-def _top(p: Floats, k: int) -> NDArray[np.bool_]:
-    """Return (n, S) bool: the k largest of each row, without a tie that would not fit, but always the best."""
-    S = p.shape[1]
-    kth = np.partition(p, S - k, axis=1)[:, S - k, None]
-    fits = (p >= kth).sum(axis=1, keepdims=True) == k
-    return np.asarray((p > kth) | (fits & (p == kth)) | (p == p.max(axis=1, keepdims=True)))
 
 
 def _permutation(source: tuple[str, ...], classes: tuple[str, ...]) -> Floats:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports go down only, and peers of one layer do not import each other. A sub-package is one unit.
 LAYERS = (
     {"errors", "types"},
-    {"regression"},
+    {"counting", "regression"},
     {"geometry", "labels", "statistics", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
     {"backbone", "generator", "protocols", "compositor"},
     {"inversion", "exchange"},
@@ -38,7 +38,7 @@ LAYERS = (
 )
 # A value that cannot be read raises an error of the tree, so the errors lie at the very bottom.
 PEER_EDGES = {("types", "errors")}
-NEUTRAL = {"errors", "types", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
+NEUTRAL = {"errors", "types", "counting", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "library", "methods", "adapter", "training", "published"}
 ON_TOP = {

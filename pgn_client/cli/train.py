@@ -54,7 +54,7 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
-    p.add_argument("--mapping", default="auto", help="auto, identity, blm+ or linear (auto)")
+    p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
     p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")

@@ -105,7 +105,7 @@ def finish(
         versions = [features, *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again)]
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
-    kinds = labels.KINDS if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
+    kinds = labels.AUTO if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
     val_answers = val_features, val_targets
     chosen, mapping = last_mapping(mapping, versions, targets, val_answers, kinds=kinds, seed=card["seed"])
     deployed = mapping.log_probs(val_features)

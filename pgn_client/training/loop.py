@@ -71,7 +71,7 @@ def fit(
         layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
         profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
         recipe: all numbers of the training; see ``training.recipe``.
-        mapping: ``auto`` (chosen on validation), ``identity``, ``blm+`` or ``linear``.
+        mapping: ``auto`` (chosen on validation among some), or one of ``labels.KINDS``.
         inversion: ``bounded`` or ``pseudo_inverse``, for a latent library.
         top_k: how many labels the endpoint returns; ``None`` for all.
         decimals: how the endpoint rounds probabilities; ``None`` for not at all.
@@ -248,7 +248,7 @@ class Loop:
         """Choose a mapping on the answers to neutral canvases; it is where the joint training starts."""
         features, val = (self._neutral(examples) for examples in (self.train_examples, self.val_examples))
         targets, val_targets = (x.targets.cpu().numpy() for x in (self.train_examples, self.val_examples))
-        source, kinds = self._source(features.shape[1]), labels.KINDS if wanted == "auto" else (wanted,)
+        source, kinds = self._source(features.shape[1]), labels.AUTO if wanted == "auto" else (wanted,)
         mapping = labels.fit(
             features, targets, source, self._classes, val=(val, val_targets), kinds=kinds, seed=self.seed
         ).mapping

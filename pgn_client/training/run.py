@@ -72,7 +72,9 @@ class Run:
         return shown
 
     def refit(self, seen: list[tuple[Tensor, Tensor]], seed: int) -> None:
-        """Fit an additive mapping anew on the answers of the last epoch."""
+        """Fit an additive mapping anew on the answers of the last epoch; ``flm`` is the one that stays."""
+        if self.mapping.start.kind == "flm":
+            return
         features = torch.cat([x for x, _ in seen]).cpu().double().numpy()
         targets = torch.cat([y for _, y in seen]).cpu().numpy()
         start = self.mapping.start

@@ -69,7 +69,7 @@ def fit_white_box(
 
     copies = (features(loop.train_examples, loop.augmented) for _ in range(augment.copies(recipe.augment)))
     versions, val = [features(loop.train_examples), *copies], (features(loop.val_examples), task.val.labels)
-    kinds = ("linear",) if kind.reads_features else labels.KINDS
+    kinds = ("linear",) if kind.reads_features else labels.AUTO
     _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)
     return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
 

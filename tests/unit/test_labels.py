@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
-from pgn_client.labels import LabelMapping, blm_plus, fit, log_scores, vocabulary
+from pgn_client.labels import KINDS, LabelMapping, fit, log_scores, vocabulary
 from pgn_client.regression import FLOOR, _Rotated, logistic_regression, logistic_regression_cv
 from pgn_client.types import Answer
 
@@ -93,37 +93,7 @@ class TestFeatures:
         assert np.exp(row).sum() == pytest.approx(1)
 
 
-class TestBayesianMapping:
-    def test_weights_equal_the_hand_computed_ones(self):
-        # Three source labels, two classes, top-1: N+ = [[0.8 + 0.6, 0], [0, 0.9], [0, 0.5]].
-        p = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.05, 0.9, 0.05], [0.2, 0.3, 0.5]])
-        weight = blm_plus(p, np.array([0, 0, 1, 1]), 2)
-        # P(t|s) = 1.4/2.4, 0.9/1.9, 0.5/1.5; columns are then normalised over s.
-        q1, q2 = 0.9 / 1.9, 0.5 / 1.5
-        np.testing.assert_allclose(weight, [[1, 0], [0, q1 / (q1 + q2)], [0, q2 / (q1 + q2)]])
-
-    def test_a_source_label_shared_by_two_classes_is_split_by_its_posterior(self):
-        weight = blm_plus(np.array([[0.75, 0.25], [0.625, 0.375], [0.0, 1.0]]), np.array([0, 1, 1]), 2)
-        # N+ = [[0.75, 0.625], [0, 1]]; P = [[0.75/2.375, 0.625/2.375], [0, 1/2]].
-        a, b = 0.625 / 2.375, 0.5
-        np.testing.assert_allclose(weight, [[1, a / (a + b)], [0, b / (a + b)]])
-
-    @pytest.mark.parametrize(("C", "k"), [(2, 1), (6, 1), (7, 1), (13, 1), (14, 2), (20, 3), (100, 15)])
-    def test_k_is_fifteen_percent_of_the_classes_and_at_least_one(self, C, k):
-        p = np.arange(40, 0, -1.0)[None] / 820
-        assert int((blm_plus(p, np.array([0]), C)[:, 0] > 0).sum()) == k
-
-    def test_labels_that_were_not_returned_carry_no_weight(self):
-        # C = 20 means top-3, but the answer returned one label; the other 9 tie.
-        features = log_scores([Answer(("s0",), (0.55,))], tuple(f"s{i}" for i in range(10)))
-        weight = blm_plus(np.exp(features), np.array([4]), 20)
-        np.testing.assert_array_equal(weight[:, 4], np.eye(10)[0])
-
-    def test_a_class_without_examples_gets_a_flat_column_of_its_prior(self):
-        weight = blm_plus(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), 2)
-        np.testing.assert_allclose(weight[:, 1], 2 / (2 + 2) / 2)  # C·1/(n + C), spread over S = 2
-        np.testing.assert_allclose(weight[:, 0], [1, 0])
-
+class TestAdditiveMapping:
     def test_score_is_the_normalised_weighted_sum(self):
         mapping = LabelMapping("blm+", ("a", "b"), ("x", "y"), np.array([[1.0, 0.2], [0.0, 0.8]]), np.zeros(2))
         # f = (0.7, 0.7·0.2 + 0.3·0.8) = (0.7, 0.38)
@@ -266,7 +236,7 @@ class TestFit:
         linear = fit(X, y, tuple("abcd"), tuple("abcd"), kinds=("linear",)).mapping
         np.testing.assert_array_equal(linear.log_probs(X).argmax(axis=1), y)
 
-    @pytest.mark.parametrize("kind", ["identity", "blm+", "linear"])
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("y", [[0, 0], [0, 1], [0, 1, 2], [0, 0, 0, 0, 3], [1, 1, 1, 1, 1, 1, 2]])
     def test_tiny_and_lopsided_sets_give_finite_probabilities(self, y, kind):
         labels = np.array(y)
@@ -286,7 +256,7 @@ class TestFit:
         answers = [Answer((name,), (1.0,), "label") for name in ("cat", "dog", "cat", "cow", "dog", "cow") * 5]
         y = np.array([0, 1, 0, 1, 1, 1] * 5)
         source = vocabulary(answers)
-        for kind in ("blm+", "linear"):
+        for kind in ("blm", "blm+", "linear"):
             mapping = fit(log_scores(answers, source), y, source, ("pet", "other"), kinds=(kind,)).mapping
             np.testing.assert_array_equal(mapping(answers).argmax(axis=1), y)
 
@@ -306,7 +276,7 @@ class TestFit:
             ({"X": np.zeros((1, 2)), "y": np.array([0])}, ConfigurationError, "1 examples"),
             ({"y": np.array([0])}, ShapeError, "labels"),
             ({"X": np.zeros((2, 3))}, ShapeError, "2 columns"),
-            ({"kinds": ("flm",)}, ConfigurationError, "identity"),
+            ({"kinds": ("nearest",)}, ConfigurationError, "identity"),
         ],
     )
     def test_input_that_does_not_fit_says_so(self, change, error, message):
@@ -357,3 +327,35 @@ class TestParts:
     def test_features_of_another_width_are_refused(self):
         with pytest.raises(ShapeError, match=r"\(n, 2\)"):
             self.mapping.log_probs(np.zeros((1, 3)))
+
+
+ANSWERS = {
+    "all probabilities": lambda p, names: Answer(names, tuple(p)),
+    "logits": lambda p, names: Answer(names, tuple(np.log(p + 1e-9)), "logits"),
+    "top 2": lambda p, names: Answer(*zip(*sorted(zip(names, p, strict=True), key=lambda x: -x[1])[:2], strict=True)),
+    "one decimal": lambda p, names: Answer(names, tuple(p.round(1))),
+    "one label": lambda p, names: Answer((names[int(p.argmax())],), (1.0,), "label"),
+}
+
+
+class TestEveryKindReadsEveryAnswer:
+    @pytest.mark.parametrize("output", ANSWERS)
+    @pytest.mark.parametrize("kind", KINDS)
+    @settings(max_examples=15, deadline=None)
+    @given(data=st.data())
+    def test_without_losing_a_number(self, kind, output, data):
+        """Imbalanced and absent classes, labels never seen while fitting, more classes than labels and fewer."""
+        S, C = data.draw(st.integers(2, 7)), data.draw(st.integers(2, 9))
+        y = np.array(data.draw(st.lists(st.integers(0, C - 1), min_size=2, max_size=12)))
+        seed, concentration = data.draw(st.integers(0, 99)), data.draw(st.sampled_from([0.01, 0.3, 5.0]))
+        p = np.random.default_rng(seed).dirichlet(np.full(S, concentration), size=len(y) + 3)
+        names = tuple(f"s{i}" for i in range(S))
+        classes = names[:C] if kind == "identity" else tuple(f"c{i}" for i in range(C))
+        answers = [ANSWERS[output](row, names) for row in p]
+        source = names if kind == "identity" else vocabulary(answers[: len(y)])
+        rows = log_scores(answers, source, strict=False)
+        fitted = fit(rows[: len(y)], y % len(classes), source, classes, kinds=(kind,))
+        log_p = fitted.mapping.log_probs(rows)
+        assert np.isfinite(log_p).all()
+        np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1)
+        assert np.isfinite(fitted.log_loss[kind])

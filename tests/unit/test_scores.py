@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import labels
+from pgn_client import counting, labels
 from pgn_client.labels import LabelMapping
 from pgn_client.training.scores import TorchMapping, returned_scores
 from pgn_client.types import Answer
@@ -36,7 +36,7 @@ def mapping(kind):
         weight = np.array([[float(s == c) for c in CLASSES] for s in SOURCE])
     else:
         features = labels.log_scores(answers(logits(60)), SOURCE)
-        weight = labels.blm_plus(np.exp(features), np.arange(60) % C, C)
+        weight = counting.blm_plus(np.exp(features), np.arange(60) % C, C)
     return LabelMapping(kind, SOURCE, CLASSES, weight, np.zeros(C))
 
 

@@ -14,6 +14,7 @@ from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
+from pgn_client.counting import blm_plus
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
 from pgn_client.geometry import Canvas
 from pgn_client.labels import LabelMapping
@@ -471,6 +472,21 @@ class TestSelection:
 
 
 class TestMapping:
+    def test_flm_is_fitted_once_and_ilm_after_each_epoch(self, train, monkeypatch):
+        fitted, fit_labels = [], labels.fit
+
+        def spy(*args, **options):
+            fitted.append(options["kinds"])
+            return fit_labels(*args, **options)
+
+        monkeypatch.setattr(labels, "fit", spy)
+        counts = {}
+        for kind in ("flm", "ilm"):
+            fitted.clear()
+            assert train(mapping=kind, epochs=3).info["mapping"]["kind"] == kind
+            counts[kind] = len(fitted)
+        assert counts["ilm"] == counts["flm"] + 3
+
     def test_blm_plus_is_fitted_anew_after_each_epoch(self, train, monkeypatch):
         original, counts = Run.refit, []
 
@@ -478,7 +494,7 @@ class TestMapping:
             original(self, seen, seed)
             features, targets = (torch.cat(parts).numpy() for parts in zip(*seen, strict=True))
             counts.append(len(targets))
-            expected = labels.blm_plus(np.exp(features.astype(np.float64)), targets, 3)
+            expected = blm_plus(np.exp(features.astype(np.float64)), targets, 3)
             np.testing.assert_allclose(self.mapping.weight.numpy(), expected, rtol=1e-6)
 
         monkeypatch.setattr(Run, "refit", recording)
@@ -492,7 +508,7 @@ class TestMapping:
         logits, targets = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
         features = returned_scores(logits)
         run.refit([(features[:6], targets[:6]), (features[6:], targets[6:])], seed=0)
-        expected = labels.blm_plus(features.double().exp().numpy(), targets.numpy(), 2)
+        expected = blm_plus(features.double().exp().numpy(), targets.numpy(), 2)
         np.testing.assert_allclose(run.mapping.weight.numpy(), expected, rtol=1e-6)
 
     def test_auto_passes_over_the_identity_between_other_names(self, task, make_backbone):
@@ -538,7 +554,7 @@ class TestRefusal:
             ({"library": "rgb"}, "pixel, smooth, luma, latent, reachable"),
             ({"layout": "frame"}, "ring, corner, full, rows:N"),
             ({"inversion": "magic"}, "bounded, pseudo_inverse"),
-            ({"mapping": "ilm"}, "identity.*blm.*linear"),
+            ({"mapping": "nearest"}, "identity.*blm.*linear"),
             ({"augment": "turn"}, "none, shift, flip, dihedral, paper"),
             ({"profile": ServerProfile("resize_crop", 256, 224)}, "32 px"),
         ],
