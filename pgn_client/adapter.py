@@ -76,6 +76,19 @@ class PromptAdapter:
         card = {**self.info, "profile": str(profile)}
         return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, self._tensors)}, self._tensors)
 
+    def with_mapping(self, mapping: LabelMapping, tensors: Mapping[str, Any], card: Mapping[str, Any]) -> PromptAdapter:
+        """Return the same prompts with another label mapping.
+
+        Args:
+            mapping: of the endpoint's labels to the classes.
+            tensors: others to replace, as of a local head for these classes.
+            card: other entries to replace.
+        """
+        parts = self._tensors | dict(tensors) | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
+        own = {k: v for k, v in self.info.items() if k not in ("parts", "part_of")}
+        whole = own | {"classes": list(mapping.classes), "mapping": mapping.card()} | dict(card)
+        return PromptAdapter(whole | {"fingerprint": checkpoint.fingerprint(whole, parts)}, parts)
+
     def for_task(self, name: str) -> PromptAdapter:
         """Return one task of a checkpoint for several: same prompts; its own classes, mapping, local head and α.
 

@@ -21,7 +21,6 @@ from pgn_client.backbone import Backbone
 from pgn_client.client import AdaptedClient
 from pgn_client.codecs import ImageSource, open_image
 from pgn_client.compositor import fit_picture, seen_by_server
-from pgn_client.geometry import Canvas
 from pgn_client.methods import linear_probe
 from pgn_client.regression import log_loss
 from pgn_client.statistics import best_fusion, best_gate, fuse, gate, gate_curve
@@ -64,20 +63,35 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What every candidate is measured on: files, their targets, and the pictures as they stand on the canvas."""
+    """One split as a checkpoint sees it.
 
-    val: Split
-    test: Split
-    fitted_val: Pixels
-    fitted_test: Pixels
+    Attributes:
+        split: files and their targets.
+        fitted: (n, h, w, 3) uint8, as they stand on the canvas.
+        looked_at: (n, r, r, 3) uint8, what the generator looks at; ``None`` where that is ``fitted``.
+    """
+
+    split: Split
+    fitted: Pixels
+    looked_at: Pixels | None
 
     @classmethod
-    def load(cls, task: Task, canvas: Canvas) -> Pictures:
-        """Decode both splits, one picture at a time."""
-        val, test = (
-            np.stack([fit_picture(open_image(path), canvas) for path in split.paths]) for split in (task.val, task.test)
-        )
-        return cls(task.val, task.test, val, test)
+    def of(cls, split: Split, adapter: PromptAdapter) -> Pictures:
+        """Decode a split, one picture at a time."""
+        fitted = [fit_picture(open_image(path), adapter.canvas) for path in split.paths]
+        seen = [adapter.looked_at([open_image(path)]) for path in split.paths]
+        parts = [x for x in seen if x is not None]
+        return cls(split, np.stack(fitted), np.concatenate(parts) if parts else None)
+
+    @property
+    def prompted_by(self) -> Pixels:
+        """What the prompts are made from."""
+        return self.fitted if self.looked_at is None else self.looked_at
+
+    def rendered(self, adapter: PromptAdapter) -> tuple[Pixels, Floats]:
+        """Return what is painted, and (n, C) log-probabilities of the local head."""
+        painted, local = adapter.render(self.fitted, prompted_by=self.prompted_by)
+        return painted, local
 
 
 Connect = Callable[[PromptAdapter | None], AdaptedClient]
@@ -195,11 +209,9 @@ def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
     return copies
 
 
-def rendered(adapter: PromptAdapter, pictures: Pictures, name: str = LOCAL) -> tuple[Pixels, Candidate]:
-    """Return what is painted on the test pictures, and the local head's opinion, which costs nothing."""
-    _, val = adapter.render(pictures.fitted_val)
-    patches, test = adapter.render(pictures.fitted_test)
-    return patches, Candidate(name, val, test, 0, 0.0)
+def local_head(adapter: PromptAdapter, val: Pictures, test: Pictures) -> Candidate:
+    """Return the local head's opinion, which costs nothing."""
+    return Candidate(LOCAL, val.rendered(adapter)[1], test.rendered(adapter)[1], 0, 0.0)
 
 
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
@@ -245,9 +257,9 @@ def without_prompt(raw: Candidate, local: Candidate, probe: Candidate | None, va
     return [raw, local, *probes, *(fused_best(row, local, val_targets) for row in (raw, *probes))]
 
 
-def prompted(name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures) -> Candidate:
+def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candidate:
     """Send pictures as an adapter makes them, and read the answers with its mapping."""
-    val, test = (read(adapter, ask(split.paths, adapter)) for split in (pictures.val, pictures.test))
+    val, test = (read(adapter, ask(split.paths, adapter)) for split in (task.val, task.test))
     return Candidate(name, val, test, len(val) + len(test))
 
 

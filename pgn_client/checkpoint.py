@@ -126,7 +126,8 @@ def summary(card: Mapping[str, Any]) -> str:
         "learnable": ", ".join(f"{count:,} of the {part}" for part, count in sorted(card.get("learnable", {}).items())),
         "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
         **(_reached(card["reach"]) if "reach" in card else {}),
-        **(_trained(card) if "metrics" in card else {"imported": card["imported"]["file"]}),
+        **({"imported": card["imported"]["file"]} if "imported" in card else {}),
+        **(_trained(card) if "metrics" in card else {}),
         "fingerprint": card["fingerprint"],
     }
     lines = {name: text for name, text in lines.items() if text}
@@ -141,7 +142,7 @@ def _trained(card: Mapping[str, Any]) -> dict[str, str]:
         "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
         "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
         f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
-        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows else "",
+        "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows and m["perplexity"] else "",
     }
 
 

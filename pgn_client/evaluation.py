@@ -124,30 +124,30 @@ def evaluate(
         images sent.
     """
     started = time.monotonic()
-    pictures = Pictures.load(task, pgn.canvas)
+    val, test = (Pictures.of(split, pgn) for split in (task.val, task.test))
     asker = Asker(connect)
     seed, name = int(pgn.info["seed"]), methods.get(pgn.info["method"]).title
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
     augmentation = pgn.info["recipe"]["augment"]
     raw, fitted = ways.raw(asker, task, augmentation, seed)
-    patches, local = ways.rendered(pgn, pictures)
+    local = ways.local_head(pgn, val, test)
     probe, omitted = _probe(task, surrogate, augmentation, seed)
     candidates = ways.without_prompt(raw, local, probe, task.val.labels)
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates += _with_its_local_head(IIP, asker, rival, pictures, ways.rendered(rival, pictures)[1])
+        candidates += _with_its_local_head(IIP, asker, rival, task, ways.local_head(rival, val, test))
     elif name != IIP:
         omitted.append(
             f"{IIP}: none that is trained alike; for a PGN of one task give --rival, or a surrogate to train one"
         )
     note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
-    prompted, both = _with_its_local_head(name, asker, pgn, pictures, local)
+    prompted, both = _with_its_local_head(name, asker, pgn, task, local)
     candidates += [prompted, both]
-    controls = _controls(asker, pgn, pictures, patches, prompted)
+    controls = _controls(asker, pgn, test, prompted)
     retention: dict[str, Any] | None = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
-        stages = follow(pgn, surrogate, pictures.fitted_test, over_http=prompted.test)
+        stages = follow(pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test)
         retention = {k: float(ways.right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
@@ -238,10 +238,10 @@ def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int)
 
 
 def _with_its_local_head(
-    name: str, ask: Asker, adapter: PromptAdapter, pictures: Pictures, local: Candidate
+    name: str, ask: Asker, adapter: PromptAdapter, task: Task, local: Candidate
 ) -> list[Candidate]:
     """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
-    alone = replace(ways.prompted(name, ask, adapter, pictures), local=local)
+    alone = replace(ways.prompted(name, ask, adapter, task), local=local)
     return [alone, ways.fused(alone, local, float(adapter.info["fusion"]))]
 
 
@@ -254,14 +254,12 @@ def _curve(best: Candidate, task: Task) -> list[dict[str, float]]:
     return [asdict(point) for point in gate_curve(best.test, local.test, task.test.labels, thresholds.tolist())]
 
 
-def _controls(
-    ask: Asker, pgn: PromptAdapter, pictures: Pictures, patches: Pixels, prompted: Candidate
-) -> dict[str, float]:
+def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate) -> dict[str, float]:
     """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less.
 
     Where the server crops, the bare canvas without its margin shows what the crop then does to the prompt.
     """
-    fitted, targets = pictures.fitted_test, pictures.test.labels
+    fitted, eye, targets = test.fitted, test.prompted_by, test.split.labels
     other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
 
     def accuracy(images: list[Image.Image]) -> float:
@@ -269,16 +267,17 @@ def _controls(
 
     found = {
         "own_prompt": float(ways.right(prompted.test, targets).mean()),
-        "swapped_prompt": accuracy(_painted(pgn, fitted, fitted[other])),
-        "grey_picture": accuracy(_painted(pgn, np.full_like(fitted, GREY), fitted)),
+        "swapped_prompt": accuracy(_painted(pgn, fitted, eye[other])),
+        "grey_picture": accuracy(_painted(pgn, np.full_like(fitted, GREY), eye)),
     }
     if pgn.canvas.sent > pgn.canvas.size:
-        bare = [compose(p, q, pgn.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
-        found["without_margin"] = accuracy(bare)
+        found["without_margin"] = accuracy(_painted(pgn, fitted, eye, margin=False))
     return found
 
 
-def _painted(adapter: PromptAdapter, pictures: Pixels, prompted_by: Pixels) -> list[Image.Image]:
-    """Pictures with other pictures' prompts."""
+def _painted(
+    adapter: PromptAdapter, pictures: Pixels, prompted_by: Pixels, *, margin: bool = True
+) -> list[Image.Image]:
+    """Pictures with the prompts of these or others."""
     patches, _ = adapter.render(pictures, prompted_by=prompted_by)
-    return [compose(p, q, adapter.canvas) for p, q in zip(pictures, patches, strict=True)]
+    return [compose(p, q, adapter.canvas, margin=margin) for p, q in zip(pictures, patches, strict=True)]

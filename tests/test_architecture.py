@@ -29,7 +29,7 @@ LAYERS = (
     {"training", "published"},
     {"retention"},
     {"candidates"},
-    {"evaluation"},
+    {"evaluation", "refit"},
     {"benchmark"},
     {"report"},
     {"pipeline", "demo", "console"},
@@ -45,6 +45,7 @@ ON_TOP = {
     "retention",
     "candidates",
     "evaluation",
+    "refit",
     "benchmark",
     "report",
     "demo",
@@ -56,7 +57,7 @@ ON_TOP = {
 
 TORCH = {"torch", "torchvision", "timm"}
 TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}
-IMPORTERS_OF_TRAINING = {"retention", "candidates", "evaluation", "benchmark", "demo", "pipeline", "cli"}
+IMPORTERS_OF_TRAINING = {"retention", "candidates", "evaluation", "refit", "benchmark", "demo", "pipeline", "cli"}
 # A client that is given a checkpoint path opens it; that is the one place where the arms meet.
 FUNCTION_LEVEL_EDGES = {("session", "adapter")}
 

@@ -226,10 +226,10 @@ class Bench:
             raise KeyboardInterrupt
         seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
-        pictures = Pictures.load(task, adapter.canvas)
-        found = ways.prompted("", Asker(self.connect), adapter, pictures)
-        _, local = ways.rendered(adapter, pictures)
-        latent = latent_log_probs(adapter, self.surrogate, pictures.fitted_test)
+        val, test = (Pictures.of(split, adapter) for split in (task.val, task.test))
+        found = ways.prompted("", Asker(self.connect), adapter, task)
+        local = ways.local_head(adapter, val, test)
+        latent = latent_log_probs(adapter, self.surrogate, test.fitted)
         head = adapter.runtime[0].generator
         classifier = [*head.trunk.parameters(), *head.local_head.parameters()]
         record = {

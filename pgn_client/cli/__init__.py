@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pgn_client import __version__
 from pgn_client.cli.benchmark import add_benchmark
+from pgn_client.cli.map import add_map
 from pgn_client.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from pgn_client.cli.predict import add_adapt, add_inspect, add_predict
 from pgn_client.cli.published import add_import
@@ -55,6 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
-    for add in (*everyday, add_benchmark, add_inspect, add_retain, add_import):
+    for add in (*everyday, add_benchmark, add_map, add_inspect, add_retain, add_import):
         add(commands)
     return parser

@@ -184,6 +184,9 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
             raise
         talk(f"no surrogate: {error}")
         return None
+    if len(surrogate.labels) != len(adapter.mapping.source):
+        talk("no surrogate: the mapping reads labels of the endpoint that the surrogate does not have")
+        return None
     return same_surrogate(surrogate, adapter)
 
 

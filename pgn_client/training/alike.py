@@ -28,7 +28,10 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     """
     card = adapter.info.get("data")
     if card is None:
-        raise ConfigurationError("checkpoint: got an imported one, expected one of pgn train, which knows its own data")
+        raise ConfigurationError(
+            "checkpoint: got an imported one, which knows no data, expected one of pgn train or pgn map; fit it to "
+            "your classes with pgn map"
+        )
     task = load_task(folder, shots=card["shots"], seed=card["seed"])
     if task.classes != adapter.mapping.classes:
         got, expected = list(task.classes[:3]), list(adapter.mapping.classes[:3])

@@ -1,0 +1,106 @@
+"""Fit a checkpoint's label mapping anew, to what an endpoint itself answers to prompted pictures: ``pgn map``.
+
+For another endpoint than the one of the training, one whose answers have changed, other classes, and for imported
+checkpoints, which know no classes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgn_client import labels
+from pgn_client.adapter import PromptAdapter
+from pgn_client.candidates import Asker, Pictures, right
+from pgn_client.methods.linear_probe import LinearProbe
+from pgn_client.statistics import best_fusion, fuse
+from pgn_client.training import Task
+from pgn_client.types import Answer
+
+Arrays = dict[str, NDArray[np.float32]]
+IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimals": None}
+"""What the comparison may assume of a checkpoint that was not trained here."""
+
+
+def refit(
+    adapter: PromptAdapter, task: Task, ask: Asker, *, kinds: Sequence[labels.MappingKind] = labels.AUTO
+) -> PromptAdapter:
+    """Send the training and validation pictures as the checkpoint makes them; fit mapping and α to the answers.
+
+    Where the checkpoint's local head does not know these classes, a new one is fitted on its trunk's features.
+
+    Args:
+        adapter: the checkpoint; its prompts stay as they are.
+        task: labelled pictures, at least two classes and two training pictures.
+        ask: the endpoint.
+        kinds: of mapping to choose among, by log-loss on the validation pictures.
+
+    Returns:
+        A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the validation
+        pictures.
+
+    Raises:
+        ConfigurationError: no kind is possible, or the task is too small.
+    """
+    train, val = (ask(split.paths, adapter) for split in (task.train, task.val))
+    source = _source(adapter, train)
+    rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
+    held_out = val_rows, task.val.labels
+    fitted = labels.fit(
+        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
+    ).mapping
+    head = {} if knows(adapter, task) else new_head(adapter, task)
+    draft = adapter.with_mapping(fitted, head, {})
+    opinions = _opinions(draft, task)
+    deployed = fitted.log_probs(val_rows)
+    alpha = best_fusion(deployed, opinions, task.val.labels)
+    ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
+    measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
+    size = fitted.weight.size + fitted.bias.size
+    return adapter.with_mapping(fitted, head, _card(adapter, task, size, measured) | {"fusion": alpha})
+
+
+def knows(adapter: PromptAdapter, task: Task) -> bool:
+    """Whether the checkpoint's local head was taught these classes; an imported one was taught none."""
+    return "imported" not in adapter.info and tuple(adapter.info["classes"]) == task.classes
+
+
+def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
+    """Fit a local head for the task's classes: a linear probe on what the generator's trunk makes of a picture."""
+    pictures, features = Pictures.of(task.train, adapter), []
+    trunk = adapter.runtime[0].generator.trunk
+    hook = trunk.register_forward_hook(lambda *call: features.append(call[-1].double().numpy()))
+    try:
+        pictures.rendered(adapter)
+    finally:
+        hook.remove()
+    probe = LinearProbe.fit(np.concatenate(features), task.train.labels, len(task.classes), seed=task.seed)
+    weight = probe.weight / probe.scale[:, None]
+    arrays = {"weight": weight.T, "bias": probe.bias - probe.mean @ weight}
+    return {f"generator.local_head.{k}": np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()}
+
+
+def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[str, ...]:
+    """Keep the checkpoint's own order of labels where it knows all that were answered: the surrogate has it too."""
+    known, found = adapter.mapping.source, labels.vocabulary(answers)
+    return known if set(found) <= set(known) else found
+
+
+def _opinions(adapter: PromptAdapter, task: Task) -> NDArray[np.float64]:
+    _, local = Pictures.of(task.val, adapter).rendered(adapter)
+    return local
+
+
+def _card(adapter: PromptAdapter, task: Task, size: int, measured: dict[str, float]) -> dict[str, Any]:
+    old = adapter.info.get("metrics", {"epoch": 0, "perplexity": None})
+    learnable = adapter.info.get("learnable", {})
+    return {
+        "learnable": learnable | {"mapping": size},
+        "data": task.card(),
+        "seed": task.seed,
+        "recipe": adapter.info.get("recipe", IMPORTED_RECIPE),
+        "metrics": old | measured | {"split": "val", "n": len(task.val), "mapping": "fitted to the endpoint's answers"},
+    }

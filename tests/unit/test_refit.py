@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+
+from pgn_client.candidates import Pictures
+from pgn_client.codecs import open_image
+from pgn_client.compositor import seen_by_server
+from pgn_client.errors import ConfigurationError
+from pgn_client.refit import knows, new_head, refit
+from pgn_client.training import load_task
+from pgn_client.types import Answer
+
+CARD = {"metrics": {"epoch": 3, "perplexity": 2.0}, "recipe": {"augment": "none", "mapping": "auto"}}
+
+
+@pytest.fixture(scope="module")
+def task(make_folder, tmp_path_factory):
+    return load_task(make_folder(tmp_path_factory.mktemp("task"), train=8, val=6, test=2))
+
+
+@pytest.fixture
+def ask(make_backbone):
+    """An endpoint that hosts the tiny ViT; labels may be renamed."""
+
+    def build(rename=lambda name: name, top=10):
+        backbone = make_backbone()
+
+        def answer(paths, adapter):
+            images = adapter([open_image(path) for path in paths])
+            profile = backbone.profile if adapter is None else None
+            assert profile is None
+            from pgn_client.types import ServerProfile
+
+            server = ServerProfile.parse(adapter.info["profile"])
+            seen = np.stack([seen_by_server(image, server, 32) for image in images])
+            with torch.inference_mode():
+                scores = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).softmax(1).double().numpy()
+            best = np.argsort(-scores, axis=1)[:, :top]
+            return [
+                Answer(tuple(rename(backbone.labels[i]) for i in row), tuple(p[row]))
+                for row, p in zip(best, scores, strict=True)
+            ]
+
+        return answer
+
+    return build
+
+
+class TestRefit:
+    def test_the_answers_decide_and_validation_tells(self, make_adapter, task, ask):
+        adapter = make_adapter(card=CARD)
+        found = refit(adapter, task, ask())
+        assert found.info["classes"] == list(task.classes) == ["blue", "red", "white"]
+        assert found.mapping.source == adapter.mapping.source  # in the surrogate's order
+        log_p = found.mapping(ask()(task.val.paths, found))
+        hits = (log_p.argmax(axis=1) == task.val.labels).mean()
+        assert found.info["metrics"]["uint8"] == pytest.approx(hits)
+        assert hits > 0.6
+        assert found.info["data"]["digest"] == task.digest()
+        assert found.info["metrics"]["epoch"] == 3
+
+    def test_prompts_stay_as_they_are(self, make_adapter, task, ask):
+        adapter = make_adapter(card=CARD)
+        images = [open_image(path) for path in task.test.paths]
+        for ours, theirs in zip(refit(adapter, task, ask())(images), adapter(images), strict=True):
+            assert (np.asarray(ours) == np.asarray(theirs)).all()
+
+    def test_other_labels_are_taken_as_they_come(self, make_adapter, task, ask):
+        found = refit(make_adapter(card=CARD), task, ask(rename=lambda name: f"n{name}"))
+        assert set(found.mapping.source) == {f"nclass_{i}" for i in range(10)}
+
+    def test_a_few_labels_of_the_known_ones_keep_their_order(self, make_adapter, task, ask):
+        adapter = make_adapter(card=CARD)
+        assert refit(adapter, task, ask(top=2)).mapping.source == adapter.mapping.source
+
+    def test_it_can_be_saved_and_told(self, make_adapter, task, ask, tmp_path):
+        from pgn_client import PromptAdapter
+        from pgn_client.checkpoint import summary
+
+        found = refit(make_adapter(card=CARD), task, ask())
+        found.save(tmp_path / "x.safetensors")
+        again = PromptAdapter.load(tmp_path / "x.safetensors")
+        np.testing.assert_array_equal(again.mapping.weight, found.mapping.weight)
+        assert "fitted" in again.info["metrics"]["mapping"]
+        assert "validation" in summary(again.info)
+
+    def test_a_kind_that_is_not_possible_is_refused(self, make_adapter, task, ask):
+        with pytest.raises(ConfigurationError, match="identity mapping"):
+            refit(make_adapter(card=CARD), task, ask(), kinds=("identity",))
+
+
+class TestNewHead:
+    def test_a_head_that_knows_the_classes_stays(self, make_adapter, task, ask):
+        known = CARD | {"classes": list(task.classes), "mapping": None}
+        adapter = make_adapter(card={k: v for k, v in known.items() if k != "mapping"})
+        assert knows(adapter, task)
+        found = refit(adapter, task, ask())
+        for name in ("weight", "bias"):
+            key = f"generator.local_head.{name}"
+            assert (found._tensors[key] == adapter._tensors[key]).all()
+
+    def test_that_of_an_import_knows_none(self, make_adapter, task):
+        adapter = make_adapter(card=CARD | {"classes": list(task.classes), "imported": {"file": "x.pt"}})
+        assert not knows(adapter, task)
+
+    def test_a_new_one_reads_the_trunk(self, make_adapter, task):
+        """Colours are easy: even a trunk that learnt nothing tells them apart."""
+        adapter = make_adapter(card=CARD)
+        head = new_head(adapter, task)
+        assert head["generator.local_head.weight"].shape == (3, 128)
+        with_head = adapter.with_mapping(adapter.mapping, head, {})
+        _, local = Pictures.of(task.val, with_head).rendered(with_head)
+        assert (local.argmax(axis=1) == task.val.labels).mean() > 0.8
