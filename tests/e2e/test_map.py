@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pgn_client import PromptAdapter
-from pgn_client.demo import local_server
+from pgn_client.demo import local_server, write_digits
 from tests.e2e.conftest import dealt_out, pgn
 
 
@@ -27,10 +27,11 @@ def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(digits, che
     assert again.stdout == done.stdout
 
 
-def test_an_import_is_mapped_and_then_compared_like_any_other(shared, digits, tmp_path):
+def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
     """Random weights: what is tested is the way, not what it gains."""
     torch.manual_seed(0)
-    weights, data = tmp_path / "weights.safetensors", dealt_out(digits, tmp_path / "digits")
+    write_digits(tmp_path / "few", pictures=80)
+    weights, data = tmp_path / "weights.safetensors", dealt_out(tmp_path / "few", tmp_path / "digits")
     save_file(timm.create_model("vit_small_patch32_224", pretrained=False).state_dict(), weights)
     model = ["--backbone", "vit_small_patch32_224", "--weights", weights]
     ours, mapped = tmp_path / "ours.safetensors", tmp_path / "mapped.safetensors"
@@ -39,7 +40,7 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, digits, tm
         refused = pgn("evaluate", data, "--url", url, "--ckpt", ours, *model)
         assert refused.returncode == 2
         assert "pgn map" in refused.stderr
-        done = pgn("map", data, "--url", url, "--ckpt", ours, "--shots", "3", "--out", mapped)
+        done = pgn("map", data, "--url", url, "--ckpt", ours, "--out", mapped)
         assert done.returncode == 0, done.stderr
         assert "imported" in done.stdout
         compared = pgn("evaluate", data, "--url", url, "--ckpt", mapped, *model, "--json")
@@ -50,7 +51,7 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, digits, tm
     assert report["retention"]["http_png"] == pytest.approx(report["controls"]["own_prompt"])
     assert report["retention"]["http_png"] == pytest.approx(report["retention"]["uint8"], abs=0.1)
     rows = {row["name"]: row["accuracy"] for row in report["rows"]}
-    assert rows["local head"] > 0.3  # fitted on the published trunk's features
+    assert rows["local head"] > 0.2  # chance is 0.1; fitted on the published trunk's features
     assert np.isfinite(list(rows.values())).all()
 
 
