@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable, holding more than tensors, or no state dict of tensors.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"published checkpoint {path}: there is no such file")
+        what = "it is a folder" if Path(path).is_dir() else "there is no such file"
+        raise CheckpointError(f"published checkpoint {path}: {what}; expected one of the authors' .pt files")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):
+            raise ValueError(f"{broken} is damaged")  # torch reads on over flipped bits
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is damaged makes torch raise errors of any kind
         raise CheckpointError(
             f"published checkpoint {path}: cannot be read as tensors alone ({type(error).__name__}), and nothing "

@@ -178,5 +178,5 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
         "seen": plain,
         "JPEG 95 4:4:4": seen(jpeg(image, 95, 0) for image in sent),
         "JPEG 75 4:2:0": lossy,
-        "its error x 4": error,
+        "JPEG 75 - seen, x 4": error,
     }

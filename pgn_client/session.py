@@ -419,7 +419,10 @@ def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint)
             )
     if made_for[0][1] is None or made_for[0][2] is None:
         who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
-        _log.warning("%s does not tell its patch embedding: that the checkpoint fits is unverified", who)
+        _log.warning(
+            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the model is unverified",
+            who,
+        )
 
 
 def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from pgn_client.cli.options import OK, Subparsers, add_surrogate_options, command, load_surrogate, require, to_json
-from pgn_client.console import tell
+from pgn_client.console import talk, tell
 
 
 def add_import(commands: Subparsers) -> None:
     """``pgn import``."""
-    example = "pgn import eurosat.pt --backbone vit_base_patch32_224 --out eurosat.safetensors"
+    example = "pgn import sun397.pt --backbone vit_small_patch16_224.dino --labels L.json --out sun397.safetensors"
     p = command(commands, "import", run_import, "import a checkpoint that PGN's authors published", example)
     p.add_argument("file", metavar="FILE", help="their state dict; nothing in it is executed")
     p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
@@ -26,16 +26,23 @@ def run_import(args: argparse.Namespace) -> int:
     """Import, save, and print the card."""
     require("imports", "train", "torch", "timm")
     from pgn_client.checkpoint import summary
-    from pgn_client.published import import_published
+    from pgn_client.published import import_published, read
     from pgn_client.types import ServerProfile
 
+    read(args.file)  # a file that cannot be read is told before a model is loaded, which takes longer
+    backbone = load_surrogate(args, args.backbone, new_head=True)
     adapter = import_published(
         args.file,
-        load_surrogate(args, args.backbone, new_head=True),
+        backbone,
         layout=args.layout,
         profile=ServerProfile.parse(args.profile) if args.profile else None,
         inversion=args.inversion,
     )
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
+    if backbone.silent:
+        talk(
+            f"{backbone.name} has no head for these labels: the prompts can be sent (adapt, map, predict), but pgn "
+            "retain has no labels to compare"
+        )
     return OK

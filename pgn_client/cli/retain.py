@@ -36,7 +36,9 @@ def add_retain(commands: Subparsers) -> None:
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_surrogate_options(p, None)
-    p.add_argument("--out", type=Path, metavar="PNG", help="picture of what the server sees at each step")
+    p.add_argument(
+        "--out", type=Path, metavar="PNG", help="four pictures as they are sent, as they are seen, behind two JPEGs"
+    )
     p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
 
 

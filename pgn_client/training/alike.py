@@ -50,8 +50,8 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
     card = adapter.info["backbone"]
     if backbone.weights_sha256 != card["weights_sha256"]:
         raise ConfigurationError(
-            f"surrogate: got {backbone.name} with other weights, expected the {card['name']} that the checkpoint was "
-            "trained through; give its --backbone and --weights"
+            f"surrogate: got {backbone.name} with other weights or another head, expected the {card['name']} that the "
+            "checkpoint was made for; give its --backbone, --weights and --labels"
         )
     backbone.labels = adapter.mapping.source
     return backbone

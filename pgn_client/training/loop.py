@@ -101,12 +101,7 @@ def fit(
     if library != "pixel" and not mixes:
         raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
-    if not (token_library(library).exact or (backbone.plain and wire is None)):
-        why = f"the wire {wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
-        raise ConfigurationError(
-            f"library: got {library} for {why}, expected a library of pixels, since there tokens cannot stand in "
-            "for them; use pixel, smooth or luma"
-        )
+    _check_way(library, backbone, canvas, wire)
     surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda", wire=wire)
     card = {
         "method": method,
@@ -278,6 +273,20 @@ class Loop:
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy of (B, C) log-probabilities with label smoothing; the mean over the batch."""
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
+
+
+def _check_way(library: str, backbone: Backbone, canvas: Canvas, wire: Wire | None) -> None:
+    """Refuse a library that cannot take the way to the model, and a way off the canvas."""
+    if not (token_library(library).exact or (backbone.plain and wire is None)):
+        why = f"the wire {wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
+        raise ConfigurationError(
+            f"library: got {library} for {why}, expected a library of pixels, since there tokens cannot stand in "
+            "for them; use pixel, smooth or luma"
+        )
+    if wire is not None and wire.shift >= canvas.size / 2:
+        raise ConfigurationError(
+            f"wire: got shift:{wire.shift:g}, expected less than half of the canvas's {canvas.size} pixels"
+        )
 
 
 def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: int | None, seed: int) -> None:

@@ -29,7 +29,7 @@ class Wire:
     """A way that pictures take; rounding to whole grey values is always on it.
 
     Attributes:
-        quality: of JPEG, 1 to 95; ``None`` for a lossless way.
+        quality: of JPEG, 1 to 100; ``None`` for a lossless way.
         subsampling: of its chroma, ``444``, ``422`` or ``420``.
         shift: in training each picture is moved by up to so many pixels, for servers whose grid is not known.
         scale: in training each picture grows or shrinks by up to this share.
@@ -51,7 +51,7 @@ class Wire:
             ConfigurationError: it cannot be read, or a number makes no sense.
         """
         found: dict[str, Any] = {}
-        for part in text.split("+"):
+        for part in map(str.strip, text.split("+")):
             name, _, value = part.partition(":")
             try:
                 if {"jpeg": "quality"}.get(name, name) in found:
@@ -68,10 +68,10 @@ class Wire:
         return cls(**found)
 
     def __post_init__(self) -> None:
-        if self.quality is not None and not (1 <= self.quality <= 95 and self.subsampling in SUBSAMPLINGS):
+        if self.quality is not None and not (1 <= self.quality <= 100 and self.subsampling in SUBSAMPLINGS):
             raise ConfigurationError(
-                f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to 95 and a subsampling "
-                f"of {', '.join(SUBSAMPLINGS)}"
+                f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to 100 and a "
+                f"subsampling of {', '.join(SUBSAMPLINGS)} (parts of a wire are joined by +)"
             )
         if not (0 <= self.shift < float("inf") and 0 <= self.scale < 1):
             raise ConfigurationError(

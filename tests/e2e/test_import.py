@@ -45,7 +45,8 @@ def test_import_inspect_and_adapt(shared, surrogate, tmp_path):
 
 def test_what_is_left_of_it_needs_a_model_that_answers(shared, surrogate, tmp_path):
     checkpoint = tmp_path / "ours.safetensors"
-    pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint)
+    imported = pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint)
+    assert "no head for these labels" in imported.stderr
     Image.new("RGB", (30, 20)).save(tmp_path / "picture.png")
     done = pgn("retain", tmp_path / "picture.png", "--ckpt", checkpoint, *surrogate)
     assert done.returncode == 2

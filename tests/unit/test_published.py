@@ -233,6 +233,20 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=r"no\.pt"):
             import_published(tmp_path / "no.pt", make_backbone())
 
+    def test_a_folder(self, tmp_path, make_backbone):
+        with pytest.raises(CheckpointError, match="it is a folder"):
+            import_published(tmp_path, make_backbone())
+
+    def test_flipped_bits_which_torch_reads_on_over(self, file, make_backbone):
+        path = file()
+        data = bytearray(path.read_bytes())
+        at = data.index(published_state()["tl_vectors"].numpy().tobytes())
+        data[at : at + 8] = bytes(255 - byte for byte in data[at : at + 8])
+        path.write_bytes(data)
+        assert torch.load(path, weights_only=True)["tl_vectors"].shape == (6, 24)
+        with pytest.raises(CheckpointError, match=r"cannot be read"):
+            import_published(path, make_backbone())
+
     def test_a_truncated_file(self, file, make_backbone):
         path = file()
         path.write_bytes(path.read_bytes()[:-4000])

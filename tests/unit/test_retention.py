@@ -95,7 +95,7 @@ class TestSteps:
         bare = [np.asarray(image)[2:34, 2:34] for image in sent]
         assert all((np.asarray(seen) == canvas).all() for seen, canvas in zip(found["seen"], bare, strict=True))
         lossy, plain = np.asarray(found["JPEG 75 4:2:0"][0]).astype(int), np.asarray(found["seen"][0]).astype(int)
-        assert (np.asarray(found["its error x 4"][0]) == np.minimum(4 * abs(plain - lossy), 255)).all()
+        assert (np.asarray(found["JPEG 75 - seen, x 4"][0]) == np.minimum(4 * abs(plain - lossy), 255)).all()
         assert abs(plain - lossy).max() > 10
 
     def test_a_sheet_has_a_column_a_step(self, make_adapter, pictures):

@@ -251,6 +251,10 @@ class TestWire:
         with pytest.raises(ConfigurationError, match="got latent for the wire uint8"):
             train(library="latent", wire=Wire())
 
+    def test_a_shift_off_the_canvas_is_refused(self, train):
+        with pytest.raises(ConfigurationError, match="got shift:16, expected less than half of the canvas's 32 pixels"):
+            train(wire=Wire(shift=16))
+
     def test_a_rival_takes_the_same(self, train, task, backbone):
         adapter = train(epochs=1, wire=Wire.parse("jpeg:50:444"))
         rival = train_rival(adapter, task, backbone)

@@ -40,15 +40,16 @@ class TestParse:
     def test_of_several_parts(self):
         assert Wire.parse("jpeg:75:444+shift:4+scale:0.05") == Wire(75, "444", 4.0, 0.05)
         assert Wire.parse("jpeg:80") == Wire(80, "420")
+        assert Wire.parse("jpeg:100 + shift:4") == Wire(100, shift=4.0)
         assert Wire.parse("uint8") == Wire()
 
     def test_a_wire_without_sense_cannot_be_made(self):
-        with pytest.raises(ConfigurationError, match="quality from 1 to 95"):
+        with pytest.raises(ConfigurationError, match="quality from 1 to 100"):
             Wire(quality=0)
 
     @pytest.mark.parametrize(
         "text",
-        ["", "png", "jpeg", "jpeg:", "jpeg:x", "jpeg:0", "jpeg:96", "jpeg:75:411", "shift", "shift:-1", "shift:nan",
+        ["", "png", "jpeg", "jpeg:", "jpeg:x", "jpeg:0", "jpeg:101", "jpeg:75:411", "shift", "shift:-1", "shift:nan",
          "shift:inf", "scale:1", "scale:-0.1", "scale:x", "uint8:3", "jpeg:75+", "jpeg:75+jpeg:50", "shift:1+shift:2"],
     )  # fmt: skip
     def test_what_makes_no_sense_is_refused(self, text):
