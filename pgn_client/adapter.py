@@ -77,12 +77,15 @@ class PromptAdapter:
         return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, self._tensors)}, self._tensors)
 
     def with_mapping(self, mapping: LabelMapping, tensors: Mapping[str, Any], card: Mapping[str, Any]) -> PromptAdapter:
-        """Return the same prompts with another label mapping.
+        """Return the same prompts with another label mapping; of a union of tasks nothing but the prompts is left.
 
         Args:
             mapping: of the endpoint's labels to the classes.
             tensors: others to replace, as of a local head for these classes.
             card: other entries to replace.
+
+        Raises:
+            CheckpointError: parts that do not fit each other.
         """
         parts = self._tensors | dict(tensors) | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
         own = {k: v for k, v in self.info.items() if k not in ("parts", "part_of")}

@@ -78,10 +78,12 @@ class Pictures:
     @classmethod
     def of(cls, split: Split, adapter: PromptAdapter) -> Pictures:
         """Decode a split, one picture at a time."""
-        fitted = [fit_picture(open_image(path), adapter.canvas) for path in split.paths]
-        seen = [adapter.looked_at([open_image(path)]) for path in split.paths]
-        parts = [x for x in seen if x is not None]
-        return cls(split, np.stack(fitted), np.concatenate(parts) if parts else None)
+        fitted, looked_at = [], []
+        for image in map(open_image, split.paths):
+            fitted.append(fit_picture(image, adapter.canvas))
+            looked_at.append(adapter.looked_at([image]))
+        crops = [crop for crop in looked_at if crop is not None]
+        return cls(split, np.stack(fitted), np.concatenate(crops) if crops else None)
 
     @property
     def prompted_by(self) -> Pixels:

@@ -137,11 +137,12 @@ def summary(card: Mapping[str, Any]) -> str:
 def _trained(card: Mapping[str, Any]) -> dict[str, str]:
     m, data, rows = card["metrics"], card["data"], card["library"]
     wire = card.get("recipe", {}).get("wire")
+    how = "over HTTP" if "mapped" in card else f"epoch {m['epoch']}"
     return {
-        "wire": f"{wire}: trained and measured behind it" if wire else "",
+        "wire": f"{wire}: trained {'' if 'mapped' in card else 'and measured '}behind it" if wire else "",
         "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
         "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
-        f" (epoch {m['epoch']}; chosen on these pictures, so optimistic)",
+        f" ({how}; chosen on these pictures, so optimistic)",
         "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows and m["perplexity"] else "",
     }
 

@@ -34,8 +34,8 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
 
     Reference: Chen et al., "Understanding and Improving Visual Prompting: A Label-Mapping Perspective", CVPR 2023,
     arXiv 2211.11635.
-    Deviation: optimal instead of greedy. Where counts tie, as for a class without examples, the mean probability
-    decides. With more classes than source labels those left over have a small uniform column.
+    Deviation: optimal instead of greedy. Where counts tie the mean probability decides. Classes that are left over,
+    without examples or because there are more classes than source labels, have a small uniform column.
     """
     try:
         from scipy.optimize import linear_sum_assignment
@@ -46,7 +46,7 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
     share = (p.T @ is_class) / np.maximum(is_class.sum(axis=0), 1)
     s, t = linear_sum_assignment(counts + TIE_BREAK * share, maximize=True)
     weight = np.zeros_like(counts)
-    weight[s, t] = 1.0
+    weight[s, t] = is_class.sum(axis=0)[t] > 0
     return np.asarray(np.where(weight.any(axis=0), weight, _prior(p, C)))
 
 

@@ -126,7 +126,7 @@ def evaluate(
     started = time.monotonic()
     val, test = (Pictures.of(split, pgn) for split in (task.val, task.test))
     asker = Asker(connect)
-    seed, name = int(pgn.info["seed"]), methods.get(pgn.info["method"]).title
+    seed, name = int(pgn.info["seed"]), methods.restorable(pgn.info["method"]).title
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
     augmentation = pgn.info["recipe"]["augment"]
     raw, fitted = ways.raw(asker, task, augmentation, seed)
@@ -138,7 +138,8 @@ def evaluate(
         candidates += _with_its_local_head(IIP, asker, rival, task, ways.local_head(rival, val, test))
     elif name != IIP:
         omitted.append(
-            f"{IIP}: none that is trained alike; for a PGN of one task give --rival, or a surrogate to train one"
+            f"{IIP}: none that is trained alike; for a PGN of one task, as pgn train wrote it, give --rival, or a "
+            "surrogate to train one"
         )
     note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
     prompted, both = _with_its_local_head(name, asker, pgn, task, local)

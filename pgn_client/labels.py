@@ -113,6 +113,8 @@ class LabelMapping:
         classes: the C task classes.
         weight: (S, C) float64; non-negative for the additive kinds.
         bias: (C,) float64; zero for the additive kinds.
+        open: whether ``source`` is only what an endpoint was seen to say: then an answer of other labels is no error,
+            it says nothing.
     """
 
     kind: MappingKind
@@ -120,6 +122,7 @@ class LabelMapping:
     classes: tuple[str, ...]
     weight: Floats = field(repr=False)
     bias: Floats = field(repr=False)
+    open: bool = False
 
     def __post_init__(self) -> None:
         _check_kinds((self.kind,))
@@ -136,8 +139,8 @@ class LabelMapping:
         return self.kind != "linear"
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Map answers to (n, C) float64 log-probabilities; raises as :func:`log_scores`."""
-        return self.log_probs(log_scores(answers, self.source))
+        """Map answers to (n, C) float64 log-probabilities; raises as :func:`log_scores`, unless ``open``."""
+        return self.log_probs(log_scores(answers, self.source, strict=not self.open))
 
     def log_probs(self, features: Floats) -> Floats:
         """Map (n, S) float64 log-probabilities, as of :func:`log_scores`, to (n, C) float64 log-probabilities.
@@ -156,15 +159,17 @@ class LabelMapping:
         return {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
 
     def card(self) -> dict[str, Any]:
-        """Return what is no array, ready for JSON: ``kind``, ``source`` and ``classes``."""
-        return {"kind": self.kind, "source": list(self.source), "classes": list(self.classes)}
+        """Return what is no array, ready for JSON: ``kind``, ``source`` and ``classes``, and ``open`` if it is."""
+        card = {"kind": self.kind, "source": list(self.source), "classes": list(self.classes)}
+        return card | ({"open": True} if self.open else {})
 
     @classmethod
     def from_parts(cls, card: Mapping[str, Any], arrays: Mapping[str, Any]) -> LabelMapping:
         """Rebuild a mapping from :meth:`card` and :meth:`arrays`; parts that do not fit raise ``CheckpointError``."""
         try:
             weight, bias = (np.asarray(arrays[name], dtype=np.float64) for name in ("weight", "bias"))
-            return cls(card["kind"], tuple(card["source"]), tuple(card["classes"]), weight, bias)
+            names = tuple(card["source"]), tuple(card["classes"])
+            return cls(card["kind"], *names, weight, bias, bool(card.get("open", False)))
         except (KeyError, TypeError, ValueError) as error:  # ShapeError and ConfigurationError are ValueErrors
             message = f"label mapping in the checkpoint: got {error!s}, expected parts that fit; save it again"
             raise CheckpointError(message) from error

@@ -7,6 +7,7 @@ checkpoints, which know no classes of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from pgn_client import labels
 from pgn_client.adapter import PromptAdapter
 from pgn_client.candidates import Asker, Pictures, right
+from pgn_client.generator import TRUNK_WIDTH
 from pgn_client.methods.linear_probe import LinearProbe
 from pgn_client.statistics import best_fusion, fuse
 from pgn_client.training import Task
 from pgn_client.types import Answer
 
 Arrays = dict[str, NDArray[np.float32]]
+Card = dict[str, Any]
 IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimals": None}
 """What the comparison may assume of a checkpoint that was not trained here."""
 
@@ -46,21 +49,18 @@ def refit(
         ConfigurationError: no kind is possible, or the task is too small.
     """
     train, val = (ask(split.paths, adapter) for split in (task.train, task.val))
-    source = _source(adapter, train)
+    source, unknown = _source(adapter, [*train, *val])
     rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
     held_out = val_rows, task.val.labels
-    fitted = labels.fit(
-        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
-    ).mapping
-    head = {} if knows(adapter, task) else new_head(adapter, task)
-    draft = adapter.with_mapping(fitted, head, {})
-    opinions = _opinions(draft, task)
-    deployed = fitted.log_probs(val_rows)
+    fitted = labels.fit(rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed)
+    mapping = replace(fitted.mapping, open=unknown)
+    draft = adapter.with_mapping(mapping, {} if knows(adapter, task) else new_head(adapter, task), {})
+    _, opinions = Pictures.of(task.val, draft).rendered(draft)
+    deployed = mapping.log_probs(val_rows)
     alpha = best_fusion(deployed, opinions, task.val.labels)
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
     measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
-    size = fitted.weight.size + fitted.bias.size
-    return adapter.with_mapping(fitted, head, _card(adapter, task, size, measured) | {"fusion": alpha})
+    return draft.with_mapping(mapping, {}, _card(adapter, task, mapping, measured) | {"fusion": alpha})
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
@@ -83,24 +83,34 @@ def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
     return {f"generator.local_head.{k}": np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()}
 
 
-def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[str, ...]:
-    """Keep the checkpoint's own order of labels where it knows all that were answered: the surrogate has it too."""
+def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[str, ...], bool]:
+    """Keep the surrogate's labels, in its order, where they are all that was answered; otherwise what was seen.
+
+    Returns:
+        The labels, and whether there may be others.
+    """
     known, found = adapter.mapping.source, labels.vocabulary(answers)
-    return known if set(found) <= set(known) else found
+    strange = adapter.mapping.open or not set(found) <= set(known)
+    return (found, True) if strange else (known, False)
 
 
-def _opinions(adapter: PromptAdapter, task: Task) -> NDArray[np.float64]:
-    _, local = Pictures.of(task.val, adapter).rendered(adapter)
-    return local
-
-
-def _card(adapter: PromptAdapter, task: Task, size: int, measured: dict[str, float]) -> dict[str, Any]:
-    old = adapter.info.get("metrics", {"epoch": 0, "perplexity": None})
-    learnable = adapter.info.get("learnable", {})
-    return {
-        "learnable": learnable | {"mapping": size},
+def _card(adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, measured: dict[str, float]) -> Card:
+    info = adapter.info
+    kept = {key: info.get("metrics", {}).get(key) for key in ("epoch", "perplexity")}
+    sizes = {"mapping": mapping.weight.size + mapping.bias.size}
+    if not knows(adapter, task):
+        width, old = TRUNK_WIDTH + 1, 0 if "imported" in info else len(info["classes"])
+        sizes["local"] = info.get("learnable", {}).get("local", 0) + width * (len(task.classes) - old)
+    card = {
+        "learnable": info.get("learnable", {}) | sizes,
         "data": task.card(),
         "seed": task.seed,
-        "recipe": adapter.info.get("recipe", IMPORTED_RECIPE),
-        "metrics": old | measured | {"split": "val", "n": len(task.val), "mapping": "fitted to the endpoint's answers"},
+        "recipe": info.get("recipe", IMPORTED_RECIPE),
+        "metrics": kept
+        | measured
+        | {"split": "val", "n": len(task.val), "mapping": "fitted to the endpoint's answers"},
+        "mapped": True,
     }
+    if knows(adapter, task) and "data" in info:  # pictures that taught the prompt must not judge it
+        card["prompted_on"] = info.get("prompted_on", info["data"]["digest"])
+    return card

@@ -32,13 +32,13 @@ def add_map(commands: Subparsers) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
     p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
-    p.add_argument("--seed", type=int, default=0, help="of the splits and folds (0)")
+    p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's)")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
 
 def run_map(args: argparse.Namespace) -> int:
     """Fit, save, and print the card."""
-    require("fitting a mapping", "train", "torch", "timm")
+    require("fitting a mapping", "train", "torch", "timm", "scipy")
     from pgn_client import labels
     from pgn_client.candidates import Asker
     from pgn_client.checkpoint import summary
@@ -50,9 +50,10 @@ def run_map(args: argparse.Namespace) -> int:
     if args.mapping not in ("auto", *labels.KINDS):
         raise ConfigurationError(f"--mapping: got {args.mapping!r}, expected auto or one of {', '.join(labels.KINDS)}")
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
-    task = load_task(args.data, shots=args.shots, seed=args.seed)
+    prompts = load_adapter(args.ckpt, args.profile)
+    seed = prompts.info.get("seed", 0) if args.seed is None else args.seed
     asker = Asker(lambda adapter: connect(args, adapter))
-    adapter = refit(load_adapter(args.ckpt, args.profile), task, asker, kinds=kinds)
+    adapter = refit(prompts, load_task(args.data, shots=args.shots, seed=seed), asker, kinds=kinds)
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     talk(f"{asker.images_sent} images sent; written: {args.out}")

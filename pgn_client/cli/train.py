@@ -72,7 +72,7 @@ def add_train(commands: Subparsers) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     """Train and save; on Ctrl-C save the best so far."""
-    require("training", "train", "torch", "timm")
+    require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.training import fit, recipe
     from pgn_client.training.wire import Wire
@@ -177,15 +177,15 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
     """Load the backbone of the card if its weights are at hand; say so where they are not."""
     from pgn_client.training.alike import same_surrogate
 
+    if adapter.mapping.open and not (args.backbone or args.weights):
+        talk("no surrogate: the mapping reads labels that only the endpoint knows")
+        return None
     try:
         surrogate = load_surrogate(args, args.backbone or adapter.info["backbone"]["name"])
     except ConfigurationError as error:
         if args.backbone or args.weights:
             raise
         talk(f"no surrogate: {error}")
-        return None
-    if len(surrogate.labels) != len(adapter.mapping.source):
-        talk("no surrogate: the mapping reads labels of the endpoint that the surrogate does not have")
         return None
     return same_surrogate(surrogate, adapter)
 
@@ -197,9 +197,11 @@ def _rival(
     from pgn_client.checkpoint import read_card
     from pgn_client.training.alike import same_but_input_independent, train_rival
 
-    if adapter.info["method"] != "pgn" or "part_of" in adapter.info:
+    if adapter.info["method"] != "pgn" or "part_of" in adapter.info or "mapped" in adapter.info:
         if args.rival:
-            raise ConfigurationError("--rival: expected a PGN of one task as --ckpt; leave it out")
+            raise ConfigurationError(
+                "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; leave it out"
+            )
         return None  # nothing that is trained alike would compare
     mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
     kept = args.out / f"iip-{mark}.safetensors" if args.out else None

@@ -38,16 +38,23 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
         raise ConfigurationError(f"data: got classes {got}…, expected the checkpoint's {expected}…; give its own data")
     if not len(task.test):
         raise ConfigurationError(f"data: got no test pictures in {folder}, expected some to evaluate on; add test/")
-    return task, task.digest() == card["digest"]
+    digest = task.digest()
+    return task, digest == card["digest"] == adapter.info.get("prompted_on", digest)
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
     """Return the backbone, with the checkpoint's class names, if it is the one the checkpoint was trained through.
 
     Raises:
-        ConfigurationError: any of its weights are others: rivals trained through it would not compare.
+        ConfigurationError: any of its weights are others: rivals trained through it would not compare. Or the mapping
+            reads labels that it does not have.
     """
     card = adapter.info["backbone"]
+    if adapter.mapping.open:
+        raise ConfigurationError(
+            "surrogate: got a mapping that pgn map fitted to labels which only the endpoint knows, expected those of "
+            "the surrogate; what a surrogate answers cannot be read by it, so leave it out"
+        )
     if backbone.weights_sha256 != card["weights_sha256"]:
         raise ConfigurationError(
             f"surrogate: got {backbone.name} with other weights or another head, expected the {card['name']} that the "

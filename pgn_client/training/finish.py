@@ -156,6 +156,8 @@ def last_mapping(
     Returns:
         What was chosen, in words, and the mapping.
     """
+    if mapping.kind == "flm":
+        return "fitted once", mapping
 
     def refitted(parts: Sequence[Floats]) -> LabelMapping:
         x, y, source, classes = np.concatenate(parts), np.tile(targets, len(parts)), mapping.source, mapping.classes

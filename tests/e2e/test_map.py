@@ -21,6 +21,7 @@ def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(digits, che
     found, before = PromptAdapter.load(out), PromptAdapter.load(checkpoint)
     assert found.mapping.source == before.mapping.source
     assert found.info["metrics"]["uint8"] > 0.3
+    assert found.info["seed"] == before.info["seed"]
     assert "images sent" in done.stderr
     again = pgn(*words)
     assert "0 images sent" in again.stderr

@@ -83,6 +83,11 @@ class TestOneToOne:
         assert len(left) == 1
         np.testing.assert_allclose(weight[:, left[0]], 3 / (3 + 3) / 2)
 
+    def test_a_class_without_examples_takes_no_label_for_itself(self):
+        weight = one_to_one(np.eye(4)[[0, 1, 1]], np.array([0, 1, 1]), 3)
+        np.testing.assert_allclose(weight[:, 2], 3 / (3 + 3) / 4)
+        assert weight[:, :2].argmax(axis=0).tolist() == [0, 1]
+
     def test_without_scipy_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "scipy.optimize", None)
         with pytest.raises(MissingDependencyError, match=r"one-to-one label mapping.*\[train\]"):

@@ -8,7 +8,8 @@ from pgn_client.compositor import seen_by_server
 from pgn_client.errors import ConfigurationError
 from pgn_client.refit import knows, new_head, refit
 from pgn_client.training import load_task
-from pgn_client.types import Answer
+from pgn_client.training.alike import same_surrogate, task_of
+from pgn_client.types import Answer, ServerProfile
 
 CARD = {"metrics": {"epoch": 3, "perplexity": 2.0}, "recipe": {"augment": "none", "mapping": "auto"}}
 
@@ -27,10 +28,6 @@ def ask(make_backbone):
 
         def answer(paths, adapter):
             images = adapter([open_image(path) for path in paths])
-            profile = backbone.profile if adapter is None else None
-            assert profile is None
-            from pgn_client.types import ServerProfile
-
             server = ServerProfile.parse(adapter.info["profile"])
             seen = np.stack([seen_by_server(image, server, 32) for image in images])
             with torch.inference_mode():
@@ -58,6 +55,7 @@ class TestRefit:
         assert hits > 0.6
         assert found.info["data"]["digest"] == task.digest()
         assert found.info["metrics"]["epoch"] == 3
+        assert "prompted_on" not in found.info  # other classes: nothing can have leaked
 
     def test_prompts_stay_as_they_are(self, make_adapter, task, ask):
         adapter = make_adapter(card=CARD)
@@ -65,9 +63,20 @@ class TestRefit:
         for ours, theirs in zip(refit(adapter, task, ask())(images), adapter(images), strict=True):
             assert (np.asarray(ours) == np.asarray(theirs)).all()
 
-    def test_other_labels_are_taken_as_they_come(self, make_adapter, task, ask):
-        found = refit(make_adapter(card=CARD), task, ask(rename=lambda name: f"n{name}"))
-        assert set(found.mapping.source) == {f"nclass_{i}" for i in range(10)}
+    def test_other_labels_are_taken_as_they_come_and_no_surrogate_can_read_them(
+        self, make_adapter, make_backbone, task, ask
+    ):
+        """Their order is not the surrogate's: reversed names would be read as other classes."""
+        reverse = {f"class_{i}": f"name_{9 - i}" for i in range(10)}
+        found = refit(make_adapter(card=CARD), task, ask(rename=reverse.get))
+        assert found.mapping.source == tuple(f"name_{i}" for i in range(10))
+        assert found.mapping.open
+        with pytest.raises(ConfigurationError, match="only the endpoint knows"):
+            same_surrogate(make_backbone(), found)
+        again = refit(found, task, ask(rename=reverse.get))
+        assert again.mapping.open
+        strange = [Answer(("never seen",), (1.0,), "label")]
+        assert np.isfinite(found.mapping(strange)).all()  # one such picture must not end a run
 
     def test_a_few_labels_of_the_known_ones_keep_their_order(self, make_adapter, task, ask):
         adapter = make_adapter(card=CARD)
@@ -98,6 +107,12 @@ class TestNewHead:
         for name in ("weight", "bias"):
             key = f"generator.local_head.{name}"
             assert (found._tensors[key] == adapter._tensors[key]).all()
+
+    def test_the_same_classes_from_other_pictures_are_not_the_checkpoints_own_data(self, make_adapter, task, ask):
+        card = CARD | {"classes": list(task.classes), "data": {"digest": task.digest()}}
+        own, other = (make_adapter(card=card | {"data": {"digest": d}}) for d in (task.digest(), "another"))
+        folder = task.train.paths[0].parents[2]
+        assert [task_of(refit(adapter, task, ask()), folder)[1] for adapter in (own, other)] == [True, False]
 
     def test_that_of_an_import_knows_none(self, make_adapter, task):
         adapter = make_adapter(card=CARD | {"classes": list(task.classes), "imported": {"file": "x.pt"}})

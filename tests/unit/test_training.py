@@ -489,7 +489,8 @@ class TestMapping:
             fitted.clear()
             assert train(mapping=kind, epochs=3).info["mapping"]["kind"] == kind
             counts[kind] = len(fitted)
-        assert counts["ilm"] == counts["flm"] + 3
+        assert counts["flm"] == 1  # on the answers to neutral canvases
+        assert counts["ilm"] >= 1 + 3
 
     def test_blm_plus_is_fitted_anew_after_each_epoch(self, train, monkeypatch):
         original, counts = Run.refit, []
