@@ -30,5 +30,5 @@ def test_a_convnext_endpoint_answers_what_was_trained(digits, tmp_path):
     expected = latent_log_probs(adapter, backbone.load(MODEL, weights=weights), fitted)
     with local_server(["--model", MODEL, "--weights", str(weights)]) as url, AdaptedClient(url, adapter) as client:
         found = adapter.mapping(client.answers(paths))
-    np.testing.assert_allclose(found, expected, atol=0.05)  # rounding to whole grey values
-    assert expected.std(axis=0).max() > 0.2
+    np.testing.assert_allclose(found, expected, atol=0.2)  # rounding to whole grey values
+    assert np.ptp(expected, axis=0).max() > 1
