@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)
 AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
-"""What is tried where nothing is asked for; the others were no better on any set (see the log)."""
+"""What is tried where nothing is asked for. BLM+ stands for the kinds that count: with 240 pictures and all scores,
+``linear`` was far above each of them on all of six sets (see the log)."""
 Counting = Callable[[Any, Any, int], Any]
 COUNTING: dict[MappingKind, Counting] = {"flm": one_to_one, "ilm": one_to_one, "blm": blm, "blm+": blm_plus}
 
