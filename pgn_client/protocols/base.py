@@ -9,9 +9,13 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pgn_client.types import Answer, ScoreKind
+from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.types import Answer, ModelInfo, ScoreKind
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXCERPT = 200
 
@@ -45,11 +49,13 @@ class Payload:
         data: the file's bytes.
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
+        image: the same picture, RGB, for wire formats that send numbers instead of files.
     """
 
     data: bytes = field(repr=False)
     media_type: str
     pixels: int = 0
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +93,46 @@ class WireResponse:
             raise MalformedAnswerError(self.body, "JSON") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an endpoint told of itself.
+
+    Attributes:
+        protocol: the wire format, with what it needs to know (names of inputs, the dialect).
+        info: of the model, where it tells any of it.
+        limits: the largest request.
+    """
+
+    protocol: Protocol
+    info: ModelInfo | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
 class Protocol(typing.Protocol):
-    """One wire format, bound to a URL."""
+    """One wire format, bound to an endpoint."""
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> Self:
+        """Bind the wire format to an endpoint."""
+        ...
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """Whether the path of a URL is one that only this wire format has."""
+        ...
+
+    def describe(self) -> WireRequest | None:
+        """Return a request that costs nothing and tells about server or model, if the wire format has one."""
+        ...
+
+    def described(self, response: WireResponse) -> Described | WireRequest | None:
+        """Read the answer to ``describe``: what it told, a further question, or None where it is another protocol's."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether pictures can be encoded before ``described`` was called."""
+        ...
 
     @property
     def name(self) -> str:
@@ -140,6 +184,24 @@ class Protocol(typing.Protocol):
 
 class Defaults:
     """The hooks as most wire formats need them."""
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """No path is special."""
+        return False
+
+    def describe(self) -> WireRequest | None:
+        """There is nothing to ask."""
+        return None
+
+    def described(self, response: WireResponse) -> Described | WireRequest | None:
+        """Nothing was asked."""
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing."""
+        return True
 
     @property
     def proven(self) -> bool:
@@ -220,6 +282,16 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise MalformedAnswerError(repr(score), "a finite number", "the score ")
     return [(label, float(score)) for label, score in zip(labels, scores, strict=True)]
+
+
+def embedding(numbers: Sequence[Any]) -> Answer:
+    """Return a picture's D features as an answer, in their own order.
+
+    Raises:
+        MalformedAnswerError: no numbers, or one that is not finite.
+    """
+    pairs = checked_scores([f"dim {i}" for i in range(len(numbers))], numbers)
+    return Answer(tuple(name for name, _ in pairs), tuple(number for _, number in pairs), "embedding")
 
 
 def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:

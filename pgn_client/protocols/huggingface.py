@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pgn_client.endpoint import Endpoint
 from pgn_client.protocols.base import (
     Defaults,
     MalformedAnswerError,
@@ -56,6 +57,16 @@ class HuggingFace(Defaults):
     top_k: int | None = ALL
     name: Literal["huggingface"] = "huggingface"
     learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> HuggingFace:
+        """Bind the wire format to an endpoint."""
+        return cls(endpoint.url)
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """The serverless API's paths; an Inference Endpoint answers at any."""
+        return "/hf-inference/models/" in path
 
     @property
     def dialect(self) -> str:
