@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pgn_client.methods import RGBMethod
 
 BATCH = 32
+RAW = "raw"
+"""The method on the card of a mapping alone."""
 Pixels = np.typing.NDArray[np.uint8]
 Floats = np.typing.NDArray[np.float32]
 
@@ -55,13 +57,14 @@ class PromptAdapter:
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: unreadable, a pickle, truncated, of a newer schema, or inconsistent.
+            CheckpointError: a mapping alone, unreadable, a pickle, truncated, of a newer schema, or inconsistent.
         """
-        card, tensors = checkpoint.read(path)
-        try:
-            return cls(card, tensors)
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint {path}: its card is not complete ({error}); train it again") from error
+        found = load(path)
+        if not isinstance(found, cls):
+            raise CheckpointError(
+                f"checkpoint {path}: got a label mapping alone, expected prompts; make some with pgn train"
+            )
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically, and take over the fingerprint on its card."""
@@ -240,6 +243,60 @@ class PromptAdapter:
     def __repr__(self) -> str:
         info = self.info
         return f"PromptAdapter({info['method']}, {info['backbone']['name']}, {len(info['classes'])} classes)"
+
+
+class MappingAdapter:
+    """A checkpoint of a label mapping alone: pictures are sent as they are, and nothing needs torch.
+
+    Args:
+        card: see ``pgn_client.checkpoint``; its method is ``raw``.
+        tensors: ``mapping.weight`` and ``mapping.bias``.
+
+    Raises:
+        CheckpointError: parts are missing or do not fit.
+    """
+
+    def __init__(self, card: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.info = dict(card)
+        self.mapping = LabelMapping.from_parts(card["mapping"], _below(tensors, "mapping."))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, atomically, and take over the fingerprint on its card."""
+        arrays = {f"mapping.{name}": array for name, array in self.mapping.arrays().items()}
+        self.info = checkpoint.write(path, self.info, arrays)
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Return the images as they are."""
+        return list(images)
+
+    def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
+        """Return the images as they are; there is no local head."""
+        return [Prepared(image) for image in images]
+
+    def __repr__(self) -> str:
+        return f"MappingAdapter({self.mapping.kind}, {len(self.mapping.classes)} classes)"
+
+
+def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdapter | MappingAdapter:
+    """Read a checkpoint of either kind.
+
+    Args:
+        path: of the file.
+        profile: the server's resize and crop where they are known; prompts then get the margin that it wants.
+
+    Raises:
+        CheckpointError: unreadable, a pickle, truncated, of a newer schema, or inconsistent.
+        ConfigurationError: the profile ends at another size than the backbone's input.
+    """
+    card, tensors = checkpoint.read(path)
+    kind = MappingAdapter if card.get("method") == RAW else PromptAdapter
+    try:
+        found = kind(card, tensors)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its card is not complete ({error}); train it again") from error
+    if profile and isinstance(found, PromptAdapter) and found.info["profile"] != profile:
+        return found.with_profile(ServerProfile.parse(profile))
+    return found
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

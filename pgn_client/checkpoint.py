@@ -4,6 +4,7 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
 
     schema        1
     method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt | grey_frame | pgn_published
+                  | raw, a label mapping alone, which has no backbone, profile, layout, generator and library
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
     layout        where the prompts sit: ring | corner | rows:N | cells:… | full (painted on the picture itself)
@@ -11,6 +12,7 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
     library       kind (see ``library``), size; null where there is none; inversion (exact | bounded | pseudo_inverse)
     classes       the C task classes;  mapping: how endpoint classes become task classes
     fusion        α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 = local head alone
+    none_below    "none of these" where the best class is less likely; chosen on validation pictures
     learnable     how many numbers were trained: of the prompt, of the mapping, of the local classifier
     seed, recipe, data (digest and sizes), metrics (validation), versions
     parts         of a checkpoint for several tasks (classes are TASK/CLASS): fusion and metrics of each
@@ -115,16 +117,15 @@ def read(path: str | os.PathLike[str]) -> tuple[Card, Arrays]:
 
 def summary(card: Mapping[str, Any]) -> str:
     """Return a card as a few lines for people."""
-    classes, backbone, rows = (card[k] for k in ("classes", "backbone", "library"))
+    classes = card["classes"]
     shown = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
-    library = f", {rows['kind']} library of {rows['size']} rows" if rows else ""
     lines = {
-        "method": f"{card['method']}{library}, {card['layout']}",
-        "backbone": f"{backbone['name']}, {backbone['input_size']} px, server profile {card['profile']}",
+        **(_prompts(card) if card.get("backbone") else {"method": "raw: pictures are sent as they are"}),
         "classes": f"{len(classes)}: {shown}",
         "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
         "learnable": ", ".join(f"{count:,} of the {part}" for part, count in sorted(card.get("learnable", {}).items())),
-        "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)",
+        "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)" if card.get("backbone") else "",
+        **({"none": f"where the best class is below {card['none_below']:.3f}"} if "none_below" in card else {}),
         **(_reached(card["reach"]) if "reach" in card else {}),
         **({"imported": card["imported"]["file"]} if "imported" in card else {}),
         **(_trained(card) if "metrics" in card else {}),
@@ -134,15 +135,25 @@ def summary(card: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<13}{text}" for name, text in lines.items())
 
 
+def _prompts(card: Mapping[str, Any]) -> dict[str, str]:
+    """What is painted, and for which model."""
+    backbone, rows = card["backbone"], card["library"]
+    library = f", {rows['kind']} library of {rows['size']} rows" if rows else ""
+    return {
+        "method": f"{card['method']}{library}, {card['layout']}",
+        "backbone": f"{backbone['name']}, {backbone['input_size']} px, server profile {card['profile']}",
+    }
+
+
 def _trained(card: Mapping[str, Any]) -> dict[str, str]:
-    m, data, rows = card["metrics"], card["data"], card["library"]
+    m, data, rows = card["metrics"], card["data"], card.get("library")
     wire = card.get("recipe", {}).get("wire")
     how = "over HTTP" if "mapped" in card else f"epoch {m['epoch']}"
+    heads = f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}" if "local" in m else ""
     return {
         "wire": f"{wire}: trained {'' if 'mapped' in card else 'and measured '}behind it" if wire else "",
         "data": f"{data['train']} training, {data['val']} validation pictures; seed {card['seed']}",
-        "validation": f"prompt {m['uint8']:.3f}, local head {m['local']:.3f}, fused {m['fused']:.3f}"
-        f" ({how}; chosen on these pictures, so optimistic)",
+        "validation": (heads or f"{m['uint8']:.3f}") + f" ({how}; chosen on these pictures, so optimistic)",
         "mixture": f"perplexity {m['perplexity']:.1f} of {rows['size']} rows" if rows and m["perplexity"] else "",
     }
 

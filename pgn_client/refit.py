@@ -1,7 +1,7 @@
-"""Fit a checkpoint's label mapping anew, to what an endpoint itself answers to prompted pictures: ``pgn map``.
+"""Fit a label mapping to what an endpoint itself answers, to prompted pictures or to pictures as they are: ``pgn map``.
 
-For another endpoint than the one of the training, one whose answers have changed, other classes, and for imported
-checkpoints, which know no classes of their own.
+A checkpoint's mapping is fitted anew for another endpoint than the one of the training, one whose answers have changed,
+other classes, and for imports, which know no classes of their own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import labels
-from pgn_client.adapter import PromptAdapter
+from pgn_client import __version__, labels
+from pgn_client.adapter import RAW, MappingAdapter, PromptAdapter
 from pgn_client.candidates import Asker, Pictures, right
+from pgn_client.checkpoint import fingerprint
 from pgn_client.generator import TRUNK_WIDTH
 from pgn_client.methods.linear_probe import LinearProbe
 from pgn_client.statistics import best_fusion, fuse
@@ -24,12 +25,18 @@ from pgn_client.types import Answer
 
 Arrays = dict[str, NDArray[np.float32]]
 Card = dict[str, Any]
+FITTED = {"split": "val", "mapping": "fitted to the endpoint's answers"}
 IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimals": None}
 """What the comparison may assume of a checkpoint that was not trained here."""
 
 
 def refit(
-    adapter: PromptAdapter, task: Task, ask: Asker, *, kinds: Sequence[labels.MappingKind] = labels.AUTO
+    adapter: PromptAdapter,
+    task: Task,
+    ask: Asker,
+    *,
+    kinds: Sequence[labels.MappingKind] = labels.AUTO,
+    none_below: float | None = None,
 ) -> PromptAdapter:
     """Send the training and validation pictures as the checkpoint makes them; fit mapping and α to the answers.
 
@@ -40,6 +47,7 @@ def refit(
         task: labelled pictures, at least two classes and two training pictures.
         ask: the endpoint.
         kinds: of mapping to choose among, by log-loss on the validation pictures.
+        none_below: see :func:`none_of_these`.
 
     Returns:
         A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the validation
@@ -60,7 +68,60 @@ def refit(
     alpha = best_fusion(deployed, opinions, task.val.labels)
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
     measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
-    return draft.with_mapping(mapping, {}, _card(adapter, task, mapping, measured) | {"fusion": alpha})
+    card = _card(adapter, task, mapping, measured) | {"fusion": alpha} | none_of_these(ways["fused"], none_below)
+    return draft.with_mapping(mapping, {}, card)
+
+
+def fit_raw(
+    task: Task, ask: Asker, *, kinds: Sequence[labels.MappingKind] = labels.AUTO, none_below: float | None = None
+) -> MappingAdapter:
+    """Send the training and validation pictures as they are, and fit a mapping to the answers: no prompt at all.
+
+    Args:
+        task: labelled pictures, at least two classes and two training pictures.
+        ask: the endpoint.
+        kinds: of mapping to choose among, by log-loss on the validation pictures; embeddings take ``linear`` alone.
+        none_below: see :func:`none_of_these`; ``None`` always names a class.
+
+    Raises:
+        ConfigurationError: no kind is possible, or the task is too small.
+    """
+    train, val = (ask(split.paths) for split in (task.train, task.val))
+    source = labels.vocabulary([*train, *val])
+    rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
+    held_out = val_rows, task.val.labels
+    fitted = labels.fit(rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed)
+    mapping, log_p = replace(fitted.mapping, open=True), fitted.mapping.log_probs(val_rows)
+    card = {
+        "method": RAW,
+        "classes": list(task.classes),
+        "mapping": mapping.card(),
+        "fusion": 0.0,
+        "learnable": {"mapping": mapping.weight.size + mapping.bias.size},
+        "data": task.card(),
+        "seed": task.seed,
+        "metrics": {"uint8": float(right(log_p, task.val.labels).mean())} | FITTED | {"n": len(task.val)},
+        "versions": {"pgn_client": __version__},
+        "mapped": True,
+    }
+    card |= none_of_these(log_p, none_below)
+    arrays = {f"mapping.{name}": array for name, array in mapping.arrays().items()}
+    return MappingAdapter(card | {"fingerprint": fingerprint(card, arrays)}, arrays)
+
+
+def none_of_these(log_p: NDArray[np.float64], share: float | None) -> Card:
+    """Choose the probability of the best class below which a picture is none of them.
+
+    Args:
+        log_p: (n, C) log-probabilities of validation pictures, which all belong to a class.
+        share: of them, in [0, 1), that may be refused; ``None`` refuses none.
+
+    Returns:
+        The card's entry.
+    """
+    if share is None:
+        return {}
+    return {"none_below": float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))}
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
@@ -106,9 +167,7 @@ def _card(adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, meas
         "data": task.card(),
         "seed": task.seed,
         "recipe": info.get("recipe", IMPORTED_RECIPE),
-        "metrics": kept
-        | measured
-        | {"split": "val", "n": len(task.val), "mapping": "fitted to the endpoint's answers"},
+        "metrics": kept | measured | {"n": len(task.val)} | FITTED,
         "mapped": True,
     }
     if knows(adapter, task) and "data" in info:  # pictures that taught the prompt must not judge it

@@ -40,7 +40,7 @@ from pgn_client.ledger import Ledger
 from pgn_client.protocols import Payload, Protocol, check_name, open_protocol, possible
 from pgn_client.protocols.base import excerpt
 from pgn_client.retry import RetryPolicy
-from pgn_client.types import Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
+from pgn_client.types import NONE, Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
 
 T = TypeVar("T")
 LogProbs = NDArray[np.float64]
@@ -154,9 +154,9 @@ class Session(ABC):
         """Return the adapter, loading the checkpoint at the first use."""
         if self._adapter is None and self._checkpoint is not None:
             if isinstance(self._checkpoint, str | os.PathLike):
-                from pgn_client.adapter import PromptAdapter
+                from pgn_client import adapter
 
-                self._adapter = cast(Adapter, PromptAdapter.load(self._checkpoint))
+                self._adapter = cast(Adapter, adapter.load(self._checkpoint, self.endpoint.found.profile))
             else:
                 self._adapter = self._checkpoint
         return self._adapter
@@ -316,7 +316,13 @@ class Session(ABC):
         return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
-        """Turn what is known into a Prediction.
+        """Turn what is known into a Prediction; an unlikely one is none of the classes, where the card says so."""
+        found = self._likeliest(job, reply)
+        none_below = self._adapter.info.get("none_below", 0.0) if self._adapter is not None else 0.0
+        return replace(found, label=NONE) if found.score < none_below else found
+
+    def _likeliest(self, job: Job, reply: Reply) -> Prediction:
+        """Rank the classes.
 
         Fusion is a weighted geometric mean: log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised.
         """
@@ -414,6 +420,8 @@ def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint)
     Raises:
         CheckpointError: made for another backbone, input size or preprocessing.
     """
+    if card.get("method") == "raw":  # pictures go as they are, to any model whose labels the mapping reads
+        return
     backbone: Mapping[str, Any] = card.get("backbone") or {}
     made_for = (
         ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),

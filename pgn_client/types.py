@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
+NONE = "none of these"
+"""The label of a picture that no class is likely enough for, where a checkpoint says how likely that is."""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 
 
@@ -46,7 +48,7 @@ class Prediction:
     """The task's answer for one image.
 
     Attributes:
-        label: the best class.
+        label: the best class, or ``none of these`` where the checkpoint's ``none_below`` is above its probability.
         score: its probability in [0, 1].
         scores: probability of every class, best first.
         source: who answered: the ``endpoint``, the ``local`` head, or ``both`` (fused).

@@ -1,4 +1,4 @@
-"""``pgn map``: a checkpoint's label mapping, fitted to what an endpoint answers."""
+"""``pgn map``: a label mapping, of a checkpoint or alone, fitted to what an endpoint answers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ from pgn_client.errors import ConfigurationError
 def add_map(commands: Subparsers) -> None:
     """``pgn map``."""
     example = "pgn map digits/ --url http://127.0.0.1:8000 --ckpt eurosat.safetensors --out digits.safetensors"
-    help = "fit a checkpoint's label mapping to the endpoint's own answers; for imports, other classes, new endpoints"
+    help = "fit a label mapping to the endpoint's own answers: of a checkpoint (imports, other classes), or alone"
     p = command(commands, "map", run_map, help, example)
     p.add_argument("data", metavar="DATA", help="folder with train/, val/, test/, or one folder per class")
     add_endpoint_options(p)
-    p.add_argument("--ckpt", required=True, metavar="CKPT", help="whose prompts are sent")
+    p.add_argument("--ckpt", metavar="CKPT", help="whose prompts are sent (none: pictures as they are)")
     add_profile_option(p)
     p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
     p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
-    p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's)")
+    p.add_argument(
+        "--none-of-these",
+        type=float,
+        metavar="SHARE",
+        help='answer "none of these" below the probability that all but this share of validation pictures reach',
+    )
+    p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's, or 0)")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
 
@@ -42,7 +48,7 @@ def run_map(args: argparse.Namespace) -> int:
     from pgn_client import labels
     from pgn_client.candidates import Asker
     from pgn_client.checkpoint import summary
-    from pgn_client.refit import refit
+    from pgn_client.refit import fit_raw, refit
     from pgn_client.training import load_task
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -50,10 +56,15 @@ def run_map(args: argparse.Namespace) -> int:
     if args.mapping not in ("auto", *labels.KINDS):
         raise ConfigurationError(f"--mapping: got {args.mapping!r}, expected auto or one of {', '.join(labels.KINDS)}")
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
-    prompts = load_adapter(args.ckpt, args.profile)
-    seed = prompts.info.get("seed", 0) if args.seed is None else args.seed
-    asker = Asker(lambda adapter: connect(args, adapter))
-    adapter = refit(prompts, load_task(args.data, shots=args.shots, seed=seed), asker, kinds=kinds)
+    if args.profile and not args.ckpt:
+        raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
+    if args.none_of_these is not None and not 0 <= args.none_of_these < 1:
+        raise ConfigurationError(f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1")
+    prompts = load_adapter(args.ckpt, args.profile) if args.ckpt else None
+    seed = args.seed if args.seed is not None else prompts.info.get("seed", 0) if prompts else 0
+    task = load_task(args.data, shots=args.shots, seed=seed)
+    asker, options = Asker(lambda adapter: connect(args, adapter)), {"kinds": kinds, "none_below": args.none_of_these}
+    adapter = refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     talk(f"{asker.images_sent} images sent; written: {args.out}")

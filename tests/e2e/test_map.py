@@ -1,6 +1,8 @@
 """``pgn map``: prompts of a checkpoint, mapped anew to an endpoint over HTTP."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 
 from pgn_client import PromptAdapter
 from pgn_client.demo import local_server, write_digits
-from tests.e2e.conftest import dealt_out, pgn
+from tests.e2e.conftest import dealt_out, pgn, without_key
 
 
 def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(digits, checkpoint, server, tmp_path):
@@ -57,9 +59,33 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
     assert np.isfinite(list(rows.values())).all()
 
 
+def test_without_a_checkpoint_only_a_mapping_is_fitted_and_read_without_torch(digits, server, tmp_path):
+    raw = tmp_path / "raw.safetensors"
+    done = pgn("map", digits, "--url", server, "--shots", "12", "--none-of-these", "0.3", "--out", raw)
+    assert done.returncode == 0, done.stderr
+    assert "as they are" in done.stdout
+    code = (
+        "import sys; from pgn_client import AdaptedClient\n"
+        f"with AdaptedClient({server!r}, {str(raw)!r}) as c:\n"
+        f"    found = list(c.classify_many(sorted(__import__('pathlib').Path({str(digits)!r}).rglob('*.png'))[::20]))\n"
+        "print(sorted({p.label for p in found})); assert 'torch' not in sys.modules"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=without_key())
+    assert said.returncode == 0, said.stderr
+    assert "none of these" in said.stdout
+    assert "'0'" in said.stdout
+    refused = pgn("evaluate", digits, "--url", server, "--ckpt", raw)
+    assert refused.returncode == 2
+    assert "mapping alone" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--mapping", "nearest"], "identity, flm"), (["--out", "missing/x.safetensors"], "a folder that exists")],
+    [
+        (["--mapping", "nearest"], "identity, flm"),
+        (["--out", "missing/x.safetensors"], "a folder that exists"),
+        (["--none-of-these", "1"], "a share"),
+    ],
 )
 def test_wrong_words_are_told_before_anything_is_sent(digits, checkpoint, tmp_path, words, message):
     out = [] if "--out" in words else ["--out", tmp_path / "x.safetensors"]

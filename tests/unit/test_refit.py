@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from pgn_client.adapter import PromptAdapter, load
 from pgn_client.candidates import Pictures
+from pgn_client.checkpoint import summary
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
-from pgn_client.errors import ConfigurationError
-from pgn_client.refit import knows, new_head, refit
+from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.refit import fit_raw, knows, new_head, none_of_these, refit
 from pgn_client.training import load_task
 from pgn_client.training.alike import same_surrogate, task_of
 from pgn_client.types import Answer, ServerProfile
@@ -126,3 +128,54 @@ class TestNewHead:
         with_head = adapter.with_mapping(adapter.mapping, head, {})
         _, local = Pictures.of(task.val, with_head).rendered(with_head)
         assert (local.argmax(axis=1) == task.val.labels).mean() > 0.8
+
+
+def hosted(make_backbone, kind="probabilities"):
+    """An endpoint that hosts the tiny ViT and sees pictures as they are, or answers with their mean colours."""
+    backbone = make_backbone()
+
+    def answer(paths, adapter=None):
+        seen = np.stack([np.asarray(open_image(path).resize((32, 32))) for path in paths])
+        if kind == "embedding":
+            colours = seen.mean(axis=(1, 2)) * [1e3, 1.0, 1e-3]
+            return [Answer(("dim 0", "dim 1", "dim 2"), tuple(row), "embedding") for row in colours]
+        with torch.inference_mode():
+            scores = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).softmax(1).double().numpy()
+        return [Answer(tuple(backbone.labels), tuple(row)) for row in scores]
+
+    return answer
+
+
+class TestRaw:
+    @pytest.mark.parametrize("kind", ["probabilities", "embedding"])
+    def test_pictures_as_they_are_are_read_by_a_mapping_alone(self, make_backbone, task, kind, tmp_path):
+        ask = hosted(make_backbone, kind)
+        fitted = fit_raw(task, ask)
+        hits = (fitted.mapping(ask(task.val.paths)).argmax(axis=1) == task.val.labels).mean()
+        assert fitted.info["metrics"]["uint8"] == pytest.approx(hits)
+        assert hits > 0.6
+        fitted.save(tmp_path / "raw.safetensors")
+        again = load(tmp_path / "raw.safetensors")
+        np.testing.assert_array_equal(again.mapping.weight, fitted.mapping.weight)
+        picture = open_image(task.test.paths[0])
+        assert again.prepare([picture])[0].image is picture
+        assert "as they are" in summary(again.info)
+
+    def test_it_is_no_prompt(self, make_backbone, task, tmp_path):
+        fit_raw(task, hosted(make_backbone)).save(tmp_path / "raw.safetensors")
+        with pytest.raises(CheckpointError, match="mapping alone"):
+            PromptAdapter.load(tmp_path / "raw.safetensors")
+
+
+class TestNoneOfThese:
+    def test_so_many_validation_pictures_are_refused_and_no_more(self):
+        best = np.linspace(0.5, 0.99, 50)
+        log_p = np.log(np.stack([best, 1 - best], axis=1))
+        below = none_of_these(log_p, 0.1)["none_below"]
+        assert (best < below).mean() == pytest.approx(0.1, abs=0.021)
+        assert (best < below).sum() <= 5
+        assert none_of_these(log_p, 0.0)["none_below"] == pytest.approx(0.5)
+
+    def test_nothing_is_refused_unless_it_is_asked_for(self, make_adapter, task, ask):
+        assert "none_below" not in refit(make_adapter(card=CARD), task, ask()).info
+        assert 0 < refit(make_adapter(card=CARD), task, ask(), none_below=0.2).info["none_below"] < 1
