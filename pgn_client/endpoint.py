@@ -142,6 +142,13 @@ class Endpoint:
         return f"Endpoint({self.name}, protocol={self.protocol}, model={self.model})"
 
     @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> Endpoint:
+        """Return the endpoint of a URL, or the one that a file (``.json``, ``.toml``, or any path object) describes."""
+        name = os.fspath(url)
+        described = not isinstance(url, str) or (name.endswith((".json", ".toml")) and "://" not in name)
+        return cls.read(name) if described else cls(name)
+
+    @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Endpoint:
         """Read ``endpoint.json``, as ``pgn probe`` writes it, or the same by hand as TOML.
 

@@ -379,8 +379,7 @@ def _endpoint(
     url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None, credential: Credential
 ) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
-    described = isinstance(url, os.PathLike) or (isinstance(url, str) and url.endswith((".json", ".toml")))
-    endpoint = Endpoint.read(url) if described and "://" not in os.fspath(url) else Endpoint(cast(str, url))
+    endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(
         endpoint,
         protocol=endpoint.protocol if protocol == "auto" else protocol,

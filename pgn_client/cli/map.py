@@ -13,6 +13,7 @@ from pgn_client.cli.options import (
     command,
     connect,
     load_adapter,
+    profile_of,
     require,
     to_json,
 )
@@ -60,7 +61,7 @@ def run_map(args: argparse.Namespace) -> int:
         raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
     if args.none_of_these is not None and not 0 <= args.none_of_these < 1:
         raise ConfigurationError(f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1")
-    prompts = load_adapter(args.ckpt, args.profile) if args.ckpt else None
+    prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
     seed = args.seed if args.seed is not None else prompts.info.get("seed", 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
     asker, options = Asker(lambda adapter: connect(args, adapter)), {"kinds": kinds, "none_below": args.none_of_these}

@@ -9,12 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pgn_client.adapter import PromptAdapter
     from pgn_client.backbone import Backbone
     from pgn_client.client import AdaptedClient
+    from pgn_client.types import Adapter
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 Subparsers = Any  # argparse gives its type no public name
@@ -66,7 +68,8 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
-    parser.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
+    help = "the endpoint, or the endpoint.json that describes it; its key is read from PGN_API_KEY"
+    parser.add_argument("--url", required=True, metavar="URL|FILE", help=help)
     parser.add_argument("--protocol", default="auto", help="auto, pgn or huggingface (auto)")
     parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
@@ -78,7 +81,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
 
 
-def connect(args: argparse.Namespace, adapter: PromptAdapter | None, **fusion: Any) -> AdaptedClient:
+def connect(args: argparse.Namespace, adapter: Adapter | None, **fusion: Any) -> AdaptedClient:
     """Open a client for what ``add_endpoint_options`` has read."""
     from pgn_client.client import AdaptedClient
 
@@ -102,6 +105,18 @@ def add_profile_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--profile``, for a checkpoint that knows its own."""
     help = "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
     parser.add_argument("--profile", metavar="P", help=help)
+
+
+def add_endpoint_file(parser: argparse.ArgumentParser) -> None:
+    """Add ``--endpoint``, for commands that send nothing."""
+    help = "endpoint.json of pgn probe: what the server does to pictures"
+    parser.add_argument("--endpoint", metavar="FILE", help=help)
+
+
+def profile_of(args: argparse.Namespace) -> str | None:
+    """Return the server profile that is named, or that the endpoint's file tells."""
+    where = getattr(args, "url", None) or args.endpoint
+    return args.profile or (Endpoint.open(where).found.profile if where else None)
 
 
 def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:

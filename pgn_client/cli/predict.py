@@ -13,12 +13,14 @@ from pgn_client.cli.options import (
     FAILED,
     OK,
     Subparsers,
+    add_endpoint_file,
     add_endpoint_options,
     add_profile_option,
     command,
     connect,
     load_adapter,
     parse_fusion,
+    profile_of,
     to_json,
 )
 from pgn_client.console import talk, tell, tell_records
@@ -37,6 +39,7 @@ def add_adapt(commands: Subparsers) -> None:
     p.add_argument("target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored")
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
+    add_endpoint_file(p)
     p.add_argument("--json", action="store_true", help="one JSON line per picture on stdout")
 
 
@@ -44,7 +47,7 @@ def run_adapt(args: argparse.Namespace) -> int:
     """Adapt a folder; what is there already is left alone."""
     from pgn_client.batch import adapt_files
 
-    adapter = load_adapter(args.ckpt, args.profile)
+    adapter = load_adapter(args.ckpt, profile_of(args))
     done = failed = skipped = 0
     for result in adapt_files(adapter, args.source, args.target):
         done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
@@ -78,13 +81,14 @@ def add_predict(commands: Subparsers) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Classify a picture, a list or a folder."""
+    from pgn_client.adapter import load
     from pgn_client.batch import find_images
 
     files = find_images(args.source)
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
     if args.profile and not args.ckpt:
         raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
-    adapter = load_adapter(args.ckpt, args.profile) if args.ckpt else None
+    adapter = load(args.ckpt, profile_of(args)) if args.ckpt else None
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
     with connect(args, adapter, **options) as client:
         if args.dry_run:

@@ -10,6 +10,7 @@ from pgn_client.cli.options import (
     INTERRUPTED,
     OK,
     Subparsers,
+    add_endpoint_file,
     add_endpoint_options,
     add_profile_option,
     add_surrogate_options,
@@ -18,10 +19,12 @@ from pgn_client.cli.options import (
     load_adapter,
     load_surrogate,
     make_folder,
+    profile_of,
     require,
     to_json,
 )
 from pgn_client.console import talk, tell
+from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--library", default="pixel", help="pixel, smooth, luma, latent or reachable (pixel)")
     p.add_argument("--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)")
     p.add_argument("--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)")
+    add_endpoint_file(p)
     p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
@@ -80,6 +84,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
+    if args.endpoint:
+        _heed(args)
     numbers = recipe(
         args.preset,
         epochs=args.epochs,
@@ -109,11 +115,7 @@ def run_train(args: argparse.Namespace) -> int:
         resume=args.resume,
         progress=True,
     )
-    adapter.save(args.out)
-    for name in adapter.info.get("parts", {}):
-        part = args.out.with_name(f"{args.out.stem}.{name}{args.out.suffix}")
-        adapter.for_task(name).save(part)
-        talk(f"written: {part}, for {name} alone")
+    _save(adapter, args.out)
     if not adapter.info["interrupted"]:
         state.unlink(missing_ok=True)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
@@ -121,6 +123,35 @@ def run_train(args: argparse.Namespace) -> int:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
+
+
+def _save(adapter: PromptAdapter, out: Path) -> None:
+    """Write the checkpoint, and one for each of several tasks."""
+    adapter.save(out)
+    for name in adapter.info.get("parts", {}):
+        part = out.with_name(f"{out.stem}.{name}{out.suffix}")
+        adapter.for_task(name).save(part)
+        talk(f"written: {part}, for {name} alone")
+
+
+def _heed(args: argparse.Namespace) -> None:
+    """Take what the endpoint's file tells for every option that was not given, and say so."""
+    found = Endpoint.read(args.endpoint).found
+    if found.output == "embedding":
+        raise ConfigurationError(
+            f"{args.endpoint}: got an endpoint of embeddings, expected class scores to train through; use pgn map"
+        )
+    jpeg = found.codec if found.codec and found.codec.startswith("jpeg") else None
+    told = {
+        "profile": found.profile,
+        "wire": jpeg,
+        "top_k": 1 if found.output == "label" else found.top_k or None,
+        "decimals": None if found.decimals == -1 else found.decimals,
+    }
+    taken = {name: value for name, value in told.items() if value is not None and getattr(args, name) is None}
+    vars(args).update(taken)
+    said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+    talk(f"{args.endpoint}: {said or 'nothing that changes the training'}")
 
 
 def _task(args: argparse.Namespace) -> Task:
@@ -157,7 +188,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.out:
         make_folder(args.out)
         args.cache = args.cache or args.out / "answers.sqlite"
-    adapter = load_adapter(args.ckpt, args.profile)
+    adapter = load_adapter(args.ckpt, profile_of(args))
     task, same = task_of(adapter, args.data)
     surrogate = _matching_surrogate(args, adapter)
     rival = _rival(args, adapter, task, surrogate)
@@ -207,7 +238,7 @@ def _rival(
     kept = args.out / f"iip-{mark}.safetensors" if args.out else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:
-        return same_but_input_independent(load_adapter(given, args.profile), adapter)
+        return same_but_input_independent(load_adapter(given, profile_of(args)), adapter)
     if surrogate is None:
         return None
     talk("training the input-independent rival with the same recipe")

@@ -1,0 +1,52 @@
+"""``endpoint.json``: one file says what is known of an endpoint, and every command takes it."""
+
+import json
+import shutil
+
+import pytest
+
+from pgn_client import AdaptedClient, PromptAdapter
+from pgn_client.demo import local_server
+from tests.e2e.conftest import pgn
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    """A server that crops, and the file that says so."""
+    path = tmp_path_factory.mktemp("endpoint") / "endpoint.json"
+    with local_server(["--profile", "resize_crop:72:64", "--top-k", "20", "--jpeg", "75"]) as url:
+        known = {"profile": "resize_crop:72:64", "codec": "jpeg:75:420", "output": "probabilities", "top_k": 20}
+        path.write_text(json.dumps({"url": url, "protocol": "huggingface"} | known))
+        yield path
+
+
+def test_training_takes_over_what_the_file_knows(endpoint, digits, tmp_path):
+    out = tmp_path / "x.safetensors"
+    short = ["--shots", "3", "--epochs", "1"]
+    done = pgn("train", digits, "--out", out, "--endpoint", endpoint, "--decimals", "4", *short)
+    assert done.returncode == 0, done.stderr
+    assert "--profile resize_crop:72:64, --wire jpeg:75:420, --top-k 20" in done.stderr
+    card = PromptAdapter.load(out).info
+    assert card["profile"] == "resize_crop:72:64"
+    assert (card["recipe"]["wire"], card["recipe"]["top_k"], card["recipe"]["decimals"]) == ("jpeg:75:420", 20, 4)
+
+
+def test_prompts_get_the_margin_that_the_endpoint_wants(endpoint, digits, checkpoint, tmp_path):
+    picture = next(digits.rglob("*.png"))
+    with AdaptedClient(endpoint, checkpoint) as client:
+        assert client.adapt(picture).size == (72, 72)
+        assert len(client.answer(picture).labels) == 20
+    assert pgn("adapt", picture, tmp_path / "out", "--ckpt", checkpoint, "--endpoint", endpoint).returncode == 0
+    done = pgn("predict", picture, "--url", endpoint, "--ckpt", checkpoint)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_none_is_told_before_anything_is_done(digits, checkpoint, tmp_path):
+    path = tmp_path / "endpoint.json"
+    shutil.copy(checkpoint, path)
+    done = pgn("train", digits, "--out", tmp_path / "x.safetensors", "--endpoint", path)
+    assert done.returncode == 2
+    assert "endpoint file" in done.stderr
+    done = pgn("predict", digits, "--url", tmp_path / "none.json", "--ckpt", checkpoint)
+    assert done.returncode == 2
+    assert "cannot be read" in done.stderr
