@@ -16,6 +16,8 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
 
+BEARER = "Authorization: Bearer {key}"
+
 
 class Credential:
     """An API key that nothing prints, compares or pickles; a pickled copy is empty."""
@@ -45,9 +47,10 @@ class Credential:
     def __deepcopy__(self, memo: dict[int, Any]) -> Credential:
         return self
 
-    def headers(self) -> dict[str, str]:
-        """Return the header that authorises a request, or none."""
-        return {} if self._key is None else {"authorization": f"Bearer {self._key}"}
+    def headers(self, form: str = BEARER) -> dict[str, str]:
+        """Return the header that authorises a request, or none; ``form`` is a checked ``Name: text {key}``."""
+        name, _, value = form.partition(":")
+        return {} if self._key is None else {name.strip().lower(): value.strip().replace("{key}", self._key)}
 
     def redact(self, text: str) -> str:
         """Return a text without the key, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
@@ -103,7 +106,8 @@ class Endpoint:
         credential: the API key.
         labels: the S source labels: names for answers that are bare numbers, and what is asked of a model that is sent
             the labels along.
-        options: what only one wire format knows; see its class.
+        options: what only one wire format knows; see its class. ``key_header`` is for all of them: the header that
+            holds the key where it is no bearer token, for example ``X-API-Key: {key}``.
         found: what a probe has measured.
 
     Raises:
@@ -126,6 +130,17 @@ class Endpoint:
                 f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
                 "(api_key, PGN_API_KEY)"
             )
+        form = self.options.get("key_header", BEARER)
+        if not isinstance(form, str) or not re.fullmatch(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*", form):
+            raise ConfigurationError(  # a form without {key} may be the key itself: it is not repeated
+                "options: key_header: got another text, expected a header's name and form such as 'X-API-Key: {key}', "
+                "with {key} as it stands; the key itself is given as api_key= or PGN_API_KEY"
+            )
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that authorises a request, or none."""
+        return self.credential.headers(self.options.get("key_header", BEARER))
 
     @property
     def name(self) -> str:

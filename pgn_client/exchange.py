@@ -170,18 +170,36 @@ class Exchange:
             AuthenticationError: 401 or 403 to the first question.
             EndpointError: nobody answers, or only "later", or a redirect.
         """
+        said: dict[tuple[str, str], WireResponse] = {}  # several wire formats have a question in common
         for candidate in candidates:
-            question = candidate.describe()
-            while question is not None:
-                response = yield from self._fetch(candidate, question)
-                needed = candidate is otherwise and not candidate.complete and not response.ok
-                if needed or (candidate is candidates[0] and _decisive(response.status)):
-                    raise self._status_error(response, candidate)
-                found = candidate.described(response)
+            asking: Protocol | None = candidate
+            while asking is not None and (question := asking.describe()) is not None:
+                key = (question.method, question.url)
+                if key not in said:
+                    self.attempts = 0
+                    said[key] = yield from self._fetch(asking, question)
+                response = said[key]
+                if asking is candidates[0] and _decisive(response.status):
+                    raise self._status_error(response, asking)
+                found = self._understood(asking, response, sure=candidate is otherwise or asking is not candidate)
                 if isinstance(found, Described):
                     return found
-                question, self.attempts = found, 0
+                asking = found
         return Described(otherwise)
+
+    def _understood(self, asked: Protocol, response: WireResponse, *, sure: bool) -> Described | Protocol | None:
+        """Read the answer to a question; ``sure``: the wire format is known to be this one."""
+        try:
+            found = asked.described(response)
+            problem = f"got {excerpt(response.body, self.endpoint.credential.redact)}"
+        except MalformedAnswerError as error:
+            found, problem = None, error.tell(self.endpoint.credential.redact)
+        if found is not None or not sure or asked.complete:
+            return found
+        if not response.ok:
+            raise self._status_error(response, asked)
+        text = f"not a description of a model in the protocol {asked.name!r}: {problem}; check the URL and protocol="
+        raise self._error(ProtocolMismatchError, text)
 
     def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
         """Return the request, unless the endpoint would refuse its size."""
@@ -225,7 +243,7 @@ class Exchange:
             raise self._late()
         headers = {
             **request.headers,
-            **self.endpoint.credential.headers(),
+            **self.endpoint.authorization,
             "user-agent": f"pgn-client/{pgn_client.__version__}",
             "x-pgn-retry-count": str(self.attempts),
         }

@@ -37,7 +37,7 @@ from pgn_client.errors import (
 )
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
 from pgn_client.ledger import Ledger
-from pgn_client.protocols import Payload, Protocol, check_name, open_protocol, possible
+from pgn_client.protocols import Payload, Protocol, open_protocol, possible
 from pgn_client.protocols.base import excerpt
 from pgn_client.retry import RetryPolicy
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
@@ -104,7 +104,7 @@ class Session(ABC):
             raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
         key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
         self.endpoint = _endpoint(url, protocol, model, labels, Credential(key))
-        check_name(self.endpoint.protocol)
+        open_protocol(self.endpoint)  # a wrong name or option is told now, not at the first picture
         self.timeout, self.max_concurrency = float(timeout), int(max_concurrency)
         self._checkpoint, self._fusion, self._query_below = pgn_ckpt, fusion, query_below
         self._policy = RetryPolicy(max_retries=int(max_retries))
@@ -134,6 +134,11 @@ class Session(ABC):
     def usage(self) -> Usage:
         """What this client has used so far."""
         return self._ledger.usage
+
+    @property
+    def protocol(self) -> str | None:
+        """The wire format that is spoken, and its dialect; None before the first question."""
+        return None if self._protocol is None else self._protocol.dialect
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""

@@ -7,11 +7,44 @@ from urllib.parse import urlsplit
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
 from pgn_client.protocols.base import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.protocols.custom import Custom
 from pgn_client.protocols.huggingface import HuggingFace
+from pgn_client.protocols.huggingface_tasks import Features, ZeroShot
+from pgn_client.protocols.oip import OpenInference
+from pgn_client.protocols.openai import Chat, Embeddings
 from pgn_client.protocols.pgn import PGN
+from pgn_client.protocols.sagemaker import SageMaker
+from pgn_client.protocols.torchserve import TorchServe
+from pgn_client.protocols.v1 import V1, Vertex
 
-PROTOCOLS: dict[str, type[Protocol]] = {"huggingface": HuggingFace, "pgn": PGN}
-ASKED: tuple[str, ...] = ("pgn",)
+PROTOCOLS: dict[str, type[Protocol]] = {
+    "custom": Custom,
+    "huggingface": HuggingFace,
+    "huggingface-features": Features,
+    "huggingface-zero-shot": ZeroShot,
+    "kserve-v1": V1,
+    "oip": OpenInference,
+    "openai": Chat,
+    "openai-embeddings": Embeddings,
+    "pgn": PGN,
+    "sagemaker": SageMaker,
+    "torchserve": TorchServe,
+    "vertex": Vertex,
+}
+TOLD: tuple[str, ...] = (
+    "pgn",
+    "huggingface-features",
+    "huggingface",
+    "oip",
+    "vertex",
+    "kserve-v1",
+    "sagemaker",
+    "torchserve",
+    "openai",
+    "openai-embeddings",
+)
+"""Which formats a URL's path may tell, in this order."""
+ASKED: tuple[str, ...] = ("pgn", "oip", "kserve-v1", "openai", "torchserve")
 """Which formats ``auto`` asks for, one cheap question each, in this order; Hugging Face's is what is left."""
 
 __all__ = [
@@ -53,8 +86,8 @@ def possible(endpoint: Endpoint) -> tuple[list[Protocol], Protocol]:
     A format that is named, or that the URL's path tells, is asked only about its model.
     """
     path = urlsplit(endpoint.url).path
-    told = [kind.of(endpoint) for kind in PROTOCOLS.values() if endpoint.protocol == "auto" and kind.recognises(path)]
+    told = next((name for name in TOLD if PROTOCOLS[name].recognises(path)), None)
     if endpoint.protocol != "auto" or told:
-        known = told[0] if told else open_protocol(endpoint)
+        known = PROTOCOLS[told].of(endpoint) if endpoint.protocol == "auto" and told else open_protocol(endpoint)
         return [known], known
     return [PROTOCOLS[name].of(endpoint) for name in ASKED], open_protocol(endpoint)

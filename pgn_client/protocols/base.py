@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXCERPT = 200
+MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
 class MalformedAnswerError(ValueError):
@@ -125,8 +127,16 @@ class Protocol(typing.Protocol):
         """Return a request that costs nothing and tells about server or model, if the wire format has one."""
         ...
 
-    def described(self, response: WireResponse) -> Described | WireRequest | None:
-        """Read the answer to ``describe``: what it told, a further question, or None where it is another protocol's."""
+    def described(self, response: WireResponse) -> Described | Protocol | None:
+        """Read the answer to ``describe``.
+
+        Returns:
+            What it told; the same wire format with a further question; or None where it is another's answer.
+
+        Raises:
+            ConfigurationError: the answer needs an option that is not given.
+            MalformedAnswerError: it is this wire format's, and cannot be used.
+        """
         ...
 
     @property
@@ -194,7 +204,7 @@ class Defaults:
         """There is nothing to ask."""
         return None
 
-    def described(self, response: WireResponse) -> Described | WireRequest | None:
+    def described(self, response: WireResponse) -> Described | Protocol | None:
         """Nothing was asked."""
         return None
 
@@ -256,15 +266,32 @@ def explain(response: WireResponse) -> str:
 
 
 def _message(value: Any) -> str | None:
-    """Find the message in ``"text"``, ``[...]`` or ``{"error" | "detail" | "message" | "msg": ...}``."""
+    """Find the message in ``"text"``, ``[...]`` or an object that holds one under ``MESSAGES``."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "; ".join(filter(None, (_message(item) for item in value[:8]))) or None
     if isinstance(value, dict):
-        named = (value.get(key) for key in ("error", "detail", "message", "msg"))
+        named = (value.get(key) for key in MESSAGES)
         return next((text for text in (_message(item) for item in named) if text), None)
     return None
+
+
+def join(url: str, path: str, ending: str = "") -> str:
+    """Append a path to an address that may end in a slash, and may hold a query.
+
+    Args:
+        url: the address.
+        path: what to append; from a slash on.
+        ending: a regular expression of what the address may already end in, and which the path replaces.
+    """
+    address, mark, query = url.partition("?")
+    return re.sub(f"(?:{ending})$", "", address.rstrip("/")).rstrip("/") + path + mark + query
+
+
+def digest(*values: Any) -> str:
+    """Return eight hexadecimal digits that tell values apart, for the name of a dialect."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.protocols import base
 from pgn_client.protocols.base import (
     Defaults,
     Described,
@@ -22,6 +23,7 @@ from pgn_client.protocols.base import (
     checked_scores,
     embedding,
 )
+from pgn_client.protocols.options import options
 from pgn_client.types import Answer, ModelInfo, ScoreKind
 
 _KINDS: dict[str, ScoreKind] = {
@@ -47,6 +49,7 @@ class PGN(Defaults):
     @classmethod
     def of(cls, endpoint: Endpoint) -> PGN:
         """Bind the wire format to an endpoint."""
+        options(endpoint, "pgn", {})
         return cls(endpoint.url)
 
     @classmethod
@@ -123,8 +126,7 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
 
 def join(url: str, path: str) -> str:
     """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may hold a query."""
-    address, mark, query = url.partition("?")
-    return address.rstrip("/").removesuffix("/v1/classify") + path + mark + query
+    return base.join(url, path, "/v1/classify")
 
 
 def _text(value: Any) -> str | None:

@@ -80,7 +80,7 @@ def test_huggingface_does_not_fall_back_for_other_reasons(status):
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_names():
-    with pytest.raises(ConfigurationError, match="auto, huggingface, pgn"):
+    with pytest.raises(ConfigurationError, match=r"auto, custom, huggingface, .*, pgn"):
         open_protocol(Endpoint("http://h", "grpc"))
 
 
