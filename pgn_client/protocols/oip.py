@@ -119,7 +119,7 @@ class OpenInference(Defaults):
     def dialect(self) -> str:
         """The name, the form of the tensors, and what is told about their numbers."""
         asked = self.input or Input("", "", ())
-        told = digest(asked.name, asked.layout, asked.mean, asked.std, asked.size, self.output, self.classification)
+        told = digest(asked.name, asked.layout, asked.mean, asked.std, asked.shape, self.output, self.classification)
         form = "binary" if self.binary else "JSON"
         return " ".join(filter(None, (self.name, asked.datatype, form, told, self.reader.digest)))
 
