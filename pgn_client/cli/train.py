@@ -143,7 +143,9 @@ def add_evaluate(commands: Subparsers) -> None:
     add_profile_option(p)
     p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
     add_surrogate_options(p, None)
-    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, steps.png, recorded answers, and the rival")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="report.html, report.json, steps.png, recorded answers, and the rival"
+    )
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
@@ -162,14 +164,19 @@ def run_evaluate(args: argparse.Namespace) -> int:
     surrogate = _matching_surrogate(args, adapter)
     rival = _rival(args, adapter, task, surrogate)
     found = evaluate(
-        task, lambda a: connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=talk
+        task,
+        lambda a: connect(args, a),
+        adapter,
+        same_data=same,
+        rival=rival,
+        surrogate=surrogate,
+        price_per_image=args.price_per_image,
+        note=talk,
     )
-    text = to_json(found.to_json())
-    tell(text if args.json else report.table(found))
+    tell(to_json(found.to_json()) if args.json else report.table(found))
     if args.out:
-        (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
-        report.steps_sheet(adapter, task.test.paths).save(args.out / "steps.png")
-        talk(f"written: {args.out / 'report.json'} and steps.png, what the server sees at each step")
+        report.write(args.out, found, adapter, task.test.paths)
+        talk(f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server sees at each step")
     return OK
 
 
