@@ -136,7 +136,7 @@ def judge(
     served, query_below = ways.gated(SERVED, best, val)
     advised = ways.advised(ranked, best, val)
     paired = compare([*candidates, served], test, seed, name)
-    words = verdict(best.name, served, advised, test, paired, price)
+    words = verdict(best.name, served, advised, test, paired, seed=seed, price_per_image=price)
     looked_into = [served, *(c for c in candidates if c.name == RAW)]
     counts = {c.name: confusion(c.test, test) for c in looked_into}
     return Judgement(
@@ -159,25 +159,27 @@ def judge(
 
 def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN) -> list[Comparison]:
     """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
-    rows = {c.name: ways.right(c.test, targets) for c in candidates}
+    rows = {c.name: c for c in candidates}
     both = ways.with_local(name)
     pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, PROBE_LOCAL), (both, IIP_LOCAL)]
     pairs += [(SERVED, LOCAL), (SERVED, PROBE_LOCAL), (SERVED, RAW_LOCAL)]
-    out = []
-    for a, b in pairs:
-        if a in rows and b in rows and a != b:
-            difference, lo, hi = paired_bootstrap(rows[a], rows[b], seed=seed)
-            only_a, only_b = discordant(rows[a], rows[b])
-            out.append(Comparison(a, b, difference, (lo, hi), only_a, only_b, mcnemar(rows[a], rows[b])))
-    return out
+    return [_compared(rows[a], rows[b], targets, seed) for a, b in pairs if a in rows and b in rows and a != b]
+
+
+def _compared(a: Candidate, b: Candidate, targets: Integers, seed: int) -> Comparison:
+    hits = ways.right(a.test, targets), ways.right(b.test, targets)
+    difference, lo, hi = paired_bootstrap(*hits, seed=seed)
+    return Comparison(a.name, b.name, difference, (lo, hi), *discordant(*hits), mcnemar(*hits))
 
 
 def verdict(
     best: str,
     served: Candidate,
     advised: Candidate,
-    test_targets: Integers,
+    targets: Integers,
     paired: Sequence[Comparison],
+    *,
+    seed: int = 0,
     price_per_image: float | None = None,
 ) -> str:
     """Say in one sentence what to do, what the test images say of it, and what it costs.
@@ -188,26 +190,26 @@ def verdict(
         best: the row that is served.
         served: how it is: behind its gate.
         advised: see ``candidates.advised``; ``served`` itself, by the name of ``best``, where nothing is cheaper.
-        test_targets: (n,) class indices.
+        targets: (n,) class indices of the test pictures.
         paired: the comparisons.
+        seed: of the bootstrap.
         price_per_image: of the endpoint, where it is known.
     """
 
     def told(name: str, candidate: Candidate, where: str = "") -> str:
-        accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, test_targets))
+        accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, targets))
         return f"{name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]{where} and {_sending(candidate, price_per_image)}"
 
-    text = f"{advice(advised.name)}: {told(advised.name, advised, f' on {len(test_targets)} test pictures')}"
+    text = f"{advice(advised.name)}: {told(advised.name, advised, f' on {len(targets)} test pictures')}"
     if advised.name != best:
         text += (
             "; on validation it was no worse than one standard error, or one picture, can tell from what is served, "
         )
-        text += told(f"{best}, which", served)
+        text += (
+            f"{told(f'{best}, which', served)}: {_points(_compared(served, advised, targets, seed))} on these pictures"
+        )
     gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
-    if gain is not None:
-        sure = "" if gain.ci95[0] > 0 or gain.ci95[1] < 0 else ", not established"
-        text += f"; {gain.a} − {RAW} is {_points(gain)} points{sure}"
-    return text + "."
+    return text + ("." if gain is None else f"; {gain.a} − {RAW} is {_points(gain)}.")
 
 
 def _sending(candidate: Candidate, price_per_image: float | None) -> str:
@@ -230,7 +232,8 @@ def advice(name: str) -> str:
 
 
 def _points(c: Comparison) -> str:
-    return f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}]"
+    sure = "" if c.ci95[0] > 0 or c.ci95[1] < 0 else ", not established"
+    return f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}] points{sure}"
 
 
 def _row(candidate: Candidate, targets: Integers, price_per_image: float | None) -> dict[str, Any]:

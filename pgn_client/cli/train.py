@@ -162,7 +162,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     adapter = load_adapter(args.ckpt, args.profile)
     task, same = task_of(adapter, args.data)
     surrogate = _matching_surrogate(args, adapter)
-    rival = _rival(args, adapter, task, surrogate)
+    rival = _rival(args, adapter, task, surrogate, keep=same)
     found = evaluate(
         task,
         lambda a: connect(args, a),
@@ -198,9 +198,12 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
 
 
 def _rival(
-    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None
+    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None, *, keep: bool
 ) -> PromptAdapter | None:
-    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand."""
+    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand.
+
+    On other pictures than the checkpoint's it is not kept: there it would not be the same in all but the method.
+    """
     from pgn_client.checkpoint import read_card
     from pgn_client.training.alike import same_but_input_independent, train_rival
 
@@ -211,7 +214,7 @@ def _rival(
             )
         return None  # nothing that is trained alike would compare
     mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
-    kept = args.out / f"iip-{mark}.safetensors" if args.out else None
+    kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:
         return same_but_input_independent(load_adapter(given, args.profile), adapter)

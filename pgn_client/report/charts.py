@@ -68,22 +68,27 @@ def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Markup:
     return _svg(f"Accuracy against confidence. {told}", parts)
 
 
-def curve_plot(curve: Sequence[Mapping[str, Any]], costs: Mapping[float, str]) -> Markup:
+def curve_plot(curve: Sequence[Mapping[str, Any]], served: tuple[float, float], costs: Mapping[float, str]) -> Markup:
     """Accuracy against images sent of 1,000, with what that costs.
 
     Args:
         curve: as of a judgement, at least one point.
+        served: share sent and accuracy of what is served: a ring.
         costs: share sent → what 1,000 pictures cost; empty where no price is known.
     """
     points = sorted((p["sent"], p["accuracy"]) for p in curve)
-    heights = [y for _, y in points]
+    heights = [y for _, y in [*points, served]]
     y_ticks = _ticks(min(heights), max(heights))
     plot = _Plot((0, 1), (y_ticks[0][0], y_ticks[-1][0]))
     shares = [k / 5 for k in range(6)]
     x_ticks = [(x, f"{1000 * x:,.0f}" + (f"\n{costs[x]}" if x in costs else "")) for x in shares]
     name = "pictures sent of 1,000" + (", and their cost" if costs else "")
     told = ", ".join(f"{1000 * x:,.0f} sent {y:.3f}" for x, y in points)
-    parts = [*plot.axes(x_ticks, y_ticks, name, "accuracy"), plot.line(points, "full")]
+    parts = [
+        *plot.axes(x_ticks, y_ticks, name, "accuracy"),
+        plot.line(points, "full"),
+        *plot.dots([served], "ring", [8]),
+    ]
     return _svg(
         f"Accuracy against pictures sent of 1,000: {told}", [*parts, *plot.dots(points, "full", [3] * len(points))]
     )

@@ -60,6 +60,7 @@ polyline { fill: none; }
 polyline.full, .bar { stroke: var(--blue); stroke-width: 2; }
 circle.full { fill: var(--blue); }
 polyline.hollow { stroke: var(--other); stroke-width: 1.5; }
+circle.ring { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 circle.hollow { fill: var(--paper); stroke: var(--other); stroke-width: 2; }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #ccc; --wash: #eee; --blue: #0b57d0;
   --heat: 11 87 208; --other: #b3400e; color-scheme: light; } * { print-color-adjust: exact; }
@@ -94,12 +95,10 @@ def page(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> str:
 def _top(report: Report, told: str) -> Markup:
     sizes = report.split
     text = f"{sizes['test']} test pictures, {sizes['train']} for training, {sizes['val']} to choose by."
-    return tag(
-        "header",
-        tag("p", f"pgn evaluate · {text}", class_="soft"),
-        tag("h1", told[0].upper() + told[1:]),
-        tag("p", f"{report.verdict[0].upper()}{report.verdict[1:]}"),
-    )
+    warning, _, reason = report.verdict.rpartition(f"{told}: ")
+    lines = (f"{words[0].upper()}{words[1:]}" for words in (warning.removesuffix("; "), reason) if words)
+    title = tag("h1", told[0].upper() + told[1:])
+    return tag("header", tag("p", f"pgn evaluate · {text}", class_="soft"), title, *(tag("p", x) for x in lines))
 
 
 def _rows(report: Report) -> Markup:
@@ -174,18 +173,19 @@ def _sent(report: Report) -> Markup:
     price = report.price_per_image
     costs = {} if price is None else {k / 5: money(200 * k * price) for k in range(6)}
     words = f"{report.best}, if only the pictures are sent of which the local head is least sure. "
+    served = report.row(SERVED)
     if report.query_below is None:
-        words += "All are sent as served: on validation any gate cost log-loss."
+        words += "All are sent as served (the ring): on validation any gate cost log-loss."
     else:
-        sent = 1000 * report.row(SERVED)["sent"]
-        words += f"As served, those below {report.query_below:.3f} are, chosen on validation: {sent:,.0f} of 1,000."
-    return _section("Accuracy against pictures sent", _figure(curve_plot(report.curve, costs), words))
+        words += f"Ring: as served, those below {report.query_below:.3f} are, which validation chose."
+    chart = curve_plot(report.curve, (served["sent"], served["accuracy"]), costs)
+    return _section("Accuracy against pictures sent", _figure(chart, words))
 
 
 def _calibration(report: Report) -> Markup:
     words = (
         f"Full dots: served (ECE {report.row(SERVED)['ece']:.3f}); hollow: {RAW} (ECE {report.row(RAW)['ece']:.3f}). "
-        "Their area is the share of the pictures; on the dashed line answers are right as often as they are sure."
+        "Larger dots: more pictures; on the dashed line answers are right as often as they are sure."
     )
     return _section("Are the answers as sure as they should be?", _figure(reliability_plot(report.reliability), words))
 

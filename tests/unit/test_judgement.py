@@ -1,5 +1,6 @@
 """The decisions of the comparison; what it asks an endpoint is tested end to end."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,7 +280,7 @@ class TestCost:
 
 class TestVerdict:
     def say(self, best, cheaper=None, paired=(), price=None):
-        return verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price)
+        return verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price_per_image=price)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
@@ -312,6 +313,13 @@ class TestVerdict:
         assert "sends nothing; on validation it was no worse than one standard error" in text
         assert "what is served, PGN, which reaches 0.950 [" in text
         assert text.index("nothing") < text.index("1,000 of 1,000 pictures")
+
+    def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(self):
+        free = replace(candidate(LOCAL, (), range(20)), sent=0.0)
+        assert re.search(r"pictures: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points on these", self.say(candidate(PGN), free))
+        free = replace(candidate(LOCAL, (), [5]), sent=0.0)
+        assert "+0.0 [" in (text := self.say(candidate(PGN, (), [7]), free))
+        assert "points, not established on these pictures" in text
 
     def test_is_quiet_about_others_where_nothing_is_cheaper(self):
         assert "no worse" not in self.say(candidate(PGN))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pgn_client.candidates import LOCAL, RAW, SERVED, Candidate, fused, with_local
 from pgn_client.evaluation import Report
-from pgn_client.judgement import PGN, judge
+from pgn_client.judgement import CONTAMINATED, PGN, judge
 from pgn_client.report import page, sheet, table, write
 from pgn_client.report.markup import Markup, join, tag, void
 from pgn_client.report.pictures import GAP, TEXT, TILE
@@ -146,11 +146,15 @@ class TestPage:
         assert "left out: linear probe: <none>" in "".join(found.text).lower()
 
     def test_tells_the_verdict_first(self, report, text):
-        found = Page(text)
-        words = "".join(found.text)
-        advice = report.verdict.split(":")[0]
-        assert words.index(advice[0].upper() + advice[1:]) < words.index("Accuracy and cost")
-        assert report.verdict[1:] in words
+        words = Page(text).text
+        advised, _, reason = report.verdict.partition(": PGN")
+        assert words.index(advised[0].upper() + advised[1:]) < words.index("PGN" + reason)
+        assert words.index("PGN" + reason) < words.index("Accuracy and cost")
+
+    def test_says_before_the_reason_that_pictures_are_not_the_checkpoints(self, report):
+        words = Page(page(replace(report, verdict=CONTAMINATED + report.verdict), pictures(report))).text
+        warning = "Not" + CONTAMINATED.removeprefix("not").removesuffix("; ")
+        assert words.index(warning) < words.index("PGN" + report.verdict.partition(": PGN")[2])
 
     def test_has_every_row_comparison_and_class(self, report, text):
         cells = Page(text).text
