@@ -51,7 +51,7 @@ tr.chosen > th { font-weight: 600; }
 figure { margin: .6rem 0 1.2rem; }
 .steps { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .5rem; max-width: 52rem; }
 .steps span { display: block; color: var(--soft); font-size: .8rem; }
-img { width: 100%; display: block; image-rendering: pixelated; }
+img { width: 100%; height: auto; display: block; image-rendering: pixelated; }
 .chart { width: 100%; max-width: 32rem; height: auto; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 polyline { fill: none; }

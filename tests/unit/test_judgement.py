@@ -337,7 +337,7 @@ class TestVerdict:
 class TestJudge:
     def judged(self, **options):
         local = replace(candidate(LOCAL, range(30)), sent=0.0, queries=0)
-        rows = [candidate(RAW, range(20), range(20)), local, replace(candidate(PGN), local=local)]
+        rows = [candidate(RAW, range(30), range(20)), local, replace(candidate(PGN), local=local)]
         return judge(rows, task(), seed=0, **options)
 
     def test_served_is_the_best_on_validation_and_everything_is_counted_on_test(self):
@@ -345,7 +345,6 @@ class TestJudge:
         assert (found.best, found.advised) == (PGN, PGN)
         assert [row["name"] for row in found.rows] == [RAW, LOCAL, PGN, SERVED]
         assert found.row(RAW)["accuracy"] == 0.8
-        # Of the right class 0.8 + 0.1 of 1.1 in all: log_probs is not normalised.
         assert found.row(PGN)["log_loss"] == pytest.approx(-np.log(0.9))
 
     def test_calibration_is_that_of_the_test_answers(self):

@@ -42,11 +42,16 @@ class TestCalibration:
         assert calibration_error(mixed) == pytest.approx(0.45)
         assert calibration_error(apart) == pytest.approx((0.5 + 0.95) / 2)
 
-    def test_every_image_is_in_one_bin_even_at_the_edges(self):
-        confidences = np.concatenate([np.arange(6, 16) / 15, np.nextafter(np.arange(6, 15) / 15, 1)])
-        bins = reliability(answers(confidences - 1e-15, np.zeros(19, int)), np.zeros(19, np.int64))
-        assert sum(b.count for b in bins) == 19
-        assert sorted(b.confidence for b in bins) == [b.confidence for b in bins]
+    def test_an_edge_belongs_to_the_bin_below_it(self):
+        log_p = answers([9 / 15, 9.5 / 15], [0, 0])
+        assert np.exp(log_p[0, 0]) == 9 / 15
+        assert [b.count for b in reliability(log_p, np.array([0, 0]))] == [1, 1]
+
+    def test_bins_go_from_the_least_sure_and_hold_every_image_once(self):
+        bins = reliability(answers(np.linspace(0.34, 1 - 1e-9, 50), np.zeros(50, int)), np.zeros(50, np.int64))
+        assert sum(b.count for b in bins) == 50
+        assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)
+        assert len(bins) == 10  # from 5/15 on
 
     def test_a_probability_a_hair_above_one_is_one(self):
         log_p = np.array([[1e-16, -40.0]])
