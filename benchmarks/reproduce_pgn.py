@@ -55,7 +55,8 @@ from pgn_client import AdaptedClient, backbone
 from pgn_client.backbone import Backbone
 from pgn_client.demo import local_server
 from pgn_client.errors import ConfigurationError
-from pgn_client.evaluation import PGN, evaluate
+from pgn_client.evaluation import evaluate
+from pgn_client.judgement import PGN
 from pgn_client.training import PRESETS, Task, fit, load_task, recipe
 from pgn_client.training.data import SPLITS
 

@@ -60,6 +60,22 @@ class Candidate:
     local: Candidate | None = field(default=None, repr=False)
     alpha: float | None = None
 
+    @property
+    def queries_test(self) -> int:
+        """Images sent for its test row: what serving as many pictures takes."""
+        return round(self.sent * len(self.test))
+
+    @property
+    def queries_fit(self) -> int:
+        """Images sent for fitting and choosing it: paid once."""
+        return self.queries - self.queries_test
+
+    def cost(self, images: int, price_per_image: float | None) -> float | None:
+        """What serving so many images costs; ``None`` where some are sent and no price is known."""
+        if not self.sent:
+            return 0.0
+        return None if price_per_image is None else self.sent * images * price_per_image
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -145,6 +161,40 @@ def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Inte
     return best
 
 
+def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
+    """Return the :func:`cheapest` way, as gated as it would serve, that sends no more than what is served.
+
+    Passed over is what saves nothing: a way without a prompt that yet sends more pictures, and a prompt that only does
+    without the local head, which its checkpoint holds anyway.
+
+    Args:
+        candidates: from the cheapest to the dearest.
+        best: the one that is served, behind its gate.
+        val_targets: (n,) class indices.
+    """
+    served, most = _as_served(best, val_targets)
+    offers = (_as_served(candidate, val_targets) for candidate in candidates)
+    saving = (offer for offer, sent in offers if sent < most or (sent == most and not _same_prompt(offer, best)))
+    return cheapest(saving, served, val_targets)
+
+
+def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
+    return candidate.name != RAW and with_local(candidate.name) == best.name
+
+
+def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, float]:
+    """A candidate behind its gate, and the share of the validation pictures that it sends."""
+    offer, query_below = gated(candidate.name, candidate, val_targets)
+    if query_below is None or candidate.local is None:
+        return offer, candidate.sent
+    return offer, _share_sent(candidate.local.val, query_below)
+
+
+def _share_sent(log_p_local: Floats, query_below: float) -> float:
+    (point,) = gate_curve(log_p_local, log_p_local, np.zeros(len(log_p_local), dtype=np.int64), [query_below])
+    return point.sent
+
+
 def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate, float | None]:
     """Answer locally where the row's local head is sure; only the other pictures are sent.
 
@@ -161,9 +211,9 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     if local is None or query_below is None:
         return replace(best, name=name), None
     val, test = (gate(a, b, query_below) for a, b in ((best.val, local.val), (best.test, local.test)))
-    (point,) = gate_curve(best.test, local.test, np.zeros(len(test), dtype=np.int64), [query_below])
-    saved = round((1 - point.sent) * len(test))
-    return Candidate(name, val, test, best.queries - saved, point.sent, local), query_below
+    sent = _share_sent(local.test, query_below)
+    saved = round((1 - sent) * len(test))
+    return Candidate(name, val, test, best.queries - saved, sent, local), query_below
 
 
 def right(log_p: Floats, targets: Integers) -> NDArray[np.bool_]:
@@ -245,7 +295,9 @@ def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
 def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
     """Fuse a row with the local head's opinion; where the row then has no say, nothing is sent."""
     val, test = (fuse(a, b, alpha) for a, b in ((other.val, local.val), (other.test, local.test)))
-    return Candidate(with_local(other.name), val, test, other.queries, other.sent if alpha < 1 else 0.0, local, alpha)
+    sent = other.sent if alpha < 1 else 0.0
+    queries = other.queries - round((other.sent - sent) * len(test))
+    return Candidate(with_local(other.name), val, test, queries, sent, local, alpha)
 
 
 def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:

@@ -6,7 +6,6 @@ adapted pictures go over HTTP; the comparison is printed and written down.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -84,7 +83,7 @@ class Demo:
 
     Attributes:
         report: the comparison.
-        folder: where ``report.json``, ``before_after.png``, ``pgn.safetensors`` and ``digits/`` lie.
+        folder: where ``report.html``, ``report.json``, ``before_after.png``, ``pgn.safetensors`` and ``digits/`` lie.
     """
 
     report: Report
@@ -128,8 +127,7 @@ def run(
         found = evaluate(
             task, lambda adapter: AdaptedClient(url, adapter), pgn, rival=rival, surrogate=surrogate, note=note
         )
-        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        report.write(folder, found, pgn, task.test.paths)
         _before_after(task, url, pgn).save(folder / "before_after.png")
     return Demo(found, folder)
 

@@ -8,7 +8,7 @@ Everything is chosen on training and validation images; the test images are only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,82 +19,44 @@ from pgn_client import candidates as ways
 from pgn_client import methods
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
-from pgn_client.candidates import LOCAL, PROBE, RAW, SERVED, Asker, Candidate, Connect, Integers, Pictures, Pixels
+from pgn_client.candidates import PROBE, Asker, Candidate, Connect, Pictures, Pixels
 from pgn_client.compositor import GREY, compose
+from pgn_client.judgement import IIP, Judgement, judge
 from pgn_client.retention import agreement, follow
-from pgn_client.statistics import accuracy_interval, gate_curve, paired_bootstrap
 from pgn_client.training import Task
 
 Note = Callable[[str], None]
 
-PGN, IIP = (methods.get(name).title for name in ("pgn", "input_independent"))
-NO_PROMPT, FRAME = (methods.get(name).title for name in ("no_prompt", "grey_frame"))
-RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, PROBE, IIP, PGN))
-CURVE = tuple(step / 10 for step in range(11))
-"""Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
-
-NEAREST = "nearest checkpoint: pgn train --method no_prompt, which squashes pictures into the canvas; evaluate it too"
-ADVICE = {
-    LOCAL: "use the local model: no query is needed",
-    PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
-    PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the surrogate's features): no "
-    "query is needed",
-    RAW: f"use the mapping only: send pictures as they are ({NEAREST})",
-    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
-    f"({NEAREST})",
-    NO_PROMPT: "use the mapping only: send pictures without a prompt",
-    ways.with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
-    FRAME: "use the mapping only: send pictures in an empty grey frame",
-    ways.with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the local head",
-    IIP: "use the input-independent prompt: one prompt for all pictures",
-    IIP_LOCAL: "use the input-independent prompt, fused with the local head",
-    PGN: "use the prompt",
-    PGN_LOCAL: "use both: the prompt, fused with the local head",
-}
-"""What to do where a row wins, from the cheapest to the dearest: local costs nothing, a prompt costs training too."""
-
-
-CONTAMINATED = "not the checkpoint's own data, so these test pictures may have been trained on; "
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two rows on the same test images: difference of accuracy with its 95 % interval, as shares."""
-
-    a: str
-    b: str
-    difference: float
-    ci95: tuple[float, float]
-
 
 @dataclass
-class Report:
-    """What ``report.json`` holds; see ``to_json``."""
+class Report(Judgement):
+    """What ``report.json`` holds: the judgement, and how it came about.
 
-    rows: list[dict[str, Any]]
-    paired: list[Comparison]
+    Attributes:
+        retention: accuracy at each step on the way, and ``agreement`` with the first; ``None`` without a surrogate.
+        controls: accuracy with prompts that should not work.
+        omitted: which rows are not there, and why.
+        seconds: it took.
+        seed: of the checkpoint's training, and of everything random here.
+        split: how many pictures were used for what.
+        mapping: of the raw answers: its kind, and the log-loss of all kinds on validation.
+        versions: of the libraries that trained the checkpoint.
+        images_sent: in all, controls included; answers from a cache are not sent.
+    """
+
     retention: dict[str, Any] | None
-    controls: dict[str, Any]
-    verdict: str
+    controls: dict[str, float]
     omitted: list[str]
     seconds: float
     seed: int
     split: dict[str, int]
-    same_data: bool
     mapping: dict[str, Any]
-    fusion: dict[str, float]
-    query_below: float | None
-    curve: list[dict[str, float]]
     versions: dict[str, str]
     images_sent: int
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
-
-    def row(self, name: str) -> dict[str, Any]:
-        """Return one row by name."""
-        return next(row for row in self.rows if row["name"] == name)
 
 
 def evaluate(
@@ -105,6 +67,7 @@ def evaluate(
     same_data: bool = True,
     rival: PromptAdapter | None = None,
     surrogate: Backbone | None = None,
+    price_per_image: float | None = None,
     note: Note = lambda _: None,
 ) -> Report:
     """Compare a prompt with its rivals over HTTP.
@@ -116,6 +79,7 @@ def evaluate(
         same_data: whether these are the training pictures of the checkpoint; if not, the report says so.
         rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out, and said so.
         surrogate: the backbone the prompt was trained through; without it linear probe and retention are left out.
+        price_per_image: of the endpoint, in any currency; costs are told where it is known.
         note: told what is going on.
 
     Returns:
@@ -151,84 +115,18 @@ def evaluate(
         stages = follow(pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test)
         retention = {k: float(ways.right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
-    ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
-    best = ways.choose(ranked, task.val.labels)
-    served, query_below = ways.gated(SERVED, best, task.val.labels)
-    paired = compare([*candidates, served], task.test.labels, seed, name)
     return Report(
-        rows=[_row(c, task.test.labels) for c in (*candidates, served)],
-        paired=paired,
+        **vars(judge(candidates, task, seed=seed, name=name, same_data=same_data, price_per_image=price_per_image)),
         retention=retention,
         controls=controls,
-        verdict=("" if same_data else CONTAMINATED) + verdict(best, ranked, task, paired, served.sent),
         omitted=omitted,
         seconds=round(time.monotonic() - started, 1),
         seed=seed,
         split={"train": len(task.train), "val": len(task.val), "test": len(task.test)},
-        same_data=same_data,
         mapping={"kind": fitted.mapping.kind, "val_log_loss": fitted.log_loss, "l2": fitted.l2},
-        fusion={c.name: c.alpha for c in candidates if c.alpha is not None},
-        query_below=query_below,
-        curve=_curve(best, task),
         versions=dict(pgn.info["versions"]),
         images_sent=asker.images_sent,
     )
-
-
-def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN) -> list[Comparison]:
-    """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
-    rows = {c.name: ways.right(c.test, targets) for c in candidates}
-    both = ways.with_local(name)
-    pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, PROBE_LOCAL), (both, IIP_LOCAL)]
-    pairs += [(SERVED, LOCAL), (SERVED, PROBE_LOCAL), (SERVED, RAW_LOCAL)]
-    out = []
-    for a, b in pairs:
-        if a in rows and b in rows and a != b:
-            difference, lo, hi = paired_bootstrap(rows[a], rows[b], seed=seed)
-            out.append(Comparison(a, b, difference, (lo, hi)))
-    return out
-
-
-def verdict(
-    best: Candidate, candidates: Sequence[Candidate], task: Task, paired: Sequence[Comparison], sent: float = 1.0
-) -> str:
-    """Say in one sentence what to do, and what the test images say of it.
-
-    Args:
-        best: what is served.
-        candidates: all ways, from the cheapest to the dearest.
-        task: its validation and test targets.
-        paired: the comparisons.
-        sent: share of pictures that are sent once ``best`` is gated.
-    """
-    accuracy, lo, hi = accuracy_interval(ways.right(best.test, task.test.labels))
-    text = f"{advice(best.name)}: {best.name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]"
-    text += f" on {len(task.test)} test pictures"
-    if sent < best.sent:
-        text += f"; where the local head is sure it may answer alone, and {sent:.0%} of them are sent"
-    cheap = ways.cheapest(candidates, best, task.val.labels)
-    if cheap.name != best.name:
-        cost = "which sends nothing" if not cheap.sent else "which is cheaper"
-        text += f"; {cheap.name}, {cost}, was no worse on validation than one standard error, or one picture, can tell"
-    gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
-    if gain is not None:
-        sure = "" if gain.ci95[0] > 0 or gain.ci95[1] < 0 else ", not established"
-        text += f"; {gain.a} − {RAW} is {_points(gain)} points{sure}"
-    return text + "."
-
-
-def advice(name: str) -> str:
-    """What to do where a row wins."""
-    return ADVICE.get(name, ADVICE[PGN_LOCAL if name.endswith("⊕ local") else PGN])
-
-
-def _points(c: Comparison) -> str:
-    return f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}]"
-
-
-def _row(candidate: Candidate, targets: Integers) -> dict[str, Any]:
-    accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, targets))
-    return {"name": candidate.name, "accuracy": accuracy, "ci95": [lo, hi], "queries": candidate.queries}
 
 
 def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int) -> tuple[Candidate | None, list[str]]:
@@ -244,15 +142,6 @@ def _with_its_local_head(
     """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
     alone = replace(ways.prompted(name, ask, adapter, task), local=local)
     return [alone, ways.fused(alone, local, float(adapter.info["fusion"]))]
-
-
-def _curve(best: Candidate, task: Task) -> list[dict[str, float]]:
-    """Accuracy against images sent; thresholds are quantiles of the confidence on validation pictures."""
-    local = best.local
-    if not best.sent or local is None:
-        return []
-    thresholds = np.quantile(np.exp(local.val).max(axis=1), CURVE)
-    return [asdict(point) for point in gate_curve(best.test, local.test, task.test.labels, thresholds.tolist())]
 
 
 def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate) -> dict[str, float]:

@@ -72,9 +72,9 @@ def paired_bootstrap(
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
-    n = _check_pair(correct_a, correct_b)
+    only_a, only_b = discordant(correct_a, correct_b)
     _check_resamples(resamples)
-    only_a, only_b = _discordant(correct_a, correct_b)
+    n = len(correct_a)
     low, high = np.quantile(_resampled(only_a, only_b, n, np.random.default_rng(seed), resamples), [0.025, 0.975])
     return (only_a - only_b) / n, float(low), float(high)
 
@@ -120,6 +120,23 @@ def pooled_bootstrap(
     return mean / len(differences), float(low), float(high)
 
 
+def discordant(correct_a: Bools, correct_b: Bools) -> tuple[int, int]:
+    """Return how many images only a, and only b, gets right.
+
+    Args:
+        correct_a: (n,) bool, n >= 1.
+        correct_b: (n,) bool, the same images.
+
+    Raises:
+        ShapeError: rows that are empty or of different lengths.
+    """
+    _check_row(correct_a)
+    if correct_a.shape != correct_b.shape:
+        raise ShapeError(f"paired comparison: got {correct_a.shape} and {correct_b.shape}, expected the same images")
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    return int((a & ~b).sum()), int((b & ~a).sum())
+
+
 def mcnemar(correct_a: Bools, correct_b: Bools) -> float:
     """Return the two-sided p-value of the exact McNemar test that two methods are right equally often.
 
@@ -135,8 +152,7 @@ def mcnemar(correct_a: Bools, correct_b: Bools) -> float:
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
     """
-    _check_pair(correct_a, correct_b)
-    only_a, only_b = _discordant(correct_a, correct_b)
+    only_a, only_b = discordant(correct_a, correct_b)
     m = only_a + only_b
     # Logarithms, because 2**m leaves the range of floats at m = 1024; fsum, because the terms span many magnitudes.
     terms = (
@@ -316,19 +332,6 @@ def _resampled(only_a: int, only_b: int, n: int, rng: np.random.Generator, resam
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     draws = rng.multinomial(n, shares, size=resamples)  # (resamples, 3)
     return np.asarray((draws[:, 0] - draws[:, 1]) / n)
-
-
-def _discordant(correct_a: Bools, correct_b: Bools) -> tuple[int, int]:
-    """Return how many images only a, and only b, gets right."""
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    return int((a & ~b).sum()), int((b & ~a).sum())
-
-
-def _check_pair(correct_a: Bools, correct_b: Bools) -> int:
-    _check_row(correct_a)
-    if correct_a.shape != correct_b.shape:
-        raise ShapeError(f"paired comparison: got {correct_a.shape} and {correct_b.shape}, expected the same images")
-    return len(correct_a)
 
 
 def _check_scores(what: str, log_p: Floats, log_p_local: Floats) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types"},
     {"counting", "regression"},
-    {"geometry", "labels", "statistics", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
+    {"geometry", "labels", "statistics", "measures", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
     {"backbone", "generator", "protocols", "compositor"},
     {"inversion", "exchange"},
     {"library"},
@@ -29,6 +29,7 @@ LAYERS = (
     {"training", "published"},
     {"retention"},
     {"candidates"},
+    {"judgement"},
     {"evaluation", "refit"},
     {"benchmark"},
     {"report"},
@@ -38,12 +39,24 @@ LAYERS = (
 )
 # A value that cannot be read raises an error of the tree, so the errors lie at the very bottom.
 PEER_EDGES = {("types", "errors")}
-NEUTRAL = {"errors", "types", "counting", "regression", "geometry", "labels", "statistics", "codecs", "checkpoint"}
+NEUTRAL = {
+    "errors",
+    "types",
+    "counting",
+    "regression",
+    "geometry",
+    "labels",
+    "statistics",
+    "measures",
+    "codecs",
+    "checkpoint",
+}
 WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "library", "methods", "adapter", "training", "published"}
 ON_TOP = {
     "retention",
     "candidates",
+    "judgement",
     "evaluation",
     "refit",
     "benchmark",
@@ -57,7 +70,17 @@ ON_TOP = {
 
 TORCH = {"torch", "torchvision", "timm"}
 TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}
-IMPORTERS_OF_TRAINING = {"retention", "candidates", "evaluation", "refit", "benchmark", "demo", "pipeline", "cli"}
+IMPORTERS_OF_TRAINING = {
+    "retention",
+    "candidates",
+    "judgement",
+    "evaluation",
+    "refit",
+    "benchmark",
+    "demo",
+    "pipeline",
+    "cli",
+}
 # A client that is given a checkpoint path opens it; that is the one place where the arms meet.
 FUNCTION_LEVEL_EDGES = {("session", "adapter")}
 

@@ -68,6 +68,7 @@ def test_the_demo_prints_every_rival_and_leaves_a_true_report(folder):
         assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
         assert f"{row['name']:<22}{row['accuracy']:>9.3f}" in printed
     assert report["verdict"] in printed
+    assert report["verdict"].split(": ")[1] in (out / "report.html").read_text(encoding="utf-8")
     retention = report["retention"]
     assert set(retention) >= {"latent", "uint8", "http_png", "jpeg95_444", "jpeg75_420", "agreement"}
     assert retention["http_png"] == next(r["accuracy"] for r in report["rows"] if r["name"] == "PGN")

@@ -80,7 +80,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
     parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
     parser.add_argument("--budget", type=int, metavar="N", help="send at most N images")
-    parser.add_argument("--price-per-image", type=float, metavar="PRICE")
+    parser.add_argument("--price-per-image", type=float, metavar="PRICE", help="to tell costs, in any currency")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
 
 

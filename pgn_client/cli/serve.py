@@ -33,7 +33,7 @@ def run_demo(args: argparse.Namespace) -> int:
     make_folder(args.out)
     done = demo.run(args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=True)
     tell(to_json(done.report.to_json()) if args.json else report.table(done.report))
-    names = ("report.json", "before_after.png", "pgn.safetensors")
+    names = ("report.html", "report.json", "before_after.png", "pgn.safetensors")
     talk("written: " + ", ".join(str(done.folder / name) for name in names))
     return OK
 

@@ -174,7 +174,9 @@ def add_evaluate(commands: Subparsers) -> None:
     add_profile_option(p)
     p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
     add_surrogate_options(p, None)
-    p.add_argument("--out", type=Path, metavar="DIR", help="report.json, steps.png, recorded answers, and the rival")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="report.html, report.json, steps.png, recorded answers, and the rival"
+    )
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
@@ -191,16 +193,21 @@ def run_evaluate(args: argparse.Namespace) -> int:
     adapter = load_adapter(args.ckpt, profile_of(args))
     task, same = task_of(adapter, args.data)
     surrogate = _matching_surrogate(args, adapter)
-    rival = _rival(args, adapter, task, surrogate)
+    rival = _rival(args, adapter, task, surrogate, keep=same)
     found = evaluate(
-        task, lambda a: connect(args, a), adapter, same_data=same, rival=rival, surrogate=surrogate, note=talk
+        task,
+        lambda a: connect(args, a),
+        adapter,
+        same_data=same,
+        rival=rival,
+        surrogate=surrogate,
+        price_per_image=args.price_per_image,
+        note=talk,
     )
-    text = to_json(found.to_json())
-    tell(text if args.json else report.table(found))
+    tell(to_json(found.to_json()) if args.json else report.table(found))
     if args.out:
-        (args.out / "report.json").write_text(text + "\n", encoding="utf-8")
-        report.steps_sheet(adapter, task.test.paths).save(args.out / "steps.png")
-        talk(f"written: {args.out / 'report.json'} and steps.png, what the server sees at each step")
+        report.write(args.out, found, adapter, task.test.paths)
+        talk(f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server sees at each step")
     return OK
 
 
@@ -222,9 +229,12 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
 
 
 def _rival(
-    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None
+    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None, *, keep: bool
 ) -> PromptAdapter | None:
-    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand."""
+    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand.
+
+    On other pictures than the checkpoint's it is not kept: there it would not be the same in all but the method.
+    """
     from pgn_client.checkpoint import read_card
     from pgn_client.training.alike import same_but_input_independent, train_rival
 
@@ -235,7 +245,7 @@ def _rival(
             )
         return None  # nothing that is trained alike would compare
     mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
-    kept = args.out / f"iip-{mark}.safetensors" if args.out else None
+    kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:
         return same_but_input_independent(load_adapter(given, profile_of(args)), adapter)

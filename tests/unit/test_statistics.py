@@ -12,6 +12,7 @@ from pgn_client.statistics import (
     accuracy_interval,
     best_fusion,
     best_gate,
+    discordant,
     fuse,
     gate,
     gate_curve,
@@ -159,6 +160,7 @@ class TestMcNemar:
             (0, 0, 1.0),
             (3, 3, 1.0),
             (0, 5, 2 / 32),
+            (3, 10, 2 * (1 + 13 + 78 + 286) / 8192),
             (1, 9, 2 * (1 + 10) / 1024),
             (9, 1, 2 * (1 + 10) / 1024),
             (2, 8, 2 * (1 + 10 + 45) / 1024),
@@ -166,6 +168,13 @@ class TestMcNemar:
     )
     def test_small_counts_equal_the_binomial_sum(self, only_a, only_b, p):
         assert mcnemar(*pair(only_a, only_b, 5, 5)) == pytest.approx(p)
+
+    def test_the_counts_are_of_images_that_only_one_gets_right(self):
+        assert discordant(*pair(3, 10, 5, 7)) == (3, 10)
+
+    def test_rows_of_different_images_are_refused(self):
+        with pytest.raises(ShapeError, match="the same images"):
+            discordant(np.ones(3, bool), np.ones(4, bool))
 
     def test_large_counts_equal_the_exact_integer_sum(self):
         exact = 2 * sum(math.comb(3000, k) for k in range(1451)) / 2**3000  # Python divides big integers exactly

@@ -1,5 +1,6 @@
 """The decisions of the comparison; what it asks an endpoint is tested end to end."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from pgn_client.candidates import (
     RAW,
     SERVED,
     Candidate,
+    advised,
     augmented_blocks,
     augmented_copies,
     cheapest,
     choose,
+    fused,
     gated,
     probe,
     with_local,
@@ -24,7 +27,7 @@ from pgn_client.candidates import (
 )
 from pgn_client.codecs import open_image
 from pgn_client.compositor import seen_by_server
-from pgn_client.evaluation import ADVICE, PGN, Comparison, advice, compare, verdict
+from pgn_client.judgement import ADVICE, CONTAMINATED, PGN, Comparison, advice, compare, judge, money, verdict
 from pgn_client.methods import linear_probe
 from pgn_client.methods.linear_probe import LinearProbe
 from pgn_client.statistics import fuse
@@ -204,16 +207,85 @@ class TestCompare:
     def test_the_same_answers_differ_by_nothing(self):
         (found,) = compare([candidate(PGN, (), [3]), candidate(RAW, (), [3])], TARGETS, seed=0)
         assert (found.difference, found.ci95) == (0, (0, 0))
+        assert (found.only_a, found.only_b, found.mcnemar_p) == (0, 0, 1)
+
+    def test_the_exact_test_stands_beside_the_interval(self):
+        rows = [candidate(PGN, wrong_test=range(5)), candidate(RAW, wrong_test=range(4, 10))]
+        (found,) = compare(rows, TARGETS, seed=0)
+        assert (found.only_a, found.only_b) == (5, 4)
+        rows = [candidate(PGN), candidate(RAW, wrong_test=range(5))]
+        (found,) = compare(rows, TARGETS, seed=0)
+        assert (found.only_a, found.only_b, found.mcnemar_p) == (5, 0, pytest.approx(2 / 32))
+
+
+class TestAdvised:
+    """Here, too, the local head is sure of every picture; where it errs on validation, its gate sends all."""
+
+    head = candidate(LOCAL, range(40))
+
+    def prompt(self, name, wrong_val=()):
+        return replace(candidate(name, wrong_val), local=self.head)
+
+    def test_is_the_cheapest_that_validation_cannot_tell_from_what_is_served(self):
+        best, raw, free = self.prompt(with_local(PGN)), self.prompt(RAW, [0]), replace(candidate(LOCAL, [1]), sent=0.0)
+        assert advised([free, raw, best], best, TARGETS).name == LOCAL
+        assert advised([raw, best], best, TARGETS).name == RAW
+
+    def test_is_what_is_served_where_nothing_else_is_as_good(self):
+        best = self.prompt(with_local(PGN))
+        found = advised([self.prompt(RAW, range(9)), best], best, TARGETS)
+        assert (found.name, found.sent) == (best.name, 1.0)
+
+    def test_a_prompt_without_its_local_head_saves_nothing(self):
+        best = self.prompt(with_local(PGN))
+        assert advised([self.prompt(PGN), best], best, TARGETS).name == best.name
+        best = self.prompt(with_local(RAW))
+        assert advised([self.prompt(RAW), best], best, TARGETS).name == RAW  # which needs no checkpoint at all
+
+    def test_what_sends_more_than_the_gated_best_saves_nothing(self):
+        good = candidate(LOCAL)
+        best = replace(candidate(PGN), local=good)  # gated, it sends nothing
+        assert advised([candidate(RAW), best], best, TARGETS).name == PGN
+
+    def test_is_held_against_what_is_served_as_it_would_serve_itself(self):
+        raw = replace(candidate(RAW, range(60), range(60)), local=candidate(LOCAL, wrong_test=[0]))
+        best = self.prompt(PGN)
+        found = advised([raw, best], best, TARGETS)  # raw answers err, but behind their gate none is needed
+        assert (found.name, found.sent) == (RAW, 0.0)
+        assert (found.test == raw.local.test).all()
+
+
+class TestFused:
+    def test_where_the_row_has_no_say_its_test_pictures_are_not_sent(self):
+        alone = replace(candidate(PGN), queries=3 * N)
+        some, none = (fused(alone, candidate(LOCAL), alpha) for alpha in (0.5, 1.0))
+        assert (some.queries, some.queries_fit, some.queries_test) == (3 * N, 2 * N, N)
+        assert (none.queries, none.queries_fit, none.queries_test) == (2 * N, 2 * N, 0)
+
+
+class TestCost:
+    def test_is_of_the_share_that_is_sent(self):
+        assert replace(candidate(PGN), sent=0.25).cost(1000, 0.01) == pytest.approx(2.5)
+
+    def test_without_a_price_only_what_sends_nothing_has_one(self):
+        assert candidate(PGN).cost(1000, None) is None
+        assert replace(candidate(LOCAL), sent=0.0).cost(1000, None) == 0
+
+    @pytest.mark.parametrize(
+        ("amount", "text"), [(0, "0.00"), (0.004321, "0.0043"), (0.01, "0.01"), (2.5, "2.50"), (12345.6, "12,345.60")]
+    )
+    def test_is_told_with_two_decimals_or_two_digits(self, amount, text):
+        assert money(amount) == text
 
 
 class TestVerdict:
-    def say(self, best, *cheaper, paired=(), sent=1.0):
-        return verdict(best, [*cheaper, best], task(), paired, sent)
+    def say(self, best, cheaper=None, paired=(), price=None):
+        return verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price_per_image=price)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
         assert text.startswith(f"{ADVICE[RAW]}: raw + mapping reaches 0.800 [")
-        assert "on 100 test pictures" in text
+        assert "on 100 test pictures and sends 1,000 of 1,000 pictures" in text
 
     @pytest.mark.parametrize(
         ("interval", "established"),
@@ -226,22 +298,71 @@ class TestVerdict:
         ],
     )
     def test_says_whether_the_prompts_gain_is_established(self, interval, established):
-        text = self.say(candidate(PGN), candidate(RAW), paired=[Comparison(PGN, RAW, 0.03, interval)])
+        text = self.say(candidate(PGN), paired=[Comparison(PGN, RAW, 0.03, interval, 5, 2, 0.45)])
         assert f"PGN − {RAW} is +3.0 [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}] points" in text
         assert ("not established" in text) != established
 
     def test_without_that_comparison_says_nothing_of_it(self):
-        assert "established" not in self.say(candidate(LOCAL), paired=[Comparison(PGN, LOCAL, 0.1, (-0.1, 0.3))])
+        paired = [Comparison(PGN, LOCAL, 0.1, (-0.1, 0.3), 12, 2, 0.01)]
+        assert "established" not in self.say(candidate(LOCAL), paired=paired)
 
-    def test_names_what_is_cheaper_and_was_as_good_on_validation(self):
-        text = self.say(candidate(PGN), candidate(RAW, [0]))
-        assert "raw + mapping, which is cheaper, was no worse on validation than one standard error" in text
-        free = replace(candidate(LOCAL, [0]), sent=0.0)
-        assert "local head, which sends nothing, was no worse" in self.say(candidate(PGN), free)
+    def test_names_what_is_cheaper_and_was_as_good_on_validation_first_and_then_what_is_served(self):
+        free = replace(candidate(LOCAL, (), range(7)), sent=0.0)
+        text = self.say(candidate(PGN, (), range(5)), free)
+        assert text.startswith(f"{ADVICE[LOCAL]}: local head reaches 0.930 [")
+        assert "sends nothing; on validation it was no worse than one standard error" in text
+        assert "what is served, PGN, which reaches 0.950 [" in text
+        assert text.index("nothing") < text.index("1,000 of 1,000 pictures")
 
-    def test_is_quiet_about_what_was_clearly_worse(self):
-        assert "no worse" not in self.say(candidate(PGN), candidate(RAW, range(9)))
+    def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(self):
+        free = replace(candidate(LOCAL, (), range(20)), sent=0.0)
+        assert re.search(r"pictures: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points on these", self.say(candidate(PGN), free))
+        free = replace(candidate(LOCAL, (), [5]), sent=0.0)
+        assert "+0.0 [" in (text := self.say(candidate(PGN, (), [7]), free))
+        assert "points, not established on these pictures" in text
+
+    def test_is_quiet_about_others_where_nothing_is_cheaper(self):
+        assert "no worse" not in self.say(candidate(PGN))
 
     def test_tells_the_share_that_is_sent(self):
-        assert "64% of them are sent" in self.say(candidate(PGN), sent=0.64)
-        assert "are sent" not in self.say(candidate(PGN))
+        assert "sends 640 of 1,000 pictures, those of which" in self.say(replace(candidate(PGN), sent=0.64))
+        assert "those of which" not in self.say(candidate(PGN))
+
+    def test_tells_what_1000_pictures_cost_where_a_price_is_known(self):
+        text = self.say(replace(candidate(PGN), sent=0.64), price=0.002)
+        assert "sends 640 of 1,000 pictures (cost 1.28)" in text
+        assert "cost" not in self.say(candidate(PGN))
+
+
+class TestJudge:
+    def judged(self, **options):
+        local = replace(candidate(LOCAL, range(30)), sent=0.0, queries=0)
+        rows = [candidate(RAW, range(30), range(20)), local, replace(candidate(PGN), local=local)]
+        return judge(rows, task(), seed=0, **options)
+
+    def test_served_is_the_best_on_validation_and_everything_is_counted_on_test(self):
+        found = self.judged()
+        assert (found.best, found.advised) == (PGN, PGN)
+        assert [row["name"] for row in found.rows] == [RAW, LOCAL, PGN, SERVED]
+        assert found.row(RAW)["accuracy"] == 0.8
+        assert found.row(PGN)["log_loss"] == pytest.approx(-np.log(0.9))
+
+    def test_calibration_is_that_of_the_test_answers(self):
+        # 0.9 sure: of raw answers 80 of 100 are right, of the others all.
+        found = self.judged()
+        assert found.row(RAW)["ece"] == pytest.approx(0.1)
+        assert found.row(SERVED)["ece"] == pytest.approx(0.1)
+        assert [b.accuracy for b in found.reliability[RAW]] == [0.8]
+
+    def test_other_pictures_than_the_checkpoints_are_named_first(self):
+        assert self.judged(same_data=False).verdict.startswith(CONTAMINATED)
+        assert self.judged().verdict == self.judged(same_data=False).verdict.removeprefix(CONTAMINATED)
+
+    def test_confusions_are_told_by_name_without_zeros(self):
+        counts = self.judged().confusion[RAW]
+        assert counts == {"a": {"a": 27, "b": 7}, "b": {"b": 26, "c": 7}, "c": {"a": 6, "c": 27}}
+
+    def test_examples_tell_what_is_and_what_is_served(self):
+        (first, *_) = found = self.judged().examples
+        assert len(found) == 4
+        assert first == {"picture": "a.png", "label": "a", "served": "a"}

@@ -1,0 +1,57 @@
+"""Pictures of what is sent, in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageOps
+
+from pgn_client.adapter import PromptAdapter
+from pgn_client.codecs import open_image
+from pgn_client.evaluation import Report
+from pgn_client.retention import spread, steps
+
+TILE, GAP, TEXT = 160, 12, 18
+
+
+def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
+    """Return what the server sees of a few of these pictures, step by step: see ``retention.steps``."""
+    return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))
+
+
+def captions(report: Report) -> list[str]:
+    """Say of each example what it is, and what is served for it."""
+    return [f"is {found['label']}, served as {found['served']}" for found in report.examples]
+
+
+def steps_sheet(pgn: PromptAdapter, paths: Sequence[Path]) -> Image.Image:
+    """Draw :func:`columns`."""
+    return sheet([(pictures, step) for step, pictures in columns(pgn, paths).items()])
+
+
+def sheet(columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()) -> Image.Image:
+    """Draw pictures in columns.
+
+    Args:
+        columns: pictures from top to bottom, equally many in each column, and a caption below.
+        rows: a caption below each row of pictures; none where it is empty.
+
+    Returns:
+        One RGB image.
+    """
+    tall = max((len(pictures) for pictures, _ in columns), default=0)
+    row = TILE + GAP + (TEXT if rows else 0)
+    bottom = GAP + tall * row
+    whole = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), bottom + TEXT), "white")
+    draw = ImageDraw.Draw(whole)
+    for i, (pictures, caption) in enumerate(columns):
+        left = GAP + i * (TILE + GAP)
+        for k, picture in enumerate(pictures):
+            tile = ImageOps.contain(picture.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
+            top = GAP + k * row
+            whole.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        draw.text((left, bottom - GAP + 4), caption, fill="black")
+    for k, caption in enumerate(rows):
+        draw.text((GAP, GAP + k * row + TILE + 2), " ".join(caption.split()), fill="black")
+    return whole

@@ -1,0 +1,305 @@
+"""What an evaluation leaves behind: the terminal's table, report.json, and the page."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgn_client.candidates import LOCAL, RAW, SERVED, Candidate, fused, with_local
+from pgn_client.evaluation import Report
+from pgn_client.judgement import CONTAMINATED, PGN, judge
+from pgn_client.report import page, sheet, table, write
+from pgn_client.report.markup import Markup, join, tag, void
+from pgn_client.report.pictures import GAP, TEXT, TILE
+from pgn_client.training import Split, Task
+
+N, C = 120, 3
+EVIL = '<script>alert("1")</script>&\'x'
+VOID = {"meta", "img"}
+STEPS = ("sent", "seen")
+
+
+def noisy(targets, *, right, seed, classes=C):
+    """Log-probabilities that are so often right, more or less sure."""
+    rng = np.random.default_rng(seed)
+    answered = np.where(rng.random(len(targets)) < right, targets, (targets + 1) % classes)
+    logits = rng.normal(size=(len(targets), classes)) + 3 * np.eye(classes)[answered]
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def report_of(classes=(EVIL, "hen", "jay"), *, price=None, retention=True, local=0.8, names=None):
+    targets = np.arange(N) % len(classes)
+    split = Split(tuple(Path(names or f"{EVIL}/{i}.png") for i in range(N)), targets)
+    task = Task(tuple(classes), split, split, split)
+
+    def row(name, right, seed, **options):
+        val, test = (noisy(targets, right=right, seed=seed + k, classes=len(classes)) for k in (0, 1))
+        return Candidate(name, val, test, 500, **options)
+
+    head = row(LOCAL, local, 0, sent=0.0)
+    head = replace(head, queries=0)
+    raw, prompt = (replace(row(name, right, seed), local=head) for name, right, seed in ((RAW, 0.6, 2), (PGN, 0.9, 4)))
+    candidates = [raw, head, fused(raw, head, 0.5), prompt, fused(prompt, head, 0.25)]
+    steps = {"latent": 0.9, "http_png": 0.9, "agreement": {"latent": 1.0, "http_png": 0.99}}
+    return Report(
+        **vars(judge(candidates, task, seed=0, price_per_image=price)),
+        retention=steps if retention else None,
+        controls={"own_prompt": 0.9, "swapped_prompt": 0.4},
+        omitted=["linear probe: <none>"],
+        seconds=1.5,
+        seed=0,
+        split={"train": N, "val": N, "test": N},
+        mapping={"kind": "linear", "val_log_loss": {"linear": 0.5}, "l2": 0.1},
+        versions={"torch": "2.10"},
+        images_sent=1234,
+    )
+
+
+def pictures(report):
+    tiles = [Image.effect_noise((200, 100), 50).convert("RGB") for _ in report.examples]
+    return dict.fromkeys(STEPS, tiles)
+
+
+class Page(HTMLParser):
+    """Read a page; an end tag that does not fit is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), f"{tag} has an attribute twice"
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, wanted, attribute):
+        return [value for tag, name, value in self.attributes if (tag, name) == (wanted, attribute)]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of()
+
+
+@pytest.fixture(scope="module")
+def text(report):
+    return page(report, pictures(report))
+
+
+class TestMarkup:
+    def test_plain_text_and_attributes_are_escaped(self):
+        found = tag("p", EVIL, title='"><b>')
+        assert found == (
+            '<p title="&quot;&gt;&lt;b&gt;">&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#x27;x</p>'
+        )
+
+    def test_markup_is_not_escaped_twice(self):
+        assert tag("p", tag("b", "<"), "<") == "<p><b>&lt;</b>&lt;</p>"
+        assert join([tag("b", "x"), "&"], " ") == "<b>x</b> &amp;"
+
+    def test_what_is_made_of_markup_by_other_means_is_escaped_again(self):
+        assert tag("p", f"{Markup('<b>')}") == "<p>&lt;b&gt;</p>"
+        assert tag("p", Markup("<b>") + "<i>") == "<p>&lt;b&gt;&lt;i&gt;</p>"
+
+    def test_attributes_are_written_as_in_python(self):
+        assert void("meta", http_equiv="a", class_="b", x=1.5, y=2) == '<meta http-equiv="a" class="b" x="1.5" y="2">'
+
+
+class TestPage:
+    def test_is_well_formed(self, text):
+        found = Page(text)
+        assert text.startswith('<!doctype html>\n<html lang="en">')
+        assert found.tags.count("main") == found.tags.count("h1") == 1
+
+    def test_fetches_nothing(self, text):
+        found = Page(text)
+        assert not set(found.tags) & {"script", "link", "iframe", "object", "embed", "base", "form"}
+        assert all(src.startswith("data:image/png;base64,") for src in found.values("img", "src"))
+        assert not re.search(
+            r"https?://|//[a-z]|url\(|@import|@font-face|srcset|\bhref\b", re.sub(r"data:[^\"]+", "", text)
+        )
+        assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+
+    def test_escapes_names_of_classes_and_files(self, report, text):
+        found = Page(text)
+        assert any(EVIL in example.values() for example in report.examples)
+        assert "script" not in found.tags
+        assert EVIL in found.text
+        assert any(EVIL in alt for alt in found.values("img", "alt"))
+        assert "left out: linear probe: <none>" in "".join(found.text).lower()
+
+    def test_tells_the_verdict_first(self, report, text):
+        words = Page(text).text
+        advised, _, reason = report.verdict.partition(": PGN")
+        assert words.index(advised[0].upper() + advised[1:]) < words.index("PGN" + reason)
+        assert words.index("PGN" + reason) < words.index("Accuracy and cost")
+
+    def test_says_before_the_reason_that_pictures_are_not_the_checkpoints(self, report):
+        words = Page(page(replace(report, verdict=CONTAMINATED + report.verdict), pictures(report))).text
+        warning = "Not" + CONTAMINATED.removeprefix("not").removesuffix("; ")
+        assert words.index(warning) < words.index("PGN" + report.verdict.partition(": PGN")[2])
+
+    def test_has_every_row_comparison_and_class(self, report, text):
+        cells = Page(text).text
+        for row in report.rows:
+            assert any(cell.startswith(row["name"]) for cell in cells)
+            assert f"{row['accuracy']:.3f}" in cells
+        assert all(f"{c.a} − {c.b}" in cells and f"{c.only_a} : {c.only_b}" in cells for c in report.paired)
+        assert {"hen", "jay", "own prompt", "http_png"} <= set(cells)
+
+    def test_every_picture_has_a_text_with_its_label_and_what_is_served(self, report, text):
+        alts = Page(text).values("img", "alt")
+        assert len(alts) == len(report.examples) * len(STEPS)
+        for example in report.examples:
+            expected = f"is {example['label']}, served as {example['served']}"
+            assert [alt for alt in alts if alt.startswith(expected)]
+
+    def test_charts_say_what_they_show(self, text):
+        charts = Page(text).values("svg", "aria-label")
+        assert [chart.split(":")[0].split(".")[0] for chart in charts] == [
+            "Accuracy against pictures sent of 1,000",
+            "Accuracy against confidence",
+        ]
+
+    def test_nothing_in_a_chart_lies_outside_it(self, text):
+        found = Page(text)
+        for axis, limit in (("cx", 440), ("cy", 300)):
+            assert all(0 <= float(value) <= limit for value in found.values("circle", axis))
+        for points in found.values("polyline", "points"):
+            x, y = zip(*(map(float, point.split(",")) for point in points.split()), strict=True)
+            assert 0 <= min(x) <= max(x) <= 440
+            assert 0 <= min(y) <= max(y) <= 300
+
+    def test_a_matrix_holds_the_counts_and_their_shares(self, report, text):
+        counts = report.confusion[SERVED]
+        assert sum(sum(row.values()) for row in counts.values()) == N
+        line = text.split('title="hen">hen</th><td')[1].split("</tr>")[0]
+        hens = [counts["hen"].get(name, 0) for name in (EVIL, "hen", "jay")]
+        assert [int(n.replace("·", "0")) for n in re.findall(r">([\d·]+)</td>", line)] == hens
+        shares = [float(share) for share in re.findall(r"--share:([\d.]+)", line)]
+        assert shares == pytest.approx([n / sum(hens) for n in hens if n], abs=0.005)
+
+    def test_costs_are_there_with_a_price_alone(self, report, text):
+        priced = report_of(price=0.002)
+        assert "cost of 1,000" not in text
+        found = Page(page(priced, pictures(priced)))
+        assert {"cost of 1,000", "2.00", "0.40"} <= set(found.text)
+
+    def test_of_many_classes_the_most_frequent_confusions_are_told(self):
+        many = report_of(tuple(f"class {i}" for i in range(40)))
+        found = Page(page(many, pictures(many)))
+        assert "served: most frequent confusions" in found.text
+        assert len(found.values("th", "title")) == 0
+        assert any("the other" in piece and "report.json" in piece for piece in found.text)
+
+    def test_where_nothing_is_sent_there_is_no_curve(self):
+        local = report_of(local=1.0)
+        assert local.curve == []
+        assert len(Page(page(local, pictures(local))).values("svg", "aria-label")) == 1
+
+    def test_without_a_surrogate_there_is_no_retention(self):
+        bare = report_of(retention=False)
+        assert "http_png" not in Page(page(bare, pictures(bare))).text
+
+
+class TestTable:
+    def test_tells_rows_tests_and_weakest_classes(self, report):
+        lines = table(report).splitlines()
+        row = report.row(PGN)
+        assert f"{row['accuracy']:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
+        assert f"{row['log_loss']:.3f}  {row['ece']:.3f}" in next(
+            line for line in lines if line.startswith(f"  {PGN} ")
+        )
+        c = report.paired[0]
+        line = next(line for line in lines if line.startswith(f"  {c.a} − {c.b}"))
+        assert re.search(rf"{c.only_a} : {c.only_b}   p [<=] 0\.\d{{3}}$", line)
+        assert sum(line.startswith("weakest classes, as served: ") for line in lines) == 1
+
+    def test_costs_take_the_place_of_pictures_where_a_price_is_known(self, report):
+        assert "sent per 1,000" in table(report)
+        priced = table(report_of(price=0.002))
+        assert "cost per 1,000" in priced
+        assert next(line for line in priced.splitlines() if line.startswith(f"  {PGN} ")).endswith(" 2.00")
+        assert next(line for line in priced.splitlines() if line.startswith(f"  {LOCAL} ")).endswith(" 0.00")
+
+    def test_is_no_wider_than_a_terminal_should_be(self, report):
+        verdict = table(report).splitlines()
+        assert max(len(line) for line in verdict if not line.startswith(("verdict", "weakest"))) <= 120
+
+    def test_perfect_classes_are_not_called_weak(self, report):
+        perfect = [replace(score, f1=1.0) for score in report.per_class[SERVED]]
+        assert "weakest" not in table(replace(report, per_class=report.per_class | {SERVED: perfect}))
+
+
+class TestJson:
+    def test_has_the_keys_of_the_interface(self, report):
+        found = json.loads(json.dumps(report.to_json()))
+        assert {"rows", "retention", "verdict", "seconds", "seed", "versions"} <= set(found)
+        assert all({"name", "accuracy", "ci95", "queries"} <= set(row) for row in found["rows"])
+        assert [row["name"] for row in found["rows"]] == [RAW, LOCAL, with_local(RAW), PGN, with_local(PGN), SERVED]
+
+    def test_queries_are_those_of_fitting_and_of_the_test_pictures(self, report):
+        for row in report.rows:
+            assert row["queries"] == row["queries_fit"] + row["queries_test"]
+            assert row["queries_test"] == round(row["sent"] * N)
+        assert report.row(LOCAL)["queries"] == 0
+
+    def test_cost_is_of_serving_alone(self, report):
+        assert {row["cost_per_1000"] for row in report.rows if row["sent"]} == {None}
+        priced = report_of(price=0.002)
+        assert [row["cost_per_1000"] for row in priced.rows] == pytest.approx([2 * row["sent"] for row in priced.rows])
+        assert [p["cost_per_1000"] for p in priced.curve] == pytest.approx([2 * p["sent"] for p in priced.curve])
+
+    def test_served_and_raw_are_told_class_by_class(self, report):
+        found = report.to_json()
+        for row in (SERVED, RAW):
+            right = sum(counts.get(true, 0) for true, counts in found["confusion"][row].items())
+            assert right / N == pytest.approx(report.row(row)["accuracy"])
+            assert [score["name"] for score in found["per_class"][row]] == [EVIL, "hen", "jay"]
+            assert sum(b["count"] for b in found["reliability"][row]) == N
+
+
+class TestSheet:
+    def test_captions_of_rows_stand_below_them(self):
+        white = [Image.new("RGB", (10, 10), "white")] * 2
+        plain, told = sheet([(white, "a")]), sheet([(white, "a")], ["is hen, served as jay", ""])
+        assert told.height == plain.height + 2 * TEXT
+        below = np.asarray(told)[GAP + TILE : GAP + TILE + TEXT]
+        assert (below < 128).any()
+        assert not (np.asarray(told)[GAP + 2 * TILE + TEXT + GAP : GAP + 2 * TILE + TEXT + GAP + TEXT] < 128).any()
+
+
+class TestWrite:
+    def test_leaves_a_report_a_page_and_pictures(self, make_adapter, pictures_on_disk, tmp_path):
+        found = report_of(names=str(pictures_on_disk[0]))
+        write(tmp_path, found, make_adapter(), pictures_on_disk * N)
+        kept = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert kept == json.loads(json.dumps(found.to_json()))
+        shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert len(shown.values("img", "src")) == 5 * len(found.examples)
+        with Image.open(tmp_path / "steps.png") as steps:
+            assert steps.size == (GAP + 5 * (TILE + GAP), GAP + 4 * (TILE + GAP + TEXT) + TEXT)
+
+
+@pytest.fixture
+def pictures_on_disk(pictures, tmp_path):
+    path = tmp_path / "picture.png"
+    pictures[0].save(path)
+    return [path]
