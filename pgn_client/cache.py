@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class AnswerCache:
         try:
             where = _only_reading(Path(self._name)) if replay else self._name
             self._db = sqlite3.connect(where, check_same_thread=False, timeout=30.0, uri=replay)
+            weakref.finalize(self, self._db.close)  # of one that nobody closes
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pgn_client import labels
 from pgn_client.adapter import PromptAdapter
-from pgn_client.candidates import Asker, Pictures, right
+from pgn_client.candidates import Asker, Pictures, Query, right
 from pgn_client.generator import TRUNK_WIDTH
 from pgn_client.methods.linear_probe import LinearProbe
 from pgn_client.statistics import best_fusion, fuse
@@ -61,6 +61,11 @@ def refit(
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
     measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
     return draft.with_mapping(mapping, {}, _card(adapter, task, mapping, measured) | {"fusion": alpha})
+
+
+def queries(adapter: PromptAdapter, task: Task) -> list[Query]:
+    """Return what ``refit`` would send."""
+    return [Query("training", task.train.paths, adapter), Query("validation", task.val.paths, adapter)]
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:

@@ -16,6 +16,7 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
+from pgn_client.cli.plan import add_dry_run, tell_plan
 from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError
 
@@ -33,6 +34,7 @@ def add_map(commands: Subparsers) -> None:
     p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
     p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's)")
+    add_dry_run(p)
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
 
@@ -42,7 +44,7 @@ def run_map(args: argparse.Namespace) -> int:
     from pgn_client import labels
     from pgn_client.candidates import Asker
     from pgn_client.checkpoint import summary
-    from pgn_client.refit import refit
+    from pgn_client.refit import queries, refit
     from pgn_client.training import load_task
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -52,8 +54,12 @@ def run_map(args: argparse.Namespace) -> int:
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     prompts = load_adapter(args.ckpt, args.profile)
     seed = prompts.info.get("seed", 0) if args.seed is None else args.seed
-    asker = Asker(lambda adapter: connect(args, adapter))
-    adapter = refit(prompts, load_task(args.data, shots=args.shots, seed=seed), asker, kinds=kinds)
+    task = load_task(args.data, shots=args.shots, seed=seed)
+    with connect(args, None) as client:
+        if args.dry_run:
+            return tell_plan(client, queries(prompts, task), args.price_per_image)
+        asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
+        adapter = refit(prompts, task, asker, kinds=kinds)
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     talk(f"{asker.images_sent} images sent; written: {args.out}")
