@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 import weakref
 from collections import deque
@@ -450,8 +451,8 @@ class _Body:
         return self._broken or WireResponse(response.status_code, headers, b"".join(self._chunks))
 
 
-# Every exception of httpx that a call may meet, most special first.
-FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
+# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass through it.
+FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
 _KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ConnectTimeout, "unsent"),
     (httpx.PoolTimeout, "unsent"),
@@ -460,6 +461,7 @@ _KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ProxyError, "unreached"),
     (httpx.NetworkError, "cut"),
     (httpx.RemoteProtocolError, "cut"),
+    (ssl.SSLError, "cut"),
     (httpx.DecodingError, "garbled"),
     (Exception, "refused"),  # a URL, scheme or header that can never work
 )

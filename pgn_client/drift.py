@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pgn_client.reading import probabilities
-from pgn_client.types import Answer
+from pgn_client.types import Answer, ScoreKind
 
 TOLERANCE = 1e-3
 """Difference of a probability that batching and float32 may make on a server that has not changed."""
@@ -64,8 +64,8 @@ def judge(recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[i
 def difference(a: Answer, b: Answer) -> float:
     """Return the largest difference of two answers to one picture, in [0, 1] where they are probabilities.
 
-    Of answers that hold the best labels only, a label that is missing has at most the last one's score. Answers of
-    another kind, or embeddings of another width, are not as they were: 1.
+    Of answers that hold the best labels only, a label that is missing has at most the last one's score, and no more
+    than what the others leave. Answers of another kind, or embeddings of another width, are not as they were: 1.
     """
     if a.kind != b.kind or (a.kind == "embedding" and len(a.scores) != len(b.scores)):
         return 1.0
@@ -76,7 +76,11 @@ def difference(a: Answer, b: Answer) -> float:
         largest = float(np.abs([x, y]).max())
         return float(np.abs(x - y).max()) / largest if largest else 0.0
     before, after = dict(zip(a.labels, x.tolist(), strict=True)), dict(zip(b.labels, y.tolist(), strict=True))
-    gaps = [abs(before[label] - after[label]) for label in before.keys() & after.keys()]
-    gaps += [before[label] - min(y) for label in before.keys() - after.keys()]
-    gaps += [after[label] - min(x) for label in after.keys() - before.keys()]
-    return max(0.0, *map(float, gaps))
+    return max(_lost(before, after, a.kind), _lost(after, before, a.kind))
+
+
+def _lost(before: Mapping[str, float], after: Mapping[str, float], kind: ScoreKind) -> float:
+    """Return the most that a label has at least lost."""
+    rest = 1 - sum(after.values()) if kind == "probabilities" else 1.0
+    missing = max(0.0, min(*after.values(), rest))
+    return max(0.0, *(score - after.get(label, missing) for label, score in before.items()))

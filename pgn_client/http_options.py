@@ -30,10 +30,10 @@ class HttpOptions:
             raise ConfigurationError(f"http: got {', '.join(unknown)}, expected {', '.join(NAMES)}")
         self._arguments = {name: value for name, value in (given or {}).items() if name != "headers"}
         headers = (given or {}).get("headers") or {}
-        try:
-            self.headers = {name: value for name, value in dict(headers).items() if isinstance(name, str)}
-        except (TypeError, ValueError):
-            raise ConfigurationError("http: headers: expected a mapping of names to values") from None
+        texts = isinstance(headers, Mapping) and all(isinstance(x, str) for pair in headers.items() for x in pair)
+        if not texts:
+            raise ConfigurationError("http: headers: expected a mapping of names to values, all of them texts")
+        self.headers: dict[str, str] = dict(headers)
 
     def __repr__(self) -> str:
         return "<http options>"
