@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pgn_client.client import AdaptedClient
-from pgn_client.codecs import IMAGE_SUFFIXES, PNG, open_image
-from pgn_client.errors import ConfigurationError, EndpointError, PGNError
+from pgn_client.codecs import IMAGE_SUFFIXES, PNG, ImageSource, open_image
+from pgn_client.errors import ConfigurationError, EndpointError, NotRecordedError, PGNError
 from pgn_client.session import MAX_BATCH, caught, prepare_each
 from pgn_client.types import Adapter, ImageFailure, Prediction
 
@@ -179,7 +179,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         images: how many would be sent, or answered by the local head.
-        already_answered: how many are in the journal.
+        already_answered: how many are in the journal or the cache.
         seconds: at least this long: the endpoint's own computing is not known before an image is sent.
     """
 
@@ -189,12 +189,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    client: AdaptedClient,
-    files: Sequence[Path],
-    journal: PathLike | None = None,
-    *,
-    requests_per_second: float | None = None,
-    samples: int = 4,
+    client: AdaptedClient, files: Sequence[Path], journal: PathLike | None = None, *, samples: int = 4
 ) -> Estimate:
     """Plan a run without sending an image.
 
@@ -202,25 +197,36 @@ def estimate(
         client: asks the endpoint for its model card once, which carries no image and is timed.
         files: as for ``predict_files``.
         journal: of an earlier run, if there is one.
-        requests_per_second: the pace that the run will keep.
         samples: pictures that are adapted and encoded here, to time the local work.
     """
     known = {r["path"]: r["sha256"] for r in _read(Path(journal)) if r["label"]} if journal else {}
     todo = [file for file in files if str(file) not in known or known[str(file)] != _sha256(file)]
-    for file in todo[:1]:  # the first picture also pays for loading torch and the checkpoint: not a cost of each
+    each = seconds_each(client, todo[:samples])
+    images = len(todo) - client.recorded(todo)
+    return Estimate(images, len(files) - images, images * each)
+
+
+def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float:
+    """Return the seconds that each picture takes at least: local work, a round trip, or the client's own limits.
+
+    Args:
+        client: asks the endpoint for its model card once, which carries no image and is timed.
+        samples: pictures that are adapted and encoded here.
+    """
+    for picture in samples[:1]:  # the first one also pays for loading torch and the checkpoint: not a cost of each
         with contextlib.suppress(PGNError):
-            client.adapt(file)
+            client.adapt(picture)
     started = time.perf_counter()
-    client.info()
+    with contextlib.suppress(NotRecordedError):  # a replay asks nobody
+        client.info()
     round_trip = time.perf_counter() - started
-    started = time.perf_counter()
-    for file in todo[:samples]:
+    started, sizes = time.perf_counter(), [0]
+    for picture in samples:
         with contextlib.suppress(PGNError):
-            PNG.encode(client.adapt(file))
-    local = (time.perf_counter() - started) / max(1, min(samples, len(todo)))
-    pace = 1 / requests_per_second if requests_per_second else 0.0
-    slowest = max(local, round_trip / client.max_concurrency, pace)
-    return Estimate(len(todo), len(files) - len(todo), len(todo) * slowest)
+            sizes.append(len(PNG.encode(client.adapt(picture))))
+    local = (time.perf_counter() - started) / max(1, len(samples))
+    pace = client.seconds_each(sum(sizes) // max(1, len(sizes) - 1))
+    return max(local, round_trip / client.max_concurrency, pace)
 
 
 def _record(source: Path, digest: str | None, result: Prediction | ImageFailure) -> Record:

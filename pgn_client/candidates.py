@@ -115,6 +115,23 @@ class Pictures:
 Connect = Callable[[PromptAdapter | None], AdaptedClient]
 
 
+@dataclass(frozen=True)
+class Query:
+    """Pictures that would be sent: what a dry run counts.
+
+    Attributes:
+        part: what they are for.
+        images: in order.
+        adapter: what they are sent through; ``None`` as they are.
+        ready: whether the adapter is there already; one that would be trained first can have no recorded answers.
+    """
+
+    part: str
+    images: Sequence[ImageSource]
+    adapter: PromptAdapter | None = None
+    ready: bool = True
+
+
 class Asker:
     """Asks the endpoint for its own answers, and counts what that takes."""
 
@@ -125,8 +142,9 @@ class Asker:
     def __call__(self, images: Sequence[ImageSource], adapter: PromptAdapter | None = None) -> list[Answer]:
         """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
         with self.connect(adapter) as client:
+            before = client.usage.images  # of all copies of a client
             answers = client.answers(images)
-            self.images_sent += client.usage.images
+            self.images_sent += client.usage.images - before
         return answers
 
 

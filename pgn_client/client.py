@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import ssl
 import threading
 import weakref
 from collections import deque
@@ -21,11 +21,15 @@ from typing import Any, Self, TypeVar, cast
 import httpx
 from PIL import Image
 
+from pgn_client.cache import CANARIES
 from pgn_client.codecs import ImageSource, describe
-from pgn_client.errors import PGNError
+from pgn_client.drift import Drift, differing, judge
+from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Steps, Watch
 from pgn_client.protocols import WireResponse
-from pgn_client.session import MAX_BATCH, Job, Reply, Session, asks, ends_all, raised
+from pgn_client.protocols.base import excerpt
+from pgn_client.reading import Reply
+from pgn_client.session import MAX_BATCH, Job, Session, asks, chunks, chunks_async, ends_all, raised
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 
 T = TypeVar("T")
@@ -55,17 +59,27 @@ class AdaptedClient(Session):
         max_retries: requests beyond the first of a call; see ``RetryPolicy``.
         max_concurrency: requests at the same time.
         requests_per_second: at most so many, evenly spaced; None is no limit.
+        bytes_per_second: of request bodies, at most so many; None is no limit. Waiting for either limit is not counted
+            against ``timeout``.
         fusion: weight of the local head in [0, 1], ``auto`` for the checkpoint's own, None for none. With 1 nothing
             is sent.
         query_below: pictures of which the local head is at least this sure are answered locally and cost nothing.
-        budget: number of images that may be sent; then ``BudgetExceededError``.
+        budget: how often an image may be sent, retries included, since the provider may bill each; then
+            ``BudgetExceededError``. It never overshoots, whatever is sent at the same time.
         price_per_image: for ``usage.cost``.
+        ledger: a file (or ``Ledger``) in which each image is written down before it is sent, by endpoint: the budget
+            then holds over all processes that share it, and after a crash and a restart. By default it is kept in
+            memory and ends with the client.
         cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing. It belongs to the model
             that the endpoint describes, which is asked for first; while the endpoint is out of reach, the recorded
-            answers are those of the model that was last seen there.
+            answers are those of the model that was last seen there. With ``AnswerCache(file, replay=True)`` nothing is
+            sent at all. The file also holds the first 8 pictures as they were sent; see ``drift``.
         transport: an ``httpx`` transport, for tests and special networks.
         labels: the S source labels: names for bare numbers, and what is sent along where a protocol asks for labels of
             your choice (``huggingface-zero-shot``, ``openai``).
+        http: any of httpx's own ``verify`` (an ``ssl.SSLContext``, or False), ``cert``, ``proxy``, ``headers`` and
+            ``auth``. What they hold is in no repr, log or exception. With an ``authorization`` or ``auth`` of your own,
+            ``PGN_API_KEY`` is not sent.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -77,8 +91,7 @@ class AdaptedClient(Session):
         self._watch = Watch()
         self._sleep: Callable[[float], object] = self._watch.sleep
         transport = cast("httpx.BaseTransport | None", self._transport)
-        limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
-        self._http = httpx.Client(transport=transport, limits=limits, trust_env=proxies)
+        self._http = _connecting(lambda **options: httpx.Client(transport=transport, **options), self)
 
     def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture.
@@ -121,12 +134,30 @@ class AdaptedClient(Session):
     def info(self) -> ModelInfo | None:
         """Return what the endpoint says about its model, or None where it says nothing."""
         self._ready(for_info=True)
-        return self._info
+        return self._model.info
+
+    def drift(self, k: int = CANARIES) -> Drift:
+        """Send the first pictures that were recorded in the cache again, and compare the answers.
+
+        This costs ``k`` images of the budget, and one more for each answer that is not as it was. Nothing is recorded.
+
+        Args:
+            k: how many at most; the cache keeps ``CANARIES``.
+
+        Raises:
+            ConfigurationError: no cache, or one that only replays.
+            BudgetExceededError, EndpointError: as of ``classify``.
+        """
+        recorded, jobs = self._canaries(k)
+        deadline = self._ready() if jobs else None
+        now = [self._finish(job, deadline if i == 0 else None).answer for i, job in enumerate(jobs)]
+        return judge(recorded, now, {i: self._finish(jobs[i]).answer for i in differing(recorded, now)})
 
     def close(self) -> None:
-        """Close the connections and the cache that this client opened."""
+        """Close the connections, the cache and the ledger that this client opened."""
         self._close()
-        self._http.close()
+        if not self._borrows:
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -146,11 +177,11 @@ class AdaptedClient(Session):
         if known is not None:
             return known
         with self._slots:
-            return self._drive(self._reply(self._exchange(deadline), job.payload))
+            return self._drive(self._reply(self._exchange(deadline), job))
 
     def _ready(self, *, for_info: bool = False) -> float | None:
         """Ask about the model if nobody has; returns the deadline that began with that."""
-        before = self._failure
+        before = self._model.failure
         with self._settling:
             if self._is_ready(before, for_info=for_info):
                 return None
@@ -170,7 +201,7 @@ class AdaptedClient(Session):
         leaving, settled = Leaving(), False
         pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
         try:
-            for chunk in _chunks(sources, min(self.max_concurrency, MAX_BATCH)):
+            for chunk in chunks(sources, min(self.max_concurrency, MAX_BATCH)):
                 jobs = self._jobs(chunk, always=always) if chunk else []
                 if not settled and any(map(asks, jobs)):
                     self._ready()
@@ -193,12 +224,12 @@ class AdaptedClient(Session):
     def _drive(self, steps: Steps[T]) -> T:
         outcome: Outcome = None
         while True:
+            if outcome is None and self._watch.leaving.flag.is_set():
+                raise CancelledError
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
-            if self._watch.leaving.flag.is_set():
-                raise CancelledError
             outcome = self._send(step) if isinstance(step, Send) else cast(None, self._sleep(step.seconds))
 
     def _send(self, step: Send) -> WireResponse | Broken:
@@ -263,12 +294,20 @@ class AsyncAdaptedClient(Session):
     async def info(self) -> ModelInfo | None:
         """Return what the endpoint says about its model, or None where it says nothing."""
         await self._ready(for_info=True)
-        return self._info
+        return self._model.info
+
+    async def drift(self, k: int = CANARIES) -> Drift:
+        """Send the first pictures that were recorded in the cache again; see ``AdaptedClient.drift``."""
+        recorded, jobs = await asyncio.to_thread(self._canaries, k)
+        deadline = await self._ready() if jobs else None
+        now = [(await self._finish(job, deadline if i == 0 else None)).answer for i, job in enumerate(jobs)]
+        repeated = {i: (await self._finish(jobs[i])).answer for i in differing(recorded, now)}
+        return judge(recorded, now, repeated)
 
     async def aclose(self) -> None:
-        """Close this event loop's connections, and the cache that this client opened."""
+        """Close this event loop's connections, and the cache and the ledger that this client opened."""
         self._close()
-        here = self._loops.pop(asyncio.get_running_loop(), None)
+        here = None if self._borrows else self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.http.aclose()
 
@@ -284,8 +323,7 @@ class AsyncAdaptedClient(Session):
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
-            limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
-            http = httpx.AsyncClient(transport=transport, limits=limits, trust_env=proxies)
+            http = _connecting(lambda **options: httpx.AsyncClient(transport=transport, **options), self)
             self._loops[loop] = _Loop(http, asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
         return self._loops[loop]
 
@@ -301,10 +339,10 @@ class AsyncAdaptedClient(Session):
         if known is not None:
             return known
         async with self._here().slots:
-            return await self._drive(self._reply(self._exchange(deadline), job.payload))
+            return await self._drive(self._reply(self._exchange(deadline), job))
 
     async def _ready(self, *, for_info: bool = False) -> float | None:
-        before = self._failure
+        before = self._model.failure
         async with self._here().settling:
             if self._is_ready(before, for_info=for_info):
                 return None
@@ -322,7 +360,7 @@ class AsyncAdaptedClient(Session):
         window: deque[asyncio.Future[T]] = deque()
         settled = False
         try:
-            async for chunk in _chunks_async(sources, min(self.max_concurrency, MAX_BATCH)):
+            async for chunk in chunks_async(sources, min(self.max_concurrency, MAX_BATCH)):
                 jobs = await asyncio.to_thread(self._jobs, chunk, always=always) if chunk else []
                 if not settled and any(map(asks, jobs)):
                     await self._ready()
@@ -418,8 +456,8 @@ class _Body:
         return self._broken or WireResponse(response.status_code, headers, b"".join(self._chunks))
 
 
-# Every exception of httpx that a call may meet, most special first.
-FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
+# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass through it.
+FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
 _KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ConnectTimeout, "unsent"),
     (httpx.PoolTimeout, "unsent"),
@@ -428,6 +466,7 @@ _KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ProxyError, "unreached"),
     (httpx.NetworkError, "cut"),
     (httpx.RemoteProtocolError, "cut"),
+    (ssl.SSLError, "cut"),
     (httpx.DecodingError, "garbled"),
     (Exception, "refused"),  # a URL, scheme or header that can never work
 )
@@ -436,38 +475,22 @@ _KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
 def _broken(error: Exception) -> Broken:
     """Translate httpx's exceptions; the only place that does."""
     kind = next(kind for foreign, kind in _KINDS if isinstance(error, foreign))
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if any(sign in str(error) for sign in ("CERTIFICATE", "UNKNOWN_CA")):  # theirs, or ours, is not trusted
         kind = "refused"
     return Broken(kind, str(error).strip() or type(error).__name__)
 
 
-def _limits(connections: int) -> httpx.Limits:
-    return httpx.Limits(
-        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE_EXPIRY
-    )
+def _connecting(make: Callable[..., T], session: Session) -> T:
+    """Make httpx's client; no proxy of the environment comes between this machine and itself.
 
-
-def _chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of ``size`` pictures, and an empty one at the end."""
-    rest = iter(sources)
-    while chunk := list(itertools.islice(rest, size)):
-        yield chunk
-    yield []
-
-
-async def _chunks_async(
-    sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
-) -> AsyncIterator[list[ImageSource]]:
-    if not isinstance(sources, AsyncIterable):
-        for chunk in _chunks(sources, size):
-            yield chunk
-        return
-    chunk = []
-    async for source in sources:
-        chunk.append(source)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-    yield []
+    Raises:
+        ConfigurationError: httpx cannot use what ``http`` holds.
+    """
+    n = session.max_concurrency
+    limits = httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=KEEPALIVE_EXPIRY)
+    given = session._http_options.arguments()
+    try:
+        return make(limits=limits, trust_env=not session.endpoint.loopback, **given)
+    except (AttributeError, ImportError, OSError, TypeError, ValueError, httpx.InvalidURL) as error:
+        said = excerpt(str(error), session.endpoint.credential.redact)
+    raise ConfigurationError(f"http: got {', '.join(sorted(given)) or 'nothing'}, which httpx cannot use ({said})")

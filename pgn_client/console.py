@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pgn_client.errors import EndpointError
+from pgn_client.errors import ConfigurationError, EndpointError
 
 SAME_ERRORS = 3
 
@@ -72,8 +73,33 @@ def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], o
         say(f"error: {error}" if path in error else f"error: {path}: {error}")
 
 
-def show_warnings() -> None:
-    """Say what the library logs as a warning: a first frame taken, a match that could not be verified."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
-    logging.getLogger("pgn_client").handlers = [handler]  # a second run in one process writes to its own stderr
+def show_log() -> None:
+    """Say what the library logs: warnings, or as much as ``PGN_LOG`` asks for.
+
+    ``PGN_LOG`` is ``info`` (a line per request) or ``debug``; with ``json:`` before it each line is a JSON object with
+    the fields of the request.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    wish = os.environ.get("PGN_LOG", "").lower()
+    level = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}.get(wish.removeprefix("json:"))
+    if level is None:
+        raise ConfigurationError(f"PGN_LOG: got {wish!r}, expected info, debug, json:info or json:debug")
+    handler, logger = logging.StreamHandler(), logging.getLogger("pgn_client")
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s" if wish else "note: %(message)s")
+    handler.setFormatter(JsonLines() if wish.startswith("json:") else plain)
+    logger.handlers = [handler]  # a second run in one process writes to its own stderr
+    logger.setLevel(level)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record: time (seconds since the epoch), level, message, and the fields given along."""
+
+    _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        fields = {name: value for name, value in vars(record).items() if name not in self._OF_ALL}
+        told = {"time": round(record.created, 3), "level": record.levelname, "message": record.getMessage()}
+        return json.dumps(told | fields, default=str)

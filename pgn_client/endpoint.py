@@ -1,4 +1,4 @@
-"""One hosted model behind a URL, with a credential that is in no repr, log, exception or pickle."""
+"""One hosted model behind a URL, with credentials that are in no repr, log, exception or pickle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,39 @@ BEARER = "Authorization: Bearer {key}"
 
 
 class Credential:
-    """An API key that nothing prints, compares or pickles; a pickled copy is empty."""
+    """What authorises a request, which nothing prints, compares or pickles; a pickled copy is empty.
 
-    __slots__ = ("_key",)
+    Args:
+        key: sent as a bearer token.
+        headers: sent along; their values count as secrets too.
+        secrets: other texts that no message may show, such as the password of a proxy.
 
-    def __init__(self, key: str | None = None) -> None:
-        if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+    Raises:
+        ConfigurationError: a key or header that cannot be sent.
+    """
+
+    __slots__ = ("_headers", "_key", "_secrets")
+
+    def __init__(
+        self, key: str | None = None, headers: Mapping[str, str] | None = None, secrets: Iterable[str] = ()
+    ) -> None:
+        if key is not None and not (_sendable(key) and " " not in key):
             raise ConfigurationError(
                 "api_key: got an empty key or one with spaces, line breaks or non-ASCII signs, expected printable "
                 "ASCII; check how it was copied"
             )
+        for name, value in (headers or {}).items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not _sendable(value):
+                raise ConfigurationError(
+                    f"headers: got one named {name[:40]!r} that cannot be sent, expected a name and printable ASCII"
+                )
         self._key = key
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}
+        values = (part for value in self._headers.values() for part in (value, value.rpartition(" ")[2]))
+        self._secrets = frozenset(text for text in (*([key] if key else []), *values, *secrets) if text)
 
     def __bool__(self) -> bool:
-        return self._key is not None
+        return bool(self._secrets)
 
     def __repr__(self) -> str:
         return "<api key>" if self else "<no api key>"
@@ -48,18 +67,27 @@ class Credential:
         return self
 
     def headers(self, form: str = BEARER) -> dict[str, str]:
-        """Return the header that authorises a request, or none; ``form`` is a checked ``Name: text {key}``."""
+        """Return the headers that authorise a request, names in lower case; ``form`` is as ``Name: {key}``."""
         name, _, value = form.partition(":")
-        return {} if self._key is None else {name.strip().lower(): value.strip().replace("{key}", self._key)}
+        key = {} if self._key is None else {name.strip().lower(): value.strip().replace("{key}", self._key)}
+        return self._headers | key
 
     def redact(self, text: str) -> str:
-        """Return a text without the key, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
-        if self._key is None:
+        """Return a text without any secret, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
+        if not self._secrets:
             return text
-        key = self._key
-        spellings = {key, json.dumps(key)[1:-1], key.replace("/", r"\/"), html.escape(key), quote(key, safe="")}
-        longest_first = sorted({*spellings, repr(key)[1:-1]}, key=len, reverse=True)
+        spellings = {spelling for secret in self._secrets for spelling in _spellings(secret)}
+        longest_first = sorted(spellings, key=len, reverse=True)
         return re.sub("|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE)
+
+
+def _sendable(text: str) -> bool:
+    return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
+
+
+def _spellings(secret: str) -> set[str]:
+    spelt = {json.dumps(secret)[1:-1], secret.replace("/", r"\/"), html.escape(secret), quote(secret, safe="")}
+    return {secret, repr(secret)[1:-1], *spelt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +156,7 @@ class Endpoint:
         if self.credential and parts.scheme == "http" and not self.loopback:
             raise ConfigurationError(
                 f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
-                "(api_key, PGN_API_KEY)"
+                "(api_key, PGN_API_KEY, headers)"
             )
         form = self.options.get("key_header", BEARER)
         if not isinstance(form, str) or not re.fullmatch(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*", form):

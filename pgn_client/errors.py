@@ -13,6 +13,7 @@
        ├─ ConnectionFailedError
        ├─ TimedOutError
        ├─ ProtocolMismatchError              carries an excerpt of the answer
+   ├─ NotRecordedError                   replaying, and nothing is recorded
        └─ StatusError                        carries the status
           ├─ AuthenticationError             401, 403
           ├─ InvalidRequestError             other 4xx
@@ -74,7 +75,7 @@ class BudgetExceededError(PGNError):
     """The next image would exceed the budget; nothing was sent for it.
 
     Attributes:
-        spent: images sent so far.
+        spent: how often images were sent so far, retries included.
         limit: the budget, in images.
     """
 
@@ -107,6 +108,10 @@ class TimedOutError(EndpointError):
 
 class ProtocolMismatchError(EndpointError):
     """An answer that is not of the protocol's form; the message carries at most 200 characters of it."""
+
+
+class NotRecordedError(EndpointError):
+    """Recorded answers are replayed, and this one is not among them; nothing was sent."""
 
 
 class StatusError(EndpointError):

@@ -8,7 +8,7 @@ Everything is chosen on training and validation images; the test images are only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pgn_client import candidates as ways
 from pgn_client import methods
 from pgn_client.adapter import PromptAdapter
 from pgn_client.backbone import Backbone
-from pgn_client.candidates import PROBE, Asker, Candidate, Connect, Pictures, Pixels
+from pgn_client.candidates import PROBE, Asker, Candidate, Connect, Pictures, Pixels, Query
 from pgn_client.compositor import GREY, compose
 from pgn_client.judgement import IIP, Judgement, judge
 from pgn_client.retention import agreement, follow
@@ -129,6 +129,28 @@ def evaluate(
     )
 
 
+def queries(
+    task: Task, pgn: PromptAdapter, *, rival: PromptAdapter | None = None, rival_to_train: bool = False
+) -> Iterator[Query]:
+    """Yield what ``evaluate`` would send, for a dry run.
+
+    Args:
+        task: as of ``evaluate``, like the two that follow.
+        pgn: the prompt to judge.
+        rival: an input-independent prompt.
+        rival_to_train: whether the rival would be trained first.
+    """
+    yield Query("training", task.train.paths)
+    for block in ways.augmented_blocks(task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])):
+        yield Query("training, augmented", block)
+    for part, split in (("validation", task.val), ("test", task.test)):
+        yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
+        if rival is not None or rival_to_train:
+            yield Query(part, split.paths, rival, ready=rival is not None)
+    for _, images in _control_pictures(pgn, Pictures.of(task.test, pgn)):
+        yield Query("controls", images)
+
+
 def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int) -> tuple[Candidate | None, list[str]]:
     """The linear probe, or a word on what cannot be measured without a surrogate."""
     if surrogate is None:
@@ -149,20 +171,21 @@ def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidat
 
     Where the server crops, the bare canvas without its margin shows what the crop then does to the prompt.
     """
-    fitted, eye, targets = test.fitted, test.prompted_by, test.split.labels
-    other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
 
     def accuracy(images: list[Image.Image]) -> float:
-        return float(ways.right(ways.read(pgn, ask(images)), targets).mean())
+        return float(ways.right(ways.read(pgn, ask(images)), test.split.labels).mean())
 
-    found = {
-        "own_prompt": float(ways.right(prompted.test, targets).mean()),
-        "swapped_prompt": accuracy(_painted(pgn, fitted, eye[other])),
-        "grey_picture": accuracy(_painted(pgn, np.full_like(fitted, GREY), eye)),
-    }
+    own = float(ways.right(prompted.test, test.split.labels).mean())
+    return {"own_prompt": own} | {name: accuracy(images) for name, images in _control_pictures(pgn, test)}
+
+
+def _control_pictures(pgn: PromptAdapter, test: Pictures) -> Iterator[tuple[str, list[Image.Image]]]:
+    fitted, eye = test.fitted, test.prompted_by
+    other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
+    yield "swapped_prompt", _painted(pgn, fitted, eye[other])
+    yield "grey_picture", _painted(pgn, np.full_like(fitted, GREY), eye)
     if pgn.canvas.sent > pgn.canvas.size:
-        found["without_margin"] = accuracy(_painted(pgn, fitted, eye, margin=False))
-    return found
+        yield "without_margin", _painted(pgn, fitted, eye, margin=False)
 
 
 def _painted(

@@ -7,6 +7,7 @@ drives it with a list. At the end stands what makes a thread keep to such a dead
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import random
 import socket
@@ -32,14 +33,16 @@ from pgn_client.errors import (
     StatusError,
     TimedOutError,
 )
-from pgn_client.ledger import Ledger
+from pgn_client.ledger import Account
 from pgn_client.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
 from pgn_client.protocols.base import excerpt
-from pgn_client.retry import RETRYABLE, RetryPolicy, Wait
+from pgn_client.retry import RETRYABLE, RetryPolicy, Stop, Wait
 from pgn_client.types import Answer
 
 T = TypeVar("T")
 SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
+
+_log = logging.getLogger("pgn_client")
 
 BrokenKind = Literal["late", "unsent", "unreached", "cut", "refused", "garbled"]
 
@@ -94,19 +97,28 @@ class Clocks:
 
 
 class Pacer:
-    """Spaces requests evenly: at most ``per_second`` of them, no bursts. Safe to use from several threads."""
+    """Spaces requests evenly, by their number and their size. Safe to use from several threads.
 
-    def __init__(self, per_second: float | None = None) -> None:
+    A token bucket without bursts: a request with a body of n bytes keeps the next one back for
+    ``max(1 / per_second, n / bytes_per_second)`` seconds.
+    """
+
+    def __init__(self, per_second: float | None = None, bytes_per_second: float | None = None) -> None:
         self._gap = 1.0 / per_second if per_second else 0.0
+        self._per_byte = 1.0 / bytes_per_second if bytes_per_second else 0.0
         self._next = -math.inf
         self._lock = threading.Lock()
 
-    def wait(self, now: float) -> float:
-        """Take the next free slot and return the seconds until it."""
+    def wait(self, now: float, size: int = 0) -> float:
+        """Take the next free slot for a request with ``size`` body bytes, and return the seconds until it."""
         with self._lock:
             slot = max(now, self._next)
-            self._next = slot + self._gap
+            self._next = slot + self.seconds(size)
             return slot - now
+
+    def seconds(self, size: int) -> float:
+        """Return for how long a request with ``size`` body bytes keeps the next one back."""
+        return max(self._gap, size * self._per_byte)
 
 
 @dataclass(slots=True)
@@ -117,18 +129,18 @@ class Exchange:
         timeout: seconds for everything, retries included.
         until: the deadline, where it began before this call.
         attempts: requests sent so far.
-        reached: whether any of them may have arrived.
+        carried: how many of them carried a picture off this machine.
     """
 
     endpoint: Endpoint
     policy: RetryPolicy
-    ledger: Ledger
+    account: Account
     pacer: Pacer
     clocks: Clocks
     timeout: float
     until: InitVar[float | None] = None
     attempts: int = 0
-    reached: bool = False
+    carried: int = 0
     gave_up: str = ""
     request_id: str | None = None
     deadline: float = field(init=False)
@@ -142,19 +154,18 @@ class Exchange:
 
         Raises:
             EndpointError: no usable answer within the deadline and the retries.
+            BudgetExceededError: the budget is spent.
         """
         request = self._encode(protocol, image)
-        self.ledger.reserve()
         try:
-            response = yield from self._fetch(protocol, request)
+            response = yield from self._fetch(protocol, request, picture=True)
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
-                response = yield from self._fetch(protocol, self._encode(protocol, image))
-        except EndpointError:
-            if not self.reached:
-                self.ledger.release()
-            raise
+                response = yield from self._fetch(protocol, self._encode(protocol, image), picture=True)
+        finally:
+            if self.carried:
+                self.account.asked()
         if not response.ok:
             raise self._status_error(response, protocol)
         return self._decode(response, protocol), protocol
@@ -212,24 +223,23 @@ class Exchange:
                 raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
         return request
 
-    def _fetch(self, protocol: Protocol, request: WireRequest) -> Steps[WireResponse]:
+    def _fetch(self, protocol: Protocol, request: WireRequest, *, picture: bool = False) -> Steps[WireResponse]:
         """Send until there is a response that no retry would better."""
         failures: list[int | None] = []
         while True:
-            pause = self.pacer.wait(self.clocks.monotonic())
+            pause = self.pacer.wait(self.clocks.monotonic(), len(request.body))
             if pause:
-                self.deadline += 0 if self.attempts else pause  # the caller's own limit is not the endpoint's fault
+                self.deadline += pause  # the caller's own limit is not the endpoint's fault
                 yield Sleep(pause)
-            outcome = yield self._next(request)
+            outcome = yield from self._send(protocol, request, picture=picture)
             if isinstance(outcome, WireResponse):
-                self.reached = True
                 self.request_id = self._request_id(outcome)
                 if outcome.ok:
                     return outcome
             elif outcome is not None:
                 self._check(outcome)
             failures.append(outcome.status if isinstance(outcome, WireResponse) else None)
-            wait = self._wait(protocol, failures, outcome)
+            wait = self._wait(protocol, failures, outcome, picture=picture)
             if wait is not None:
                 yield Sleep(wait)
             elif isinstance(outcome, WireResponse):
@@ -237,25 +247,55 @@ class Exchange:
             else:
                 raise self._broken(outcome)
 
+    def _send(self, protocol: Protocol, request: WireRequest, *, picture: bool) -> Steps[Outcome]:
+        """Send once; a picture is written down as spent before that, and given back if it never left."""
+        step = self._next(request)
+        if picture:
+            self.account.reserve()
+            self.carried += 1
+        self.account.sent(len(request.body), retry=self.attempts > 0)
+        self.attempts += 1
+        started = self.clocks.monotonic()
+        outcome = yield step
+        if picture and isinstance(outcome, Broken) and outcome.kind in ("unsent", "unreached", "refused"):
+            self.account.release()
+            self.carried -= 1
+        self._tell(protocol, request, outcome, self.clocks.monotonic() - started)
+        return outcome
+
     def _next(self, request: WireRequest) -> Send:
         remaining = self.deadline - self.clocks.monotonic()
         if remaining <= 0:
             raise self._late()
         headers = {
-            **request.headers,
-            **self.endpoint.authorization,
             "user-agent": f"pgn-client/{pgn_client.__version__}",
+            **self.endpoint.authorization,
+            **request.headers,
             "x-pgn-retry-count": str(self.attempts),
         }
         if request.method == "POST":
             headers["idempotency-key"] = self.key
-        self.ledger.sent(len(request.body), retry=self.attempts > 0)
-        self.attempts += 1
         return Send(replace(request, headers=headers), remaining)
+
+    def _tell(self, protocol: Protocol, request: WireRequest, outcome: Outcome, seconds: float) -> None:
+        """Log one request, in words and as fields; neither pictures nor credentials are in it."""
+        status = outcome.status if isinstance(outcome, WireResponse) else None
+        said = status if status is not None else outcome.kind if isinstance(outcome, Broken) else "no answer"
+        fields = {
+            "endpoint": self.endpoint.name,
+            "protocol": protocol.name,
+            "method": request.method,
+            "status": status,
+            "outcome": str(said),
+            "attempt": self.attempts,
+            "seconds": round(seconds, 6),
+            "bytes": len(request.body),
+            "request_id": self._request_id(outcome) if isinstance(outcome, WireResponse) else None,
+        }
+        _log.info("%(method)s %(endpoint)s: %(outcome)s, attempt %(attempt)d, %(seconds).3f s", fields, extra=fields)
 
     def _check(self, broken: Broken) -> None:
         """Raise at once what no retry can better."""
-        self.reached |= broken.kind in ("late", "cut", "garbled")
         if broken.kind in ("late", "unsent"):
             raise self._late()
         if broken.kind == "refused":
@@ -263,7 +303,7 @@ class Exchange:
         if broken.kind == "garbled":
             raise self._error(ProtocolMismatchError, f"unreadable answer: {self._shown(broken.reason)}")
 
-    def _wait(self, protocol: Protocol, failures: list[int | None], outcome: Outcome) -> float | None:
+    def _wait(self, protocol: Protocol, failures: list[int | None], outcome: Outcome, *, picture: bool) -> float | None:
         response = outcome if isinstance(outcome, WireResponse) else None
         decision = self.policy.decide(
             failures,
@@ -275,7 +315,9 @@ class Exchange:
             retryable=protocol.retryable(response) if response else None,
         )
         if isinstance(decision, Wait):
-            return decision.seconds
+            if not picture or self.account.refusal is None:
+                return decision.seconds
+            decision = Stop("the budget is spent")
         self.gave_up = f"; gave up: {decision.reason}" if decision.reason else ""
         return None
 
@@ -299,6 +341,11 @@ class Exchange:
         reason = self._shown(broken.reason) if broken else "no answer"
         if broken and broken.kind == "cut":
             what, remedy = "the connection broke before the answer was complete", "try again later"
+        elif broken and broken.kind == "refused" and "certificate" in reason.lower():
+            what = "no trusted connection"
+            remedy = (
+                "name the authority of its certificate, or a certificate of yours, in http= (--ca-file, --client-cert)"
+            )
         else:
             what, remedy = "cannot connect", "check the URL, and that the server is running"
         return self._error(ConnectionFailedError, f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}")

@@ -1,55 +1,170 @@
-"""Images and money spent, with a hard cap."""
+"""Images and money spent, with a hard cap that holds over threads, processes, crashes and restarts.
+
+What counts against a budget is every time that an image is sent, retries included: the provider may bill each of them.
+It is written down before the image is sent, so that whatever ends the process leaves it counted; only what provably
+never left this machine is given back.
+"""
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pgn_client.errors import BudgetExceededError, ConfigurationError
 from pgn_client.types import Usage
 
 
 class Ledger:
-    """Counts what is sent, and refuses an image beyond the budget before anything is sent for it.
+    """How often images were sent to each endpoint, and what that cost (SQLite); a file outlives its process.
 
-    An image counts once, however often it is retried, and also when the endpoint refuses it: the provider may bill
-    it. It does not count when no connection came about. Safe to use from several threads.
+    Safe to use from several threads, and the file from several processes: all that spend together keep to one budget.
 
     Args:
-        budget: number of images that may be sent; None is no limit.
-        price_per_image: in any currency; None leaves ``cost`` unknown.
+        path: the database file, made if missing; None keeps the ledger in memory.
+
+    Raises:
+        ConfigurationError: the file cannot be opened or is something else.
     """
 
-    def __init__(self, budget: int | None = None, price_per_image: float | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._name = ":memory:" if path is None else os.fspath(path)
+        with self._telling():
+            self._db = sqlite3.connect(self._name, check_same_thread=False, timeout=30.0, isolation_level=None)
+        weakref.finalize(self, self._db.close)  # of one that nobody closes
+        try:
+            with self._telling():
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")  # money: also a power cut loses no image
+                columns = "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER NOT NULL, cost REAL NOT NULL"
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS spent ({columns})")
+        except ConfigurationError:
+            self._db.close()
+            raise
+
+    def spent(self, endpoint: str) -> tuple[int, float]:
+        """Return how many images were sent to an endpoint, and what those with a known price cost.
+
+        Args:
+            endpoint: its fingerprint, that of URL and model.
+        """
+        with self._telling(), self._lock:
+            row = self._db.execute("SELECT images, cost FROM spent WHERE endpoint = ?", (endpoint,)).fetchone()
+        return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
+
+    def reserve(self, endpoint: str, name: str, budget: int | None, price: float) -> None:
+        """Write down one image that is about to be sent.
+
+        Args:
+            endpoint: its fingerprint.
+            name: of the endpoint, for people; without any credential.
+            budget: images that may be sent there in all, since the ledger began; None is no limit.
+            price: of this image, in any currency; 0 where it is unknown.
+
+        Raises:
+            BudgetExceededError: it would be one too many; nothing is written.
+        """
+        with self._writing():
+            if budget is not None:
+                row = self._db.execute("SELECT images FROM spent WHERE endpoint = ?", (endpoint,)).fetchone()
+                if (row[0] if row else 0) >= budget:
+                    raise BudgetExceededError(row[0] if row else 0, budget)
+            self._db.execute(
+                "INSERT INTO spent VALUES (?, ?, 1, ?) ON CONFLICT (endpoint) DO UPDATE "
+                "SET images = images + 1, cost = cost + excluded.cost",
+                (endpoint, name, price),
+            )
+
+    def release(self, endpoint: str, price: float) -> None:
+        """Take back one image that never left this machine."""
+        with self._writing():
+            change = "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?"
+            self._db.execute(change, (price, endpoint))
+
+    def close(self) -> None:
+        """Close the file; the ledger cannot be used afterwards."""
+        self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold off all other writers, of other processes too, from before the first look to after the last change."""
+        with self._telling(), self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ConfigurationError(
+                f"ledger: cannot use {self._name!r} ({error}); give a new file in an existing, writable folder"
+            ) from error
+
+
+class Account:
+    """What one client, and the copies of it, spend at one endpoint. Safe to use from several threads.
+
+    Args:
+        ledger: where it is written down.
+        endpoint: the fingerprint of URL and model.
+        name: of the endpoint, for people.
+        budget: how often images may be sent there, by all that share the ledger; None is no limit.
+        price_per_image: in any currency; None leaves ``cost`` unknown.
+
+    Raises:
+        ConfigurationError: a budget or price that is none.
+    """
+
+    def __init__(
+        self, ledger: Ledger, endpoint: str, name: str, budget: int | None = None, price_per_image: float | None = None
+    ) -> None:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
             raise ConfigurationError(f"budget: got {budget!r}, expected a number of images, 0 or more, or None")
         if price_per_image is not None and not price_per_image >= 0:
             raise ConfigurationError(f"price_per_image: got {price_per_image!r}, expected 0 or more, or None")
-        self.budget, self.price = budget, price_per_image
+        self.ledger, self.budget, self.price = ledger, budget, price_per_image
+        self._endpoint, self._name = endpoint, name
         self._lock = threading.Lock()
-        self._images = self._requests = self._retries = self._bytes = 0
+        self._images = self._billable = self._requests = self._retries = self._bytes = 0
 
     def reserve(self) -> None:
-        """Count one image.
+        """Write down that an image is about to be sent.
 
         Raises:
-            BudgetExceededError: it would be one too many; nothing is counted.
+            BudgetExceededError: it would be one too many; nothing is written.
         """
+        self.ledger.reserve(self._endpoint, self._name, self.budget, self.price or 0.0)
         with self._lock:
-            if self.budget is not None and self._images >= self.budget:
-                raise BudgetExceededError(self._images, self.budget)
-            self._images += 1
+            self._billable += 1
+
+    def release(self) -> None:
+        """Take back what was reserved for an image that never left this machine."""
+        self.ledger.release(self._endpoint, self.price or 0.0)
+        with self._lock:
+            self._billable -= 1
 
     @property
     def refusal(self) -> BudgetExceededError | None:
         """The error with which the next image would be refused; None where there is budget left."""
-        with self._lock:
-            spent = self.budget is not None and self._images >= self.budget
-            return BudgetExceededError(self._images, self.budget or 0) if spent else None
+        if self.budget is None:
+            return None
+        images, _ = self.ledger.spent(self._endpoint)
+        return BudgetExceededError(images, self.budget) if images >= self.budget else None
 
-    def release(self) -> None:
-        """Take back one image that never left this machine."""
+    def asked(self) -> None:
+        """Count one image, however often it was sent."""
         with self._lock:
-            self._images -= 1
+            self._images += 1
 
     def sent(self, size: int, *, retry: bool) -> None:
         """Count one HTTP request with ``size`` body bytes."""
@@ -60,7 +175,7 @@ class Ledger:
 
     @property
     def usage(self) -> Usage:
-        """What has been used so far."""
+        """What the client has used so far."""
         with self._lock:
-            cost = None if self.price is None else self._images * self.price
-            return Usage(self._images, self._requests, self._retries, self._bytes, cost)
+            cost = None if self.price is None else self._billable * self.price
+            return Usage(self._images, self._requests, self._retries, self._bytes, cost, self._billable)

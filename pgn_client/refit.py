@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pgn_client import __version__, labels
 from pgn_client.adapter import RAW, MappingAdapter, PromptAdapter
-from pgn_client.candidates import Asker, Pictures, right
+from pgn_client.candidates import Asker, Pictures, Query, right
 from pgn_client.checkpoint import fingerprint
 from pgn_client.generator import TRUNK_WIDTH
 from pgn_client.methods.linear_probe import LinearProbe
@@ -122,6 +122,11 @@ def none_of_these(log_p: NDArray[np.float64], share: float | None) -> Card:
     if share is None:
         return {}
     return {"none_below": float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))}
+
+
+def queries(adapter: PromptAdapter | None, task: Task) -> list[Query]:
+    """Return what ``refit``, or without an adapter ``fit_raw``, would send."""
+    return [Query("training", task.train.paths, adapter), Query("validation", task.val.paths, adapter)]
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:

@@ -7,65 +7,70 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
-import json
-import logging
+import itertools
 import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client.cache import AnswerCache, cache_key
+from pgn_client.cache import AnswerCache, endpoint_key
 from pgn_client.codecs import PNG, ImageSource, open_image
+from pgn_client.discovery import Discovery
 from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import (
     AuthenticationError,
     CheckpointError,
     ConfigurationError,
-    ConnectionFailedError,
     EndpointError,
     MissingDependencyError,
     PGNError,
-    TimedOutError,
 )
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
-from pgn_client.ledger import Ledger
-from pgn_client.protocols import Payload, Protocol, open_protocol, possible
-from pgn_client.protocols.base import excerpt
+from pgn_client.http_options import HttpOptions
+from pgn_client.ledger import Account, Ledger
+from pgn_client.protocols import Payload, open_protocol
+from pgn_client.reading import LogProbs, Reply, fuse, probabilities, ranked, verify
 from pgn_client.retry import RetryPolicy
-from pgn_client.types import NONE, Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
+from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
 
 T = TypeVar("T")
-LogProbs = NDArray[np.float64]
 
 MAX_BATCH = 16  # pictures adapted together
-
-_log = logging.getLogger("pgn_client")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture after all local work: what to send, unless the local head is ``confident``."""
+    """One picture after all local work: what to send, unless the local head is ``confident``.
+
+    With ``again`` it is sent although its answer is recorded, and nothing new is recorded.
+    """
 
     payload: Payload
     local: LogProbs | None = None
     confident: bool = False
+    again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An endpoint's answer, and what it took: nothing for a recorded one."""
+@dataclass(slots=True)
+class Checkpoint:
+    """What pictures are adapted with, opened at the first use; shared by copies of a client that keep it."""
 
-    answer: Answer
-    attempts: int = 0
-    request_id: str | None = None
+    source: str | os.PathLike[str] | Adapter | None
+    adapter: Adapter | None = None
+    verified: bool = False
+
+
+SAME: Any = ...
+"""Of an option of a copy: as it is."""
 
 
 class Session(ABC):
@@ -83,45 +88,98 @@ class Session(ABC):
         max_retries: int = 4,
         max_concurrency: int = 8,
         requests_per_second: float | None = None,
+        bytes_per_second: float | None = None,
         fusion: float | Literal["auto"] | None = "auto",
         query_below: float | None = None,
         budget: int | None = None,
         price_per_image: float | None = None,
+        ledger: str | os.PathLike[str] | Ledger | None = None,
         cache: str | os.PathLike[str] | AnswerCache | None = None,
         transport: Any = None,
+        http: Mapping[str, Any] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
+        _check("max_concurrency", max_concurrency, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        for name, limit in (("requests_per_second", requests_per_second), ("bytes_per_second", bytes_per_second)):
+            if limit is not None:
+                _check(name, limit, "a number above 0, or None", lambda x: 0 < x < math.inf)
+        self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
+        self._checkpoint = Checkpoint(pgn_ckpt)
+        self._http_options, self._transport = HttpOptions(http), transport
+        endpoint = _endpoint(url, protocol, model, labels, _credential(api_key, self._http_options))
+        open_protocol(endpoint)  # a wrong name or option is told now, not at the first picture
+        self.max_concurrency = int(max_concurrency)
+        self._pacer = Pacer(requests_per_second, bytes_per_second)
+        self._clocks = Clocks()
+        self._local_work = threading.Lock()
+        self._closed = self._borrows = False
+        with contextlib.ExitStack() as opened:  # nothing stays open where a later argument cannot work
+            book = ledger if isinstance(ledger, Ledger) else opened.enter_context(contextlib.closing(Ledger(ledger)))
+            fingerprint = endpoint_key(endpoint.url, endpoint.model)
+            self._account = Account(book, fingerprint, endpoint.name, budget, price_per_image)
+            self._cache = cache if isinstance(cache, AnswerCache) else None
+            if cache is not None and self._cache is None:
+                self._cache = opened.enter_context(contextlib.closing(AnswerCache(cast("str", cache))))
+            self._model = Discovery(endpoint, self._cache)
+            self._open()
+            self._opened = opened.pop_all()
+
+    def _configure(
+        self,
+        timeout: float,
+        max_retries: int,
+        pgn_ckpt: str | os.PathLike[str] | Adapter | None,
+        fusion: float | Literal["auto"] | None,
+        query_below: float | None,
+    ) -> None:
+        """Check and keep the options in which copies may differ."""
         _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
         _check("max_retries", max_retries, "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
-        _check("max_concurrency", max_concurrency, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
-        if requests_per_second is not None:
-            _check("requests_per_second", requests_per_second, "a number above 0, or None", lambda x: 0 < x < math.inf)
         if fusion not in ("auto", None):
             _check("fusion", fusion, '"auto", None, or a number in [0, 1]', lambda x: 0 <= x <= 1)
         if query_below is not None:
             _check("query_below", query_below, "a probability in [0, 1], or None", lambda x: 0 <= x <= 1)
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
             raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
-        key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
-        self.endpoint = _endpoint(url, protocol, model, labels, Credential(key))
-        open_protocol(self.endpoint)  # a wrong name or option is told now, not at the first picture
-        self.timeout, self.max_concurrency = float(timeout), int(max_concurrency)
-        self._checkpoint, self._fusion, self._query_below = pgn_ckpt, fusion, query_below
-        self._policy = RetryPolicy(max_retries=int(max_retries))
-        self._ledger = Ledger(budget, price_per_image)
-        self._pacer = Pacer(requests_per_second)
-        self._clocks = Clocks()
-        self._cache = cache if isinstance(cache, AnswerCache) else None if cache is None else AnswerCache(cache)
-        self._owns_cache = self._cache is not cache
-        self._transport = transport
-        self._local_work = threading.Lock()
-        self._adapter: Adapter | None = None
-        self._protocol: Protocol | None = None
-        self._info: ModelInfo | None = None
-        self._failure: EndpointError | None = None  # of the last attempt to ask about the model
-        self._recalled: str | None = None  # what the cache remembers of the model while the endpoint is out of reach
-        self._asked_model = self._verified = self._closed = False
-        self._open()
+        self.timeout, self._policy = float(timeout), RetryPolicy(max_retries=int(max_retries))
+        self._fusion, self._query_below = fusion, query_below
+
+    def with_options(
+        self,
+        *,
+        pgn_ckpt: str | os.PathLike[str] | Adapter | None = SAME,
+        timeout: float = SAME,
+        max_retries: int = SAME,
+        fusion: float | Literal["auto"] | None = SAME,
+        query_below: float | None = SAME,
+    ) -> Self:
+        """Return a client with other options that shares all else with this one.
+
+        Shared are the connections, the limits of rate and concurrency, budget and usage, the cache, and what was
+        found out about the endpoint. Closing the copy closes none of it; closing this client ends the copy too.
+
+        Args:
+            pgn_ckpt: as of the constructor, like the others; what is left out stays as it is.
+            timeout: seconds for one call.
+            max_retries: requests beyond the first.
+            fusion: weight of the local head.
+            query_below: how sure the local head answers alone.
+
+        Raises:
+            ConfigurationError: an argument that cannot work.
+        """
+        made = copy.copy(self)
+        if pgn_ckpt is not SAME:
+            made._checkpoint = Checkpoint(pgn_ckpt)
+        made._configure(
+            self.timeout if timeout is SAME else timeout,
+            self._policy.max_retries if max_retries is SAME else max_retries,
+            made._checkpoint.source,
+            self._fusion if fusion is SAME else fusion,
+            self._query_below if query_below is SAME else query_below,
+        )
+        made._borrows = True
+        return made
 
     @abstractmethod
     def _open(self) -> None:
@@ -131,14 +189,31 @@ class Session(ABC):
         return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where pictures go, with the limits that it told."""
+        return self._model.endpoint
+
+    @property
     def usage(self) -> Usage:
-        """What this client has used so far."""
-        return self._ledger.usage
+        """What this client and its copies have used so far."""
+        return self._account.usage
+
+    def seconds_each(self, size: int) -> float:
+        """Return for how long one picture of ``size`` bytes keeps the next one back, by the client's own limits."""
+        return self._pacer.seconds(size)
+
+    def recorded(self, images: Iterable[ImageSource]) -> int:
+        """Return how many of these pictures the cache could answer for the model that was last seen; sends nothing."""
+        if self._cache is None:
+            return 0
+        jobs = (self._jobs([image], always=True)[0] for image in images)
+        return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
     def protocol(self) -> str | None:
         """The wire format that is spoken, and its dialect; None before the first question."""
-        return None if self._protocol is None else self._protocol.dialect
+        spoken = self._model.protocol
+        return None if spoken is None else spoken.dialect
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""
@@ -157,14 +232,14 @@ class Session(ABC):
 
     def _open_adapter(self) -> Adapter | None:
         """Return the adapter, loading the checkpoint at the first use."""
-        if self._adapter is None and self._checkpoint is not None:
-            if isinstance(self._checkpoint, str | os.PathLike):
-                from pgn_client import adapter
+        opened = self._checkpoint
+        if opened.adapter is None and isinstance(opened.source, str | os.PathLike):
+            from pgn_client import adapter
 
-                self._adapter = cast(Adapter, adapter.load(self._checkpoint, self.endpoint.found.profile))
-            else:
-                self._adapter = self._checkpoint
-        return self._adapter
+            opened.adapter = cast(Adapter, adapter.load(opened.source, self.endpoint.found.profile))
+        elif opened.adapter is None:
+            opened.adapter = cast("Adapter | None", opened.source)
+        return opened.adapter
 
     def _prepare(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
         images = [caught(open_image, source) for source in sources]
@@ -184,7 +259,8 @@ class Session(ABC):
         return Job(Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image), local)
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
-        refusal = self._ledger.refusal
+        self._check_open()
+        refusal = self._account.refusal
         if refusal is not None and self._always_asks():
             return [refusal for _ in sources]  # none of them could be answered: spare their preparation
         items = self._prepare(sources)
@@ -207,7 +283,8 @@ class Session(ABC):
     def _alpha(self, local: LogProbs | None) -> float:
         """Return the weight of the local head: the card's, or the caller's."""
         if self._fusion == "auto":
-            wish = self._adapter.info.get("fusion") if self._adapter is not None else None
+            adapter = self._checkpoint.adapter
+            wish = adapter.info.get("fusion") if adapter is not None else None
             return float(wish) if wish is not None and local is not None else 0.0
         alpha = float(self._fusion or 0.0)
         if local is None and (alpha > 0 or self._query_below is not None):
@@ -216,81 +293,31 @@ class Session(ABC):
 
     # ---- decisions about the network, as steps for the drivers
 
-    def _exchange(self, deadline: float | None = None) -> Exchange:
-        if self._closed:
+    def _check_open(self) -> None:
+        if self._closed or self._model.closed:
             raise ConfigurationError("this client is closed; make a new one")
-        return Exchange(self.endpoint, self._policy, self._ledger, self._pacer, self._clocks, self.timeout, deadline)
+
+    def _exchange(self, deadline: float | None = None) -> Exchange:
+        self._check_open()
+        return Exchange(self.endpoint, self._policy, self._account, self._pacer, self._clocks, self.timeout, deadline)
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether nothing needs to be asked about the model before the first picture.
-
-        Args:
-            before: the failure that was known when this call began. A newer one is shared by all who waited for it:
-                otherwise they would find it out again, one after the other.
-            for_info: whether the model's description is what is wanted.
-
-        Raises:
-            EndpointError: asking failed meanwhile.
-        """
-        named = self.endpoint.protocol != "auto"
-        if named and self._protocol is None:
-            self._protocol = open_protocol(self.endpoint)
-        needless = self._protocol is not None and self._protocol.complete and not for_info
-        if named and self._checkpoint is None and self._cache is None and needless:
-            return True
-        if self._asked_model:
-            self._verify_once()
-            return True
-        if self._failure is None or self._failure is before:
-            return False
-        if for_info or self._recalled is None:
-            raise self._failure
-        return True
+        """Whether nothing needs to be asked before the first picture; see ``Discovery.is_ready``."""
+        needed = for_info or self._checkpoint.source is not None or self._cache is not None
+        ready = self._model.is_ready(before, needed=needed, for_info=for_info)
+        self._verify_once()
+        return ready
 
     def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Find the protocol, and check that the checkpoint was made for this model.
-
-        Where nobody can be reached, recorded answers of the model that was last seen there can still be given.
-        """
-        try:
-            found = yield from exchange.discover(*possible(self.endpoint))
-        except EndpointError as error:
-            away = isinstance(error, ConnectionFailedError | TimedOutError)
-            self._failure, self._recalled = error, self._recall() if away else None
-            if for_info or self._recalled is None:
-                raise
-            return
-        told = {k: v for k, v in asdict(found.limits).items() if v is not None}
-        self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **told))
-        self._info, self._failure, self._recalled = found.info, None, None
-        protocol, plainer = found.protocol, found.protocol.plainer()
-        _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
-        if plainer is not None and self._identity(plainer) == self._recall():
-            protocol = plainer
-        self._speak(protocol)
-        self._asked_model = True
+        """Find the protocol, and check that the checkpoint was made for this model."""
+        yield from self._model.settle(exchange, for_info=for_info)
         self._verify_once()
 
     def _verify_once(self) -> None:
-        if self._adapter is not None and not self._verified:
-            _verify(self._adapter.info, self._info, self.endpoint)
-            self._verified = True
-
-    def _recall(self) -> str | None:
-        """Return the identity of the model whose answers were recorded last."""
-        return None if self._cache is None else self._cache.recall(self.endpoint.url, self.endpoint.model)
-
-    def _speak(self, protocol: Protocol) -> None:
-        """Stay with a dialect; a later run with the same cache goes on in it."""
-        self._protocol = protocol
-        if self._cache is not None:
-            self._cache.remember(self.endpoint.url, self.endpoint.model, self._identity(protocol))
-
-    def _identity(self, protocol: Protocol) -> str:
-        """Return what tells this model, and the form of its answers, from another behind the same URL."""
-        info = self._info or ModelInfo("")
-        told = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
-        return json.dumps([*told, protocol.dialect])
+        opened = self._checkpoint
+        if self._model.asked and opened.adapter is not None and not opened.verified:
+            verify(opened.adapter.info, self._model.info, self.endpoint)
+            opened.verified = True
 
     def _known(self, job: Job) -> Reply | None:
         """Return the reply to a picture for which nothing needs to be sent.
@@ -300,58 +327,53 @@ class Session(ABC):
         """
         if job.confident:
             return Reply(Answer((), ()))
-        recorded = None if self._cache is None else self._cache.get(self._key(job.payload, self._protocol))
-        if recorded is None and self._recalled is not None and self._failure is not None:
-            raise self._failure
-        return None if recorded is None else Reply(recorded)
+        return None if job.again else self._model.recorded(job.payload)
 
-    def _reply(self, exchange: Exchange, payload: Payload) -> Steps[Reply]:
-        asked = self._protocol or open_protocol(self.endpoint)
-        answer, spoken = yield from exchange.ask(asked, payload)
-        if asked.proven and self._protocol is not asked:
-            self._speak(asked)  # another picture was refused at the same time, and not for the dialect
-        elif spoken is not asked and not asked.proven:
-            self._speak(spoken)
-        if self._cache is not None:
-            self._cache.put(self._key(payload, spoken), answer)
-        return Reply(answer, exchange.attempts, exchange.request_id)
+    def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
+        return self._model.ask(exchange, job.payload, again=job.again)
 
-    def _key(self, payload: Payload, protocol: Protocol | None) -> str:
-        identity = self._recalled or (self._identity(protocol) if protocol is not None else "")
-        return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
+    def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
+        """Return the recorded answers to the first pictures that were sent, and what sends these once more."""
+        if self._cache is None or self._cache.replay:
+            raise ConfigurationError("drift: got no cache that records, expected the one of an earlier run as cache=")
+        _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        kept = self._cache.canaries(self.endpoint.url, self.endpoint.model)[: int(k)]
+        pictures = [(data, open_image(data)) for _, data in kept]
+        payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)
+        return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
         """Turn what is known into a Prediction; an unlikely one is none of the classes, where the card says so."""
-        found = self._likeliest(job, reply)
-        none_below = self._adapter.info.get("none_below", 0.0) if self._adapter is not None else 0.0
+        found, adapter = self._likeliest(job, reply), self._checkpoint.adapter
+        none_below = adapter.info.get("none_below", 0.0) if adapter is not None else 0.0
         return replace(found, label=NONE) if found.score < none_below else found
 
     def _likeliest(self, job: Job, reply: Reply) -> Prediction:
-        """Rank the classes.
-
-        Fusion is a weighted geometric mean: log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised.
-        """
-        if self._adapter is None:
+        """Rank the classes."""
+        adapter = self._checkpoint.adapter
+        if adapter is None:
             if reply.answer.kind == "embedding":
                 raise ConfigurationError(
                     f"{self.endpoint.name} answers with embeddings, which name no class: got pgn_ckpt=None, expected "
                     "a checkpoint that reads them; make one with pgn map"
                 )
-            return _ranked(reply.answer.labels, _probabilities(reply.answer), "endpoint", reply)
-        mapping = self._adapter.mapping
+            return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
+        mapping = adapter.mapping
         if job.confident and job.local is not None:
-            return _ranked(mapping.classes, np.exp(job.local), "local", reply)
+            return ranked(mapping.classes, np.exp(job.local), "local", reply)
         log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
         alpha = self._alpha(job.local)
         if alpha == 0.0 or job.local is None:
-            return _ranked(mapping.classes, np.exp(log_probs), "endpoint", reply)
-        fused = (1 - alpha) * np.maximum(log_probs, -700.0) + alpha * np.maximum(job.local, -700.0)
-        return _ranked(mapping.classes, np.exp(fused - np.logaddexp.reduce(fused)), "both", reply)
+            return ranked(mapping.classes, np.exp(log_probs), "endpoint", reply)
+        return ranked(mapping.classes, np.exp(fuse(log_probs, job.local, alpha)), "both", reply)
 
     def _close(self) -> None:
+        """Close what this client opened; a copy has opened nothing."""
         self._closed = True
-        if self._owns_cache and self._cache is not None:
-            self._cache.close()
+        if self._borrows:
+            return
+        self._model.closed = True
+        self._opened.close()
 
 
 def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:
@@ -374,6 +396,33 @@ def asks(job: Job | PGNError) -> bool:
     return isinstance(job, Job) and not job.confident
 
 
+def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
+    """Yield lists of ``size`` pictures, and an empty one at the end."""
+    rest = iter(sources)
+    while chunk := list(itertools.islice(rest, size)):
+        yield chunk
+    yield []
+
+
+async def chunks_async(
+    sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
+) -> AsyncIterator[list[ImageSource]]:
+    """Yield what ``chunks`` does, also of an asynchronous source."""
+    if not isinstance(sources, AsyncIterable):
+        for chunk in chunks(sources, size):
+            yield chunk
+        return
+    chunk = []
+    async for source in sources:
+        chunk.append(source)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+    yield []
+
+
 def ends_all(result: object) -> PGNError | None:
     """Return the error of a picture's result that concerns every other picture too: a refused key, a wrong set-up."""
     wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
@@ -394,59 +443,19 @@ def _endpoint(
     )
 
 
+def _credential(api_key: str | None, http: HttpOptions) -> Credential:
+    """Return what authorises requests: the key, or a header of the caller's own that says the same."""
+    own = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
+    if api_key is not None and own:
+        raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
+    key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
+    return Credential(key, http.headers, http.secrets())
+
+
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not fits(value):
         raise ConfigurationError(f"{name}: got {value!r}, expected {expected}")
-
-
-def _probabilities(answer: Answer) -> NDArray[np.float64]:
-    """Return an answer's scores as probabilities: the softmax of logits, anything else as it is."""
-    scores = np.asarray(answer.scores, dtype=np.float64)
-    return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
-
-
-def _ranked(
-    classes: Sequence[str],
-    probabilities: NDArray[np.float64],
-    source: Literal["endpoint", "local", "both"],
-    reply: Reply,
-) -> Prediction:
-    order = np.argsort(-probabilities, kind="stable")
-    scores = {classes[i]: float(probabilities[i]) for i in order}
-    label = next(iter(scores))
-    return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
-
-
-def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) -> None:
-    """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
-
-    Raises:
-        CheckpointError: made for another backbone, input size or preprocessing.
-    """
-    if card.get("method") == "raw":  # pictures go as they are, to any model whose labels the mapping reads
-        return
-    backbone: Mapping[str, Any] = card.get("backbone") or {}
-    made_for = (
-        ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),
-        ("input size", backbone.get("input_size"), info and info.input_size),
-        ("profile", card.get("profile"), endpoint.found.profile or (info and info.profile)),
-    )
-    for what, expected, got in made_for:
-        if expected is not None and got is not None and str(expected) != str(got):
-            said, name = (excerpt(str(text), endpoint.credential.redact) for text in (got, info.name if info else got))
-            remedy = f"--profile {said}" if what == "profile" else f"--backbone {name}"
-            raise CheckpointError(
-                f"the checkpoint was made for another model: {what} of {endpoint.name}: got {said}, "
-                f"expected {expected} "
-                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
-            )
-    if made_for[0][1] is None or made_for[0][2] is None:
-        who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
-        _log.warning(
-            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the model is unverified",
-            who,
-        )
 
 
 def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:

@@ -86,7 +86,9 @@ class Usage:
         requests: HTTP requests, retries included.
         retries: requests beyond the first of a call.
         bytes_sent: request body bytes, retries included.
-        cost: ``images`` times the price per image; ``None`` when no price is known.
+        cost: ``billable`` times the price per image; ``None`` when no price is known.
+        billable: how often an image was sent, retries included: at most what the provider bills, and what a budget
+            caps.
     """
 
     images: int = 0
@@ -94,6 +96,7 @@ class Usage:
     retries: int = 0
     bytes_sent: int = 0
     cost: float | None = None
+    billable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,22 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "types"},
     {"counting", "regression"},
-    {"geometry", "labels", "statistics", "measures", "codecs", "retry", "endpoint", "checkpoint", "ledger", "cache"},
+    {
+        "geometry",
+        "labels",
+        "statistics",
+        "measures",
+        "codecs",
+        "retry",
+        "endpoint",
+        "checkpoint",
+        "ledger",
+        "cache",
+        "http_options",
+    },
     {"backbone", "generator", "protocols", "compositor"},
-    {"inversion", "exchange"},
-    {"library"},
+    {"inversion", "exchange", "reading"},
+    {"library", "discovery", "drift"},
     {"methods", "session"},
     {"adapter"},
     {"client"},
@@ -51,7 +63,22 @@ NEUTRAL = {
     "codecs",
     "checkpoint",
 }
-WIRE = {"retry", "endpoint", "protocols", "ledger", "cache", "exchange", "session", "client", "probe", "batch"}
+WIRE = {
+    "retry",
+    "endpoint",
+    "http_options",
+    "protocols",
+    "ledger",
+    "cache",
+    "exchange",
+    "reading",
+    "discovery",
+    "drift",
+    "session",
+    "client",
+    "probe",
+    "batch",
+}
 PIXEL = {"backbone", "generator", "compositor", "inversion", "library", "methods", "adapter", "training", "published"}
 ON_TOP = {
     "retention",

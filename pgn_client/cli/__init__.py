@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pgn_client import __version__
 from pgn_client.cli.benchmark import add_benchmark
+from pgn_client.cli.drift import add_drift
 from pgn_client.cli.map import add_map
 from pgn_client.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from pgn_client.cli.predict import add_adapt, add_inspect, add_predict
@@ -20,7 +21,7 @@ from pgn_client.cli.published import add_import
 from pgn_client.cli.retain import add_retain
 from pgn_client.cli.serve import add_demo, add_serve, run_serve
 from pgn_client.cli.train import add_evaluate, add_train
-from pgn_client.console import complain, show_warnings, talk
+from pgn_client.console import complain, show_log, talk
 from pgn_client.errors import EndpointError, ImageError, PGNError
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "build_parser", "main"]
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["serve"]:
         return run_serve(arguments[1:])
     args = build_parser().parse_args(arguments)
-    show_warnings()
     try:
+        show_log()
         status: int = args.run(args)
         return status
     except (EndpointError, ImageError) as error:
@@ -56,6 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
-    for add in (*everyday, add_benchmark, add_map, add_inspect, add_retain, add_import):
+    for add in (*everyday, add_benchmark, add_map, add_drift, add_inspect, add_retain, add_import):
         add(commands)
     return parser

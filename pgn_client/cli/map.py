@@ -17,6 +17,7 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
+from pgn_client.cli.plan import add_dry_run, tell_plan
 from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError
 
@@ -40,6 +41,7 @@ def add_map(commands: Subparsers) -> None:
         help='answer "none of these" below the probability that all but this share of validation pictures reach',
     )
     p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's, or 0)")
+    add_dry_run(p)
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 
 
@@ -49,7 +51,7 @@ def run_map(args: argparse.Namespace) -> int:
     from pgn_client import labels
     from pgn_client.candidates import Asker
     from pgn_client.checkpoint import summary
-    from pgn_client.refit import fit_raw, refit
+    from pgn_client.refit import fit_raw, queries, refit
     from pgn_client.training import load_task
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -64,8 +66,12 @@ def run_map(args: argparse.Namespace) -> int:
     prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
     seed = args.seed if args.seed is not None else prompts.info.get("seed", 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
-    asker, options = Asker(lambda adapter: connect(args, adapter)), {"kinds": kinds, "none_below": args.none_of_these}
-    adapter = refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
+    options = {"kinds": kinds, "none_below": args.none_of_these}
+    with connect(args, None) as client:
+        if args.dry_run:
+            return tell_plan(client, queries(prompts, task), args.price_per_image)
+        asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
+        adapter = refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     talk(f"{asker.images_sent} images sent; written: {args.out}")

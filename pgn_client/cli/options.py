@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgn_client.cli.network import add_network_options, http_options
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError, MissingDependencyError
 
@@ -79,15 +80,43 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
     parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
     parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
-    parser.add_argument("--budget", type=int, metavar="N", help="send at most N images")
+    parser.add_argument("--bytes-per-second", type=float, metavar="R", help="of request bodies, at most (no limit)")
+    parser.add_argument(
+        "--budget", type=int, metavar="N", help="send at most N images, retries included; see --ledger (no limit)"
+    )
     parser.add_argument("--price-per-image", type=float, metavar="PRICE", help="to tell costs, in any currency")
-    parser.add_argument("--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice")
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="what was spent, so that --budget holds over all runs with it, "
+        "also after crashes (with --budget: JOURNAL.ledger.sqlite beside a journal, or else beside --cache)",
+    )  # fmt: skip
+    answers = parser.add_mutually_exclusive_group()
+    answers.add_argument(
+        "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice; holds 8 pictures "
+        "as they were sent (see drift)",
+    )  # fmt: skip
+    answers.add_argument("--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent")
+    add_network_options(parser)
 
 
-def connect(args: argparse.Namespace, adapter: Adapter | None, **fusion: Any) -> AdaptedClient:
-    """Open a client for what ``add_endpoint_options`` has read."""
+def connect(
+    args: argparse.Namespace, adapter: Adapter | None, *, journal: str | None = None, **fusion: Any
+) -> AdaptedClient:
+    """Open a client for what ``add_endpoint_options`` has read.
+
+    Args:
+        args: its options.
+        adapter: what pictures are sent through.
+        journal: the file beside which a budget is kept, where no ledger is named.
+        **fusion: further options of the client.
+    """
+    from pgn_client.cache import AnswerCache
     from pgn_client.client import AdaptedClient
 
+    cache, ledger = args.cache, args.ledger
+    if ledger is None and args.budget is not None and (journal or cache):
+        ledger = Path(f"{journal or cache}.ledger.sqlite")
+    if getattr(args, "dry_run", False):  # leaves no file behind
+        cache, ledger = cache if cache and cache.exists() else None, None
     return AdaptedClient(
         args.url,
         adapter,
@@ -97,9 +126,12 @@ def connect(args: argparse.Namespace, adapter: Adapter | None, **fusion: Any) ->
         max_retries=args.max_retries,
         max_concurrency=args.max_concurrency,
         requests_per_second=args.requests_per_second,
+        bytes_per_second=args.bytes_per_second,
         budget=args.budget,
         price_per_image=args.price_per_image,
-        cache=args.cache,
+        ledger=ledger,
+        cache=AnswerCache(args.replay, replay=True) if args.replay else cache,
+        http=http_options(args),
         labels=None if args.source_labels is None else source_labels(args.source_labels),
         **fusion,
     )

@@ -23,6 +23,7 @@ from pgn_client.cli.options import (
     profile_of,
     to_json,
 )
+from pgn_client.cli.plan import add_dry_run, plan
 from pgn_client.console import talk, tell, tell_records
 from pgn_client.errors import ConfigurationError
 
@@ -75,7 +76,7 @@ def add_predict(commands: Subparsers) -> None:
     )
     p.add_argument("--fusion", default="auto", help="α of the local head: auto (the card's), none, or a number (auto)")
     p.add_argument("--query-below", type=float, metavar="τ", help="answer locally where the local head is this sure")
-    p.add_argument("--dry-run", action="store_true", help="send no image; say how many, how long, at what price")
+    add_dry_run(p)
     p.add_argument("--json", action="store_true", help="JSON lines on stdout, also on a terminal")
 
 
@@ -90,7 +91,7 @@ def run_predict(args: argparse.Namespace) -> int:
         raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
     adapter = load(args.ckpt, profile_of(args)) if args.ckpt else None
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
-    with connect(args, adapter, **options) as client:
+    with connect(args, adapter, journal=None if out == "-" else out, **options) as client:
         if args.dry_run:
             return _dry_run(client, files, None if out == "-" else out, args)
         as_json = args.json or not sys.stdout.isatty()
@@ -134,15 +135,8 @@ def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, 
     """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
     from pgn_client.batch import estimate
 
-    found = estimate(client, files, journal, requests_per_second=args.requests_per_second)
-    price = args.price_per_image
-    plan = {
-        "images": found.images,
-        "already_answered": found.already_answered,
-        "seconds_at_least": round(found.seconds, 1),
-        "cost": None if price is None else round(found.images * price, 6),
-    }
-    tell(json.dumps(plan))
+    found = estimate(client, files, journal)
+    tell(json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image)))
     return OK
 
 

@@ -23,6 +23,7 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
+from pgn_client.cli.plan import add_dry_run, tell_plan
 from pgn_client.console import talk, tell
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
@@ -177,6 +178,7 @@ def add_evaluate(commands: Subparsers) -> None:
     p.add_argument(
         "--out", type=Path, metavar="DIR", help="report.html, report.json, steps.png, recorded answers, and the rival"
     )
+    add_dry_run(p)
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
 
@@ -184,26 +186,31 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     require("evaluation", "train", "torch", "timm")
     from pgn_client import report
-    from pgn_client.evaluation import evaluate
+    from pgn_client.evaluation import evaluate, queries
     from pgn_client.training.alike import task_of
 
     if args.out:
-        make_folder(args.out)
+        if not args.dry_run:
+            make_folder(args.out)
         args.cache = args.cache or args.out / "answers.sqlite"
     adapter = load_adapter(args.ckpt, profile_of(args))
     task, same = task_of(adapter, args.data)
     surrogate = _matching_surrogate(args, adapter)
-    rival = _rival(args, adapter, task, surrogate, keep=same)
-    found = evaluate(
-        task,
-        lambda a: connect(args, a),
-        adapter,
-        same_data=same,
-        rival=rival,
-        surrogate=surrogate,
-        price_per_image=args.price_per_image,
-        note=talk,
-    )
+    rival, untrained = _rival(args, adapter, task, surrogate, keep=same)
+    with connect(args, None) as client:
+        if args.dry_run:
+            planned = queries(task, adapter, rival=rival, rival_to_train=untrained)
+            return tell_plan(client, planned, args.price_per_image)
+        found = evaluate(
+            task,
+            lambda a: client.with_options(pgn_ckpt=a),
+            adapter,
+            same_data=same,
+            rival=rival,
+            surrogate=surrogate,
+            price_per_image=args.price_per_image,
+            note=talk,
+        )
     tell(to_json(found.to_json()) if args.json else report.table(found))
     if args.out:
         report.write(args.out, found, adapter, task.test.paths)
@@ -230,10 +237,13 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
 
 def _rival(
     args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None, *, keep: bool
-) -> PromptAdapter | None:
+) -> tuple[PromptAdapter | None, bool]:
     """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand.
 
     On other pictures than the checkpoint's it is not kept: there it would not be the same in all but the method.
+
+    Returns:
+        The rival, if any, and whether it would have to be trained but for the dry run.
     """
     from pgn_client.checkpoint import read_card
     from pgn_client.training.alike import same_but_input_independent, train_rival
@@ -243,16 +253,16 @@ def _rival(
             raise ConfigurationError(
                 "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; leave it out"
             )
-        return None  # nothing that is trained alike would compare
+        return None, False  # nothing that is trained alike would compare
     mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
     kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:
-        return same_but_input_independent(load_adapter(given, profile_of(args)), adapter)
-    if surrogate is None:
-        return None
+        return same_but_input_independent(load_adapter(given, profile_of(args)), adapter), False
+    if surrogate is None or args.dry_run:
+        return None, surrogate is not None
     talk("training the input-independent rival with the same recipe")
     rival = train_rival(adapter, task, surrogate, progress=True)
     if kept:
         rival.save(kept)
-    return rival
+    return rival, False

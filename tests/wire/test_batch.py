@@ -291,8 +291,32 @@ def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_pict
             clock.work()
             return Image.new("RGB", (4, 4))
 
+        def seconds_each(self, _):
+            return 0.0
+
+        def recorded(self, _):
+            return 0
+
     files = [tmp_path / f"{i}.png" for i in range(40)]
     monkeypatch.setattr("pgn_client.batch.time.perf_counter", lambda: clock.now)
     found = estimate(SlowToStart(), files)
     assert (found.images, found.already_answered) == (40, 0)
     assert found.seconds == pytest.approx(40 * 0.5)  # local work; the round trip, 0.8 s for 8 at a time, is faster
+
+
+def test_an_estimate_tells_what_is_left_and_keeps_to_the_clients_own_limits(folder, tmp_path):
+    files = find_images(folder)
+    predict(Server(), files[:1], tmp_path / "out.jsonl")
+    predict(Server(), files[1:3], tmp_path / "other.jsonl", cache=tmp_path / "a.sqlite")
+    server = Server()
+    with client(server, protocol="pgn", cache=tmp_path / "a.sqlite", requests_per_second=0.1) as c:
+        found = estimate(c, files, tmp_path / "out.jsonl")
+    assert (found.images, found.already_answered, found.seconds) == (2, 3, 20.0)
+    assert server.requests == []
+
+
+def test_an_estimate_knows_how_long_bodies_take(folder):
+    files = find_images(folder)
+    with client(Server(), protocol="pgn", bytes_per_second=10) as c:
+        sizes = [len(c._only_job(file, always=True).payload.data) for file in files]
+        assert estimate(c, files, samples=len(files)).seconds == pytest.approx(sum(sizes) / 10, rel=0.01)

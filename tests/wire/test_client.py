@@ -459,14 +459,32 @@ def test_fusion_without_a_local_head_is_refused():
 # ---- budget and cache
 
 
-def test_the_budget_counts_images_and_not_retries():
-    with client(Server([refused(503), refused(422)]), budget=2, price_per_image=0.5) as c:
+def test_the_budget_counts_every_time_that_a_picture_is_sent():
+    server = Server([refused(503), refused(422)])
+    with client(server, budget=3, price_per_image=0.5) as c:
         with pytest.raises(InvalidRequestError):
             c.classify(picture())
         c.classify(picture())
-        with pytest.raises(BudgetExceededError, match="2 of 2"):
+        with pytest.raises(BudgetExceededError, match="3 of 3"):
             c.classify(picture())
-        assert c.usage.cost == 1.0
+        assert (c.usage.images, c.usage.billable, c.usage.cost) == (2, 3, 1.5)
+    assert len(server.requests) == 3
+
+
+def test_no_retry_is_paid_from_a_spent_budget():
+    server = Server([refused(503)] * 9)
+    with client(server, budget=2) as c:
+        with pytest.raises(ServerError, match="gave up: the budget is spent") as caught:
+            c.classify(picture())
+        assert c.clock.slept == [0.5]
+    assert caught.value.attempts == len(server.requests) == 2
+
+
+def test_a_plainer_form_of_the_request_counts_too():
+    server = Server([refused(400), httpx.Response(200, json=HF_ANSWER)])
+    with client(server, protocol="huggingface", budget=1) as c, pytest.raises(BudgetExceededError):
+        c.classify(picture())
+    assert len(server.requests) == 1
 
 
 def test_a_spent_budget_fails_the_rest_of_many_and_keeps_the_start():
@@ -667,8 +685,8 @@ def test_an_option_that_cannot_work_is_refused(options):
 
 def test_both_clients_have_the_documented_signature():
     expected = (
-        "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, requests_per_second, fusion, "
-        "query_below, budget, price_per_image, cache, transport, labels"
+        "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, requests_per_second, "
+        "bytes_per_second, fusion, query_below, budget, price_per_image, ledger, cache, transport, http, labels"
     )
     for kind in (AdaptedClient, AsyncAdaptedClient):
         assert ", ".join(inspect.signature(kind).parameters) == expected

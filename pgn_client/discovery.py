@@ -1,0 +1,170 @@
+"""What is known of the model behind an endpoint: who it is, how it is spoken to, and what is recorded of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, replace
+
+from pgn_client.cache import AnswerCache, cache_key
+from pgn_client.endpoint import Endpoint
+from pgn_client.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    EndpointError,
+    NotRecordedError,
+    TimedOutError,
+)
+from pgn_client.exchange import Exchange, Steps
+from pgn_client.protocols import Payload, Protocol, open_protocol, possible
+from pgn_client.reading import Reply
+from pgn_client.types import ModelInfo
+
+_log = logging.getLogger("pgn_client")
+
+
+class Discovery:
+    """One endpoint, found out once for a client and all copies of it.
+
+    Args:
+        endpoint: where pictures go.
+        cache: recorded answers.
+
+    Attributes:
+        endpoint: with the limits that it told.
+        protocol: what it speaks, once that is known.
+        info: what it says about its model.
+        asked: whether it has said what it says.
+        failure: of the last attempt to ask.
+        recalled: what the cache remembers of the model, while the endpoint is out of reach or is not to be asked.
+        closed: whether the client that owns the connections is.
+
+    Raises:
+        ConfigurationError: recorded answers are to be replayed, and there are none of this endpoint.
+    """
+
+    def __init__(self, endpoint: Endpoint, cache: AnswerCache | None) -> None:
+        self.endpoint, self.cache = endpoint, cache
+        self.protocol: Protocol | None = None
+        self.info: ModelInfo | None = None
+        self.failure: EndpointError | None = None
+        self.recalled: str | None = None
+        self.asked = self.closed = False
+        if cache is not None and cache.replay:
+            self.recalled = self.recall()
+            if self.recalled is None:
+                raise ConfigurationError(
+                    f"replay: got {cache.name}, in which no answer of {endpoint.name} is recorded; give the URL and "
+                    "model of the recording"
+                )
+
+    def is_ready(self, before: EndpointError | None, *, needed: bool, for_info: bool) -> bool:
+        """Whether nothing needs to be asked about the model before the first picture.
+
+        Args:
+            before: the failure that was known when this call began. A newer one is shared by all who waited for it:
+                otherwise they would find it out again, one after the other.
+            needed: whether somebody wants to know who the model is.
+            for_info: whether the model's description is what is wanted.
+
+        Raises:
+            EndpointError: asking failed meanwhile.
+        """
+        if self.cache is not None and self.cache.replay:
+            if for_info:
+                raise self._not_recorded("what the model says of itself is not recorded")
+            return True
+        if self.endpoint.protocol != "auto":
+            self.protocol = self.protocol or open_protocol(self.endpoint)
+            if not needed and self.protocol.complete:
+                return True
+        if self.asked:
+            return True
+        if self.failure is None or self.failure is before:
+            return False
+        if for_info or self.recalled is None:
+            raise self.failure
+        return True
+
+    def settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
+        """Find out what is spoken, and what the model says of itself.
+
+        Where nobody can be reached, recorded answers of the model that was last seen there can still be given.
+        """
+        try:
+            found = yield from exchange.discover(*possible(self.endpoint))
+        except EndpointError as error:
+            away = isinstance(error, ConnectionFailedError | TimedOutError)
+            self.failure, self.recalled = error, self.recall() if away else None
+            if for_info or self.recalled is None:
+                raise
+            return
+        told = {k: v for k, v in asdict(found.limits).items() if v is not None}
+        self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **told))
+        self.info, self.failure, self.recalled = found.info, None, None
+        protocol, plainer = found.protocol, found.protocol.plainer()
+        _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
+        if plainer is not None and self._identity(plainer) == self.recall():
+            protocol = plainer
+        self._speak(protocol)
+        self.asked = True
+
+    def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
+        """Ask about one picture and record the answer, unless it is asked ``again`` to compare."""
+        asked = self.protocol or open_protocol(self.endpoint)
+        answer, spoken = yield from exchange.ask(asked, payload)
+        if asked.proven and self.protocol is not asked:
+            self._speak(asked)  # another picture was refused at the same time, and not for the dialect
+        elif spoken is not asked and not asked.proven:
+            self._speak(spoken)
+        if self.cache is not None and not again:
+            key = self._key(payload, spoken)
+            self.cache.put(key, answer, exchange.attempts, exchange.request_id)
+            self.cache.keep(self.endpoint.url, self.endpoint.model, key, payload.data)
+        return Reply(answer, exchange.attempts, exchange.request_id)
+
+    def recorded(self, payload: Payload) -> Reply | None:
+        """Return the reply to a picture whose answer is recorded.
+
+        Raises:
+            EndpointError: it is not, and the endpoint is out of reach, or not to be asked.
+        """
+        found = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
+        if self.cache is not None and self.cache.replay:
+            if found is None:
+                raise self._not_recorded("no answer to this picture is recorded")
+            return Reply(found.answer, found.attempts, found.request_id)
+        if found is None and self.recalled is not None and self.failure is not None:
+            raise self.failure
+        return None if found is None else Reply(found.answer)
+
+    def is_recorded(self, payload: Payload) -> bool:
+        """Whether the answer of the model that was last seen there is recorded; nobody is asked who is there now."""
+        url, model, identity = self.endpoint.url, self.endpoint.model, self.recall()
+        found = identity is not None and self.cache and self.cache.get(cache_key(url, model, identity, payload.data))
+        return bool(found)
+
+    def recall(self) -> str | None:
+        """Return the identity of the model whose answers were recorded last."""
+        return None if self.cache is None else self.cache.recall(self.endpoint.url, self.endpoint.model)
+
+    def _speak(self, protocol: Protocol) -> None:
+        """Stay with a dialect; a later run with the same cache goes on in it."""
+        self.protocol = protocol
+        if self.cache is not None:
+            self.cache.remember(self.endpoint.url, self.endpoint.model, self._identity(protocol))
+
+    def _identity(self, protocol: Protocol) -> str:
+        """Return what tells this model, and the form of its answers, from another behind the same URL."""
+        info = self.info or ModelInfo("")
+        told = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
+        return json.dumps([*told, protocol.dialect])
+
+    def _key(self, payload: Payload, protocol: Protocol | None) -> str:
+        identity = self.recalled or (self._identity(protocol) if protocol is not None else "")
+        return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
+
+    def _not_recorded(self, what: str) -> NotRecordedError:
+        name, file = self.endpoint.name, self.cache.name if self.cache is not None else ""
+        text = f"{name}: {what} in {file}, and a replay asks nobody; record it with cache= (--cache {file})"
+        return NotRecordedError(text, endpoint=name, attempts=0)

@@ -1,0 +1,85 @@
+"""From an endpoint's answer to a prediction, and from its description to whether a checkpoint was made for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgn_client.endpoint import Endpoint
+from pgn_client.errors import CheckpointError
+from pgn_client.protocols.base import excerpt
+from pgn_client.types import Answer, ModelInfo, Prediction
+
+LogProbs = NDArray[np.float64]
+
+_log = logging.getLogger("pgn_client")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An endpoint's answer, and what it took: nothing for a recorded one."""
+
+    answer: Answer
+    attempts: int = 0
+    request_id: str | None = None
+
+
+def probabilities(answer: Answer) -> NDArray[np.float64]:
+    """Return an answer's scores as probabilities: the softmax of logits, anything else as it is."""
+    scores = np.asarray(answer.scores, dtype=np.float64)
+    return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
+
+
+def fuse(endpoint: LogProbs, local: LogProbs, alpha: float) -> LogProbs:
+    """Return the weighted geometric mean, (C,): log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised."""
+    fused = (1 - alpha) * np.maximum(endpoint, -700.0) + alpha * np.maximum(local, -700.0)
+    return np.asarray(fused - np.logaddexp.reduce(fused), dtype=np.float64)
+
+
+def ranked(
+    classes: Sequence[str],
+    probabilities: NDArray[np.float64],
+    source: Literal["endpoint", "local", "both"],
+    reply: Reply,
+) -> Prediction:
+    """Return a prediction, best class first; equal probabilities stay in the order of the classes."""
+    order = np.argsort(-probabilities, kind="stable")
+    scores = {classes[i]: float(probabilities[i]) for i in order}
+    label = next(iter(scores))
+    return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
+
+
+def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) -> None:
+    """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
+
+    Raises:
+        CheckpointError: made for another backbone, input size or preprocessing.
+    """
+    if card.get("method") == "raw":  # pictures go as they are, to any model whose labels the mapping reads
+        return
+    backbone: Mapping[str, Any] = card.get("backbone") or {}
+    made_for = (
+        ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),
+        ("input size", backbone.get("input_size"), info and info.input_size),
+        ("profile", card.get("profile"), endpoint.found.profile or (info and info.profile)),
+    )
+    for what, expected, got in made_for:
+        if expected is not None and got is not None and str(expected) != str(got):
+            said, name = (excerpt(str(text), endpoint.credential.redact) for text in (got, info.name if info else got))
+            remedy = f"--profile {said}" if what == "profile" else f"--backbone {name}"
+            raise CheckpointError(
+                f"the checkpoint was made for another model: {what} of {endpoint.name}: got {said}, "
+                f"expected {expected} "
+                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
+            )
+    if made_for[0][1] is None or made_for[0][2] is None:
+        who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
+        _log.warning(
+            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the model is unverified",
+            who,
+        )
