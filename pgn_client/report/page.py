@@ -291,7 +291,12 @@ def _table(
     rows = list(rows)
     top = tag("tr", tag("td"), *(tag("th", head, scope="col") if head else tag("td") for head in heads))
     lines = [
-        tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=mark)
+        tag(
+            "tr",
+            tag("th", name, scope="row"),
+            *(tag("td", cell) for cell in cells),
+            **({"class_": mark} if mark else {}),
+        )
         for (name, cells), mark in zip(rows, marks or [""] * len(rows), strict=True)
     ]
     inside = tag("caption", caption), tag("thead", top), tag("tbody", *lines)
