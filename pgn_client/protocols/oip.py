@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
@@ -33,6 +33,7 @@ from pgn_client.protocols.base import (
 from pgn_client.protocols.options import only_model, options
 from pgn_client.protocols.scores import Reader
 from pgn_client.protocols.tensors import FLOATS, HEADER, Input, Output, choose_input, outputs, texts
+from pgn_client.protocols.v1 import V1
 from pgn_client.types import Answer, ModelInfo, ScoreKind
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
@@ -103,7 +104,7 @@ class OpenInference(Defaults):
         """
         given = options(endpoint, "oip", OPTIONS)
         found = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
-        model = found[1] if found else endpoint.model or ""
+        model = found[1] if found else quote(endpoint.model or "", safe="")
         made = cls(endpoint, model, "model" if model else "server", reader=Reader.of(endpoint))
         if "datatype" not in given or "shape" not in given:
             return made
@@ -147,6 +148,8 @@ class OpenInference(Defaults):
     def described(self, response: WireResponse) -> Described | OpenInference | None:
         """Read metadata, or find the model's name; None where another protocol is spoken.
 
+        KServe describes every model here, also one that speaks its first version only: that one names no inputs.
+
         Raises:
             ConfigurationError: several models, or metadata that do not tell enough.
         """
@@ -155,6 +158,12 @@ class OpenInference(Defaults):
             inputs = document.get("inputs") if isinstance(document, dict) else None
             if not isinstance(inputs, list) and self.input is None:
                 return None
+            if (
+                inputs == []
+                and self.endpoint.protocol == "auto"
+                and not self.recognises(urlsplit(self.endpoint.url).path)
+            ):
+                return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
             described = self._with(document) if isinstance(inputs, list) and self.input is None else self
             return Described(described, described._info(document))
         if self.question == "server":
@@ -163,7 +172,7 @@ class OpenInference(Defaults):
         names = _model_names(document)
         if names is None and self.question == "index":
             return replace(self, question=NEXT[self.question])
-        return replace(self, model=only_model(self.endpoint, names or []), question="model")
+        return replace(self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model")
 
     def _with(self, metadata: Mapping[str, Any]) -> OpenInference:
         """Return this with the tensors of the metadata, which are untrusted."""

@@ -107,6 +107,31 @@ def test_each_question_is_asked_once_and_carries_no_picture():
     assert {method for method, _, _ in seen[-2:]} == {"POST"}
 
 
+@pytest.mark.parametrize("options", [{}, {"model": "vit"}])
+def test_a_model_of_kserve_without_tensors_speaks_its_first_version(options):
+    told = {
+        "/v2": {"name": "kserve", "version": "0.21.0", "extensions": []},
+        "/v1/models": {"models": ["vit"]},
+        "/v2/models/vit": {"name": "vit", "versions": None, "inputs": [], "outputs": []},
+    }
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models/vit:predict":
+            return httpx.Response(200, json={"predictions": [HF_ANSWER]})
+        return httpx.Response(200 if request.url.path in told else 404, json=told.get(request.url.path, {}))
+
+    with client(server, **options) as c:
+        assert c.classify(image()).label == "cat"
+        assert c.protocol.startswith("kserve-v1")
+
+
+@pytest.mark.parametrize("name", ["oip", "kserve-v1", "torchserve"])
+def test_a_models_name_is_spelled_for_a_url(name):
+    question = open_protocol(Endpoint("http://h", name, "a b/c"))
+    question = question.encode([picture()]) if name == "torchserve" else question.describe()
+    assert question.url.endswith("/a%20b%2Fc")
+
+
 def test_a_refused_key_ends_the_search():
     with client(lambda _: httpx.Response(401)) as c, pytest.raises(AuthenticationError):
         c.classify(image())
