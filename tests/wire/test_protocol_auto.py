@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 
@@ -11,7 +12,8 @@ import pytest
 from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import AuthenticationError, ConfigurationError
 from pgn_client.protocols import ASKED, PROTOCOLS, TOLD, Described, MalformedAnswerError, open_protocol, possible
-from tests.wire.exchanges import ok, picture
+from pgn_client.protocols.base import excerpt
+from tests.wire.exchanges import CAPTURED, CONTRACT, answer_of, captured, ok, picture
 from tests.wire.fakes import URL, Server, client
 from tests.wire.fakes import picture as image
 
@@ -204,6 +206,31 @@ def test_every_plainer_dialect_has_another_name(name):
     protocol = open_protocol(endpoint(name))
     plainer = protocol.plainer()
     assert plainer is None or plainer.dialect != protocol.dialect
+
+
+CAPTURES = sorted(path.stem for path in CAPTURED.glob("resp_*.txt") if path.read_bytes())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", CAPTURES or ["none"])
+def test_no_real_answer_makes_a_protocol_fail_otherwise(name):
+    response = captured(name)
+    for protocol in map(open_protocol, map(endpoint, PROTOCOLS)):
+        if not response.ok:
+            assert len(excerpt(protocol.explain(response))) > 1
+            assert protocol.retryable(response) in (None, False)
+            continue
+        with contextlib.suppress(MalformedAnswerError):
+            assert all(answer.labels for answer in protocol.decode(response))
+
+
+@pytest.mark.parametrize("path", sorted(CONTRACT.glob("*_error_*.json")), ids=lambda path: path.stem)
+def test_every_error_of_the_contract_is_told_in_words(path):
+    response = answer_of(path.stem)
+    for protocol in map(open_protocol, map(endpoint, PROTOCOLS)):
+        said = excerpt(protocol.explain(response))
+        assert len(said) > 5
+        assert not said.startswith(("{", "["))
 
 
 def test_lists_of_protocols_are_of_known_ones():
