@@ -155,17 +155,7 @@ class OpenInference(Defaults):
         """
         document = _json(response)
         if self.question == "model":
-            inputs = document.get("inputs") if isinstance(document, dict) else None
-            if not isinstance(inputs, list) and self.input is None:
-                return None
-            if (
-                inputs == []
-                and self.endpoint.protocol == "auto"
-                and not self.recognises(urlsplit(self.endpoint.url).path)
-            ):
-                return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
-            described = self._with(document) if isinstance(inputs, list) and self.input is None else self
-            return Described(described, described._info(document))
+            return self._read(document if isinstance(document, dict) else {})
         if self.question == "server":
             named = isinstance(document, dict) and isinstance(document.get("name"), str)
             return replace(self, question="index") if named and {"extensions", "version"} & document.keys() else None
@@ -173,6 +163,18 @@ class OpenInference(Defaults):
         if names is None and self.question == "index":
             return replace(self, question=NEXT[self.question])
         return replace(self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model")
+
+    def _read(self, metadata: Mapping[str, Any]) -> Described | None:
+        """Read a model's metadata; without any, options that say the same are enough where the protocol is named."""
+        inputs, auto = metadata.get("inputs"), self.endpoint.protocol == "auto"
+        if not isinstance(inputs, list):
+            return None if auto or self.input is None else Described(self)
+        if self.input is not None:
+            return Described(self, self._info(metadata))
+        if not inputs and auto and not self.recognises(urlsplit(self.endpoint.url).path):
+            return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
+        found = self._with(metadata)
+        return Described(found, found._info(metadata))
 
     def _with(self, metadata: Mapping[str, Any]) -> OpenInference:
         """Return this with the tensors of the metadata, which are untrusted."""
@@ -201,8 +203,8 @@ class OpenInference(Defaults):
         best = [name for name, _ in named if wish is not None and NAMES.get(name.lower()) == wish]
         return next(iter([*best, *(name for name, kind in named if kind in FLOATS), *(name for name, _ in named)]), "")
 
-    def _info(self, document: Any) -> ModelInfo:
-        told = _parameters(document) if isinstance(document, dict) else {}
+    def _info(self, metadata: Mapping[str, Any]) -> ModelInfo:
+        told = _parameters(metadata)
         height, width = self.input.size if self.input is not None else (-1, -1)
         profile = told.get("profile") if self.input is not None and self.input.datatype == "BYTES" else None
         square = height == width > 0

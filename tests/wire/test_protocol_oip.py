@@ -326,6 +326,14 @@ def test_several_models_are_named(server):
         c.classify(image())
 
 
+def test_options_stand_in_for_metadata_only_where_the_protocol_is_named():
+    given = {"datatype": "UINT8", "shape": [1, 4, 4, 3], "input": "x"}
+    for protocol, found in (("oip", True), ("auto", False)):
+        asked = OpenInference.of(Endpoint("http://h", protocol, "vit", options=given))
+        assert isinstance(asked.described(ok({"ok": "ok"})), Described) is found
+        assert asked.complete
+
+
 def test_a_server_that_does_not_list_its_models_says_what_is_missing():
     with client(Triton(index=None)) as c, pytest.raises(ConfigurationError, match="give model="):
         c.classify(image())
