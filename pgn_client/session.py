@@ -38,6 +38,7 @@ from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
 from pgn_client.http_options import HttpOptions
 from pgn_client.ledger import Account, Ledger
 from pgn_client.protocols import Payload, open_protocol
+from pgn_client.protocols.base import digest
 from pgn_client.reading import LogProbs, Reply, fuse, probabilities, ranked, verify
 from pgn_client.retry import RetryPolicy
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
@@ -220,7 +221,9 @@ class Session(ABC):
         adapter = self._open_adapter()
         url = self.endpoint.url  # two models may differ in the query alone, which may hold a token: only a digest
         query = f"?sha256:{hashlib.sha256(url.encode()).hexdigest()[:16]}" if "?" in url else ""
+        told = [self.endpoint.labels, dict(self.endpoint.options)]
         return {
+            **({"asked": digest(*told)} if any(told) else {}),
             "endpoint": self.endpoint.name + query,
             "model": self.endpoint.model,
             "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,
