@@ -444,7 +444,7 @@ def _credential(api_key: str | None, http: HttpOptions) -> Credential:
     if api_key is not None and own:
         raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
     key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
-    return Credential(key, http.headers, http.secrets())
+    return Credential(key, http.headers, http.secrets(), http.passwords())
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:

@@ -194,6 +194,16 @@ def test_secrets_never_travel_in_the_clear(http):
     assert SECRET not in str(caught.value)
 
 
+def test_a_proxys_password_is_not_sent_to_the_endpoint_and_forbids_no_plain_connection():
+    AdaptedClient("http://api.example.org", None, http={"proxy": "http://me:p4ssword@127.0.0.1:9"}).close()
+
+
+def test_a_short_value_of_a_header_leaves_messages_readable():
+    server = Server([httpx.Response(400, text="22 of 2")])
+    with client(server, http={"headers": {"X-Version": "2"}}) as c, pytest.raises(InvalidRequestError, match="22 of 2"):
+        c.classify(picture())
+
+
 @pytest.mark.parametrize(
     "http",
     [
