@@ -225,7 +225,7 @@ def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float
         with contextlib.suppress(PGNError):
             sizes.append(len(PNG.encode(client.adapt(picture))))
     local = (time.perf_counter() - started) / max(1, len(samples))
-    pace = client.seconds_each(sum(sizes) // max(1, len(sizes) - 1))
+    pace = client.pace(sum(sizes) // max(1, len(sizes) - 1))
     return max(local, round_trip / client.max_concurrency, pace)
 
 

@@ -29,7 +29,7 @@ from pgn_client.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Step
 from pgn_client.protocols import WireResponse
 from pgn_client.protocols.base import excerpt
 from pgn_client.reading import Reply
-from pgn_client.session import MAX_BATCH, Job, Session, asks, chunks, chunks_async, ends_all, raised
+from pgn_client.session import Job, Session, asks, chunks, chunks_async, ends_all, raised
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ class AdaptedClient(Session):
         leaving, settled = Leaving(), False
         pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
         try:
-            for chunk in chunks(sources, min(self.max_concurrency, MAX_BATCH)):
+            for chunk in chunks(sources, self.chunk):
                 jobs = self._jobs(chunk, always=always) if chunk else []
                 if not settled and any(map(asks, jobs)):
                     self._ready()
@@ -360,7 +360,7 @@ class AsyncAdaptedClient(Session):
         window: deque[asyncio.Future[T]] = deque()
         settled = False
         try:
-            async for chunk in chunks_async(sources, min(self.max_concurrency, MAX_BATCH)):
+            async for chunk in chunks_async(sources, self.chunk):
                 jobs = await asyncio.to_thread(self._jobs, chunk, always=always) if chunk else []
                 if not settled and any(map(asks, jobs)):
                     await self._ready()

@@ -130,13 +130,13 @@ class Discovery:
             EndpointError: it is not, and the endpoint is out of reach, or not to be asked.
         """
         found = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
-        if self.cache is not None and self.cache.replay:
-            if found is None:
-                raise self._not_recorded("no answer to this picture is recorded")
+        if found is not None:
             return Reply(found.answer, found.attempts, found.request_id)
-        if found is None and self.recalled is not None and self.failure is not None:
+        if self.cache is not None and self.cache.replay:
+            raise self._not_recorded("no answer to this picture is recorded")
+        if self.recalled is not None and self.failure is not None:
             raise self.failure
-        return None if found is None else Reply(found.answer)
+        return None
 
     def is_recorded(self, payload: Payload) -> bool:
         """Whether the answer of the model that was last seen there is recorded; nobody is asked who is there now."""

@@ -24,17 +24,22 @@ class Credential:
 
     Args:
         key: sent as a bearer token.
-        headers: sent along; their values count as secrets too.
-        secrets: other texts that no message may show, such as the password of a proxy.
+        headers: sent along; their values count as secrets too (those of up to 3 signs are shown).
+        secrets: other texts that are sent along.
+        hidden: texts that are not sent to the endpoint, and that no message may show either.
 
     Raises:
         ConfigurationError: a key or header that cannot be sent.
     """
 
-    __slots__ = ("_headers", "_key", "_secrets")
+    __slots__ = ("_authorises", "_headers", "_hidden", "_key")
 
     def __init__(
-        self, key: str | None = None, headers: Mapping[str, str] | None = None, secrets: Iterable[str] = ()
+        self,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        secrets: Iterable[str] = (),
+        hidden: Iterable[str] = (),
     ) -> None:
         if key is not None and not (_sendable(key) and " " not in key):
             raise ConfigurationError(
@@ -48,11 +53,13 @@ class Credential:
                 )
         self._key = key
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}
-        values = (part for value in self._headers.values() for part in (value, value.rpartition(" ")[2]))
-        self._secrets = frozenset(text for text in (*([key] if key else []), *values, *secrets) if text)
+        words = (part for value in self._headers.values() for part in (value, value.rpartition(" ")[2]))
+        sent = [*([key] if key else []), *secrets]
+        self._authorises = bool(sent or self._headers)
+        self._hidden = {text for text in (*sent, *hidden) if text} | {word for word in words if len(word) > 3}
 
     def __bool__(self) -> bool:
-        return bool(self._secrets)
+        return self._authorises
 
     def __repr__(self) -> str:
         return "<api key>" if self else "<no api key>"
@@ -74,9 +81,9 @@ class Credential:
 
     def redact(self, text: str) -> str:
         """Return a text without any secret, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
-        if not self._secrets:
+        if not self._hidden:
             return text
-        spellings = {spelling for secret in self._secrets for spelling in _spellings(secret)}
+        spellings = {spelling for secret in self._hidden for spelling in _spellings(secret)}
         longest_first = sorted(spellings, key=len, reverse=True)
         return re.sub("|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE)
 

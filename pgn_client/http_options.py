@@ -43,10 +43,14 @@ class HttpOptions:
         return dict(self._arguments)
 
     def secrets(self) -> Iterator[str]:
-        """Yield the texts that no message may show: passwords of ``auth`` and ``proxy``."""
-        auth, proxy = self._arguments.get("auth"), self._arguments.get("proxy")
+        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain connection carry it."""
+        auth = self._arguments.get("auth")
         if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str) for part in auth):
             yield from (auth[1], base64.b64encode(":".join(auth).encode()).decode())
+
+    def passwords(self) -> Iterator[str]:
+        """Yield the password of ``proxy``, which only the proxy gets and no message may show."""
+        proxy = self._arguments.get("proxy")
         password = urlsplit(proxy).password if isinstance(proxy, str) else None
         if password:
             yield from (password, unquote(password))

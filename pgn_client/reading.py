@@ -22,7 +22,7 @@ _log = logging.getLogger("pgn_client")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An endpoint's answer, and what it took: nothing for a recorded one."""
+    """An endpoint's answer, and what it took, now or when it was recorded."""
 
     answer: Answer
     attempts: int = 0

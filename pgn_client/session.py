@@ -199,7 +199,7 @@ class Session(ABC):
         """What this client and its copies have used so far."""
         return self._account.usage
 
-    def seconds_each(self, size: int) -> float:
+    def pace(self, size: int) -> float:
         """Return for how long one picture of ``size`` bytes keeps the next one back, by the client's own limits."""
         return self._pacer.seconds(size)
 
@@ -207,7 +207,8 @@ class Session(ABC):
         """Return how many of these pictures the cache could answer for the model that was last seen; sends nothing."""
         if self._cache is None:
             return 0
-        jobs = (self._jobs([image], always=True)[0] for image in images)
+        together = chunks(images, self.chunk)  # as they would be sent: torch rounds by the size of a batch
+        jobs = (job for chunk in together for job in self._jobs(chunk, always=True))
         return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
@@ -215,6 +216,11 @@ class Session(ABC):
         """The wire format that is spoken, and its dialect; None before the first question."""
         spoken = self._model.protocol
         return None if spoken is None else spoken.dialect
+
+    @property
+    def chunk(self) -> int:
+        """How many pictures are adapted together."""
+        return min(self.max_concurrency, MAX_BATCH)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""
@@ -452,7 +458,7 @@ def _credential(api_key: str | None, http: HttpOptions) -> Credential:
     if api_key is not None and own:
         raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
     key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
-    return Credential(key, http.headers, http.secrets())
+    return Credential(key, http.headers, http.secrets(), http.passwords())
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:

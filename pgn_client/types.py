@@ -52,7 +52,8 @@ class Prediction:
         score: its probability in [0, 1].
         scores: probability of every class, best first.
         source: who answered: the ``endpoint``, the ``local`` head, or ``both`` (fused).
-        attempts: requests sent for this image (0 when answered locally or from the cache).
+        attempts: requests that the answer took, 0 when answered locally. A recorded answer says what it took when it
+            was recorded, so that a run can be repeated exactly; what is really sent is in ``usage``.
         request_id: the server's identifier, if it gave one.
     """
 

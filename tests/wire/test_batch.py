@@ -291,7 +291,7 @@ def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_pict
             clock.work()
             return Image.new("RGB", (4, 4))
 
-        def seconds_each(self, _):
+        def pace(self, _):
             return 0.0
 
         def recorded(self, _):

@@ -29,15 +29,17 @@ BODY = json.dumps({"output": "probs", "predictions": [{"labels": ["a"], "scores"
 
 
 class Counting:
-    """A server that counts pictures, and fails every third of them for the moment."""
+    """A server that counts pictures, and fails every third of them for the moment; ``gate`` holds its answers back."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.pictures = 0
+        self.gate = threading.Event()
 
 
 @contextlib.contextmanager
-def counting(seconds: float = 0.0, fails: int = 3) -> Iterator[Counting]:
+def counting(fails: int = 3, free: int = 10**9) -> Iterator[Counting]:
+    """Serve; after so many ``free`` answers the others wait for the gate."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,9 +48,11 @@ def counting(seconds: float = 0.0, fails: int = 3) -> Iterator[Counting]:
         def do_POST(self) -> None:
             with lock:
                 found.pictures += 1
-                failing = fails and found.pictures % fails == 0
+                number = found.pictures
+            failing = fails and number % fails == 0
             self.rfile.read(int(self.headers["content-length"]))
-            time.sleep(seconds)
+            if number > free:
+                found.gate.wait(60)
             self.send_response(503 if failing else 200)
             self.send_header("retry-after-ms", "1")
             self.send_header("content-length", str(len(BODY)))
@@ -75,6 +79,7 @@ def counting(seconds: float = 0.0, fails: int = 3) -> Iterator[Counting]:
     try:
         yield found
     finally:
+        found.gate.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -113,18 +118,19 @@ def test_a_run_killed_in_the_middle_and_started_again_keeps_to_one_budget(folder
     """SIGKILL among 32 requests that are on their way; the second run does not know which of them arrived."""
     words = [sys.executable, "-m", "pgn_client", "predict", folder, "--protocol", "pgn", "--budget", "100"]
     words += ["--max-concurrency", "32", "--max-retries", "20", "--out", tmp_path / "out.jsonl"]
-    with counting(seconds=0.05) as server:
+    with counting(free=40) as server:
         command = [str(word) for word in (*words, "--url", server.url)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **quiet) as first:
-            while server.pictures < 50:
+            while server.pictures < 60:  # 40 are answered, and at most 32 are on their way
                 assert first.poll() is None, first.stderr.read()
                 time.sleep(0.005)
             os.kill(first.pid, signal.SIGKILL)
         killed = server.pictures
+        server.gate.set()
         second = subprocess.run(command, check=False, **quiet)
         assert second.returncode == 1, second.stderr
-        assert 50 <= killed < 100
+        assert 60 <= killed <= 72
         assert killed < server.pictures <= 100
         sent = server.pictures
         third = subprocess.run(command, check=False, **quiet)

@@ -41,7 +41,8 @@ def test_a_copy_has_other_options_and_shares_all_else(tmp_path):
         assert plain.usage == c.usage == copy.usage
         assert (c.usage.images, server.card_requests) == (3, 1)
         assert len(c.clock.slept) == 3  # one pace for all
-        assert c.with_options(timeout=9).classify(picture(0)).attempts == 0  # one cache
+        c.with_options(timeout=9).classify(picture(0))
+        assert c.usage.images == 3  # one cache
 
 
 def test_what_a_copy_finds_out_is_known_to_all():
@@ -191,6 +192,16 @@ def test_secrets_never_travel_in_the_clear(http):
     with pytest.raises(ConfigurationError, match="unencrypted") as caught:
         AdaptedClient("http://api.example.org", None, http=http)
     assert SECRET not in str(caught.value)
+
+
+def test_a_proxys_password_is_not_sent_to_the_endpoint_and_forbids_no_plain_connection():
+    AdaptedClient("http://api.example.org", None, http={"proxy": "http://me:p4ssword@127.0.0.1:9"}).close()
+
+
+def test_a_short_value_of_a_header_leaves_messages_readable():
+    server = Server([httpx.Response(400, text="22 of 2")])
+    with client(server, http={"headers": {"X-Version": "2"}}) as c, pytest.raises(InvalidRequestError, match="22 of 2"):
+        c.classify(picture())
 
 
 @pytest.mark.parametrize(

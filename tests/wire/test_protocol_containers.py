@@ -131,23 +131,16 @@ def test_the_callers_signature_covers_each_request():
         seen.append((request.headers["authorization"], hashlib.sha256(request.content).hexdigest()))
         return httpx.Response(200, json=ANSWER)
 
-    with client(server, url="http://127.0.0.1:9/endpoints/vit/invocations", auth=Signature()) as c:
+    with client(server, url="http://127.0.0.1:9/endpoints/vit/invocations", http={"auth": Signature()}) as c:
         c.classify(image())
 
     async def alike() -> None:
-        async with async_client(server, protocol="sagemaker", auth=Signature()) as c:
+        async with async_client(server, protocol="sagemaker", http={"auth": Signature()}) as c:
             await c.classify(image(1))
 
     asyncio.run(alike())
     assert [said for said, _ in seen] == [f"AWS4-HMAC-SHA256 {digest}" for _, digest in seen]
     assert len({digest for _, digest in seen}) == 2
-
-
-@pytest.mark.parametrize("auth", [("user", "password"), "key", 3])
-def test_what_cannot_sign_is_refused_and_not_shown(auth):
-    with pytest.raises(ConfigurationError, match=r"httpx\.Auth") as caught:
-        client(lambda _: httpx.Response(200), auth=auth)
-    assert "password" not in str(caught.value)
 
 
 # ---- TorchServe

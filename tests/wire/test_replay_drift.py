@@ -97,9 +97,9 @@ def test_an_asyncio_replay_sends_nothing_either(tmp_path):
 def test_a_recorded_command_is_replayed_byte_for_byte_with_the_server_gone(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
-    for i in range(12):
-        (folder / f"{i:02}.png").write_bytes(file_bytes(picture(i)))
-    words = ["predict", str(folder), "--protocol", "pgn"]
+    for i in range(14):  # the last two are the first once more
+        (folder / f"{i:02}.png").write_bytes(file_bytes(picture(i % 12)))
+    words = ["predict", str(folder), "--protocol", "pgn", "--max-concurrency", "4"]
     cache, first, again = (str(tmp_path / name) for name in ("a.sqlite", "1.jsonl", "2.jsonl"))
     with counting(fails=5) as server:
         assert main([*words, "--url", server.url, "--cache", cache, "--out", first]) == 0
