@@ -133,9 +133,8 @@ def main() -> int:
             totals[name] += good
             bad = finding.certainty == "certain" and finding.value != truth
             wrong += bad
-            cells.append(
-                f"{truth} → {finding.value} ({finding.certainty}){'' if good else ' !'}{'!! ' + finding.evidence if bad else ''}"
-            )
+            mark = f" !! {finding.evidence}" if bad else "" if good else " !"
+            cells.append(f"{truth} → {finding.value} ({finding.certainty}){mark}")
         kept = f"{configuration.interpolation}, {configuration.settings.decimals} decimals"
         print(
             f"{number:>2} {224 if large else 64:>3} px, {kept}: {'; '.join(cells)}; {found.images} images", flush=True

@@ -1,9 +1,10 @@
 """Find out what an unknown endpoint does to a picture, in at most 40 of them.
 
-Nothing of the model is known but that pictures go in and answers come out. So pairs of different pictures are sent which
-a server of one kind turns into (nearly) the same input of its model, and a server of another kind does not: metamers by
-hypothesis. Equal answers speak for the kind; and they do so only if a control, a picture that differs as much and that
-the kind does not hide, is answered differently. Without a control that is seen, the finding is *unknown*.
+Nothing of the model is known but that pictures go in and answers come out. So pairs of different pictures are sent
+which a server of one kind turns into (nearly) the same input of its model, and a server of another kind does not:
+metamers by hypothesis. Equal answers speak for the kind; and they do so only if a control, a picture that differs as
+much and that the kind does not hide, is answered differently. Without a control that is seen, the finding is *unknown*,
+and where an answer has fewer than three scores, which may be equal by accident, codec and profile are never certain.
 
 - the codec (:mod:`pgn_client.probe.codec`), on 32 px pictures;
 - resize and crop of a square picture (:mod:`pgn_client.probe.resize`);
@@ -13,7 +14,7 @@ the kind does not hide, is answered differently. Without a control that is seen,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 
 from pgn_client.probe import replies
 from pgn_client.probe.asking import Ask, Asker, LimitReachedError
@@ -25,6 +26,7 @@ from pgn_client.probe.shape import find_profile
 __all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "probe"]
 
 LIMIT = 40
+FEW = 3  # scores per answer
 
 
 def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
@@ -36,20 +38,22 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
         seed: of the pictures' colours.
 
     Raises:
-        ConfigurationError: a limit below 1.
+        ConfigurationError: a limit below 2: the first picture is sent twice.
     """
     asker = Asker(ask, limit)
-    codec = _within(limit, lambda: find_codec(asker, seed))
-    square: Square | None = None
-    profile = Finding.unknown("")
-    try:
+    reached = Finding.unknown(f"the limit of {limit} images was reached first")
+    codec = size = profile = reached
+    with contextlib.suppress(LimitReachedError):
+        codec = find_codec(asker, seed)
+    with contextlib.suppress(LimitReachedError):
         square = find_square(asker, seed)
+        size = _input_size(square)
         profile = find_profile(asker, square, seed)
-    except LimitReachedError:
-        profile = Finding.unknown(f"the limit of {limit} images was reached first")
+    few = any(len(answer.scores) < FEW for answer in asker.answers)
+    profile, size, codec = (_doubted(finding) if few else finding for finding in (profile, size, codec))
     return Findings(
         profile=profile,
-        input_size=_input_size(square),
+        input_size=size,
         codec=codec,
         output=replies.find_output(asker.answers),
         top_k=replies.find_top_k(asker.answers),
@@ -59,14 +63,13 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
     )
 
 
-def _within(limit: int, find: Callable[[], Finding]) -> Finding:
-    try:
-        return find()
-    except LimitReachedError:
-        return Finding.unknown(f"the limit of {limit} images was reached first")
+def _doubted(finding: Finding) -> Finding:
+    if finding.certainty != "certain":
+        return finding
+    return Finding(finding.value, "likely", f"{finding.evidence}; but so few scores may be equal by accident")
 
 
-def _input_size(square: Square | None) -> Finding:
-    if square is None or square.crop is None:
-        return Finding.unknown(square.evidence if square else "the limit of images was reached first")
+def _input_size(square: Square) -> Finding:
+    if square.crop is None:
+        return Finding.unknown(square.evidence)
     return Finding(square.crop, "certain" if square.sure else "likely", square.evidence)

@@ -38,8 +38,8 @@ class Asker:
     """
 
     def __init__(self, ask: Ask, limit: int) -> None:
-        if limit < 1:
-            raise ConfigurationError(f"probe: got a limit of {limit} images, expected at least 1")
+        if limit < 2:
+            raise ConfigurationError(f"probe: got a limit of {limit} images, expected at least 2; 40 are enough")
         self._ask = ask
         self.limit = limit
         self.answers: list[Answer] = []

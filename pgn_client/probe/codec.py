@@ -47,7 +47,7 @@ WAVES = (
 )  # of the cosine transform
 STRIPES = 15.0  # amplitude of the control, in grey levels
 COLOUR = np.array([-7.0, -11.0, 75.0])  # grey levels of R, G, B, to and fro: 0.299 R + 0.587 G + 0.114 B is exactly 0
-LOST, FOUND = 0.3, 0.6  # of the response to stripes that every subsampling keeps
+LOST, FOUND = 0.2, 0.5  # of the response to stripes that every subsampling keeps
 SEEN, UNSEEN = 0.15, 0.03  # of the response that is expected of a pattern's amplitude
 QUESTIONS = 8
 FEW = 3  # neighbouring qualities that no pattern tells apart; the metamers of the last step do

@@ -25,18 +25,18 @@ def smooth(width: int, height: int, seed: int) -> Floats:
     """Coloured blobs, (height, width, 3) in [88, 168], pixel space; the same at every size."""
     blobs = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
-    return LOW + np.asarray(image, np.float64) * (HIGH - LOW) / 255
+    return np.asarray(LOW + np.asarray(image, np.float64) * (HIGH - LOW) / 255)
 
 
 def mosaic(side: int, seed: int) -> Floats:
     """Flat 8 x 8 blocks of random colours, (side, side, 3): in the middle of each block JPEG has nothing to lose."""
     blocks = np.random.default_rng(seed).integers(80, 177, (side // 8, side // 8, 3))
-    return np.kron(blocks, np.ones((8, 8, 1)))
+    return np.asarray(np.kron(blocks, np.ones((8, 8, 1))), np.float64)
 
 
 def positions(side: int) -> Floats:
     """The centres of ``side`` pixels as (side,) fractions of the edge."""
-    return (np.arange(side) + 0.5) / side
+    return np.asarray((np.arange(side) + 0.5) / side)
 
 
 def grating(side: int, cycles: float, amplitude: float) -> Floats:
@@ -61,7 +61,7 @@ def framed(pixels: Floats, width: int, amplitude: float) -> Floats:
     """Brighten a frame of so many pixels."""
     frame = np.full(pixels.shape[:2], amplitude)
     frame[width:-width, width:-width] = 0
-    return pixels + frame[:, :, None]
+    return np.asarray(pixels + frame[:, :, None])
 
 
 def outlined(pixels: Floats, side: int) -> Floats:

@@ -5,7 +5,7 @@ input, and a server that re-encodes looks like one that does not.
 
 *Frames*: the border is brightened, m pixels wide; no change of the answer means that a crop removes it.
 *Needles*: a grating that vanishes exactly when the picture is resized to R pixels, see :func:`pictures.needle`.
-Both are questions to one list of hypotheses (R, C, kernel). A needle ends the search, since it is only believed when its
+Both are questions to one list of hypotheses (R, C, kernel). A needle ends the search: it is only believed when its
 quadrature is seen. Then the crop is measured at R x R pixels, where the resize is the identity.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client.probe.asking import Asker, Verdict
+from pgn_client.probe.asking import SENSITIVE, Asker, Verdict
 from pgn_client.probe.pictures import Floats, framed, grating, needle, outlined, picture, smooth
 from pgn_client.probe.questions import DIFFERENT, EITHER, SAME, Predictions, Weights, splits, updated
 from pgn_client.types import Answer
@@ -30,36 +30,14 @@ GRATING, NEEDLE, FRAME = 30.0, 70.0, 80.0  # amplitudes in grey levels
 FRAMES = range(8, 312, 8)  # widths in pixels; whole blocks of JPEG
 HIDDEN, SHOWN = 1e-4, 0.1  # weight of a frame in the outermost pixel of the crop: changes nothing; is seen
 GLIMPSE = 0.02  # of the control: the answer to a frame that is seen
+SCREEN = 0.25  # of the control: a needle that may have vanished, its quadrature will tell
+VANISHED = 0.2  # of the quadrature: what the rounding of JPEG leaves of a needle; one pixel off leaves more than half
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
 CROP_QUESTIONS = 6
 RESERVE = 9  # pictures kept for the crop and for what is not square
 USUAL = {224: 10.0, 64: 3.0, 32: 2.0, 256: 3.0, 384: 3.0, 336: 2.0, 448: 2.0, 518: 2.0}
-OTHERS = (
-    48,
-    96,
-    112,
-    128,
-    144,
-    160,
-    176,
-    192,
-    196,
-    208,
-    232,
-    240,
-    248,
-    260,
-    280,
-    288,
-    299,
-    300,
-    320,
-    352,
-    378,
-    392,
-    400,
-)
-OTHERS += (416, 480, 490, 512, 560, 576, 600)
+OTHERS = {48, 96, 112, 128, 144, 160, 176, 192, 196, 208, 232, 240, 248, 260, 280, 288, 299, 300, 320, 352, 378, 392}
+OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
 PERCENTAGES = {0.875: 5.0, 0.9: 2.0, 0.95: 1.5, 0.96: 1.0, 0.965: 0.5, 0.93: 0.5, 0.85: 0.5, 0.8: 0.5}
 
 
@@ -93,16 +71,17 @@ class Hypotheses:
 
 
 def _bilinear(x: Floats) -> Floats:
-    return np.maximum(0, 1 - np.abs(x))
+    return np.asarray(np.maximum(0.0, 1 - np.abs(x)))
 
 
 def _bicubic(x: Floats) -> Floats:
     x = np.abs(x)
-    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def _lanczos(x: Floats) -> Floats:
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
 KERNELS = ((_bicubic, 0.55), (_bilinear, 0.4), (_lanczos, 0.05))  # with their weights
@@ -116,11 +95,11 @@ def hypotheses() -> Hypotheses:
         usual = USUAL.get(crop, 0.5 if crop in OTHERS else 0.05 if crop % 8 == 0 else 0.002)
         for resize in range(crop, min(LARGEST, crop * 3 // 2) + 1):
             rows.append((resize, crop, usual * _resize_weight(resize, crop)))
-    resize, crop, weight = (np.array(column) for column in zip(*rows, strict=True))
+    resizes, crops, weight = (np.array(column) for column in zip(*rows, strict=True))
     count, shares = len(KERNELS), np.array([share for _, share in KERNELS])
     weights = np.repeat(weight, count) * np.tile(shares, len(weight))
     kernel = np.tile(np.arange(count), len(weight))
-    return Hypotheses(np.repeat(resize, count), np.repeat(crop, count), kernel, weights / weights.sum())
+    return Hypotheses(np.repeat(resizes, count), np.repeat(crops, count), kernel, weights / weights.sum())
 
 
 def _resize_weight(resize: int, crop: int) -> float:
@@ -134,7 +113,7 @@ def _resize_weight(resize: int, crop: int) -> float:
 def frame_predictions() -> Predictions:
     """(T, H): whether a frame reaches the outermost row of pixels that a crop keeps."""
     known = hypotheses()
-    offset = np.rint((known.resize - known.crop) / 2)
+    offset = (known.resize - known.crop) // 2  # on the narrower side: of an odd margin, one side has a pixel more
     x = np.linspace(-4, 4, 4001)
     rows = []
     for width in FRAMES:
@@ -215,9 +194,9 @@ class _Search:
 
     def _ask_needle(self, resize: int) -> int | None:
         response = self._respond(needle(SIDE, resize, NEEDLE))
-        if self.asker.verdict(response, self.control) == "same":
+        if response < SCREEN * self.control:
             control = self._respond(needle(SIDE, resize, NEEDLE, quadrature=True))
-            if self.asker.verdict(response, control) == "same":
+            if control > SENSITIVE * self.asker.floor and response < VANISHED * control:
                 self.evidence = f"a grating that vanishes at {resize} px moves the scores by {response:.2g}, its "
                 self.evidence += f"quadrature by {control:.2g}"
                 return resize
@@ -229,12 +208,12 @@ class _Search:
         pixels = smooth(resize, resize, self.seed)
         base = self.asker(picture(pixels))[0]
         mine = self.known.resize == resize
-        weights = np.bincount(self.known.crop[mine], self.weights[mine], resize + 1)
+        weights: Weights = np.bincount(self.known.crop[mine], self.weights[mine], resize + 1).astype(float)
         weights[: resize // 2] = 0
         low, high = 0, resize  # seen outside low, not seen outside high
         responses = {resize: 0.0}
         for _ in range(CROP_QUESTIONS):
-            alive = np.where((np.arange(resize + 1) > low) & (np.arange(resize + 1) <= high), weights, 0)
+            alive = np.where((np.arange(resize + 1) > low) & (np.arange(resize + 1) <= high), weights, 0.0)
             if high - low == 1 or not alive.sum():
                 break
             best = int(alive.argmax())
