@@ -328,6 +328,7 @@ def in_a_child(code, tmp_path):
         ("pgn_client", {"torch", "torchvision", "timm", "httpx"}),
         ("pgn_client.client", TORCH),
         ("pgn_client.batch", TORCH),
+        ("pgn_client.probe", TORCH | {"httpx"}),
         ("pgn_client.adapter", TORCH | {"httpx"}),
         ("pgn_client.cli", TORCH | {"httpx"}),
     ],
