@@ -119,9 +119,12 @@ class AdaptedClient(Session):
         """
         return self._stream(images, self._attempt)
 
-    def answer(self, image: ImageSource) -> Answer:
-        """Return the endpoint's own answer for what would be sent, before any label mapping or fusion."""
-        return self._finish(self._only_job(image, always=True), self._ready()).answer
+    def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
+        """Return the endpoint's own answer for what would be sent, before any label mapping or fusion.
+
+        With ``as_it_is``, ``image`` is the bytes of a PNG file that is sent byte for byte, whatever is recorded.
+        """
+        return self._finish(self._only_job(image, always=True, as_it_is=as_it_is), self._ready()).answer
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
         """Return the endpoint's own answers in order; the first failure is raised (recorded answers are kept)."""
@@ -274,9 +277,9 @@ class AsyncAdaptedClient(Session):
         """Yield one result per picture, in order; see ``AdaptedClient.classify_many``."""
         return self._stream(images, self._attempt)
 
-    async def answer(self, image: ImageSource) -> Answer:
+    async def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
         """Return the endpoint's own answer; see ``AdaptedClient.answer``."""
-        job = await asyncio.to_thread(self._only_job, image, always=True)
+        job = await asyncio.to_thread(self._only_job, image, always=True, as_it_is=as_it_is)
         return (await self._finish(job, await self._ready())).answer
 
     async def answers(self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> list[Answer]:

@@ -38,6 +38,7 @@ class Discovery:
         failure: of the last attempt to ask.
         recalled: what the cache remembers of the model, while the endpoint is out of reach or is not to be asked.
         closed: whether the client that owns the connections is.
+        rates: headers about limits of rate, as they came last.
 
     Raises:
         ConfigurationError: recorded answers are to be replayed, and there are none of this endpoint.
@@ -50,6 +51,7 @@ class Discovery:
         self.failure: EndpointError | None = None
         self.recalled: str | None = None
         self.asked = self.closed = False
+        self.rates: dict[str, str] = {}
         if cache is not None and cache.replay:
             self.recalled = self.recall()
             if self.recalled is None:
@@ -113,6 +115,7 @@ class Discovery:
         """Ask about one picture and record the answer, unless it is asked ``again`` to compare."""
         asked = self.protocol or open_protocol(self.endpoint)
         answer, spoken = yield from exchange.ask(asked, payload)
+        self.rates |= exchange.rates
         if asked.proven and self.protocol is not asked:
             self._speak(asked)  # another picture was refused at the same time, and not for the dialect
         elif spoken is not asked and not asked.proven:

@@ -120,6 +120,7 @@ class Found:
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
         top_k: how many labels an answer holds at most; 0 is all.
         decimals: digits after the point of a score; -1 is all.
+        input_size: side of the square picture that the model sees, in pixels.
     """
 
     profile: str | None = None
@@ -127,6 +128,7 @@ class Found:
     output: str | None = None
     top_k: int | None = None
     decimals: int | None = None
+    input_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ _TYPES: dict[str, type] = {
     "output": str,
     "top_k": int,
     "decimals": int,
+    "input_size": int,
     "findings": dict,
 }
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -40,6 +41,7 @@ from pgn_client.retry import RETRYABLE, RetryPolicy, Stop, Wait
 from pgn_client.types import Answer
 
 T = TypeVar("T")
+RATE = re.compile(r"(x-)?rate-?limit")
 SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
 
 _log = logging.getLogger("pgn_client")
@@ -145,6 +147,7 @@ class Exchange:
     request_id: str | None = None
     deadline: float = field(init=False)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    rates: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self, until: float | None) -> None:
         self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
@@ -234,6 +237,7 @@ class Exchange:
             outcome = yield from self._send(protocol, request, picture=picture)
             if isinstance(outcome, WireResponse):
                 self.request_id = self._request_id(outcome)
+                self.rates |= {k: self._shown(v) for k, v in outcome.headers.items() if RATE.match(k)}
                 if outcome.ok:
                     return outcome
             elif outcome is not None:

@@ -212,6 +212,11 @@ class Session(ABC):
         return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
+    def rate_limits(self) -> dict[str, str]:
+        """What the endpoint's last answers said of their limits of rate: headers, names in lower case."""
+        return dict(self._model.rates)
+
+    @property
     def protocol(self) -> str | None:
         """The wire format that is spoken, and its dialect; None before the first question."""
         spoken = self._model.protocol
@@ -283,7 +288,10 @@ class Session(ABC):
             adapter = self._open_adapter()
         return (adapter.info.get("fusion") if adapter is not None and self._fusion == "auto" else self._fusion) != 1
 
-    def _only_job(self, source: ImageSource, *, always: bool) -> Job:
+    def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
+        if as_it_is and isinstance(source, bytes):
+            picture = open_image(source)
+            return Job(Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True)
         return raised(self._jobs([source], always=always)[0])
 
     def _only_picture(self, source: ImageSource) -> Image.Image:

@@ -17,6 +17,7 @@ from pgn_client.cli.drift import add_drift
 from pgn_client.cli.map import add_map
 from pgn_client.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from pgn_client.cli.predict import add_adapt, add_inspect, add_predict
+from pgn_client.cli.probe import add_probe
 from pgn_client.cli.published import add_import
 from pgn_client.cli.retain import add_retain
 from pgn_client.cli.serve import add_demo, add_serve, run_serve
@@ -57,6 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
-    for add in (*everyday, add_benchmark, add_map, add_drift, add_inspect, add_retain, add_import):
+    for add in (*everyday, add_benchmark, add_probe, add_map, add_drift, add_inspect, add_retain, add_import):
         add(commands)
     return parser

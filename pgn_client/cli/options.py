@@ -67,12 +67,15 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
     return backbone.load(name, weights=args.weights, labels=args.labels, device=device, new_head=new_head)
 
 
-def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
     """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
     url = "the endpoint, or the file that describes it (endpoint.json, .toml); its key is read from PGN_API_KEY"
     names = "huggingface, oip, kserve-v1, vertex, sagemaker, torchserve, openai, custom, ..."
     labels = "its labels, or those to ask for: A,B,C or a file, one per line or a JSON list"
-    parser.add_argument("--url", required=True, metavar="URL|FILE", help=url)
+    if positional:
+        parser.add_argument("url", metavar="URL|FILE", help=url)
+    else:
+        parser.add_argument("--url", required=True, metavar="URL|FILE", help=url)
     parser.add_argument("--protocol", default="auto", metavar="NAME", help=f"auto, pgn, {names} (auto)")
     parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
     parser.add_argument("--source-labels", metavar="A,B,C|FILE", help=labels)

@@ -94,13 +94,15 @@ def run_train(args: argparse.Namespace) -> int:
         augment=args.augment,
         library_size=args.library_size,
     )
-    task = _task(args)
+    task, surrogate = _task(args), load_surrogate(args, args.backbone)
+    if args.endpoint:
+        _same_size(args, surrogate)
     state = args.out.with_name(args.out.name + ".resume")
     if args.resume and not state.exists():
         talk(f"nothing to resume: there is no {state}; starting from the beginning")
     adapter = fit(
         task,
-        load_surrogate(args, args.backbone),
+        surrogate,
         method=args.method,
         library=args.library,
         inversion=args.inversion,
@@ -124,6 +126,15 @@ def run_train(args: argparse.Namespace) -> int:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
+
+
+def _same_size(args: argparse.Namespace, surrogate: Backbone) -> None:
+    size = Endpoint.read(args.endpoint).found.input_size
+    if size is not None and size != surrogate.input_size:
+        raise ConfigurationError(
+            f"{args.endpoint}: the model there sees {size} px: got {args.backbone} with {surrogate.input_size} px; "
+            "give the --backbone that is hosted there"
+        )
 
 
 def _save(adapter: PromptAdapter, out: Path) -> None:

@@ -20,10 +20,11 @@ from pgn_client.probe import replies
 from pgn_client.probe.asking import Ask, Asker, LimitReachedError
 from pgn_client.probe.codec import find_codec
 from pgn_client.probe.findings import Certainty, Finding, Findings
+from pgn_client.probe.limits import find_bytes, find_pixels
 from pgn_client.probe.resize import Square, find_square
 from pgn_client.probe.shape import find_profile
 
-__all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "probe"]
+__all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "find_bytes", "find_pixels", "probe"]
 
 LIMIT = 40
 FEW = 3  # scores per answer
