@@ -16,7 +16,10 @@ Code = Literal[
     "internal",
     "overloaded",
 ]
-Protocol = Literal["pgn", "huggingface"]
+Protocol = Literal[
+    "pgn", "huggingface", "oip", "v1", "vertex", "sagemaker", "sagemaker_runtime", "torchserve", "openai"
+]
+INFERENCE_METHODS = ("POST", "PUT")  # PUT is TorchServe's alone
 
 STATUS: dict[Code, int] = {
     "invalid_request": 400,
@@ -29,6 +32,24 @@ STATUS: dict[Code, int] = {
     "internal": 500,
     "overloaded": 503,
 }
+
+
+# The first that a path begins with decides; "/" is Hugging Face's by itself, and everything else speaks our own.
+_BEGINNINGS: tuple[tuple[str, Protocol], ...] = (
+    ("/models/", "huggingface"),
+    ("/hf-inference/", "huggingface"),
+    ("/pipeline/", "huggingface"),
+    ("/v2", "oip"),
+    ("/v1/models", "v1"),
+    ("/v1/projects/", "vertex"),
+    ("/invocations", "sagemaker"),
+    ("/endpoints/", "sagemaker_runtime"),
+    ("/predictions/", "torchserve"),
+    ("/ping", "torchserve"),
+    ("/v1/chat/", "openai"),
+    ("/v1/embeddings", "openai"),
+    ("/embeddings", "openai"),
+)
 
 
 class ConfigurationError(ValueError):
@@ -62,8 +83,9 @@ class RequestError(Exception):
 
 def protocol_of(path: str) -> Protocol:
     """Return the wire format whose error form answers ``path``; unknown paths speak our own."""
-    hugging_face = path == "/" or path.startswith(("/models/", "/hf-inference/"))
-    return "huggingface" if hugging_face else "pgn"
+    if path == "/":
+        return "huggingface"
+    return next((protocol for beginning, protocol in _BEGINNINGS if path.startswith(beginning)), "pgn")
 
 
 def code_of(status: int) -> Code:

@@ -9,7 +9,7 @@ A faults file is one JSON object::
       {"kind": "cut_body", "probability": 0.1}
     ]}
 
-Inference requests (every POST) are numbered from 1 in the order of arrival. A rule meets the numbers ``first``,
+Inference requests (every POST and PUT) are numbered from 1 in the order of arrival. A rule meets the numbers ``first``,
 ``first + every``, ``first + 2 every``, ... (``first`` 1, ``every`` 1), for ``count`` of them (without end), each with
 ``probability`` (1.0) drawn from the seed, the rule's place and the number alone. All latencies that meet a request add
 up; of the other rules the first one acts.
@@ -49,7 +49,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mock_server.errors import ConfigurationError, RequestError, code_of
+from mock_server.errors import INFERENCE_METHODS, ConfigurationError, RequestError, code_of
 from mock_server.responses import error_response
 
 _SCHEDULE = {"kind", "first", "every", "count", "probability"}
@@ -199,7 +199,7 @@ class FaultMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as the schedule wants it."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in INFERENCE_METHODS:
             await self.app(scope, receive, send)
             return
         rules = list(self.plan.meeting(next(self._numbers)))

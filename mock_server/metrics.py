@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mock_server.errors import RequestError, protocol_of
+from mock_server.errors import INFERENCE_METHODS, RequestError, protocol_of
 from mock_server.responses import error_response
 
 LONGEST_ID = 200  # characters of a client's header that we are willing to repeat
@@ -38,7 +38,7 @@ class Metrics:
 
 
 class ObserveMiddleware:
-    """Give every answer its ids and times, and count the inference requests (every POST).
+    """Give every answer its ids and times, and count the inference requests (every POST and PUT).
 
     Adds ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until the answer began) and
     ``x-compute-type``, and repeats the client's ``Idempotency-Key``. An exception that nothing below has caught is
@@ -82,7 +82,7 @@ class ObserveMiddleware:
             mistake = RequestError("internal", "the server made a mistake; see its log")
             await error_response(scope, mistake)(scope, receive, send_labelled)
         finally:
-            if scope["method"] == "POST":
+            if scope["method"] in INFERENCE_METHODS:
                 self._count(scope["path"], status or 500, time.perf_counter() - started)
 
     def _count(self, path: str, status: int, seconds: float) -> None:

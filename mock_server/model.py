@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -26,6 +26,21 @@ from mock_server.preprocess import Preprocessing, Profile
 from mock_server.settings import Settings
 
 WEIGHTS = Path(__file__).parent / "weights"
+Want = Literal["logits", "embedding", "tokens"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One picture and what is wanted of it.
+
+    Attributes:
+        pixels: (3, H, W) float32 in the normalised space.
+        want: ``logits`` (S,), ``embedding`` (D,), the pooled features before the head, or ``tokens``, the features
+            before the pooling, (N, D) of a ViT.
+    """
+
+    pixels: NDArray[np.float32]
+    want: Want = "logits"
 
 
 @dataclass(frozen=True)
@@ -52,15 +67,39 @@ class ServedModel:
     patch_embedding_sha256: str | None
     device: torch.device
 
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        network: Any = self.network
+        return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
     @torch.inference_mode()
-    def logits(self, pictures: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Return (S,) logits per picture, each (3, H, W) in the normalised space; equal shapes share a pass."""
+    def run(self, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
+        """Return what is wanted of each picture; those of equal shapes share one pass, whatever they want."""
         rows: dict[int, NDArray[np.float32]] = {}
-        for shape in sorted({picture.shape for picture in pictures}):
-            members = [i for i, picture in enumerate(pictures) if picture.shape == shape]
-            x = torch.from_numpy(np.stack([pictures[i] for i in members])).to(self.device)
-            rows.update(zip(members, self.network(x).float().cpu().numpy(), strict=True))
-        return [rows[i] for i in range(len(pictures))]
+        for shape in sorted({one.pixels.shape for one in asked}):
+            members = [i for i, one in enumerate(asked) if one.pixels.shape == shape]
+            x = torch.from_numpy(np.stack([asked[i].pixels for i in members])).to(self.device)
+            outputs = self._outputs(x, {asked[i].want for i in members})
+            rows.update((i, outputs[asked[i].want][row]) for row, i in enumerate(members))
+        return [rows[i] for i in range(len(asked))]
+
+    def _outputs(self, x: torch.Tensor, wants: set[Want]) -> dict[Want, NDArray[np.float32]]:
+        network: Any = self.network
+        if wants == {"logits"}:
+            return {"logits": _array(network(x))}
+        features = network.forward_features(x)
+        outputs: dict[Want, NDArray[np.float32]] = {"tokens": _array(features)} if "tokens" in wants else {}
+        if "embedding" in wants:
+            outputs["embedding"] = _array(network.forward_head(features, pre_logits=True))
+        if "logits" in wants:
+            outputs["logits"] = _array(network.forward_head(features))
+        return outputs
+
+
+def _array(output: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = output.float().cpu().numpy()
+    return array
 
 
 def host(

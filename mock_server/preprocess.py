@@ -152,7 +152,11 @@ class Preprocessing:
 
     def normalise(self, image: Image.Image) -> NDArray[np.float32]:
         """Return `picture` (H, W) as (3, H, W) float32 in the normalised space."""
-        x = np.asarray(self.picture(image), np.float32) / np.float32(255)  # (H, W, 3)
+        return self.to_model(np.asarray(self.picture(image)))
+
+    def to_model(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return pixels (H, W, 3) that the model shall see as they are, as (3, H, W) in the normalised space."""
+        x = pixels.astype(np.float32) / np.float32(255)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.asarray((x - mean) / std, np.float32).transpose(2, 0, 1)
 

@@ -2,30 +2,141 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from mock_server.errors import STATUS, Protocol, RequestError, protocol_of
+from mock_server.errors import STATUS, Code, Protocol, RequestError, protocol_of
+
+_VERTEX: dict[int, str] = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_TORCHSERVE: dict[Code, str] = {
+    "unauthorized": "InvalidKeyException",
+    "not_found": "ModelNotFoundException",
+    "method_not_allowed": "MethodNotAllowedException",
+    "payload_too_large": "RequestEntityTooLargeException",
+    "rate_limited": "TooManyRequestsException",
+    "overloaded": "ServiceUnavailableException",
+}
+_SAGEMAKER: dict[Code, str] = {
+    "unauthorized": "AccessDeniedException",
+    "not_found": "ValidationError",
+    "method_not_allowed": "ValidationError",
+    "payload_too_large": "ValidationError",
+    "rate_limited": "ThrottlingException",
+    "overloaded": "ServiceUnavailable",
+}
+_OPENAI: dict[Code, tuple[str, str | None]] = {
+    "invalid_image": ("invalid_request_error", "invalid_image"),
+    "unauthorized": ("invalid_request_error", "invalid_api_key"),
+    "not_found": ("invalid_request_error", "model_not_found"),
+    "rate_limited": ("requests", "rate_limit_exceeded"),
+    "internal": ("server_error", None),
+    "overloaded": ("server_error", "overloaded"),
+}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a protocol says an error.
+
+    Attributes:
+        body: Of the request's scope, the error and the status.
+        statuses: Where they differ from `STATUS`.
+        headers: Of the error.
+    """
+
+    body: Callable[[Scope, RequestError, int], dict[str, Any]]
+    statuses: Mapping[Code, int] = field(default_factory=dict)
+    headers: Callable[[RequestError], dict[str, str]] = lambda error: {}
 
 
 def error_response(scope: Scope, error: RequestError, status: int | None = None) -> JSONResponse:
     """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
 
-    The Hugging Face format knows no 422: its servers answer 400 for a picture that cannot be read.
+    Only our own protocol answers 422: the servers of the others say 400 to a picture that cannot be read, and
+    TorchServe 503, as it does to whatever else its handler trips over.
     """
-    protocol = protocol_of(scope["path"])
+    form = _FORMS[protocol_of(scope["path"])]
     if status is None:
-        status = STATUS[error.code]
-        if protocol == "huggingface" and status == 422:
-            status = 400
-    return JSONResponse(_body(protocol, scope, error), status, error.headers)
+        status = form.statuses.get(error.code, STATUS[error.code])
+    return JSONResponse(form.body(scope, error, status), status, error.headers | form.headers(error))
 
 
-def _body(protocol: Protocol, scope: Scope, error: RequestError) -> dict[str, Any]:
-    if protocol == "pgn":
-        request_id = scope.get("state", {}).get("request_id", "")
-        return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+def _own(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    request_id = scope.get("state", {}).get("request_id", "")
+    return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+
+
+def _text(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+def _huggingface(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
     waiting = {} if error.estimated_time is None else {"estimated_time": error.estimated_time}
     return {"error": error.message, **waiting}
+
+
+def _vertex(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    name = _VERTEX.get(status, "INVALID_ARGUMENT" if status < 500 else "INTERNAL")
+    return {"error": {"code": status, "message": error.message, "status": name}}
+
+
+def _torchserve(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    kind = _TORCHSERVE.get(error.code, "InternalServerException")
+    message = error.message if error.code in _TORCHSERVE else "Prediction failed"
+    return {"code": status, "type": kind, "message": message}
+
+
+def _sagemaker_runtime(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    if error.code in _SAGEMAKER:
+        return {"message": error.message}
+    original = 500 if error.code == "internal" else 400
+    side = "server" if original == 500 else "client"
+    content = json.dumps({"error": error.message})
+    return {
+        "ErrorCode": f"{side.upper()}_ERROR_FROM_MODEL",
+        "LogStreamArn": "",
+        "Message": f'Received {side} error ({original}) from primary with message "{content}".',
+        "OriginalMessage": content,
+        "OriginalStatusCode": original,
+    }
+
+
+def _error_type(error: RequestError) -> dict[str, str]:
+    return {"x-amzn-errortype": _SAGEMAKER.get(error.code, "ModelError")}
+
+
+def _openai(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    kind, code = _OPENAI.get(error.code, ("invalid_request_error", None))
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": code}}
+
+
+_BAD_IMAGE: dict[Code, int] = {"invalid_image": 400}
+_FROM_CONTAINER: dict[Code, int] = {"invalid_image": 424, "invalid_request": 424, "internal": 424}
+_RUNTIME: dict[Code, int] = {"unauthorized": 403, "not_found": 400, "rate_limited": 400}
+_HANDLER: dict[Code, int] = {"invalid_image": 503, "invalid_request": 503, "internal": 503}
+
+_FORMS: dict[Protocol, _Form] = {
+    "pgn": _Form(_own),
+    "huggingface": _Form(_huggingface, _BAD_IMAGE),
+    "oip": _Form(_text, _BAD_IMAGE),
+    "v1": _Form(_text, _BAD_IMAGE),
+    "vertex": _Form(_vertex, _BAD_IMAGE),
+    "sagemaker": _Form(_huggingface, _BAD_IMAGE),
+    "sagemaker_runtime": _Form(_sagemaker_runtime, _FROM_CONTAINER | _RUNTIME, _error_type),
+    "torchserve": _Form(_torchserve, _HANDLER),
+    "openai": _Form(_openai, _BAD_IMAGE),
+}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel
+
+from mock_server.settings import Output
 
 
 class Prediction(BaseModel):
-    """Labels of one picture, best first, with their scores."""
+    """Labels of one picture, best first, with their scores; of an embedding its places, in order, with its numbers."""
 
     labels: list[str]
     scores: list[float]
@@ -31,7 +31,7 @@ class Classification(BaseModel):
     """Answer of `POST /v1/classify`: one entry per picture, in order."""
 
     model: str
-    output: Literal["probs", "logits", "label"]
+    output: Output
     predictions: list[Prediction | FailedPrediction]
 
 
@@ -64,7 +64,7 @@ class ModelCard(BaseModel):
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    output: Literal["probs", "logits", "label"]
+    output: Output
     top_k: int | None
     classes: list[str]
     weights_sha256: str

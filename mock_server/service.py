@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from mock_server.batching import Batcher, ClosedError, QueueFullError
 from mock_server.errors import RequestError
 from mock_server.metrics import Metrics
-from mock_server.model import ServedModel
+from mock_server.model import Asked, ServedModel, Want
 from mock_server.preprocess import decode
 from mock_server.settings import Settings
 
-Function = Literal["softmax", "sigmoid", "none"]
-FUNCTIONS: tuple[Function, ...] = ("softmax", "sigmoid", "none")
+Function = Literal["softmax", "sigmoid", "none", "log_softmax"]
 LOADING_SECONDS = 20.0
+Pixels = NDArray[np.float32]  # (3, H, W) in the model's normalised space
+Answer = NDArray[np.float32]  # (S,) logits, (D,) embedding or (N, D) tokens
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Service:
         self.metrics = Metrics()
         self.ready = False
         self._batcher = Batcher(
-            model.logits,
+            model.run,
             max_batch_size=settings.max_batch_size,
             max_wait=settings.max_wait,
             max_queue=settings.max_queue,
@@ -58,7 +59,7 @@ class Service:
         """
         self._batcher.start()
         side = self.preprocessing.input_size
-        [answer] = await self._batcher.submit([np.zeros((3, side, side), np.float32)])
+        [answer] = await self._batcher.submit([Asked(np.zeros((3, side, side), np.float32), self.want)])
         if isinstance(answer, Exception):
             raise RuntimeError(f"the model {self.model.name} failed on its first picture") from answer
         self.ready = True
@@ -68,23 +69,85 @@ class Service:
         self.ready = False
         await self._batcher.close()
 
-    async def logits(self, pictures: Sequence[bytes | RequestError]) -> list[NDArray[np.float32] | RequestError]:
-        """Return (S,) logits per encoded picture, in order; a picture that failed has its error in its place.
+    @property
+    def want(self) -> Want:
+        """What the owner lets the model answer by itself."""
+        return "embedding" if self.settings.output == "embedding" else "logits"
+
+    @property
+    def function(self) -> Function:
+        """What turns logits into the owner's scores."""
+        return "none" if self.settings.output == "logits" else "softmax"
+
+    @property
+    def limited(self) -> bool:
+        """Whether the owner keeps a part of the scores back."""
+        return self.settings.top_k is not None or self.settings.output == "label"
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the numbers of a complete answer: S classes, or the D places of an embedding."""
+        if self.settings.output == "embedding":
+            return [str(place) for place in range(self.model.width)]
+        return list(self.model.classes)
+
+    async def ask(
+        self, pictures: Sequence[bytes | Pixels | RequestError], want: Want = "logits"
+    ) -> list[Answer | RequestError]:
+        """Return one answer per picture, in order; a picture that failed has its error in its place.
+
+        Args:
+            pictures: Encoded ones go through the preprocessing; arrays are what the model sees.
+            want: What to ask the model.
 
         Raises:
-            RequestError: The whole request is refused: too many pictures, not ready, or overloaded.
+            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or more than the owner
+                answers.
         """
+        self._allow(want)
         if len(pictures) > self.settings.max_queue:
             raise RequestError("invalid_request", f"at most {self.settings.max_queue} pictures fit into one request")
+        self.require_ready()
+        prepared = await asyncio.gather(*(asyncio.to_thread(self._prepare, picture) for picture in pictures))
+        fine = [Asked(item, want) for item in prepared if not isinstance(item, RequestError)]
+        answers = iter(await self._submit(fine))
+        return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
+
+    async def ask_all(self, pictures: Sequence[bytes | Pixels | RequestError], want: Want = "logits") -> list[Answer]:
+        """Return one answer per picture, as `ask`, where one that fails refuses the whole request."""
+        answers = []
+        for answer in await self.ask(pictures, want):
+            if isinstance(answer, RequestError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def require_ready(self) -> None:
+        """Refuse while the model loads.
+
+        Raises:
+            RequestError: ``overloaded``.
+        """
         if not self.ready:
             message = f"Model {self.model.name} is currently loading"
             raise RequestError("overloaded", message, headers={"Retry-After": "1"}, estimated_time=LOADING_SECONDS)
-        prepared = await asyncio.gather(*(asyncio.to_thread(self._prepare, picture) for picture in pictures))
-        answers = iter(await self._ask([item for item in prepared if not isinstance(item, RequestError)]))
-        return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
+
+    def require_complete(self) -> None:
+        """Refuse what holds every number of an answer where the owner keeps a part back.
+
+        Raises:
+            RequestError: ``invalid_request``.
+        """
+        if self.limited:
+            raise RequestError("invalid_request", "this server answers its best labels only, never a complete vector")
 
     def rank(
-        self, logits: NDArray[np.float32], function: Function, *, top_k: int | None = None
+        self,
+        logits: Answer,
+        function: Function,
+        *,
+        top_k: int | None = None,
+        among: Sequence[int] | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return labels, best first, and their scores.
 
@@ -92,18 +155,43 @@ class Service:
             logits: (S,).
             function: What turns logits into scores.
             top_k: The most labels wanted; the server's own limit holds as well. None is all.
+            among: The classes that compete, by their place in the model; the others are as if they did not exist. None
+                is all.
         """
+        places = np.arange(len(logits)) if among is None else np.array(among)
+        logits = logits[places]
         if self.settings.output == "label":
-            return [self.model.classes[int(logits.argmax())]], [1.0]
+            return [self.model.classes[places[int(logits.argmax())]]], [1.0]
         limits = [limit for limit in (top_k, self.settings.top_k) if limit is not None]
         order = np.argsort(-logits, kind="stable")[: min(limits, default=None)]
-        scores = [float(score) for score in _scores(logits.astype(np.float64), function)[order]]
-        if self.settings.decimals is not None:
-            scores = [round(score, self.settings.decimals) for score in scores]
-        return [self.model.classes[i] for i in order], scores
+        scores = self.rounded(_scores(logits.astype(np.float64), function)[order])
+        return [self.model.classes[places[i]] for i in order], scores.tolist()
 
-    def _prepare(self, picture: bytes | RequestError) -> NDArray[np.float32] | RequestError:
-        if isinstance(picture, RequestError):
+    def complete(self, answer: Answer, function: Function | None = None) -> NDArray[np.float64]:
+        """Return every number of ``answer`` in the model's order: the scores (S,), or the features as they are.
+
+        Args:
+            answer: Of the model.
+            function: What turns logits into scores; None leaves the answer as it is.
+
+        Raises:
+            RequestError: ``invalid_request`` if the owner keeps a part back.
+        """
+        self.require_complete()
+        return self.rounded(_scores(answer.astype(np.float64), function or "none"))
+
+    def rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return ``values`` with the owner's number of decimals."""
+        return values if self.settings.decimals is None else np.round(values, self.settings.decimals)
+
+    def _allow(self, want: Want) -> None:
+        if want != "logits":
+            self.require_complete()
+        if self.want == "embedding" and want != "embedding":
+            raise RequestError("invalid_request", "this server answers embeddings only, of whole pictures")
+
+    def _prepare(self, picture: bytes | Pixels | RequestError) -> Pixels | RequestError:
+        if not isinstance(picture, bytes):
             return picture
         try:
             return self.preprocessing.normalise(decode(picture, self.settings.max_pixels))
@@ -113,16 +201,16 @@ class Service:
             _log.warning("a picture could not be prepared", exc_info=error)
             return RequestError("invalid_image", f"the picture cannot be prepared ({type(error).__name__})")
 
-    async def _ask(self, pictures: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | RequestError]:
+    async def _submit(self, asked: Sequence[Asked]) -> list[Answer | RequestError]:
         try:
-            answers = await self._batcher.submit(pictures)
+            answers = await self._batcher.submit(asked)
         except QueueFullError:
             raise RequestError("overloaded", "too many pictures wait already", headers={"Retry-After": "1"}) from None
         except ClosedError:
             raise RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"}) from None
         return [self._checked(answer) for answer in answers]
 
-    def _checked(self, answer: NDArray[np.float32] | Exception) -> NDArray[np.float32] | RequestError:
+    def _checked(self, answer: Answer | Exception) -> Answer | RequestError:
         if isinstance(answer, ClosedError):
             return RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"})
         if isinstance(answer, Exception):
@@ -139,5 +227,7 @@ def _scores(logits: NDArray[np.float64], function: Function) -> NDArray[np.float
         return logits
     if function == "sigmoid":
         return np.exp(-np.logaddexp(0, -logits))  # 1 / (1 + exp(-x)) without overflow
+    if function == "log_softmax":
+        return np.asarray(logits - np.logaddexp.reduce(logits), np.float64)
     weights = np.exp(logits - logits.max())
     return np.asarray(weights / weights.sum(), np.float64)

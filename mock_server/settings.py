@@ -13,7 +13,7 @@ from mock_server.errors import ConfigurationError
 from mock_server.faults import FaultPlan
 from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
-Output = Literal["probs", "logits", "label"]
+Output = Literal["probs", "logits", "label", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class Settings:
         labels: JSON list of class names, or of objects with ``wnid`` and ``name``.
         profile: Resize and crop; None is the model's own.
         top_k: The most labels that an answer holds; None is all.
-        output: What the scores are: softmax probabilities, logits, or the best label alone.
+        output: What the scores are: softmax probabilities, logits, the best label alone, or no scores but the pooled
+            features.
         jpeg: Re-encoding of each received picture; None is none.
         decimals: Digits after the point that scores are rounded to; None is none.
         host: Address to bind.
@@ -63,6 +64,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_pixels > MOST_PIXELS:
             raise ConfigurationError(f"--max-pixels {self.max_pixels} is more than Pillow decodes: {MOST_PIXELS}")
+        if self.output == "embedding" and self.top_k is not None:
+            raise ConfigurationError(
+                "--top-k limits labels, and --output embedding answers none; leave one of them out"
+            )
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str] | None = None) -> Settings:
@@ -124,7 +129,7 @@ def _add_answer_switches(parser: argparse.ArgumentParser) -> None:
         help="direct, resize_crop:R:C, shortest_edge:R or letterbox:R (the model's own)",
     )
     group.add_argument("--jpeg", metavar="Q[:SUB]", help="re-encode each picture, SUB 444, 422 or 420 (420)")
-    group.add_argument("--output", choices=["probs", "logits", "label"], default="probs")
+    group.add_argument("--output", choices=["probs", "logits", "label", "embedding"], default="probs")
     group.add_argument("--top-k", type=_positive, metavar="N", help="the most labels in an answer")
     group.add_argument("--round", type=_not_negative, metavar="DECIMALS", help="round the scores")
 

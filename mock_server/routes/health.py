@@ -25,6 +25,13 @@ def health() -> PlainTextResponse:
     return PlainTextResponse("Ok")
 
 
+@router.get("/ping")
+def ping(request: Request) -> JSONResponse:
+    """Say whether the model is warm, as SageMaker (by the status) and TorchServe (by the body) ask it."""
+    service_of(request).require_ready()
+    return JSONResponse({"status": "Healthy"})
+
+
 @router.get("/readyz")
 def ready(request: Request) -> PlainTextResponse:
     """Say whether the model is warm: 503 until then, and while stopping."""

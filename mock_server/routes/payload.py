@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 import json
+import zlib
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ def service_of(request: Request) -> Service:
 
 
 def require_key(request: Request) -> None:
-    """Refuse a request without the server's key, compared in constant time.
+    """Refuse a request without the server's key as a bearer token or in ``X-API-Key``, compared in constant time.
 
     Raises:
         RequestError: ``unauthorized``.
@@ -30,18 +31,19 @@ def require_key(request: Request) -> None:
     key = service_of(request).settings.api_key
     if key is None:
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-        headers = {"WWW-Authenticate": "Bearer"}
-        raise RequestError("unauthorized", "this endpoint wants its API key as a bearer token", headers=headers)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+    if True not in [hmac.compare_digest(one.encode(), key.encode()) for one in given]:
+        message = "this endpoint wants its API key as a bearer token or in X-API-Key"
+        raise RequestError("unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body, of any content type.
+    """Return the whole body, of any content type, unpacked where it came as gzip or deflate.
 
     Raises:
-        RequestError: ``payload_too_large`` by the announced or by the real length; ``invalid_request`` if the body is
-            empty or the client went away.
+        RequestError: ``payload_too_large`` by the announced, the real or the unpacked length; ``invalid_request`` if
+            the body is empty, packed in a way that is not known, or the client went away.
     """
     limit = service_of(request).settings.max_body_bytes
     too_large = RequestError("payload_too_large", f"the body is longer than {limit} bytes")
@@ -58,7 +60,25 @@ async def read_body(request: Request) -> bytes:
         raise RequestError("invalid_request", "the connection closed before the body was complete") from None
     if not body:
         raise RequestError("invalid_request", "the body is empty: send a picture, or JSON")
-    return bytes(body)
+    return _unpacked(bytes(body), request.headers.get("content-encoding", "identity").strip().lower(), limit)
+
+
+def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return ``body`` without its content encoding; never holds more than ``limit`` + 1 bytes of a bomb."""
+    if encoding in ("identity", ""):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise RequestError("invalid_request", "the content encoding must be gzip, deflate or none")
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # finds out by itself which of the two it is
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error:
+        raise RequestError("invalid_request", "the body is not what its content encoding says") from None
+    if len(unpacked) > limit:
+        raise RequestError("payload_too_large", f"the unpacked body is longer than {limit} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise RequestError("invalid_request", "the packed body is cut short or has something behind its end")
+    return unpacked
 
 
 def is_json(request: Request, body: bytes) -> bool:
@@ -69,28 +89,33 @@ def is_json(request: Request, body: bytes) -> bool:
     return not kind.startswith("image/") and body.lstrip()[:1] in (b"{", b"[")
 
 
-def parse_object(body: bytes, known: Iterable[str]) -> dict[str, Any]:
+def parse_object(body: bytes, known: Iterable[str] | None) -> dict[str, Any]:
     """Return the JSON object in ``body``.
 
     Raises:
-        RequestError: ``invalid_request`` if it is not JSON, not an object, or has other keys than ``known``.
+        RequestError: ``invalid_request`` if it is not JSON (which has no NaN), not an object, or has other keys than
+            ``known`` (None: any).
     """
     try:
-        content = json.loads(body)
+        content = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise RequestError("invalid_request", "the body is not valid JSON") from None
     return check_object(content, known, "the body")
 
 
-def check_object(content: Any, known: Iterable[str], what: str) -> dict[str, Any]:
-    """Return ``content`` if it is an object with no other keys than ``known``.
+def _no_number(text: str) -> None:
+    raise ValueError(text)
+
+
+def check_object(content: Any, known: Iterable[str] | None, what: str) -> dict[str, Any]:
+    """Return ``content`` if it is an object with no other keys than ``known`` (None: any).
 
     Raises:
         RequestError: ``invalid_request``; it names ``what`` and the known keys, never the client's own.
     """
-    names = sorted(known)
     if not isinstance(content, dict):
         raise RequestError("invalid_request", f"{what} must be a JSON object")
+    names = sorted(content if known is None else known)
     if not content.keys() <= set(names):
         raise RequestError("invalid_request", f"{what} has an unknown key or parameter; known: {', '.join(names)}")
     return content
@@ -125,3 +150,53 @@ def from_base64(text: str) -> bytes | RequestError:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return RequestError("invalid_image", "the picture is not valid base64")
+
+
+def from_text(text: Any, what: str) -> bytes | RequestError:
+    """Return the bytes behind base64, or behind a ``data:`` URL of it; nothing is ever fetched or opened.
+
+    Raises:
+        RequestError: ``invalid_request`` if ``text`` is no text; ``what`` says where.
+    """
+    if not isinstance(text, str):
+        raise RequestError("invalid_request", f"{what} must be base64 strings")
+    return from_base64(text.partition(";base64,")[2] if text.startswith("data:") else text)
+
+
+def check_model(request: Request) -> None:
+    """Refuse a path or a body's model that is not the hosted one.
+
+    Raises:
+        RequestError: ``not_found``.
+    """
+    require_model(service_of(request), request.path_params.get("model"))
+
+
+def require_model(service: Service, name: Any) -> None:
+    """Refuse a model ``name`` that is not the hosted one.
+
+    Raises:
+        RequestError: ``not_found``.
+    """
+    if name != service.model.name:
+        raise RequestError("not_found", f"no such model; this server hosts {service.model.name}")
+
+
+def places_of(service: Service, labels: Any) -> list[int] | None:
+    """Return where the names of a request's closed set stand among the model's classes; None if it has no such set.
+
+    Raises:
+        RequestError: ``invalid_request`` unless it is a list of different class names of the model, letter for letter.
+    """
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise RequestError("invalid_request", "the candidate labels must be a list of one or more strings")
+    known = {name: place for place, name in enumerate(service.model.classes)}
+    unknown = sum(label not in known for label in labels)
+    if unknown or len(set(labels)) < len(labels):
+        what = f"{unknown} of the candidate labels are unknown" if unknown else "a candidate label is there twice"
+        raise RequestError(
+            "invalid_request", f"{what}: each must be another one of the model's {len(known)} class names"
+        )
+    return [known[label] for label in labels]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 
 from mock_server.errors import STATUS, RequestError
 from mock_server.routes.payload import (
@@ -29,7 +27,7 @@ from mock_server.schemas import (
     ModelCard,
     Prediction,
 )
-from mock_server.service import Function, Service
+from mock_server.service import Answer, Service
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _JSON = {
@@ -65,13 +63,13 @@ async def classify(request: Request) -> JSONResponse:
     limits = [check_top_k(query_of(request, ["top_k"]).get("top_k"))]
     body = await read_body(request)
     if not is_json(request, body):
-        [answer] = await service.logits([body])
+        [answer] = await service.ask([body], service.want)
         if isinstance(answer, RequestError):
             raise answer
         return _answer(service, [answer], limits)
     content = parse_object(body, ["images", "top_k"])
     limits.append(check_top_k(content.get("top_k")))
-    return _answer(service, await service.logits(_images(content)), limits)
+    return _answer(service, await service.ask(_images(content), service.want), limits)
 
 
 @router.get("/model")
@@ -89,7 +87,7 @@ def describe(request: Request) -> ModelCard:
         std=preprocessing.std,
         output=settings.output,
         top_k=settings.top_k,
-        classes=list(model.classes),
+        classes=service.labels,
         weights_sha256=model.weights_sha256,
         patch_embedding_sha256=model.patch_embedding_sha256,
         limits=Limits(body_bytes=settings.max_body_bytes, pixels=settings.max_pixels),
@@ -103,20 +101,19 @@ def _images(content: dict[str, Any]) -> list[bytes | RequestError]:
     return [from_base64(image) for image in images]
 
 
-def _answer(
-    service: Service, answers: list[NDArray[np.float32] | RequestError], limits: list[int | None]
-) -> JSONResponse:
+def _answer(service: Service, answers: list[Answer | RequestError], limits: list[int | None]) -> JSONResponse:
     top_k = min((limit for limit in limits if limit is not None), default=None)
+    if top_k is not None and service.want == "embedding":
+        raise RequestError("invalid_request", "an embedding has no top_k")
     predictions = [_prediction(service, answer, top_k) for answer in answers]
     content = Classification(model=service.model.name, output=service.settings.output, predictions=predictions)
     return JSONResponse(content.model_dump())
 
 
-def _prediction(
-    service: Service, answer: NDArray[np.float32] | RequestError, top_k: int | None
-) -> Prediction | FailedPrediction:
+def _prediction(service: Service, answer: Answer | RequestError, top_k: int | None) -> Prediction | FailedPrediction:
     if isinstance(answer, RequestError):
         return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
-    function: Function = "none" if service.settings.output == "logits" else "softmax"
-    labels, scores = service.rank(answer, function, top_k=top_k)
+    if service.want == "embedding":
+        return Prediction(labels=service.labels, scores=service.complete(answer).tolist())
+    labels, scores = service.rank(answer, service.function, top_k=top_k)
     return Prediction(labels=labels, scores=scores)

@@ -45,11 +45,10 @@ def shared() -> Path:
     return folder
 
 
-def tiny_vit(**options: bool) -> torch.nn.Module:
+def tiny_vit(img_size: int = 32, patch_size: int = 8, **options: bool) -> torch.nn.Module:
     torch.manual_seed(0)
-    network = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=len(CLASSES), **options
-    )
+    sizes = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    network = timm.models.VisionTransformer(**sizes, num_classes=len(CLASSES), **options)
     torch.nn.init.normal_(network.head.weight)  # timm's zeros would answer the same to everything
     return network
 
@@ -63,6 +62,19 @@ def tiny_served(**options: bool) -> ServedModel:
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(Profile(), input_size=32, interpolation="bicubic", mean=half, std=half)
     return host(tiny_vit(**options), name="tiny", classes=CLASSES, preprocessing=preprocessing)
+
+
+def wire_model() -> ServedModel:
+    """Return the model of the golden exchanges: so small that its tensors fit onto a page."""
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing(Profile(), input_size=4, interpolation="bicubic", mean=half, std=half)
+    classes = ["goldfish", "crane", "tabby", "cat", "lynx", "dog", "jay"]
+    return host(tiny_vit(4, 2), name="vit", classes=classes, preprocessing=preprocessing)
+
+
+@pytest.fixture(scope="session")
+def wire_served() -> ServedModel:
+    return wire_model()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mock_server import model as model_module
 from mock_server.__main__ import main
 from mock_server.errors import ConfigurationError
-from mock_server.model import distinct, load, read_labels
+from mock_server.model import Asked, distinct, load, read_labels
 from mock_server.preprocess import Profile
 from mock_server.settings import Settings
 
@@ -53,7 +53,7 @@ def test_a_timm_model_is_served_with_its_file_and_its_own_preprocessing(timm_wei
     served = load(Settings(model="test_vit", weights=file))
     x = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
-        assert np.allclose(served.logits([x[0].numpy()])[0], network(x)[0].numpy(), atol=1e-5)
+        assert np.allclose(served.run([Asked(x[0].numpy())])[0], network(x)[0].numpy(), atol=1e-5)
     assert served.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert str(served.preprocessing.profile) == "resize_crop:168:160"  # floor(160 / 0.95)
     assert served.patch_size == 16
@@ -70,7 +70,7 @@ def test_the_bundled_model_is_read_from_float16_and_its_card(bundle):
     served = load(Settings())
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        assert np.allclose(served.logits([x[0].numpy()])[0], bundle(x)[0].numpy(), atol=1e-6)
+        assert np.allclose(served.run([Asked(x[0].numpy())])[0], bundle(x)[0].numpy(), atol=1e-6)
     assert served.name == "bundled"
     assert served.classes == ("a", "b", "a (2)")
     assert served.preprocessing.profile == Profile()
@@ -80,7 +80,7 @@ def test_the_bundled_model_is_read_from_float16_and_its_card(bundle):
 
 def test_a_shortest_edge_profile_lets_the_model_take_other_shapes(bundle):
     served = load(Settings(profile=Profile.parse("shortest_edge:16")))
-    assert served.logits([np.zeros((3, 16, 27), np.float32)])[0].shape == (3,)
+    assert served.run([Asked(np.zeros((3, 16, 27), np.float32))])[0].shape == (3,)
 
 
 def test_equal_class_names_get_a_suffix_in_the_models_order():
@@ -139,7 +139,7 @@ def test_a_model_without_a_patch_embedding_is_served_and_says_so(tmp_path):
     served = load(Settings(model="test_resnet", weights=tmp_path / "w"))
     assert (served.patch_size, served.patch_embedding_sha256) == (None, None)
     x = torch.randn(1, 3, 96, 96)
-    np.testing.assert_allclose(served.logits([x[0].numpy()])[0], network(x)[0].detach(), atol=1e-5)
+    np.testing.assert_allclose(served.run([Asked(x[0].numpy())])[0], network(x)[0].detach(), atol=1e-5)
 
 
 def test_convolutions_take_any_shape_as_they_are(tmp_path):
@@ -147,7 +147,7 @@ def test_convolutions_take_any_shape_as_they_are(tmp_path):
     save_file(network.state_dict(), tmp_path / "w")
     profile = Profile.parse("shortest_edge:96")
     served = load(Settings(model="test_resnet", weights=tmp_path / "w", profile=profile))
-    assert served.logits([np.zeros((3, 96, 130), np.float32)])[0].shape == (1000,)
+    assert served.run([Asked(np.zeros((3, 96, 130), np.float32))])[0].shape == (1000,)
 
 
 def test_a_model_without_a_head_exits_2_with_one_line(monkeypatch, capsys):

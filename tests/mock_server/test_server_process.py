@@ -99,7 +99,7 @@ def test_a_taken_port_is_a_configuration_error(tmp_path, capsys):
 
 def test_a_model_that_fails_its_first_picture_exits_3_and_announces_nothing(tmp_path, monkeypatch, capsys):
     save_file(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w")
-    monkeypatch.setattr(ServedModel, "logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(ServedModel, "run", lambda *_: 1 / 0)
     line = ["--model", "test_vit", "--weights", str(tmp_path / "w"), "--port", "0", "--device", "cpu"]
     with pytest.raises(SystemExit) as caught:
         sys.exit(main(line))  # some versions of uvicorn exit by themselves

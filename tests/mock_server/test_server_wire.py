@@ -18,11 +18,12 @@ from mock_server.settings import Settings
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = sorted(file for name in ("pgn", "hf") for file in (ROOT / "tests/contract/wire").glob(f"{name}_*.json"))
+GOLDEN = sorted((ROOT / "tests/contract/wire").glob("*.json"))
 CAPTURED = ROOT.parent / "shared/golden/wire"
 CLIENTS = sorted(
     file for pattern in ("hf_hub_*imgcls*.http", "js_4.13.30__ep*.http") for file in CAPTURED.glob(pattern)
 )
+PROTOCOLS = {"pgn", "hf", "oip", "v1", "vertex", "sagemaker", "torchserve", "openai"}
 ANY_NUMBER = "a number"
 
 
@@ -46,8 +47,8 @@ def codes(value: Any) -> list[str]:
 
 
 @asynccontextmanager
-async def serving(served: Any, *, warm: bool) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(api_key="wire-key"), served)
+async def serving(served: Any, settings: dict[str, Any], *, warm: bool) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(api_key="wire-key", **settings), served)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         if not warm:  # its lifespan has not begun: this is how a loading server answers
             yield client
@@ -57,28 +58,43 @@ async def serving(served: Any, *, warm: bool) -> AsyncIterator[httpx.AsyncClient
 
 
 def test_the_golden_exchanges_are_found():
-    assert len(GOLDEN) >= 16
+    assert len(GOLDEN) >= 100
+    assert {file.stem.partition("_")[0] for file in GOLDEN} == PROTOCOLS
+    assert {file.stem.partition("_")[0] for file in GOLDEN if "_error_" in file.stem} == PROTOCOLS
 
 
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
-async def test_the_server_answers_a_golden_request_with_the_golden_names(served, file):
+async def test_the_server_answers_a_golden_request_with_the_golden_names(wire_served, file):
     exchange = json.loads(file.read_text())
     request, expected = exchange["request"], exchange["response"]
     body = {"content": base64.b64decode(request["body_base64"])} if "body_base64" in request else {}
     if "json" in request:
         body = {"json": request["json"]}
-    async with serving(served, warm=not file.stem.endswith("_503")) as client:
+    async with serving(wire_served, exchange.get("server", {}), warm=not file.stem.endswith("_503")) as client:
         answer = await client.request(
             request["method"], request["path"], params=request["query"], headers=request["headers"], **body
         )
+    assert answer.status_code == expected["status"], answer.text
+    assert expected["headers"].keys() <= answer.headers.keys()
+    assert answer.headers["content-type"] == expected["headers"]["content-type"]
+    if "body_base64" in expected:
+        golden = base64.b64decode(expected["body_base64"])
+        assert tensors(answer.headers, answer.content) == tensors(expected["headers"], golden)
+        return
     content = answer.json()
     if file.stem == "pgn_model":  # the example names fewer classes
         content["classes"], expected["json"]["classes"] = content["classes"][:1], expected["json"]["classes"][:1]
-    assert answer.status_code == expected["status"]
     assert names(content) == names(expected["json"])
     assert codes(content) == codes(expected["json"])
-    assert expected["headers"].keys() <= answer.headers.keys()
-    assert answer.headers["content-type"] == expected["headers"]["content-type"]
+
+
+def tensors(headers: Any, body: bytes) -> tuple[Any, int]:
+    """Return the JSON part of a binary answer and the number of bytes behind it, which that must announce."""
+    length = int(headers["inference-header-content-length"])
+    header = json.loads(body[:length])
+    behind = len(body) - length
+    assert sum(tensor["parameters"]["binary_data_size"] for tensor in header["outputs"]) == behind
+    return header, behind
 
 
 def captured(file: Path) -> tuple[str, str, dict[str, str], bytes]:

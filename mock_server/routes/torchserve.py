@@ -1,0 +1,86 @@
+"""TorchServe's inference API, with its default image classifier.
+
+``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw picture with any content type, a multipart form with the
+picture as ``data`` (or ``body``), or JSON with it as base64 under the same names. The answer maps the best five labels
+to their scores, best first. An embedding is the plain list of its numbers.
+
+As there, whatever the handler trips over, a bad picture too, is 503 "Prediction failed". Deviations: answers have a
+content type, 413 has a body, and a missing key is 401.
+"""
+
+from __future__ import annotations
+
+from email.message import Message
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+
+from mock_server.errors import RequestError
+from mock_server.routes.payload import (
+    check_model,
+    from_text,
+    is_json,
+    parse_object,
+    read_body,
+    require_key,
+    service_of,
+)
+
+VERSION = "1.0"  # of the one model
+TOP_K = 5
+FIELDS = ("data", "body")
+MOST_PARTS = 16
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {"schema": {"type": "object", "properties": {"data": {"type": "string", "format": "binary"}}}}
+_BODY = {"requestBody": {"required": True, "content": {"image/png": _PICTURE, "multipart/form-data": _FORM}}}
+
+router = APIRouter(prefix="/predictions", tags=["torchserve"], dependencies=[Depends(require_key)])
+
+
+@router.post("/{model}", openapi_extra=_BODY)
+@router.put("/{model}", openapi_extra=_BODY)
+@router.post("/{model}/{version}", openapi_extra=_BODY)
+@router.put("/{model}/{version}", openapi_extra=_BODY)
+async def predict(request: Request) -> JSONResponse:
+    """Classify one picture."""
+    check_model(request)
+    if request.path_params.get("version", VERSION) != VERSION:
+        raise RequestError("not_found", f"no such version of the model; there is {VERSION}")
+    service = service_of(request)
+    [answer] = await service.ask_all([await _picture(request)], service.want)
+    if service.want == "embedding":
+        return JSONResponse(service.complete(answer).tolist())
+    return JSONResponse(dict(zip(*service.rank(answer, service.function, top_k=TOP_K), strict=True)))
+
+
+async def _picture(request: Request) -> bytes | RequestError:
+    body = await read_body(request)
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().startswith("multipart/form-data"):
+        return _form_field(body, content_type)
+    if not is_json(request, body):
+        return body
+    content = parse_object(body, FIELDS)
+    return from_text(next(iter(content.values()), None), "the pictures")
+
+
+def _form_field(body: bytes, content_type: str) -> bytes:
+    """Return the picture in a multipart form, byte for byte."""
+    boundary = _parameter(content_type, "boundary")
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2)
+    if not boundary or not 3 <= len(parts) <= MOST_PARTS + 2 or not parts[-1].startswith(b"--"):
+        raise RequestError("invalid_request", f"the multipart form must be whole and have 1 to {MOST_PARTS} parts")
+    for part in parts[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        headers = dict(line.lower().split(":", 1) for line in head.decode("latin-1").splitlines() if ":" in line)
+        if _parameter(headers.get("content-disposition", ""), "name") in FIELDS:
+            return content
+    raise RequestError("invalid_request", "the multipart form needs the picture as data")
+
+
+def _parameter(header: str, name: str) -> str:
+    message = Message()
+    message["content-type"] = header.strip()
+    value = message.get_param(name)
+    return value if isinstance(value, str) else ""
