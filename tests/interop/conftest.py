@@ -101,8 +101,8 @@ def our_features():
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory):
-    """A PNG file of 64 x 64 pixels, with large patches of colour."""
-    return painted(tmp_path_factory.mktemp("picture") / "patches.png", seed=0, side=64)
+    """A PNG file of 64 x 64 pixels, whose best classes are a clear first, second, third, ..."""
+    return painted(tmp_path_factory.mktemp("picture") / "patches.png", seed=187, side=64)
 
 
 def painted(path, *, seed, side):

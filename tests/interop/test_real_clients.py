@@ -45,7 +45,7 @@ def logits_by_label(truth):
 def agree(found, labels, scores):
     """Check pairs of label and score against the truth, order included."""
     assert [label for label, _ in found] == list(labels)
-    assert [score for _, score in found] == pytest.approx(list(scores), abs=1e-4)
+    assert [score for _, score in found] == pytest.approx(list(scores), rel=1e-3, abs=1e-6)
 
 
 def among(truth, labels):
@@ -63,7 +63,7 @@ def differ_by_a_constant(found, logarithms):
 
 def test_the_picture_tells_the_classes_apart(truth):
     assert len(truth[0]) == 200
-    assert all(first > second + 0.005 for first, second in pairwise(truth[1][:6]))
+    assert all(first > second + 0.01 for first, second in pairwise(truth[1][:6]))
 
 
 @pytest.mark.parametrize("task", ["image_classification", "image_classification_of_a_file"])
@@ -83,7 +83,7 @@ def test_huggingface_hub_classifies_among_given_labels(hub, truth):
 
 def test_huggingface_hub_extracts_features(hub, our_features, picture):
     [vector] = hub("feature_extraction", url=our_features)
-    assert vector == pytest.approx(asked(our_features, picture)[1], abs=1e-4)
+    assert vector == pytest.approx(asked(our_features, picture)[1], rel=1e-3, abs=1e-6)
 
 
 def test_huggingface_hub_is_told_of_a_bad_key(hub):
@@ -102,7 +102,7 @@ def test_huggingface_hub_is_told_of_a_bad_picture(hub, no_picture):
 @pytest.mark.parametrize("task", ["json", "binary", "binary_by_default", "zipped", "files", "aio"])
 def test_tritonclient_gets_every_probability(triton, in_order, task):
     [found] = triton(task)
-    assert found == pytest.approx(in_order, abs=1e-4)
+    assert found == pytest.approx(in_order, rel=1e-3, abs=1e-6)
 
 
 def test_tritonclient_gets_the_best_three(triton, truth, model):
@@ -146,7 +146,7 @@ def test_openai_gets_the_best_label_of_all(openai, truth):
 
 @pytest.mark.parametrize("task", ["embeddings", "embeddings_as_floats"])
 def test_openai_gets_features(openai, our_features, picture, task):
-    assert openai(task) == pytest.approx(asked(our_features, picture)[1], abs=1e-4)
+    assert openai(task) == pytest.approx(asked(our_features, picture)[1], rel=1e-3, abs=1e-6)
 
 
 def test_openai_lists_the_model(openai):
@@ -190,12 +190,12 @@ def test_kserve_v1_gets_every_probability_of_two_pictures(requests, in_order):
     found = requests("kserve_v1")["answer"]["predictions"]
     assert len(found) == 2
     for scores in found:
-        assert scores == pytest.approx(in_order, abs=1e-4)
+        assert scores == pytest.approx(in_order, rel=1e-3, abs=1e-6)
 
 
 def test_tensorflow_serving_gets_a_column(requests, in_order):
     [scores] = requests("tensorflow_serving_columns")["answer"]["outputs"]
-    assert scores == pytest.approx(in_order, abs=1e-4)
+    assert scores == pytest.approx(in_order, rel=1e-3, abs=1e-6)
 
 
 def test_vertex_gets_the_best_three(requests, truth):

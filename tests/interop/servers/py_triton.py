@@ -9,7 +9,6 @@ from pytriton.decorators import batch
 from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-
 # What pytriton expects of Python >= 3.11.6; Triton's own interpreters read it too.
 LOCK = (
     "import threading, multiprocessing.resource_tracker as t; hasattr(t._resource_tracker._lock, '_recursion_count')"
