@@ -173,12 +173,22 @@ def free_ports(count):
 
 
 @contextmanager
-def hosted(package, script, folder, *, ready, ports=1):
-    """Run a real server in its own environment and folder; yield its URL once ``ready`` answers 200, then end it."""
+def hosted(package, script, folder, *, ready, says="", ports=1):
+    """Run a real server in its own environment and folder; yield its URL, and end it.
+
+    Args:
+        package: of the environment.
+        script: the name of a file in ``servers``.
+        folder: where it runs and may write.
+        ready: the path that says with 200 that it is ready; asked at the last of its ports.
+        says: what must stand in that answer.
+        ports: how many it needs; the first is the one of the URL.
+    """
     told = [str(port) for port in free_ports(ports)]
     url = f"http://127.0.0.1:{told[0]}"
     python = python_of(package)
-    environment = _environment() | {"TMPDIR": str(folder), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = _environment() | {"TMPDIR": str(folder), "PATH": path, "LIT_SERVER_API_KEY": KEY}
     command = [python, HERE / "servers" / f"{script}.py", *told]
     log = folder / "log.txt"
     with (
@@ -188,18 +198,19 @@ def hosted(package, script, folder, *, ready, ports=1):
         ) as process,
     ):
         try:
-            _await(process, url + ready, log)
+            _await(process, f"http://127.0.0.1:{told[-1]}{ready}", says, log)
             yield url
         finally:
             _end(process)
 
 
-def _await(process, url, log):
+def _await(process, url, says, log):
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-2000:]
         try:
-            if httpx.get(url).status_code == 200:
+            answer = httpx.get(url, headers={"x-api-key": KEY})  # LitServe wants it of this question too
+            if answer.status_code == 200 and says in answer.text:
                 return
         except httpx.TransportError:
             pass

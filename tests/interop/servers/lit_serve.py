@@ -1,4 +1,4 @@
-"""LitServe: JSON as its owner likes it."""
+"""LitServe: JSON as its owner likes it, and a key in ``X-API-Key`` (its variable is ``LIT_SERVER_API_KEY``)."""
 
 import known
 import litserve

@@ -1,9 +1,12 @@
 """MLServer: the Open Inference Protocol in JSON; it has no binary extension."""
 
-import asyncio
+import json
+import sys
+from pathlib import Path
 
 import known
-from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver import MLModel
+from mlserver.cli import main
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceResponse, MetadataTensor
 
@@ -19,11 +22,14 @@ class Colours(MLModel):
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", answer)])
 
 
-async def serve():
-    settings = Settings(
-        host="127.0.0.1", http_port=known.port(), grpc_port=0, metrics_endpoint=None, parallel_workers=0
-    )
-    await MLServer(settings).start([ModelSettings(name=known.NAME, implementation=Colours)])
+def serve():
+    """Start it as its command does, on a folder with one model."""
+    settings = {"host": "127.0.0.1", "http_port": known.port(), "grpc_port": 0, "parallel_workers": 0}
+    Path("settings.json").write_text(json.dumps(settings | {"metrics_endpoint": None}))
+    Path("model-settings.json").write_text(json.dumps({"name": known.NAME, "implementation": "ml_server.Colours"}))
+    sys.argv = ["mlserver", "start", "."]
+    main()
 
 
-asyncio.run(serve())
+if __name__ == "__main__":
+    serve()

@@ -1,6 +1,6 @@
 """TorchServe, which is a Java program: raw pictures to ``/predictions``, SageMaker's ``/invocations`` too.
 
-It loads this file twice: as the script that packs and starts it, and as the handler in what was packed.
+This file is the script that packs and starts it, and the handler in what was packed.
 """
 
 import json
@@ -37,10 +37,10 @@ def settings():
     return "\n".join(
         [
             f"inference_address=http://127.0.0.1:{known.port()}",
-            f"management_address=http://127.0.0.1:{sys.argv[2]}",
-            f"metrics_address=http://127.0.0.1:{sys.argv[3]}",
-            f"grpc_inference_port={sys.argv[4]}",
-            f"grpc_management_port={sys.argv[5]}",
+            f"metrics_address=http://127.0.0.1:{sys.argv[2]}",
+            f"grpc_inference_port={sys.argv[3]}",
+            f"grpc_management_port={sys.argv[4]}",
+            f"management_address=http://127.0.0.1:{sys.argv[5]}",
             "default_workers_per_model=1",
         ]
     )
