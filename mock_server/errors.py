@@ -48,6 +48,7 @@ _BEGINNINGS: tuple[tuple[str, Protocol], ...] = (
     ("/ping", "torchserve"),
     ("/v1/chat/", "openai"),
     ("/v1/embeddings", "openai"),
+    ("/v1/responses", "openai"),
     ("/embeddings", "openai"),
 )
 

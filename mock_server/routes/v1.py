@@ -163,7 +163,7 @@ def _limits(parameters: Any) -> tuple[int | None, float | None]:
     for number in (most, least):
         if number is not None and (not isinstance(number, int | float) or isinstance(number, bool)):
             raise RequestError("invalid_request", "parameters must be numbers")
-    if most is not None and (most < 1 or most != int(most)):
+    if most is not None and (most < 1 or most % 1 != 0):
         raise RequestError("invalid_request", "maxPredictions must be a whole number from 1")
     return None if most is None else int(most), least
 

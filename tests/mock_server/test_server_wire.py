@@ -1,4 +1,4 @@
-"""The contract's golden exchanges, and what real clients were seen to send, replayed against the server."""
+"""The contract's golden exchanges, replayed against the server."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((ROOT / "tests/contract/wire").glob("*.json"))
-CAPTURED = ROOT.parent / "shared/golden/wire"
-CLIENTS = sorted(
-    file for pattern in ("hf_hub_*imgcls*.http", "js_4.13.30__ep*.http") for file in CAPTURED.glob(pattern)
-)
 PROTOCOLS = {"pgn", "hf", "oip", "v1", "vertex", "sagemaker", "torchserve", "openai"}
 ANY_NUMBER = "a number"
 
@@ -95,34 +91,3 @@ def tensors(headers: Any, body: bytes) -> tuple[Any, int]:
     behind = len(body) - length
     assert sum(tensor["parameters"]["binary_data_size"] for tensor in header["outputs"]) == behind
     return header, behind
-
-
-def captured(file: Path) -> tuple[str, str, dict[str, str], bytes]:
-    """Return method, path, headers and body of a captured HTTP/1.1 request, chunks joined."""
-    head, _, body = file.read_bytes().replace(b"\r\n\r\n", b"\n\n", 1).partition(b"\n\n")
-    first, *lines = head.decode("latin-1").splitlines()
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    method, path, _ = first.split(" ")
-    return method, path, headers, body[: int(headers["content-length"])]
-
-
-@pytest.mark.shared
-@pytest.mark.skipif(not CLIENTS, reason="needs the shared folder beside the repository")
-def test_the_captured_requests_are_found():
-    assert len(CLIENTS) >= 13
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("file", CLIENTS, ids=lambda file: file.stem)
-async def test_a_real_clients_request_is_answered_as_that_client_parses_it(open_client, file):
-    method, path, headers, body = captured(file)
-    path = "/" if path == "/ep" else path  # where that client was told the endpoint is
-    async with open_client() as client:
-        answer = await client.request(method, path, headers=headers, content=body)
-    if b"candidate_labels" in body:  # zero-shot classification, which is not served here
-        assert answer.status_code == 400
-        assert isinstance(answer.json()["error"], str)
-        return
-    assert answer.status_code == 200
-    wanted = json.loads(body)["parameters"]["top_k"] if body.startswith(b"{") else 5
-    assert names(answer.json()) == [{"label": "str", "score": ANY_NUMBER}] * wanted
