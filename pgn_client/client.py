@@ -45,7 +45,10 @@ class AdaptedClient(Session):
         url: the endpoint.
         pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send pictures as they are (then the labels are
             the endpoint's own).
-        protocol: ``auto``, ``pgn`` or ``huggingface``.
+        protocol: ``auto`` (the URL's path or the server's answers to cheap questions tell it), ``pgn``,
+            ``huggingface``, ``huggingface-zero-shot``, ``huggingface-features``, ``oip`` (Open Inference Protocol:
+            Triton, MLServer, KServe v2), ``kserve-v1`` (and TensorFlow Serving), ``vertex``, ``sagemaker``,
+            ``torchserve``, ``openai``, ``openai-embeddings``, or ``custom``, which an endpoint file describes.
         model: name of the model, for endpoints that serve several; it separates recorded answers.
         api_key: sent as a bearer token; by default ``PGN_API_KEY``. It is in no repr, log or exception.
         timeout: seconds for one call in total, retries and slow answers included.
@@ -61,6 +64,8 @@ class AdaptedClient(Session):
             that the endpoint describes, which is asked for first; while the endpoint is out of reach, the recorded
             answers are those of the model that was last seen there.
         transport: an ``httpx`` transport, for tests and special networks.
+        labels: the S source labels: names for bare numbers, and what is sent along where a protocol asks for labels of
+            your choice (``huggingface-zero-shot``, ``openai``).
 
     Raises:
         ConfigurationError: an argument that cannot work.

@@ -5,12 +5,18 @@ from __future__ import annotations
 import html
 import ipaddress
 import json
+import os
 import re
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
+
+BEARER = "Authorization: Bearer {key}"
 
 
 class Credential:
@@ -41,9 +47,10 @@ class Credential:
     def __deepcopy__(self, memo: dict[int, Any]) -> Credential:
         return self
 
-    def headers(self) -> dict[str, str]:
-        """Return the header that authorises a request, or none."""
-        return {} if self._key is None else {"authorization": f"Bearer {self._key}"}
+    def headers(self, form: str = BEARER) -> dict[str, str]:
+        """Return the header that authorises a request, or none; ``form`` is a checked ``Name: text {key}``."""
+        name, _, value = form.partition(":")
+        return {} if self._key is None else {name.strip().lower(): value.strip().replace("{key}", self._key)}
 
     def redact(self, text: str) -> str:
         """Return a text without the key, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
@@ -69,6 +76,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What was found out about the way a picture takes at an endpoint; None is unknown.
+
+    Attributes:
+        profile: the server's resize and crop, as a profile string.
+        codec: ``lossless``, or the server's own re-encoding, ``jpeg:Q:SUB``.
+        output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
+        top_k: how many labels an answer holds at most; 0 is all.
+        decimals: digits after the point of a score; -1 is all.
+    """
+
+    profile: str | None = None
+    codec: str | None = None
+    output: str | None = None
+    top_k: int | None = None
+    decimals: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where to send pictures, and what is known about the model there.
 
@@ -78,6 +104,11 @@ class Endpoint:
         model: the model's name, where one URL serves several or answers are cached.
         limits: the largest request.
         credential: the API key.
+        labels: the S source labels: names for answers that are bare numbers, and what is asked of a model that is sent
+            the labels along.
+        options: what only one wire format knows; see its class. ``key_header`` is for all of them: the header that
+            holds the key where it is no bearer token, for example ``X-API-Key: {key}``.
+        found: what a probe has measured.
 
     Raises:
         ConfigurationError: a URL that is none, holds a password, or would carry the key in the clear.
@@ -88,6 +119,9 @@ class Endpoint:
     model: str | None = None
     limits: Limits = Limits()
     credential: Credential = field(default=Credential(), repr=False, compare=False)
+    labels: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    found: Found = Found()
 
     def __post_init__(self) -> None:
         parts = _split(self.url)
@@ -96,6 +130,17 @@ class Endpoint:
                 f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
                 "(api_key, PGN_API_KEY)"
             )
+        form = self.options.get("key_header", BEARER)
+        if not isinstance(form, str) or not re.fullmatch(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*", form):
+            raise ConfigurationError(  # a form without {key} may be the key itself: it is not repeated
+                "options: key_header: got another text, expected a header's name and form such as 'X-API-Key: {key}', "
+                "with {key} as it stands; the key itself is given as api_key= or PGN_API_KEY"
+            )
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that authorises a request, or none."""
+        return self.credential.headers(self.options.get("key_header", BEARER))
 
     @property
     def name(self) -> str:
@@ -110,6 +155,86 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name}, protocol={self.protocol}, model={self.model})"
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Endpoint:
+        """Read ``endpoint.json``, as ``pgn probe`` writes it, or the same by hand as TOML.
+
+        Keys: ``url``, and as needed ``protocol``, ``model``, ``labels`` (a list), ``options``, ``limits`` and what is
+        in ``Found``. ``findings`` is for people: it is not read. No key, password or token belongs into the file.
+
+        Raises:
+            ConfigurationError: unreadable, an unknown key, or a value of a wrong type.
+        """
+        name = os.fspath(path)
+        try:
+            with open(name, "rb") as file:
+                content = tomllib.load(file) if name.endswith(".toml") else json.load(file)
+        except OSError as error:
+            raise ConfigurationError(f"endpoint file {name}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigurationError(f"endpoint file {name}: got no JSON or TOML ({error}); mend it") from error
+        return cls(**_fields(name, content))
+
+    def write(self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None) -> None:
+        """Write ``endpoint.json``; the credential is not in it.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
+        known = {
+            "url": self.url,
+            "protocol": self.protocol,
+            "model": self.model,
+            "labels": list(self.labels) or None,
+            "options": dict(self.options) or None,
+            "limits": {k: v for k, v in asdict(self.limits).items() if v is not None} or None,
+            **asdict(self.found),
+            "findings": findings,
+        }
+        content = {key: value for key, value in known.items() if value is not None}
+        try:
+            Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"endpoint file {path}: cannot be written ({error.strerror})") from error
+
+
+_TYPES: dict[str, type] = {
+    "url": str,
+    "protocol": str,
+    "model": str,
+    "labels": list,
+    "options": dict,
+    "limits": dict,
+    "profile": str,
+    "codec": str,
+    "output": str,
+    "top_k": int,
+    "decimals": int,
+    "findings": dict,
+}
+
+
+def _fields(name: str, content: Any) -> dict[str, Any]:
+    """Return the arguments of ``Endpoint`` that are in a file."""
+    if not isinstance(content, dict) or "url" not in content:
+        raise ConfigurationError(f"endpoint file {name}: got no url, expected at least url; write it, or pgn probe URL")
+    for key, value in content.items():
+        if key not in _TYPES:
+            raise ConfigurationError(f"endpoint file {name}: got the key {key!r}, expected {', '.join(_TYPES)}")
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            raise ConfigurationError(
+                f"endpoint file {name}: {key}: got {type(value).__name__}, expected {_TYPES[key].__name__}"
+            )
+    if not all(isinstance(label, str) for label in content.get("labels", ())):
+        raise ConfigurationError(f"endpoint file {name}: labels: expected a list of texts")
+    own = {key: content[key] for key in ("url", "protocol", "model", "options") if key in content}
+    try:
+        limits = Limits(**content.get("limits", {}))
+    except TypeError as error:
+        raise ConfigurationError(f"endpoint file {name}: limits: {error}; expected body_bytes and pixels") from error
+    found = Found(**{key: content[key] for key in Found.__slots__ if key in content})
+    return own | {"labels": tuple(content.get("labels", ())), "limits": limits, "found": found}
 
 
 def _split(url: str) -> SplitResult:

@@ -13,17 +13,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 import pgn_client
-from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.endpoint import Endpoint
 from pgn_client.errors import (
     AuthenticationError,
     ConnectionFailedError,
     EndpointError,
+    ImageError,
     InvalidRequestError,
     ProtocolMismatchError,
     RateLimitedError,
@@ -32,11 +33,10 @@ from pgn_client.errors import (
     TimedOutError,
 )
 from pgn_client.ledger import Ledger
-from pgn_client.protocols import HuggingFace, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
 from pgn_client.protocols.base import excerpt
-from pgn_client.protocols.pgn import PGN, decode_model
 from pgn_client.retry import RETRYABLE, RetryPolicy, Wait
-from pgn_client.types import Answer, ModelInfo
+from pgn_client.types import Answer
 
 T = TypeVar("T")
 SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
@@ -143,13 +143,14 @@ class Exchange:
         Raises:
             EndpointError: no usable answer within the deadline and the retries.
         """
+        request = self._encode(protocol, image)
         self.ledger.reserve()
         try:
-            response = yield from self._fetch(protocol, protocol.encode([image]))
+            response = yield from self._fetch(protocol, request)
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
-                response = yield from self._fetch(protocol, protocol.encode([image]))
+                response = yield from self._fetch(protocol, self._encode(protocol, image))
         except EndpointError:
             if not self.reached:
                 self.ledger.release()
@@ -158,22 +159,58 @@ class Exchange:
             raise self._status_error(response, protocol)
         return self._decode(response, protocol), protocol
 
-    def discover(self) -> Steps[tuple[Protocol, ModelInfo | None, Limits]]:
-        """Find out what speaks at the URL: our own protocol if ``/v1/model`` says so, otherwise Hugging Face's.
+    def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
+        """Ask what speaks at the URL, one candidate after the other, with requests that carry no picture.
+
+        Args:
+            candidates: wire formats that may be spoken there.
+            otherwise: what is spoken where none of them is recognised.
 
         Raises:
-            AuthenticationError: 401 or 403.
+            AuthenticationError: 401 or 403 to the first question.
             EndpointError: nobody answers, or only "later", or a redirect.
         """
-        protocol = PGN(self.endpoint.url)
-        response = yield from self._fetch(protocol, protocol.ask_model())
-        decisive = response.status in (401, 403) or 300 <= response.status < 400
-        if decisive or response.status in RETRYABLE - {409, 500}:
-            raise self._status_error(response, protocol)
-        found = decode_model(response)
-        if found is None:
-            return HuggingFace(self.endpoint.url), None, Limits()
-        return protocol, found[0], Limits(**found[1])
+        said: dict[tuple[str, str], WireResponse] = {}  # several wire formats have a question in common
+        for candidate in candidates:
+            asking: Protocol | None = candidate
+            while asking is not None and (question := asking.describe()) is not None:
+                key = (question.method, question.url)
+                if key not in said:
+                    self.attempts = 0
+                    said[key] = yield from self._fetch(asking, question)
+                response = said[key]
+                if asking is candidates[0] and _decisive(response.status):
+                    raise self._status_error(response, asking)
+                found = self._understood(asking, response, sure=candidate is otherwise or asking is not candidate)
+                if isinstance(found, Described):
+                    return found
+                asking = found
+        return Described(otherwise)
+
+    def _understood(self, asked: Protocol, response: WireResponse, *, sure: bool) -> Described | Protocol | None:
+        """Read the answer to a question; ``sure``: the wire format is known to be this one."""
+        try:
+            found = asked.described(response)
+            problem = f"got {excerpt(response.body, self.endpoint.credential.redact)}"
+        except MalformedAnswerError as error:
+            found, problem = None, error.tell(self.endpoint.credential.redact)
+        if found is not None or not sure or asked.complete:
+            return found
+        if not response.ok:
+            raise self._status_error(response, asked)
+        text = f"not a description of a model in the protocol {asked.name!r}: {problem}; check the URL and protocol="
+        raise self._error(ProtocolMismatchError, text)
+
+    def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
+        """Return the request, unless the endpoint would refuse its size."""
+        request, limits = protocol.encode([image]), self.endpoint.limits
+        for got, limit, unit in (
+            (len(request.body), limits.body_bytes, "bytes"),
+            (image.pixels, limits.pixels, "pixels"),
+        ):
+            if limit is not None and got > limit:
+                raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
+        return request
 
     def _fetch(self, protocol: Protocol, request: WireRequest) -> Steps[WireResponse]:
         """Send until there is a response that no retry would better."""
@@ -206,7 +243,7 @@ class Exchange:
             raise self._late()
         headers = {
             **request.headers,
-            **self.endpoint.credential.headers(),
+            **self.endpoint.authorization,
             "user-agent": f"pgn-client/{pgn_client.__version__}",
             "x-pgn-retry-count": str(self.attempts),
         }
@@ -308,6 +345,11 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
     if status == 413:
         return InvalidRequestError, "the picture is larger than the endpoint takes; make it smaller"
     return InvalidRequestError, "the endpoint refuses the request"
+
+
+def _decisive(status: int) -> bool:
+    """Whether an answer to "who is there?" ends the search: a refused key, a redirect, or "later"."""
+    return status in (401, 403) or 300 <= status < 400 or status in RETRYABLE - {409, 500}
 
 
 def _times(attempts: int) -> str:

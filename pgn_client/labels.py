@@ -45,6 +45,9 @@ COUNTING: dict[MappingKind, Counting] = {"flm": one_to_one, "ilm": one_to_one, "
 
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
     """Return the sorted union of all labels in the answers: the S source labels."""
+    first = answers[0].labels if answers else ()
+    if are_embeddings(first) and all(answer.labels == first for answer in answers):
+        return first
     return tuple(sorted({label for answer in answers for label in answer.labels}))
 
 
@@ -55,6 +58,7 @@ def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bo
     are summed. The residual mass r = max(0, 1 - sum of what was returned) is spread evenly over the labels that were
     not returned. Every row is then normalised, raised to ``FLOOR``, and normalised again; so a model gives the same
     row whether it sends probabilities or logits. Labels outside ``source`` are dropped together with their mass.
+    Embeddings stay as they are: their rows are no log-probabilities, and only ``linear`` reads them.
 
     Deviation: no missing label receives more than the smallest probability that was returned, because an answer lists
     the best labels; without this a small vocabulary would lift the missing labels above the best one.
@@ -65,8 +69,11 @@ def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bo
         strict: whether an answer without a single known label is an error; otherwise its row is uniform.
 
     Raises:
-        ConfigurationError: an answer shares no label with ``source``, or has a score that is no finite number.
+        ConfigurationError: an answer shares no label with ``source``, or has a score that is no finite number, or is
+            an embedding of other features.
     """
+    if any(answer.kind == "embedding" for answer in answers):
+        return _embeddings(answers, source)
     index = {label: s for s, label in enumerate(source)}
     rows = np.zeros((len(answers), len(source)))
     for row, answer in zip(rows, answers, strict=True):
@@ -78,6 +85,21 @@ def log_scores(answers: Sequence[Answer], source: tuple[str, ...], *, strict: bo
             )
         _fill(row, known, _probabilities(answer))
     return log_normalised(rows)
+
+
+def are_embeddings(source: Sequence[str]) -> bool:
+    """Whether source labels name the numbers of an embedding, and not classes."""
+    return bool(source) and source[0] == "dim 0"
+
+
+def _embeddings(answers: Sequence[Answer], source: tuple[str, ...]) -> Floats:
+    for answer in answers:
+        if answer.labels != source or not np.isfinite(answer.scores).all():
+            raise ConfigurationError(
+                f"label mapping: got {answer.kind} with {len(answer.labels)} numbers, expected finite ones of the "
+                f"{len(source)} source labels such as {list(source[:3])}; fit the mapping again for this endpoint"
+            )
+    return np.array([answer.scores for answer in answers], dtype=np.float64)
 
 
 def _fill(row: Floats, known: list[tuple[int, int]], p: Floats) -> None:
@@ -235,6 +257,8 @@ def fit(
         raise ConfigurationError(
             f"identity mapping: got classes {absent}, expected source labels; allow blm+ or linear"
         )
+    if are_embeddings(source):
+        kinds = _only_linear(kinds)
     found: dict[str, tuple[float, LabelMapping]] = {}
     names, l2 = _permutation(source, classes), None
     if "identity" in kinds and set(classes) <= set(source):
@@ -247,8 +271,11 @@ def fit(
     if "linear" in kinds:
         # Residual form I + E where the labels are the classes: a strong penalty then means "as it is".
         offset = names if set(source) == set(classes) else None
-        linear = logistic_regression_cv(features, labels, C, folds=folds, seed=seed, copies=copies, offset=offset)
-        mapping, l2 = LabelMapping("linear", source, classes, linear.weight, linear.bias), linear.l2
+        mean, scale = _standard(features) if are_embeddings(source) else (np.zeros(len(source)), np.ones(len(source)))
+        X = (features - mean) / scale
+        linear = logistic_regression_cv(X, labels, C, folds=folds, seed=seed, copies=copies, offset=offset)
+        weight = linear.weight / scale[:, None]
+        mapping, l2 = LabelMapping("linear", source, classes, weight, linear.bias - mean @ weight), linear.l2
         found["linear"] = linear.log_loss, mapping
     losses = {
         kind: loss if val is None else log_loss(mapping.log_probs(val[0]), val[1])
@@ -256,6 +283,17 @@ def fit(
     }
     best = min((kind for kind in kinds if kind in found), key=losses.__getitem__)
     return Fitted(found[best][1], losses, l2)
+
+
+def _only_linear(kinds: Sequence[str]) -> Sequence[str]:
+    if "linear" not in kinds:
+        raise ConfigurationError(f"label mapping: got kinds {list(kinds)} for embeddings, expected linear")
+    return ("linear",)
+
+
+def _standard(features: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale of the columns: the features of an embedding differ in size, log-probabilities do not."""
+    return features.mean(axis=0), features.std(axis=0) + 1e-6
 
 
 def _counted_loss(

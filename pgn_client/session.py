@@ -15,7 +15,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -24,21 +24,20 @@ from PIL import Image
 
 from pgn_client.cache import AnswerCache, cache_key
 from pgn_client.codecs import PNG, ImageSource, open_image
-from pgn_client.endpoint import Credential, Endpoint, Limits
+from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import (
     AuthenticationError,
     CheckpointError,
     ConfigurationError,
     ConnectionFailedError,
     EndpointError,
-    ImageError,
     MissingDependencyError,
     PGNError,
     TimedOutError,
 )
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
 from pgn_client.ledger import Ledger
-from pgn_client.protocols import Payload, Protocol, open_protocol
+from pgn_client.protocols import Payload, Protocol, open_protocol, possible
 from pgn_client.protocols.base import excerpt
 from pgn_client.retry import RetryPolicy
 from pgn_client.types import Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
@@ -74,7 +73,7 @@ class Session(ABC):
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         pgn_ckpt: str | os.PathLike[str] | Adapter | None,
         *,
         protocol: str = "auto",
@@ -90,6 +89,7 @@ class Session(ABC):
         price_per_image: float | None = None,
         cache: str | os.PathLike[str] | AnswerCache | None = None,
         transport: Any = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
         _check("max_retries", max_retries, "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
@@ -103,9 +103,8 @@ class Session(ABC):
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
             raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
         key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
-        self.endpoint = Endpoint(url, protocol, model, credential=Credential(key))
-        if protocol != "auto":
-            open_protocol(protocol, url)
+        self.endpoint = _endpoint(url, protocol, model, labels, Credential(key))
+        open_protocol(self.endpoint)  # a wrong name or option is told now, not at the first picture
         self.timeout, self.max_concurrency = float(timeout), int(max_concurrency)
         self._checkpoint, self._fusion, self._query_below = pgn_ckpt, fusion, query_below
         self._policy = RetryPolicy(max_retries=int(max_retries))
@@ -135,6 +134,11 @@ class Session(ABC):
     def usage(self) -> Usage:
         """What this client has used so far."""
         return self._ledger.usage
+
+    @property
+    def protocol(self) -> str | None:
+        """The wire format that is spoken, and its dialect; None before the first question."""
+        return None if self._protocol is None else self._protocol.dialect
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""
@@ -176,7 +180,8 @@ class Session(ABC):
             confident |= bool(math.exp(float(local.max())) >= self._query_below)
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
-        return Job(Payload(PNG.encode(item.image), PNG.media_type, item.image.width * item.image.height), local)
+        pixels = item.image.width * item.image.height
+        return Job(Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image), local)
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
         refusal = self._ledger.refusal
@@ -229,8 +234,9 @@ class Session(ABC):
         """
         named = self.endpoint.protocol != "auto"
         if named and self._protocol is None:
-            self._protocol = open_protocol(self.endpoint.protocol, self.endpoint.url)
-        if named and self._checkpoint is None and self._cache is None and not for_info:
+            self._protocol = open_protocol(self.endpoint)
+        needless = self._protocol is not None and self._protocol.complete and not for_info
+        if named and self._checkpoint is None and self._cache is None and needless:
             return True
         if self._asked_model:
             self._verify_once()
@@ -246,21 +252,19 @@ class Session(ABC):
 
         Where nobody can be reached, recorded answers of the model that was last seen there can still be given.
         """
-        info, limits = None, Limits()
-        protocol = self._protocol or open_protocol("huggingface", self.endpoint.url)
         try:
-            if self.endpoint.protocol in ("auto", "pgn"):
-                found, info, limits = yield from exchange.discover()
-                protocol = self._protocol or found
+            found = yield from exchange.discover(*possible(self.endpoint))
         except EndpointError as error:
             away = isinstance(error, ConnectionFailedError | TimedOutError)
             self._failure, self._recalled = error, self._recall() if away else None
             if for_info or self._recalled is None:
                 raise
             return
-        self.endpoint = replace(self.endpoint, limits=limits)
-        self._info, self._failure, self._recalled = info, None, None
-        plainer = protocol.plainer()
+        told = {k: v for k, v in asdict(found.limits).items() if v is not None}
+        self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **told))
+        self._info, self._failure, self._recalled = found.info, None, None
+        protocol, plainer = found.protocol, found.protocol.plainer()
+        _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
         if plainer is not None and self._identity(plainer) == self._recall():
             protocol = plainer
         self._speak(protocol)
@@ -302,14 +306,7 @@ class Session(ABC):
         return None if recorded is None else Reply(recorded)
 
     def _reply(self, exchange: Exchange, payload: Payload) -> Steps[Reply]:
-        limits = self.endpoint.limits
-        for got, limit, unit in (
-            (len(payload.data), limits.body_bytes, "bytes"),
-            (payload.pixels, limits.pixels, "pixels"),
-        ):
-            if limit is not None and got > limit:
-                raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
-        asked = self._protocol or open_protocol("huggingface", self.endpoint.url)
+        asked = self._protocol or open_protocol(self.endpoint)
         answer, spoken = yield from exchange.ask(asked, payload)
         if asked.proven and self._protocol is not asked:
             self._speak(asked)  # another picture was refused at the same time, and not for the dialect
@@ -329,6 +326,11 @@ class Session(ABC):
         Fusion is a weighted geometric mean: log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised.
         """
         if self._adapter is None:
+            if reply.answer.kind == "embedding":
+                raise ConfigurationError(
+                    f"{self.endpoint.name} answers with embeddings, which name no class: got pgn_ckpt=None, expected "
+                    "a checkpoint that reads them; make one with pgn map"
+                )
             return _ranked(reply.answer.labels, _probabilities(reply.answer), "endpoint", reply)
         mapping = self._adapter.mapping
         if job.confident and job.local is not None:
@@ -372,6 +374,21 @@ def ends_all(result: object) -> PGNError | None:
     return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
 
 
+def _endpoint(
+    url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None, credential: Credential
+) -> Endpoint:
+    """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
+    described = isinstance(url, os.PathLike) or (isinstance(url, str) and url.endswith((".json", ".toml")))
+    endpoint = Endpoint.read(url) if described and "://" not in os.fspath(url) else Endpoint(cast(str, url))
+    return replace(
+        endpoint,
+        protocol=endpoint.protocol if protocol == "auto" else protocol,
+        model=model or endpoint.model,
+        labels=endpoint.labels if labels is None else tuple(labels),
+        credential=credential,
+    )
+
+
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not fits(value):
@@ -406,7 +423,7 @@ def _verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint)
     made_for = (
         ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),
         ("input size", backbone.get("input_size"), info and info.input_size),
-        ("profile", card.get("profile"), info and info.profile),
+        ("profile", card.get("profile"), endpoint.found.profile or (info and info.profile)),
     )
     for what, expected, got in made_for:
         if expected is not None and got is not None and str(expected) != str(got):

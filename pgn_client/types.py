@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-ScoreKind = Literal["probabilities", "logits", "label"]
+ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 
 
@@ -29,9 +29,11 @@ class Answer:
     """What an endpoint said about one image, before any label mapping.
 
     Attributes:
-        labels: source labels, best first; all S of them, or the top k that the endpoint returns.
+        labels: source labels, best first; all S of them, or the top k that the endpoint returns. Of an embedding the
+            names of its D numbers, ``dim 0``, ``dim 1``, ..., in order.
         scores: one number per label. For the kind ``label`` it is ``(1.0,)``.
-        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers) or ``label`` (the best label alone).
+        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers), ``label`` (the best label alone) or
+            ``embedding`` (features of the picture, which only a label mapping turns into classes).
     """
 
     labels: tuple[str, ...]

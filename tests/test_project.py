@@ -176,7 +176,7 @@ def test_the_version_is_the_same_everywhere():
 def test_the_core_needs_neither_torch_nor_a_server():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {re.split(r"[<>=]", d)[0] for d in project["dependencies"]}
-    assert core == {"httpx", "numpy", "pillow", "safetensors", "tqdm"}
+    assert core == {"httpx", "jmespath", "numpy", "pillow", "safetensors", "tqdm"}
 
 
 def test_the_bundled_weights_are_small_and_say_where_they_come_from():

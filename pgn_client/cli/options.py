@@ -66,9 +66,13 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
-    parser.add_argument("--url", required=True, help="the endpoint; its key is read from PGN_API_KEY")
-    parser.add_argument("--protocol", default="auto", help="auto, pgn or huggingface (auto)")
+    url = "the endpoint, or the file that describes it (.json, .toml); its key is read from PGN_API_KEY"
+    names = "huggingface, oip, kserve-v1, vertex, sagemaker, torchserve, openai, custom, ..."
+    labels = "its labels, or those to ask for: A,B,C or a file, one per line or a JSON list"
+    parser.add_argument("--url", required=True, help=url)
+    parser.add_argument("--protocol", default="auto", metavar="NAME", help=f"auto, pgn, {names} (auto)")
     parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
+    parser.add_argument("--source-labels", metavar="A,B,C|FILE", help=labels)
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
     parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
     parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
@@ -94,8 +98,28 @@ def connect(args: argparse.Namespace, adapter: PromptAdapter | None, **fusion: A
         budget=args.budget,
         price_per_image=args.price_per_image,
         cache=args.cache,
+        labels=None if args.source_labels is None else source_labels(args.source_labels),
         **fusion,
     )
+
+
+def source_labels(text: str) -> list[str]:
+    """Read ``--source-labels``: names with commas between, or a file with one per line or a JSON list.
+
+    Raises:
+        ConfigurationError: the file holds neither.
+    """
+    try:
+        is_file = Path(text).is_file()
+        content = Path(text).read_text(encoding="utf-8").strip() if is_file else ""
+        labels = (
+            json.loads(content) if content.startswith("[") else content.splitlines() if is_file else text.split(",")
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--source-labels: {text}: cannot be read ({error})") from error
+    if not all(isinstance(label, str) for label in labels):
+        raise ConfigurationError(f"--source-labels: {text}: got other values in its list, expected texts")
+    return [label.strip() for label in labels if label.strip()]
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -9,11 +10,16 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pgn_client.types import Answer, ScoreKind
+from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.types import Answer, ModelInfo, ScoreKind
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXCERPT = 200
+MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
 class MalformedAnswerError(ValueError):
@@ -45,11 +51,13 @@ class Payload:
         data: the file's bytes.
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
+        image: the same picture, RGB, for wire formats that send numbers instead of files.
     """
 
     data: bytes = field(repr=False)
     media_type: str
     pixels: int = 0
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +95,54 @@ class WireResponse:
             raise MalformedAnswerError(self.body, "JSON") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an endpoint told of itself.
+
+    Attributes:
+        protocol: the wire format, with what it needs to know (names of inputs, the dialect).
+        info: of the model, where it tells any of it.
+        limits: the largest request.
+    """
+
+    protocol: Protocol
+    info: ModelInfo | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
 class Protocol(typing.Protocol):
-    """One wire format, bound to a URL."""
+    """One wire format, bound to an endpoint."""
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> Self:
+        """Bind the wire format to an endpoint."""
+        ...
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """Whether the path of a URL is one that only this wire format has."""
+        ...
+
+    def describe(self) -> WireRequest | None:
+        """Return a request that costs nothing and tells about server or model, if the wire format has one."""
+        ...
+
+    def described(self, response: WireResponse) -> Described | Protocol | None:
+        """Read the answer to ``describe``.
+
+        Returns:
+            What it told; the same wire format with a further question; or None where it is another's answer.
+
+        Raises:
+            ConfigurationError: the answer needs an option that is not given.
+            MalformedAnswerError: it is this wire format's, and cannot be used.
+        """
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether pictures can be encoded before ``described`` was called."""
+        ...
 
     @property
     def name(self) -> str:
@@ -140,6 +194,24 @@ class Protocol(typing.Protocol):
 
 class Defaults:
     """The hooks as most wire formats need them."""
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """No path is special."""
+        return False
+
+    def describe(self) -> WireRequest | None:
+        """There is nothing to ask."""
+        return None
+
+    def described(self, response: WireResponse) -> Described | Protocol | None:
+        """Nothing was asked."""
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing."""
+        return True
 
     @property
     def proven(self) -> bool:
@@ -194,15 +266,32 @@ def explain(response: WireResponse) -> str:
 
 
 def _message(value: Any) -> str | None:
-    """Find the message in ``"text"``, ``[...]`` or ``{"error" | "detail" | "message" | "msg": ...}``."""
+    """Find the message in ``"text"``, ``[...]`` or an object that holds one under ``MESSAGES``."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "; ".join(filter(None, (_message(item) for item in value[:8]))) or None
     if isinstance(value, dict):
-        named = (value.get(key) for key in ("error", "detail", "message", "msg"))
+        named = (value.get(key) for key in MESSAGES)
         return next((text for text in (_message(item) for item in named) if text), None)
     return None
+
+
+def join(url: str, path: str, ending: str = "") -> str:
+    """Append a path to an address that may end in a slash, and may hold a query.
+
+    Args:
+        url: the address.
+        path: what to append; from a slash on.
+        ending: a regular expression of what the address may already end in, and which the path replaces.
+    """
+    address, mark, query = url.partition("?")
+    return re.sub(f"(?:{ending})$", "", address.rstrip("/")).rstrip("/") + path + mark + query
+
+
+def digest(*values: Any) -> str:
+    """Return eight hexadecimal digits that tell values apart, for the name of a dialect."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[str, float]]:
@@ -220,6 +309,16 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise MalformedAnswerError(repr(score), "a finite number", "the score ")
     return [(label, float(score)) for label, score in zip(labels, scores, strict=True)]
+
+
+def embedding(numbers: Sequence[Any]) -> Answer:
+    """Return a picture's D features as an answer, in their own order.
+
+    Raises:
+        MalformedAnswerError: no numbers, or one that is not finite.
+    """
+    pairs = checked_scores([f"dim {i}" for i in range(len(numbers))], numbers)
+    return Answer(tuple(name for name, _ in pairs), tuple(number for _, number in pairs), "embedding")
 
 
 def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:

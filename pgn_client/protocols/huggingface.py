@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pgn_client.endpoint import Endpoint
 from pgn_client.protocols.base import (
     Defaults,
     MalformedAnswerError,
     Payload,
     WireRequest,
     WireResponse,
-    best_first,
-    checked_scores,
 )
+from pgn_client.protocols.options import options
+from pgn_client.protocols.scores import Reader
 from pgn_client.types import Answer, ScoreKind
 
+FORM = '[{"label", "score"}, ...]'
 ALL = 100_000  # more than any published label set; servers clip it to the number of their labels
 
 
@@ -57,6 +58,17 @@ class HuggingFace(Defaults):
     name: Literal["huggingface"] = "huggingface"
     learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False)
 
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> HuggingFace:
+        """Bind the wire format to an endpoint."""
+        options(endpoint, "huggingface", {})
+        return cls(endpoint.url)
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """The serverless API's paths; an Inference Endpoint answers at any."""
+        return "/hf-inference/models/" in path
+
     @property
     def dialect(self) -> str:
         """The name and what is asked for."""
@@ -74,28 +86,18 @@ class HuggingFace(Defaults):
             headers = {"content-type": image.media_type, "accept": "application/json"}
             return WireRequest("POST", self.url, headers, image.data)
         texts = [base64.b64encode(image.data).decode("ascii") for image in images]
-        document = {"inputs": texts[0] if len(texts) == 1 else texts, "parameters": {"top_k": self.top_k}}
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        return WireRequest("POST", self.url, headers, json.dumps(document, separators=(",", ":")).encode())
+        inputs = texts[0] if len(texts) == 1 else texts
+        return post(self.url, {"inputs": inputs, "parameters": {"top_k": self.top_k}})
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return one answer per picture of a successful response."""
-        document = response.json()
-        if not isinstance(document, list) or not document:
-            raise MalformedAnswerError(response.body, '[{"label", "score"}, ...]')
-        several = all(isinstance(item, list) for item in document)
-        answers = [_answer(items, self.learnt) for items in (document if several else [document])]
+        found = answers(response, Reader(learnt=self.learnt.kinds))
         self.learnt.json_works |= self.top_k is not None
-        return answers
+        return found
 
     def wait(self, response: WireResponse) -> float | None:
         """Return ``estimated_time`` of a model that is still loading."""
-        try:
-            seconds = response.json().get("estimated_time")
-        except (MalformedAnswerError, AttributeError):
-            return None
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        return float(seconds) if number and 0 < seconds < 1e9 else None
+        return loading(response)
 
     def plainer(self) -> HuggingFace | None:
         """Return the raw form of the JSON form."""
@@ -106,36 +108,36 @@ class HuggingFace(Defaults):
         return self.plainer() if response.status in (400, 415, 422) and not self.proven else None
 
 
-def _answer(items: list[Any], learnt: Learnt) -> Answer:
-    """Read ``[{"label", "score"}, ...]``.
+def loading(response: WireResponse) -> float | None:
+    """Return ``estimated_time``, the seconds until a model is loaded."""
+    try:
+        seconds = response.json().get("estimated_time")
+    except (MalformedAnswerError, AttributeError):
+        return None
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return float(seconds) if number and 0 < seconds < 1e9 else None
 
-    The format does not say what the scores are: they are probabilities unless one is negative or they sum to more
-    than 1 + 1e-3 (float32 rounding of many classes), and logits otherwise. The first answer decides for all: a server
-    does not change from picture to picture, but an unlucky picture's logits may look like probabilities.
+
+def post(url: str, document: Any) -> WireRequest:
+    """Return a request with JSON, in exactly the headers that the Endpoints' server takes."""
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    return WireRequest("POST", url, headers, json.dumps(document, separators=(",", ":")).encode())
+
+
+def answers(response: WireResponse, reader: Reader) -> list[Answer]:
+    """Return one answer per picture of ``[{"label", "score"}, ...]``, or of a list of such lists.
+
+    Raises:
+        MalformedAnswerError: it is neither.
     """
+    document = response.json()
+    if not isinstance(document, list) or not document:
+        raise MalformedAnswerError(response.body, FORM)
+    several = all(isinstance(item, list) for item in document)
+    return [_answer(items, reader) for items in (document if several else [document])]
+
+
+def _answer(items: list[Any], reader: Reader) -> Answer:
     if not all(isinstance(item, dict) and {"label", "score"} <= item.keys() for item in items):
-        raise MalformedAnswerError(json.dumps(items), '[{"label", "score"}, ...]')
-    pairs = checked_scores([item["label"] for item in items], [item["score"] for item in items])
-    lowest, total = min(score for _, score in pairs), sum(score for _, score in pairs)
-    logits = lowest < 0 or total > 1 + 1e-3
-    kind = learnt.kinds.setdefault("kind", "logits" if logits else "probabilities")
-    if logits and kind == "probabilities":
-        raise MalformedAnswerError(
-            f"scores from {lowest:g} with the sum {total:g}",
-            "probabilities as in the first answer (configure the endpoint to return softmax probabilities)",
-        )
-    return best_first(_merged(pairs, kind), kind)
-
-
-def _merged(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> list[tuple[str, float]]:
-    """Add up what is said of one label: two classes may have one name (ImageNet has two kinds of "crane")."""
-    merged: dict[str, float] = {}
-    for label, score in pairs:
-        if label not in merged:
-            merged[label] = score
-        elif kind == "logits":  # log(exp(a) + exp(b))
-            high, low = max(merged[label], score), min(merged[label], score)
-            merged[label] = high + math.log1p(math.exp(low - high))
-        else:
-            merged[label] += score
-    return list(merged.items())
+        raise MalformedAnswerError(json.dumps(items), FORM)
+    return reader.pairs([item["label"] for item in items], [item["score"] for item in items])

@@ -10,18 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.protocols import base
 from pgn_client.protocols.base import (
     Defaults,
+    Described,
     MalformedAnswerError,
     Payload,
     WireRequest,
     WireResponse,
     best_first,
     checked_scores,
+    embedding,
 )
+from pgn_client.protocols.options import options
 from pgn_client.types import Answer, ModelInfo, ScoreKind
 
-_KINDS: dict[str, ScoreKind] = {"probs": "probabilities", "logits": "logits", "label": "label"}
+_KINDS: dict[str, ScoreKind] = {
+    "probs": "probabilities",
+    "logits": "logits",
+    "label": "label",
+    "embedding": "embedding",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,17 @@ class PGN(Defaults):
     url: str
     name: Literal["pgn"] = "pgn"
     dialect: Literal["pgn"] = "pgn"
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> PGN:
+        """Bind the wire format to an endpoint."""
+        options(endpoint, "pgn", {})
+        return cls(endpoint.url)
+
+    @classmethod
+    def recognises(cls, path: str) -> bool:
+        """``/v1/classify`` is ours."""
+        return path.endswith("/v1/classify")
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one picture."""
@@ -51,15 +72,22 @@ class PGN(Defaults):
             raise MalformedAnswerError(response.body, "output and predictions")
         return [_answer(item, kind) for item in predictions]
 
-    def ask_model(self) -> WireRequest:
+    def describe(self) -> WireRequest:
         """Return the request for the model's description."""
         return WireRequest("GET", join(self.url, "/v1/model"), {"accept": "application/json"})
+
+    def described(self, response: WireResponse) -> Described | None:
+        """Read what ``GET /v1/model`` says; None when the server is not one of this protocol."""
+        found = decode_model(response)
+        return found and Described(self, found[0], Limits(**found[1]))
 
 
 def _answer(item: Any, kind: ScoreKind) -> Answer:
     fields = (item.get("labels"), item.get("scores")) if isinstance(item, dict) else (None, None)
     if not all(isinstance(value, list) for value in fields):
         raise MalformedAnswerError(str(item), "labels and scores", "the prediction ")
+    if kind == "embedding":
+        return embedding(fields[1])  # type: ignore[arg-type]
     pairs = checked_scores(*fields)  # type: ignore[arg-type]
     twice = next((label for label, count in Counter(label for label, _ in pairs).items() if count > 1), None)
     if twice is not None:
@@ -98,8 +126,7 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
 
 def join(url: str, path: str) -> str:
     """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may hold a query."""
-    address, mark, query = url.partition("?")
-    return address.rstrip("/").removesuffix("/v1/classify") + path + mark + query
+    return base.join(url, path, "/v1/classify")
 
 
 def _text(value: Any) -> str | None:

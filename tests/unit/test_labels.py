@@ -359,3 +359,33 @@ class TestEveryKindReadsEveryAnswer:
         assert np.isfinite(log_p).all()
         np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1)
         assert np.isfinite(fitted.log_loss[kind])
+
+
+def embedded(X):
+    return [Answer(tuple(f"dim {i}" for i in range(X.shape[1])), tuple(row), "embedding") for row in X.tolist()]
+
+
+class TestEmbeddings:
+    def test_a_linear_head_is_fitted_on_the_features_as_they_are_whatever_their_scale(self):
+        X, y = gaussian_task(200, 12, 3, spread=4.0)
+        rows = [log_scores(embedded(X * scale), vocabulary(embedded(X))) for scale in (1.0, 1e4)]
+        fits = [fit(x, y, vocabulary(embedded(X)), ("0", "1", "2")) for x in rows]
+        np.testing.assert_allclose(*(f.mapping.log_probs(x) for f, x in zip(fits, rows, strict=True)), atol=1e-4)
+        assert fits[0].mapping.kind == "linear"
+        assert (fits[0].mapping(embedded(X)).argmax(axis=1) == y).mean() > 0.9
+
+    def test_the_order_of_the_features_is_kept_beyond_ten(self):
+        answers = embedded(np.arange(24.0).reshape(2, 12))
+        np.testing.assert_array_equal(log_scores(answers, vocabulary(answers)), np.arange(24.0).reshape(2, 12))
+
+    def test_no_other_kind_reads_them(self):
+        X, y = gaussian_task(20, 4, 2)
+        with pytest.raises(ConfigurationError, match="linear"):
+            fit(X, y, vocabulary(embedded(X)), ("a", "b"), kinds=("identity", "blm+"))
+
+    def test_other_features_than_those_fitted_on_are_refused(self):
+        answers = embedded(np.zeros((1, 3)))
+        with pytest.raises(ConfigurationError, match="fit the mapping again"):
+            log_scores(answers, vocabulary(embedded(np.zeros((1, 4)))))
+        with pytest.raises(ConfigurationError, match="fit the mapping again"):
+            log_scores([*answers, Answer(("cat",), (1.0,))], vocabulary(answers))

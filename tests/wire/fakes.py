@@ -48,6 +48,8 @@ class Server:
             if isinstance(self.card, Exception):
                 raise self.card
             return self.card if isinstance(self.card, httpx.Response) else httpx.Response(200, json=self.card)
+        if request.method == "GET" or request.url.path.endswith("/v2/repository/index"):  # which protocol, which model?
+            return httpx.Response(404)
         self.requests.append(request)
         step = self.script.pop(0) if self.script else answered()
         if isinstance(step, Exception):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import traceback
+from pathlib import Path
 
 import pytest
 
-from pgn_client.endpoint import Credential, Endpoint
+from pgn_client.endpoint import Credential, Endpoint, Found, Limits
 from pgn_client.errors import ConfigurationError
 
 KEY = "sk-secret-123"
@@ -85,3 +87,59 @@ def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key):
     with pytest.raises(ConfigurationError) as caught:
         Credential(key)
     assert not key or key not in str(caught.value)
+
+
+def written(folder: Path, name: str = "endpoint.json", **content: object) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_an_endpoint_file_is_read_as_it_was_written(tmp_path):
+    found = Found(profile="resize_crop:72:64", codec="jpeg:75:420", top_k=5, decimals=-1)
+    endpoint = Endpoint(
+        "http://h/m", "huggingface", "vit", Limits(body_bytes=9), labels=("a", "b"), options={"x": 1}, found=found
+    )
+    endpoint.write(tmp_path / "endpoint.json", {"profile": "certain: seen"})
+    assert Endpoint.read(tmp_path / "endpoint.json") == endpoint
+
+
+def test_an_endpoint_file_holds_no_key(tmp_path):
+    with_key("https://h").write(tmp_path / "endpoint.json")
+    assert KEY not in (tmp_path / "endpoint.json").read_text()
+
+
+def test_an_endpoint_file_may_be_written_by_hand_as_toml(tmp_path):
+    path = tmp_path / "service.toml"
+    path.write_text('url = "https://h/score"\nprotocol = "huggingface"\n[options]\nx = 1\n')
+    assert Endpoint.read(path) == Endpoint("https://h/score", "huggingface", options={"x": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"protocol": "pgn"}, "url"),
+        ({"url": "http://h", "api_key": "x"}, "api_key"),
+        ({"url": "http://h", "top_k": "5"}, "top_k"),
+        ({"url": "http://h", "top_k": True}, "top_k"),
+        ({"url": "http://h", "labels": [1]}, "labels"),
+        ({"url": "http://h", "limits": {"bytes": 1}}, "limits"),
+        ({"url": "ftp://h"}, "http"),
+    ],
+)
+def test_an_endpoint_file_with_a_mistake_is_refused(tmp_path, content, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Endpoint.read(written(tmp_path, **content))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"text"'])
+def test_an_endpoint_file_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "endpoint.json"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"endpoint\.json"):
+        Endpoint.read(path)
+
+
+def test_a_missing_endpoint_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        Endpoint.read(tmp_path / "none.json")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
 from pgn_client.protocols import PGN, HuggingFace, MalformedAnswerError, Payload, WireResponse, open_protocol
 from pgn_client.protocols.base import excerpt, explain
@@ -79,8 +80,8 @@ def test_huggingface_does_not_fall_back_for_other_reasons(status):
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_names():
-    with pytest.raises(ConfigurationError, match="auto, huggingface, pgn"):
-        open_protocol("grpc", "http://h")
+    with pytest.raises(ConfigurationError, match=r"auto, custom, huggingface, .*, pgn"):
+        open_protocol(Endpoint("http://h", "grpc"))
 
 
 # ---- decoding
@@ -332,3 +333,9 @@ def test_the_community_servers_refusal_of_top_k_leads_to_the_raw_form():
     response = captured("resp_hf_api_inference_community_timm__json_topk.txt")
     assert "unexpected keyword argument 'top_k'" in HF.explain(response)
     assert HF.fallback(response) == RAW
+
+
+def test_an_embedding_keeps_its_order_and_is_not_ranked():
+    document = {"output": "embedding", "predictions": [{"labels": ["0", "1"], "scores": [-1.5, 2.0]}]}
+    (answer,) = PGN("http://h").decode(ok(document))
+    assert (answer.labels, answer.scores, answer.kind) == (("dim 0", "dim 1"), (-1.5, 2.0), "embedding")

@@ -1,0 +1,39 @@
+"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the picture and the model."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from pgn_client.protocols.base import Payload
+
+PLACEHOLDERS = ("{base64}", "{data_url}")
+
+
+def fill(template: Any, picture: Payload, model: str | None = None) -> Any:
+    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced in all of its texts."""
+    encoded = base64.b64encode(picture.data).decode("ascii")
+    values = {
+        "{base64}": encoded,
+        "{data_url}": f"data:{picture.media_type};base64,{encoded}",
+        "{model}": model or "",
+    }
+    return _filled(template, values)
+
+
+def _filled(part: Any, values: dict[str, str]) -> Any:
+    if isinstance(part, dict):
+        return {key: _filled(value, values) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_filled(item, values) for item in part]
+    if isinstance(part, str):
+        for name, value in values.items():  # no value holds another placeholder: base64 has no braces
+            part = part.replace(name, value)
+    return part
+
+
+def holds_picture(template: Any) -> bool:
+    """Whether a template has a place for the picture."""
+    text = json.dumps(template)
+    return any(name in text for name in PLACEHOLDERS)
