@@ -241,8 +241,8 @@ class OpenInference(Defaults):
         return best[0]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Triton says 500 of a body that it cannot parse: never retry that."""
-        return False if _unparsed(response) else None
+        """Triton says 500 of a body that it cannot parse, MLServer of a binary one: never retry that."""
+        return False if _unparsed(response) or self.fallback(response) is not None else None
 
     def plainer(self) -> OpenInference | None:
         """Return the JSON form of the binary form; 16-bit numbers have none."""
@@ -251,7 +251,7 @@ class OpenInference(Defaults):
 
     def fallback(self, response: WireResponse) -> OpenInference | None:
         """Return the JSON form where the binary one may be what was refused."""
-        refused = response.status in (400, 415, 422) or _unparsed(response)
+        refused = response.status in (400, 415, 422, 500)  # MLServer trips over its own refusal, which echoes the body
         return self.plainer() if refused and not self.proven else None
 
     def _at(self, path: str) -> str:
