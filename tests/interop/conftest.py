@@ -4,6 +4,7 @@ Nothing here runs unless it is asked for by its marker (``make interop``). An en
 ``.venvs`` and kept; where it cannot be made, its tests are skipped and say why.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -46,57 +47,63 @@ PINS = {
 
 def python_of(name):
     """Return the Python of a package's environment, which is made if it is not there; skip where that fails."""
-    pins = PINS[name]
-    version = "{}.{}".format(*sys.version_info)
-    digest = hashlib.sha256("\n".join([version, *pins]).encode()).hexdigest()[:12]
-    folder = ENVIRONMENTS / f"{name}-{digest}"
-    python, finished = folder / "bin" / "python", folder / "finished"
-    if not finished.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _install(name, folder, python, version)
-        finished.touch()
+    python, failure = environment(name)
+    if failure:
+        pytest.skip(f"{PINS[name][0]} cannot be installed: {failure}")
     return python
 
 
-def _install(name, folder, python, version):
+@functools.cache
+def environment(name):
+    """Return the Python of a package's environment, and why it could not be made, if so; it is tried once."""
+    version = "{}.{}".format(*sys.version_info)
+    digest = hashlib.sha256("\n".join([version, *PINS[name]]).encode()).hexdigest()[:12]
+    folder = ENVIRONMENTS / f"{name}-{digest}"
+    python, finished = folder / "bin" / "python", folder / "finished"
+    if finished.exists():
+        return python, ""
+    shutil.rmtree(folder, ignore_errors=True)
     if shutil.which("uv"):
         commands = [["uv", "venv", "--python", version, folder], ["uv", "pip", "install", "--python", python]]
     else:
         commands = [[sys.executable, "-m", "venv", folder], [python, "-m", "pip", "install"]]
-    commands[1] += PINS[name]
-    for command in commands:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_INSTALL, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"{PINS[name][0]} was not installed within {SECONDS_TO_INSTALL} seconds")
-        if done.returncode != 0:
-            pytest.skip(f"{PINS[name][0]} cannot be installed: {' '.join(done.stderr.split())[-300:]}")
+    failure = failure_of(commands[0]) or failure_of(commands[1] + PINS[name])
+    if not failure:
+        finished.touch()
+    return python, failure
+
+
+def failure_of(command):
+    """Run a command; return why it failed, if it did."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_INSTALL, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not within {SECONDS_TO_INSTALL} seconds"
+    return " ".join(done.stderr.split())[-300:] or "no reason given" if done.returncode else ""
 
 
 @contextmanager
-def one_thread():
-    """Let the processes that are started here use one thread for their sums."""
+def our_server(*arguments):
+    """Run a server of ours in its own process, with one thread and a key; yield its URL."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        yield patch
+        patch.setenv("INTEROP_KEY", KEY)
+        with local_server(["--api-key-env", "INTEROP_KEY", *arguments]) as url:
+            yield url
 
 
 @pytest.fixture(scope="session")
 def ours():
-    """A server of ours that wants a key, in its own process."""
-    with one_thread() as patch:
-        patch.setenv("INTEROP_KEY", KEY)
-        with local_server(["--api-key-env", "INTEROP_KEY"]) as url:
-            yield url
+    """A server of ours."""
+    with our_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def our_features():
     """A server of ours that answers with features."""
-    with one_thread() as patch:
-        patch.setenv("INTEROP_KEY", KEY)
-        with local_server(["--output", "embedding", "--api-key-env", "INTEROP_KEY"]) as url:
-            yield url
+    with our_server("--output", "embedding") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -141,19 +148,16 @@ def model(ours):
     return httpx.get(f"{ours}/v1/model", headers={"authorization": f"Bearer {KEY}"}).raise_for_status().json()
 
 
-def drive(package, driver, task, **given):
-    """Run a task of a real client in its own environment; return what it printed."""
-    given = {"task": task, "key": KEY, **{name: _plain(value) for name, value in given.items()}}
+@functools.cache
+def drive(package, driver, url, picture, *, key=KEY, labels=()):
+    """Run all tasks of a real client in its own environment, once; return what each of them answered, by its name."""
+    given = {"url": url, "picture": str(picture), "key": key, "labels": labels}
     command = [python_of(package), HERE / "drivers" / f"{driver}.py"]
     done = subprocess.run(
         command, input=json.dumps(given), capture_output=True, text=True, timeout=120, check=False, env=_environment()
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def _plain(value):
-    return str(value) if isinstance(value, Path) else value
 
 
 def _environment():

@@ -7,17 +7,20 @@ import pytest
 
 from tests.interop.conftest import asked, drive
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # an environment may have to be made first
 
 SET = ("tabby", "goldfish", "koala", "slug", "lion")  # classes of the bundled model, in no order
 
 
 def client(package, driver):
-    """Return a fixture: a function that runs a task of a real client, on the picture unless told otherwise."""
+    """Return a fixture: a function that runs one task of a real client, on the picture unless told otherwise."""
 
     @pytest.fixture
     def ask(ours, picture):
-        return lambda task, **given: drive(package, driver, task, **({"url": ours, "picture": picture} | given))
+        def run(task, *, url=ours, picture=picture, **given):
+            return drive(package, driver, url, picture, labels=SET, **given)[task]
+
+        return run
 
     return ask
 
@@ -27,6 +30,7 @@ triton = client("tritonclient", "triton_http")
 openai = client("openai", "openai_sdk")
 boto3 = client("boto3", "sagemaker_runtime")
 requests = client("requests", "plain_requests")
+kserve = client("kserve", "kserve_client")
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_huggingface_hub_asks_for_three_logits(hub, logits_by_label, truth):
 
 
 def test_huggingface_hub_classifies_among_given_labels(hub, truth):
-    agree(hub("zero_shot_image_classification", labels=SET), *among(truth, SET))
+    agree(hub("zero_shot_image_classification"), *among(truth, SET))
 
 
 def test_huggingface_hub_extracts_features(hub, our_features, picture):
@@ -135,7 +139,7 @@ def test_tritonclient_is_told_what_is_wrong(triton, task, given, message):
 
 
 def test_openai_gets_the_best_of_a_closed_set(openai, truth):
-    answer, (labels, scores) = openai("chat_closed_set", labels=SET), among(truth, SET)
+    answer, (labels, scores) = openai("chat_closed_set"), among(truth, SET)
     assert answer["label"] == labels[0]
     agree(answer["ranked"], labels, scores)
 
@@ -186,30 +190,47 @@ def test_boto3_is_told_that_the_model_refused_a_bad_picture(boto3, no_picture):
     assert refused["original"] == 400
 
 
-def test_kserve_v1_gets_every_probability_of_two_pictures(requests, in_order):
+@pytest.mark.parametrize("task", ["v1", "v2_json", "v2_binary"])
+def test_kserve_sdk_gets_every_probability(kserve, in_order, task):
+    [found] = kserve(task)
+    assert found == pytest.approx(in_order, rel=1e-3, abs=1e-6)
+
+
+def test_kserve_sdk_sees_that_server_and_model_are_ready(kserve):
+    assert kserve("state") == [True] * 5
+
+
+@pytest.mark.parametrize("task", ["v1", "v2_binary"])
+def test_kserve_sdk_is_told_of_a_bad_key(kserve, task):
+    refused = kserve(task, key="wrong")
+    assert refused["error"] == "HTTPStatusError"
+    assert "wants its API key" in refused["message"]
+
+
+def test_a_kserve_v1_client_gets_every_probability_of_two_pictures(requests, in_order):
     found = requests("kserve_v1")["answer"]["predictions"]
     assert len(found) == 2
     for scores in found:
         assert scores == pytest.approx(in_order, rel=1e-3, abs=1e-6)
 
 
-def test_tensorflow_serving_gets_a_column(requests, in_order):
+def test_a_tensorflow_serving_client_gets_a_column(requests, in_order):
     [scores] = requests("tensorflow_serving_columns")["answer"]["outputs"]
     assert scores == pytest.approx(in_order, rel=1e-3, abs=1e-6)
 
 
-def test_vertex_gets_the_best_three(requests, truth):
+def test_a_vertex_client_gets_the_best_three(requests, truth):
     [found] = requests("vertex")["answer"]["predictions"]
     pairs = list(zip(found["displayNames"], found["confidences"], strict=True))
     agree(pairs, truth[0][:3], truth[1][:3])
 
 
 @pytest.mark.parametrize("task", ["torchserve", "torchserve_form"])
-def test_torchserve_gets_the_best_five(requests, truth, task):
+def test_a_torchserve_client_gets_the_best_five(requests, truth, task):
     agree(requests(task)["answer"].items(), truth[0][:5], truth[1][:5])
 
 
-def test_a_sagemaker_container_gets_the_best_five(requests, truth):
+def test_a_client_of_a_sagemaker_container_gets_the_best_five(requests, truth):
     found = requests("sagemaker_container")["answer"]
     agree([(one["label"], one["score"]) for one in found], truth[0][:5], truth[1][:5])
 

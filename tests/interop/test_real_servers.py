@@ -14,7 +14,7 @@ from tests.e2e.conftest import pgn
 from tests.interop.conftest import KEY, hosted, painted
 from tests.interop.servers import known
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # an environment may have to be made first
 
 BINARY = "inference-header-content-length"
 TENSORS = {"mean": [known.MEAN], "std": [known.STD]}
@@ -42,6 +42,7 @@ kserve = server("kserve", "kserve_sdk", ready=f"/v2/models/{known.NAME}/ready")
 mlserver = server("mlserver", "ml_server", ready=f"/v2/models/{known.NAME}/ready")
 triton = server("pytriton", "py_triton", ready=f"/v2/models/{known.NAME}/ready")
 litserve = server("litserve", "lit_serve", ready="/health")
+chat = server("litserve", "lit_serve_chat", ready="/health")
 java = server("torchserve", "torch_serve", ready=f"/models/{known.NAME}", says='"status": "READY"', ports=5)
 
 
@@ -205,6 +206,18 @@ def test_litserve_refuses_a_wrong_key(own, pictures):
         client.classify(pictures[0])
     assert "Invalid API Key" in str(caught.value)
     assert "not-the-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["", "/v1/chat/completions"])
+def test_litserve_as_an_openai_server_names_the_best_of_a_closed_set(chat, tmp_path, pictures, ending):
+    """By name at its address, and by the path of a chat."""
+    some = known.CLASSES[1:]
+    endpoint = described(tmp_path, chat + ending, labels=some, options={"key_header": "X-API-Key: {key}"})
+    protocol = "auto" if ending else "openai"
+    with AdaptedClient(endpoint, None, protocol=protocol, model="lit", api_key=KEY, max_retries=0) as client:
+        for path, found in zip(pictures, client.classify_many(pictures), strict=True):
+            assert isinstance(found, Prediction), found
+            assert found.label == next(label for label, _ in said(path) if label in some)
 
 
 def test_the_command_line_asks_them_too(kserve, tmp_path, pictures):

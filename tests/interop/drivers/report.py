@@ -1,4 +1,4 @@
-"""What every driver does: read what is asked from stdin, ask it, print what came back as JSON."""
+"""What every driver does: read from stdin whom to ask about what, do its tasks, print what came back as JSON."""
 
 import base64
 import json
@@ -7,18 +7,17 @@ from pathlib import Path
 
 
 class Given:
-    """What a test asks for.
+    """What a test asks about.
 
     Attributes:
-        task: the name of one of the driver's functions.
         url: the server.
         key: its key.
         picture: the path of a picture file.
-        labels: a closed set of labels, where the task has one.
+        labels: a closed set of labels, for the tasks that have one.
     """
 
-    def __init__(self, task, url, key, picture, labels=()):
-        self.task, self.url, self.key, self.picture, self.labels = task, url, key, picture, list(labels)
+    def __init__(self, url, key, picture, labels):
+        self.url, self.key, self.picture, self.labels = url, key, picture, labels
 
     @property
     def data(self):
@@ -31,11 +30,24 @@ class Given:
         return base64.b64encode(self.data).decode()
 
 
+def tensor(given):
+    """Return the picture as the bundled model sees it: (1, 3, 64, 64) float32 in [-1, 1]."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(given.picture) as picture:
+        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    return ((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None]
+
+
 def report(*tasks):
-    """Run the task that is asked for; an exception is an answer too."""
+    """Do every task; what it raises is an answer too."""
     given = Given(**json.load(sys.stdin))
+    json.dump({task.__name__: _answer(task, given) for task in tasks}, sys.stdout)
+
+
+def _answer(task, given):
     try:
-        answer = next(task for task in tasks if task.__name__ == given.task)(given)
+        return task(given)
     except Exception as error:
-        answer = {"error": type(error).__name__, "message": str(error), "code": getattr(error, "code", None)}
-    json.dump(answer, sys.stdout)
+        return {"error": type(error).__name__, "message": str(error), "code": getattr(error, "code", None)}

@@ -5,19 +5,11 @@ import asyncio
 import numpy as np
 import tritonclient.http
 import tritonclient.http.aio
-from PIL import Image
-from report import report
+from report import report, tensor
 from tritonclient.http import InferInput, InferRequestedOutput
 
 MODEL = "bundled"
 OUTPUT = "probabilities"
-
-
-def tensor(given):
-    """Return the picture as the bundled model sees it: (1, 3, 64, 64) float32 in [-1, 1]."""
-    with Image.open(given.picture) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32)
-    return ((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None]
 
 
 def images(given, *, binary):
