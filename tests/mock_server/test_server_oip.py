@@ -296,68 +296,42 @@ async def test_a_wrong_request_is_400_with_a_text(client, content):
 
 
 BINARY = images(data=None, parameters=SIZE)
+BODY, TAIL = json.dumps(BINARY).encode(), TENSOR.tobytes()
 
 
-def wrong_binary(name):
-    body, tail = json.dumps(BINARY).encode(), TENSOR.tobytes()
-    nan = np.full(48, np.nan, np.float32).tobytes()
-    files = {
-        "name": "pictures",
-        "shape": [1],
-        "datatype": "BYTES",
-    }
-
-    def of_files(data, count=1):
-        return binary(
-            {"inputs": [files | {"shape": [count], "parameters": {"binary_data_size": len(data)}}]},
-            data,
-        )
-
-    return {
-        "bytes are missing": binary(BINARY, tail[:-1]),
-        "bytes are left": binary(BINARY, tail + b"x"),
-        "bytes that nobody announced": binary(images(), tail),
-        "a size that is a text": binary(images(data=None, parameters={"binary_data_size": "192"}), tail),
-        "a shape of other bytes": binary(images(data=None, shape=[2, 3, 4, 4], parameters=SIZE), tail),
-        "not a number": binary(BINARY, nan),
-        "length beyond the body": {"content": body + tail, "headers": {"Inference-Header-Content-Length": "99999"}},
-        "length that is no number": {"content": body + tail, "headers": {"Inference-Header-Content-Length": "x"}},
-        "negative length": {"content": body + tail, "headers": {"Inference-Header-Content-Length": "-1"}},
-        "length with too many digits": {"content": body, "headers": {"Inference-Header-Content-Length": "9" * 5000}},
-        "length that cuts the JSON": {"content": body + tail, "headers": {"Inference-Header-Content-Length": "20"}},
-        "no length": {"content": body + tail},
-        "raw bytes of no whole picture": {"content": tail + b"x", "headers": {"Inference-Header-Content-Length": "0"}},
-        "an element beyond its tensor": of_files(struct.pack("<I", 9) + b"abc"),
-        "half a length": of_files(b"\x01\x00"),
-        "fewer elements than the shape says": of_files(elements(b"a"), 2),
-        "an empty element": of_files(elements(b"")),
-    }[name]
+def with_length(content, length):
+    return {"content": content, "headers": {"Inference-Header-Content-Length": length}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bytes are missing",
-        "bytes are left",
-        "bytes that nobody announced",
-        "a size that is a text",
-        "a shape of other bytes",
-        "not a number",
-        "length beyond the body",
-        "length that is no number",
-        "negative length",
-        "length with too many digits",
-        "length that cuts the JSON",
-        "no length",
-        "raw bytes of no whole picture",
-        "an element beyond its tensor",
-        "half a length",
-        "fewer elements than the shape says",
-        "an empty element",
-    ],
-)
-async def test_wrong_bytes_are_400_with_a_text(client, name):
-    answer = await client.post(INFER, **wrong_binary(name))
+def of_files(data, count=1):
+    tensor = {"name": "pictures", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}
+    return binary({"inputs": [tensor]}, data)
+
+
+WRONG_BYTES = {
+    "bytes are missing": binary(BINARY, TAIL[:-1]),
+    "bytes are left": binary(BINARY, TAIL + b"x"),
+    "bytes that nobody announced": binary(images(), TAIL),
+    "a size that is a text": binary(images(data=None, parameters={"binary_data_size": "192"}), TAIL),
+    "a shape of other bytes": binary(images(data=None, shape=[2, 3, 4, 4], parameters=SIZE), TAIL),
+    "not a number": binary(BINARY, np.full(48, np.nan, np.float32).tobytes()),
+    "length beyond the body": with_length(BODY + TAIL, "99999"),
+    "length that is no number": with_length(BODY + TAIL, "x"),
+    "negative length": with_length(BODY + TAIL, "-1"),
+    "length with too many digits": with_length(BODY + TAIL, "9" * 5000),
+    "length that cuts the JSON": with_length(BODY + TAIL, "20"),
+    "no length": {"content": BODY + TAIL},
+    "raw bytes of no whole picture": with_length(TAIL + b"x", "0"),
+    "an element beyond its tensor": of_files(struct.pack("<I", 9) + b"abc"),
+    "half a length": of_files(b"\x01\x00"),
+    "fewer elements than the shape says": of_files(elements(b"a"), 2),
+    "an empty element": of_files(elements(b"")),
+}
+
+
+@pytest.mark.parametrize("request_", WRONG_BYTES.values(), ids=WRONG_BYTES)
+async def test_wrong_bytes_are_400_with_a_text(client, request_):
+    answer = await client.post(INFER, **request_)
     assert answer.status_code == 400
     assert isinstance(answer.json()["error"], str)
     assert len(answer.content) < 500
