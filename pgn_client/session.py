@@ -38,7 +38,7 @@ from pgn_client.errors import (
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
 from pgn_client.ledger import Ledger
 from pgn_client.protocols import Payload, Protocol, open_protocol, possible
-from pgn_client.protocols.base import excerpt
+from pgn_client.protocols.base import digest, excerpt
 from pgn_client.retry import RetryPolicy
 from pgn_client.types import Adapter, Answer, ImageFailure, ModelInfo, Prediction, Prepared, Usage
 
@@ -145,7 +145,9 @@ class Session(ABC):
         adapter = self._open_adapter()
         url = self.endpoint.url  # two models may differ in the query alone, which may hold a token: only a digest
         query = f"?sha256:{hashlib.sha256(url.encode()).hexdigest()[:16]}" if "?" in url else ""
+        told = [self.endpoint.labels, dict(self.endpoint.options)]
         return {
+            **({"asked": digest(*told)} if any(told) else {}),
             "endpoint": self.endpoint.name + query,
             "model": self.endpoint.model,
             "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,

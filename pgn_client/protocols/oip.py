@@ -119,7 +119,7 @@ class OpenInference(Defaults):
     def dialect(self) -> str:
         """The name, the form of the tensors, and what is told about their numbers."""
         asked = self.input or Input("", "", ())
-        told = digest(asked.name, asked.layout, asked.mean, asked.std, asked.size, self.output, self.classification)
+        told = digest(asked.name, asked.layout, asked.mean, asked.std, asked.shape, self.output, self.classification)
         form = "binary" if self.binary else "JSON"
         return " ".join(filter(None, (self.name, asked.datatype, form, told, self.reader.digest)))
 
@@ -227,10 +227,10 @@ class OpenInference(Defaults):
         return WireRequest("POST", self._at(f"/v2/models/{self.model}/infer"), headers, head + tail)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture."""
-        answer = _answer(self._wanted(outputs(response)), self.reader)
+        """Return one answer per picture."""
+        answers = _answers(self._wanted(outputs(response)), self.reader)
         self.learnt.update({"binary"} if self.binary else ())
-        return [answer]
+        return answers
 
     def _wanted(self, tensors: Sequence[Output]) -> Output:
         found = [tensor for tensor in tensors if tensor.name == self.output] if self.output else list(tensors)
@@ -258,22 +258,30 @@ class OpenInference(Defaults):
         return join(self.endpoint.url, path, ENDING)
 
 
-def _answer(tensor: Output, reader: Reader) -> Answer:
-    """Read one picture's scores: (1, S), (S,), the tokens (1, T, D) of an embedding, or a classification."""
-    if tensor.datatype == "BYTES":
-        return _classified(tensor, reader)
-    long = [n for n in tensor.shape if n != 1]
-    if reader.kind == "embedding" and len(long) == 2 and len(tensor.shape) == 3:  # the class token comes first
-        return reader.numbers(tensor.data[: tensor.shape[-1]])
-    if tensor.datatype not in FLOATS or len(long) > 1 or not tensor.data:
-        raise MalformedAnswerError(f"{tensor.datatype} of shape {list(tensor.shape)}", "S floating-point scores")
-    return reader.numbers(tensor.data)
+def _answers(tensor: Output, reader: Reader) -> list[Answer]:
+    """Read scores, (S,) or one row per picture (B, S), or the tokens (1, T, D) of an embedding: the first is the ViT's.
+
+    Raises:
+        MalformedAnswerError: other numbers, or another shape.
+    """
+    shape = tensor.shape
+    if tensor.datatype not in (*FLOATS, "BYTES") or not tensor.data:
+        raise MalformedAnswerError(f"{tensor.datatype} of shape {list(shape)}", "floating-point scores", "the output ")
+    if reader.kind == "embedding" and len(shape) == 3 and shape[0] == 1:
+        return [reader.numbers(tensor.data[: shape[2]])]
+    while len(shape) > 2 and shape[-1] == 1:  # pooled to 1 x 1
+        shape = shape[:-1]
+    if len(shape) not in (1, 2):
+        raise MalformedAnswerError(f"the shape {list(tensor.shape)}", "(S,) or (1, S)")
+    wide = shape[-1]
+    rows = [tensor.data[start : start + wide] for start in range(0, len(tensor.data), wide)]
+    return [_classified(row, reader) if tensor.datatype == "BYTES" else reader.numbers(row) for row in rows]
 
 
-def _classified(tensor: Output, reader: Reader) -> Answer:
+def _classified(row: Sequence[Any], reader: Reader) -> Answer:
     """Read ``value:index[:label]``, the classification extension."""
     labels, scores = [], []
-    for item in tensor.data:
+    for item in row:
         found = re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", item, re.DOTALL) if isinstance(item, str) else None
         try:
             scores.append(float(found[1] if found else ""))
