@@ -231,9 +231,10 @@ def _flat(data: Any) -> list[Any]:
     """Return JSON's elements in row-major order, flat or nested."""
     if not isinstance(data, list):
         raise MalformedAnswerError(json.dumps(data), "a list", "the data ")
-    while data and all(isinstance(item, list) for item in data):
-        data = [element for item in data for element in item]
-    return data
+    flat: list[Any] = data
+    while flat and all(isinstance(item, list) for item in flat):
+        flat = [element for item in flat for element in item]
+    return flat
 
 
 def _unpacked(datatype: str, data: bytes) -> list[Any]:
