@@ -101,10 +101,11 @@ class Service:
             want: What to ask the model.
 
         Raises:
-            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or more than the owner
-                answers.
+            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or not what this
+                server answers.
         """
-        self._allow(want)
+        if self.want == "embedding" and want != "embedding":
+            raise RequestError("invalid_request", "this server answers embeddings only, of whole pictures")
         if len(pictures) > self.settings.max_queue:
             raise RequestError("invalid_request", f"at most {self.settings.max_queue} pictures fit into one request")
         self.require_ready()
@@ -183,12 +184,6 @@ class Service:
     def rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return ``values`` with the owner's number of decimals."""
         return values if self.settings.decimals is None else np.round(values, self.settings.decimals)
-
-    def _allow(self, want: Want) -> None:
-        if want != "logits":
-            self.require_complete()
-        if self.want == "embedding" and want != "embedding":
-            raise RequestError("invalid_request", "this server answers embeddings only, of whole pictures")
 
     def _prepare(self, picture: bytes | Pixels | RequestError) -> Pixels | RequestError:
         if not isinstance(picture, bytes):
