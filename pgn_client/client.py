@@ -66,6 +66,8 @@ class AdaptedClient(Session):
         transport: an ``httpx`` transport, for tests and special networks.
         labels: the S source labels: names for bare numbers, and what is sent along where a protocol asks for labels of
             your choice (``huggingface-zero-shot``, ``openai``).
+        auth: an ``httpx.Auth`` that signs requests, where a key is not enough (AWS's SigV4 for ``sagemaker``). What it
+            sends is not taken out of error messages as the key is.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -78,7 +80,7 @@ class AdaptedClient(Session):
         self._sleep: Callable[[float], object] = self._watch.sleep
         transport = cast("httpx.BaseTransport | None", self._transport)
         limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
-        self._http = httpx.Client(transport=transport, limits=limits, trust_env=proxies)
+        self._http = httpx.Client(transport=transport, limits=limits, trust_env=proxies, auth=self._auth)
 
     def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture.
@@ -285,7 +287,7 @@ class AsyncAdaptedClient(Session):
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
             limits, proxies = _limits(self.max_concurrency), not self.endpoint.loopback
-            http = httpx.AsyncClient(transport=transport, limits=limits, trust_env=proxies)
+            http = httpx.AsyncClient(transport=transport, limits=limits, trust_env=proxies, auth=self._auth)
             self._loops[loop] = _Loop(http, asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
         return self._loops[loop]
 

@@ -90,6 +90,7 @@ class Session(ABC):
         cache: str | os.PathLike[str] | AnswerCache | None = None,
         transport: Any = None,
         labels: Sequence[str] | None = None,
+        auth: Any = None,
     ) -> None:
         _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
         _check("max_retries", max_retries, "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
@@ -102,6 +103,8 @@ class Session(ABC):
             _check("query_below", query_below, "a probability in [0, 1], or None", lambda x: 0 <= x <= 1)
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
             raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
+        if auth is not None and not callable(auth) and not hasattr(auth, "auth_flow"):
+            raise ConfigurationError(f"auth: got {type(auth).__name__}, expected an httpx.Auth; for a key use api_key=")
         key = api_key if api_key is not None else os.environ.get("PGN_API_KEY") or None
         self.endpoint = _endpoint(url, protocol, model, labels, Credential(key))
         open_protocol(self.endpoint)  # a wrong name or option is told now, not at the first picture
@@ -113,7 +116,7 @@ class Session(ABC):
         self._clocks = Clocks()
         self._cache = cache if isinstance(cache, AnswerCache) else None if cache is None else AnswerCache(cache)
         self._owns_cache = self._cache is not cache
-        self._transport = transport
+        self._transport, self._auth = transport, auth
         self._local_work = threading.Lock()
         self._adapter: Adapter | None = None
         self._protocol: Protocol | None = None

@@ -53,7 +53,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
 }
 BOUNDARY = "pgn-client-3f1c9e5b7a2d4860"
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-SECRET = ("authorization", "proxy-authorization", "cookie")
+SECRET = re.compile(r"(?i).*(authorization|cookie|token|secret|key).*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Custom(Defaults):
     """
 
     url: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)
     model: str | None = None
     name: Literal["custom"] = "custom"
     reader: Reader = field(default_factory=Reader, repr=False)
@@ -182,7 +182,7 @@ def _form(name: str, image: Payload) -> bytes:
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     for name, value in headers.items():
-        if name.lower() in SECRET:
+        if SECRET.fullmatch(name):
             raise ConfigurationError(
                 f"options of custom: headers: got {name}, expected none that holds a key; give api_key= or "
                 "PGN_API_KEY, and key_header where it is no bearer token"

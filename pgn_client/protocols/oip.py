@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
@@ -33,6 +33,7 @@ from pgn_client.protocols.base import (
 from pgn_client.protocols.options import only_model, options
 from pgn_client.protocols.scores import Reader
 from pgn_client.protocols.tensors import FLOATS, HEADER, Input, Output, choose_input, outputs, texts
+from pgn_client.protocols.v1 import V1
 from pgn_client.types import Answer, ModelInfo, ScoreKind
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
@@ -103,7 +104,7 @@ class OpenInference(Defaults):
         """
         given = options(endpoint, "oip", OPTIONS)
         found = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
-        model = found[1] if found else endpoint.model or ""
+        model = found[1] if found else quote(endpoint.model or "", safe="")
         made = cls(endpoint, model, "model" if model else "server", reader=Reader.of(endpoint))
         if "datatype" not in given or "shape" not in given:
             return made
@@ -147,23 +148,33 @@ class OpenInference(Defaults):
     def described(self, response: WireResponse) -> Described | OpenInference | None:
         """Read metadata, or find the model's name; None where another protocol is spoken.
 
+        KServe describes every model here, also one that speaks its first version only: that one names no inputs.
+
         Raises:
             ConfigurationError: several models, or metadata that do not tell enough.
         """
         document = _json(response)
         if self.question == "model":
-            inputs = document.get("inputs") if isinstance(document, dict) else None
-            if not isinstance(inputs, list) and self.input is None:
-                return None
-            described = self._with(document) if isinstance(inputs, list) and self.input is None else self
-            return Described(described, described._info(document))
+            return self._read(document if isinstance(document, dict) else {})
         if self.question == "server":
             named = isinstance(document, dict) and isinstance(document.get("name"), str)
             return replace(self, question="index") if named and {"extensions", "version"} & document.keys() else None
         names = _model_names(document)
         if names is None and self.question == "index":
             return replace(self, question=NEXT[self.question])
-        return replace(self, model=only_model(self.endpoint, names or []), question="model")
+        return replace(self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model")
+
+    def _read(self, metadata: Mapping[str, Any]) -> Described | None:
+        """Read a model's metadata; without any, options that say the same are enough where the protocol is named."""
+        inputs, auto = metadata.get("inputs"), self.endpoint.protocol == "auto"
+        if not isinstance(inputs, list):
+            return None if auto or self.input is None else Described(self)
+        if self.input is not None:
+            return Described(self, self._info(metadata))
+        if not inputs and auto and not self.recognises(urlsplit(self.endpoint.url).path):
+            return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
+        found = self._with(metadata)
+        return Described(found, found._info(metadata))
 
     def _with(self, metadata: Mapping[str, Any]) -> OpenInference:
         """Return this with the tensors of the metadata, which are untrusted."""
@@ -192,8 +203,8 @@ class OpenInference(Defaults):
         best = [name for name, _ in named if wish is not None and NAMES.get(name.lower()) == wish]
         return next(iter([*best, *(name for name, kind in named if kind in FLOATS), *(name for name, _ in named)]), "")
 
-    def _info(self, document: Any) -> ModelInfo:
-        told = _parameters(document) if isinstance(document, dict) else {}
+    def _info(self, metadata: Mapping[str, Any]) -> ModelInfo:
+        told = _parameters(metadata)
         height, width = self.input.size if self.input is not None else (-1, -1)
         profile = told.get("profile") if self.input is not None and self.input.datatype == "BYTES" else None
         square = height == width > 0

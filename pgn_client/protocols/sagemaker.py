@@ -10,6 +10,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pgn_client.endpoint import Endpoint
 from pgn_client.protocols.base import (
@@ -57,7 +58,7 @@ class SageMaker(Defaults):
             ConfigurationError: a wrong option.
         """
         given = options(endpoint, "sagemaker", {"parameters": dict, "output": str})
-        path = f"/endpoints/{endpoint.model}/invocations" if endpoint.model else "/invocations"
+        path = f"/endpoints/{quote(endpoint.model, safe='')}/invocations" if endpoint.model else "/invocations"
         whole = endpoint.url.partition("?")[0].rstrip("/").endswith("/invocations")
         url = endpoint.url if whole else join(endpoint.url, path)
         return cls(url, given.get("parameters", {}), reader=Reader.of(endpoint))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
@@ -44,7 +44,7 @@ class TorchServe(Defaults):
         """
         options(endpoint, "torchserve", {"output": str})
         found = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
-        return cls(endpoint, found[1] if found else endpoint.model or "", reader=Reader.of(endpoint))
+        return cls(endpoint, found[1] if found else quote(endpoint.model or "", safe=""), reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
@@ -105,7 +105,7 @@ class V1(Defaults):
         """
         options(endpoint, "kserve-v1", OPTIONS)
         found = re.search(rf"{MODEL}/*$", urlsplit(endpoint.url).path)
-        model = found[1] + found[2] if found else endpoint.model or ""
+        model = found[1] + found[2] if found else quote(endpoint.model or "", safe="")
         return cls(endpoint, model, instance_of(endpoint, "b64"), reader=Reader.of(endpoint))
 
     @classmethod
@@ -140,12 +140,12 @@ class V1(Defaults):
             return None
         if self.model:
             known = {"ready", "model_version_status"} & document.keys()
-            return Described(self, ModelInfo(self.model)) if known else None
+            return Described(self, ModelInfo(unquote(self.model))) if known else None
         names = document.get("models")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return None
         model = only_model(self.endpoint, names)
-        return Described(replace(self, model=model), ModelInfo(model))
+        return Described(replace(self, model=quote(model, safe="")), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one picture."""

@@ -668,7 +668,7 @@ def test_an_option_that_cannot_work_is_refused(options):
 def test_both_clients_have_the_documented_signature():
     expected = (
         "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, requests_per_second, fusion, "
-        "query_below, budget, price_per_image, cache, transport, labels"
+        "query_below, budget, price_per_image, cache, transport, labels, auth"
     )
     for kind in (AdaptedClient, AsyncAdaptedClient):
         assert ", ".join(inspect.signature(kind).parameters) == expected

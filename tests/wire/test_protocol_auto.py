@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 
@@ -11,7 +12,8 @@ import pytest
 from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import AuthenticationError, ConfigurationError
 from pgn_client.protocols import ASKED, PROTOCOLS, TOLD, Described, MalformedAnswerError, open_protocol, possible
-from tests.wire.exchanges import ok, picture
+from pgn_client.protocols.base import excerpt
+from tests.wire.exchanges import CAPTURED, CONTRACT, answer_of, captured, ok, picture
 from tests.wire.fakes import URL, Server, client
 from tests.wire.fakes import picture as image
 
@@ -107,6 +109,31 @@ def test_each_question_is_asked_once_and_carries_no_picture():
     assert {method for method, _, _ in seen[-2:]} == {"POST"}
 
 
+@pytest.mark.parametrize("options", [{}, {"model": "vit"}])
+def test_a_model_of_kserve_without_tensors_speaks_its_first_version(options):
+    told = {
+        "/v2": {"name": "kserve", "version": "0.21.0", "extensions": []},
+        "/v1/models": {"models": ["vit"]},
+        "/v2/models/vit": {"name": "vit", "versions": None, "inputs": [], "outputs": []},
+    }
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models/vit:predict":
+            return httpx.Response(200, json={"predictions": [HF_ANSWER]})
+        return httpx.Response(200 if request.url.path in told else 404, json=told.get(request.url.path, {}))
+
+    with client(server, **options) as c:
+        assert c.classify(image()).label == "cat"
+        assert c.protocol.startswith("kserve-v1")
+
+
+@pytest.mark.parametrize("name", ["oip", "kserve-v1", "torchserve"])
+def test_a_models_name_is_spelled_for_a_url(name):
+    question = open_protocol(Endpoint("http://h", name, "a b/c"))
+    question = question.encode([picture()]) if name == "torchserve" else question.describe()
+    assert question.url.endswith("/a%20b%2Fc")
+
+
 def test_a_refused_key_ends_the_search():
     with client(lambda _: httpx.Response(401)) as c, pytest.raises(AuthenticationError):
         c.classify(image())
@@ -179,6 +206,31 @@ def test_every_plainer_dialect_has_another_name(name):
     protocol = open_protocol(endpoint(name))
     plainer = protocol.plainer()
     assert plainer is None or plainer.dialect != protocol.dialect
+
+
+CAPTURES = sorted(path.stem for path in CAPTURED.glob("resp_*.txt") if path.read_bytes().startswith(b"HTTP"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", CAPTURES or ["none"])
+def test_no_real_answer_makes_a_protocol_fail_otherwise(name):
+    response = captured(name)
+    for protocol in map(open_protocol, map(endpoint, PROTOCOLS)):
+        if not response.ok:
+            assert len(excerpt(protocol.explain(response))) > 1
+            assert protocol.retryable(response) in (None, False)
+            continue
+        with contextlib.suppress(MalformedAnswerError):
+            assert all(answer.labels for answer in protocol.decode(response))
+
+
+@pytest.mark.parametrize("path", sorted(CONTRACT.glob("*_error_*.json")), ids=lambda path: path.stem)
+def test_every_error_of_the_contract_is_told_in_words(path):
+    response = answer_of(path.stem)
+    for protocol in map(open_protocol, map(endpoint, PROTOCOLS)):
+        said = excerpt(protocol.explain(response))
+        assert len(said) > 5
+        assert not said.startswith(("{", "["))
 
 
 def test_lists_of_protocols_are_of_known_ones():

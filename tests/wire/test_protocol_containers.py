@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import json
 
 import httpx
@@ -16,7 +18,7 @@ from pgn_client.protocols.base import explain
 from pgn_client.protocols.sagemaker import SageMaker
 from pgn_client.protocols.torchserve import TorchServe
 from tests.wire.exchanges import ANYTHING, answer_of, body, captured, decodes_or_says_so, golden, ok, picture, sent
-from tests.wire.fakes import client
+from tests.wire.fakes import async_client, client
 from tests.wire.fakes import picture as image
 
 ANSWER = [{"label": "cat", "score": 0.6}, {"label": "dog", "score": 0.4}]
@@ -112,6 +114,40 @@ def test_sagemaker_is_told_by_its_url(protocol):
     ) as c:
         assert c.classify(image()).label == "cat"
         assert c.protocol == "sagemaker raw"
+
+
+class Signature(httpx.Auth):
+    requires_request_body = True
+
+    def auth_flow(self, request):
+        request.headers["authorization"] = f"AWS4-HMAC-SHA256 {hashlib.sha256(request.content).hexdigest()}"
+        yield request
+
+
+def test_the_callers_signature_covers_each_request():
+    seen = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append((request.headers["authorization"], hashlib.sha256(request.content).hexdigest()))
+        return httpx.Response(200, json=ANSWER)
+
+    with client(server, url="http://127.0.0.1:9/endpoints/vit/invocations", auth=Signature()) as c:
+        c.classify(image())
+
+    async def alike() -> None:
+        async with async_client(server, protocol="sagemaker", auth=Signature()) as c:
+            await c.classify(image(1))
+
+    asyncio.run(alike())
+    assert [said for said, _ in seen] == [f"AWS4-HMAC-SHA256 {digest}" for _, digest in seen]
+    assert len({digest for _, digest in seen}) == 2
+
+
+@pytest.mark.parametrize("auth", [("user", "password"), "key", 3])
+def test_what_cannot_sign_is_refused_and_not_shown(auth):
+    with pytest.raises(ConfigurationError, match=r"httpx\.Auth") as caught:
+        client(lambda _: httpx.Response(200), auth=auth)
+    assert "password" not in str(caught.value)
 
 
 # ---- TorchServe

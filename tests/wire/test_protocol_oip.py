@@ -284,6 +284,7 @@ class Triton:
         self, *, binary: bool = True, index: object = (("vit", "READY"),), models: object = None, **told: object
     ):
         self.binary, self.index, self.models, self.told = binary, index, models, told
+        self.refusal = 422
         self.log: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -304,7 +305,7 @@ class Triton:
         if not path.endswith("/vit/infer"):
             return httpx.Response(404, json={"error": "Not Found"})
         if not self.binary and HEADER in request.headers:
-            return httpx.Response(422, json={"detail": [{"msg": "Input should be a valid dictionary"}]})
+            return httpx.Response(self.refusal, text="Input should be a valid dictionary")
         out = {"name": "out", "datatype": "FP32", "shape": [1, 2], "data": [0.25, 0.75]}
         return httpx.Response(200, json={"model_name": "vit", "outputs": [out]})
 
@@ -325,6 +326,14 @@ def test_several_models_are_named(server):
         c.classify(image())
 
 
+def test_options_stand_in_for_metadata_only_where_the_protocol_is_named():
+    given = {"datatype": "UINT8", "shape": [1, 4, 4, 3], "input": "x"}
+    for protocol, found in (("oip", True), ("auto", False)):
+        asked = OpenInference.of(Endpoint("http://h", protocol, "vit", options=given))
+        assert isinstance(asked.described(ok({"ok": "ok"})), Described) is found
+        assert asked.complete
+
+
 def test_a_server_that_does_not_list_its_models_says_what_is_missing():
     with client(Triton(index=None)) as c, pytest.raises(ConfigurationError, match="give model="):
         c.classify(image())
@@ -335,11 +344,24 @@ def test_a_model_that_is_not_there_is_told():
         c.classify(image())
 
 
-def test_json_is_spoken_to_a_server_without_the_extension_and_stays():
+@pytest.mark.parametrize("status", [400, 415, 422, 500])  # 500: MLServer trips over its own refusal, which echoes
+def test_json_is_spoken_to_a_server_without_the_extension_and_stays(status):
     server = Triton(binary=False)
+    server.refusal = status
     with client(server, model="vit") as c:
         assert [c.classify(image(i)).attempts for i in range(2)] == [2, 1]
         assert "JSON" in c.protocol
+
+
+def test_a_failure_after_a_success_is_no_reason_for_json():
+    protocol = bound(metadata(FP32, **HALF))
+    protocol.decode(ok({"outputs": [{"name": "out", "datatype": "FP32", "shape": [2], "data": [0.5, 0.5]}]}))
+    assert protocol.fallback(WireResponse(500, {})) is None
+    assert protocol.retryable(WireResponse(500, {})) is None
+
+
+def test_sixteen_bits_have_no_json_form():
+    assert bound(metadata({**FP32, "datatype": "FP16"}, **HALF)).plainer() is None
 
 
 def test_a_named_model_is_recognised_by_its_metadata_alone():
