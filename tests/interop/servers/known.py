@@ -21,7 +21,7 @@ def logits(pixels):
     """Return (5,) logits of (H, W, 3) pixels in [0, 1]; H and W are even."""
     high, wide, _ = pixels.shape
     quarters = np.asarray(pixels, np.float64).reshape(2, high // 2, 2, wide // 2, 3).mean((1, 3))
-    return quarters.ravel() @ WEIGHTS
+    return (quarters.ravel() - 0.5) @ WEIGHTS
 
 
 def probabilities(pixels):
