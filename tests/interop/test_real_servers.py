@@ -166,9 +166,11 @@ def test_triton_hides_its_models_so_that_one_must_be_named(triton, tmp_path, pic
 @pytest.mark.parametrize("hosts", ["kserve", "mlserver", "triton"])
 def test_a_model_that_is_not_there_is_an_error_in_the_servers_words(request, tmp_path, pictures, hosts):
     endpoint = described(tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS)
-    with AdaptedClient(endpoint, None, protocol="oip", model="nobody") as client:
-        with pytest.raises(InvalidRequestError, match=r"got 404 \(.*nobody"):
-            client.classify(pictures[0])
+    with (
+        AdaptedClient(endpoint, None, protocol="oip", model="nobody") as client,
+        pytest.raises(InvalidRequestError, match=r"got 404 \(.*nobody"),
+    ):
+        client.classify(pictures[0])
 
 
 @pytest.mark.parametrize("ending", ["", f"/v1/models/{known.NAME}:predict"])
