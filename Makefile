@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check format clean
+.PHONY: demo test interop check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pgn demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Against software that others wrote, each in an environment of its own, made on first use below tests/interop/.venvs.
+interop: $(VENV)/.dev
+	$(BIN)/python -m pytest -m interop -rs tests/interop $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -22,7 +26,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo_out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) tests/interop/.venvs demo_out .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 ifdef UV

@@ -82,9 +82,10 @@ def test_the_demo_shows_pictures_before_and_after(folder):
         assert len(sheet.convert("RGB").getcolors(maxcolors=2**24)) > 1000
 
 
-def test_make_demo_and_make_test_are_what_they_say():
+def test_the_targets_of_make_are_what_they_say():
     assert "pgn demo" in run("make", "-n", "demo", cwd=ROOT).stdout
     assert "-m pytest" in run("make", "-n", "test", cwd=ROOT).stdout
+    assert "-m pytest -m interop" in run("make", "-n", "interop", cwd=ROOT).stdout
 
 
 @pytest.mark.parametrize("code", blocks("python"))
