@@ -24,17 +24,19 @@ from pgn_client.types import Answer
 
 SIDE = 1024  # pixels
 SMALLEST, LARGEST = 32, 640  # sides that are looked for
-CYCLES = (24.0, 48.0, 96.0, 192.0, 384.0)  # per edge, of the first gratings
-PASSES, STOPS = 1.15, 0.55  # cycles/R where a grating has surely vanished, and where it is surely seen
+CYCLES = (24.0, 48.0, 96.0, 136.0, 192.0, 272.0, 384.0)  # per edge, of the first gratings
+PASSES, STOPS = 1.15, 0.65  # cycles/R where a grating has surely vanished, and where it is surely seen
 GRATING, NEEDLE, FRAME = 30.0, 70.0, 80.0  # amplitudes in grey levels
 FRAMES = range(8, 312, 8)  # widths in pixels; whole blocks of JPEG
 HIDDEN, SHOWN = 1e-4, 0.1  # weight of a frame in the outermost pixel of the crop: changes nothing; is seen
 GLIMPSE = 0.02  # of the control: the answer to a frame that is seen
 SCREEN = 0.25  # of the control: a needle that may have vanished, its quadrature will tell
 VANISHED = 0.2  # of the quadrature: what the rounding of JPEG leaves of a needle; one pixel off leaves more than half
+OUTSIDE = 0.5  # of the control: a row of black or white pixels; what JPEG smears over the edge is less
+STRONG = 0.4  # of the control: a quadrature that passes the resize; at half of R pixels the kernel would stop it
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
 CROP_QUESTIONS = 6
-RESERVE = 9  # pictures kept for the crop and for what is not square
+RESERVE = 8  # pictures kept for the crop and for what is not square
 USUAL = {224: 10.0, 64: 3.0, 32: 2.0, 256: 3.0, 384: 3.0, 336: 2.0, 448: 2.0, 518: 2.0}
 OTHERS = {48, 96, 112, 128, 144, 160, 176, 192, 196, 208, 232, 240, 248, 260, 280, 288, 299, 300, 320, 352, 378, 392}
 OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
@@ -105,8 +107,8 @@ def hypotheses() -> Hypotheses:
 def _resize_weight(resize: int, crop: int) -> float:
     if resize == crop:
         return 6.0
-    by_percentage = max((w for share, w in PERCENTAGES.items() if resize == int(crop / share)), default=0.05)
-    return max(by_percentage, 2.0 if resize == crop + 32 else 1.0 if resize % 8 == 0 else 0.0)
+    by_percentage = max((w for share, w in PERCENTAGES.items() if resize == int(crop / share)), default=0.2)
+    return max(by_percentage, 2.0 if resize == crop + 32 else 0.5 if resize % 8 == 0 else 0.0)
 
 
 @functools.cache
@@ -130,7 +132,7 @@ def frame_predictions() -> Predictions:
 
 
 def find_square(asker: Asker, seed: int) -> Square:
-    """Find R and C in at most 28 pictures."""
+    """Find R and C in at most 32 pictures."""
     return _Search(asker, seed).run()
 
 
@@ -196,7 +198,8 @@ class _Search:
         response = self._respond(needle(SIDE, resize, NEEDLE))
         if response < SCREEN * self.control:
             control = self._respond(needle(SIDE, resize, NEEDLE, quadrature=True))
-            if control > SENSITIVE * self.asker.floor and response < VANISHED * control:
+            strong = max(SENSITIVE * self.asker.floor, STRONG * self.control)
+            if control > strong and response < VANISHED * control:
                 self.evidence = f"a grating that vanishes at {resize} px moves the scores by {response:.2g}, its "
                 self.evidence += f"quadrature by {control:.2g}"
                 return resize
@@ -219,7 +222,7 @@ class _Search:
             best = int(alive.argmax())
             side = best - 1 if best - 1 > low else best
             responses[side] = self.asker.response(base, picture(outlined(pixels, side)))
-            if self.asker.verdict(responses[side], self.control) == "different":
+            if responses[side] > max(3 * self.asker.floor, OUTSIDE * self.control):
                 low = side
             else:
                 high = side
