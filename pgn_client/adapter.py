@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgn_client.backbone import PatchEmbedding
     from pgn_client.methods import RGBMethod
 
-BATCH = 32
+BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
 """The method on the card of a mapping alone."""
 Pixels = np.typing.NDArray[np.uint8]
@@ -209,14 +209,16 @@ class PromptAdapter:
         model, embedding = self.runtime
         import torch
 
+        n, missing = len(pictures), ((0, BATCH - len(pictures)), (0, 0), (0, 0), (0, 0))
+        fitted, seen = (torch.from_numpy(np.pad(x, missing)).permute(0, 3, 1, 2) for x in (pictures, source))
         patches, local = model.render(
-            torch.from_numpy(pictures).permute(0, 3, 1, 2),
-            prompted_by=torch.from_numpy(source).permute(0, 3, 1, 2),
+            fitted,
+            prompted_by=seen,
             resolution=self.info["generator"]["resolution"],
             embedding=embedding,
             route=self.info["inversion"],
         )
-        return patches.numpy(), local.double().numpy()
+        return patches.numpy()[:n], local.double().numpy()[:n]
 
     @cached_property
     def runtime(self) -> tuple[RGBMethod, PatchEmbedding | None]:

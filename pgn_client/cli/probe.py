@@ -112,8 +112,9 @@ def _limits(client: AdaptedClient, found: dict[str, Finding]) -> Limits:
 
 
 def _table(found: dict[str, Finding]) -> str:
-    lines = [f"{'':<12}{'found':<24}{'':<10}why"]
+    values = {name: "?" if f.value is None else str(f.value) for name, f in found.items()}
+    wide = max(map(len, values.values())) + 2
+    lines = [f"{'':<13}{'found':<{wide}}{'':<10}why"]
     for name, finding in found.items():
-        value = "?" if finding.value is None else f"{finding.value:.3g}" if name == "noise" else str(finding.value)
-        lines.append(f"{name.replace('_', ' '):<12}{value:<24}{finding.certainty:<10}{finding.evidence}")
+        lines.append(f"{name.replace('_', ' '):<13}{values[name]:<{wide}}{finding.certainty:<10}{finding.evidence}")
     return "\n".join(lines)
