@@ -74,8 +74,7 @@ class AnswerCache:
     Args:
         path: the database file, made if missing; None keeps the answers in memory.
         replay: only read what is recorded; a client then sends nothing at all, and a picture that is not recorded is
-            an error. Torch rounds by the size of a batch, and so may a prompt by a level: repeat a recorded run with
-            its own ``max_concurrency``.
+            an error.
 
     Raises:
         ConfigurationError: the file cannot be opened or is something else; or, to replay, is missing.

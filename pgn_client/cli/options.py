@@ -97,10 +97,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
         "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice; holds 8 pictures "
         "as they were sent (see drift)",
     )  # fmt: skip
-    answers.add_argument(
-        "--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent (repeat the recorded "
-        "run with its own --max-concurrency)",
-    )  # fmt: skip
+    answers.add_argument("--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent")
     add_network_options(parser)
 
 
