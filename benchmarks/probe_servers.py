@@ -133,7 +133,7 @@ def main() -> int:
             totals[name] += good
             bad = finding.certainty == "certain" and finding.value != truth
             wrong += bad
-            mark = f" !! {finding.evidence}" if bad else "" if good else " !"
+            mark = "" if good else f" {'!!' if bad else '!'} [{finding.evidence}]"
             cells.append(f"{truth} → {finding.value} ({finding.certainty}){mark}")
         kept = f"{configuration.interpolation}, {configuration.settings.decimals} decimals"
         print(

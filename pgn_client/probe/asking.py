@@ -52,7 +52,7 @@ class Asker:
         Raises:
             LimitReachedError: they would be too many; none is sent.
         """
-        if len(self.answers) + len(pictures) > self.limit:
+        if len(pictures) > self.left:
             raise LimitReachedError
         answers = self._ask(pictures)
         self.answers += answers
@@ -68,6 +68,11 @@ class Asker:
     def response(self, base: Answer, picture: Image.Image) -> float:
         """Send a picture and return how far its answer is from ``base``."""
         return self.distance(base, self(picture)[0])
+
+    @property
+    def left(self) -> int:
+        """How many pictures may still be sent."""
+        return self.limit - len(self.answers)
 
     @property
     def noise(self) -> float:

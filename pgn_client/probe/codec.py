@@ -174,7 +174,8 @@ class _Search:
         )
         if self._verdict(response, expected) == "same" and SEEN * expected > self.asker.floor:
             return Finding(name, "certain", f"{found}, where {expected:.2g} is expected of others")
-        return Finding("lossy", "likely", f"{self.told[0]}; bisection ends at {name}, but {found}")
+        value = None if subsampling == "444" else "lossy"  # all colours came through: it may be lossless yet
+        return Finding(value, "unknown", f"{self.told[0]}; bisection ends at {name}, but {found}")
 
 
 @functools.cache

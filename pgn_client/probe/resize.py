@@ -26,6 +26,7 @@ SIDE = 1024  # pixels
 SMALLEST, LARGEST = 32, 640  # sides that are looked for
 CYCLES = (24.0, 48.0, 96.0, 136.0, 192.0, 272.0, 384.0)  # per edge, of the first gratings
 PASSES, STOPS = 1.15, 0.65  # cycles/R where a grating has surely vanished, and where it is surely seen
+PASSED, STOPPED = 0.5, 0.1  # of the control; between them, a sidelobe of the kernel or what JPEG leaves
 GRATING, NEEDLE, FRAME = 30.0, 70.0, 80.0  # amplitudes in grey levels
 FRAMES = range(8, 312, 8)  # widths in pixels; whole blocks of JPEG
 HIDDEN, SHOWN = 1e-4, 0.1  # weight of a frame in the outermost pixel of the crop: changes nothing; is seen
@@ -36,8 +37,10 @@ OUTSIDE = 0.5  # of the control: a row of black or white pixels; what JPEG smear
 STRONG = 0.4  # of the control: a quadrature that passes the resize; at half of R pixels the kernel would stop it
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
 CROP_QUESTIONS = 6
+WIDE_PICTURES = 4  # of shape.py
+DOUBT_GRATING = 0.1  # likewise, where a model is deaf to a frequency
 RESERVE = 8  # pictures kept for the crop and for what is not square
-USUAL = {224: 10.0, 64: 3.0, 32: 2.0, 256: 3.0, 384: 3.0, 336: 2.0, 448: 2.0, 518: 2.0}
+USUAL = {224: 30.0, 64: 10.0, 32: 5.0, 256: 5.0, 384: 8.0, 336: 4.0, 448: 4.0, 518: 3.0}
 OTHERS = {48, 96, 112, 128, 144, 160, 176, 192, 196, 208, 232, 240, 248, 260, 280, 288, 299, 300, 320, 352, 378, 392}
 OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
 PERCENTAGES = {0.875: 5.0, 0.9: 2.0, 0.95: 1.5, 0.96: 1.0, 0.965: 0.5, 0.93: 0.5, 0.85: 0.5, 0.8: 0.5}
@@ -94,7 +97,7 @@ def hypotheses() -> Hypotheses:
     """Every side from 32 to 640, every crop down to two thirds; the usual ones weigh more."""
     rows = []
     for crop in range(SMALLEST, LARGEST + 1):
-        usual = USUAL.get(crop, 0.5 if crop in OTHERS else 0.05 if crop % 8 == 0 else 0.002)
+        usual = USUAL.get(crop, 0.5 if crop in OTHERS else 0.02 if crop % 8 == 0 else 0.0005)
         for resize in range(crop, min(LARGEST, crop * 3 // 2) + 1):
             rows.append((resize, crop, usual * _resize_weight(resize, crop)))
     resizes, crops, weight = (np.array(column) for column in zip(*rows, strict=True))
@@ -149,14 +152,14 @@ class _Search:
         self.evidence = ""
 
     def run(self) -> Square:
-        self.base = self.asker.twice(picture(self.pixels))
+        (self.base,) = self.asker(picture(self.pixels))
         responses = [self._respond(grating(SIDE, cycles, GRATING)) for cycles in CYCLES]
         self.control = max(responses)
         if self.control < 10 * self.asker.floor:
             return self._failed(f"a strong grating moves the scores by {self.control:.2g} only: they show too little")
         for cycles, response in zip(CYCLES, responses, strict=True):
-            self._weigh_grating(cycles, self.asker.verdict(response, self.control))
-        while len(self.asker.answers) < self.asker.limit - RESERVE:
+            self._weigh_grating(cycles, response)
+        while self.asker.left > RESERVE:
             resize = self._ask_best()
             if resize is not None:
                 return self._crop(resize)
@@ -168,10 +171,12 @@ class _Search:
     def _respond(self, wave: Floats) -> float:
         return self.asker.response(self.base, picture(self.pixels + wave[None, :, None]))
 
-    def _weigh_grating(self, cycles: float, verdict: Verdict) -> None:
+    def _weigh_grating(self, cycles: float, response: float) -> None:
         ratio = cycles / self.known.resize
         prediction = np.where(ratio > PASSES, SAME, np.where(ratio < STOPS, DIFFERENT, EITHER)).astype(np.int8)
-        self.weights = updated(self.weights, prediction, verdict, doubt=DOUBT)
+        share = response / self.control
+        verdict: Verdict = "different" if share > PASSED else "same" if share < STOPPED else "unclear"
+        self.weights = updated(self.weights, prediction, verdict, doubt=DOUBT_GRATING)
 
     def _ask_best(self) -> int | None:
         """Send the frame or the needle which splits the weights best; return R where a needle vanished."""
@@ -217,7 +222,7 @@ class _Search:
         responses = {resize: 0.0}
         for _ in range(CROP_QUESTIONS):
             alive = np.where((np.arange(resize + 1) > low) & (np.arange(resize + 1) <= high), weights, 0.0)
-            if high - low == 1 or not alive.sum():
+            if high - low == 1 or not alive.sum() or self.asker.left <= WIDE_PICTURES:
                 break
             best = int(alive.argmax())
             side = best - 1 if best - 1 > low else best
@@ -229,11 +234,15 @@ class _Search:
         return self._concluded(resize, low, high, weights, responses)
 
     def _concluded(self, resize: int, low: int, high: int, weights: Weights, responses: dict[int, float]) -> Square:
-        if high - low == 1:
-            seen, unseen = responses[low], responses[high]
-            told = f"what is outside the central {high} px is not seen ({unseen:.2g}), one pixel more is ({seen:.2g})"
-            sure = self.asker.verdict(unseen, seen) == "same"
-            return Square(resize, high, sure, f"{self.evidence}; {told}", self.control)
+        drops = {side + 1: responses[side] - responses[side + 1] for side in responses if side + 1 in responses}
+        if drops:
+            crop = max(drops, key=lambda side: drops[side])
+            seen, unseen = responses[crop - 1], responses[crop]
+            told = (
+                f"what is outside the central {crop} px moves the scores by {unseen:.2g}, with one more by {seen:.2g}"
+            )
+            sure = seen > OUTSIDE * self.control and self.asker.verdict(unseen, seen) == "same"
+            return Square(resize, crop, sure, f"{self.evidence}; {told}", self.control)
         weights[: low + 1] = weights[high + 1 :] = 0
-        crop = int(weights.argmax()) if weights.sum() else None
-        return Square(resize, crop, False, f"{self.evidence}; between {low} and {high} px of it are kept", self.control)
+        best = int(weights.argmax()) if weights.sum() else None
+        return Square(resize, best, False, f"{self.evidence}; between {low} and {high} px of it are kept", self.control)
