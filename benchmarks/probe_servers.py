@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mock_server.model import ServedModel, load
+from mock_server.model import Asked, ServedModel, load
 from mock_server.preprocess import Jpeg, Profile
 from mock_server.service import Service
 from mock_server.settings import Output, Settings
@@ -91,11 +91,11 @@ class Endpoint:
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Answer]:
         """Answer each picture."""
-        prepared = [self.service.preprocessing.normalise(image) for image in images]
+        asked = [Asked(self.service.preprocessing.normalise(image)) for image in images]
         output = self.service.settings.output
         ranked = [
             self.service.rank(logits, "none" if output == "logits" else "softmax")
-            for logits in self.model.logits(prepared)
+            for logits in self.model.run(asked)
         ]
         return [Answer(tuple(labels), tuple(scores), KINDS[output]) for labels, scores in ranked]
 
