@@ -94,8 +94,7 @@ class Endpoint:
         asked = [Asked(self.service.preprocessing.normalise(image)) for image in images]
         output = self.service.settings.output
         ranked = [
-            self.service.rank(logits, "none" if output == "logits" else "softmax")
-            for logits in self.model.run(asked)
+            self.service.rank(logits, "none" if output == "logits" else "softmax") for logits in self.model.run(asked)
         ]
         return [Answer(tuple(labels), tuple(scores), KINDS[output]) for labels, scores in ranked]
 

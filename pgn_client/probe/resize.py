@@ -31,12 +31,17 @@ GRATING, NEEDLE, FRAME = 30.0, 70.0, 80.0  # amplitudes in grey levels
 FRAMES = range(8, 312, 8)  # widths in pixels; whole blocks of JPEG
 HIDDEN, SHOWN = 1e-4, 0.1  # weight of a frame in the outermost pixel of the crop: changes nothing; is seen
 GLIMPSE = 0.02  # of the control: the answer to a frame that is seen
-SCREEN = 0.25  # of the control: a needle that may have vanished, its quadrature will tell
+SCREEN = 0.4  # of the control: a needle that may have vanished, its quadrature will tell
 VANISHED = 0.2  # of the quadrature: what the rounding of JPEG leaves of a needle; one pixel off leaves more than half
 OUTSIDE = 0.5  # of the control: a row of black or white pixels; what JPEG smears over the edge is less
+FAINT = (
+    0.35  # of the quadrature: perhaps vanished, behind a coarse JPEG or a score that saturates; then one pixel off ...
+)
+BESIDE = 3.0  # ... must move the scores so many times as much, and as strongly as a quadrature
 STRONG = 0.4  # of the control: a quadrature that passes the resize; at half of R pixels the kernel would stop it
+STEP = 3.0  # from one pixel within the crop to none: what JPEG smears over the edge grows slowly
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
-CROP_QUESTIONS = 6
+CROPS = 3  # that are tried, with two pictures each
 WIDE_PICTURES = 4  # of shape.py
 DOUBT_GRATING = 0.1  # likewise, where a model is deaf to a frequency
 RESERVE = 8  # pictures kept for the crop and for what is not square
@@ -150,6 +155,7 @@ class _Search:
         self.base = Answer((), ())
         self.unasked = np.ones(len(FRAMES), bool)
         self.evidence = ""
+        self.faint = False  # whether R is not beyond doubt
 
     def run(self) -> Square:
         (self.base,) = self.asker(picture(self.pixels))
@@ -203,11 +209,17 @@ class _Search:
         response = self._respond(needle(SIDE, resize, NEEDLE))
         if response < SCREEN * self.control:
             control = self._respond(needle(SIDE, resize, NEEDLE, quadrature=True))
+            self.evidence = f"a grating that vanishes at {resize} px moves the scores by {response:.2g}, its "
+            self.evidence += f"quadrature by {control:.2g}"
             strong = max(SENSITIVE * self.asker.floor, STRONG * self.control)
             if control > strong and response < VANISHED * control:
-                self.evidence = f"a grating that vanishes at {resize} px moves the scores by {response:.2g}, its "
-                self.evidence += f"quadrature by {control:.2g}"
                 return resize
+            if control > SENSITIVE * self.asker.floor and response < FAINT * control and self.asker.left > RESERVE:
+                beside = self._respond(needle(SIDE, resize + 1, NEEDLE))
+                self.evidence += f", one that vanishes at {resize + 1} px by {beside:.2g}"
+                self.faint = beside > max(strong, BESIDE * response)
+                if self.faint:
+                    return resize
         self.weights = np.where(self.known.resize == resize, 1e-4 * self.weights, self.weights)
         return None
 
@@ -220,17 +232,20 @@ class _Search:
         weights[: resize // 2] = 0
         low, high = 0, resize  # seen outside low, not seen outside high
         responses = {resize: 0.0}
-        for _ in range(CROP_QUESTIONS):
+        for _ in range(CROPS):
             alive = np.where((np.arange(resize + 1) > low) & (np.arange(resize + 1) <= high), weights, 0.0)
-            if high - low == 1 or not alive.sum() or self.asker.left <= WIDE_PICTURES:
+            if not alive.sum() or self.asker.left < WIDE_PICTURES + 2:
                 break
             best = int(alive.argmax())
-            side = best - 1 if best - 1 > low else best
-            responses[side] = self.asker.response(base, picture(outlined(pixels, side)))
-            if responses[side] > max(3 * self.asker.floor, OUTSIDE * self.control):
-                low = side
+            for side in {best - 1, best} - responses.keys():
+                responses[side] = self.asker.response(base, picture(outlined(pixels, side)))
+            seen, unseen = responses[best - 1], responses[best]
+            if seen > max(SENSITIVE * self.asker.floor, STEP * unseen):
+                break
+            if unseen > max(3 * self.asker.floor, OUTSIDE * self.control):
+                low = best
             else:
-                high = side
+                high = best - 1
         return self._concluded(resize, low, high, weights, responses)
 
     def _concluded(self, resize: int, low: int, high: int, weights: Weights, responses: dict[int, float]) -> Square:
@@ -241,7 +256,7 @@ class _Search:
             told = (
                 f"what is outside the central {crop} px moves the scores by {unseen:.2g}, with one more by {seen:.2g}"
             )
-            sure = seen > OUTSIDE * self.control and self.asker.verdict(unseen, seen) == "same"
+            sure = not self.faint and seen > OUTSIDE * self.control and self.asker.verdict(unseen, seen) == "same"
             return Square(resize, crop, sure, f"{self.evidence}; {told}", self.control)
         weights[: low + 1] = weights[high + 1 :] = 0
         best = int(weights.argmax()) if weights.sum() else None
