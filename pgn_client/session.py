@@ -207,8 +207,7 @@ class Session(ABC):
         """Return how many of these pictures the cache could answer for the model that was last seen; sends nothing."""
         if self._cache is None:
             return 0
-        together = chunks(images, self.chunk)  # as they would be sent: torch rounds by the size of a batch
-        jobs = (job for chunk in together for job in self._jobs(chunk, always=True))
+        jobs = (job for chunk in chunks(images, self.chunk) for job in self._jobs(chunk, always=True))
         return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
@@ -354,7 +353,7 @@ class Session(ABC):
         if self._cache is None or self._cache.replay:
             raise ConfigurationError("drift: got no cache that records, expected the one of an earlier run as cache=")
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
-        kept = self._cache.canaries(self.endpoint.url, self.endpoint.model)[: int(k)]
+        kept = self._cache.canaries(self._model.key)[: int(k)]
         pictures = [(data, open_image(data)) for _, data in kept]
         payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)
         return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
