@@ -171,7 +171,9 @@ def test_an_authorisation_of_the_callers_own_replaces_the_environments_key(http,
         client(Server(), http=http, api_key="k")
 
 
-@pytest.mark.parametrize("http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}])
+@pytest.mark.parametrize(
+    "http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}, {"auth": (b"me", SECRET.encode())}]
+)
 def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
     caplog.set_level(logging.DEBUG)
     basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -187,7 +189,15 @@ def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
     assert "t0ken" not in caplog.text
 
 
-@pytest.mark.parametrize("http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}])
+@pytest.mark.parametrize(
+    "http",
+    [
+        {"headers": {"X-Key": SECRET}},
+        {"auth": ("me", SECRET)},
+        {"auth": (b"me", SECRET.encode())},
+        {"auth": httpx.BasicAuth("me", SECRET)},
+    ],
+)
 def test_secrets_never_travel_in_the_clear(http):
     with pytest.raises(ConfigurationError, match="unencrypted") as caught:
         AdaptedClient("http://api.example.org", None, http=http)
