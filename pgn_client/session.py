@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from pgn_client.cache import AnswerCache, endpoint_key
-from pgn_client.codecs import PNG, ImageSource, open_image
+from pgn_client.codecs import PNG, ImageSource, describe, open_image
 from pgn_client.discovery import Discovery
 from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import (
@@ -288,7 +288,9 @@ class Session(ABC):
         return (adapter.info.get("fusion") if adapter is not None and self._fusion == "auto" else self._fusion) != 1
 
     def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
-        if as_it_is and isinstance(source, bytes):
+        if as_it_is:
+            if not isinstance(source, bytes):
+                raise ConfigurationError(f"as_it_is: got {describe(source)}, expected the bytes of a PNG file")
             picture = open_image(source)
             return Job(Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True)
         return raised(self._jobs([source], always=always)[0])
@@ -449,6 +451,8 @@ def _endpoint(
     url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None, credential: Credential
 ) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+        raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of texts")
     endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(
         endpoint,
