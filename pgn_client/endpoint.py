@@ -221,7 +221,7 @@ class Endpoint:
         return cls(**_fields(name, content))
 
     def write(self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None) -> None:
-        """Write ``endpoint.json``; the credential is not in it.
+        """Write ``endpoint.json``; the credential is not in it. The URL is, with its query, which may hold a token.
 
         Raises:
             ConfigurationError: the file cannot be written.

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar, cast
+from urllib.parse import unquote_plus, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -107,7 +108,8 @@ class Session(ABC):
         self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
         self._checkpoint = Checkpoint(pgn_ckpt)
         self._http_options, self._transport = HttpOptions(http), transport
-        endpoint = _endpoint(url, protocol, model, labels, _credential(api_key, self._http_options))
+        endpoint = _endpoint(url, protocol, model, labels)
+        endpoint = replace(endpoint, credential=_credential(api_key, self._http_options, endpoint.url))
         open_protocol(endpoint)  # a wrong name or option is told now, not at the first picture
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
@@ -447,9 +449,7 @@ def ends_all(result: object) -> PGNError | None:
     return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
 
 
-def _endpoint(
-    url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None, credential: Credential
-) -> Endpoint:
+def _endpoint(url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of texts")
@@ -459,17 +459,21 @@ def _endpoint(
         protocol=endpoint.protocol if protocol == "auto" else protocol,
         model=model or endpoint.model,
         labels=endpoint.labels if labels is None else tuple(labels),
-        credential=credential,
     )
 
 
-def _credential(api_key: str | None, http: HttpOptions) -> Credential:
-    """Return what authorises requests: the key, or a header of the caller's own that says the same."""
+def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
+    """Return what authorises requests: the key, or a header of the caller's own that says the same.
+
+    A value in the URL's query may be a token too: no message shows it, as none shows the query itself.
+    """
     own = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
     if api_key is not None and own:
         raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
     key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
-    return Credential(key, http.headers, http.secrets(), http.passwords())
+    words = (part.partition("=")[2] or part for part in urlsplit(url).query.split("&"))
+    queried = (spelt for word in words if len(word) > 3 for spelt in (word, unquote_plus(word)))
+    return Credential(key, http.headers, http.secrets(), (*http.passwords(), *queried))
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:

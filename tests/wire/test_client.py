@@ -675,7 +675,8 @@ def test_pacing_is_not_counted_against_the_timeout():
     [
         {"timeout": 0}, {"timeout": None}, {"timeout": math.inf}, {"max_retries": -1}, {"max_retries": 1.5},
         {"max_concurrency": 0}, {"requests_per_second": 0}, {"fusion": 1.1}, {"fusion": "on"}, {"query_below": 2},
-        {"protocol": "grpc"}, {"labels": "cat,dog"}, {"labels": [1, 2]}, {"budget": -1}, {"price_per_image": -1}, {"timeout": math.nan}, {"timeout": True},
+        {"protocol": "grpc"}, {"labels": "cat,dog"}, {"labels": [1, 2]},
+        {"budget": -1}, {"price_per_image": -1}, {"price_per_image": "1"}, {"timeout": math.nan}, {"timeout": True},
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_work_is_refused(options):

@@ -208,6 +208,15 @@ def test_a_proxys_password_is_not_sent_to_the_endpoint_and_forbids_no_plain_conn
     AdaptedClient("http://api.example.org", None, http={"proxy": "http://me:p4ssword@127.0.0.1:9"}).close()
 
 
+@pytest.mark.parametrize("echo", [f"Cannot POST /?code={SECRET}%2Fx==", f"{SECRET}/x=="])
+def test_a_token_in_the_urls_query_is_in_no_message(echo):
+    server = Server([httpx.Response(404, text=echo)])
+    url = f"http://127.0.0.1:9/?v=2&code={SECRET}%2Fx=="
+    with client(server, url=url, protocol="huggingface") as c, pytest.raises(InvalidRequestError) as caught:
+        c.classify(picture())
+    assert SECRET not in f"{caught.value}{vars(caught.value)}"
+
+
 def test_a_short_value_of_a_header_leaves_messages_readable():
     server = Server([httpx.Response(400, text="22 of 2")])
     with client(server, http={"headers": {"X-Version": "2"}}) as c, pytest.raises(InvalidRequestError, match="22 of 2"):
