@@ -29,9 +29,15 @@ _TABLES = {
 }
 
 
-def endpoint_key(url: str, model: str | None) -> str:
-    """Return the fingerprint of an endpoint: the SHA-256, in hexadecimal, of its URL and its model."""
-    return cache_key(url, model, "", b"")
+def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
+    """Return the fingerprint of an endpoint: the SHA-256, in hexadecimal, of its URL, its model and what is asked.
+
+    Args:
+        url: may hold a credential in its query.
+        model: the caller's name for it.
+        asked: labels and options, as JSON; empty where none are given.
+    """
+    return cache_key(url, model, asked, b"")
 
 
 def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
@@ -67,9 +73,9 @@ class Recorded:
 class AnswerCache:
     """A persistent map from key to Answer (SQLite); safe to use from several threads and processes.
 
-    It also remembers the identity of the model that last answered at each URL, so that its answers can be replayed
-    while the endpoint cannot be reached, and the first ``CANARIES`` pictures that were sent there, as they were sent,
-    so that a drift of the model can be found by sending them again.
+    It also remembers the identity of the model that last answered at each endpoint, so that its answers can be
+    replayed while that cannot be reached, and the first ``CANARIES`` pictures that were sent there, as they were sent,
+    so that a drift of the model can be found by sending them again. An endpoint is named by its ``endpoint_key``.
 
     Args:
         path: the database file, made if missing; None keeps the answers in memory.
@@ -124,9 +130,8 @@ class AnswerCache:
         text = json.dumps([answer.labels, answer.scores, answer.kind, attempts, request_id])
         self._write("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
 
-    def keep(self, url: str, model: str | None, key: str, picture: bytes) -> None:
+    def keep(self, endpoint: str, key: str, picture: bytes) -> None:
         """Keep a picture as it was sent, for ``canaries``, unless there are enough of this endpoint."""
-        endpoint = endpoint_key(url, model)
         if endpoint in self._enough:
             return
         counted = "(SELECT COUNT(*) FROM pictures WHERE endpoint = ?)"
@@ -135,21 +140,19 @@ class AnswerCache:
         if int(self._one(f"SELECT {counted}", endpoint) or 0) >= CANARIES:
             self._enough.add(endpoint)
 
-    def canaries(self, url: str, model: str | None) -> list[tuple[Answer, bytes]]:
+    def canaries(self, endpoint: str) -> list[tuple[Answer, bytes]]:
         """Return the pictures that are kept of an endpoint, oldest first, each with its recorded answer."""
-        rows = self._rows(
-            "SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint_key(url, model)
-        )
+        rows = self._rows("SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint)
         kept = ((self.get(key), bytes(picture)) for key, picture in rows)
         return [(found.answer, picture) for found, picture in kept if found is not None]
 
-    def recall(self, url: str, model: str | None) -> str | None:
+    def recall(self, endpoint: str) -> str | None:
         """Return the identity of the model that last answered there, or None."""
-        return self._one("SELECT identity FROM models WHERE key = ?", endpoint_key(url, model))
+        return self._one("SELECT identity FROM models WHERE key = ?", endpoint)
 
-    def remember(self, url: str, model: str | None, identity: str) -> None:
+    def remember(self, endpoint: str, identity: str) -> None:
         """Note the identity of the model there."""
-        self._write("INSERT OR REPLACE INTO models VALUES (?, ?)", endpoint_key(url, model), identity)
+        self._write("INSERT OR REPLACE INTO models VALUES (?, ?)", endpoint, identity)
 
     def _one(self, query: str, key: str) -> str | None:
         rows = self._rows(query, key)

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import asdict, replace
 
-from pgn_client.cache import AnswerCache, cache_key
+from pgn_client.cache import AnswerCache, cache_key, endpoint_key
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import (
     ConfigurationError,
@@ -32,6 +32,7 @@ class Discovery:
 
     Attributes:
         endpoint: with the limits that it told.
+        key: of what is recorded of it: other labels or options are another question, with other answers.
         protocol: what it speaks, once that is known.
         info: what it says about its model.
         asked: whether it has said what it says.
@@ -46,6 +47,10 @@ class Discovery:
 
     def __init__(self, endpoint: Endpoint, cache: AnswerCache | None) -> None:
         self.endpoint, self.cache = endpoint, cache
+        told = [endpoint.labels, dict(endpoint.options)]
+        asked = json.dumps(told, sort_keys=True) if any(told) else ""
+        self.key = endpoint_key(endpoint.url, endpoint.model, asked)
+        self._noted: str | None = None
         self.protocol: Protocol | None = None
         self.info: ModelInfo | None = None
         self.failure: EndpointError | None = None
@@ -56,8 +61,8 @@ class Discovery:
             self.recalled = self.recall()
             if self.recalled is None:
                 raise ConfigurationError(
-                    f"replay: got {cache.name}, in which no answer of {endpoint.name} is recorded; give the URL and "
-                    "model of the recording"
+                    f"replay: got {cache.name}, in which no answer of {endpoint.name} to this question is recorded; "
+                    "give the URL, model, protocol, labels and options of the recording"
                 )
 
     def is_ready(self, before: EndpointError | None, *, needed: bool, for_info: bool) -> bool:
@@ -108,7 +113,7 @@ class Discovery:
         _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
         if plainer is not None and self._identity(plainer) == self.recall():
             protocol = plainer
-        self._speak(protocol)
+        self.protocol = protocol
         self.asked = True
 
     def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
@@ -117,13 +122,14 @@ class Discovery:
         answer, spoken = yield from exchange.ask(asked, payload)
         self.rates |= exchange.rates
         if asked.proven and self.protocol is not asked:
-            self._speak(asked)  # another picture was refused at the same time, and not for the dialect
+            self.protocol = asked  # another picture was refused at the same time, and not for the dialect
         elif spoken is not asked and not asked.proven:
-            self._speak(spoken)
+            self.protocol = spoken
         if self.cache is not None and not again:
             key = self._key(payload, spoken)
             self.cache.put(key, answer, exchange.attempts, exchange.request_id)
-            self.cache.keep(self.endpoint.url, self.endpoint.model, key, payload.data)
+            self.cache.keep(self.key, key, payload.data)
+            self._note(spoken)
         return Reply(answer, exchange.attempts, exchange.request_id)
 
     def recorded(self, payload: Payload) -> Reply | None:
@@ -134,6 +140,8 @@ class Discovery:
         """
         found = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
         if found is not None:
+            if self.protocol is not None and self.recalled is None:
+                self._note(self.protocol)
             return Reply(found.answer, found.attempts, found.request_id)
         if self.cache is not None and self.cache.replay:
             raise self._not_recorded("no answer to this picture is recorded")
@@ -148,14 +156,17 @@ class Discovery:
         return bool(found)
 
     def recall(self) -> str | None:
-        """Return the identity of the model whose answers were recorded last."""
-        return None if self.cache is None else self.cache.recall(self.endpoint.url, self.endpoint.model)
+        """Return the identity of the model whose answers were recorded or used last, in the protocol that is named."""
+        found = None if self.cache is None else self.cache.recall(self.key)
+        spoken = json.loads(found)[-1].split()[0] if found else None
+        return found if self.endpoint.protocol in ("auto", spoken) else None
 
-    def _speak(self, protocol: Protocol) -> None:
-        """Stay with a dialect; a later run with the same cache goes on in it."""
-        self.protocol = protocol
-        if self.cache is not None:
-            self.cache.remember(self.endpoint.url, self.endpoint.model, self._identity(protocol))
+    def _note(self, protocol: Protocol) -> None:
+        """Remember whose answers are used, and the dialect; a later run with the same cache goes on in it."""
+        identity = self._identity(protocol)
+        if self.cache is not None and identity != self._noted:
+            self.cache.remember(self.key, identity)
+            self._noted = identity
 
     def _identity(self, protocol: Protocol) -> str:
         """Return what tells this model, and the form of its answers, from another behind the same URL."""

@@ -25,7 +25,7 @@ class Credential:
     Args:
         key: sent as a bearer token.
         headers: sent along; their values count as secrets too (those of up to 3 signs are shown).
-        secrets: other texts that are sent along.
+        secrets: other texts that are sent along; an empty one stands for what is not known.
         hidden: texts that are not sent to the endpoint, and that no message may show either.
 
     Raises:
@@ -165,7 +165,7 @@ class Endpoint:
         if self.credential and parts.scheme == "http" and not self.loopback:
             raise ConfigurationError(
                 f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
-                "(api_key, PGN_API_KEY, headers)"
+                "(api_key, PGN_API_KEY, headers, auth)"
             )
         form = self.options.get("key_header", BEARER)
         if not isinstance(form, str) or not re.fullmatch(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*", form):
@@ -216,12 +216,12 @@ class Endpoint:
                 content = tomllib.load(file) if name.endswith(".toml") else json.load(file)
         except OSError as error:
             raise ConfigurationError(f"endpoint file {name}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"endpoint file {name}: got no JSON or TOML ({error}); mend it") from error
         return cls(**_fields(name, content))
 
     def write(self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None) -> None:
-        """Write ``endpoint.json``; the credential is not in it.
+        """Write ``endpoint.json``; the credential is not in it. The URL is, with its query, which may hold a token.
 
         Raises:
             ConfigurationError: the file cannot be written.
@@ -274,12 +274,15 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
     if not all(isinstance(label, str) for label in content.get("labels", ())):
         raise ConfigurationError(f"endpoint file {name}: labels: expected a list of texts")
     own = {key: content[key] for key in ("url", "protocol", "model", "options") if key in content}
+    limits = content.get("limits", {})
+    if not limits.keys() <= set(Limits.__slots__) or not all(type(n) is int and n > 0 for n in limits.values()):
+        raise ConfigurationError(f"endpoint file {name}: limits: expected body_bytes and pixels, whole numbers above 0")
     try:
-        limits = Limits(**content.get("limits", {}))
-    except TypeError as error:
-        raise ConfigurationError(f"endpoint file {name}: limits: {error}; expected body_bytes and pixels") from error
+        json.dumps(content.get("options"), allow_nan=False)
+    except (TypeError, ValueError) as error:  # TOML knows dates
+        raise ConfigurationError(f"endpoint file {name}: options: {error}; expected what JSON can say") from error
     found = Found(**{key: content[key] for key in Found.__slots__ if key in content})
-    return own | {"labels": tuple(content.get("labels", ())), "limits": limits, "found": found}
+    return own | {"labels": tuple(content.get("labels", ())), "limits": Limits(**limits), "found": found}
 
 
 def _split(url: str) -> SplitResult:

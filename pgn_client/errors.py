@@ -13,7 +13,7 @@
        ├─ ConnectionFailedError
        ├─ TimedOutError
        ├─ ProtocolMismatchError              carries an excerpt of the answer
-   ├─ NotRecordedError                   replaying, and nothing is recorded
+       ├─ NotRecordedError                   replaying, and nothing is recorded
        └─ StatusError                        carries the status
           ├─ AuthenticationError             401, 403
           ├─ InvalidRequestError             other 4xx

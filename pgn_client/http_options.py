@@ -43,10 +43,17 @@ class HttpOptions:
         return dict(self._arguments)
 
     def secrets(self) -> Iterator[str]:
-        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain connection carry it."""
+        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain connection carry it.
+
+        Of an ``auth`` that is no pair of texts nothing is known but that it authorises: an empty secret.
+        """
         auth = self._arguments.get("auth")
-        if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str) for part in auth):
-            yield from (auth[1], base64.b64encode(":".join(auth).encode()).decode())
+        if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str | bytes) for part in auth):
+            user, password = (part.encode() if isinstance(part, str) else part for part in auth)
+            yield from (password.decode("latin-1"), password.decode("utf-8", "replace"))
+            yield base64.b64encode(user + b":" + password).decode()
+        elif auth is not None:
+            yield ""
 
     def passwords(self) -> Iterator[str]:
         """Yield the password of ``proxy``, which only the proxy gets and no message may show."""

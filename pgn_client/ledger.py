@@ -7,6 +7,7 @@ never left this machine is given back.
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -130,7 +131,8 @@ class Account:
     ) -> None:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
             raise ConfigurationError(f"budget: got {budget!r}, expected a number of images, 0 or more, or None")
-        if price_per_image is not None and not price_per_image >= 0:
+        known = isinstance(price_per_image, int | float) and not isinstance(price_per_image, bool)
+        if price_per_image is not None and not (known and 0 <= price_per_image < math.inf):
             raise ConfigurationError(f"price_per_image: got {price_per_image!r}, expected 0 or more, or None")
         self.ledger, self.budget, self.price = ledger, budget, price_per_image
         self._endpoint, self._name = endpoint, name

@@ -18,12 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar, cast
+from urllib.parse import unquote_plus, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from pgn_client.cache import AnswerCache, endpoint_key
-from pgn_client.codecs import PNG, ImageSource, open_image
+from pgn_client.codecs import PNG, ImageSource, describe, open_image
 from pgn_client.discovery import Discovery
 from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import (
@@ -107,7 +108,8 @@ class Session(ABC):
         self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
         self._checkpoint = Checkpoint(pgn_ckpt)
         self._http_options, self._transport = HttpOptions(http), transport
-        endpoint = _endpoint(url, protocol, model, labels, _credential(api_key, self._http_options))
+        endpoint = _endpoint(url, protocol, model, labels)
+        endpoint = replace(endpoint, credential=_credential(api_key, self._http_options, endpoint.url))
         open_protocol(endpoint)  # a wrong name or option is told now, not at the first picture
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
@@ -207,8 +209,7 @@ class Session(ABC):
         """Return how many of these pictures the cache could answer for the model that was last seen; sends nothing."""
         if self._cache is None:
             return 0
-        together = chunks(images, self.chunk)  # as they would be sent: torch rounds by the size of a batch
-        jobs = (job for chunk in together for job in self._jobs(chunk, always=True))
+        jobs = (job for chunk in chunks(images, self.chunk) for job in self._jobs(chunk, always=True))
         return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
@@ -289,7 +290,9 @@ class Session(ABC):
         return (adapter.info.get("fusion") if adapter is not None and self._fusion == "auto" else self._fusion) != 1
 
     def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
-        if as_it_is and isinstance(source, bytes):
+        if as_it_is:
+            if not isinstance(source, bytes):
+                raise ConfigurationError(f"as_it_is: got {describe(source)}, expected the bytes of a PNG file")
             picture = open_image(source)
             return Job(Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True)
         return raised(self._jobs([source], always=always)[0])
@@ -354,7 +357,7 @@ class Session(ABC):
         if self._cache is None or self._cache.replay:
             raise ConfigurationError("drift: got no cache that records, expected the one of an earlier run as cache=")
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
-        kept = self._cache.canaries(self.endpoint.url, self.endpoint.model)[: int(k)]
+        kept = self._cache.canaries(self._model.key)[: int(k)]
         pictures = [(data, open_image(data)) for _, data in kept]
         payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)
         return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
@@ -446,27 +449,31 @@ def ends_all(result: object) -> PGNError | None:
     return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
 
 
-def _endpoint(
-    url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None, credential: Credential
-) -> Endpoint:
+def _endpoint(url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+        raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of texts")
     endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(
         endpoint,
         protocol=endpoint.protocol if protocol == "auto" else protocol,
         model=model or endpoint.model,
         labels=endpoint.labels if labels is None else tuple(labels),
-        credential=credential,
     )
 
 
-def _credential(api_key: str | None, http: HttpOptions) -> Credential:
-    """Return what authorises requests: the key, or a header of the caller's own that says the same."""
+def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
+    """Return what authorises requests: the key, or a header of the caller's own that says the same.
+
+    A value in the URL's query may be a token too: no message shows it, as none shows the query itself.
+    """
     own = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
     if api_key is not None and own:
         raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
     key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
-    return Credential(key, http.headers, http.secrets(), http.passwords())
+    words = (part.partition("=")[2] or part for part in urlsplit(url).query.split("&"))
+    queried = (spelt for word in words if len(word) > 3 for spelt in (word, unquote_plus(word)))
+    return Credential(key, http.headers, http.secrets(), (*http.passwords(), *queried))
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXCERPT = 200
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may spell one alone, which no file and no terminal takes
 MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
@@ -298,12 +299,13 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
     """Return pairs of label and score after checking what an endpoint sent.
 
     Raises:
-        MalformedAnswerError: no label, a label that is no text, a score that is no finite number.
+        MalformedAnswerError: no label, a label that is no text (half of a pair of surrogates neither), a score that is
+            no finite number.
     """
     if not labels or len(labels) != len(scores):
         raise MalformedAnswerError(f"{len(labels)} labels and {len(scores)} scores", "as many, at least one")
     for label in labels:
-        if not isinstance(label, str):
+        if not isinstance(label, str) or SURROGATE.search(label):
             raise MalformedAnswerError(repr(label), "text", "the label ")
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):

@@ -53,7 +53,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
 }
 BOUNDARY = "pgn-client-3f1c9e5b7a2d4860"
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-SECRET = re.compile(r"(?i).*(authorization|cookie|token|secret|key).*")
+SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|token).*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def _sums(token: dict[str, Any], named: Callable[[str], list[str]]) -> dict[str,
         if len(fits) > 1:
             return None
         for label in fits:
-            found[label] = found.get(label, 0.0) + math.exp(alternative["logprob"])
+            found[label] = found.get(label, 0.0) + math.exp(max(alternative["logprob"], -1e9))
     return found
 
 

@@ -198,7 +198,7 @@ class OpenInference(Defaults):
         if "scores" in self.endpoint.options:
             return str(self.endpoint.options["scores"])
         items = [item for item in declared if isinstance(item, dict)] if isinstance(declared, list) else []
-        named = [(str(item["name"]), item.get("datatype")) for item in items if isinstance(item.get("name"), str)]
+        named = [(str(item["name"]), str(item.get("datatype"))) for item in items if isinstance(item.get("name"), str)]
         wish = self.reader.kind
         best = [name for name, _ in named if wish is not None and NAMES.get(name.lower()) == wish]
         return next(iter([*best, *(name for name, kind in named if kind in FLOATS), *(name for name, _ in named)]), "")

@@ -112,7 +112,8 @@ class Chat(Defaults):
         if cards is None:
             return None
         model = self.model or only_model(self.endpoint, [card["id"] for card in cards])
-        if any(card["id"] == model and "image_embed" in (card.get("capabilities") or ()) for card in cards):
+        told = next((card.get("capabilities") for card in cards if card["id"] == model), None)
+        if isinstance(told, list) and "image_embed" in told:
             return Described(Embeddings(self.endpoint, model), ModelInfo(model))
         return Described(replace(self, model=model), ModelInfo(model))
 

@@ -112,7 +112,7 @@ class Reader:
     def _answer(self, pairs: list[tuple[str, float]], *, complete: bool) -> Answer:
         kind = self._kind([score for _, score in pairs], 1e-2 if complete else 1e-3, complete)
         merged = _merged(pairs, kind)
-        total = math.fsum(score for _, score in merged)
+        total = sum(score for _, score in merged)
         if kind == "probabilities" and self.kind and total > 1:  # independent confidences, said to be probabilities
             merged = [(label, score / total) for label, score in merged]
         return best_first(merged, kind)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pgn_client.protocols.base import MalformedAnswerError, Payload, WireRespons
 FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 PIXELS = {"UINT8": "|u1", "FP16": "<f2", "FP32": "<f4"}
 HEADER = "inference-header-content-length"
+LONGEST_SIDE = 2**13  # pixels; what metadata say is untrusted, and a picture is resized to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def choose_input(inputs: Sequence[Any], given: Mapping[str, Any], told: Mapping[
         )
         if not isinstance(name, str) or not isinstance(shape, list) or given.get("input", name) != name:
             continue
-        if not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        if not isinstance(datatype, str) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
             continue
         if datatype == "BYTES" or (datatype in PIXELS and len(shape) in (3, 4)):
             return _complete(Input(name, datatype, tuple(shape)), given, told)
@@ -124,12 +126,17 @@ def _complete(found: Input, given: Mapping[str, Any], told: Mapping[str, Any]) -
             f"the model's input has the shape {list(found.shape)}, which does not tell where the three channels are; "
             "give options: layout, CHW or HWC"
         )
+    plain = Input(found.name, found.datatype, found.shape, layout)
+    if not all(side < 0 or 0 < side <= LONGEST_SIDE for side in plain.size):
+        raise ConfigurationError(
+            f"the model's input has the shape {list(found.shape)}, expected sides of 1 to {LONGEST_SIDE} pixels, or -1"
+        )
     if found.datatype == "UINT8":
-        return Input(found.name, found.datatype, found.shape, layout)
+        return plain
     mean, std = (_three(key, given[key] if key in given else told.get(key)) for key in ("mean", "std"))
     if not all(std):
         raise ConfigurationError("options: std: got a zero, expected numbers to divide by")
-    return Input(found.name, found.datatype, found.shape, layout, mean, std)
+    return replace(plain, mean=mean, std=std)
 
 
 def _three(name: str, value: Any) -> tuple[float, ...]:
@@ -185,7 +192,7 @@ def outputs(response: WireResponse) -> list[Output]:
         MalformedAnswerError: it is none.
     """
     length = response.headers.get(HEADER)
-    if length is not None and not (length.isdecimal() and int(length) <= len(response.body)):
+    if length is not None and not (length.isdecimal() and len(length) < 20 and int(length) <= len(response.body)):
         raise MalformedAnswerError(length[:20], f"at most {len(response.body)}", f"{HEADER}: ")
     head = response.body if length is None else response.body[: int(length)]
     document = WireResponse(response.status, {}, head).json()
@@ -215,16 +222,9 @@ def _output(item: Any, rest: bytes) -> tuple[Output, bytes]:
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise MalformedAnswerError(str(size), f"at most {len(rest)}", "binary_data_size ")
         data, rest = _unpacked(datatype, rest[:size]), rest[size:]
-    if len(data) != _count(shape):
+    if len(data) != math.prod(shape):
         raise MalformedAnswerError(f"{len(data)} elements", f"as many as the shape {shape} has")
     return Output(name, datatype, tuple(shape), data), rest
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def _flat(data: Any) -> list[Any]:
@@ -243,11 +243,11 @@ def _unpacked(datatype: str, data: bytes) -> list[Any]:
         return [float(number) for number in np.frombuffer(data, np.dtype(kind))]
     if datatype != "BYTES":
         raise MalformedAnswerError(f"{len(data)} bytes", f"whole numbers of {', '.join(FLOATS)}", f"{datatype} with ")
-    elements = []
-    while data:
-        size = int.from_bytes(data[:4], "little")
-        if len(data) < 4 + size:
-            raise MalformedAnswerError(f"{len(data)} bytes", f"{4 + size}", "an element of BYTES with ")
-        elements.append(data[4 : 4 + size].decode("utf-8", "replace"))
-        data = data[4 + size :]
+    elements, place = [], 0
+    while place < len(data):
+        start, rest = place + 4, len(data) - place
+        place = start + int.from_bytes(data[place:start], "little")
+        if place > len(data):
+            raise MalformedAnswerError(f"{rest} bytes", f"{rest + place - len(data)}", "an element of BYTES with ")
+        elements.append(data[start:place].decode("utf-8", "replace"))
     return elements

@@ -40,7 +40,7 @@ from pgn_client.errors import (
 from pgn_client.exchange import BrokenKind
 from pgn_client.types import ModelInfo
 
-from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, picture
+from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
 
 
 def refused(status: int, message: str = "no", **headers: str) -> httpx.Response:
@@ -675,7 +675,8 @@ def test_pacing_is_not_counted_against_the_timeout():
     [
         {"timeout": 0}, {"timeout": None}, {"timeout": math.inf}, {"max_retries": -1}, {"max_retries": 1.5},
         {"max_concurrency": 0}, {"requests_per_second": 0}, {"fusion": 1.1}, {"fusion": "on"}, {"query_below": 2},
-        {"protocol": "grpc"}, {"budget": -1}, {"price_per_image": -1}, {"timeout": math.nan}, {"timeout": True},
+        {"protocol": "grpc"}, {"labels": "cat,dog"}, {"labels": [1, 2]},
+        {"budget": -1}, {"price_per_image": -1}, {"price_per_image": "1"}, {"timeout": math.nan}, {"timeout": True},
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_work_is_refused(options):
@@ -809,3 +810,12 @@ def test_leaving_an_async_stream_cancels_what_is_on_its_way():
             return len([task for task in asyncio.all_tasks() if not task.done()])
 
     assert run(ask()) == 1
+
+
+def test_only_a_files_bytes_are_sent_as_they_are():
+    data, server = file_bytes(picture(), compress_level=1), Server()
+    with client(server) as c:
+        c.answer(data, as_it_is=True)
+        with pytest.raises(ConfigurationError, match="as_it_is"):
+            c.answer(picture(), as_it_is=True)
+    assert [request.content for request in server.requests] == [data]

@@ -124,6 +124,10 @@ def test_an_endpoint_file_may_be_written_by_hand_as_toml(tmp_path):
         ({"url": "http://h", "top_k": True}, "top_k"),
         ({"url": "http://h", "labels": [1]}, "labels"),
         ({"url": "http://h", "limits": {"bytes": 1}}, "limits"),
+        ({"url": "http://h", "limits": {"pixels": "9"}}, "whole numbers above 0"),
+        ({"url": "http://h", "limits": {"pixels": True}}, "whole numbers above 0"),
+        ({"url": "http://h", "limits": {"body_bytes": 0}}, "whole numbers above 0"),
+        ({"url": "http://h", "options": {"scale": float("nan")}}, "what JSON can say"),
         ({"url": "ftp://h"}, "http"),
     ],
 )
@@ -132,7 +136,7 @@ def test_an_endpoint_file_with_a_mistake_is_refused(tmp_path, content, words):
         Endpoint.read(written(tmp_path, **content))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '"text"'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "[" * 10**5])
 def test_an_endpoint_file_that_is_none_is_refused(tmp_path, text):
     path = tmp_path / "endpoint.json"
     path.write_text(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pgn_client.cache import CANARIES, AnswerCache, Recorded, cache_key
+from pgn_client.cache import CANARIES, AnswerCache, Recorded, cache_key, endpoint_key
 from pgn_client.errors import BudgetExceededError, ConfigurationError
 from pgn_client.ledger import Account, Ledger
 from pgn_client.types import Answer, Usage
@@ -180,9 +180,11 @@ def test_endpoint_model_and_bytes_all_matter_for_the_key():
 
 def test_a_cache_remembers_the_model_of_each_url_but_not_the_url(tmp_path):
     cache = AnswerCache(tmp_path / "a.sqlite")
-    cache.remember("http://h/?token=t0ken", None, "[1]")
-    assert cache.recall("http://h/?token=t0ken", None) == "[1]"
-    assert cache.recall("http://h/?token=t0ken", "other") is None
+    key = endpoint_key("http://h/?token=t0ken", None)
+    cache.remember(key, "[1]")
+    assert cache.recall(key) == "[1]"
+    assert cache.recall(endpoint_key("http://h/?token=t0ken", "other")) is None
+    assert cache.recall(endpoint_key("http://h/?token=t0ken", None, '["a"]')) is None
     cache.close()
     assert b"t0ken" not in (tmp_path / "a.sqlite").read_bytes()
 
@@ -212,8 +214,8 @@ def test_a_file_of_an_earlier_version_is_read_and_goes_on(tmp_path):
         old.execute("INSERT INTO answers VALUES ('k', '[[\"a\"], [1.0], \"label\"]')")
     cache = AnswerCache(path)
     assert cache.get("k") == Recorded(Answer(("a",), (1.0,), "label"))
-    cache.keep("u", None, "k", b"png")
-    assert cache.canaries("u", None) == [(Answer(("a",), (1.0,), "label"), b"png")]
+    cache.keep("u", "k", b"png")
+    assert cache.canaries("u") == [(Answer(("a",), (1.0,), "label"), b"png")]
     cache.close()
 
 
@@ -223,9 +225,9 @@ def test_the_first_pictures_of_each_endpoint_are_kept(tmp_path):
         for i in range(first, first + 7):
             for url in ("u", "v"):
                 cache.put(f"{url}{i}", Answer((str(i),), (1.0,)))
-                cache.keep(url, None, f"{url}{i}", b"picture %d" % i)
-        kept = cache.canaries("u", None)
-        assert cache.canaries("u", "another model") == []
+                cache.keep(url, f"{url}{i}", b"picture %d" % i)
+        kept = cache.canaries("u")
+        assert cache.canaries("w") == []
         cache.close()
     assert [(a.labels[0], p) for a, p in kept] == [(str(i), b"picture %d" % i) for i in range(CANARIES)]
 
@@ -236,7 +238,7 @@ def test_the_first_pictures_of_each_endpoint_are_kept(tmp_path):
 def record(path):
     cache = AnswerCache(path)
     cache.put("k", ANSWER, 2, "r")
-    cache.remember("u", None, "[1]")
+    cache.remember("u", "[1]")
     return cache
 
 
@@ -248,7 +250,7 @@ def test_a_replay_reads_and_never_writes(tmp_path):
     tmp_path.chmod(0o500)
     try:
         cache = AnswerCache(path, replay=True)
-        assert (cache.get("k"), cache.recall("u", None)) == (Recorded(ANSWER, 2, "r"), "[1]")
+        assert (cache.get("k"), cache.recall("u")) == (Recorded(ANSWER, 2, "r"), "[1]")
         with pytest.raises(ConfigurationError, match="readonly"):
             cache.put("other", ANSWER)
         cache.close()

@@ -171,7 +171,9 @@ def test_an_authorisation_of_the_callers_own_replaces_the_environments_key(http,
         client(Server(), http=http, api_key="k")
 
 
-@pytest.mark.parametrize("http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}])
+@pytest.mark.parametrize(
+    "http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}, {"auth": (b"me", SECRET.encode())}]
+)
 def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
     caplog.set_level(logging.DEBUG)
     basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -187,7 +189,15 @@ def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
     assert "t0ken" not in caplog.text
 
 
-@pytest.mark.parametrize("http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}])
+@pytest.mark.parametrize(
+    "http",
+    [
+        {"headers": {"X-Key": SECRET}},
+        {"auth": ("me", SECRET)},
+        {"auth": (b"me", SECRET.encode())},
+        {"auth": httpx.BasicAuth("me", SECRET)},
+    ],
+)
 def test_secrets_never_travel_in_the_clear(http):
     with pytest.raises(ConfigurationError, match="unencrypted") as caught:
         AdaptedClient("http://api.example.org", None, http=http)
@@ -196,6 +206,15 @@ def test_secrets_never_travel_in_the_clear(http):
 
 def test_a_proxys_password_is_not_sent_to_the_endpoint_and_forbids_no_plain_connection():
     AdaptedClient("http://api.example.org", None, http={"proxy": "http://me:p4ssword@127.0.0.1:9"}).close()
+
+
+@pytest.mark.parametrize("echo", [f"Cannot POST /?code={SECRET}%2Fx==", f"{SECRET}/x=="])
+def test_a_token_in_the_urls_query_is_in_no_message(echo):
+    server = Server([httpx.Response(404, text=echo)])
+    url = f"http://127.0.0.1:9/?v=2&code={SECRET}%2Fx=="
+    with client(server, url=url, protocol="huggingface") as c, pytest.raises(InvalidRequestError) as caught:
+        c.classify(picture())
+    assert SECRET not in f"{caught.value}{vars(caught.value)}"
 
 
 def test_a_short_value_of_a_header_leaves_messages_readable():

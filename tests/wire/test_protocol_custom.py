@@ -290,7 +290,9 @@ def test_wrong_options_are_refused_with_what_is_right(options, words):
         custom(**options)
 
 
-@pytest.mark.parametrize("name", ["Authorization", "X-API-Key", "Prediction-key", "x-auth-token", "Cookie"])
+@pytest.mark.parametrize(
+    "name", ["Authorization", "X-API-Key", "Prediction-key", "x-auth-token", "X-Auth", "X-Password", "Cookie"]
+)
 def test_a_key_among_the_headers_is_refused_and_not_shown(name):
     with pytest.raises(ConfigurationError, match="api_key=") as caught:
         custom(headers={name: f"Bearer {KEY}"})

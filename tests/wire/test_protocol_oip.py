@@ -204,10 +204,36 @@ def test_what_is_not_its_form_is_refused(document):
         bound(metadata(FP32, **HALF)).decode(ok(document))
 
 
-@pytest.mark.parametrize("length", ["-1", "999", "x"])
+@pytest.mark.parametrize("length", ["-1", "999", "x", "9" * 5000])
 def test_a_header_length_that_lies_is_refused(length):
     with pytest.raises(MalformedAnswerError):
         bound().decode(WireResponse(200, {HEADER: length}, b"{}"))
+
+
+@pytest.mark.parametrize("side", [0, 2**13 + 1, 10**30])
+def test_an_input_that_no_picture_fits_is_refused(side):
+    with pytest.raises(ConfigurationError, match="8192 pixels"):
+        bound(metadata({"name": "a", "datatype": "UINT8", "shape": [1, 3, side, side]}))
+
+
+def test_datatypes_that_are_no_text_are_passed_over():
+    outs = [{"name": "x", "datatype": {}}, {"name": "y", "datatype": "FP32"}]
+    found = bound({"inputs": [{"name": "a", "datatype": [], "shape": [1]}, FP32], "outputs": outs, "parameters": HALF})
+    assert (found.input.name, found.output) == ("images", "y")
+
+
+@pytest.mark.parametrize(("last", "read"), [(2, ["", "", "ab"]), (3, None)])
+def test_elements_of_bytes_end_where_their_length_says(last, read):
+    parameters = {"binary_data_size": 14}
+    head = json.dumps(
+        {"outputs": [{"name": "x", "datatype": "BYTES", "shape": [3], "parameters": parameters}]}
+    ).encode()
+    response = WireResponse(200, {HEADER: str(len(head))}, head + bytes(8) + bytes([last, 0, 0, 0]) + b"ab")
+    if read is not None:
+        assert outputs(response)[0].data == read
+        return
+    with pytest.raises(MalformedAnswerError, match="BYTES with 6 bytes, expected 7"):
+        outputs(response)
 
 
 def test_a_binary_answer_that_was_cut_is_refused():

@@ -190,6 +190,12 @@ def test_tokens_that_are_no_label_are_left_out():
     assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx({"cat": 0.5, "dog": 0.2})
 
 
+def test_a_token_of_no_probability_worth_the_name_is_none():
+    document = said("cat", {"token": "cat", "logprob": 0, "top_logprobs": [{"token": "dog", "logprob": -(10**400)}]})
+    (answer,) = chat().decode(ok(document))
+    assert dict(zip(answer.labels, answer.scores, strict=True)) == {"cat": 1.0, "dog": 0.0}
+
+
 def test_several_tokens_of_a_plain_text_give_the_label_alone():
     assert chat().decode(ok(said("lynx", token("ly", 0.6, cat=0.4), token("nx", 1.0))))[0].kind == "label"
 
@@ -328,6 +334,12 @@ def test_a_server_that_embeds_pictures_is_found():
     with client(OpenAI("clip", capabilities=["embed", "image_embed"])) as c:
         assert c.answer(image()).scores == (1.0, -2.0)
         assert c.protocol == "openai-embeddings"
+
+
+@pytest.mark.parametrize("capabilities", [5, True, {"image_embed": 1}, "image_embed"])
+def test_capabilities_in_another_form_are_those_of_a_chat(capabilities):
+    card = {"id": "vit", "capabilities": capabilities}
+    assert isinstance(chat().described(ok({"object": "list", "data": [card]})).protocol, Chat)
 
 
 def test_several_models_are_named():

@@ -178,6 +178,16 @@ def test_classes_of_one_name_are_added_up(scores, crane):
     assert answer.scores == pytest.approx((crane, scores[1]))
 
 
+def test_scores_whose_sum_no_float_holds_are_logits():
+    (answer,) = HuggingFace("http://h").decode(ok([{"label": each, "score": 1e308} for each in ("a", "b")]))
+    assert (answer.kind, answer.scores) == ("logits", (1e308, 1e308))
+
+
+def test_a_label_that_no_file_takes_is_refused():
+    with pytest.raises(MalformedAnswerError, match="the label"):
+        HuggingFace("http://h").decode(ok([{"label": "\ud800", "score": 1.0}]))
+
+
 def test_a_batch_of_lists_is_one_answer_each():
     answers = HuggingFace("http://h/m").decode(ok([[{"label": "a", "score": 0.9}], [{"label": "b", "score": 0.8}]]))
     assert [answer.labels for answer in answers] == [("a",), ("b",)]

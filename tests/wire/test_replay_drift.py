@@ -84,6 +84,29 @@ def test_a_replay_of_another_endpoint_is_refused_when_the_client_is_made(other, 
         replay(tmp_path / "a.sqlite", [], **other)
 
 
+def zero_shot(labels, cache, server):
+    return client(server, cache=cache, protocol="huggingface-zero-shot", labels=labels)
+
+
+@pytest.mark.parametrize("other", [{"labels": ["c", "d"]}, {"protocol": "huggingface", "labels": ["a", "b"]}])
+def test_answers_to_other_labels_or_in_another_protocol_are_not_replayed(other, tmp_path):
+    said = httpx.Response(200, json=[{"label": "a", "score": 0.6}, {"label": "b", "score": 0.4}])
+    with zero_shot(["a", "b"], tmp_path / "a.sqlite", Server([said])) as c:
+        c.classify(picture())
+    with zero_shot(["a", "b"], AnswerCache(tmp_path / "a.sqlite", replay=True), Nobody()) as c:
+        assert c.classify(picture()).label == "a"
+    with pytest.raises(ConfigurationError, match="protocol, labels and options"):
+        replay(tmp_path / "a.sqlite", [], **({"protocol": "huggingface-zero-shot"} | other))
+
+
+def test_pictures_that_were_sent_with_other_labels_show_no_drift(tmp_path):
+    said = httpx.Response(200, json=[{"label": "a", "score": 0.6}, {"label": "b", "score": 0.4}])
+    with zero_shot(["a", "b"], tmp_path / "a.sqlite", Server([said])) as c:
+        c.classify(picture())
+    with zero_shot(["c", "d"], tmp_path / "a.sqlite", Nobody()) as c:
+        assert c.drift().pictures == 0
+
+
 def test_an_asyncio_replay_sends_nothing_either(tmp_path):
     first = record(tmp_path / "a.sqlite", [picture(i) for i in range(3)])
 
@@ -169,9 +192,10 @@ def test_a_model_that_says_it_is_another_is_compared_with_the_old_answers(tmp_pa
     assert (found.pictures, found.changed, found.drifted) == (3, 1.0, True)
 
 
-def test_looking_for_drift_records_nothing(tmp_path):
+@pytest.mark.parametrize("card", [{}, {"weights_sha256": "new"}])
+def test_looking_for_drift_records_nothing(card, tmp_path):
     path = tmp_path / "a.sqlite"
-    drift([scored(0.2, 0.8)] * 9, path)
+    drift([scored(0.2, 0.8)] * 9, path, card=card)
     assert [r.score for r in replay(path, [picture(i) for i in range(3)])] == [0.75] * 3
 
 
