@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import ipaddress
 import json
@@ -184,6 +185,12 @@ class Endpoint:
         """Host, port and path: what messages and logs show."""
         parts = urlsplit(self.url)
         return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+    @property
+    def mark(self) -> str:
+        """The URL as a file may hold it: two models may differ in the query alone, which may hold a token."""
+        address, query, _ = self.url.partition("?")
+        return address + (f"?sha256:{hashlib.sha256(self.url.encode()).hexdigest()[:16]}" if query else "")
 
     @property
     def loopback(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import math
 import os
@@ -231,12 +230,11 @@ class Session(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Return what this client's predictions depend on, as JSON; holds no credential."""
         adapter = self._open_adapter()
-        url = self.endpoint.url  # two models may differ in the query alone, which may hold a token: only a digest
-        query = f"?sha256:{hashlib.sha256(url.encode()).hexdigest()[:16]}" if "?" in url else ""
-        told = [self.endpoint.labels, dict(self.endpoint.options)]
+        named = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
+        told = [self.endpoint.labels, dict(self.endpoint.options), named]
         return {
             **({"asked": digest(*told)} if any(told) else {}),
-            "endpoint": self.endpoint.name + query,
+            "endpoint": self.endpoint.mark,
             "model": self.endpoint.model,
             "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,
             "fusion": self._fusion,

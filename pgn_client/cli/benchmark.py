@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pgn_client.cli.options import OK, Subparsers, add_surrogate_options, command, load_surrogate, make_folder, require
 from pgn_client.console import talk, tell
+from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -77,7 +78,17 @@ def run_benchmark(args: argparse.Namespace) -> int:
     missing = any(missing_rows(args.out, cell, plan) for cell in plan.cells())
     with _endpoint(args) if missing else nullcontext("") as url:
         connect = partial(_client, url, args.out / "answers.sqlite" if args.url else None)
-        Bench(plan, args.out, surrogate, connect, args.url or "mock server", profile, talk, progress=True).run()
+        where = Endpoint.open(args.url).mark if args.url else "mock server"
+        Bench(
+            plan,
+            args.out,
+            surrogate,
+            connect,
+            where,
+            profile,
+            talk,
+            progress=True,
+        ).run()
     summaries = [summarise(args.out, list(sets), plan.methods, args.seeds, shots) for shots in plan.shots]
     text = json.dumps([s.to_json() for s in summaries], indent=1, ensure_ascii=False)
     (args.out / "table.json").write_text(text + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ def add_probe(commands: Subparsers) -> None:
     help = "find out what an endpoint does to pictures and answers; writes endpoint.json, which other commands take"
     p = command(commands, "probe", run_probe, help, example)
     add_endpoint_options(p, positional=True)
-    p.add_argument("--limit", type=int, default=40, metavar="N", help="send at most N images (40)")
+    p.add_argument("--limit", type=int, default=40, metavar="N", help="send at most N images, retries aside (40)")
     p.add_argument("--seed", type=int, default=0, help="of the pictures' colours (0)")
     p.add_argument("--out", type=Path, default=Path("endpoint.json"), metavar="FILE", help="(endpoint.json)")
     p.add_argument("--json", action="store_true", help="the findings as JSON on stdout")
@@ -54,6 +54,8 @@ def run_probe(args: argparse.Namespace) -> int:
     endpoint.write(args.out, findings)
     tell(to_json(findings) if args.json else _table(found))
     talk(f"{used.images} images sent; written: {args.out}")
+    if "?" in endpoint.url:
+        talk(f"warning: {args.out} holds the URL's query; if a token is in it, keep the file as secret as the token")
     return OK
 
 

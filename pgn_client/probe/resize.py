@@ -34,10 +34,8 @@ GLIMPSE = 0.02  # of the control: the answer to a frame that is seen
 SCREEN = 0.4  # of the control: a needle that may have vanished, its quadrature will tell
 VANISHED = 0.2  # of the quadrature: what the rounding of JPEG leaves of a needle; one pixel off leaves more than half
 OUTSIDE = 0.5  # of the control: a row of black or white pixels; what JPEG smears over the edge is less
-FAINT = (
-    0.35  # of the quadrature: perhaps vanished, behind a coarse JPEG or a score that saturates; then one pixel off ...
-)
-BESIDE = 3.0  # ... must move the scores so many times as much, and as strongly as a quadrature
+FAINT = 0.35  # of the quadrature: perhaps vanished, behind a coarse JPEG or a score that saturates; then ...
+BESIDE = 3.0  # ... a needle one pixel off must move the scores so many times as much, and strongly
 STRONG = 0.4  # of the control: a quadrature that passes the resize; at half of R pixels the kernel would stop it
 STEP = 3.0  # from one pixel within the crop to none: what JPEG smears over the edge grows slowly
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
