@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pgn_client.probe import bursts
 from pgn_client.probe.asking import SENSITIVE, Asker, Verdict
 from pgn_client.probe.pictures import Floats, framed, grating, needle, outlined, picture, smooth
 from pgn_client.probe.questions import DIFFERENT, EITHER, SAME, Predictions, Weights, splits, updated
@@ -39,10 +40,13 @@ BESIDE = 3.0  # ... a needle one pixel off must move the scores so many times as
 STRONG = 0.4  # of the control: a quadrature that passes the resize; at half of R pixels the kernel would stop it
 STEP = 3.0  # from one pixel within the crop to none: what JPEG smears over the edge grows slowly
 DOUBT = 0.02  # weight that a contradicted hypothesis keeps: a faint frame may be overlooked
+PLAIN = 0.7  # weight of a crop by the frames alone; JPEG's blocks, not aligned to a crop, blur a step of one pixel
 CROPS = 3  # that are tried, with two pictures each
 WIDE_PICTURES = 4  # of shape.py
 DOUBT_GRATING = 0.1  # likewise, where a model is deaf to a frequency
-RESERVE = 8  # pictures kept for the crop and for what is not square
+GUESS = 0.34  # weight from which a side is asked for by itself
+TOLD = 0.3  # bits that bursts must be good for
+RESERVE = 7  # pictures kept for the crop and for what is not square
 USUAL = {224: 30.0, 64: 10.0, 32: 5.0, 256: 5.0, 384: 8.0, 336: 4.0, 448: 4.0, 518: 3.0}
 OTHERS = {48, 96, 112, 128, 144, 160, 176, 192, 196, 208, 232, 240, 248, 260, 280, 288, 299, 300, 320, 352, 378, 392}
 OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
@@ -153,6 +157,7 @@ class _Search:
         self.base = Answer((), ())
         self.unasked = np.ones(len(FRAMES), bool)
         self.evidence = ""
+        self.asked: set[bursts.Pair] = set()
         self.faint = False  # whether R is not beyond doubt
 
     def run(self) -> Square:
@@ -183,7 +188,7 @@ class _Search:
         self.weights = updated(self.weights, prediction, verdict, doubt=DOUBT_GRATING)
 
     def _ask_best(self) -> int | None:
-        """Send the frame or the needle which splits the weights best; return R where a needle vanished."""
+        """Send the frame, bursts or the needle that split the weights best; return R where a needle vanished."""
         total = self.weights.sum()
         by_size = np.bincount(self.known.resize, self.weights, LARGEST + 1) / total
         resize = int(by_size.argmax())
@@ -192,7 +197,22 @@ class _Search:
         if gain[best] > min(by_size[resize], 1 - by_size[resize], 0.3):
             self._ask_frame(best)
             return None
+        if by_size[resize] < GUESS and self.asker.left > RESERVE + 2:
+            pair, bits = bursts.best_pair(by_size, self.asked)
+            if bits > TOLD:
+                self._ask_bursts(pair)
+                return None
         return self._ask_needle(resize)
+
+    def _ask_bursts(self, pair: bursts.Pair) -> None:
+        self.asked.add(pair)
+        even, odd = (self._respond(bursts.burst(SIDE, pair, NEEDLE, odd=odd)) for odd in (False, True))
+        if max(even, odd) < SENSITIVE * self.asker.floor:
+            return
+        shares = np.bincount(self.known.resize, self.weights, LARGEST + 1).astype(float)
+        after = bursts.updated(shares, pair, bursts.outcome(even, odd))
+        change = np.divide(after, shares, out=np.ones_like(after), where=shares > 0)
+        self.weights = self.weights * change[self.known.resize]
 
     def _ask_frame(self, number: int) -> None:
         width = FRAMES[number]
@@ -228,6 +248,7 @@ class _Search:
         mine = self.known.resize == resize
         weights: Weights = np.bincount(self.known.crop[mine], self.weights[mine], resize + 1).astype(float)
         weights[: resize // 2] = 0
+        weights /= max(weights.sum(), 1e-300)
         low, high = 0, resize  # seen outside low, not seen outside high
         responses = {resize: 0.0}
         for _ in range(CROPS):
@@ -238,7 +259,7 @@ class _Search:
             for side in {best - 1, best} - responses.keys():
                 responses[side] = self.asker.response(base, picture(outlined(pixels, side)))
             seen, unseen = responses[best - 1], responses[best]
-            if seen > max(SENSITIVE * self.asker.floor, STEP * unseen):
+            if seen > max(SENSITIVE * self.asker.floor, STEP * unseen) or weights[best] > PLAIN:
                 break
             if unseen > max(3 * self.asker.floor, OUTSIDE * self.control):
                 low = best
@@ -249,7 +270,8 @@ class _Search:
     def _concluded(self, resize: int, low: int, high: int, weights: Weights, responses: dict[int, float]) -> Square:
         drops = {side + 1: responses[side] - responses[side + 1] for side in responses if side + 1 in responses}
         if drops:
-            crop = max(drops, key=lambda side: drops[side])
+            plain = int(weights.argmax())
+            crop = plain if weights[plain] > PLAIN else max(drops, key=lambda side: drops[side])
             seen, unseen = responses[crop - 1], responses[crop]
             told = (
                 f"what is outside the central {crop} px moves the scores by {unseen:.2g}, with one more by {seen:.2g}"
