@@ -13,6 +13,8 @@ from PIL import Image
 from pgn_client.errors import ConfigurationError
 from pgn_client.probe import LIMIT, Findings, probe
 from pgn_client.probe.asking import Asker, LimitReachedError, decimals
+from pgn_client.probe.bursts import EVEN, ODD, OPEN, Pair, best_pair, burst, outcome, predicted
+from pgn_client.probe.bursts import updated as narrowed
 from pgn_client.probe.codec import QUALITIES, _library, metamers
 from pgn_client.probe.pictures import mosaic, needle, picture, recode, rms
 from pgn_client.probe.questions import DIFFERENT, EITHER, SAME, splits, updated
@@ -226,3 +228,38 @@ def test_a_question_is_worth_its_smaller_side_and_an_answer_removes_who_predicte
 def test_findings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         probe(Constant(FOUR)).images = 3
+
+
+class TestBursts:
+    def test_one_of_a_pair_vanishes_after_the_resize_and_says_whether_the_side_is_odd(self):
+        for target, side, kind in ((70, 70, EVEN), (71, 71, ODD), (250, 250, EVEN), (250, 246, EVEN), (250, 249, ODD)):
+            even, odd = (resized(burst(1024, Pair(target, 3.0), 70, odd=odd), side) for odd in (False, True))
+            assert outcome(rms(even), rms(odd)) == kind
+            assert predicted(Pair(target, 3.0), 641)[side] == kind
+
+    def test_the_wider_a_burst_the_nearer_the_side_must_be(self):
+        near, far = predicted(Pair(70, 3.0), 641), predicted(Pair(70, 24.0), 641)
+        assert (near == EVEN).sum() > (far == EVEN).sum() >= 1
+        assert near[76] == EVEN
+        assert far[76] != EVEN
+
+    def test_what_was_seen_leaves_little_of_what_predicted_another(self):
+        weights = np.zeros(641)
+        weights[64:80] = 1
+        after = narrowed(weights, Pair(72, 3.0), EVEN)
+        assert after[72] == 1
+        assert after[71] < 0.1
+        assert (narrowed(weights, Pair(72, 3.0), OPEN) == weights).all()
+
+    def test_the_best_pair_is_new_and_splits_the_weights(self):
+        weights = np.zeros(641)
+        weights[64:80] = 1
+        pair, bits = best_pair(weights, set())
+        assert bits > 0.9
+        assert best_pair(weights, {pair})[0] != pair
+
+
+def resized(wave, side):
+    row = np.tile(128 + wave, (8, 1))
+    image = Image.fromarray(np.rint(row).astype(np.uint8)).resize((side, 8), Image.Resampling.BICUBIC)
+    return np.asarray(image, float)[4] - 128
