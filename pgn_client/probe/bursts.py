@@ -20,7 +20,7 @@ from pgn_client.probe.pictures import Floats, positions
 WIDTHS = (3.0, 6.0, 12.0, 24.0)  # standard deviations, in pixels after the resize
 GUESSES = 24  # the likeliest sides, around which bursts are considered
 EVEN, ODD, NEITHER, OPEN = 0, 1, 2, 3  # which of a pair vanishes
-GONE, SHOWN, ALIKE = 0.1, 0.5, 0.75  # of the full amplitude, as predicted; of the other one
+GONE, SHOWN, ALIKE = 0.25, 0.5, 0.75  # of the full amplitude, as predicted; of the other one
 GONE_SEEN, ALIKE_SEEN = 0.3, 0.6  # of the other's response, as measured: models saturate
 DOUBT = 0.03  # weight that a contradicted side keeps
 

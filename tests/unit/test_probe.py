@@ -241,8 +241,8 @@ class TestBursts:
     def test_the_wider_a_burst_the_nearer_the_side_must_be(self):
         near, far = predicted(Pair(70, 3.0), 641), predicted(Pair(70, 24.0), 641)
         assert (near == EVEN).sum() > (far == EVEN).sum() >= 1
-        assert near[76] == EVEN
-        assert far[76] != EVEN
+        assert near[72] == EVEN
+        assert far[72] != EVEN
 
     def test_what_was_seen_leaves_little_of_what_predicted_another(self):
         weights = np.zeros(641)
