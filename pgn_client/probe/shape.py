@@ -17,11 +17,11 @@ from pgn_client.types import ProfileKind, ServerProfile
 WIDE, HIGH = SIDE, SIDE // 2
 TINY = 1e-12  # where nothing at all is seen
 # Of its quadrature, or of the strongest response where no picture is left for that: JPEG leaves something of a grating
-# that vanished. Of the strongest response: what is cropped leaves nothing.
-BESIDE_QUADRATURE = (0.35, 0.6)  # vanished; did not
+# that vanished.
+BESIDE_QUADRATURE = (0.3, 0.4)  # vanished; did not
 GRATINGS = (0.15, 0.25)  # the same, without a quadrature
 CLEARLY = (0.1, 0.5)  # either, beyond doubt
-ENDS = (0.03, 0.1)  # cropped; kept
+ENDS = (1.0, 3.0)  # of the floor: cropped, which leaves nothing; kept
 KINDS: dict[tuple[Verdict, ...], ProfileKind] = {  # verdicts on the grating across, on the ends, on the grating down
     ("same", "different", "different"): "direct",
     ("same", "different", "same"): "letterbox",
@@ -38,14 +38,13 @@ def find_profile(asker: Asker, square: Square, seed: int) -> Finding:
     responses = _responses(asker, square.resize, seed, controlled=controlled)
     controls = responses[3:] if controlled else [max(responses)] * 2
     across, down = (responses[i] / max(control, TINY) for i, control in zip((0, 2), controls, strict=True))
-    ends = responses[1] / max(*responses[:3], TINY)
     bounds = BESIDE_QUADRATURE if controlled else GRATINGS
     evidence = (
         f"{square.evidence}; in a wide picture the ends move the scores by {responses[1]:.2g}, gratings that vanish at "
         f"{square.resize} px across and at {round(square.resize / 2)} px down by {responses[0]:.2g} and "
         f"{responses[2]:.2g}"
     )
-    verdicts = _verdict(across, *bounds), _verdict(ends, *ENDS), _verdict(down, *bounds)
+    verdicts = _verdict(across, *bounds), _verdict(responses[1] / asker.floor, *ENDS), _verdict(down, *bounds)
     kind = KINDS.get(verdicts) if min(*controls, max(responses)) >= SENSITIVE * asker.floor else None
     if kind is None or (square.crop < square.resize and kind != "resize_crop"):
         return Finding.unknown(f"{evidence}: no known profile does that")
