@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pgn demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Against software that others wrote, each in an environment of its own, made on first use below tests/interop/.venvs.
 interop: $(VENV)/.dev

@@ -31,7 +31,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, digits):
     """A PGN for the bundled backbone: real, though trained on few pictures."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("checkpoint") / "pgn.safetensors"
     task = load_task(digits, shots=12)
     fit(task, backbone.load("bundled"), recipe=recipe(epochs=2, trunk_epochs=4)).save(path)

@@ -63,7 +63,7 @@ def real(shared, tmp_path_factory):
     surrogate = backbone.load("vit_tiny_patch16_224", weights=weights, labels=labels)
     task = load_task(folder / "rsscn7", shots=4)
     task = dataclasses.replace(task, val=task.val.take(range(0, len(task.val), 15)))
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     numbers = recipe(epochs=1, trunk_epochs=3, batch_size=14)
     adapter = fit(task, surrogate, profile=ServerProfile("direct"), recipe=numbers)
     arguments = ["--model", "vit_tiny_patch16_224", "--weights", str(weights), "--labels", str(labels)]
