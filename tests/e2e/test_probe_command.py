@@ -25,11 +25,19 @@ def test_what_a_server_does_is_found_in_at_most_40_images(hard, tmp_path):
     measured = found.found
     assert (measured.profile, measured.input_size, measured.codec) == ("resize_crop:72:64", 64, "jpeg:75:420")
     assert (measured.output, measured.top_k, measured.decimals) == ("probabilities", 20, -1)
-    assert found.limits.body_bytes == 10 * 2**20 - 1
     findings = json.loads(done.stdout)
     assert findings == json.loads(out.read_text())["findings"]
     assert all(finding["evidence"] for finding in findings.values())
     assert int(done.stderr.split(" images sent")[0].split()[-1]) <= 40
+
+
+def test_an_easy_server_leaves_images_for_its_limits(server, tmp_path):
+    out = tmp_path / "endpoint.json"
+    done = pgn("probe", server, "--protocol", "huggingface", "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = Endpoint.read(out)
+    assert (found.found.profile, found.found.codec, found.found.top_k) == ("direct", "lossless", 0)
+    assert found.limits.body_bytes == 10 * 2**20 - 1  # 8 MiB in truth: base64 makes a file of 5 MiB one of 6.7
 
 
 def test_what_a_server_says_of_itself_is_taken_too(hard, tmp_path):
