@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import CheckpointError
 from pgn_client.protocols.base import excerpt
-from pgn_client.types import Answer, ModelInfo, Prediction
+from pgn_client.types import Adapter, Answer, ModelInfo, Prediction
 
 LogProbs = NDArray[np.float64]
 
@@ -27,6 +28,16 @@ class Reply:
     answer: Answer
     attempts: int = 0
     request_id: str | None = None
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What pictures are adapted with, opened at the first use; shared by copies of a client that keep it."""
+
+    source: str | os.PathLike[str] | Adapter | None
+    adapter: Adapter | None = None
+    verified: bool = False
+    warned: bool = False
 
 
 def probabilities(answer: Answer) -> NDArray[np.float64]:
@@ -52,6 +63,25 @@ def ranked(
     scores = {classes[i]: float(probabilities[i]) for i in order}
     label = next(iter(scores))
     return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
+
+
+def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
+    """Warn, once, where an answer holds fewer labels than the checkpoint's mapping was fitted on."""
+    if checkpoint.adapter is None or checkpoint.warned:
+        return
+    card, mapping = checkpoint.adapter.info, checkpoint.adapter.mapping
+    source = getattr(mapping, "source", ())
+    fitted = min((card.get("recipe") or {}).get("top_k") or len(source), len(source))
+    if getattr(mapping, "open", False) or len(answer.labels) >= fitted:
+        return
+    checkpoint.warned = True
+    _log.warning(
+        "%s answers %d labels, the mapping was fitted on %d: answers are misread; ask for all of them, "
+        "train with --top-k, or fit the mapping to this endpoint with pgn map --ckpt",
+        endpoint.name,
+        len(answer.labels),
+        fitted,
+    )
 
 
 def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) -> None:

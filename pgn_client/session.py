@@ -39,7 +39,7 @@ from pgn_client.http_options import HttpOptions
 from pgn_client.ledger import Account, Ledger
 from pgn_client.protocols import Payload, open_protocol
 from pgn_client.protocols.base import digest
-from pgn_client.reading import LogProbs, Reply, fuse, probabilities, ranked, verify
+from pgn_client.reading import Checkpoint, LogProbs, Reply, fuse, probabilities, ranked, verify, warn_of_few_labels
 from pgn_client.retry import RetryPolicy
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
 
@@ -59,15 +59,6 @@ class Job:
     local: LogProbs | None = None
     confident: bool = False
     again: bool = False
-
-
-@dataclass(slots=True)
-class Checkpoint:
-    """What pictures are adapted with, opened at the first use; shared by copies of a client that keep it."""
-
-    source: str | os.PathLike[str] | Adapter | None
-    adapter: Adapter | None = None
-    verified: bool = False
 
 
 SAME: Any = ...
@@ -380,6 +371,7 @@ class Session(ABC):
         if job.confident and job.local is not None:
             return ranked(mapping.classes, np.exp(job.local), "local", reply)
         log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
+        warn_of_few_labels(self._checkpoint, self.endpoint, reply.answer)
         alpha = self._alpha(job.local)
         if alpha == 0.0 or job.local is None:
             return ranked(mapping.classes, np.exp(log_probs), "endpoint", reply)

@@ -58,7 +58,7 @@ def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
     if len(set(labels)) < max(2, len(labels)):
         raise ConfigurationError(
             f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more different ones: "
-            f"the protocol {protocol} sends them along; give labels="
+            f"the protocol {protocol} sends them along; give labels= (--source-labels)"
         )
     return labels
 
@@ -72,6 +72,6 @@ def only_model(endpoint: Endpoint, names: Sequence[str]) -> str:
     if len(names) != 1:
         shown = excerpt(", ".join(names), endpoint.credential.redact) if names else "none that it tells of"
         raise ConfigurationError(
-            f"{endpoint.name} hosts {shown}: got model=None, expected the name of the one to ask; give model="
+            f"{endpoint.name} hosts {shown}: got model=None, expected the name of the one to ask; give model= (--model)"
         )
     return names[0]

@@ -74,7 +74,7 @@ class TorchServe(Defaults):
         (image,) = images
         if not self.model:
             raise ConfigurationError(
-                f"{self.endpoint.name} speaks torchserve: got model=None, expected the model's name; give model="
+                f"{self.endpoint.name} speaks torchserve: got model=None, expected its name; give model= (--model)"
             )
         headers = {"content-type": image.media_type, "accept": "application/json"}
         url = join(self.endpoint.url, f"/predictions/{self.model}", MODEL)
