@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -14,14 +13,14 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.types import Answer
 
 Ask = Callable[[Sequence[Image.Image]], list[Answer]]
-Verdict = Literal["same", "different", "unclear"]
 
 UNROUNDED = 9  # decimals and more: what is left of a float32 or float64 that nobody rounded
 SMALLEST = 1e-9  # added to probabilities before their logarithm is taken
 DAMPING = 10  # steps of the rounding, added likewise
 FLOOR = 1e-3  # log-scores: a server adds pictures up in another order, on another day, in another batch
-SAME, DIFFERENT = 0.1, 0.25  # of the control's distance: a metamer, and no metamer
-SENSITIVE = 10  # times the floor: what the control must reach before "same" means anything
+ANOTHER_LABEL = 1.0  # log-scores, or logits: what usually lies behind it
+GONE = 0.1  # of the control's distance: a metamer
+SENSITIVE = 10  # times the floor: what the control must reach before equal answers mean anything
 
 
 class LimitReachedError(Exception):
@@ -75,6 +74,11 @@ class Asker:
         return self.limit - len(self.answers)
 
     @property
+    def scores(self) -> int:
+        """The fewest scores of any answer."""
+        return min(len(answer.scores) for answer in self.answers)
+
+    @property
     def noise(self) -> float:
         """The largest distance between answers to one picture."""
         return max((self.distance(*pair) for pair in self._pairs), default=0.0)
@@ -92,19 +96,18 @@ class Asker:
         """Return the largest difference between two answers' log-scores (of logits: of the scores themselves).
 
         It is a lower bound: a rounded score lies anywhere within half a step, and a label that one answer does not name
-        may have its smallest score, or its residual mass where that is less.
+        may have its smallest score, or its residual mass where that is less. Between answers of one label each, which
+        differ, it is at least ``ANOTHER_LABEL``: the bound would be far too low.
         """
+        if len(one.labels) == len(other.labels) == 1 and one.labels != other.labels:
+            return max(ANOTHER_LABEL, self._apart(one.scores[0], other.scores[0]))
         labels = set(one.labels) | set(other.labels)
         first, second = _scores(one), _scores(other)
         return max(self._apart(first.get(name, first[""]), second.get(name, second[""])) for name in labels)
 
-    def verdict(self, response: float, control: float) -> Verdict:
-        """Judge a distance beside that of a control, a picture which differs as much and is surely seen."""
-        if response >= max(3 * self.floor, DIFFERENT * control):
-            return "different"
-        if control >= SENSITIVE * self.floor and response <= max(self.floor, SAME * control):
-            return "same"
-        return "unclear"
+    def gone(self, response: float, *, beside: float) -> bool:
+        """Whether a distance is nothing beside a control's, a picture which differs as much and is surely seen."""
+        return beside >= SENSITIVE * self.floor and response <= max(self.floor, GONE * beside)
 
     @property
     def _logits(self) -> bool:

@@ -34,29 +34,6 @@ def mosaic(side: int, seed: int) -> Floats:
     return np.asarray(np.kron(blocks, np.ones((8, 8, 1))), np.float64)
 
 
-def positions(side: int) -> Floats:
-    """The centres of ``side`` pixels as (side,) fractions of the edge."""
-    return np.asarray((np.arange(side) + 0.5) / side)
-
-
-def grating(side: int, cycles: float, amplitude: float) -> Floats:
-    """(side,) a plain wave along one edge."""
-    return np.asarray(amplitude * np.cos(2 * np.pi * cycles * positions(side)))
-
-
-def needle(side: int, target: int, amplitude: float, *, quadrature: bool = False) -> Floats:
-    """(side,) a wave that vanishes when the edge is resized to exactly ``target`` pixels.
-
-    cos(pi R t), with R = ``target``, is antisymmetric about the centre t = (x + 1/2)/R of every pixel x after the
-    resize, so every symmetric kernel sums it to zero. At R + d the samples beat: |sin(pi d t)|, full contrast in the
-    middle for d = 1. The quadrature sin(pi R t) is what R shows at full contrast. Faded out at the edges, where the
-    kernels are cut.
-    """
-    t = positions(side)
-    wave = np.sin(np.pi * target * t) if quadrature else np.cos(np.pi * target * t)
-    return np.asarray(amplitude * np.sin(np.pi * t) ** 2 * wave)
-
-
 def framed(pixels: Floats, width: int, amplitude: float) -> Floats:
     """Brighten a frame of so many pixels."""
     frame = np.full(pixels.shape[:2], amplitude)

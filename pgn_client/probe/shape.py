@@ -1,77 +1,147 @@
 """What a server does to a picture that is not square: squash, crop, pad, or let it through.
 
-One wide picture, twice as wide as high, and gratings laid over it. With the side R of the resized square known, each
-grating is a needle which vanishes only where an edge comes out with a certain number of pixels.
+One wide picture, twice as wide as high, and waves laid over it. With the side R of the resized square known, each
+kind of profile says to how many pixels the two edges are resized, and so which waves vanish.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
-from pgn_client.probe.asking import SENSITIVE, Asker, Verdict
+from pgn_client.probe.asking import SENSITIVE, Asker
+from pgn_client.probe.belief import EAR, HEARD, Belief, Which
 from pgn_client.probe.findings import Finding
-from pgn_client.probe.pictures import Floats, needle, picture, smooth
-from pgn_client.probe.resize import FRAME, NEEDLE, SIDE, Square
+from pgn_client.probe.pictures import Floats, picture, smooth
+from pgn_client.probe.resize import Square
+from pgn_client.probe.squares import FRAME, KERNELS, SIDE
+from pgn_client.probe.waves import REST, Wave, middle, needle, quadrature
 from pgn_client.types import ProfileKind, ServerProfile
 
 WIDE, HIGH = SIDE, SIDE // 2
-TINY = 1e-12  # where nothing at all is seen
-# Of its quadrature, or of the strongest response where no picture is left for that: JPEG leaves something of a grating
-# that vanished.
-BESIDE_QUADRATURE = (0.3, 0.4)  # vanished; did not
-GRATINGS = (0.15, 0.25)  # the same, without a quadrature
-CLEARLY = (0.1, 0.5)  # either, beyond doubt
-ENDS = (1.0, 3.0)  # of the floor: cropped, which leaves nothing; kept
-KINDS: dict[tuple[Verdict, ...], ProfileKind] = {  # verdicts on the grating across, on the ends, on the grating down
-    ("same", "different", "different"): "direct",
-    ("same", "different", "same"): "letterbox",
-    ("different", "different", "different"): "shortest_edge",
-    ("different", "same", "different"): "resize_crop",
-}
+KINDS: tuple[ProfileKind, ...] = ("direct", "resize_crop", "shortest_edge", "letterbox")
+PRIOR = np.array([0.4, 0.3, 0.15, 0.15])
+PADDED = np.sqrt(0.5)  # half of a letterbox is padding
+ODD = 0.02  # weight, each, of what is not `resize_crop` although a square picture is cropped
+BELIEVED, LIKELY = 0.98, 0.7
+CLEARLY = (0.1, 0.5)  # of its quadrature: a wave that vanished, or did not, beyond doubt
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A wave along one edge, or both ends brightened, where there is none."""
+
+    wave: Wave | None = None
+    edge: Literal["across", "down"] = "across"
+
+    def __call__(self) -> Floats:
+        """(HIGH, WIDE), pixel space."""
+        if self.wave is None:
+            ends = np.zeros((HIGH, WIDE))
+            ends[:, : HIGH // 4] = ends[:, -HIGH // 4 :] = FRAME  # beyond the central square, and well so
+            return ends
+        if self.edge == "across":
+            return np.tile(self.wave(WIDE), (HIGH, 1))
+        return np.tile(self.wave(HIGH)[:, None], (1, WIDE))
+
+
+ENDS = Overlay()
 
 
 def find_profile(asker: Asker, square: Square, seed: int) -> Finding:
-    """Find the profile in 4 to 6 pictures, with what is known of square ones."""
+    """Find the profile in 4 and more pictures, with what is known of square ones."""
     if square.resize is None or square.crop is None:
         return Finding.unknown(square.evidence)
-    controlled = asker.left >= 6
-    responses = _responses(asker, square.resize, seed, controlled=controlled)
-    controls = responses[3:] if controlled else [max(responses)] * 2
-    across, down = (responses[i] / max(control, TINY) for i, control in zip((0, 2), controls, strict=True))
-    bounds = BESIDE_QUADRATURE if controlled else GRATINGS
-    evidence = (
-        f"{square.evidence}; in a wide picture the ends move the scores by {responses[1]:.2g}, gratings that vanish at "
-        f"{square.resize} px across and at {round(square.resize / 2)} px down by {responses[0]:.2g} and "
-        f"{responses[2]:.2g}"
-    )
-    verdicts = _verdict(across, *bounds), _verdict(responses[1] / asker.floor, *ENDS), _verdict(down, *bounds)
-    kind = KINDS.get(verdicts) if min(*controls, max(responses)) >= SENSITIVE * asker.floor else None
-    if kind is None or (square.crop < square.resize and kind != "resize_crop"):
-        return Finding.unknown(f"{evidence}: no known profile does that")
-    sides = {"direct": (), "resize_crop": (square.resize, square.crop)}.get(kind, (square.resize,))
-    sure = square.sure and "unclear" not in (_verdict(across, *CLEARLY), _verdict(down, *CLEARLY))
-    return Finding(str(ServerProfile(kind, *sides)), "certain" if sure else "likely", evidence)
+    return _Search(asker, square.resize, square.crop, seed).run(square)
 
 
-def _responses(asker: Asker, resize: int, seed: int, *, controlled: bool) -> list[float]:
-    """Return how overlays of a wide picture move the scores: the grating across, the ends, the grating down.
+class _Search:
+    def __init__(self, asker: Asker, resize: int, crop: int, seed: int) -> None:
+        self.asker = asker
+        self.resize, self.crop = resize, crop
+        self.pixels = smooth(WIDE, HIGH, seed)
+        prior = PRIOR if crop == resize else np.where(np.array(KINDS) == "resize_crop", 1.0, ODD)
+        across, down = needle(resize), needle(round(resize / 2))
+        self.core = [Overlay(wave, "across") for wave in (quadrature(across), across)]
+        self.core += [ENDS, *(Overlay(wave, "down") for wave in (quadrature(down), down))]
+        self.more = [Overlay(wave, "across") for wave in middle(across.target)]
+        self.more += [Overlay(wave, "down") for wave in middle(down.target)]
+        self.belief: Belief[Overlay] = Belief(asker, np.einsum("k,a,d->kad", prior, EAR, EAR).ravel(), self._amplitudes)
 
-    With ``controlled`` also the quadratures of both gratings.
-    """
-    pixels = smooth(WIDE, HIGH, seed)
-    ends = np.zeros((HIGH, WIDE))
-    ends[:, : HIGH // 4] = ends[:, -HIGH // 4 :] = FRAME  # beyond the central square, and well so
+    def run(self, square: Square) -> Finding:
+        if self.asker.left > 1:
+            (base,) = self.asker(picture(self.pixels))
+            while self.asker.left and (overlay := self._next()):
+                response = self.asker.response(base, picture(self.pixels + overlay()[:, :, None]))
+                self.belief.learn(overlay, response)
+        return self._concluded(square)
 
-    def across(quadrature: bool) -> Floats:
-        return np.tile(needle(WIDE, resize, NEEDLE, quadrature=quadrature), (HIGH, 1))
+    @property
+    def shares(self) -> Floats:
+        """(4,) of ``KINDS``."""
+        return np.asarray(self.belief.shares.reshape(len(KINDS), -1).sum(axis=1))
 
-    def down(quadrature: bool) -> Floats:
-        return np.tile(needle(HIGH, round(resize / 2), NEEDLE, quadrature=quadrature)[:, None], (1, WIDE))
+    def _next(self) -> Overlay | None:
+        """Return what tells most; once that is known, what is needed to be certain."""
+        responses = self.belief.responses
+        if responses and self.shares.max() < BELIEVED:
+            found = self.belief.best([*self.core, *self.more])
+            return found and found[0]
+        return next((overlay for overlay in self.core if overlay not in responses), None)
 
-    overlays = [0 * ends, across(False), ends, down(False), *([across(True), down(True)] if controlled else [])]
-    base, *answers = asker(*(picture(pixels + overlay[:, :, None]) for overlay in overlays))
-    return [asker.distance(base, answer) for answer in answers]
+    def _amplitudes(self, overlay: Overlay, which: Which) -> Floats:
+        """(H',) grey levels that reach the model, for each kind and two ears, one for waves across and one for down."""
+        across, down = np.ones(len(HEARD)), np.ones(len(HEARD))
+        if overlay.wave is None:
+            left, rest = FRAME * np.sqrt(HIGH / 2 / WIDE) * np.array([1, 0, 1, PADDED]), 0.0
+        else:
+            left, rest = self._left(overlay.wave, overlay.edge), REST
+            across, down = (HEARD, down) if overlay.edge == "across" else (across, HEARD)
+        return np.asarray(np.hypot(rest, np.einsum("k,a,d->kad", left, across, down).ravel()[which]))
 
+    def _left(self, wave: Wave, edge: Literal["across", "down"]) -> Floats:
+        """(4,) grey levels that each of ``KINDS`` leaves of a wave."""
+        side, crop = self.resize, self.crop
+        if edge == "across":
+            resized, kept = [side, 2 * side, 2 * side, side], [side, crop, 2 * side, side]
+        else:
+            resized, kept = [side, side, side, side // 2], [side, crop, side, side // 2]
+        passes = KERNELS[0].passes(wave.target / 2 / np.array(resized, float))
+        return np.asarray(wave.seen(resized, kept) * passes * np.array([1, 1, 1, PADDED]))
 
-def _verdict(share: float, unseen: float, seen: float) -> Verdict:
-    return "same" if share <= unseen else "different" if share >= seen else "unclear"
+    def _concluded(self, square: Square) -> Finding:
+        shares = self.shares
+        kind = KINDS[int(shares.argmax())]
+        told = [self.belief.responses.get(overlay) for overlay in self.core]
+        evidence = f"{square.evidence}; in a wide picture {self._told()}"
+        if shares.max() < LIKELY or (self.crop < self.resize and kind != "resize_crop"):
+            return Finding.unknown(f"{evidence}: no known profile does that for sure")
+        sides = {"direct": (), "resize_crop": (self.resize, self.crop)}.get(kind, (self.resize,))
+        sure = square.sure and shares.max() > BELIEVED and self._clear(kind, told)
+        return Finding(str(ServerProfile(kind, *sides)), "certain" if sure else "likely", evidence)
+
+    def _clear(self, kind: ProfileKind, told: list[float | None]) -> bool:
+        """Whether all was asked, and what the kind says of each overlay is beyond doubt."""
+        if None in told:
+            return False
+        across_seen, across, ends, down_seen, down = (response or 0.0 for response in told)
+        floor = self.asker.floor
+        waves = (across, across_seen, kind in ("direct", "letterbox")), (down, down_seen, kind == "letterbox")
+        return (ends <= floor if kind == "resize_crop" else ends > 3 * floor) and all(
+            seen >= SENSITIVE * floor and (gone < CLEARLY[0] * seen if vanishes else gone > CLEARLY[1] * seen)
+            for gone, seen, vanishes in waves
+        )
+
+    def _told(self) -> str:
+        names = (
+            f"a grating that peaks at {self.resize} px across",
+            "one that vanishes there",
+            "the ends",
+            f"a grating that peaks at {round(self.resize / 2)} px down",
+            "one that vanishes there",
+        )
+        responses = [self.belief.responses.get(overlay) for overlay in self.core]
+        told = [f"{name} by {value:.2g}" for name, value in zip(names, responses, strict=True) if value is not None]
+        return f"the scores are moved: {', '.join(told)}" if told else "nothing was asked"
