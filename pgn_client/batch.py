@@ -239,7 +239,10 @@ def _record(source: Path, digest: str | None, result: Prediction | ImageFailure)
 
 
 def _pin(journal: Path, setup: Mapping[str, Any]) -> None:
-    """Write down what the journal's lines depend on, or compare with what an earlier run wrote."""
+    """Write down what the journal's lines depend on, or compare with what an earlier run wrote.
+
+    A journal of failures alone holds nothing that another setup could spoil.
+    """
     beside = journal.with_name(journal.name + ".journal.json")
     if not journal.exists() or journal.stat().st_size == 0:
         _replace(beside, [json.dumps(setup, indent=1, sort_keys=True) + "\n"])
@@ -251,7 +254,9 @@ def _pin(journal: Path, setup: Mapping[str, Any]) -> None:
             f"{journal}: exists, and {beside.name} does not say what made it; remove it or choose another file"
         ) from None
     differ = sorted(key for key in {*earlier, *setup} if earlier.get(key) != setup.get(key))
-    if differ:
+    if differ and {record["label"] for record in _read(journal)} == {None}:
+        _replace(beside, [json.dumps(setup, indent=1, sort_keys=True) + "\n"])
+    elif differ:
         raise ConfigurationError(
             f"{journal}: was made with another {' and '.join(differ)} (then {_brief(earlier.get(differ[0]))}, now "
             f"{_brief(setup.get(differ[0]))}); choose another --out, or remove it to start again"

@@ -40,11 +40,14 @@ class TorchServe(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: a wrong option; the model's name is not known, although the protocol is named.
         """
         options(endpoint, "torchserve", {"output": str})
         found = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
-        return cls(endpoint, found[1] if found else quote(endpoint.model or "", safe=""), reader=Reader.of(endpoint))
+        model = found[1] if found else quote(endpoint.model or "", safe="")
+        if endpoint.protocol == "torchserve":
+            _named(endpoint, model)
+        return cls(endpoint, model, reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
@@ -72,10 +75,7 @@ class TorchServe(Defaults):
             ConfigurationError: the model's name is not known.
         """
         (image,) = images
-        if not self.model:
-            raise ConfigurationError(
-                f"{self.endpoint.name} speaks torchserve: got model=None, expected its name; give model= (--model)"
-            )
+        _named(self.endpoint, self.model)
         headers = {"content-type": image.media_type, "accept": "application/json"}
         url = join(self.endpoint.url, f"/predictions/{self.model}", MODEL)
         return WireRequest("POST", url, headers, image.data)
@@ -87,3 +87,10 @@ class TorchServe(Defaults):
     def retryable(self, response: WireResponse) -> bool | None:
         """503 "Prediction failed" is about the picture: sending it again would not help."""
         return False if response.status == 503 and b"Prediction failed" in response.body[:500] else None
+
+
+def _named(endpoint: Endpoint, model: str) -> None:
+    if not model:
+        raise ConfigurationError(
+            f"{endpoint.name} speaks torchserve: got model=None, expected its name; give model= (--model)"
+        )

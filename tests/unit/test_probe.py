@@ -262,7 +262,15 @@ class TestWaves:
         one = (known.resize == resize) & (known.crop == crop) & (known.kernel == place) & (known.heard == 1)
         (index,) = np.flatnonzero(one)
         grey = np.full((SIDE, SIDE, 3), 110.0)
-        for question in (Wave(resize * 4 // 3), Wave(resize * 2 // 3), *middle(resize)[1:3], quadrature(needle(resize)), 8, 64, 96):
+        for question in (
+            Wave(resize * 4 // 3),
+            Wave(resize * 2 // 3),
+            *middle(resize)[1:3],
+            quadrature(needle(resize)),
+            8,
+            64,
+            96,
+        ):
             wave = isinstance(question, Wave)
             pixels = grey + question(SIDE)[None, :, None] if wave else framed(grey, question, FRAME)
             first = round((resize - crop) / 2)

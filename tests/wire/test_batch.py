@@ -138,6 +138,16 @@ def test_a_journal_of_another_checkpoint_is_refused_and_kept(folder, tmp_path):
     assert out.read_bytes() == before
 
 
+def test_a_journal_of_failures_alone_is_open_to_another_setup(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    predict(Server([httpx.Response(400, json={}) for _ in range(5)]), find_images(folder), out)
+    assert {line["label"] for line in lines(out)} == {None}
+    predict(Server(), find_images(folder), out, ToyAdapter())
+    assert None not in {line["label"] for line in lines(out)}
+    with pytest.raises(ConfigurationError, match="another checkpoint"):
+        predict(Server(), find_images(folder), out)
+
+
 @pytest.mark.parametrize("sidecar", [False, True])
 def test_a_file_that_is_no_journal_is_never_overwritten(sidecar, folder, tmp_path):
     out = tmp_path / "thesis.txt"

@@ -160,6 +160,14 @@ def test_torchserves_model_may_be_in_the_url(url):
     assert torchserve(url, None).encode([picture()]).url == url.rstrip("/")
 
 
+def test_torchserve_by_name_asks_for_a_model_before_any_picture():
+    with pytest.raises(ConfigurationError, match="expected its name; give model="):
+        torchserve(model=None)
+    found = TorchServe.of(Endpoint("http://h", "auto"))
+    with pytest.raises(ConfigurationError, match="expected its name; give model="):
+        found.encode([picture()])
+
+
 @pytest.mark.parametrize("name", ["torchserve_raw", "torchserve_json", "torchserve_multipart", "torchserve_label"])
 def test_torchserve_answers_of_the_contract_are_understood(name):
     (answer,) = torchserve().decode(answer_of(name))
