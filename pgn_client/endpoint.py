@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
+from pgn_client.types import ServerProfile
 
 BEARER = "Authorization: Bearer {key}"
 
@@ -250,6 +251,7 @@ class Endpoint:
             raise ConfigurationError(f"endpoint file {path}: cannot be written ({error.strerror})") from error
 
 
+CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
 _TYPES: dict[str, type] = {
     "url": str,
     "protocol": str,
@@ -284,6 +286,10 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
     limits = content.get("limits", {})
     if not limits.keys() <= set(Limits.__slots__) or not all(type(n) is int and n > 0 for n in limits.values()):
         raise ConfigurationError(f"endpoint file {name}: limits: expected body_bytes and pixels, whole numbers above 0")
+    if "profile" in content:
+        ServerProfile.parse(content["profile"])
+    if not CODEC.fullmatch(content.get("codec", "lossless")):
+        raise ConfigurationError(f"endpoint file {name}: codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING")
     try:
         json.dumps(content.get("options"), allow_nan=False)
     except (TypeError, ValueError) as error:  # TOML knows dates

@@ -63,8 +63,10 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
     """Spend images: first on what happens to a picture, then, with what is left, on how large one may be."""
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
 
-    def send(data: bytes) -> object:
-        return client.answer(data, as_it_is=True)
+    def send(data: bytes) -> int:
+        before = client.usage.bytes_sent
+        client.answer(data, as_it_is=True)
+        return client.usage.bytes_sent - before
 
     measured = probe(client.answers, limit=limit, seed=seed)
     found = {name: getattr(measured, name) for name in MEASURED}

@@ -25,7 +25,7 @@ from pgn_client.cli.options import (
 )
 from pgn_client.cli.plan import add_dry_run, tell_plan
 from pgn_client.console import talk, tell
-from pgn_client.endpoint import Endpoint
+from pgn_client.endpoint import Endpoint, Found
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -164,6 +164,17 @@ def _heed(args: argparse.Namespace) -> None:
     vars(args).update(taken)
     said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
     talk(f"{args.endpoint}: {said or 'nothing that changes the training'}")
+    unknown = [name for name, wire in (("profile", "profile"), ("codec", "wire")) if _is_open(found, name, args, wire)]
+    if unknown:
+        talk(
+            f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the server for one that "
+            "squashes pictures and does not re-encode them, unless --profile and --wire say otherwise"
+        )
+
+
+def _is_open(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:
+    """Whether neither the endpoint's file nor an option says what the server does."""
+    return getattr(found, name) in (None, "lossy") and getattr(args, option) is None
 
 
 def _task(args: argparse.Namespace) -> Task:

@@ -1,10 +1,12 @@
 """Find out what an unknown endpoint does to a picture, in at most 40 of them.
 
-Nothing of the model is known but that pictures go in and answers come out. So pairs of different pictures are sent
-which a server of one kind turns into (nearly) the same input of its model, and a server of another kind does not:
-metamers by hypothesis. Equal answers speak for the kind; and they do so only if a control, a picture that differs as
-much and that the kind does not hide, is answered differently. Without a control that is seen, the finding is *unknown*,
-and where an answer has fewer than three scores, which may be equal by accident, codec and profile are never certain.
+Nothing of the model is known but that pictures go in and answers come out. So pairs of pictures are sent which a server
+of one kind turns into (nearly) the same input of its model, and a server of another kind does not. What each kind
+leaves of the difference is computed, and how far the answers are apart weighs all kinds at once
+(:mod:`pgn_client.probe.belief`); the next pair is the one that is expected to tell most. *Certain* is only what was
+also held against a control: a picture that differs as much, that the kind does not hide, and that is answered
+differently. Without a control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
+which may be equal by accident, codec and profile are never certain.
 
 - the codec (:mod:`pgn_client.probe.codec`), on 32 px pictures;
 - resize and crop of a square picture (:mod:`pgn_client.probe.resize`);
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 
+from pgn_client.errors import ConfigurationError
 from pgn_client.probe import replies
 from pgn_client.probe.asking import Ask, Asker, LimitReachedError
 from pgn_client.probe.codec import find_codec
@@ -39,10 +42,12 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
         seed: of the pictures' colours.
 
     Raises:
-        ConfigurationError: a limit below 2: the first picture is sent twice.
+        ConfigurationError: a limit below 2 (the first picture is sent twice), or a seed below 0.
     """
+    if seed < 0:
+        raise ConfigurationError(f"probe: got a seed of {seed}, expected a whole number from 0 on")
     asker = Asker(ask, limit)
-    reached = Finding.unknown(f"the limit of {limit} images was reached first")
+    reached = Finding.unknown("no images were left for it")
     codec = size = profile = reached
     with contextlib.suppress(LimitReachedError):
         codec = find_codec(asker, seed)

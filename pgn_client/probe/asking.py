@@ -9,7 +9,7 @@ from decimal import Decimal
 import numpy as np
 from PIL import Image
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import BudgetExceededError, ConfigurationError
 from pgn_client.types import Answer
 
 Ask = Callable[[Sequence[Image.Image]], list[Answer]]
@@ -31,7 +31,7 @@ class Asker:
     """Sends pictures, never more than ``limit``, and keeps every answer.
 
     Attributes:
-        limit: the most pictures that are sent.
+        limit: the most pictures that are sent; less once a budget has ended.
         answers: in the order of sending.
         decimals: the most digits after the point of any score so far.
     """
@@ -49,11 +49,17 @@ class Asker:
         """Send pictures together and return their answers.
 
         Raises:
-            LimitReachedError: they would be too many; none is sent.
+            LimitReachedError: they would be too many, and none is sent; or the client's budget ended on the way.
         """
         if len(pictures) > self.left:
             raise LimitReachedError
-        answers = self._ask(pictures)
+        try:
+            answers = self._ask(pictures)
+        except BudgetExceededError:
+            if not self.answers:
+                raise
+            self.limit = len(self.answers)
+            raise LimitReachedError from None
         self.answers += answers
         self.decimals = max([self.decimals, *(decimals(score) for answer in answers for score in answer.scores)])
         return answers

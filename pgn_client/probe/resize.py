@@ -134,7 +134,8 @@ class _Search:
             )
             self.faint = gone > VANISHED * seen or seen < max(SENSITIVE * self.asker.floor, STRONG * self.control)
         if by_side[resize] < LIKELY:
-            return self._failed(f"of all sides, {resize} px fits the answers best, but not well enough")
+            few = "no images were left to tell the side" if self.asker.left <= RESERVE else "no side fits well enough"
+            return self._failed(f"{few}; {resize} px fits best, among others")
         return self._crop(resize)
 
     def _crop(self, resize: int) -> Square:
@@ -176,7 +177,8 @@ class _Search:
                 f"what is outside the central {crop} px moves the scores by {unseen:.2g}, with one more by {seen:.2g}"
             )
             sure = not self.faint and seen > OUTSIDE * self.control and self.asker.gone(unseen, beside=seen)
-            return Square(resize, crop, sure, f"{self.evidence}; {told}", self.control)
+            doubt = "" if sure else ", which is near, not beyond doubt"
+            return Square(resize, crop, sure, f"{self.evidence}; {told}{doubt}", self.control)
         weights[: low + 1] = weights[high + 1 :] = 0
         best = int(weights.argmax()) if weights.sum() else None
         return Square(resize, best, False, f"{self.evidence}; between {low} and {high} px of it are kept", self.control)

@@ -31,6 +31,16 @@ def test_training_takes_over_what_the_file_knows(endpoint, digits, tmp_path):
     assert (card["recipe"]["wire"], card["recipe"]["top_k"], card["recipe"]["decimals"]) == ("jpeg:75:420", 20, 4)
 
 
+def test_training_warns_of_what_the_file_does_not_know(digits, tmp_path):
+    path = tmp_path / "endpoint.json"
+    path.write_text(json.dumps({"url": "http://127.0.0.1:9", "codec": "lossy"}))
+    words = ["--out", tmp_path / "x.safetensors", "--endpoint", path, "--shots", "3", "--epochs", "1"]
+    warned = pgn("train", digits, *words).stderr
+    assert "profile and codec unknown; the training takes the server for one that squashes pictures" in warned
+    told = pgn("train", digits, *words, "--profile", "direct", "--wire", "jpeg:75:420").stderr
+    assert "unknown" not in told
+
+
 def test_prompts_get_the_margin_that_the_endpoint_wants(endpoint, digits, checkpoint, tmp_path):
     picture = next(digits.rglob("*.png"))
     with AdaptedClient(endpoint, checkpoint) as client:

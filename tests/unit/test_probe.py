@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import BudgetExceededError, ConfigurationError
 from pgn_client.probe import LIMIT, Findings, probe
 from pgn_client.probe.asking import Asker, LimitReachedError, decimals
 from pgn_client.probe.belief import CONTROL, Belief, expected, information, likelihood
@@ -127,6 +127,30 @@ def test_no_more_pictures_are_sent_than_the_limit(limit):
 def test_a_limit_that_leaves_no_room_for_a_repeat_is_refused():
     with pytest.raises(ConfigurationError, match="got a limit of 1 images, expected at least 2"):
         probe(Constant(FOUR), limit=1)
+
+
+def test_a_seed_below_zero_is_refused_before_anything_is_sent():
+    endpoint = Constant(FOUR)
+    with pytest.raises(ConfigurationError, match="got a seed of -1, expected a whole number from 0 on"):
+        probe(endpoint, seed=-1)
+    assert not endpoint.seen
+
+
+@pytest.mark.parametrize("budget", [2, 9, 25])
+def test_a_budget_that_ends_on_the_way_ends_the_search_and_keeps_what_was_found(budget):
+    inner, sent = server(), []
+
+    def ask(pictures):
+        if len(sent) + len(pictures) > budget:
+            raise BudgetExceededError(budget, budget)
+        sent.extend(pictures)
+        return inner(pictures)
+
+    findings = probe(ask)
+    assert findings.images == len(sent) <= budget
+    assert findings.output.value == "probabilities"
+    with pytest.raises(BudgetExceededError):
+        probe(lambda pictures: ask(pictures * 20))
 
 
 def test_what_the_endpoint_raises_passes_through():

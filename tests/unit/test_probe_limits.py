@@ -5,14 +5,14 @@ import io
 import pytest
 from PIL import Image
 
-from pgn_client.errors import ConnectionFailedError, ImageError, InvalidRequestError, ServerError
+from pgn_client.errors import BudgetExceededError, ConnectionFailedError, ImageError, InvalidRequestError, ServerError
 from pgn_client.probe import find_bytes, find_pixels
 from pgn_client.probe.limits import flat_file, long_file
 
 MIB = 2**20
 
 
-def endpoint(*, most_bytes=10**9, most_pixels=10**9, error=None):
+def endpoint(*, most_bytes=10**9, most_pixels=10**9, error=None, wire=1.0):
     """Take files up to these sizes, and keep the sizes of all."""
     sent = []
 
@@ -21,6 +21,7 @@ def endpoint(*, most_bytes=10**9, most_pixels=10**9, error=None):
         sent.append((len(data), size[0] * size[1]))
         if len(data) > most_bytes or sent[-1][1] > most_pixels:
             raise error or InvalidRequestError("too large", status=413, endpoint="h", attempts=1, request_id=None)
+        return int(len(data) * wire)
 
     send.sent = sent
     return send
@@ -49,6 +50,19 @@ def test_the_limit_lies_between_the_last_taken_and_the_first_refused():
     send = endpoint(most_pixels=5_000_000)
     found = find_pixels(send, left=9)
     assert (found.value, found.certainty) == (4096 * 4096 - 1, "certain")
+
+
+def test_a_limit_of_bytes_is_that_of_the_requests_body():
+    found = find_bytes(endpoint(most_bytes=6 * MIB, wire=1.25), left=9)
+    assert found.value == 12.5 * MIB - 1
+    assert "files: 5,242,880 bytes are taken, 10,485,760 refused (status 413); the limit lies between" in found.evidence
+    nothing_taken = find_bytes(endpoint(most_bytes=10), left=9)
+    assert nothing_taken.value >= MIB * 4 / 3 - 2  # base64, at worst: nothing is refused that might be taken
+
+
+def test_a_budget_that_ends_leaves_the_limit_unknown():
+    found = find_bytes(endpoint(most_bytes=10, error=BudgetExceededError(5, 5)), left=9)
+    assert (found.value, found.certainty) == (None, "unknown")
 
 
 def test_without_a_refusal_no_limit_is_claimed():

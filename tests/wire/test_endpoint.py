@@ -129,6 +129,8 @@ def test_an_endpoint_file_may_be_written_by_hand_as_toml(tmp_path):
         ({"url": "http://h", "limits": {"body_bytes": 0}}, "whole numbers above 0"),
         ({"url": "http://h", "options": {"scale": float("nan")}}, "what JSON can say"),
         ({"url": "ftp://h"}, "http"),
+        ({"url": "http://h", "profile": "bogus"}, "profile"),
+        ({"url": "http://h", "codec": "jpeg:75"}, "codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING"),
     ],
 )
 def test_an_endpoint_file_with_a_mistake_is_refused(tmp_path, content, words):
