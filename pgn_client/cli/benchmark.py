@@ -35,7 +35,7 @@ def add_benchmark(commands: Subparsers) -> None:
     p.add_argument(
         "--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD[@PRESET]",
         help="for example pgn pgn@small input_independent padding masked low_rank blend no_prompt grey_frame; white "
-        "box: padding_published vpt_shallow vpt_deep fine_tune (" + " ".join(DEFAULT_METHODS) + ")",
+        "box: padding_published vpt_shallow vpt_deep expres fine_tune (" + " ".join(DEFAULT_METHODS) + ")",
     )  # fmt: skip
     p.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of shots, limits and training (0)")
     p.add_argument("--shots", nargs="+", default=["all"], metavar="N", help="training pictures per class, or all (all)")

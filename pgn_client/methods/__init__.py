@@ -5,6 +5,7 @@ from __future__ import annotations
 from pgn_client.errors import ConfigurationError
 from pgn_client.methods.base import Method, Rates, RGBMethod, Setting, WhiteBox
 from pgn_client.methods.blend import Blend
+from pgn_client.methods.expres import EXPRES
 from pgn_client.methods.fine_tune import FineTune
 from pgn_client.methods.input_independent import InputIndependent
 from pgn_client.methods.low_rank import LowRank
@@ -29,6 +30,7 @@ REGISTRY: dict[str, type[Method]] = {
         PublishedPadding,
         VPTShallow,
         VPTDeep,
+        EXPRES,
         FineTune,
     )
 }

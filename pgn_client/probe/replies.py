@@ -40,7 +40,11 @@ def find_top_k(answers: Sequence[Answer]) -> Finding:
         return Finding.unknown(f"between {min(counts)} and {max(counts)} labels per answer")
     count = counts.pop()
     if together > count:
-        return Finding(count, "certain" if len(answers) > 2 else "likely", f"{count} per answer, {together} different labels in all")
+        return Finding(
+            count,
+            "certain" if len(answers) > 2 else "likely",
+            f"{count} per answer, {together} different labels in all",
+        )
     if count > 1 and len(answers) > 2:
         return Finding("all", "certain" if len(answers) >= ENOUGH else "likely", f"always the same {count} labels")
     return Finding(count, "likely", f"always {count} of the same {together} labels")

@@ -1,0 +1,161 @@
+"""EXPRES: output tokens and residual prompts (Das et al., "Learning Expressive Prompting With Residuals for Vision
+Transformers", CVPR 2023, arXiv 2303.15591).
+
+A few learned tokens travel through the frozen model beside the patches, and what comes out *of them* is read: output
+tokens. Residual prompts, learned too, are added to their rows inside each block. White box: it runs where the model
+runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pgn_client.backbone import Backbone
+from pgn_client.errors import ConfigurationError
+from pgn_client.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
+
+if TYPE_CHECKING:
+    from pgn_client.training.surrogate import Surrogate
+
+SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
+"""Where residuals can be added: to what comes out of a block's part; ``q``, ``k`` and ``v`` are parts of one."""
+PARTS = {"norm1": "norm1", "q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", "proj": "attn.proj"}
+PARTS |= {"norm2": "norm2", "mlp": "mlp"}
+
+
+class EXPRES(WhiteBox):
+    """Output tokens with residual prompts.
+
+    For block l and the rows i of the prompts::
+
+        u = LN1(z);  u_i += d_norm1[l, i]
+        q, k, v = Wq u, Wk u, Wv u;  q_i += d_q[l, i];  k_i += d_k[l, i];  v_i += d_v[l, i]
+        y = Wo MSA(q, k, v);  y_i += d_proj[l, i];  z = z + y;  z = z + MLP(LN2(z))
+
+    The features are the mean over the prompts' rows after the last block and the final norm.
+
+    Args:
+        prompts: (m, D) float32, tokens as the first block reads them, behind all others.
+        residuals: site → (depth, m, D) float32, for some of ``SITES``.
+
+    Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals start at zero;
+    prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the output tokens, and a linear map on
+    it; ``norm2`` and ``mlp``, which are off, are our own sites. With ``qk_norm`` the residuals of q and k are added
+    before that norm. One m and one rate, AdamW with a warm head, as for all methods here.
+    """
+
+    name = "expres"
+    title = "EXPRES"
+    count: ClassVar[int] = 10
+    """m, how many prompts travel along."""
+    sites: ClassVar[tuple[str, ...]] = ("norm1", "q", "k", "v", "proj")
+    """Where residuals are added; none of them leaves shallow output tokens."""
+    rate: ClassVar[float] = 0.01
+    """Learning rate of prompts and residuals."""
+
+    def __init__(self, prompts: Tensor, residuals: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(prompts)
+        self.residuals = nn.ParameterDict(residuals)
+
+    @classmethod
+    def create(cls, setting: Setting) -> EXPRES:
+        """Draw a new one.
+
+        Raises:
+            ConfigurationError: an unknown site, or a layout with prompt cells.
+        """
+        require_layout(setting, cls)
+        unknown = [site for site in cls.sites if site not in SITES]
+        if unknown:
+            raise ConfigurationError(f"EXPRES: got the site {unknown[0]!r}, expected some of {', '.join(SITES)}")
+        v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
+        prompts = torch.empty(cls.count, setting.width).uniform_(-v, v)
+        return cls(prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in cls.sites})
+
+    def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+        """(B, 3, H, W) uint8 → (B, D), the output tokens as they are before the training."""
+        return self.scores(None, pictures, surrogate)
+
+    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+        """See ``Method``: (B, D) features of the output tokens.
+
+        Raises:
+            ConfigurationError: a model whose blocks are not made of ``norm1``, ``attn.qkv``, ``attn.proj``, ``norm2``
+                and ``mlp``.
+        """
+        tokens = surrogate.backbone.tokens(pictures)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
+            return self.output_tokens(tokens, surrogate.backbone).mean(dim=1).float()
+
+    def output_tokens(self, tokens: Tensor, backbone: Backbone) -> Tensor:
+        """(B, N, D) patch tokens, without position embedding → (B, m, D) output tokens after the final norm."""
+        m: Any = backbone.model
+        x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
+        x = torch.cat([x, self.prompts.expand(len(x), -1, -1)], dim=1)
+        with self._added(backbone):
+            for block in m.blocks:
+                x = block(x)
+        found: Tensor = m.fc_norm(m.norm(x[:, -len(self.prompts) :]))
+        return found
+
+    @contextlib.contextmanager
+    def _added(self, backbone: Backbone) -> Iterator[None]:
+        """Add the residuals for the time of one forward pass: the model's own code runs, fused attention and all."""
+        with contextlib.ExitStack() as hooks:
+            for number, block in enumerate(backbone.model.blocks):
+                for path in dict.fromkeys(PARTS[site] for site in self.residuals):
+                    hook = _adding(self._residual(path, number))
+                    hooks.callback(_part(block, path, backbone).register_forward_hook(hook).remove)
+            yield
+
+    def _residual(self, path: str, block: int) -> Tensor:
+        """(m, D), or (m, 3 D) of q, k and v side by side; zeros where a site is off."""
+        if path != PARTS["q"]:
+            (site,) = (site for site in self.residuals if PARTS[site] == path)
+            own: Tensor = self.residuals[site][block]
+            return own
+        zero = torch.zeros_like(self.prompts)
+        return torch.cat([self.residuals[s][block] if s in self.residuals else zero for s in ("q", "k", "v")], dim=-1)
+
+    def prompt_groups(self, rates: Rates) -> Groups:
+        """Return prompts and residuals."""
+        return [{"params": [self.prompts, *self.residuals.values()], "lr": self.rate, "weight_decay": 0.0}]
+
+
+def multiply_adds(tokens: int, width: int, depth: int) -> int:
+    """Return how many multiplications and additions a ViT's blocks take for one picture: depth (12 n D² + 2 n² D).
+
+    Args:
+        tokens: n, with class token and prompts.
+        width: D.
+        depth: of the model, in blocks.
+    """
+    return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def _adding(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Return a hook that adds to the last rows, which are the prompts'."""
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        added = residual.to(output.dtype).expand(len(output), -1, -1)
+        count = residual.shape[0]
+        return torch.cat([output[:, :-count], output[:, -count:] + added], dim=1)
+
+    return hook
+
+
+def _part(block: nn.Module, path: str, backbone: Backbone) -> nn.Module:
+    try:
+        return block.get_submodule(path)
+    except AttributeError:
+        raise ConfigurationError(
+            f"backbone {backbone.name}: got a {type(block).__name__} without {path}, expected the blocks of a plain "
+            "ViT for EXPRES; choose another model"
+        ) from None
