@@ -51,7 +51,8 @@ def add_train(commands: Subparsers) -> None:
         default="pgn",
         help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame (pgn)",
     )
-    p.add_argument("--library", default="pixel", help="pixel, smooth, luma, latent or reachable (pixel)")
+    kinds = "pixel, smooth, luma, latent or reachable (pixel; smooth where --endpoint says that the server re-encodes)"
+    p.add_argument("--library", help=kinds)
     p.add_argument("--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)")
     p.add_argument("--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)")
     add_endpoint_file(p)
@@ -104,7 +105,7 @@ def run_train(args: argparse.Namespace) -> int:
         task,
         surrogate,
         method=args.method,
-        library=args.library,
+        library=args.library or "pixel",
         inversion=args.inversion,
         layout=args.layout,
         profile=ServerProfile.parse(args.profile) if args.profile else None,
@@ -157,6 +158,7 @@ def _heed(args: argparse.Namespace) -> None:
     told = {
         "profile": found.profile,
         "wire": jpeg,
+        "library": "smooth" if jpeg and _mixes(args.method) else None,
         "top_k": 1 if found.output == "label" else found.top_k or None,
         "decimals": None if found.decimals == -1 else found.decimals,
     }
@@ -170,6 +172,13 @@ def _heed(args: argparse.Namespace) -> None:
             f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the server for one that "
             "squashes pictures and does not re-encode them, unless --profile and --wire say otherwise"
         )
+
+
+def _mixes(method: str) -> bool:
+    """Whether a method mixes a token library, of which JPEG leaves more where its rows are smooth (log, 2026-11-28)."""
+    from pgn_client.methods import PGN, get
+
+    return issubclass(get(method), PGN)
 
 
 def _is_open(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:

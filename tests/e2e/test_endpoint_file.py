@@ -25,10 +25,20 @@ def test_training_takes_over_what_the_file_knows(endpoint, digits, tmp_path):
     short = ["--shots", "3", "--epochs", "1"]
     done = pgn("train", digits, "--out", out, "--endpoint", endpoint, "--decimals", "4", *short)
     assert done.returncode == 0, done.stderr
-    assert "--profile resize_crop:72:64, --wire jpeg:75:420, --top-k 20" in done.stderr
+    assert "--profile resize_crop:72:64, --wire jpeg:75:420, --library smooth, --top-k 20" in done.stderr
     card = PromptAdapter.load(out).info
     assert card["profile"] == "resize_crop:72:64"
+    assert card["library"]["kind"] == "smooth"
     assert (card["recipe"]["wire"], card["recipe"]["top_k"], card["recipe"]["decimals"]) == ("jpeg:75:420", 20, 4)
+
+
+@pytest.mark.parametrize("words", [["--library", "pixel"], ["--method", "padding"]], ids=" ".join)
+def test_what_is_said_beside_the_file_wins(words, endpoint, digits, tmp_path):
+    out = tmp_path / "x.safetensors"
+    done = pgn("train", digits, "--out", out, "--endpoint", endpoint, "--shots", "3", "--epochs", "1", *words)
+    assert done.returncode == 0, done.stderr
+    assert "--library" not in done.stderr
+    assert (PromptAdapter.load(out).info["library"] or {"kind": "pixel"})["kind"] == "pixel"
 
 
 def test_training_warns_of_what_the_file_does_not_know(digits, tmp_path):
