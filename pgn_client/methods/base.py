@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 
+RESIDUAL_SITES = ("norm1", "q", "k", "v", "proj")
+"""Where EXPRES adds residuals unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -55,6 +58,8 @@ class Setting:
         library: kind of the token library, of methods that mix one.
         library_size: L.
         backbone: the frozen model, of methods that copy it.
+        prompt_tokens: m, of methods whose tokens travel beside the patches.
+        sites: where EXPRES adds residuals.
     """
 
     canvas: Canvas
@@ -64,6 +69,8 @@ class Setting:
     library: str = "pixel"
     library_size: int = 64
     backbone: Backbone | None = None
+    prompt_tokens: int = 10
+    sites: tuple[str, ...] = RESIDUAL_SITES
 
 
 class Method(nn.Module):

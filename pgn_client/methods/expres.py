@@ -52,11 +52,7 @@ class EXPRES(WhiteBox):
 
     name = "expres"
     title = "EXPRES"
-    count: ClassVar[int] = 10
-    """m, how many prompts travel along."""
-    sites: ClassVar[tuple[str, ...]] = ("norm1", "q", "k", "v", "proj")
-    """Where residuals are added; none of them leaves shallow output tokens."""
-    rate: ClassVar[float] = 0.01
+    rate: ClassVar[float] = 0.05
     """Learning rate of prompts and residuals."""
 
     def __init__(self, prompts: Tensor, residuals: dict[str, Tensor]) -> None:
@@ -72,12 +68,12 @@ class EXPRES(WhiteBox):
             ConfigurationError: an unknown site, or a layout with prompt cells.
         """
         require_layout(setting, cls)
-        unknown = [site for site in cls.sites if site not in SITES]
+        unknown = [site for site in setting.sites if site not in SITES]
         if unknown:
             raise ConfigurationError(f"EXPRES: got the site {unknown[0]!r}, expected some of {', '.join(SITES)}")
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
-        prompts = torch.empty(cls.count, setting.width).uniform_(-v, v)
-        return cls(prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in cls.sites})
+        prompts = torch.empty(setting.prompt_tokens, setting.width).uniform_(-v, v)
+        return cls(prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites})
 
     def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D), the output tokens as they are before the training."""
@@ -96,14 +92,26 @@ class EXPRES(WhiteBox):
 
     def output_tokens(self, tokens: Tensor, backbone: Backbone) -> Tensor:
         """(B, N, D) patch tokens, without position embedding → (B, m, D) output tokens after the final norm."""
+        return self.encoded(tokens, backbone)[1]
+
+    def encoded(self, tokens: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """Let the prompts travel along.
+
+        Args:
+            tokens: (B, N, D) patch tokens, without position embedding.
+            backbone: the frozen model.
+
+        Returns:
+            (B, N, D) patch tokens and (B, m, D) output tokens, both after the final norm.
+        """
         m: Any = backbone.model
-        x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
-        x = torch.cat([x, self.prompts.expand(len(x), -1, -1)], dim=1)
+        own = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
+        x = torch.cat([own, self.prompts.expand(len(own), -1, -1)], dim=1)
         with self._added(backbone):
             for block in m.blocks:
                 x = block(x)
-        found: Tensor = m.fc_norm(m.norm(x[:, -len(self.prompts) :]))
-        return found
+        x = m.fc_norm(m.norm(x))
+        return x[:, own.shape[1] - tokens.shape[1] : own.shape[1]], x[:, own.shape[1] :]
 
     @contextlib.contextmanager
     def _added(self, backbone: Backbone) -> Iterator[None]:

@@ -33,8 +33,6 @@ class VPTShallow(WhiteBox):
 
     name = "vpt_shallow"
     title = "VPT-shallow"
-    count = 10
-    """m, how many prompts a block reads."""
     rate = 0.01
     """Learning rate of the prompts."""
 
@@ -47,7 +45,8 @@ class VPTShallow(WhiteBox):
         """Draw a new one."""
         require_layout(setting, cls)
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
-        return cls(torch.empty(cls.prompted_blocks(setting), cls.count, setting.width).uniform_(-v, v))
+        shape = (cls.prompted_blocks(setting), setting.prompt_tokens, setting.width)
+        return cls(torch.empty(shape).uniform_(-v, v))
 
     @classmethod
     def prompted_blocks(cls, setting: Setting) -> int:

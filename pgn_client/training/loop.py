@@ -302,7 +302,17 @@ def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: in
 def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
     """What a method is drawn for."""
     b = surrogate.backbone
-    return Setting(surrogate.canvas, len(task.classes), b.width, b.depth, library, recipe.library_size, b)
+    return Setting(
+        surrogate.canvas,
+        len(task.classes),
+        b.width,
+        b.depth,
+        library,
+        recipe.library_size,
+        b,
+        recipe.prompt_tokens,
+        recipe.sites,
+    )
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.methods import Rates
+from pgn_client.methods.base import RESIDUAL_SITES
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Recipe:
         local_weight: weight of the local head's loss while the prompt is trained, so that the head stays in step with
             the trunk.
         head_teaches_trunk: whether that loss also reaches the trunk; published PGN has no such head.
+        prompt_tokens: m, of VPT and EXPRES. sites: where EXPRES adds residuals; none leaves shallow output tokens.
         weight_decay: of ``adamw``, on all parts. trunk_weight_decay: while the trunk learns the task alone.
     """
 
@@ -54,6 +56,8 @@ class Recipe:
     head_teaches_trunk: bool = True
     weight_decay: float = 0.01
     trunk_weight_decay: float = 0.05
+    prompt_tokens: int = 10
+    sites: tuple[str, ...] = RESIDUAL_SITES
 
 
 # The published recipe has no label mapping (it trains a head or uses text labels) and no local head. Here the mapping
@@ -84,6 +88,8 @@ def from_card(numbers: Mapping[str, Any]) -> Recipe:
     """Return the recipe that a checkpoint card tells, to train a rival alike."""
     known = {f.name for f in fields(Recipe)}
     chosen = {k: v for k, v in numbers.items() if k in known}
+    if "sites" in chosen:
+        chosen["sites"] = tuple(chosen["sites"])  # JSON has lists
     return Recipe(**chosen | {"rates": Rates(**numbers["rates"])})
 
 
@@ -96,7 +102,7 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
     if preset not in PRESETS:
         raise ConfigurationError(f"preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     chosen = replace(PRESETS[preset], **{k: v for k, v in overrides.items() if v is not None})
-    for name, least in (("epochs", 1), ("batch_size", 2), ("library_size", 1), ("resolution", 1)):
+    for name, least in (("epochs", 1), ("batch_size", 2), ("library_size", 1), ("resolution", 1), ("prompt_tokens", 1)):
         if getattr(chosen, name) < least:
             raise ConfigurationError(f"recipe: got {name} {getattr(chosen, name)}, expected at least {least}")
     if chosen.optimiser not in ("adamw", "sgd"):

@@ -8,20 +8,15 @@ import torch
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
 from pgn_client.methods import Rates, Setting
+from pgn_client.methods.base import RESIDUAL_SITES
 from pgn_client.methods.expres import EXPRES, SITES, multiply_adds
 from pgn_client.training.surrogate import Surrogate
 from tests.unit.test_white_box import CANVAS, create, each_kind, entering, pixels
 
 
-class EverySite(EXPRES):
-    """The optional ones too."""
-
-    sites = SITES
-
-
-def drawn(method, backbone):
+def drawn(backbone, **options):
     """One whose residuals are not zero any more."""
-    model = create(method, backbone)
+    model = create(EXPRES, backbone, **options)
     with torch.no_grad():
         for residual in model.residuals.values():
             residual.normal_(0, 0.3)
@@ -51,11 +46,11 @@ def written_out(backbone, model, pictures):
     return m.fc_norm(m.norm(z[:, -count:])).mean(1)
 
 
-@pytest.mark.parametrize("method", [EXPRES, EverySite])
+@pytest.mark.parametrize("sites", [RESIDUAL_SITES, SITES])
 @each_kind
-def test_features_are_what_the_equations_say(make_backbone, method, options):
+def test_features_are_what_the_equations_say(make_backbone, sites, options):
     backbone, pictures = make_backbone(**options), pixels(3)
-    model = drawn(method, backbone)
+    model = drawn(backbone, sites=sites)
     with torch.no_grad():
         found = model.scores(None, pictures, Surrogate(backbone, CANVAS))
         torch.testing.assert_close(found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5)
@@ -63,10 +58,9 @@ def test_features_are_what_the_equations_say(make_backbone, method, options):
 
 @pytest.mark.parametrize("site", SITES)
 def test_each_site_is_a_switch_of_its_own(make_backbone, site):
-    one, none = (type("Some", (EXPRES,), {"sites": sites}) for sites in ((site,), ()))
     backbone, pictures = make_backbone(depth=3), pixels(3)
     surrogate = Surrogate(backbone, CANVAS)
-    model, plain = drawn(one, backbone), drawn(none, backbone)
+    model, plain = drawn(backbone, sites=(site,)), drawn(backbone, sites=())
     with torch.no_grad():
         plain.prompts.copy_(model.prompts)
         found = model.scores(None, pictures, surrogate)
@@ -78,7 +72,7 @@ def test_each_site_is_a_switch_of_its_own(make_backbone, site):
 
 def test_with_qk_norm_the_residuals_come_before_it(make_backbone):
     backbone, pictures = make_backbone(depth=2, qk_norm=True), pixels(2)
-    model = drawn(EXPRES, backbone)
+    model = drawn(backbone)
     with torch.no_grad():
         found = model.scores(None, pictures, Surrogate(backbone, CANVAS))
         torch.testing.assert_close(found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5)
@@ -91,6 +85,17 @@ def test_a_training_starts_from_plain_output_tokens(make_backbone):
     assert torch.equal(model.neutral(pictures, surrogate), model.scores(None, pictures, surrogate))
 
 
+def test_patch_tokens_come_out_beside_the_output_tokens(make_backbone):
+    backbone, pictures = make_backbone(depth=2, reg_tokens=2), pixels(2)
+    model = create(EXPRES, backbone)
+    patches, outputs = model.encoded(backbone.tokens(pictures), backbone)
+    assert (patches.shape, outputs.shape) == ((2, 16, 24), (2, 10, 24))
+    with torch.no_grad():
+        far = model.prompts - 1e3 * backbone.model.cls_token[0]  # the patches read the prompts
+        model.prompts.copy_(far)
+    assert not torch.equal(model.encoded(backbone.tokens(pictures), backbone)[0], patches)
+
+
 def test_vit_b_with_ten_prompts_learns_as_many_numbers_as_the_design_says():
     torch.manual_seed(0)
     model = EXPRES.create(Setting(Canvas.build(224, 16, "full"), 3, 768, depth=12))
@@ -100,7 +105,7 @@ def test_vit_b_with_ten_prompts_learns_as_many_numbers_as_the_design_says():
 
 def test_gradients_reach_prompts_and_residuals_and_nothing_else(make_backbone):
     backbone = make_backbone(depth=3)
-    model = drawn(EverySite, backbone).train()
+    model = drawn(backbone, sites=SITES).train()
     model.scores(None, pixels(4), Surrogate(backbone, CANVAS)).square().sum().backward()
     assert {name for name, _ in model.named_parameters()} == {"prompts", *(f"residuals.{site}" for site in SITES)}
     for name, parameter in model.named_parameters():
@@ -110,7 +115,7 @@ def test_gradients_reach_prompts_and_residuals_and_nothing_else(make_backbone):
 
 def test_the_model_is_left_as_it_was_even_after_a_failure(make_backbone):
     backbone, pictures = make_backbone(depth=3), pixels(2)
-    model, surrogate = drawn(EXPRES, backbone), Surrogate(backbone, CANVAS)
+    model, surrogate = drawn(backbone), Surrogate(backbone, CANVAS)
     before = backbone.logits(pictures)
     model.scores(None, pictures, surrogate)
     with pytest.raises(RuntimeError):
@@ -121,7 +126,7 @@ def test_the_model_is_left_as_it_was_even_after_a_failure(make_backbone):
 
 def test_in_half_precision_the_features_are_nearly_the_same(make_backbone):
     backbone = make_backbone(depth=3)
-    model = drawn(EXPRES, backbone)
+    model = drawn(backbone)
     exact, half = (model.scores(None, pixels(4), Surrogate(backbone, CANVAS, half=h)) for h in (False, True))
     assert half.dtype == torch.float32
     assert 0 < (exact - half).abs().max() < 0.1 * exact.std()
@@ -139,18 +144,17 @@ def test_blocks_of_another_kind_are_refused(make_backbone):
 
 
 def test_an_unknown_site_and_a_layout_with_cells_are_refused():
-    odd = type("Odd", (EXPRES,), {"sites": ("q", "ln")})
     with pytest.raises(
         ConfigurationError, match="got the site 'ln', expected some of norm1, q, k, v, proj, norm2, mlp"
     ):
-        odd.create(Setting(CANVAS, 3, 24))
+        EXPRES.create(Setting(CANVAS, 3, 24, sites=("q", "ln")))
     with pytest.raises(ConfigurationError, match="expres: got 12 prompt cells, expected layout full"):
         EXPRES.create(Setting(Canvas.build(32, 8), 3, 24))
 
 
 def test_prompts_and_residuals_learn_at_one_rate_without_decay(make_backbone):
     (group,) = create(EXPRES, make_backbone()).prompt_groups(Rates(1, 2, 3, 4, 5))
-    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.01, 0.0, 6)
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.05, 0.0, 6)
 
 
 def test_multiply_adds_are_the_formula():

@@ -35,9 +35,9 @@ def pixels(count, seed=0):
     return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
-def create(method, backbone):
+def create(method, backbone, **options):
     torch.manual_seed(0)
-    return method.create(Setting(CANVAS, 3, 24, depth=backbone.depth, backbone=backbone))
+    return method.create(Setting(CANVAS, 3, 24, depth=backbone.depth, backbone=backbone, **options))
 
 
 def entering(backbone, pictures):

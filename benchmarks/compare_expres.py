@@ -1,0 +1,172 @@
+"""EXPRES beside VPT, the linear probe and fine-tuning: by number of prompts, and without each kind of residual.
+
+    python benchmarks/compare_expres.py SET:AUGMENT ... --weights W --labels L --out expres.jsonl
+
+Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same pictures of a seed, are trained by the same
+loop with the same recipe, and are tested on pictures that are the same for all seeds. One JSON line a run; what is
+there is not run again, so that several processes may work on parts (``--variants``, ``--seeds``) of one file. At the
+end tables, of accuracies and of paired differences to ``expres``, and with ``--plot`` accuracy against prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgn_client import candidates
+from pgn_client.backbone import Backbone, load
+from pgn_client.methods.base import RESIDUAL_SITES
+from pgn_client.methods.expres import SITES, multiply_adds
+from pgn_client.statistics import accuracy_interval, pooled_bootstrap
+from pgn_client.training import Task, fit_white_box, load_task, recipe
+
+Floats = NDArray[np.float64]
+FIRST = "expres"
+PROBE = "linear_probe"
+VARIANTS: dict[str, dict[str, Any]] = {
+    FIRST: {"method": "expres"},
+    "vpt_deep": {"method": "vpt_deep"},
+    "vpt_shallow": {"method": "vpt_shallow"},
+    "fine_tune": {"method": "fine_tune"},
+    **{f"expres, {m} prompts": {"method": "expres", "prompt_tokens": m} for m in (1, 3, 30)},
+    **{f"vpt_deep, {m} prompts": {"method": "vpt_deep", "prompt_tokens": m} for m in (1, 3, 30, 100)},
+    "expres without residuals": {"method": "expres", "sites": ()},
+    **{
+        f"expres without {site}": {"method": "expres", "sites": tuple(s for s in RESIDUAL_SITES if s != site)}
+        for site in RESIDUAL_SITES
+    },
+    "expres with norm2 and mlp": {"method": "expres", "sites": SITES},
+}
+
+
+def task_of(folder: Path, seed: int, args: argparse.Namespace) -> Task:
+    """Test pictures by a seed of their own, training and validation pictures by ``seed``."""
+    whole = load_task(folder, seed=0).limited(test=args.test, seed=0)
+    return whole.limited(train=args.train, val=args.val, seed=seed)
+
+
+def measure(task: Task, model: Backbone, variant: str, augment: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Train one variant; hits on the test pictures, and what was learnt for them."""
+    if variant == PROBE:
+        found = candidates.probe(model, task, augment, seed)
+        log_p, learnt = found.test, (model.width + 1) * len(task.classes)
+    else:
+        options = dict(VARIANTS[variant])
+        numbers = recipe(epochs=epochs, augment=augment, **{k: v for k, v in options.items() if k != "method"})
+        trained = fit_white_box(task, model, options["method"], recipe=numbers, seed=seed)
+        log_p, learnt = trained.log_probs(task.test), sum(trained.learnable().values())
+    hits = log_p.argmax(axis=1) == task.test.labels
+    return {"hits": hits.astype(int).tolist(), "learnable": learnt}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies, and differences to EXPRES with ten prompts, averaged over seeds picture by picture, then sets."""
+    found = {(r["set"], r["seed"], r["variant"]): np.array(r["hits"], dtype=float) for r in rows}
+    sets = list(dict.fromkeys(r["set"] for r in rows))
+    lines = [f"{'':<28}" + "".join(f"{name[:11]:>12}" for name in sets) + "        mean                   − expres"]
+    for variant in [PROBE, *VARIANTS]:
+        seeds = {s: [k[1] for k in found if k[0] == s and k[2] == variant and (s, k[1], FIRST) in found] for s in sets}
+        there = [s for s in sets if seeds[s]]
+        if not there:
+            continue
+        own = [np.mean([found[s, k, variant] for k in seeds[s]], axis=0) for s in there]
+        gaps = [np.mean([found[s, k, variant] - found[s, k, FIRST] for k in seeds[s]], axis=0) for s in there]
+        shown = dict(zip(there, own, strict=True))
+        (mean, *_), (gap, low, high) = pooled_bootstrap(own, seed=0), pooled_bootstrap(gaps, seed=0)
+        cells = "".join(f"{accuracy_interval(shown[s])[0]:>12.3f}" if s in shown else f"{'':>12}" for s in sets)
+        runs = sum(map(len, seeds.values()))
+        lines.append(
+            f"{variant:<28}{cells}{mean:>12.3f}   {100 * gap:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]  {runs} runs"
+        )
+    return "\n".join(lines)
+
+
+def costs(model: Backbone) -> str:
+    """Learnable numbers and multiplications of one picture's blocks, for the model and for ViT-B/16."""
+    tokens = (model.input_size // model.patch_size) ** 2 + 1
+    lines = ["prompts   learnable, of the backbone     multiply-adds a picture, of those without prompts"]
+    for width, depth, size in ((model.width, model.depth, count(model)), (768, 12, 85_798_656)):
+        for m in (1, 3, 10, 30, 100):
+            learnt, work = m * width * (1 + depth * len(RESIDUAL_SITES)), multiply_adds(tokens + m, width, depth)
+            share = work / multiply_adds(tokens, width, depth)
+            lines.append(f"{m:>7}{learnt:>12,}{learnt / size:>11.2%} of {size:,}{work:>18,}{share:>8.2f}")
+    return "\n".join(lines)
+
+
+def count(model: Backbone) -> int:
+    """Numbers in the backbone, without its head."""
+    head = sum(p.numel() for p in model.model.get_classifier().parameters())
+    return sum(p.numel() for p in model.model.parameters()) - head
+
+
+def plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw the mean accuracy over the sets that have all points against the number of prompts."""
+    from matplotlib.figure import Figure
+
+    means: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        method, _, rest = row["variant"].partition(", ")
+        if method in ("expres", "vpt_deep") and (not rest or rest.endswith(" prompts")) and row["seed"] == 0:
+            means[method][int(rest.split()[0]) if rest else 10][row["set"]].append(float(np.mean(row["hits"])))
+    common = set.intersection(*(set(by_set) for points in means.values() for by_set in points.values()))
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for method, points in means.items():
+        x = sorted(points)
+        axes.plot(x, [np.mean([np.mean(points[m][s]) for s in common]) for m in x], marker="o", label=method)
+    axes.set_xscale("log")
+    axes.set_xlabel("prompts")
+    axes.set_ylabel(f"accuracy, mean of {len(common)} sets, seed 0")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run what is missing, print the tables."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("sets", nargs="+", metavar="SET:AUGMENT")
+    p.add_argument("--backbone", default="vit_tiny_patch16_224")
+    p.add_argument("--weights", type=Path)
+    p.add_argument("--labels", type=Path)
+    p.add_argument("--variants", nargs="+", default=[PROBE, *VARIANTS], choices=[PROBE, *VARIANTS], metavar="V")
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--epochs", type=int, default=4)
+    for name, most in (("train", 240), ("val", 120), ("test", 350)):
+        p.add_argument(f"--{name}", type=int, default=most)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--plot", type=Path, metavar="PNG")
+    args = p.parse_args()
+    model = load(args.backbone, weights=args.weights, labels=args.labels)
+    for variant in args.variants:
+        for seed in args.seeds:
+            for text in args.sets:
+                folder, _, augment = text.partition(":")
+                key = {"set": Path(folder).name, "seed": seed, "variant": variant}
+                if not any(key.items() <= row.items() for row in read(args.out)):
+                    start = time.monotonic()
+                    task = task_of(Path(folder), seed, args)
+                    row = key | measure(task, model, variant, augment or "shift", seed, args.epochs)
+                    with args.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
+    rows = read(args.out)
+    print(table(rows), costs(model), sep="\n\n")
+    if args.plot:
+        plot(rows, args.plot)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return all lines of a file of runs."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
