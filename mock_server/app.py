@@ -14,7 +14,7 @@ from mock_server.faults import FaultMiddleware
 from mock_server.metrics import ObserveMiddleware
 from mock_server.model import ServedModel, load
 from mock_server.responses import error_response
-from mock_server.routes import health, huggingface, oip, openai, pgn, sagemaker, torchserve, v1
+from mock_server.routes import adapters, health, huggingface, oip, openai, pgn, sagemaker, torchserve, v1
 from mock_server.routes.payload import service_of
 from mock_server.service import Service
 from mock_server.settings import Settings
@@ -42,7 +42,7 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
 
     app = FastAPI(title="mock_server", lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
-    for routes in (health, pgn, huggingface, oip, v1, sagemaker, torchserve, openai):
+    for routes in (health, adapters, pgn, huggingface, oip, v1, sagemaker, torchserve, openai):
         app.include_router(routes.router)
     _add_error_forms(app)
     if settings.faults is not None:

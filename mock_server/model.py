@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import nn
 
+from mock_server import adapters
+from mock_server.adapters import Adapter
 from mock_server.errors import ConfigurationError
 from mock_server.preprocess import Preprocessing, Profile
 from mock_server.settings import Settings
@@ -37,10 +40,12 @@ class Asked:
         pixels: (3, H, W) float32 in the normalised space.
         want: ``logits`` (S,), ``embedding`` (D,), the pooled features before the head, or ``tokens``, the features
             before the pooling, (N, D) of a ViT.
+        adapter: A tenant's, which then answers (C,) log-probabilities instead; None is the model itself.
     """
 
     pixels: NDArray[np.float32]
     want: Want = "logits"
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,30 @@ class ServedModel:
         network: Any = self.network
         return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
+    @cached_property
+    def features_sha256(self) -> str:
+        """Of all weights but the head's; see `adapters.features_sha256`."""
+        return adapters.features_sha256(self.network)
+
     @torch.inference_mode()
     def run(self, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
-        """Return what is wanted of each picture; those of equal shapes share one pass, whatever they want."""
+        """Return what is wanted of each picture; those of equal shapes share one pass, whatever they want.
+
+        Pictures for adapters share another, whoever's they are.
+        """
         rows: dict[int, NDArray[np.float32]] = {}
-        for shape in sorted({one.pixels.shape for one in asked}):
-            members = [i for i, one in enumerate(asked) if one.pixels.shape == shape]
+        for kind in sorted({_kind(one) for one in asked}):
+            members = [i for i, one in enumerate(asked) if _kind(one) == kind]
             x = torch.from_numpy(np.stack([asked[i].pixels for i in members])).to(self.device)
-            outputs = self._outputs(x, {asked[i].want for i in members})
-            rows.update((i, outputs[asked[i].want][row]) for row, i in enumerate(members))
+            rows.update(zip(members, self._answers(x, [asked[i] for i in members]), strict=True))
         return [rows[i] for i in range(len(asked))]
+
+    def _answers(self, x: torch.Tensor, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
+        own = [one.adapter for one in asked if one.adapter is not None]
+        if own:
+            return adapters.run(self.network, x, own)
+        outputs = self._outputs(x, {one.want for one in asked})
+        return [outputs[one.want][row] for row, one in enumerate(asked)]
 
     def _outputs(self, x: torch.Tensor, wants: set[Want]) -> dict[Want, NDArray[np.float32]]:
         network: Any = self.network
@@ -95,6 +114,11 @@ class ServedModel:
         if "logits" in wants:
             outputs["logits"] = _array(network.forward_head(features))
         return outputs
+
+
+def _kind(one: Asked) -> tuple[bool, tuple[int, ...]]:
+    """What is the same in all pictures of one pass."""
+    return one.adapter is not None, one.pixels.shape
 
 
 def _array(output: torch.Tensor) -> NDArray[np.float32]:

@@ -72,6 +72,23 @@ class ModelCard(BaseModel):
     limits: Limits
 
 
+class AdapterCard(BaseModel):
+    """What is known of an adapter: answer of `PUT` and `GET /v1/adapters/{name}`; sizes in bytes."""
+
+    name: str
+    sha256: str
+    classes: list[str]
+    prompts: int
+    bytes: int
+
+
+class AdapterList(BaseModel):
+    """Answer of `GET /v1/adapters`: the tenant's own, by name."""
+
+    adapters: list[AdapterCard]
+    most: int
+
+
 class LabelScore(BaseModel):
     """One entry of a Hugging Face image-classification answer."""
 

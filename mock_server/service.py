@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mock_server.adapters import Adapter, Store
 from mock_server.batching import Batcher, ClosedError, QueueFullError
 from mock_server.errors import RequestError
 from mock_server.metrics import Metrics
@@ -33,6 +34,7 @@ class Service:
         model: What is hosted.
         preprocessing: The model's own, or as the settings ask.
         metrics: Of this application.
+        adapters: Of the tenants.
         ready: Whether requests can be answered now.
     """
 
@@ -41,6 +43,7 @@ class Service:
         self.model = model
         self.preprocessing = model.preprocessing.configured(settings.profile, settings.jpeg)
         self.metrics = Metrics()
+        self.adapters = Store(settings.max_adapters)
         self.ready = False
         self._batcher = Batcher(
             model.run,
@@ -92,13 +95,17 @@ class Service:
         return list(self.model.classes)
 
     async def ask(
-        self, pictures: Sequence[bytes | Pixels | RequestError], want: Want = "logits"
+        self,
+        pictures: Sequence[bytes | Pixels | RequestError],
+        want: Want = "logits",
+        adapter: Adapter | None = None,
     ) -> list[Answer | RequestError]:
         """Return one answer per picture, in order; a picture that failed has its error in its place.
 
         Args:
             pictures: Encoded ones go through the preprocessing; arrays are what the model sees.
             want: What to ask the model.
+            adapter: Who answers instead of the model itself.
 
         Raises:
             RequestError: The whole request is refused: too many pictures, not ready, overloaded, or not what this
@@ -110,7 +117,7 @@ class Service:
             raise RequestError("invalid_request", f"at most {self.settings.max_queue} pictures fit into one request")
         self.require_ready()
         prepared = await asyncio.gather(*(asyncio.to_thread(self._prepare, picture) for picture in pictures))
-        fine = [Asked(item, want) for item in prepared if not isinstance(item, RequestError)]
+        fine = [Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)]
         answers = iter(await self._submit(fine))
         return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
 
@@ -149,6 +156,7 @@ class Service:
         *,
         top_k: int | None = None,
         among: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return labels, best first, and their scores.
 
@@ -158,15 +166,17 @@ class Service:
             top_k: The most labels wanted; the server's own limit holds as well. None is all.
             among: The classes that compete, by their place in the model; the others are as if they did not exist. None
                 is all.
+            classes: Their names; None are the model's.
         """
+        names = self.model.classes if classes is None else classes
         places = np.arange(len(logits)) if among is None else np.array(among)
         logits = logits[places]
         if self.settings.output == "label":
-            return [self.model.classes[places[int(logits.argmax())]]], [1.0]
+            return [names[places[int(logits.argmax())]]], [1.0]
         limits = [limit for limit in (top_k, self.settings.top_k) if limit is not None]
         order = np.argsort(-logits, kind="stable")[: min(limits, default=None)]
         scores = self.rounded(_scores(logits.astype(np.float64), function)[order])
-        return [self.model.classes[places[i]] for i in order], scores.tolist()
+        return [names[places[i]] for i in order], scores.tolist()
 
     def complete(self, answer: Answer, function: Function | None = None) -> NDArray[np.float64]:
         """Return every number of ``answer`` in the model's order: the scores (S,), or the features as they are.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -13,6 +14,7 @@ from mock_server.errors import ConfigurationError
 from mock_server.faults import FaultPlan
 from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
+SHORTEST_KEY = 16
 Output = Literal["probs", "logits", "label", "embedding"]
 
 
@@ -39,6 +41,9 @@ class Settings:
         max_body_bytes: Longest request body; more is answered 413.
         max_pixels: Largest picture, in pixels, up to `MOST_PIXELS`; more is answered 413.
         api_key: The key that clients must send, or None.
+        tenants: Name → key, each different: clients must send one of them (or ``api_key``), and see its adapters alone.
+        max_adapters: Most that a tenant may have.
+        max_adapter_bytes: Largest file of one.
         faults: What goes wrong on purpose, or None.
     """
 
@@ -59,6 +64,9 @@ class Settings:
     max_body_bytes: int = 8 * 1024**2
     max_pixels: int = 4096**2
     api_key: str | None = field(default=None, repr=False)
+    tenants: Mapping[str, str] = field(default_factory=dict, repr=False)
+    max_adapters: int = 64
+    max_adapter_bytes: int = 8 * 1024**2
     faults: FaultPlan | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +103,9 @@ class Settings:
             max_body_bytes=given.max_body_bytes,
             max_pixels=given.max_pixels,
             api_key=_key_from(given.api_key_env),
+            tenants={} if given.tenants is None else read_tenants(given.tenants),
+            max_adapters=given.max_adapters,
+            max_adapter_bytes=given.max_adapter_bytes,
             faults=None if given.faults is None else FaultPlan.load(given.faults, default_seed=given.seed),
         )
 
@@ -144,8 +155,30 @@ def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-body-bytes", type=_positive, default=8 * 1024**2, metavar="N")
     group.add_argument("--max-pixels", type=_positive, default=4096**2, metavar="N")
     group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the key clients must send")
+    group.add_argument(
+        "--tenants", type=Path, metavar="FILE", help="JSON object, tenant: key; each has its own adapters"
+    )
+    group.add_argument("--max-adapters", type=_positive, default=64, metavar="N", help="of one tenant (64)")
+    group.add_argument("--max-adapter-bytes", type=_positive, default=8 * 1024**2, metavar="N")
     group.add_argument("--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py")
     group.add_argument("--seed", type=int, default=0, help="of the faults, where their file names none (0)")
+
+
+def read_tenants(path: Path) -> dict[str, str]:
+    """Read the keys of the tenants; messages never repeat one.
+
+    Raises:
+        ConfigurationError: no JSON object of different keys of at least `SHORTEST_KEY` characters.
+    """
+    try:
+        tenants = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(tenants, dict) or not tenants or not all(isinstance(key, str) for key in tenants.values()):
+        raise ConfigurationError(f'{path} must be a JSON object, {{"TENANT": "KEY", ...}}')
+    if min(map(len, tenants.values())) < SHORTEST_KEY or len(set(tenants.values())) < len(tenants):
+        raise ConfigurationError(f"{path}: keys must be different, each of at least {SHORTEST_KEY} characters")
+    return tenants
 
 
 def _positive(text: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pgn_client.compositor import compose, fit_picture, seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.geometry import Canvas
 from pgn_client.labels import LabelMapping
-from pgn_client.types import Prepared, ServerProfile
+from pgn_client.types import Hosted, Prepared, ServerProfile
 
 if TYPE_CHECKING:
     from pgn_client.backbone import PatchEmbedding
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
 """The method on the card of a mapping alone."""
+EXPRES = "expres"
+"""The method on the card of what runs on the server."""
 Pixels = np.typing.NDArray[np.uint8]
 Floats = np.typing.NDArray[np.float32]
 
@@ -61,9 +64,8 @@ class PromptAdapter:
         """
         found = load(path)
         if not isinstance(found, cls):
-            raise CheckpointError(
-                f"checkpoint {path}: got a label mapping alone, expected prompts; make some with pgn train"
-            )
+            got = "a label mapping alone" if isinstance(found, MappingAdapter) else "EXPRES, which runs on the server"
+            raise CheckpointError(f"checkpoint {path}: got {got}, expected prompts; make some with pgn train")
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -279,8 +281,39 @@ class MappingAdapter:
         return f"MappingAdapter({self.mapping.kind}, {len(self.mapping.classes)} classes)"
 
 
-def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdapter | MappingAdapter:
-    """Read a checkpoint of either kind.
+class HostedAdapter:
+    """A checkpoint that runs on the server, EXPRES: here pictures are only fitted. Nothing needs torch.
+
+    Args:
+        card: see ``pgn_client.checkpoint``; its method is ``expres``.
+        data: the whole file, which is uploaded.
+
+    Raises:
+        CheckpointError: parts are missing or do not fit.
+    """
+
+    def __init__(self, card: Mapping[str, Any], data: bytes) -> None:
+        self.info = dict(card)
+        backbone, profile = card["backbone"], ServerProfile.parse(card["profile"])
+        self.canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], "full", profile)
+        self.hosted = Hosted(f"expres-{card['fingerprint'][:24]}", data)
+        classes = tuple(card["classes"])
+        self.mapping = LabelMapping("identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes)))
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Return the images to send: squashed as in training, in the size that the card's server profile asks for."""
+        return [compose(fit_picture(image, self.canvas), None, self.canvas) for image in images]
+
+    def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
+        """Return the images to send, and whom to ask; there is no local head."""
+        return [Prepared(image, hosted=self.hosted.name) for image in self(images)]
+
+    def __repr__(self) -> str:
+        return f"HostedAdapter(expres, {self.info['backbone']['name']}, {len(self.mapping.classes)} classes)"
+
+
+def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdapter | MappingAdapter | HostedAdapter:
+    """Read a checkpoint of any kind.
 
     Args:
         path: of the file.
@@ -291,8 +324,11 @@ def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdap
         ConfigurationError: the profile ends at another size than the backbone's input.
     """
     card, tensors = checkpoint.read(path)
-    kind = MappingAdapter if card.get("method") == RAW else PromptAdapter
+    known = {"profile": profile} if profile else {}
     try:
+        if card.get("method") == EXPRES:
+            return HostedAdapter(card | known, Path(path).read_bytes())
+        kind = MappingAdapter if card.get("method") == RAW else PromptAdapter
         found = kind(card, tensors)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: its card is not complete ({error}); train it again") from error

@@ -275,6 +275,17 @@ class Backbone:
         logits: Tensor = self.model(normalised(pixels.float() / 255, self.mean, self.std))
         return logits
 
+    def features_sha256(self) -> str:
+        """SHA-256 of all weights but the head's, as servers of adapters know it.
+
+        By name in order: each tensor's name, and its numbers as little-endian float32.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if not name.startswith("head."):
+                digest.update(name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
     def verify_frozen(self) -> None:
         """Check that no weight has changed since this object was made.
 

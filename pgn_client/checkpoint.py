@@ -5,6 +5,8 @@ The card (``PromptAdapter.info``, ``pgn inspect``)::
     schema        1
     method        pgn | input_independent | padding | masked | low_rank | blend | no_prompt | grey_frame | pgn_published
                   | raw, a label mapping alone, which has no backbone, profile, layout, generator and library
+                  | expres, which runs on the server (tests/contract/adapters); its backbone has features_sha256 too,
+                  and its mapping reads output tokens: no source labels
     backbone      name, input_size, patch_size, mean, std, weights_sha256, patch_embedding_sha256 (of the surrogate)
     profile       what the server does to a picture's geometry, for example resize_crop:248:224
     layout        where the prompts sit: ring | corner | rows:N | cells:… | full (painted on the picture itself)
@@ -122,9 +124,9 @@ def summary(card: Mapping[str, Any]) -> str:
     lines = {
         **(_prompts(card) if card.get("backbone") else {"method": "raw: pictures are sent as they are"}),
         "classes": f"{len(classes)}: {shown}",
-        "mapping": f"{card['mapping']['kind']} over {len(card['mapping']['source'])} endpoint labels",
+        "mapping": _mapped(card["mapping"]),
         "learnable": ", ".join(f"{count:,} of the {part}" for part, count in sorted(card.get("learnable", {}).items())),
-        "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)" if card.get("backbone") else "",
+        "fusion": f"α = {card['fusion']:.2f} (0 endpoint alone, 1 local head alone)" if _fuses(card) else "",
         **({"none": f"where the best class is below {card['none_below']:.3f}"} if "none_below" in card else {}),
         **(_reached(card["reach"]) if "reach" in card else {}),
         **({"imported": card["imported"]["file"]} if "imported" in card else {}),
@@ -133,6 +135,17 @@ def summary(card: Mapping[str, Any]) -> str:
     }
     lines = {name: text for name, text in lines.items() if text}
     return "\n".join(f"{name:<13}{text}" for name, text in lines.items())
+
+
+def _fuses(card: Mapping[str, Any]) -> bool:
+    """Whether there is a local head."""
+    return bool(card.get("backbone")) and card["method"] != "expres"
+
+
+def _mapped(mapping: Mapping[str, Any]) -> str:
+    if "source" not in mapping:
+        return f"{mapping['kind']} over output tokens, on the server"
+    return f"{mapping['kind']} over {len(mapping['source'])} endpoint labels"
 
 
 def _prompts(card: Mapping[str, Any]) -> dict[str, str]:

@@ -128,7 +128,8 @@ class Discovery:
         if self.cache is not None and not again:
             key = self._key(payload, spoken)
             self.cache.put(key, answer, exchange.attempts, exchange.request_id)
-            self.cache.keep(self.key, key, payload.data)
+            if not payload.hosted:  # a canary is sent to the model itself
+                self.cache.keep(self.key, key, payload.data)
             self._note(spoken)
         return Reply(answer, exchange.attempts, exchange.request_id)
 
@@ -151,9 +152,8 @@ class Discovery:
 
     def is_recorded(self, payload: Payload) -> bool:
         """Whether the answer of the model that was last seen there is recorded; nobody is asked who is there now."""
-        url, model, identity = self.endpoint.url, self.endpoint.model, self.recall()
-        found = identity is not None and self.cache and self.cache.get(cache_key(url, model, identity, payload.data))
-        return bool(found)
+        identity = self.recall()
+        return bool(identity is not None and self.cache and self.cache.get(self._key_of(payload, identity)))
 
     def recall(self) -> str | None:
         """Return the identity of the model whose answers were recorded or used last, in the protocol that is named."""
@@ -176,7 +176,11 @@ class Discovery:
 
     def _key(self, payload: Payload, protocol: Protocol | None) -> str:
         identity = self.recalled or (self._identity(protocol) if protocol is not None else "")
-        return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
+        return self._key_of(payload, identity)
+
+    def _key_of(self, payload: Payload, identity: str) -> str:
+        asked = json.dumps([identity, payload.hosted]) if payload.hosted else identity
+        return cache_key(self.endpoint.url, self.endpoint.model, asked, payload.data)
 
     def _not_recorded(self, what: str) -> NotRecordedError:
         name, file = self.endpoint.name, self.cache.name if self.cache is not None else ""

@@ -161,16 +161,16 @@ class Exchange:
         """
         request = self._encode(protocol, image)
         try:
-            response = yield from self._fetch(protocol, request, picture=True)
+            response = yield from self.fetch(protocol, request, picture=True)
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
-                response = yield from self._fetch(protocol, self._encode(protocol, image), picture=True)
+                response = yield from self.fetch(protocol, self._encode(protocol, image), picture=True)
         finally:
             if self.carried:
                 self.account.asked()
         if not response.ok:
-            raise self._status_error(response, protocol)
+            raise self.refusal(response, protocol)
         return self._decode(response, protocol), protocol
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
@@ -191,10 +191,10 @@ class Exchange:
                 key = (question.method, question.url)
                 if key not in said:
                     self.attempts = 0
-                    said[key] = yield from self._fetch(asking, question)
+                    said[key] = yield from self.fetch(asking, question)
                 response = said[key]
                 if asking is candidates[0] and _decisive(response.status):
-                    raise self._status_error(response, asking)
+                    raise self.refusal(response, asking)
                 found = self._understood(asking, response, sure=candidate is otherwise or asking is not candidate)
                 if isinstance(found, Described):
                     return found
@@ -211,7 +211,7 @@ class Exchange:
         if found is not None or not sure or asked.complete:
             return found
         if not response.ok:
-            raise self._status_error(response, asked)
+            raise self.refusal(response, asked)
         text = f"not a description of a model in the protocol {asked.name!r}: {problem}; check the URL and protocol="
         raise self._error(ProtocolMismatchError, text)
 
@@ -226,7 +226,7 @@ class Exchange:
                 raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
         return request
 
-    def _fetch(self, protocol: Protocol, request: WireRequest, *, picture: bool = False) -> Steps[WireResponse]:
+    def fetch(self, protocol: Protocol, request: WireRequest, *, picture: bool = False) -> Steps[WireResponse]:
         """Send until there is a response that no retry would better."""
         failures: list[int | None] = []
         while True:
@@ -354,7 +354,8 @@ class Exchange:
             what, remedy = "cannot connect", "check the URL, and that the server is running"
         return self._error(ConnectionFailedError, f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}")
 
-    def _status_error(self, response: WireResponse, protocol: Protocol) -> StatusError:
+    def refusal(self, response: WireResponse, protocol: Protocol) -> StatusError:
+        """Return the error that a response without success is."""
         kind, what = _meaning(response)
         said = self._shown(protocol.explain(response))
         text = f"{what}: got {response.status} ({said}), {_times(self.attempts)}{self.gave_up}"

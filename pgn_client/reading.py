@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pgn_client.endpoint import Endpoint
 from pgn_client.errors import CheckpointError
 from pgn_client.protocols.base import excerpt
-from pgn_client.types import Adapter, Answer, ModelInfo, Prediction
+from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
 
 LogProbs = NDArray[np.float64]
 
@@ -38,6 +38,12 @@ class Checkpoint:
     adapter: Adapter | None = None
     verified: bool = False
     warned: bool = False
+    uploaded: bool = False
+
+    @property
+    def hosted(self) -> Hosted | None:
+        """What of it runs on the server, if any; known once it is opened."""
+        return getattr(self.adapter, "hosted", None)
 
 
 def probabilities(answer: Answer) -> NDArray[np.float64]:

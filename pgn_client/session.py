@@ -35,6 +35,7 @@ from pgn_client.errors import (
     PGNError,
 )
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
+from pgn_client.hosting import remembered, upload
 from pgn_client.http_options import HttpOptions
 from pgn_client.ledger import Account, Ledger
 from pgn_client.protocols import Payload, open_protocol
@@ -260,7 +261,7 @@ class Session(ABC):
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
         pixels = item.image.width * item.image.height
-        return Job(Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image), local)
+        return Job(Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image, item.hosted), local)
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
         self._check_open()
@@ -315,12 +316,16 @@ class Session(ABC):
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
         self._verify_once()
-        return ready
+        opened = self._checkpoint
+        return ready and (opened.hosted is None or opened.uploaded or not self._model.asked)
 
     def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Find the protocol, and check that the checkpoint was made for this model."""
-        yield from self._model.settle(exchange, for_info=for_info)
+        """Find the protocol, check that the checkpoint was made for this model, and upload what of it runs there."""
+        if not self._model.asked:
+            yield from self._model.settle(exchange, for_info=for_info)
         self._verify_once()
+        if self._model.asked:
+            yield from upload(exchange, self._model.protocol, self._checkpoint)
 
     def _verify_once(self) -> None:
         opened = self._checkpoint
@@ -339,7 +344,11 @@ class Session(ABC):
         return None if job.again else self._model.recorded(job.payload)
 
     def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
-        return self._model.ask(exchange, job.payload, again=job.again)
+        return remembered(
+            lambda: self._model.ask(exchange, job.payload, again=job.again),
+            lambda: upload(exchange, self._model.protocol, self._checkpoint),
+            self._checkpoint,
+        )
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
         """Return the recorded answers to the first pictures that were sent, and what sends these once more."""

@@ -10,7 +10,7 @@ Colour is RGB. Times are in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pgn_client.errors import ConfigurationError, PGNError
@@ -160,16 +160,31 @@ class ServerProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """What of a checkpoint runs on the server: it is uploaded once, and pictures name it.
+
+    Attributes:
+        name: under which the server keeps it; told by its content, so that no other file has it.
+        data: the file's bytes.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """One image, ready to be sent.
 
     Attributes:
         image: RGB; exactly what will be sent, in the size the server profile asks for.
         local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is none.
+        hosted: name of what answers on the server instead of the model itself; empty for the model.
     """
 
     image: Image.Image
     local_log_probs: NDArray[np.float64] | None = None
+    hosted: str = ""
 
 
 class ScoreMapping(Protocol):

@@ -16,6 +16,8 @@ from starlette.requests import ClientDisconnect
 from mock_server.errors import RequestError
 from mock_server.service import Service
 
+OWNER = ""
+
 
 def service_of(request: Request) -> Service:
     """Return the application's service."""
@@ -23,29 +25,47 @@ def service_of(request: Request) -> Service:
 
 
 def require_key(request: Request) -> None:
-    """Refuse a request without the server's key as a bearer token or in ``X-API-Key``, compared in constant time.
+    """Refuse a request without a key of the server's as a bearer token or in ``X-API-Key``.
 
     Raises:
         RequestError: ``unauthorized``.
     """
-    key = service_of(request).settings.api_key
-    if key is None:
-        return
+    tenant_of(request)
+
+
+def tenant_of(request: Request) -> str:
+    """Return who asks: the tenant whose key the request has, or ``OWNER`` with the server's own, or where none is set.
+
+    All keys are compared, each in constant time, so that the time tells nothing of them.
+
+    Raises:
+        RequestError: ``unauthorized``.
+    """
+    settings = service_of(request).settings
+    keys = dict(settings.tenants) | ({} if settings.api_key is None else {OWNER: settings.api_key})
+    if not keys:
+        return OWNER
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = [token.strip() if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
-    if True not in [hmac.compare_digest(one.encode(), key.encode()) for one in given]:
+    same = [name for name, key in keys.items() for one in given if hmac.compare_digest(one.encode(), key.encode())]
+    if not same:
         message = "this endpoint wants its API key as a bearer token or in X-API-Key"
         raise RequestError("unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+    return same[0]
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, limit: int | None = None) -> bytes:
     """Return the whole body, of any content type, unpacked where it came as gzip or deflate.
+
+    Args:
+        request: To read.
+        limit: Its most bytes; None is the server's own limit.
 
     Raises:
         RequestError: ``payload_too_large`` by the announced, the real or the unpacked length; ``invalid_request`` if
             the body is empty, packed in a way that is not known, or the client went away.
     """
-    limit = service_of(request).settings.max_body_bytes
+    limit = service_of(request).settings.max_body_bytes if limit is None else limit
     too_large = RequestError("payload_too_large", f"the body is longer than {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

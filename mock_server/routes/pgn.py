@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
+from mock_server.adapters import Adapter
 from mock_server.errors import STATUS, RequestError
+from mock_server.routes.adapters import adapter_of
 from mock_server.routes.payload import (
     check_top_k,
     from_base64,
@@ -46,7 +48,10 @@ _CLASSIFY: dict[str, Any] = {
         "required": True,
         "content": {"image/png": _PICTURE, "image/webp": _PICTURE, "image/jpeg": _PICTURE, "application/json": _JSON},
     },
-    "parameters": [{"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}}],
+    "parameters": [
+        {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+        {"name": "adapter", "in": "query", "schema": {"type": "string"}},
+    ],
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUS.values()}
 
@@ -57,19 +62,21 @@ router = APIRouter(prefix="/v1", tags=["pgn"], dependencies=[Depends(require_key
 async def classify(request: Request) -> JSONResponse:
     """Classify one raw picture, or several as base64 in JSON.
 
-    In the JSON form each picture has its own place in the answer: a bad one holds an error there.
+    With ``adapter`` the tenant's own adapter answers, with its own classes. In the JSON form each picture has its own
+    place in the answer: a bad one holds an error there.
     """
     service = service_of(request)
-    limits = [check_top_k(query_of(request, ["top_k"]).get("top_k"))]
+    limits = [check_top_k(query_of(request, ["top_k", "adapter"]).get("top_k"))]
+    adapter = adapter_of(request)
     body = await read_body(request)
     if not is_json(request, body):
-        [answer] = await service.ask([body], service.want)
+        [answer] = await service.ask([body], service.want, adapter)
         if isinstance(answer, RequestError):
             raise answer
-        return _answer(service, [answer], limits)
+        return _answer(service, [answer], limits, adapter)
     content = parse_object(body, ["images", "top_k"])
     limits.append(check_top_k(content.get("top_k")))
-    return _answer(service, await service.ask(_images(content), service.want), limits)
+    return _answer(service, await service.ask(_images(content), service.want, adapter), limits, adapter)
 
 
 @router.get("/model")
@@ -101,19 +108,24 @@ def _images(content: dict[str, Any]) -> list[bytes | RequestError]:
     return [from_base64(image) for image in images]
 
 
-def _answer(service: Service, answers: list[Answer | RequestError], limits: list[int | None]) -> JSONResponse:
+def _answer(
+    service: Service, answers: list[Answer | RequestError], limits: list[int | None], adapter: Adapter | None
+) -> JSONResponse:
     top_k = min((limit for limit in limits if limit is not None), default=None)
     if top_k is not None and service.want == "embedding":
         raise RequestError("invalid_request", "an embedding has no top_k")
-    predictions = [_prediction(service, answer, top_k) for answer in answers]
+    predictions = [_prediction(service, answer, top_k, adapter) for answer in answers]
     content = Classification(model=service.model.name, output=service.settings.output, predictions=predictions)
     return JSONResponse(content.model_dump())
 
 
-def _prediction(service: Service, answer: Answer | RequestError, top_k: int | None) -> Prediction | FailedPrediction:
+def _prediction(
+    service: Service, answer: Answer | RequestError, top_k: int | None, adapter: Adapter | None
+) -> Prediction | FailedPrediction:
     if isinstance(answer, RequestError):
         return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
     if service.want == "embedding":
         return Prediction(labels=service.labels, scores=service.complete(answer).tolist())
-    labels, scores = service.rank(answer, service.function, top_k=top_k)
+    classes = None if adapter is None else adapter.classes
+    labels, scores = service.rank(answer, service.function, top_k=top_k, classes=classes)
     return Prediction(labels=labels, scores=scores)

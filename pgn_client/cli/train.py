@@ -31,7 +31,7 @@ from pgn_client.errors import ConfigurationError
 if TYPE_CHECKING:
     from pgn_client.adapter import PromptAdapter
     from pgn_client.backbone import Backbone
-    from pgn_client.training import Task
+    from pgn_client.training import Recipe, Task
 
 
 def add_train(commands: Subparsers) -> None:
@@ -49,7 +49,8 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument(
         "--method",
         default="pgn",
-        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame (pgn)",
+        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame; expres, for a server "
+        "that hosts adapters of the very --backbone (pgn)",
     )
     kinds = "pixel, smooth, luma, latent or reachable (pixel; smooth where --endpoint says that the server re-encodes)"
     p.add_argument("--library", help=kinds)
@@ -60,6 +61,7 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
+    p.add_argument("--prompt-tokens", type=int, metavar="M", help="of expres (10)")
     p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
     p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
@@ -94,7 +96,12 @@ def run_train(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         augment=args.augment,
         library_size=args.library_size,
+        prompt_tokens=args.prompt_tokens,
     )
+    if args.method == "expres":
+        return _train_hosted(args, numbers)
+    if args.prompt_tokens is not None:
+        raise ConfigurationError(f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out")
     task, surrogate = _task(args), load_surrogate(args, args.backbone)
     if args.endpoint:
         _same_size(args, surrogate)
@@ -126,6 +133,26 @@ def run_train(args: argparse.Namespace) -> int:
     if adapter.info["interrupted"]:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
+    return OK
+
+
+def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
+    """Train EXPRES, which a server of the same backbone hosts; Ctrl-C leaves nothing."""
+    from pgn_client.checkpoint import summary
+    from pgn_client.training import fit_white_box
+    from pgn_client.types import ServerProfile
+
+    painted = ("library", "layout", "library_size", "top_k", "decimals", "wire", "resume")
+    foreign = [name for name in painted if getattr(args, name)]
+    if foreign or args.mapping != "auto" or len(args.data) > 1:
+        what = f"--{foreign[0].replace('_', '-')}" if foreign else "--mapping or several DATA"
+        raise ConfigurationError(f"--method expres: got {what}, which is of prompts in pictures; leave it out")
+    task, surrogate = _task(args), load_surrogate(args, args.backbone)
+    if args.endpoint:
+        _same_size(args, surrogate)
+    model = fit_white_box(task, surrogate, args.method, recipe=numbers, seed=args.seed, progress=True)
+    card = model.save(args.out, ServerProfile.parse(args.profile) if args.profile else None)
+    tell(to_json(card) if args.json else summary(card))
     return OK
 
 

@@ -53,12 +53,14 @@ class Payload:
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
         image: the same picture, RGB, for wire formats that send numbers instead of files.
+        hosted: name of the adapter on the server that is to answer; empty for the model itself.
     """
 
     data: bytes = field(repr=False)
     media_type: str
     pixels: int = 0
     image: Image.Image | None = field(default=None, repr=False, compare=False)
+    hosted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

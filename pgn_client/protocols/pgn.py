@@ -61,7 +61,19 @@ class PGN(Defaults):
         """Return the request for exactly one picture."""
         (image,) = images
         headers = {"content-type": image.media_type, "accept": "application/json"}
-        return WireRequest("POST", join(self.url, "/v1/classify"), headers, image.data)
+        url = join(self.url, "/v1/classify")
+        if image.hosted:
+            url += ("&" if "?" in url else "?") + f"adapter={image.hosted}"
+        return WireRequest("POST", url, headers, image.data)
+
+    def card_of(self, adapter: str) -> WireRequest:
+        """Return the request for what the server has under this name."""
+        return WireRequest("GET", join(self.url, f"/v1/adapters/{adapter}"), {"accept": "application/json"})
+
+    def upload(self, adapter: str, data: bytes) -> WireRequest:
+        """Return the request that puts a file under this name."""
+        headers = {"content-type": "application/octet-stream", "accept": "application/json"}
+        return WireRequest("PUT", join(self.url, f"/v1/adapters/{adapter}"), headers, data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return one answer per picture of a successful response."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
-from pgn_client import labels, methods
+from pgn_client import __version__, checkpoint, labels, methods
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
 from pgn_client.methods import Method
+from pgn_client.methods.expres import EXPRES
 from pgn_client.training import augment
 from pgn_client.training.data import Examples, Split, Task, load_examples
 from pgn_client.training.finish import Floats, last_mapping, learnable, log_probs, outputs
@@ -18,6 +21,7 @@ from pgn_client.training.loop import Loop, setting
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.scores import TorchMapping
 from pgn_client.training.surrogate import Surrogate
+from pgn_client.types import ServerProfile
 
 
 def fit_white_box(
@@ -71,7 +75,18 @@ def fit_white_box(
     versions, val = [features(loop.train_examples), *copies], (features(loop.val_examples), task.val.labels)
     kinds = ("linear",) if kind.reads_features else labels.AUTO
     _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)
-    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly)
+    card |= {
+        "layout": kind.layout,
+        "library": None,
+        "mapping": {"kind": mapping.kind},
+        "fusion": 0.0,
+        "recipe": asdict(recipe),
+        "data": task.card(),
+        "metrics": {"split": "val", "n": len(task.val), "epoch": run.best["epoch"] if run.best else 0}
+        | {"uint8": float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()), "perplexity": None},
+        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
+    }
+    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly, card)
 
 
 @dataclass(frozen=True)
@@ -81,17 +96,41 @@ class WhiteBoxModel:
     Attributes:
         method: its name.
         model, mapping, surrogate: what answers.
+        card: what a checkpoint tells of it.
     """
 
     method: str
     model: Method
     mapping: TorchMapping
     surrogate: Surrogate
+    card: dict[str, Any]
 
     def log_probs(self, split: Split) -> Floats:
         """Return (n, C) float64 log-probabilities for a split's pictures."""
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
         return log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
+
+    def save(self, path: str | os.PathLike[str], profile: ServerProfile | None = None) -> dict[str, Any]:
+        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``. Returns the card.
+
+        Args:
+            path: of the file.
+            profile: the server's resize and crop; ``None`` takes the backbone's own.
+
+        Raises:
+            ConfigurationError: a method that no server hosts.
+            CheckpointError: the file cannot be written.
+        """
+        if not isinstance(self.model, EXPRES):
+            raise ConfigurationError(f"save: got {self.method}, which no server hosts, expected expres")
+        backbone, weights = self.surrogate.backbone, self.mapping.state_dict()
+        tensors = dict(self.model.state_dict()) | {f"mapping.{name}": tensor for name, tensor in weights.items()}
+        card = self.card | {
+            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
+            "profile": str(profile or backbone.profile),
+            "learnable": self.learnable(),
+        }
+        return checkpoint.write(path, card, {name: t.detach().float().cpu().numpy() for name, t in tensors.items()})
 
     def learnable(self) -> dict[str, int]:
         """Return how many numbers were trained: of the method, and of the head that reads it."""

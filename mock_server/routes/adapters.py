@@ -1,0 +1,83 @@
+"""A tenant's EXPRES adapters: `PUT`, `GET` and `DELETE /v1/adapters/{name}`, and `GET /v1/adapters`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from mock_server.adapters import NAME, Adapter, read
+from mock_server.errors import STATUS, RequestError
+from mock_server.routes.payload import read_body, require_key, service_of, tenant_of
+from mock_server.schemas import AdapterCard, AdapterList, ErrorAnswer
+
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": _FILE}}}
+
+router = APIRouter(
+    prefix="/v1/adapters",
+    tags=["adapters"],
+    dependencies=[Depends(require_key)],
+    responses={status: {"model": ErrorAnswer} for status in STATUS.values()},
+)
+
+
+@router.get("")
+def index(request: Request) -> AdapterList:
+    """List the tenant's adapters."""
+    service = service_of(request)
+    own = service.adapters.of(tenant_of(request))
+    return AdapterList(adapters=[_card(own[name]) for name in sorted(own)], most=service.settings.max_adapters)
+
+
+@router.put("/{name}", response_model=AdapterCard, openapi_extra=_BODY)
+async def put(request: Request, name: str) -> JSONResponse:
+    """Keep an adapter under a name, instead of the one that the tenant had there: 201 for a new name, otherwise 200."""
+    if NAME.fullmatch(name) is None:
+        raise RequestError("invalid_request", "a name has 1 to 64 letters, digits, dots, dashes and underscores")
+    service = service_of(request)
+    service.require_ready()
+    model, data = service.model, await read_body(request, service.settings.max_adapter_bytes)
+    wanted = await asyncio.to_thread(lambda: model.features_sha256)
+    adapter = await asyncio.to_thread(read, data, name, model.network, wanted, model.device)
+    new = service.adapters.put(tenant_of(request), adapter)
+    return JSONResponse(_card(adapter).model_dump(), 201 if new else 200)
+
+
+@router.get("/{name}")
+def get(request: Request, name: str) -> AdapterCard:
+    """Describe one of the tenant's adapters."""
+    return _card(service_of(request).adapters.get(tenant_of(request), name))
+
+
+@router.delete("/{name}", status_code=204)
+def delete(request: Request, name: str) -> Response:
+    """Forget one of the tenant's adapters."""
+    service_of(request).adapters.delete(tenant_of(request), name)
+    return Response(status_code=204)
+
+
+def adapter_of(request: Request) -> Adapter | None:
+    """Return the adapter that a request's query names, of those of its tenant; None where it names none.
+
+    Raises:
+        RequestError: ``not_found``, or ``invalid_request`` on a server that answers with embeddings.
+    """
+    name = request.query_params.get("adapter")
+    if name is None:
+        return None
+    service = service_of(request)
+    if service.want == "embedding":
+        raise RequestError("invalid_request", "this server answers embeddings, and an adapter has none")
+    return service.adapters.get(tenant_of(request), name)
+
+
+def _card(adapter: Adapter) -> AdapterCard:
+    return AdapterCard(
+        name=adapter.name,
+        sha256=adapter.sha256,
+        classes=list(adapter.classes),
+        prompts=adapter.count,
+        bytes=adapter.size,
+    )
