@@ -82,7 +82,7 @@ def run_train(args: argparse.Namespace) -> int:
     """Train and save; on Ctrl-C save the best so far."""
     require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
-    from pgn_client.training import fit, recipe
+    from pgn_client.training import fit
     from pgn_client.training.wire import Wire
     from pgn_client.types import ServerProfile
 
@@ -90,18 +90,9 @@ def run_train(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
     if args.endpoint:
         _heed(args)
-    numbers = recipe(
-        args.preset,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        augment=args.augment,
-        library_size=args.library_size,
-        prompt_tokens=args.prompt_tokens,
-    )
+    numbers = _numbers(args)
     if args.method == "expres":
         return _train_hosted(args, numbers)
-    if args.prompt_tokens is not None:
-        raise ConfigurationError(f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out")
     task, surrogate = _task(args), load_surrogate(args, args.backbone)
     if args.endpoint:
         _same_size(args, surrogate)
@@ -134,6 +125,22 @@ def run_train(args: argparse.Namespace) -> int:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
+
+
+def _numbers(args: argparse.Namespace) -> Recipe:
+    """Return the recipe of the preset and what was given beside it."""
+    from pgn_client.training import recipe
+
+    if args.prompt_tokens is not None and args.method != "expres":
+        raise ConfigurationError(f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out")
+    return recipe(
+        args.preset,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        augment=args.augment,
+        library_size=args.library_size,
+        prompt_tokens=args.prompt_tokens,
+    )
 
 
 def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
