@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PARTS = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "mlp": "mlp"}
 """Residual site → the part of a block whose output it is added to; the sites of ``QKV`` share one part."""
 QKV, QKV_PART = ("q", "k", "v"), "attn.qkv"
+PROTOTYPES = "prototypes.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class Adapter:
         prompts: (m, D) float32.
         residuals: Part of a block → (depth, m, D) float32, (depth, m, 3 D) of ``attn.qkv``.
         weight: (D, C) float32. bias: (C,) float32.
+        prototypes: How much the cosines of patches and class prototypes count; None classifies whole pictures.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Adapter:
     residuals: Mapping[str, Tensor]
     weight: Tensor
     bias: Tensor
+    prototypes: Tensor | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether it answers masks."""
+        return self.prototypes is not None
 
     @property
     def count(self) -> int:
@@ -65,11 +72,31 @@ class Adapter:
     @property
     def size(self) -> int:
         """Bytes of its numbers."""
-        return sum(t.nbytes for t in (self.prompts, self.weight, self.bias, *self.residuals.values()))
+        own = (self.prompts, self.weight, self.bias, *self.residuals.values())
+        return sum(tensor.nbytes for tensor in own)
+
+    def answer(self, patches: Tensor, outputs: Tensor, size: tuple[int, int]) -> Tensor:
+        """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of a picture's size."""
+        if self.prototypes is None:
+            return self.log_probs(outputs)
+        return self.mask(patches, outputs, self.prototypes, size)
 
     def log_probs(self, outputs: Tensor) -> Tensor:
         """(m, D) output tokens → (C,) log-probabilities: a linear map on their mean."""
         return (outputs.mean(dim=0) @ self.weight + self.bias).log_softmax(dim=-1)
+
+    def mask(self, patches: Tensor, outputs: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, D) patch tokens and (m, D) output tokens → (H, W) uint8, the class of each pixel.
+
+        A patch's score of a class is linear in it, plus ``weight`` times its cosine with the mean of the class's m / C
+        output tokens; scores are enlarged bilinearly. Scores that are not finite make a mask that is refused.
+        """
+        means = outputs.unflatten(0, (len(self.classes), -1)).mean(dim=1)
+        cosines = F.normalize(patches, dim=-1) @ F.normalize(means, dim=-1).T
+        scores = patches @ self.weight + self.bias + weight * cosines
+        grid = scores.T.unflatten(1, (round(math.sqrt(len(scores) * size[0] / size[1])), -1))
+        best = F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+        return best.to(torch.uint8) if scores.isfinite().all() else torch.full(size, math.nan)
 
 
 def read(data: bytes, name: str, network: nn.Module, features_sha256: str, device: torch.device) -> Adapter:
@@ -89,6 +116,8 @@ def read(data: bytes, name: str, network: nn.Module, features_sha256: str, devic
     card, tensors = _card(data), _tensors(data)
     classes = _classes(card, features_sha256)
     _check_shapes(tensors, width, depth, len(classes))
+    if PROTOTYPES in tensors and (len(classes) > 255 or len(tensors["prompts"]) % len(classes)):
+        raise _refused("one for masks must have at most 255 classes, and as many prompts for each")
     own = {key: tensor.to(device) for key, tensor in tensors.items()}
     return Adapter(
         name,
@@ -98,6 +127,7 @@ def read(data: bytes, name: str, network: nn.Module, features_sha256: str, devic
         _residuals(own),
         own["mapping.weight"],
         own["mapping.bias"],
+        own.get(PROTOTYPES),
     )
 
 
@@ -111,7 +141,7 @@ def features_sha256(network: nn.Module) -> str:
 
 
 @torch.inference_mode()
-def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[np.float32]]:
+def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[Any]]:
     """Answer B pictures, each by its own adapter, in one pass.
 
     Adapters of fewer prompts than the batch's most are filled up with rows that nobody attends to.
@@ -122,8 +152,9 @@ def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[np
         adapters: B of them.
 
     Returns:
-        (C,) float32 log-probabilities for each.
+        For each (C,) float32 log-probabilities, or an (H, W) uint8 mask.
     """
+    size: tuple[int, int] = x.shape[-2], x.shape[-1]
     own = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(x))))
     most = max(adapter.count for adapter in adapters)
     z = torch.cat([own, _filled([adapter.prompts for adapter in adapters], most)], dim=1)
@@ -131,9 +162,10 @@ def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[np
     with _added(network, adapters, most):
         for block in network.blocks:
             z = block(z) if mask is None else block(z, attn_mask=mask)
-    outputs = network.fc_norm(network.norm(z[:, own.shape[1] :]))
-    answers = [adapter.log_probs(rows[: adapter.count]) for adapter, rows in zip(adapters, outputs, strict=True)]
-    return [answer.float().cpu().numpy() for answer in answers]
+    patches, outputs = network.fc_norm(network.norm(z)).tensor_split([own.shape[1]], dim=1)
+    patches = patches[:, network.num_prefix_tokens :]
+    answers = [a.answer(p, o[: a.count], size) for a, p, o in zip(adapters, patches, outputs, strict=True)]
+    return [answer.cpu().numpy() for answer in answers]
 
 
 class Store:
@@ -246,13 +278,15 @@ def _check_shapes(tensors: Mapping[str, Tensor], width: int, depth: int, classes
     count = len(tensors["prompts"]) if "prompts" in tensors and tensors["prompts"].dim() == 2 else 0
     if not 1 <= count <= MOST_PROMPTS:
         raise _refused(f"prompts must be (m, {width}), m from 1 to {MOST_PROMPTS}")
-    sites = {f"residuals.{site}": (depth, count, width) for site in (*PARTS, *QKV)}
-    wanted = {"prompts": (count, width), "mapping.weight": (width, classes), "mapping.bias": (classes,)}
-    if not wanted.keys() <= tensors.keys() <= (wanted | sites).keys():
-        raise _refused(f"it must have {', '.join(wanted)} and some of {', '.join(sites)}, and nothing else")
+    some: dict[str, tuple[int, ...]] = {f"residuals.{site}": (depth, count, width) for site in (*PARTS, *QKV)}
+    some[PROTOTYPES] = (1,)
+    wanted: dict[str, tuple[int, ...]] = {"prompts": (count, width)}
+    wanted |= {"mapping.weight": (width, classes), "mapping.bias": (classes,)}
+    if not wanted.keys() <= tensors.keys() <= (wanted | some).keys():
+        raise _refused(f"it must have {', '.join(wanted)} and some of {', '.join(some)}, and nothing else")
     for key, tensor in tensors.items():
-        if tuple(tensor.shape) != (wanted | sites)[key]:
-            raise _refused(f"{key} must have the shape {(wanted | sites)[key]}")
+        if tuple(tensor.shape) != (wanted | some)[key]:
+            raise _refused(f"{key} must have the shape {(wanted | some)[key]}")
 
 
 def _residuals(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

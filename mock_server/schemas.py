@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 from mock_server.settings import Output
@@ -78,8 +80,23 @@ class AdapterCard(BaseModel):
     name: str
     sha256: str
     classes: list[str]
+    task: Literal["classify", "segment"]
     prompts: int
     bytes: int
+
+
+class Mask(BaseModel):
+    """The class of each pixel that the model sees: a PNG of 8-bit grey, base64; its values are places in `classes`."""
+
+    mask: str
+
+
+class Segmentation(BaseModel):
+    """Answer of `POST /v1/segment`: one entry per picture, in order."""
+
+    model: str
+    classes: list[str]
+    predictions: list[Mask | FailedPrediction]
 
 
 class AdapterList(BaseModel):

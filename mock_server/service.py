@@ -21,7 +21,7 @@ from mock_server.settings import Settings
 Function = Literal["softmax", "sigmoid", "none", "log_softmax"]
 LOADING_SECONDS = 20.0
 Pixels = NDArray[np.float32]  # (3, H, W) in the model's normalised space
-Answer = NDArray[np.float32]  # (S,) logits, (D,) embedding or (N, D) tokens
+Answer = NDArray[np.float32]  # (S,) logits, (D,) embedding or (N, D) tokens; of an adapter also an (H, W) mask
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +121,15 @@ class Service:
         answers = iter(await self._submit(fine))
         return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
 
-    async def ask_all(self, pictures: Sequence[bytes | Pixels | RequestError], want: Want = "logits") -> list[Answer]:
+    async def ask_all(
+        self,
+        pictures: Sequence[bytes | Pixels | RequestError],
+        want: Want = "logits",
+        adapter: Adapter | None = None,
+    ) -> list[Answer]:
         """Return one answer per picture, as `ask`, where one that fails refuses the whole request."""
         answers = []
-        for answer in await self.ask(pictures, want):
+        for answer in await self.ask(pictures, want, adapter):
             if isinstance(answer, RequestError):
                 raise answer
             answers.append(answer)

@@ -58,11 +58,12 @@ def delete(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-def adapter_of(request: Request) -> Adapter | None:
+def adapter_of(request: Request, *, segments: bool = False) -> Adapter | None:
     """Return the adapter that a request's query names, of those of its tenant; None where it names none.
 
     Raises:
-        RequestError: ``not_found``, or ``invalid_request`` on a server that answers with embeddings.
+        RequestError: ``not_found``; ``invalid_request`` on a server that answers with embeddings, or for an adapter
+            that does not do what is asked, masks (``segments``) or classes.
     """
     name = request.query_params.get("adapter")
     if name is None:
@@ -70,7 +71,11 @@ def adapter_of(request: Request) -> Adapter | None:
     service = service_of(request)
     if service.want == "embedding":
         raise RequestError("invalid_request", "this server answers embeddings, and an adapter has none")
-    return service.adapters.get(tenant_of(request), name)
+    adapter = service.adapters.get(tenant_of(request), name)
+    if adapter.segments != segments:
+        path = "/v1/segment" if adapter.segments else "/v1/classify"
+        raise RequestError("invalid_request", f"this adapter is for {path}")
+    return adapter
 
 
 def _card(adapter: Adapter) -> AdapterCard:
@@ -78,6 +83,7 @@ def _card(adapter: Adapter) -> AdapterCard:
         name=adapter.name,
         sha256=adapter.sha256,
         classes=list(adapter.classes),
+        task="segment" if adapter.segments else "classify",
         prompts=adapter.count,
         bytes=adapter.size,
     )

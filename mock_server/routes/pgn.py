@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
+from PIL import Image
 
 from mock_server.adapters import Adapter
 from mock_server.errors import STATUS, RequestError
@@ -26,8 +30,10 @@ from mock_server.schemas import (
     ErrorDetail,
     FailedPrediction,
     Limits,
+    Mask,
     ModelCard,
     Prediction,
+    Segmentation,
 )
 from mock_server.service import Answer, Service
 
@@ -79,6 +85,24 @@ async def classify(request: Request) -> JSONResponse:
     return _answer(service, await service.ask(_images(content), service.want, adapter), limits, adapter)
 
 
+@router.post("/segment", response_model=Segmentation, openapi_extra=_CLASSIFY)
+async def segment(request: Request) -> JSONResponse:
+    """Say of each pixel which class of the tenant's adapter it is of; pictures as of ``classify``."""
+    service = service_of(request)
+    query_of(request, ["adapter"])
+    adapter = adapter_of(request, segments=True)
+    if adapter is None:
+        raise RequestError("invalid_request", "segmenting needs ?adapter=NAME: the model itself has no masks")
+    body = await read_body(request)
+    if is_json(request, body):
+        answers = await service.ask(_images(parse_object(body, ["images"])), adapter=adapter)
+    else:
+        answers = list(await service.ask_all([body], adapter=adapter))
+    predictions = [_mask(answer) for answer in answers]
+    content = Segmentation(model=service.model.name, classes=list(adapter.classes), predictions=predictions)
+    return JSONResponse(content.model_dump())
+
+
 @router.get("/model")
 def describe(request: Request) -> ModelCard:
     """Describe the hosted model: its input, preprocessing, classes and limits."""
@@ -99,6 +123,14 @@ def describe(request: Request) -> ModelCard:
         patch_embedding_sha256=model.patch_embedding_sha256,
         limits=Limits(body_bytes=settings.max_body_bytes, pixels=settings.max_pixels),
     )
+
+
+def _mask(answer: Answer | RequestError) -> Mask | FailedPrediction:
+    if isinstance(answer, RequestError):
+        return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
+    buffer = BytesIO()
+    Image.fromarray(answer.astype(np.uint8)).save(buffer, "PNG")
+    return Mask(mask=base64.b64encode(buffer.getvalue()).decode())
 
 
 def _images(content: dict[str, Any]) -> list[bytes | RequestError]:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from mock_server import adapters
 from mock_server.errors import ConfigurationError, RequestError
@@ -68,6 +70,57 @@ async def test_golden_adapters_answer_what_the_equations_say(open_client, golden
         for picture, expected in zip(PICTURES, EXPECTED["log_probs"][name], strict=True):
             answer = await client.post(f"/v1/classify?adapter={name}", content=picture)
             assert scores_of(answer, name) == pytest.approx(expected, abs=1e-4)
+
+
+def masks_of(answer):
+    return [
+        np.asarray(Image.open(BytesIO(base64.b64decode(one["mask"])))).tolist() for one in answer.json()["predictions"]
+    ]
+
+
+async def test_a_golden_adapter_for_masks_answers_them(open_client, golden_model):
+    assert len({value for mask in EXPECTED["masks"] for row in mask for value in row}) > 2
+    async with open_client(golden_model) as client:
+        card = (await client.put("/v1/adapters/m", content=file_of("segment"))).json()
+        assert card["task"] == "segment"
+        for picture, expected in zip(PICTURES, EXPECTED["masks"], strict=True):
+            answer = await client.post("/v1/segment?adapter=m", content=picture)
+            assert masks_of(answer) == [expected]
+            assert answer.json()["classes"] == card["classes"]
+        together = await client.post("/v1/segment?adapter=m", json={"images": EXPECTED["pictures"]})
+        assert masks_of(together) == EXPECTED["masks"]
+
+
+async def test_masks_and_classes_are_not_mixed_up(open_client, golden_model):
+    async with open_client(golden_model) as client:
+        await client.put("/v1/adapters/m", content=file_of("segment"))
+        await client.put("/v1/adapters/c", content=file_of())
+        for path, said in (
+            ("/v1/classify?adapter=m", "this adapter is for /v1/segment"),
+            ("/v1/segment?adapter=c", "this adapter is for /v1/classify"),
+            ("/v1/segment", "segmenting needs ?adapter=NAME"),
+            ("/v1/segment?adapter=m&top_k=1", "unknown key or parameter"),
+        ):
+            answer = await client.post(path, content=PICTURES[0])
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
+        bad = await client.post("/v1/segment?adapter=m", content=b"no picture")
+        assert bad.status_code == 422
+        body = {"images": ["bm8=", EXPECTED["pictures"][0]]}
+        first, last = (await client.post("/v1/segment?adapter=m", json=body)).json()["predictions"]
+        assert first["error"]["code"] == "invalid_image"
+        assert "mask" in last
+
+
+def test_a_batch_may_hold_masks_and_classes(golden_model):
+    def made(name):
+        sha256 = golden_model.features_sha256
+        return adapters.read(file_of(name), name, golden_model.network, sha256, golden_model.device)
+
+    pixels = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
+    asked = [Asked(pixels, adapter=made(name)) for name in ("segment", "default", "plain")]
+    for together, one in zip(golden_model.run(asked), asked, strict=True):
+        np.testing.assert_allclose(together, golden_model.run([one])[0], atol=2e-5)
 
 
 def test_the_model_is_told_by_its_weights_without_the_head(golden_model):
@@ -248,6 +301,16 @@ REFUSED = {
     "prompts of another width": (changed(prompts=torch.zeros(3, 9)), "prompts must have the shape (3, 8)"),
     "no mapping": (changed(drop=["mapping.bias"]), "it must have prompts, mapping.weight, mapping.bias"),
     "an unknown tensor": (changed(extra=torch.zeros(1)), "and nothing else"),
+    "more than 255 classes for masks": (
+        changed(
+            {"classes": [str(i) for i in range(256)]},
+            mapping__weight=torch.zeros(8, 256),
+            mapping__bias=torch.zeros(256),
+            prototypes__weight=torch.zeros(1),
+        ),
+        "at most 255 classes",
+    ),
+    "prompts that classes cannot share": (changed(prototypes__weight=torch.zeros(1)), "as many prompts for each"),
     "another depth": (changed(residuals__q=torch.zeros(3, 3, 8)), "residuals.q must have the shape (2, 3, 8)"),
 }
 

@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 HERE = Path(__file__).parent
 D, DEPTH, HEADS, SIDE, PATCH = 8, 2, 2, 8, 4
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
+MASKS = "segment"
 ADAPTERS = {"default": (3, SITES[:5]), "every_site": (5, SITES), "plain": (1, ()), "some": (2, ("k", "mlp"))}
+ADAPTERS |= {MASKS: (12, SITES[:5])}
 
 
 def backbone(draw):
@@ -87,8 +89,27 @@ def answer(state, adapter, pixels):
         z = z + add(linear(mixed, w, f"blocks.{i}.attn.proj"), "proj", i)
         h = add(norm(z, w, f"blocks.{i}.norm2"), "norm2", i)
         z = z + add(linear(gelu(linear(h, w, f"blocks.{i}.mlp.fc1")), w, f"blocks.{i}.mlp.fc2"), "mlp", i)
-    y = norm(z[-m:], w, "norm").mean(0) @ a["mapping.weight"] + a["mapping.bias"]
+    z = norm(z, w, "norm")
+    if "prototypes.weight" in a:
+        return scores_of_patches(z[1:-m], z[-m:], a)
+    y = z[-m:].mean(0) @ a["mapping.weight"] + a["mapping.bias"]
     return y - np.log(np.exp(y).sum())
+
+
+def scores_of_patches(patches, outputs, a):
+    """(N, C), by the formula of the contract."""
+    means = outputs.reshape(len(a["mapping.bias"]), -1, D).mean(1)
+    lengths = np.linalg.norm(patches, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+    return patches @ a["mapping.weight"] + a["mapping.bias"] + a["prototypes.weight"] * (patches @ means.T) / lengths
+
+
+def mask(scores):
+    """(N, C) → (8, 8), the best class of bilinearly enlarged scores; pixel i is at (i + 0.5) / P - 0.5 cells."""
+    grid = SIDE // PATCH
+    at = np.clip((np.arange(SIDE) + 0.5) / PATCH - 0.5, 0, grid - 1)
+    ways = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid)))
+    large = np.einsum("hi,wj,ijc->hwc", ways, ways, scores.reshape(grid, grid, -1))
+    return large.argmax(-1)
 
 
 def main():
@@ -106,11 +127,17 @@ def main():
         classes = [f"class {i}" for i in range(2 + number)]
         shapes = {"prompts": (m, D), "mapping.weight": (D, len(classes)), "mapping.bias": (len(classes),)}
         shapes |= {f"residuals.{site}": (DEPTH, m, D) for site in sites}
+        if name == MASKS:
+            shapes["prototypes.weight"] = (1,)
         adapter = {k: draw.normal(0, 0.5, s).astype("<f4") for k, s in shapes.items()}
         card = {"method": "expres", "schema": 1, "classes": classes}
         card |= {"backbone": {"features_sha256": expected["features_sha256"]}}
         save_file(adapter, HERE / f"adapter_{name}.safetensors", {"pgn_client": json.dumps(card)})
-        expected["log_probs"][name] = [answer(state, adapter, p).round(6).tolist() for p in pictures]
+        found = [answer(state, adapter, p) for p in pictures]
+        if name == MASKS:
+            expected["masks"] = [mask(scores).tolist() for scores in found]
+        else:
+            expected["log_probs"][name] = [log_p.round(6).tolist() for log_p in found]
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
 
 
