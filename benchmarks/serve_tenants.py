@@ -55,7 +55,7 @@ def file_of(model: ServedModel, seed: int, prompts: int) -> bytes:
 
 def adapter(model: ServedModel, seed: int, prompts: int = 10) -> Adapter:
     """The same, read."""
-    return read(file_of(model, seed, prompts), "mine", model.network, model.features_sha256, model.device)
+    return read(file_of(model, seed, prompts), "mine", model)
 
 
 def turns(ways: dict[str, Callable[[], object]], count: int) -> dict[str, Floats]:

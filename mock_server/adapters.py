@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mock_server.errors import RequestError
+from mock_server.preprocess import Preprocessing
 
 SCHEMA = 1
 MOST_PROMPTS = 128
 MOST_CLASSES = 10_000
+LONGEST_NAME = 256
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PARTS = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "mlp": "mlp"}
 """Residual site → the part of a block whose output it is added to; the sites of ``QKV`` share one part."""
@@ -71,54 +73,73 @@ class Adapter:
 
     @property
     def size(self) -> int:
-        """Bytes of its numbers."""
+        """Bytes of its numbers and names."""
         own = (self.prompts, self.weight, self.bias, *self.residuals.values())
-        return sum(tensor.nbytes for tensor in own)
+        return sum(tensor.nbytes for tensor in own) + sum(len(label.encode()) for label in self.classes)
 
     def answer(self, patches: Tensor, outputs: Tensor, size: tuple[int, int]) -> Tensor:
         """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of a picture's size."""
-        if self.prototypes is None:
-            return self.log_probs(outputs)
-        return self.mask(patches, outputs, self.prototypes, size)
+        if self.prototypes is None:  # a linear map on the mean of the output tokens
+            return (outputs.mean(dim=0) @ self.weight + self.bias).log_softmax(dim=-1)
+        return self._mask(patches, outputs, self.prototypes, size)
 
-    def log_probs(self, outputs: Tensor) -> Tensor:
-        """(m, D) output tokens → (C,) log-probabilities: a linear map on their mean."""
-        return (outputs.mean(dim=0) @ self.weight + self.bias).log_softmax(dim=-1)
-
-    def mask(self, patches: Tensor, outputs: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    def _mask(self, patches: Tensor, outputs: Tensor, prototypes: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, D) patch tokens and (m, D) output tokens → (H, W) uint8, the class of each pixel.
 
-        A patch's score of a class is linear in it, plus ``weight`` times its cosine with the mean of the class's m / C
-        output tokens; scores are enlarged bilinearly. Scores that are not finite make a mask that is refused.
+        A patch's score of a class is linear in it, plus ``prototypes`` times its cosine with the mean of the class's
+        m / C output tokens; scores are enlarged bilinearly. Scores that are not finite make a mask that is refused.
         """
         means = outputs.unflatten(0, (len(self.classes), -1)).mean(dim=1)
         cosines = F.normalize(patches, dim=-1) @ F.normalize(means, dim=-1).T
-        scores = patches @ self.weight + self.bias + weight * cosines
+        scores = patches @ self.weight + self.bias + prototypes * cosines
         grid = scores.T.unflatten(1, (round(math.sqrt(len(scores) * size[0] / size[1])), -1))
         best = F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
         return best.to(torch.uint8) if scores.isfinite().all() else torch.full(size, math.nan)
 
 
-def read(data: bytes, name: str, network: nn.Module, features_sha256: str, device: torch.device) -> Adapter:
+class Host(Protocol):
+    """What adapters need to know of a hosted model; see `model.ServedModel`."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The model."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Its own."""
+        ...
+
+    @property
+    def features_sha256(self) -> str:
+        """Of its weights; see `features_sha256`."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+
+def read(data: bytes, name: str, model: Host) -> Adapter:
     """Check a file and put its numbers where the model is.
 
     Args:
         data: The file.
         name: What to call it.
-        network: The model.
-        features_sha256: Of the model, as the file must have it.
-        device: Where the model runs.
+        model: What it must have been made for.
 
     Raises:
         RequestError: ``invalid_request``; the message says what is wrong with the file.
     """
-    width, depth = _measure(network)
+    width, depth = _measure(model.network)
     card, tensors = _card(data), _tensors(data)
-    classes = _classes(card, features_sha256)
+    classes = _classes(card, model.features_sha256)
+    _check_preprocessing(card["backbone"], model.preprocessing)
     _check_shapes(tensors, width, depth, len(classes))
     if PROTOTYPES in tensors and (len(classes) > 255 or len(tensors["prompts"]) % len(classes)):
         raise _refused("one for masks must have at most 255 classes, and as many prompts for each")
-    own = {key: tensor.to(device) for key, tensor in tensors.items()}
+    own = {key: tensor.to(model.device) for key, tensor in tensors.items()}
     return Adapter(
         name,
         hashlib.sha256(data).hexdigest(),
@@ -185,16 +206,27 @@ class Store:
         """Return a tenant's adapters by name."""
         return dict(self._kept.get(tenant, {}))
 
-    def get(self, tenant: str, name: str) -> Adapter:
-        """Return one.
+    def get(self, tenant: str, reference: str) -> Adapter:
+        """Return one by its name, or by ``NAME@SHA256``, which is that very file.
 
         Raises:
             RequestError: ``not_found``, whether or not another tenant has one of this name.
         """
+        name, _, sha256 = reference.partition("@")
         found = self._kept.get(tenant, {}).get(name)
-        if found is None:
-            raise RequestError("not_found", "you have no adapter of this name; PUT it to /v1/adapters/NAME")
+        if found is None or sha256 not in ("", found.sha256):
+            raise _unknown()
         return found
+
+    def require_room(self, tenant: str, name: str) -> None:
+        """Refuse another adapter where the tenant has as many as are allowed.
+
+        Raises:
+            RequestError: ``invalid_request``.
+        """
+        own = self._kept.get(tenant, {})
+        if name not in own and len(own) >= self._most:
+            raise RequestError("invalid_request", f"you have {self._most} adapters, and may have no more; DELETE one")
 
     def put(self, tenant: str, adapter: Adapter) -> bool:
         """Keep one; return whether there was none of this name before.
@@ -202,10 +234,9 @@ class Store:
         Raises:
             RequestError: ``invalid_request`` if the tenant has as many as are allowed.
         """
+        self.require_room(tenant, adapter.name)
         own = self._kept.setdefault(tenant, {})
         new = adapter.name not in own
-        if new and len(own) >= self._most:
-            raise RequestError("invalid_request", f"you have {self._most} adapters, and may have no more; DELETE one")
         own[adapter.name] = adapter
         return new
 
@@ -215,8 +246,12 @@ class Store:
         Raises:
             RequestError: ``not_found``.
         """
-        self.get(tenant, name)
-        del self._kept[tenant][name]
+        if self._kept.get(tenant, {}).pop(name, None) is None:
+            raise _unknown()
+
+
+def _unknown() -> RequestError:
+    return RequestError("not_found", "you have no such adapter; PUT it to /v1/adapters/NAME")
 
 
 def _refused(reason: str) -> RequestError:
@@ -266,11 +301,25 @@ def _classes(card: Mapping[str, Any], wanted: str) -> tuple[str, ...]:
     backbone, classes = card.get("backbone"), card.get("classes")
     classes = classes if isinstance(classes, list) else []
     if not isinstance(backbone, dict) or backbone.get("features_sha256") != wanted:
-        raise _refused("it was trained on another backbone (features_sha256); train it on the hosted one")
-    texts = all(isinstance(label, str) and label for label in classes)
-    if not texts or not 2 <= len(classes) <= MOST_CLASSES or len(set(classes)) < len(classes):
+        raise _refused("it was trained on another backbone (features_sha256); train it with the hosted one")
+    if not all(isinstance(label, str) and _is_name(label) for label in classes):
+        raise _refused(f"a class must be text of 1 to {LONGEST_NAME} characters")
+    if not 2 <= len(classes) <= MOST_CLASSES or len(set(classes)) < len(classes):
         raise _refused(f"its classes must be 2 to {MOST_CLASSES} different names")
     return tuple(classes)
+
+
+def _is_name(label: str) -> bool:
+    """Whether it can be answered: JSON may spell half of a pair of surrogates, which no UTF-8 has."""
+    return 1 <= len(label) <= LONGEST_NAME and label.encode("utf-8", "ignore").decode() == label
+
+
+def _check_preprocessing(backbone: Mapping[str, Any], model: Preprocessing) -> None:
+    """Refuse an adapter that was trained on other numbers than the model is given, as far as its card says."""
+    for key, own in (("input_size", model.input_size), ("mean", list(model.mean)), ("std", list(model.std))):
+        told = backbone.get(key, own)
+        if told != own:
+            raise _refused(f"it was trained with another {key} than the hosted model has")
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], width: int, depth: int, classes: int) -> None:

@@ -218,14 +218,16 @@ class Service:
             raise RequestError("overloaded", "too many pictures wait already", headers={"Retry-After": "1"}) from None
         except ClosedError:
             raise RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"}) from None
-        return [self._checked(answer) for answer in answers]
+        return [self._checked(answer, one.adapter) for answer, one in zip(answers, asked, strict=True)]
 
-    def _checked(self, answer: Answer | Exception) -> Answer | RequestError:
+    def _checked(self, answer: Answer | Exception, adapter: Adapter | None) -> Answer | RequestError:
         if isinstance(answer, ClosedError):
             return RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"})
         if isinstance(answer, Exception):
             _log.error("the model failed on a picture", exc_info=answer)
             return RequestError("internal", "the model failed on this picture")
+        if not np.isfinite(answer).all() and adapter is not None:
+            return RequestError("invalid_request", "your adapter makes numbers of this picture that are not finite")
         if not np.isfinite(answer).all():
             return RequestError("internal", "the model's output is not finite")
         self.metrics.images.inc()

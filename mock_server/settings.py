@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from mock_server.faults import FaultPlan
 from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
 SHORTEST_KEY = 16
+_KEY = re.compile(f"[!-~]{{{SHORTEST_KEY},}}")
 Output = Literal["probs", "logits", "label", "embedding"]
 
 
@@ -72,6 +74,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_pixels > MOST_PIXELS:
             raise ConfigurationError(f"--max-pixels {self.max_pixels} is more than Pillow decodes: {MOST_PIXELS}")
+        _check_tenants(self.tenants, self.api_key)
         if self.output == "embedding" and self.top_k is not None:
             raise ConfigurationError(
                 "--top-k limits labels, and --output embedding answers none; leave one of them out"
@@ -159,7 +162,9 @@ def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
         "--tenants", type=Path, metavar="FILE", help="JSON object, tenant: key; each has its own adapters"
     )
     group.add_argument("--max-adapters", type=_positive, default=64, metavar="N", help="of one tenant (64)")
-    group.add_argument("--max-adapter-bytes", type=_positive, default=8 * 1024**2, metavar="N")
+    group.add_argument(
+        "--max-adapter-bytes", type=_positive, default=8 * 1024**2, metavar="N", help="largest file (8 MiB)"
+    )
     group.add_argument("--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py")
     group.add_argument("--seed", type=int, default=0, help="of the faults, where their file names none (0)")
 
@@ -168,17 +173,30 @@ def read_tenants(path: Path) -> dict[str, str]:
     """Read the keys of the tenants; messages never repeat one.
 
     Raises:
-        ConfigurationError: no JSON object of different keys of at least `SHORTEST_KEY` characters.
+        ConfigurationError: no JSON object of different keys.
     """
     try:
-        tenants = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-    if not isinstance(tenants, dict) or not tenants or not all(isinstance(key, str) for key in tenants.values()):
-        raise ConfigurationError(f'{path} must be a JSON object, {{"TENANT": "KEY", ...}}')
-    if min(map(len, tenants.values())) < SHORTEST_KEY or len(set(tenants.values())) < len(tenants):
-        raise ConfigurationError(f"{path}: keys must be different, each of at least {SHORTEST_KEY} characters")
+        pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
+        tenants = dict(pairs)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigurationError(
+            f'{path} cannot be read as a JSON object, {{"TENANT": "KEY", ...}} ({type(error).__name__})'
+        ) from None
+    if not tenants or len(tenants) < len(pairs):
+        raise ConfigurationError(f"{path} must name at least one tenant, and none twice")
+    _check_tenants(tenants, None)
     return tenants
+
+
+def _check_tenants(tenants: Mapping[str, str], api_key: str | None) -> None:
+    """Refuse keys that could not be sent, or would not tell tenants apart."""
+    keys = list(tenants.values())
+    fine = all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys) and all(tenants)
+    if not fine or len({*keys, api_key}) <= len(keys):
+        raise ConfigurationError(
+            f"the tenants' keys must be different from each other and from --api-key-env's, of {SHORTEST_KEY} or more "
+            "printable ASCII characters without blanks, and each tenant must have a name"
+        )
 
 
 def _positive(text: str) -> int:

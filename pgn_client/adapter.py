@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
 """The method on the card of a mapping alone."""
-EXPRES = "expres"
-"""The method on the card of what runs on the server."""
 Pixels = np.typing.NDArray[np.uint8]
 Floats = np.typing.NDArray[np.float32]
 
@@ -65,7 +63,9 @@ class PromptAdapter:
         found = load(path)
         if not isinstance(found, cls):
             got = "a label mapping alone" if isinstance(found, MappingAdapter) else "EXPRES, which runs on the server"
-            raise CheckpointError(f"checkpoint {path}: got {got}, expected prompts; make some with pgn train")
+            raise CheckpointError(
+                f"checkpoint {path}: got {got}, expected prompts in pictures; use pgn predict, or pgn train another"
+            )
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -297,6 +297,7 @@ class HostedAdapter:
         backbone, profile = card["backbone"], ServerProfile.parse(card["profile"])
         self.canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], "full", profile)
         self.hosted = Hosted(f"expres-{card['fingerprint'][:24]}", data)
+        self._reference = self.hosted.reference
         classes = tuple(card["classes"])
         self.mapping = LabelMapping("identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes)))
 
@@ -306,7 +307,7 @@ class HostedAdapter:
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
         """Return the images to send, and whom to ask; there is no local head."""
-        return [Prepared(image, hosted=self.hosted.name) for image in self(images)]
+        return [Prepared(image, hosted=self._reference) for image in self(images)]
 
     def __repr__(self) -> str:
         return f"HostedAdapter(expres, {self.info['backbone']['name']}, {len(self.mapping.classes)} classes)"
@@ -326,8 +327,8 @@ def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdap
     card, tensors = checkpoint.read(path)
     known = {"profile": profile} if profile else {}
     try:
-        if card.get("method") == EXPRES:
-            return HostedAdapter(card | known, Path(path).read_bytes())
+        if card.get("method") == checkpoint.HOSTED:
+            return HostedAdapter(card | known, _whole(path))
         kind = MappingAdapter if card.get("method") == RAW else PromptAdapter
         found = kind(card, tensors)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -335,6 +336,13 @@ def load(path: str | os.PathLike[str], profile: str | None = None) -> PromptAdap
     if profile and isinstance(found, PromptAdapter) and found.info["profile"] != profile:
         return found.with_profile(ServerProfile.parse(profile))
     return found
+
+
+def _whole(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror}; expected a file written by pgn train") from error
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

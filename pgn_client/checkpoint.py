@@ -45,6 +45,8 @@ from safetensors.numpy import save
 from pgn_client.errors import CheckpointError
 
 SCHEMA = 1
+HOSTED = "expres"
+"""The method of a checkpoint that runs on the server."""
 _HEADER_KEY = "pgn_client"
 
 Arrays = dict[str, NDArray[Any]]
@@ -139,7 +141,7 @@ def summary(card: Mapping[str, Any]) -> str:
 
 def _fuses(card: Mapping[str, Any]) -> bool:
     """Whether there is a local head."""
-    return bool(card.get("backbone")) and card["method"] != "expres"
+    return bool(card.get("backbone")) and card["method"] != HOSTED
 
 
 def _mapped(mapping: Mapping[str, Any]) -> str:

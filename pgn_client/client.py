@@ -122,7 +122,7 @@ class AdaptedClient(Session):
     def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
         """Return the endpoint's own answer for what would be sent, before any label mapping or fusion.
 
-        With ``as_it_is``, ``image`` is the bytes of a PNG file that is sent byte for byte, whatever is recorded.
+        With ``as_it_is``, ``image`` is the bytes of a PNG file, which are sent to the model itself, recorded or not.
         """
         return self._finish(self._only_job(image, always=True, as_it_is=as_it_is), self._ready()).answer
 

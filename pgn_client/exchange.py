@@ -132,6 +132,7 @@ class Exchange:
         until: the deadline, where it began before this call.
         attempts: requests sent so far.
         carried: how many of them carried a picture off this machine.
+        counted: whether the picture is in the account; it is one, however often it is asked about.
     """
 
     endpoint: Endpoint
@@ -143,6 +144,7 @@ class Exchange:
     until: InitVar[float | None] = None
     attempts: int = 0
     carried: int = 0
+    counted: bool = False
     gave_up: str = ""
     request_id: str | None = None
     deadline: float = field(init=False)
@@ -167,8 +169,9 @@ class Exchange:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
                 response = yield from self.fetch(protocol, self._encode(protocol, image), picture=True)
         finally:
-            if self.carried:
+            if self.carried and not self.counted:
                 self.account.asked()
+                self.counted = True
         if not response.ok:
             raise self.refusal(response, protocol)
         return self._decode(response, protocol), protocol
@@ -267,10 +270,19 @@ class Exchange:
         self._tell(protocol, request, outcome, self.clocks.monotonic() - started)
         return outcome
 
-    def _next(self, request: WireRequest) -> Send:
+    def check_deadline(self) -> float:
+        """Return the seconds that are left.
+
+        Raises:
+            TimedOutError: none is.
+        """
         remaining = self.deadline - self.clocks.monotonic()
         if remaining <= 0:
             raise self._late()
+        return remaining
+
+    def _next(self, request: WireRequest) -> Send:
+        remaining = self.check_deadline()
         headers = {
             "user-agent": f"pgn-client/{pgn_client.__version__}",
             **self.endpoint.authorization,

@@ -5,52 +5,83 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError
-from pgn_client.exchange import Exchange, Steps
+from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError, PGNError
+from pgn_client.exchange import Exchange, Sleep, Steps
 from pgn_client.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
 from pgn_client.reading import Checkpoint, Reply
 
+PAUSE = 0.02  # seconds between looks at what another one uploads
 
-def upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    """Put a checkpoint's hosted part onto the server, unless it is there already or there is none.
+
+def hosted_reply(
+    exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint, ask: Callable[[], Steps[Reply]]
+) -> Steps[Reply]:
+    """Ask what runs on the server; upload it before where it is not there, or no longer, as after a restart.
 
     Raises:
         ConfigurationError: the endpoint hosts no adapters.
-        CheckpointError: the server refuses it; the message has its reason.
+        CheckpointError: the server refuses this one; the message has its reason.
         EndpointError: as of any request.
     """
-    hosted = checkpoint.hosted
-    if hosted is None or checkpoint.uploaded:
-        return
-    if not isinstance(protocol, PGN):
+    yield from _ensured(exchange, protocol, checkpoint)
+    seen = checkpoint.upload.done
+    exchange.attempts = 0  # what was asked about the upload was no try of this
+    try:
+        return (yield from ask())
+    except InvalidRequestError as error:
+        if error.status != 404:
+            raise
+    checkpoint.upload.forgotten(seen)
+    yield from _ensured(exchange, protocol, checkpoint)
+    exchange.attempts = 0
+    return (yield from ask())
+
+
+def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
+    """Upload, or wait for the one who does; who waited for a failure shares it."""
+    upload, before = checkpoint.upload, checkpoint.upload.failure
+    while not upload.there:
+        if upload.failure is not None and upload.failure is not before:
+            raise upload.failure
+        if not upload.busy.acquire(blocking=False):
+            exchange.check_deadline()
+            yield Sleep(PAUSE)
+            continue
+        try:
+            if not upload.there:
+                yield from _upload(exchange, protocol, checkpoint)
+                upload.there, upload.failure, upload.done = True, None, upload.done + 1
+        except PGNError as error:
+            upload.failure = error
+            raise
+        finally:
+            upload.busy.release()
+
+
+def _upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
+    hosted, name = checkpoint.hosted, exchange.endpoint.name
+    if not isinstance(protocol, PGN) or hosted is None:
         spoken = protocol.name if protocol is not None else "nothing known"
-        raise ConfigurationError(
-            f"checkpoint: got one of EXPRES, which runs where the model runs, for {exchange.endpoint.name}, which "
-            f"speaks {spoken}; expected a server with /v1/adapters (pgn serve), or a prompt made by pgn train"
-        )
-    exchange.attempts = 0  # questions of their own, no retries of what was asked before
+        raise _no_host(name, f"speaks {spoken}")
+    exchange.attempts = 0
     found = yield from exchange.fetch(protocol, protocol.card_of(hosted.name))
     if not _holds(found, hosted.data):
         exchange.attempts = 0
         found = yield from exchange.fetch(protocol, protocol.upload(hosted.name, hosted.data))
     if found.status in (400, 413):
         said = exchange.endpoint.credential.redact(protocol.explain(found))
-        raise CheckpointError(f"{exchange.endpoint.name} refuses the checkpoint: {said}")
+        raise CheckpointError(f"{name} refuses the checkpoint: {said}")
+    if found.status in (404, 405):
+        raise _no_host(name, "has no /v1/adapters")
     if not found.ok:
         raise exchange.refusal(found, protocol)
-    checkpoint.uploaded = True
 
 
-def remembered(ask: Callable[[], Steps[Reply]], put: Callable[[], Steps[None]], checkpoint: Checkpoint) -> Steps[Reply]:
-    """Ask, and once more after an upload where the server no longer knows the checkpoint, as after a restart."""
-    try:
-        return (yield from ask())
-    except InvalidRequestError as error:
-        if error.status != 404 or checkpoint.hosted is None:
-            raise
-    checkpoint.uploaded = False
-    yield from put()
-    return (yield from ask())
+def _no_host(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"checkpoint: got one of EXPRES, which runs where the model runs, for {name}, which {why}; expected a server "
+        "that hosts adapters (pgn serve), or a prompt made by pgn train"
+    )
 
 
 def _holds(response: WireResponse, data: bytes) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client.endpoint import Endpoint
-from pgn_client.errors import CheckpointError
+from pgn_client.errors import CheckpointError, PGNError
 from pgn_client.protocols.base import excerpt
 from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
 
@@ -31,6 +32,28 @@ class Reply:
 
 
 @dataclass(slots=True)
+class Upload:
+    """How far the upload of a checkpoint's hosted part is; shared by all who ask at the same time.
+
+    Attributes:
+        busy: held by the one who uploads.
+        done: how often it was found or put there.
+        there: whether the server has it, as far as is known.
+        failure: of the last try.
+    """
+
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    done: int = 0
+    there: bool = False
+    failure: PGNError | None = None
+
+    def forgotten(self, seen: int) -> None:
+        """The server does not know what was there after ``seen`` uploads; a newer one stays."""
+        if self.done == seen:
+            self.there = False
+
+
+@dataclass(slots=True)
 class Checkpoint:
     """What pictures are adapted with, opened at the first use; shared by copies of a client that keep it."""
 
@@ -38,7 +61,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     verified: bool = False
     warned: bool = False
-    uploaded: bool = False
+    upload: Upload = field(default_factory=lambda: Upload())
 
     @property
     def hosted(self) -> Hosted | None:
@@ -73,7 +96,7 @@ def ranked(
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
     """Warn, once, where an answer holds fewer labels than the checkpoint's mapping was fitted on."""
-    if checkpoint.adapter is None or checkpoint.warned:
+    if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
     card, mapping = checkpoint.adapter.info, checkpoint.adapter.mapping
     source = getattr(mapping, "source", ())

@@ -35,7 +35,7 @@ from pgn_client.errors import (
     PGNError,
 )
 from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
-from pgn_client.hosting import remembered, upload
+from pgn_client.hosting import hosted_reply
 from pgn_client.http_options import HttpOptions
 from pgn_client.ledger import Account, Ledger
 from pgn_client.protocols import Payload, open_protocol
@@ -292,13 +292,15 @@ class Session(ABC):
 
     def _alpha(self, local: LogProbs | None) -> float:
         """Return the weight of the local head: the card's, or the caller's."""
+        if local is None and self._query_below is not None:
+            raise ConfigurationError("query_below needs a checkpoint with a local head: got one without")
         if self._fusion == "auto":
             adapter = self._checkpoint.adapter
             wish = adapter.info.get("fusion") if adapter is not None else None
             return float(wish) if wish is not None and local is not None else 0.0
         alpha = float(self._fusion or 0.0)
-        if local is None and (alpha > 0 or self._query_below is not None):
-            raise ConfigurationError("fusion and query_below need a checkpoint with a local head: got one without")
+        if local is None and alpha > 0:
+            raise ConfigurationError("fusion needs a checkpoint with a local head: got one without")
         return alpha
 
     # ---- decisions about the network, as steps for the drivers
@@ -316,16 +318,12 @@ class Session(ABC):
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
         self._verify_once()
-        opened = self._checkpoint
-        return ready and (opened.hosted is None or opened.uploaded or not self._model.asked)
+        return ready
 
     def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Find the protocol, check that the checkpoint was made for this model, and upload what of it runs there."""
-        if not self._model.asked:
-            yield from self._model.settle(exchange, for_info=for_info)
+        """Find the protocol, and check that the checkpoint was made for this model."""
+        yield from self._model.settle(exchange, for_info=for_info)
         self._verify_once()
-        if self._model.asked:
-            yield from upload(exchange, self._model.protocol, self._checkpoint)
 
     def _verify_once(self) -> None:
         opened = self._checkpoint
@@ -344,17 +342,19 @@ class Session(ABC):
         return None if job.again else self._model.recorded(job.payload)
 
     def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
-        return remembered(
-            lambda: self._model.ask(exchange, job.payload, again=job.again),
-            lambda: upload(exchange, self._model.protocol, self._checkpoint),
-            self._checkpoint,
-        )
+        def ask() -> Steps[Reply]:
+            return self._model.ask(exchange, job.payload, again=job.again)
+
+        return hosted_reply(exchange, self._model.protocol, self._checkpoint, ask) if job.payload.hosted else ask()
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
         """Return the recorded answers to the first pictures that were sent, and what sends these once more."""
         if self._cache is None or self._cache.replay:
             raise ConfigurationError("drift: got no cache that records, expected the one of an earlier run as cache=")
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        self._open_adapter()
+        if self._checkpoint.hosted is not None:
+            raise ConfigurationError("drift: got a checkpoint that runs on the server, expected a prompt or none")
         kept = self._cache.canaries(self._model.key)[: int(k)]
         pictures = [(data, open_image(data)) for _, data in kept]
         payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)

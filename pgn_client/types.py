@@ -9,6 +9,7 @@ Colour is RGB. Times are in seconds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -171,6 +172,11 @@ class Hosted:
     name: str
     data: bytes = field(repr=False)
 
+    @property
+    def reference(self) -> str:
+        """How pictures name it: the file's hash goes along, so that no other under the same name answers."""
+        return f"{self.name}@{hashlib.sha256(self.data).hexdigest()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -179,7 +185,7 @@ class Prepared:
     Attributes:
         image: RGB; exactly what will be sent, in the size the server profile asks for.
         local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is none.
-        hosted: name of what answers on the server instead of the model itself; empty for the model.
+        hosted: reference of what answers on the server instead of the model itself; empty for the model.
     """
 
     image: Image.Image

@@ -35,12 +35,15 @@ def index(request: Request) -> AdapterList:
 async def put(request: Request, name: str) -> JSONResponse:
     """Keep an adapter under a name, instead of the one that the tenant had there: 201 for a new name, otherwise 200."""
     if NAME.fullmatch(name) is None:
-        raise RequestError("invalid_request", "a name has 1 to 64 letters, digits, dots, dashes and underscores")
+        what = "a name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+        raise RequestError("invalid_request", what)
     service = service_of(request)
+    if service.want == "embedding":
+        raise RequestError("invalid_request", "this server answers embeddings, and an adapter has none")
     service.require_ready()
-    model, data = service.model, await read_body(request, service.settings.max_adapter_bytes)
-    wanted = await asyncio.to_thread(lambda: model.features_sha256)
-    adapter = await asyncio.to_thread(read, data, name, model.network, wanted, model.device)
+    service.adapters.require_room(tenant_of(request), name)  # before the work, and again behind it
+    data = await read_body(request, service.settings.max_adapter_bytes)
+    adapter = await asyncio.to_thread(read, data, name, service.model)
     new = service.adapters.put(tenant_of(request), adapter)
     return JSONResponse(_card(adapter).model_dump(), 201 if new else 200)
 
@@ -59,7 +62,7 @@ def delete(request: Request, name: str) -> Response:
 
 
 def adapter_of(request: Request, *, segments: bool = False) -> Adapter | None:
-    """Return the adapter that a request's query names, of those of its tenant; None where it names none.
+    """Return the tenant's adapter that a request's query names, as NAME or NAME@SHA256; None where it names none.
 
     Raises:
         RequestError: ``not_found``; ``invalid_request`` on a server that answers with embeddings, or for an adapter

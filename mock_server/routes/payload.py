@@ -79,7 +79,7 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
     except ClientDisconnect:
         raise RequestError("invalid_request", "the connection closed before the body was complete") from None
     if not body:
-        raise RequestError("invalid_request", "the body is empty: send a picture, or JSON")
+        raise RequestError("invalid_request", "the body is empty: send a picture, JSON, or an adapter's file")
     return _unpacked(bytes(body), request.headers.get("content-encoding", "identity").strip().lower(), limit)
 
 

@@ -59,6 +59,7 @@ _CLASSIFY: dict[str, Any] = {
         {"name": "adapter", "in": "query", "schema": {"type": "string"}},
     ],
 }
+_SEGMENT = _CLASSIFY | {"parameters": _CLASSIFY["parameters"][1:]}
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUS.values()}
 
 router = APIRouter(prefix="/v1", tags=["pgn"], dependencies=[Depends(require_key)], responses=_ERRORS)
@@ -85,7 +86,7 @@ async def classify(request: Request) -> JSONResponse:
     return _answer(service, await service.ask(_images(content), service.want, adapter), limits, adapter)
 
 
-@router.post("/segment", response_model=Segmentation, openapi_extra=_CLASSIFY)
+@router.post("/segment", response_model=Segmentation, openapi_extra=_SEGMENT)
 async def segment(request: Request) -> JSONResponse:
     """Say of each pixel which class of the tenant's adapter it is of; pictures as of ``classify``."""
     service = service_of(request)

@@ -25,7 +25,7 @@ def _one(summary: Summary) -> str:
         "Accuracy on test pictures, mean over seeds, [95 % interval] over pictures.",
         "`⊕ local`: fused with the local head. Sent: share of the pictures that are sent when a row serves.",
         f"`local head`, `raw ⊕ local` and `linear probe ⊕ local` use the local head of {summary.head}.",
-        f"{WHITE_BOX} white box: needs the inside of the model, cannot be served by an endpoint.",
+        f"{WHITE_BOX} white box: needs the inside of the model, which nobody else's endpoint offers.",
         "Learnable: the most over sets. ÷: how many times fewer than fine-tuning ViT-B/32 (88.2 M numbers).",
         "Agreement: the least share, over sets and seeds, of test pictures with the label of latent float32.",
         "Pictures (training / validation / test): "

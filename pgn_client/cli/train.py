@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from pgn_client.training import Recipe, Task
 
 
+MOST_PROMPT_TOKENS = 128
+"""Of an adapter, by its contract."""
+
+
 def add_train(commands: Subparsers) -> None:
     """``pgn train``."""
     example = "pgn train digits/ --out digits.safetensors"
@@ -61,7 +65,7 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
-    p.add_argument("--prompt-tokens", type=int, metavar="M", help="of expres (10)")
+    p.add_argument("--prompt-tokens", type=int, metavar="M", help="of expres, up to 128 (10)")
     p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
     p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
     p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
@@ -151,9 +155,14 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
 
     painted = ("library", "layout", "library_size", "top_k", "decimals", "wire", "resume")
     foreign = [name for name in painted if getattr(args, name)]
-    if foreign or args.mapping != "auto" or len(args.data) > 1:
-        what = f"--{foreign[0].replace('_', '-')}" if foreign else "--mapping or several DATA"
+    foreign += ["mapping"] if args.mapping != "auto" else []
+    if foreign or len(args.data) > 1:
+        what = f"--{foreign[0].replace('_', '-')}" if foreign else "several DATA"
         raise ConfigurationError(f"--method expres: got {what}, which is of prompts in pictures; leave it out")
+    if numbers.prompt_tokens > MOST_PROMPT_TOKENS:
+        raise ConfigurationError(
+            f"--prompt-tokens: got {numbers.prompt_tokens}, expected at most {MOST_PROMPT_TOKENS}, as servers take"
+        )
     task, surrogate = _task(args), load_surrogate(args, args.backbone)
     if args.endpoint:
         _same_size(args, surrogate)

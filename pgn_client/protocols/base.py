@@ -53,7 +53,7 @@ class Payload:
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
         image: the same picture, RGB, for wire formats that send numbers instead of files.
-        hosted: name of the adapter on the server that is to answer; empty for the model itself.
+        hosted: reference of the adapter on the server that is to answer; empty for the model itself.
     """
 
     data: bytes = field(repr=False)

@@ -124,6 +124,12 @@ def test_options_of_prompts_in_pictures_are_refused(folder, tmp_path, words, sai
     assert f"expres: got {said}" in done.stderr
 
 
+def test_more_prompt_tokens_than_servers_take_are_refused_before_the_training(folder, tmp_path):
+    done = pgn("train", folder, "--method", "expres", "--prompt-tokens", "129", "--out", tmp_path / "e.safetensors")
+    assert done.returncode == 2
+    assert "--prompt-tokens: got 129, expected at most 128" in done.stderr
+
+
 def test_prompt_tokens_are_of_expres_alone(folder, tmp_path):
     done = pgn("train", folder, "--prompt-tokens", "4", "--out", tmp_path / "e.safetensors")
     assert done.returncode == 2
@@ -135,7 +141,7 @@ def test_commands_about_prompts_say_that_it_is_none(folder, expres, server, tmp_
     words = {"adapt": (folder / "test", tmp_path), "evaluate": (folder, "--url", server)}[command]
     done = pgn(command, *words, "--ckpt", expres)
     assert done.returncode == 2
-    assert "got EXPRES, which runs on the server, expected prompts" in done.stderr
+    assert "got EXPRES, which runs on the server, expected prompts in pictures; use pgn predict" in done.stderr
 
 
 def test_inspect_tells_what_it_is(expres):

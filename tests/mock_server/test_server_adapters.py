@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -114,8 +115,7 @@ async def test_masks_and_classes_are_not_mixed_up(open_client, golden_model):
 
 def test_a_batch_may_hold_masks_and_classes(golden_model):
     def made(name):
-        sha256 = golden_model.features_sha256
-        return adapters.read(file_of(name), name, golden_model.network, sha256, golden_model.device)
+        return adapters.read(file_of(name), name, golden_model)
 
     pixels = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
     asked = [Asked(pixels, adapter=made(name)) for name in ("segment", "default", "plain")]
@@ -133,7 +133,7 @@ async def test_an_adapter_is_put_listed_replaced_and_deleted(open_client, golden
         assert made.status_code == 201
         card = made.json()
         assert (card["name"], card["classes"], card["prompts"]) == ("one", ["class 0", "class 1"], 3)
-        assert card["bytes"] == 4 * (3 * 8 + 5 * 2 * 3 * 8 + 8 * 2 + 2)
+        assert card["bytes"] == 4 * (3 * 8 + 5 * 2 * 3 * 8 + 8 * 2 + 2) + len("class 0class 1")
         assert (await client.get("/v1/adapters/one")).json() == card
         again = await client.put("/v1/adapters/one", content=file_of("some"))
         assert again.status_code == 200
@@ -147,6 +147,33 @@ async def test_an_adapter_is_put_listed_replaced_and_deleted(open_client, golden
         ):
             assert answer.status_code == 404
             assert answer.json()["error"]["code"] == "not_found"
+
+
+async def test_a_hash_beside_the_name_is_that_file_or_nothing(open_client, golden_model):
+    async with open_client(golden_model) as client:
+        sha256 = (await client.put("/v1/adapters/one", content=file_of())).json()["sha256"]
+        for reference, status in ((f"one@{sha256}", 200), ("one@" + "0" * 64, 404), (f"two@{sha256}", 404)):
+            answer = await client.post(f"/v1/classify?adapter={reference}", content=PICTURES[0])
+            assert answer.status_code == status
+
+
+async def test_numbers_that_are_not_finite_are_the_adapters_fault(open_client, golden_model):
+    wild = changed(mapping__weight=torch.full((8, 2), 3e38), mapping__bias=torch.full((2,), 3e38))
+    async with open_client(golden_model) as client:
+        assert (await client.put("/v1/adapters/wild", content=wild)).status_code == 201
+        answer = await client.post("/v1/classify?adapter=wild", content=PICTURES[0])
+        assert answer.status_code == 400
+        assert "your adapter makes numbers" in answer.json()["error"]["message"]
+
+
+async def test_a_server_of_embeddings_takes_no_adapters(open_client, golden_model):
+    async with open_client(golden_model, output="embedding") as client:
+        for answer in (
+            await client.put("/v1/adapters/one", content=file_of()),
+            await client.post("/v1/classify?adapter=one", content=PICTURES[0]),
+        ):
+            assert answer.status_code == 400
+            assert "embeddings" in answer.json()["error"]["message"]
 
 
 async def test_the_model_itself_answers_as_before(open_client, golden_model):
@@ -169,11 +196,6 @@ async def test_owners_limits_hold_for_adapters_too(open_client, golden_model):
         await client.put("/v1/adapters/one", content=file_of("every_site"))
         [found] = (await client.post("/v1/classify?adapter=one", content=PICTURES[0])).json()["predictions"]
         assert found["scores"] == [1.0]
-    async with open_client(golden_model, output="embedding") as client:
-        await client.put("/v1/adapters/one", content=file_of())
-        answer = await client.post("/v1/classify?adapter=one", content=PICTURES[0])
-        assert answer.status_code == 400
-        assert "embeddings" in answer.json()["error"]["message"]
 
 
 async def test_in_a_batch_a_bad_picture_hurts_nobody(open_client, golden_model):
@@ -258,14 +280,30 @@ async def test_the_owners_key_is_a_tenant_of_its_own(open_client, golden_model):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", "no", '{"a": 1}', '{"a": "short"}', json.dumps({"a": "k" * 16, "b": "k" * 16})],
+    [
+        "[]",
+        "{}",
+        "no",
+        '{"a": 1}',
+        '{"a": "short"}',
+        '{"": "kkkkkkkkkkkkkkkk"}',
+        '{"a": "kkkkkkkkkkkkkkk\\ud800"}',
+        '{"a": "                "}',
+        '{"a": "kkkkkkkkkkkkkkkk", "a": "jkkkkkkkkkkkkkkk"}',
+        json.dumps({"a": "k" * 16, "b": "k" * 16}),
+    ],
 )
 def test_a_file_of_tenants_that_cannot_work_is_refused(tmp_path, text):
     path = tmp_path / "tenants.json"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match=r"tenants\.json") as refused:
+    with pytest.raises(ConfigurationError, match="tenant") as refused:
         read_tenants(path)
     assert "kkkk" not in str(refused.value)
+
+
+def test_a_tenants_key_is_not_the_owners():
+    with pytest.raises(ConfigurationError, match="different from each other and from --api-key-env's"):
+        Settings(tenants={"a": "k" * 16}, api_key="k" * 16)
 
 
 def test_keys_of_tenants_are_in_no_repr(tmp_path):
@@ -290,7 +328,14 @@ REFUSED = {
     "no backbone": (changed({"backbone": None}), "another backbone"),
     "classes twice": (changed({"classes": ["a", "a"]}), "different names"),
     "one class": (changed({"classes": ["a"]}), "different names"),
-    "classes that are no texts": (changed({"classes": [1, 2]}), "different names"),
+    "classes that are no texts": (changed({"classes": [1, 2]}), "a class must be text"),
+    "a class without a name": (changed({"classes": ["", "a"]}), "a class must be text of 1 to 256 characters"),
+    "half of a pair of surrogates": (changed({"classes": ["\ud800", "a"]}), "a class must be text"),
+    "an endless name": (changed({"classes": ["a" * 257, "b"]}), "a class must be text"),
+    "another normalisation": (
+        changed({"backbone": {"features_sha256": EXPECTED["features_sha256"], "mean": [0.4, 0.5, 0.5]}}),
+        "trained with another mean",
+    ),
     "more classes than numbers": (changed({"classes": ["a", "b", "c"]}), "must have the shape"),
     "NaN": (changed(prompts=NAN), "not finite"),
     "infinite": (changed(prompts=INF), "not finite"),
@@ -348,9 +393,9 @@ async def test_a_name_of_digits_is_a_name(open_client, golden_model):
         assert (await client.post("/v1/classify?adapter=12", content=PICTURES[0])).status_code == 200
 
 
-def test_a_model_that_is_no_plain_vit_takes_no_adapters():
+def test_a_model_that_is_no_plain_vit_takes_no_adapters(golden_model):
     with pytest.raises(RequestError, match="no plain ViT"):
-        adapters.read(file_of(), "one", timm.create_model("resnet18"), "", torch.device("cpu"))
+        adapters.read(file_of(), "one", replace(golden_model, network=timm.create_model("resnet18")))
 
 
 # ---- one batch for many
@@ -361,7 +406,7 @@ def many(golden_model):
     found = []
     for i in range(8):
         data = file_of(NAMES[i % 4])
-        one = adapters.read(data, str(i), golden_model.network, golden_model.features_sha256, golden_model.device)
+        one = adapters.read(data, str(i), golden_model)
         draw = torch.Generator().manual_seed(i)
         for tensor in (one.prompts, one.weight, *one.residuals.values()):
             tensor += 0.3 * torch.randn(tensor.shape, generator=draw)

@@ -90,7 +90,7 @@ def test_a_hosted_checkpoint_needs_no_torch_side(trained, tmp_path):
     assert found.hosted.name == f"expres-{card['fingerprint'][:24]}"
     assert found.mapping.classes == tuple(card["classes"])
     (prepared,) = found.prepare([Image.new("RGB", (50, 20), "red")])
-    assert (prepared.image.size, prepared.hosted, prepared.local_log_probs) == ((32, 32), found.hosted.name, None)
+    assert (prepared.image.size, prepared.hosted, prepared.local_log_probs) == ((32, 32), found.hosted.reference, None)
 
 
 def test_behind_a_crop_the_model_sees_the_whole_picture(trained, tmp_path):

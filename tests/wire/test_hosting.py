@@ -30,7 +30,7 @@ class HostedToy(ToyAdapter):
         self.hosted = Hosted(name, data)
 
     def prepare(self, images):
-        return [Prepared(image, hosted=self.hosted.name) for image in images]
+        return [Prepared(image, hosted=self.hosted.reference) for image in images]
 
 
 class Hosting(Server):
@@ -46,9 +46,10 @@ class Hosting(Server):
         name = request.url.path.rpartition("/v1/adapters/")[2]
         if name == request.url.path:
             if request.url.path == "/v1/classify":
-                wanted = request.url.params.get("adapter")
+                wanted, _, sha256 = request.url.params.get("adapter", "").partition("@")
                 self.asked.append(("POST", wanted))
-                if wanted and wanted not in self.kept:
+                kept = self.kept.get(wanted)
+                if wanted and (kept is None or hashlib.sha256(kept).hexdigest() != sha256):
                     return httpx.Response(404, json={"error": {"code": "not_found", "message": "no such adapter"}})
             return super().__call__(request)
         self.asked.append((request.method, name))
@@ -97,6 +98,62 @@ def test_what_the_server_forgot_is_put_there_again():
     assert [method for method, _ in server.asked] == ["GET", "PUT", "POST", "POST", "GET", "PUT", "POST"]
 
 
+def test_what_another_has_replaced_meanwhile_is_noticed():
+    server = Hosting()
+    with client(server, HostedToy()) as c:
+        c.classify(picture(0))
+        server.kept["toy-1"] = b"of somebody else"
+        c.classify(picture(1))
+    assert server.kept == {"toy-1": b"the file"}
+    assert (c.usage.images, c.usage.retries) == (2, 0)
+
+
+def test_what_nobody_asks_is_not_uploaded(tmp_path):
+    server = Hosting()
+    with client(server, HostedToy(), cache=tmp_path / "answers.sqlite") as c:
+        assert c.info().name == "toy"
+        c.classify(picture())
+    asked = len(server.asked)
+    with client(server, HostedToy(), cache=tmp_path / "answers.sqlite") as c:
+        c.info()
+        assert c.classify(picture()).label == "x"
+    assert len(server.asked) == asked
+
+
+def test_many_threads_share_one_upload_and_one_failure():
+    server = Hosting()
+    with client(server, HostedToy(), max_concurrency=8) as c:
+        list(c.classify_many([picture(i) for i in range(8)]))
+        server.kept.clear()
+        results = list(c.classify_many([picture(i) for i in range(8, 40)]))
+    assert not [r for r in results if isinstance(r, ImageFailure)]
+    assert [method for method, _ in server.asked].count("PUT") == 2
+    assert c.usage.images == 40
+    refused = Hosting(refusal=httpx.Response(400, json={"error": {"message": "no"}}))
+    with client(refused, HostedToy(), max_concurrency=8) as c, pytest.raises(CheckpointError):
+        list(c.classify_many([picture(i) for i in range(40)]))
+    assert [method for method, _ in refused.asked].count("PUT") <= 8
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_of_our_protocol_without_adapters_is_a_wrong_set_up_too(status):
+    server = Hosting(refusal=httpx.Response(status, json={"error": {"message": "no"}}))
+    with client(server, HostedToy()) as c, pytest.raises(ConfigurationError, match="has no /v1/adapters; expected"):
+        c.classify(picture())
+
+
+def test_a_local_head_is_not_there():
+    with client(Hosting(), HostedToy(), query_below=0.9) as c, pytest.raises(ConfigurationError, match="query_below"):
+        c.classify(picture())
+
+
+def test_drift_is_of_the_model_itself(tmp_path):
+    with client(Hosting(), HostedToy(), cache=tmp_path / "a.sqlite") as c:
+        c.classify(picture())
+        with pytest.raises(ConfigurationError, match="drift: got a checkpoint that runs on the server"):
+            c.drift()
+
+
 def test_a_server_that_never_remembers_is_not_asked_for_ever():
     class Forgetful(Hosting):
         def __call__(self, request):
@@ -121,9 +178,7 @@ def test_a_refused_checkpoint_says_why_and_sends_no_picture(status):
     assert "POST" not in [method for method, _ in server.asked]
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [(401, AuthenticationError), (500, ServerError), (404, InvalidRequestError)]
-)
+@pytest.mark.parametrize(("status", "error"), [(401, AuthenticationError), (500, ServerError)])
 def test_other_failures_of_an_upload_are_the_endpoints(status, error):
     server = Hosting(refusal=httpx.Response(status, json={"error": {"message": "no"}}))
     with client(server, HostedToy(), max_retries=0) as c, pytest.raises(error):
@@ -150,7 +205,7 @@ def test_copies_of_a_client_use_their_own_adapters():
         c.with_options(pgn_ckpt=None).classify(picture())
         c.classify(picture(1))
     assert server.kept == {"one": b"the file", "two": b"another"}
-    assert [name for method, name in server.asked if method == "POST"] == ["one", "two", None, "one"]
+    assert [name for method, name in server.asked if method == "POST"] == ["one", "two", "", "one"]
 
 
 def test_recorded_answers_belong_to_their_adapter(tmp_path):
@@ -194,4 +249,4 @@ def test_the_query_of_an_address_stays(tmp_path):
     server = Hosting()
     with client(server, HostedToy(), url="http://127.0.0.1:9/?token=abcd") as c:
         c.classify(picture())
-    assert dict(server.requests[0].url.params) == {"token": "abcd", "adapter": "toy-1"}
+    assert dict(server.requests[0].url.params) == {"token": "abcd", "adapter": HostedToy().hosted.reference}
