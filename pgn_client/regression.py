@@ -70,6 +70,7 @@ def logistic_regression_cv(
     folds: int = 5,
     seed: int = 0,
     copies: int = 1,
+    groups: Integers | None = None,
     offset: Floats | None = None,
 ) -> LinearFit:
     """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss, then fit on everything.
@@ -77,8 +78,8 @@ def logistic_regression_cv(
     Strengths are tried from strong to weak, each started from the one before, until the log-loss has risen twice.
 
     The strengths are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the scale of X does not
-    matter. Of ``copies`` blocks of the same examples, no fold parts the copies of one. The other arguments are as in
-    :func:`logistic_regression`.
+    matter. Of ``copies`` blocks of the same examples, no fold parts the copies of one; with ``groups``, (n,) numbers of
+    at least two groups, no fold parts a group. The other arguments are as in :func:`logistic_regression`.
 
     Raises:
         ConfigurationError, ShapeError: as :func:`logistic_regression`.
@@ -86,7 +87,8 @@ def logistic_regression_cv(
     check_examples(X, y, C)
     scale = float(X.var(axis=0).sum()) or 1.0
     path = np.logspace(0, -6, 9) * scale
-    parts = [(_Rotated(X[train], y[train], C, offset), held) for train, held in stratified(y, folds, seed, copies)]
+    split = stratified(y, folds, seed, copies) if groups is None else grouped(groups, folds, seed)
+    parts = [(_Rotated(X[train], y[train], C, offset), held) for train, held in split]
     starts: list[Floats | None] = [None] * len(parts)
     losses: list[float] = []
     for l2 in path:
@@ -243,6 +245,21 @@ def stratified(labels: Integers, folds: int, seed: int, copies: int = 1) -> Iter
     fold[order] = np.arange(len(labels)) % folds
     fold = np.tile(fold, copies)
     for f in range(folds):
+        yield np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+
+
+def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers, Integers]]:
+    """Yield (train, held-out) indices; the groups are dealt out to the folds in turn, each as a whole.
+
+    Raises:
+        ConfigurationError: fewer than 2 groups.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ConfigurationError(f"cross-validation: got {len(names)} group, expected at least 2; add examples")
+    order = np.random.default_rng(seed).permutation(len(names))
+    fold = order[member] % min(max(folds, 2), len(names))
+    for f in range(fold.max() + 1):
         yield np.flatnonzero(fold != f), np.flatnonzero(fold == f)
 
 
