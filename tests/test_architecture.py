@@ -38,7 +38,7 @@ LAYERS = (
     {"adapter"},
     {"client"},
     {"probe", "batch"},
-    {"training", "published"},
+    {"training", "published", "segmentation"},
     {"retention"},
     {"candidates"},
     {"judgement"},
@@ -80,7 +80,18 @@ WIRE = {
     "probe",
     "batch",
 }
-PIXEL = {"backbone", "generator", "compositor", "inversion", "library", "methods", "adapter", "training", "published"}
+PIXEL = {
+    "backbone",
+    "generator",
+    "compositor",
+    "inversion",
+    "library",
+    "methods",
+    "adapter",
+    "training",
+    "published",
+    "segmentation",
+}
 ON_TOP = {
     "retention",
     "candidates",

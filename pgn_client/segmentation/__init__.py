@@ -1,0 +1,27 @@
+"""Few-shot semantic segmentation: EXPRES's output tokens as prototypes of classes, and a linear baseline."""
+
+from __future__ import annotations
+
+from pgn_client.segmentation.episodes import Episode, sample
+from pgn_client.segmentation.fitting import Numbers, fit_prompts, tuned
+from pgn_client.segmentation.linear import LinearHead, fit_linear, patch_tokens, versions
+from pgn_client.segmentation.masked import Masked, load_masked
+from pgn_client.segmentation.overlap import IGNORED, mean_iou
+from pgn_client.segmentation.prompts import MaskPrompts
+
+__all__ = [
+    "IGNORED",
+    "Episode",
+    "LinearHead",
+    "MaskPrompts",
+    "Masked",
+    "Numbers",
+    "fit_linear",
+    "fit_prompts",
+    "load_masked",
+    "mean_iou",
+    "patch_tokens",
+    "sample",
+    "tuned",
+    "versions",
+]

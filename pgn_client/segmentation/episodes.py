@@ -85,8 +85,8 @@ def _first(pictures: Iterable[int]) -> int:
     for picture in pictures:
         return picture
     raise ConfigurationError(
-        "episode: got too few pictures that show no class but the chosen, expected more; ask for fewer pictures, or for "
-        "more ways"
+        "episode: got too few pictures that show no class but the chosen, expected more; ask for fewer pictures, "
+        "or for more ways"
     )
 
 

@@ -17,8 +17,11 @@ from pgn_client.methods.expres import EXPRES
 from pgn_client.regression import logistic_regression_cv
 from pgn_client.segmentation.overlap import IGNORED
 
+BATCH = 8
 VERSIONS = 8
 """Of a square picture: turned by 0, 90, 180 or 270 degrees, mirrored or not."""
+TURNED = 4
+"""Of them those that logistic regression learns from, none mirrored: as good, and half the time (see ``LOG.md``)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class LinearHead:
     """A linear map of patch tokens.
 
     Attributes:
-        weight: (D, C) float32. bias: (C,) float32.
+        weight: (D, C) float32.
+        bias: (C,) float32.
     """
 
     weight: Tensor
@@ -37,6 +41,27 @@ class LinearHead:
         return tokens @ self.weight + self.bias
 
 
+@dataclass(frozen=True)
+class Versions:
+    """All versions of some pictures, as a frozen model sees them: version by version, and in it picture by picture.
+
+    Attributes:
+        tokens: (8 n, N, D) float32, patch tokens after the final norm.
+        masks: (8 n, H, W) uint8.
+        quarters: (8 n, N) int64 in [0, 4 n): 4 times the picture, and the quarter of it that the patch is of.
+    """
+
+    tokens: Tensor
+    masks: Tensor
+    quarters: Tensor
+
+
+def version(pictures: Tensor, number: int) -> Tensor:
+    """(..., S, S) → the same, turned and mirrored; ``number`` in [0, VERSIONS), 0 for as it is."""
+    turned = pictures.rot90(number % 4, (-2, -1))
+    return turned.flip(-1) if number >= 4 else turned
+
+
 @torch.no_grad()
 def patch_tokens(backbone: Backbone, pictures: Tensor) -> Tensor:
     """(n, 3, H, W) uint8 → (n, N, D) float32, the frozen model's patch tokens after the final norm.
@@ -44,18 +69,31 @@ def patch_tokens(backbone: Backbone, pictures: Tensor) -> Tensor:
     Raises:
         ShapeError: pictures of another size than the model's.
     """
-    size = (backbone.input_size, backbone.input_size)
-    if tuple(pictures.shape[-2:]) != size:
-        raise ShapeError(f"segmentation: got pictures {tuple(pictures.shape[-2:])}, expected {size}; resize them")
+    check_size(backbone, pictures)
     nothing = EXPRES(torch.zeros(0, backbone.width), {}).to(backbone.device)
-    parts = [nothing.encoded(backbone.tokens(x), backbone)[0] for x in pictures.to(backbone.device).split(8)]
+    parts = [nothing.encoded(backbone.tokens(x), backbone)[0] for x in pictures.to(backbone.device).split(BATCH)]
     return torch.cat(parts)
 
 
-def version(pictures: Tensor, number: int) -> Tensor:
-    """(..., S, S) → the same, turned and mirrored; ``number`` in [0, VERSIONS), 0 for as it is."""
-    turned = pictures.rot90(number % 4, (-2, -1))
-    return turned.flip(-1) if number >= 4 else turned
+def check_size(backbone: Backbone, pictures: Tensor) -> None:
+    """Refuse pictures whose patches the model does not know the places of.
+
+    Raises:
+        ShapeError: pictures of another size than the model's.
+    """
+    size = (backbone.input_size, backbone.input_size)
+    if tuple(pictures.shape[-2:]) != size:
+        raise ShapeError(f"segmentation: got pictures of {tuple(pictures.shape[-2:])}, expected {size}; resize them")
+
+
+def versions(backbone: Backbone, pictures: Tensor, masks: Tensor) -> Versions:
+    """Let the frozen model see all versions of (n, 3, H, W) uint8 pictures with (n, H, W) masks."""
+    tokens = torch.cat([patch_tokens(backbone, version(pictures, v)) for v in range(VERSIONS)])
+    side = math.isqrt(tokens.shape[1])
+    half = (torch.arange(side) >= side / 2).long()
+    quarters = 2 * half[:, None] + half + 4 * torch.arange(len(pictures))[:, None, None]
+    turned = [[version(x, v) for v in range(VERSIONS)] for x in (masks, quarters)]
+    return Versions(tokens, torch.cat(turned[0]), torch.cat(turned[1]).flatten(1))
 
 
 def patch_targets(masks: Tensor, patch: int, classes: int) -> Tensor:
@@ -72,21 +110,33 @@ def enlarged(scores: Tensor, size: int) -> Tensor:
     return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def fit_linear(tokens: Tensor, targets: Tensor, groups: Tensor, classes: int) -> LinearHead:
-    """Fit multinomial logistic regression on standardised tokens; cross-validation chooses its L2 strength.
+def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of enlarged (n, N, C) patch scores with (n, H, W) masks, in nats per pixel that counts."""
+    return F.cross_entropy(enlarged(scores, masks.shape[-1]), masks.to(scores.device).long(), ignore_index=IGNORED)
+
+
+def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
+    """Fit multinomial logistic regression of patches' classes on standardised tokens.
+
+    The L2 strength is chosen by cross-validation. No fold parts a picture's versions, nor, where every class is shown
+    by two pictures or more, a picture; where one is not, quarters of pictures are held out.
 
     Args:
-        tokens: (n, N, D) float32.
-        targets: (n, N) int64 in [0, classes), or ``IGNORED``.
-        groups: (n, N) int64; no fold parts a group.
+        seen: the pictures to learn from.
+        patch: side of a patch, in pixels.
         classes: C, background included.
     """
+    rows = len(seen.masks) // VERSIONS * TURNED
+    targets = patch_targets(seen.masks[:rows], patch, classes)
     counts = targets != IGNORED
-    x, y, group = tokens[counts].double().cpu().numpy(), targets[counts].cpu().numpy(), groups[counts].cpu().numpy()
+    y, group = (t[counts].cpu().numpy() for t in (targets, seen.quarters[:rows]))
+    pictures = group // 4
+    once = any(len(np.unique(pictures[y == c])) < 2 for c in range(classes))
+    x = seen.tokens[:rows].cpu()[counts.cpu()].double().numpy()
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    fit = logistic_regression_cv((x - mean) / scale, y, classes, groups=group)
+    fit = logistic_regression_cv((x - mean) / scale, y, classes, groups=group if once else pictures)
     weight = fit.weight / scale[:, None]
-    return LinearHead(_tensor(weight, tokens), _tensor(fit.bias - mean @ weight, tokens))
+    return LinearHead(_tensor(weight, seen.tokens), _tensor(fit.bias - mean @ weight, seen.tokens))
 
 
 def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:

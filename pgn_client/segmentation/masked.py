@@ -107,5 +107,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"classes {path}: got {error}, expected a JSON list of names") from error
     if not isinstance(names, list) or not 2 <= len(names) <= IGNORED or not all(isinstance(n, str) for n in names):
-        raise ConfigurationError(f"classes {path}: expected a JSON list of 2 to {IGNORED} names, the background's first")
+        raise ConfigurationError(
+            f"classes {path}: expected a JSON list of 2 to {IGNORED} names, the background's first"
+        )
     return tuple(names)
