@@ -113,13 +113,13 @@ def difference(found: Mapping[int, float], rival: Mapping[int, float]) -> str:
 
 
 def grid(runs: Runs, path: Path, size: int = 112) -> None:
-    """Draw a row for each query picture: picture, truth, linear baseline with pixel loss, EXPRES."""
+    """Draw a row for each query picture: picture, truth, the linear head trained by pixels, EXPRES."""
     from matplotlib.figure import Figure
 
     episode = runs.episode
-    masks = [episode.query_masks.long(), runs.predicted(LINEAR), runs.predicted(FIRST)]
+    masks = [episode.query_masks.long(), runs.predicted(PIXELS), runs.predicted(FIRST)]
     columns = {"picture": episode.query.permute(0, 2, 3, 1).numpy()}
-    columns |= {n: painted(m) for n, m in zip(("truth", LINEAR, FIRST), masks, strict=True)}
+    columns |= {n: painted(m) for n, m in zip(("truth", PIXELS, FIRST), masks, strict=True)}
     figure = Figure(figsize=(4 * size / 72, len(episode.query) * size / 72), layout="constrained")
     axes = figure.subplots(len(episode.query), len(columns))
     for column, (name, pictures) in enumerate(columns.items()):

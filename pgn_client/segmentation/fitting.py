@@ -36,7 +36,7 @@ class Numbers:
     steps: int = 20
     batch: int = 4
     each: int = 3
-    rate: float = 0.05
+    rate: float = 0.1
     head_rate: float = HEAD_RATE
     gate_rate: float = 0.02
 
