@@ -21,7 +21,7 @@ BATCH = 8
 VERSIONS = 8
 """Of a square picture: turned by 0, 90, 180 or 270 degrees, mirrored or not."""
 TURNED = 4
-"""Of them those that logistic regression learns from, none mirrored: as good, and half the time (see ``LOG.md``)."""
+"""How many of them logistic regression learns from, none mirrored: half the time, nearly as good (``LOG.md``)."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class MaskPrompts(nn.Module):
         prototypes: whether the prototype scores are added.
 
     Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers", CVPR 2023, arXiv
-    2303.15591, names segmentation as a use. How its tokens become masks is our own reading.
+    2303.15591, reports semantic segmentation. How tokens become masks is our own here.
 
     Raises:
         ConfigurationError: no term is left, or prompts that cannot be shared out evenly.
