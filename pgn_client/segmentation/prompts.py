@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgn_client import checkpoint
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
@@ -98,6 +102,45 @@ class MaskPrompts(nn.Module):
         check_size(backbone, pictures)
         size = pictures.shape[-1]
         return torch.cat([enlarged(self(x, backbone), size).argmax(1).cpu() for x in pictures.split(BATCH)])
+
+    def save(
+        self, path: str | os.PathLike[str], backbone: Backbone, classes: Sequence[str], profile: str | None = None
+    ) -> dict[str, Any]:
+        """Write what a server of adapters hosts for ``/v1/segment``; see ``tests/contract/adapters/README.md``.
+
+        Args:
+            path: of the file.
+            backbone: the model that the prompts were trained on.
+            classes: C names, the background's first.
+            profile: the server's resize and crop; ``None`` takes the backbone's own.
+
+        Returns:
+            The card.
+
+        Raises:
+            ConfigurationError: other classes than the prompts have.
+            CheckpointError: the file cannot be written.
+        """
+        if len(classes) != self.classes:
+            raise ConfigurationError(
+                f"mask prompts: got {len(classes)} names, expected one for each of {self.classes} classes"
+            )
+        width = self.prompts.prompts.shape[1]
+        weight, bias = self.head or (torch.zeros(width, self.classes), torch.zeros(self.classes))
+        scale = self.log_scale.exp() * (1 if self.head is None else self.gate) * self.prototypes
+        tensors = dict(self.prompts.state_dict()) | {"mapping.weight": weight, "mapping.bias": bias}
+        tensors["prototypes.weight"] = scale.reshape(1)
+        card = {
+            "method": checkpoint.HOSTED,
+            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
+            "profile": profile or str(backbone.profile),
+            "layout": "full",
+            "library": None,
+            "classes": list(classes),
+            "mapping": {"kind": "linear"},
+            "fusion": 0.0,
+        }
+        return checkpoint.write(path, card, {k: t.detach().float().cpu().numpy() for k, t in tensors.items()})
 
     def parts(self, pictures: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
         """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what is left out."""

@@ -1,15 +1,21 @@
 """EXPRES the whole way: trained by the command, hosted by a server with tenants, asked by command and client."""
 
+import base64
+import io
 import json
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient, backbone
 from pgn_client.adapter import load
+from pgn_client.checkpoint import summary as checkpoint_summary
 from pgn_client.demo import local_server
-from pgn_client.errors import AuthenticationError, CheckpointError
+from pgn_client.errors import AuthenticationError, CheckpointError, ConfigurationError
+from pgn_client.segmentation import LinearHead, MaskPrompts
 from pgn_client.training import fit_white_box, load_task, recipe
 from tests.e2e.conftest import dealt_out, pgn
 
@@ -61,6 +67,40 @@ def test_what_is_hosted_is_what_was_trained(folder, server, tmp_path):
     found = [dict(zip(answer.labels, answer.scores, strict=True)) for answer in answers]
     log_p = np.log([[scores[label] for label in task.classes] for scores in found])
     np.testing.assert_allclose(log_p, model.log_probs(some), atol=1e-4)
+
+
+@pytest.mark.parametrize(("head", "prototypes"), [(True, True), (True, False), (False, True)])
+def test_hosted_masks_are_what_was_trained(server, tmp_path, head, prototypes):
+    torch.manual_seed(0)
+    frozen = backbone.load("bundled")
+    start = LinearHead(torch.randn(192, 3), torch.randn(3)) if head else None
+    model = MaskPrompts.create(frozen, 3, 2, start, prototypes=prototypes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    card = model.save(tmp_path / "m.safetensors", frozen, ["background", "a", "b"])
+    assert "classes" in checkpoint_summary(card)
+    pictures = torch.randint(0, 256, (4, 3, 64, 64)).to(torch.uint8)
+    name = f"{server}/v1/adapters/masks-{head}-{prototypes}"
+    assert httpx.put(name, content=(tmp_path / "m.safetensors").read_bytes()).status_code in (200, 201)
+    for picture, expected in zip(pictures, model.predict(pictures, frozen), strict=True):
+        answer = httpx.post(f"{server}/v1/segment?adapter=masks-{head}-{prototypes}", content=png_of(picture)).json()
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["predictions"][0]["mask"]))))
+        assert len(np.unique(expected)) > 1
+        assert (found == expected.numpy()).mean() > 0.999, "but for ties"
+    assert answer["classes"] == ["background", "a", "b"]
+
+
+def png_of(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_names_of_masks_are_as_many_as_classes(tmp_path):
+    frozen = backbone.load("bundled")
+    with pytest.raises(ConfigurationError, match="got 1 names, expected one for each of 3 classes"):
+        MaskPrompts.create(frozen, 3, 1, None).save(tmp_path / "m.safetensors", frozen, ["a"])
 
 
 def test_each_tenant_has_its_own_and_a_wrong_key_has_none(folder, expres, tenants):
