@@ -234,7 +234,7 @@ class Bench:
         classifier = [*head.trunk.parameters(), *head.local_head.parameters()]
         record = {
             "seconds": seconds,
-            "recipe": asdict(numbers),
+            "recipe": numbers.card(),
             "queries": found.queries,
             "learnable": adapter.info["learnable"] | {"classifier": sum(p.numel() for p in classifier)},
             "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
@@ -249,7 +249,7 @@ class Bench:
         model = fit_white_box(task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress)
         record = {
             "seconds": round(time.monotonic() - started, 1),
-            "recipe": asdict(numbers),
+            "recipe": numbers.card(),
             "queries": 0,
             "learnable": model.learnable(),
             "white_box": True,

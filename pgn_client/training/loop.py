@@ -9,7 +9,7 @@ Only generator, library and label mapping learn. Selection is by validation; the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def fit(
         "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
         "classes": list(task.classes),
         "seed": seed,
-        "recipe": asdict(recipe)
+        "recipe": recipe.card()
         | {"mapping": mapping, "top_k": top_k, "decimals": decimals}
         | ({} if wire is None else {"wire": str(wire)}),
         "data": task.card(),

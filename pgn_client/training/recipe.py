@@ -6,7 +6,7 @@ Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pgn_client.errors import ConfigurationError
@@ -58,6 +58,10 @@ class Recipe:
     trunk_weight_decay: float = 0.05
     prompt_tokens: int = 10
     sites: tuple[str, ...] = RESIDUAL_SITES
+
+    def card(self) -> dict[str, Any]:
+        """Return all numbers as JSON has them; see :func:`from_card`."""
+        return asdict(self) | {"sites": list(self.sites)}
 
 
 # The published recipe has no label mapping (it trains a head or uses text labels) and no local head. Here the mapping

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def fit_white_box(
         "library": None,
         "mapping": {"kind": mapping.kind},
         "fusion": 0.0,
-        "recipe": asdict(recipe),
+        "recipe": recipe.card(),
         "data": task.card(),
         "metrics": {"split": "val", "n": len(task.val), "epoch": run.best["epoch"] if run.best else 0}
         | {"uint8": float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()), "perplexity": None},
