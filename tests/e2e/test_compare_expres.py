@@ -41,5 +41,5 @@ def test_tenants_are_measured(monkeypatch, capsys):
     printed = run_script(serve, ["--turns", "2"], monkeypatch, capsys)
     assert printed.count("same labels: 32 of 32") == 2
     assert printed.count("times the throughput") == 2
-    assert "200 tenants:   49.16 MB of numbers" in printed
+    assert "200 tenants:   49.17 MB of numbers" in printed
     assert "another's name" in printed
