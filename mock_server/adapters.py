@@ -74,7 +74,8 @@ class Adapter:
     @property
     def size(self) -> int:
         """Bytes of its numbers and names."""
-        own = (self.prompts, self.weight, self.bias, *self.residuals.values())
+        own = [self.prompts, self.weight, self.bias, *self.residuals.values()]
+        own += [] if self.prototypes is None else [self.prototypes]
         return sum(tensor.nbytes for tensor in own) + sum(len(label.encode()) for label in self.classes)
 
     def answer(self, patches: Tensor, outputs: Tensor, size: tuple[int, int]) -> Tensor:

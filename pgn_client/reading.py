@@ -61,7 +61,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     verified: bool = False
     warned: bool = False
-    upload: Upload = field(default_factory=lambda: Upload())
+    upload: Upload = field(default_factory=Upload)
 
     @property
     def hosted(self) -> Hosted | None:

@@ -205,6 +205,8 @@ def _heed(args: argparse.Namespace) -> None:
         "top_k": 1 if found.output == "label" else found.top_k or None,
         "decimals": None if found.decimals == -1 else found.decimals,
     }
+    if args.method == "expres":  # nothing is painted, and no score of the endpoint's is read
+        told = {"profile": found.profile}
     taken = {name: value for name, value in told.items() if value is not None and getattr(args, name) is None}
     vars(args).update(taken)
     said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pgn_client import AdaptedClient, PromptAdapter
+from pgn_client.adapter import load
 from pgn_client.demo import local_server
 from tests.e2e.conftest import pgn
 
@@ -39,6 +40,15 @@ def test_what_is_said_beside_the_file_wins(words, endpoint, digits, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--library" not in done.stderr
     assert (PromptAdapter.load(out).info["library"] or {"kind": "pixel"})["kind"] == "pixel"
+
+
+def test_what_is_hosted_takes_over_the_profile_alone(endpoint, digits, tmp_path):
+    out = tmp_path / "x.safetensors"
+    short = ["--shots", "3", "--epochs", "1"]
+    done = pgn("train", digits, "--method", "expres", "--out", out, "--endpoint", endpoint, *short)
+    assert done.returncode == 0, done.stderr
+    assert "endpoint.json: --profile resize_crop:72:64\n" in done.stderr
+    assert load(out).info["profile"] == "resize_crop:72:64"
 
 
 def test_training_warns_of_what_the_file_does_not_know(digits, tmp_path):

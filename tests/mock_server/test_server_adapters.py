@@ -84,6 +84,8 @@ async def test_a_golden_adapter_for_masks_answers_them(open_client, golden_model
     async with open_client(golden_model) as client:
         card = (await client.put("/v1/adapters/m", content=file_of("segment"))).json()
         assert card["task"] == "segment"
+        numbers = 12 * 8 * (1 + 5 * 2) + 9 * len(card["classes"]) + 1
+        assert card["bytes"] == 4 * numbers + sum(map(len, card["classes"]))
         for picture, expected in zip(PICTURES, EXPECTED["masks"], strict=True):
             answer = await client.post("/v1/segment?adapter=m", content=picture)
             assert masks_of(answer) == [expected]
