@@ -150,14 +150,14 @@ def main() -> None:
         for seed in args.seeds:
             for text in args.sets:
                 folder, _, augment = text.partition(":")
-                key = {"set": Path(folder).name, "seed": seed, "variant": variant}
+                key = {"set": Path(folder).name, "seed": seed, "variant": variant, "epochs": args.epochs}
                 if not any(key.items() <= row.items() for row in read(args.out)):
                     start = time.monotonic()
                     task = task_of(Path(folder), seed, args)
                     row = key | measure(task, model, variant, augment or "shift", seed, args.epochs)
                     with args.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
-    rows = read(args.out)
+    rows = [row for row in read(args.out) if row["epochs"] == args.epochs]
     print(table(rows), costs(model), sep="\n\n")
     if args.plot:
         plot(rows, args.plot)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pgn_client import checkpoint
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
@@ -135,6 +137,45 @@ class EXPRES(WhiteBox):
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return prompts and residuals."""
         return [{"params": [self.prompts, *self.residuals.values()], "lr": self.rate, "weight_decay": 0.0}]
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        backbone: Backbone,
+        classes: Sequence[str],
+        beside: Mapping[str, Tensor],
+        *,
+        profile: str | None = None,
+        told: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``.
+
+        Args:
+            path: of the file.
+            backbone: the model that the prompts were trained on.
+            classes: C names.
+            beside: tensors that read the tokens, ``mapping.weight`` (D, C) and ``mapping.bias`` (C,) among them.
+            profile: the server's resize and crop; ``None`` takes the backbone's own.
+            told: what else the card tells.
+
+        Returns:
+            The card.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        card = {
+            "method": checkpoint.HOSTED,
+            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
+            "profile": profile or str(backbone.profile),
+            "layout": self.layout,
+            "library": None,
+            "classes": list(classes),
+            "mapping": {"kind": "linear"},
+            "fusion": 0.0,
+        }
+        tensors = {k: t.detach().float().cpu().numpy() for k, t in (self.state_dict() | dict(beside)).items()}
+        return checkpoint.write(path, card | dict(told or {}), tensors)
 
 
 def multiply_adds(tokens: int, width: int, depth: int) -> int:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgn_client import checkpoint
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
@@ -128,19 +127,8 @@ class MaskPrompts(nn.Module):
         width = self.prompts.prompts.shape[1]
         weight, bias = self.head or (torch.zeros(width, self.classes), torch.zeros(self.classes))
         scale = self.log_scale.exp() * (1 if self.head is None else self.gate) * self.prototypes
-        tensors = dict(self.prompts.state_dict()) | {"mapping.weight": weight, "mapping.bias": bias}
-        tensors["prototypes.weight"] = scale.reshape(1)
-        card = {
-            "method": checkpoint.HOSTED,
-            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
-            "profile": profile or str(backbone.profile),
-            "layout": "full",
-            "library": None,
-            "classes": list(classes),
-            "mapping": {"kind": "linear"},
-            "fusion": 0.0,
-        }
-        return checkpoint.write(path, card, {k: t.detach().float().cpu().numpy() for k, t in tensors.items()})
+        beside = {"mapping.weight": weight, "mapping.bias": bias, "prototypes.weight": scale.reshape(1)}
+        return self.prompts.save(path, backbone, classes, beside, profile=profile)
 
     def parts(self, pictures: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
         """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what is left out."""

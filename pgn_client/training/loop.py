@@ -304,14 +304,14 @@ def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> S
     b = surrogate.backbone
     return Setting(
         surrogate.canvas,
-        len(task.classes),
-        b.width,
-        b.depth,
-        library,
-        recipe.library_size,
-        b,
-        recipe.prompt_tokens,
-        recipe.sites,
+        classes=len(task.classes),
+        width=b.width,
+        depth=b.depth,
+        library=library,
+        library_size=recipe.library_size,
+        backbone=b,
+        prompt_tokens=recipe.prompt_tokens,
+        sites=recipe.sites,
     )
 
 

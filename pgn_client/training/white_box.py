@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pgn_client import __version__, checkpoint, labels, methods
+from pgn_client import __version__, labels, methods
 from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
 from pgn_client.geometry import Canvas
@@ -76,10 +76,6 @@ def fit_white_box(
     kinds = ("linear",) if kind.reads_features else labels.AUTO
     _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)
     card |= {
-        "layout": kind.layout,
-        "library": None,
-        "mapping": {"kind": mapping.kind},
-        "fusion": 0.0,
         "recipe": recipe.card(),
         "data": task.card(),
         "metrics": {"split": "val", "n": len(task.val), "epoch": run.best["epoch"] if run.best else 0}
@@ -123,14 +119,9 @@ class WhiteBoxModel:
         """
         if not isinstance(self.model, EXPRES):
             raise ConfigurationError(f"save: got {self.method}, which no server hosts, expected expres")
-        backbone, weights = self.surrogate.backbone, self.mapping.state_dict()
-        tensors = dict(self.model.state_dict()) | {f"mapping.{name}": tensor for name, tensor in weights.items()}
-        card = self.card | {
-            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
-            "profile": str(profile or backbone.profile),
-            "learnable": self.learnable(),
-        }
-        return checkpoint.write(path, card, {name: t.detach().float().cpu().numpy() for name, t in tensors.items()})
+        mapping = {f"mapping.{name}": tensor for name, tensor in self.mapping.state_dict().items()}
+        told, wanted = self.card | {"learnable": self.learnable()}, str(profile) if profile else None
+        return self.model.save(path, self.surrogate.backbone, self.card["classes"], mapping, profile=wanted, told=told)
 
     def learnable(self) -> dict[str, int]:
         """Return how many numbers were trained: of the method, and of the head that reads it."""
