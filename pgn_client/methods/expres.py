@@ -54,7 +54,7 @@ class EXPRES(WhiteBox):
 
     name = "expres"
     title = "EXPRES"
-    rate: ClassVar[float] = 0.05
+    rate: ClassVar[float] = 0.1
     """Learning rate of prompts and residuals."""
 
     def __init__(self, prompts: Tensor, residuals: dict[str, Tensor]) -> None:
