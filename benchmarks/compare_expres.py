@@ -1,9 +1,10 @@
-"""EXPRES beside VPT, the linear probe and fine-tuning: by number of prompts, and without each kind of residual.
+"""EXPRES beside VPT, the linear probe, fine-tuning and PGN: by number of prompts, and without each kind of residual.
 
     python benchmarks/compare_expres.py SET:AUGMENT ... --weights W --labels L --out expres.jsonl
 
 Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same pictures of a seed, are trained by the same
-loop with the same recipe, and are tested on pictures that are the same for all seeds. One JSON line a run; what is
+loop with the same recipe, and are tested on pictures that are the same for all seeds. All but PGN are white boxes:
+PGN's prompts are painted into uint8 pictures, which the model reads as an endpoint would. One JSON line a run; what is
 there is not run again, so that several processes may work on parts (``--variants``, ``--seeds``) of one file. At the
 end tables, of accuracies and of paired differences to ``expres``, and with ``--plot`` accuracy against prompts.
 """
@@ -26,7 +27,10 @@ from pgn_client.backbone import Backbone, load
 from pgn_client.methods.base import RESIDUAL_SITES
 from pgn_client.methods.expres import SITES, multiply_adds
 from pgn_client.statistics import accuracy_interval, pooled_bootstrap
-from pgn_client.training import Task, fit_white_box, load_task, recipe
+from pgn_client.training import Recipe, Task, fit, fit_white_box, load_task, recipe
+from pgn_client.training.data import load_examples
+from pgn_client.training.finish import deployed_features
+from pgn_client.training.surrogate import Surrogate
 
 Floats = NDArray[np.float64]
 FIRST = "expres"
@@ -36,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vpt_deep": {"method": "vpt_deep"},
     "vpt_shallow": {"method": "vpt_shallow"},
     "fine_tune": {"method": "fine_tune"},
+    "pgn": {"method": "pgn"},
     **{f"expres, {m} prompts": {"method": "expres", "prompt_tokens": m} for m in (1, 3, 30)},
     **{f"vpt_deep, {m} prompts": {"method": "vpt_deep", "prompt_tokens": m} for m in (1, 3, 30, 100)},
     "expres without residuals": {"method": "expres", "sites": ()},
@@ -61,10 +66,24 @@ def measure(task: Task, model: Backbone, variant: str, augment: str, seed: int, 
     else:
         options = dict(VARIANTS[variant])
         numbers = recipe(epochs=epochs, augment=augment, **{k: v for k, v in options.items() if k != "method"})
-        trained = fit_white_box(task, model, options["method"], recipe=numbers, seed=seed)
-        log_p, learnt = trained.log_probs(task.test), sum(trained.learnable().values())
+        answers = painted if variant == "pgn" else inside
+        log_p, learnt = answers(task, model, options["method"], numbers, seed)
     hits = log_p.argmax(axis=1) == task.test.labels
     return {"hits": hits.astype(int).tolist(), "learnable": learnt}
+
+
+def inside(task: Task, model: Backbone, method: str, numbers: Recipe, seed: int) -> tuple[Floats, int]:
+    """Train a white box; log-probabilities of the test pictures, and how many numbers were learnt."""
+    trained = fit_white_box(task, model, method, recipe=numbers, seed=seed)
+    return trained.log_probs(task.test), sum(trained.learnable().values())
+
+
+def painted(task: Task, model: Backbone, method: str, numbers: Recipe, seed: int) -> tuple[Floats, int]:
+    """Train prompts that are painted into the picture; as ``inside``, of the prompt alone, without its local head."""
+    adapter = fit(task, model, method=method, recipe=numbers, seed=seed)
+    test = load_examples(task.test, adapter.canvas, model.device)
+    scores, _ = deployed_features(adapter, Surrogate(model, adapter.canvas), test)
+    return adapter.mapping.log_probs(scores), sum(adapter.info["learnable"].values())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ def folder(digits, tmp_path_factory):
 
 def test_runs_are_kept_and_the_table_is_of_them(folder, tmp_path, monkeypatch, capsys):
     out, plot = tmp_path / "runs.jsonl", tmp_path / "plot.png"
-    variants = ("linear_probe", "expres", "vpt_deep", "expres, 1 prompts")
+    variants = ("linear_probe", "expres", "vpt_deep", "expres, 1 prompts", "pgn")
     words = [f"{folder}:none", "--backbone", "bundled", "--variants", *variants, "--seeds", "0", "--epochs", "1"]
     words += ["--train", "20", "--val", "10", "--test", "30", "--out", out, "--plot", plot]
     printed = run_script(compare, words, monkeypatch, capsys)
