@@ -33,7 +33,7 @@ class VPTShallow(WhiteBox):
 
     name = "vpt_shallow"
     title = "VPT-shallow"
-    rate = 0.01
+    rate = 0.03
     """Learning rate of the prompts."""
 
     def __init__(self, prompts: Tensor) -> None:
