@@ -126,24 +126,43 @@ def count(model: Backbone) -> int:
     return sum(p.numel() for p in model.model.parameters()) - head
 
 
-def plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw the mean accuracy over the sets that have all points against the number of prompts."""
-    from matplotlib.figure import Figure
-
-    means: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def curves(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[int, float]], int]:
+    """Mean accuracy of seed 0 by method and number of prompts, over the sets that have all points; and how many."""
+    points: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
         method, _, rest = row["variant"].partition(", ")
-        if method in ("expres", "vpt_deep") and (not rest or rest.endswith(" prompts")) and row["seed"] == 0:
-            means[method][int(rest.split()[0]) if rest else 10][row["set"]].append(float(np.mean(row["hits"])))
-    common = set.intersection(*(set(by_set) for points in means.values() for by_set in points.values()))
+        if method in (FIRST, "vpt_deep") and (not rest or rest.endswith(" prompts")) and row["seed"] == 0:
+            points[method, int(rest.split()[0]) if rest else 10][row["set"]] = float(np.mean(row["hits"]))
+    common = set.intersection(*map(set, points.values())) if points else set()
+    means: dict[str, dict[int, float]] = defaultdict(dict)
+    for (method, m), by_set in sorted(points.items()):
+        means[method][m] = float(np.mean([by_set[name] for name in sorted(common)])) if common else float("nan")
+    return means, len(common)
+
+
+def reached(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Say with how many prompts VPT-deep is as good as EXPRES."""
+    means, sets = curves(rows)
+    rival, lines = means["vpt_deep"], [f"seed 0, mean of {sets} sets"]
+    for m, accuracy in means[FIRST].items():
+        enough = [n for n, other in rival.items() if other >= accuracy]
+        found = f"with {enough[0]} prompts" if enough else f"with none of {', '.join(map(str, rival))} prompts"
+        lines.append(f"expres, {m} prompts: {accuracy:.3f}; vpt_deep reaches that {found}")
+    return "\n".join(lines + [f"vpt_deep, {n} prompts: {accuracy:.3f}" for n, accuracy in rival.items()])
+
+
+def plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw accuracy against the number of prompts."""
+    from matplotlib.figure import Figure
+
+    means, sets = curves(rows)
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     for method, points in means.items():
-        x = sorted(points)
-        axes.plot(x, [np.mean([np.mean(points[m][s]) for s in common]) for m in x], marker="o", label=method)
+        axes.plot(list(points), list(points.values()), marker="o", label=method)
     axes.set_xscale("log")
     axes.set_xlabel("prompts")
-    axes.set_ylabel(f"accuracy, mean of {len(common)} sets, seed 0")
+    axes.set_ylabel(f"accuracy, mean of {sets} sets, seed 0")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -177,7 +196,7 @@ def main() -> None:
                     with args.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
     rows = [row for row in read(args.out) if row["epochs"] == args.epochs]
-    print(table(rows), costs(model), sep="\n\n")
+    print(table(rows), reached(rows), costs(model), sep="\n\n")
     if args.plot:
         plot(rows, args.plot)
 

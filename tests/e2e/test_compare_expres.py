@@ -32,6 +32,7 @@ def test_runs_are_kept_and_the_table_is_of_them(folder, tmp_path, monkeypatch, c
     assert rows[1]["learnable"] - rows[3]["learnable"] == 9 * 192 * (1 + 5 * 6)
     assert plot.stat().st_size > 5000
     assert "468,480" in printed
+    assert f"expres, 1 prompts: {by_name['expres, 1 prompts']:.3f}; vpt_deep reaches that with" in printed
     before = out.read_bytes()
     assert run_script(compare, words, monkeypatch, capsys) == printed
     assert out.read_bytes() == before, "what is there is not run again"
