@@ -2,11 +2,14 @@
 
     python benchmarks/compare_expres.py SET:AUGMENT ... --weights W --labels L --out expres.jsonl
 
-Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same pictures of a seed, are trained by the same
-loop with the same recipe, and are tested on pictures that are the same for all seeds. All but PGN are white boxes:
-PGN's prompts are painted into uint8 pictures, which the model reads as an endpoint would. One JSON line a run; what is
-there is not run again, so that several processes may work on parts (``--variants``, ``--seeds``) of one file. At the
-end tables, of accuracies and of paired differences to ``expres``, and with ``--plot`` accuracy against prompts.
+Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same pictures of a seed with the same augmentation
+and numbers of a recipe, and are tested on pictures that are the same for all seeds. All but PGN are white boxes. PGN's
+trunk first learns the task alone, as always; its prompts are painted into uint8 pictures, which the model reads as an
+endpoint would, and its local head has no say. The linear probe is fitted, not trained.
+
+One JSON line a run; what is there is not run again, so that several processes may work on parts (``--variants``,
+``--seeds``) of one file. At the end tables, of accuracies and of paired differences to ``expres``, and with ``--plot``
+accuracy against prompts.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import candidates
-from pgn_client.backbone import Backbone, load
+from pgn_client import candidates, methods
+from pgn_client.backbone import Backbone, float32_convolutions, load
 from pgn_client.methods.base import RESIDUAL_SITES
 from pgn_client.methods.expres import SITES, multiply_adds
 from pgn_client.statistics import accuracy_interval, pooled_bootstrap
@@ -34,10 +37,11 @@ from pgn_client.training.surrogate import Surrogate
 
 Floats = NDArray[np.float64]
 FIRST = "expres"
+DEEP = "vpt_deep"
 PROBE = "linear_probe"
 VARIANTS: dict[str, dict[str, Any]] = {
     FIRST: {"method": "expres"},
-    "vpt_deep": {"method": "vpt_deep"},
+    DEEP: {"method": "vpt_deep"},
     "vpt_shallow": {"method": "vpt_shallow"},
     "fine_tune": {"method": "fine_tune"},
     "pgn": {"method": "pgn"},
@@ -50,6 +54,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "expres with norm2 and mlp": {"method": "expres", "sites": SITES},
 }
+
+
+def setting(args: argparse.Namespace, variant: str, augment: str) -> dict[str, Any]:
+    """Return what runs must have in common with these options to be told beside them."""
+    rate = getattr(methods.get(VARIANTS[variant]["method"]), "rate", None) if variant in VARIANTS else None
+    told = {name: getattr(args, name) for name in ("backbone", "epochs", "train", "val", "test")}
+    return told | {"variant": variant, "augment": augment, "rate": rate}
 
 
 def task_of(folder: Path, seed: int, args: argparse.Namespace) -> Task:
@@ -81,9 +92,13 @@ def inside(task: Task, model: Backbone, method: str, numbers: Recipe, seed: int)
 def painted(task: Task, model: Backbone, method: str, numbers: Recipe, seed: int) -> tuple[Floats, int]:
     """Train prompts that are painted into the picture; as ``inside``, of the prompt alone, without its local head."""
     adapter = fit(task, model, method=method, recipe=numbers, seed=seed)
+    if adapter.info["interrupted"]:
+        raise KeyboardInterrupt
     test = load_examples(task.test, adapter.canvas, model.device)
-    scores, _ = deployed_features(adapter, Surrogate(model, adapter.canvas), test)
-    return adapter.mapping.log_probs(scores), sum(adapter.info["learnable"].values())
+    with float32_convolutions():
+        scores, _ = deployed_features(adapter, Surrogate(model, adapter.canvas), test)
+    learnt = adapter.info["learnable"]
+    return adapter.mapping.log_probs(scores), learnt["prompt"] + learnt["mapping"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -127,23 +142,27 @@ def count(model: Backbone) -> int:
 
 
 def curves(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[int, float]], int]:
-    """Mean accuracy of seed 0 by method and number of prompts, over the sets that have all points; and how many."""
-    points: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+    """Mean accuracy by method and number of prompts, over those runs (a set, a seed) that have all points; how many."""
+    points: dict[tuple[str, int], dict[tuple[str, int], float]] = defaultdict(dict)
     for row in rows:
         method, _, rest = row["variant"].partition(", ")
-        if method in (FIRST, "vpt_deep") and (not rest or rest.endswith(" prompts")) and row["seed"] == 0:
-            points[method, int(rest.split()[0]) if rest else 10][row["set"]] = float(np.mean(row["hits"]))
-    common = set.intersection(*map(set, points.values())) if points else set()
-    means: dict[str, dict[int, float]] = defaultdict(dict)
-    for (method, m), by_set in sorted(points.items()):
-        means[method][m] = float(np.mean([by_set[name] for name in sorted(common)])) if common else float("nan")
+        if method in (FIRST, DEEP) and (not rest or rest.endswith(" prompts")):
+            m = int(rest.split()[0]) if rest else Recipe().prompt_tokens
+            points[method, m][row["set"], row["seed"]] = float(np.mean(row["hits"]))
+    common = sorted(set.intersection(*map(set, points.values()))) if points else []
+    means: dict[str, dict[int, float]] = {FIRST: {}, DEEP: {}}
+    for (method, m), found in sorted(points.items()) if common else ():
+        means[method][m] = float(np.mean([found[run] for run in common]))
     return means, len(common)
 
 
 def reached(rows: Iterable[Mapping[str, Any]]) -> str:
     """Say with how many prompts VPT-deep is as good as EXPRES."""
-    means, sets = curves(rows)
-    rival, lines = means["vpt_deep"], [f"seed 0, mean of {sets} sets"]
+    means, runs = curves(rows)
+    rival = means[DEEP]
+    if not (rival and means[FIRST]):
+        return "accuracy against prompts: no set and seed has all points yet"
+    lines = [f"accuracy against prompts, mean of {runs} runs; differences and their intervals are above"]
     for m, accuracy in means[FIRST].items():
         enough = [n for n, other in rival.items() if other >= accuracy]
         found = f"with {enough[0]} prompts" if enough else f"with none of {', '.join(map(str, rival))} prompts"
@@ -155,14 +174,14 @@ def plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy against the number of prompts."""
     from matplotlib.figure import Figure
 
-    means, sets = curves(rows)
+    means, runs = curves(rows)
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     for method, points in means.items():
         axes.plot(list(points), list(points.values()), marker="o", label=method)
     axes.set_xscale("log")
     axes.set_xlabel("prompts")
-    axes.set_ylabel(f"accuracy, mean of {sets} sets, seed 0")
+    axes.set_ylabel(f"accuracy, mean of {runs} runs")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -177,7 +196,7 @@ def main() -> None:
     p.add_argument("--labels", type=Path)
     p.add_argument("--variants", nargs="+", default=[PROBE, *VARIANTS], choices=[PROBE, *VARIANTS], metavar="V")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    p.add_argument("--epochs", type=int, default=4)
+    p.add_argument("--epochs", type=int, default=Recipe().epochs)
     for name, most in (("train", 240), ("val", 120), ("test", 350)):
         p.add_argument(f"--{name}", type=int, default=most)
     p.add_argument("--out", type=Path, required=True)
@@ -188,16 +207,16 @@ def main() -> None:
         for seed in args.seeds:
             for text in args.sets:
                 folder, _, augment = text.partition(":")
-                key = {"set": Path(folder).name, "seed": seed, "variant": variant, "epochs": args.epochs}
+                key = setting(args, variant, augment or "shift") | {"set": Path(folder).name, "seed": seed}
                 if not any(key.items() <= row.items() for row in read(args.out)):
                     start = time.monotonic()
                     task = task_of(Path(folder), seed, args)
-                    row = key | measure(task, model, variant, augment or "shift", seed, args.epochs)
+                    row = key | measure(task, model, variant, key["augment"], seed, args.epochs)
                     with args.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
-    rows = [row for row in read(args.out) if row["epochs"] == args.epochs]
+    rows = [r for r in read(args.out) if setting(args, r["variant"], r.get("augment", "")).items() <= r.items()]
     print(table(rows), reached(rows), costs(model), sep="\n\n")
-    if args.plot:
+    if args.plot and curves(rows)[1]:
         plot(rows, args.plot)
 
 
