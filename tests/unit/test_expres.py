@@ -154,7 +154,7 @@ def test_an_unknown_site_and_a_layout_with_cells_are_refused():
 
 def test_prompts_and_residuals_learn_at_one_rate_without_decay(make_backbone):
     (group,) = create(EXPRES, make_backbone()).prompt_groups(Rates(1, 2, 3, 4, 5))
-    assert (group["lr"], group["weight_decay"], len(group["params"])) == (EXPRES.rate, 0.0, 6)
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.1, 0.0, 6)
 
 
 def test_multiply_adds_are_the_formula():
