@@ -125,6 +125,8 @@ class TestVPT:
         assert model.prompts.abs().max().item() == pytest.approx(v, rel=0.01)
         assert model.prompts.abs().max() <= v
         assert model.prompts.std().item() == pytest.approx(v / math.sqrt(3), rel=0.02)
+        (group,) = model.prompt_groups(RATES)
+        assert (group["lr"], group["weight_decay"]) == (0.03, 0.0)
 
     @each_vpt
     def test_gradients_reach_the_prompts_alone(self, make_backbone, method):
