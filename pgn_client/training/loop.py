@@ -29,6 +29,7 @@ from pgn_client.labels import LabelMapping
 from pgn_client.library import library as token_library
 from pgn_client.methods import PGN, Method, RGBMethod, Setting
 from pgn_client.training import augment
+from pgn_client.training.augment import Augmentation
 from pgn_client.training.data import Examples, Task, load_examples
 from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, log_probs
 from pgn_client.training.progress import bar as progress_bar
@@ -168,7 +169,14 @@ class Loop:
         if isinstance(self.model, RGBMethod):
             self.model.start(peaked=self.recipe.peaked_start)
             if self.recipe.trunk_epochs:
-                self._warm_trunk(self.model.generator)
+                train_local_head(
+                    self.model.generator,
+                    self.train_examples,
+                    self.recipe,
+                    self.augmented,
+                    self.resolution,
+                    shown=self.progress,
+                )
         return self._run(self._first_mapping(mapping))
 
     def resume(self, saved: dict[str, Any]) -> Run:
@@ -220,25 +228,6 @@ class Loop:
         beside = F.cross_entropy(local.float(), targets, label_smoothing=smoothing)
         return features, loss + self.recipe.local_weight * beside
 
-    def _warm_trunk(self, g: LocalClassifier) -> None:
-        """Let trunk and local head learn the task alone, before any prompt is trained; the endpoint is not involved."""
-        recipe, size = self.recipe, 2 * self.recipe.batch_size
-        parameters = [*g.trunk.parameters(), *g.local_head.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay)
-        steps = self.train_examples.steps(size) * recipe.trunk_epochs
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.trunk_rate, total_steps=steps + 1)
-        self.model.train()
-        with progress_bar(steps, "local head", "step", shown=self.progress) as bar:
-            for _ in range(recipe.trunk_epochs):
-                for pictures, targets in self.train_examples.batches(size, shuffle=True):
-                    local = g.classify(generator_input(self.augmented(pictures), self.resolution))
-                    loss = F.cross_entropy(local, targets, label_smoothing=recipe.label_smoothing)
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    bar.update()
-
     def _first_mapping(self, wanted: str) -> LabelMapping:
         """Choose a mapping on the answers to neutral canvases; it is where the joint training starts."""
         features, val = (self._neutral(examples) for examples in (self.train_examples, self.val_examples))
@@ -268,6 +257,43 @@ class Loop:
     @property
     def _classes(self) -> tuple[str, ...]:
         return tuple(self.card["classes"])
+
+
+def train_local_head(
+    classifier: LocalClassifier,
+    examples: Examples,
+    recipe: Recipe,
+    augmented: Augmentation,
+    resolution: int,
+    *,
+    shown: bool = False,
+) -> None:
+    """Teach trunk and local head the task alone, before any prompt is trained; the endpoint is not involved.
+
+    Args:
+        classifier: Trained in place, and left in training mode.
+        examples: Training images as they stand on the canvas.
+        recipe: Its ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``, ``batch_size`` and ``label_smoothing``.
+        augmented: Augmentation of each batch.
+        resolution: Side of the classifier's input, in pixels.
+        shown: Whether a progress bar is drawn on stderr.
+    """
+    size = 2 * recipe.batch_size
+    parameters = [*classifier.trunk.parameters(), *classifier.local_head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay)
+    steps = examples.steps(size) * recipe.trunk_epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.trunk_rate, total_steps=steps + 1)
+    classifier.train()
+    with progress_bar(steps, "local head", "step", shown=shown) as bar:
+        for _ in range(recipe.trunk_epochs):
+            for images, targets in examples.batches(size, shuffle=True):
+                local = classifier.classify(generator_input(augmented(images), resolution))
+                loss = F.cross_entropy(local, targets, label_smoothing=recipe.label_smoothing)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                bar.update()
 
 
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:

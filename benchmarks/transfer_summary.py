@@ -1,0 +1,392 @@
+"""The summary of ``transfer.py``: computed from the answer bank alone. See there for arms, parts and the decision rule.
+
+Fitted readings are kept beside the bank (``BANK/readings``), so that a summary of a bank that grew fits only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from answer_bank import Bank, Floats, Location, write_arrays
+from numpy.typing import NDArray
+from replay import VIEWS, Reading, Targets, all_scores, fused, mapped
+
+from pgn_client.methods.linear_probe import LinearProbe
+from pgn_client.regression import log_loss, log_softmax, logistic_regression_cv
+from pgn_client.statistics import pooled_bootstrap
+
+VIT, LITE0, LITE1 = "vit_tiny_patch16_224", "tf_efficientnet_lite0", "tf_efficientnet_lite1"
+BLACK = ((VIT, LITE0), (LITE1, VIT))
+WHITE = (VIT, VIT)
+PLAIN = ("raw", "frame")
+ARMS = (
+    *PLAIN,
+    "iip",
+    "pgn",
+    "swapped",
+    "swapped_in_class",
+    "random_frames",
+    "class_prompts",
+    "gray_image",
+    "blind_trunk",
+)
+RIVALS = ("raw", "frame", "iip")
+STINGY = ("all scores", "top five", "one label")
+RAW_COPIES = 3
+NEIGHBORS = (1, 3, 5, 9, 15, 25)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Readings of one set and seed, fitted when first asked for and kept on disk.
+
+    Attributes:
+        bank: Where the answers are.
+        place: Which set and seed.
+    """
+
+    bank: Bank
+    place: Location
+
+    @cached_property
+    def targets(self) -> Targets:
+        """Class indices of all parts."""
+        return Targets.of(self.bank, self.place)
+
+    def source(self, name: str) -> dict[str, NDArray[Any]]:
+        """Read one source of rows."""
+        return self.bank.get(self.place, name)
+
+    def has(self, pair: tuple[str, str], arm: str) -> bool:
+        """Return whether an arm was answered."""
+        return self.bank.has(self.place, arm_name(pair, arm))
+
+    def arm(self, pair: tuple[str, str], arm: str, view: str = "all scores", copies: int = 1) -> Reading:
+        """Return an arm's answers, read by the best mapping."""
+        name = arm_name(pair, arm)
+        kept = f"{view}/{name}" + (f", {copies} copies" if copies > 1 else "")
+
+        def fit() -> Reading:
+            return mapped(self.source(name), self.targets, VIEWS[view], copies=copies, seed=self.place.seed)
+
+        return self._kept(kept, fit)
+
+    def local(self, surrogate: str) -> Reading:
+        """Return the local head of the PGN's checkpoint."""
+        rows = self.source(f"{surrogate}/local")
+        return Reading(rows["choose"], rows["test"])
+
+    def with_local(self, pair: tuple[str, str], arm: str, view: str = "all scores") -> Reading:
+        """Return an arm fused with the local head."""
+        return fused(self.arm(pair, arm, view), self.local(pair[0]), self.targets)
+
+    def stacked(self, pair: tuple[str, str], arm: str) -> Reading:
+        """Return one logistic regression on [log-scores || local log-probabilities], the local ones out of fold."""
+        name = arm_name(pair, arm)
+
+        def fit() -> Reading:
+            heads = self.source("heads")
+            return self._stack({part: (all_scores(rows), heads[part]) for part, rows in parts(self.source(name))})
+
+        return self._kept(f"stacked/{name}", fit)
+
+    def stacked_features(self, pair: tuple[str, str]) -> Reading:
+        """Return one logistic regression on [raw log-scores || the surrogate's features]."""
+        surrogate, hosted = pair
+
+        def fit() -> Reading:
+            features = self.source(f"{surrogate}/features")
+            rows = dict(parts(self.source(f"{hosted}/raw")))
+            return self._stack({part: (all_scores(x), features[part].astype(float)) for part, x in rows.items()})
+
+        return self._kept(f"stacked/{hosted}/raw with {surrogate}", fit)
+
+    def probe(self, surrogate: str) -> Reading:
+        """Return the linear probe on the surrogate's features; *choose* decides whether copies help it."""
+
+        def fit() -> Reading:
+            features = {part: rows.astype(float) for part, rows in self.source(f"{surrogate}/features").items()}
+            blocks = [features["fit"], *(features[f"copy{i}"] for i in range(RAW_COPIES))]
+            probes = [self._probe(blocks[:times]) for times in (1, 2, len(blocks))]
+            best = min(probes, key=lambda found: log_loss(found.log_probs(features["choose"]), self.targets.choose))
+            return Reading(best.log_probs(features["choose"]), best.log_probs(features["test"]))
+
+        return self._kept(f"probe/{surrogate}", fit)
+
+    def _probe(self, blocks: Sequence[Floats]) -> LinearProbe:
+        right, classes = np.tile(self.targets.fit, len(blocks)), len(self.targets.classes)
+        return LinearProbe.fit(np.concatenate(blocks), right, classes, copies=len(blocks), seed=self.place.seed)
+
+    def neighbors(self, hosted: str) -> Reading:
+        """Return kNN on square roots of probabilities (Hellinger distance); *choose* picks k and the copies."""
+
+        def fit() -> Reading:
+            source, C = self.source(f"{hosted}/raw"), len(self.targets.classes)
+            roots = {part: np.exp(all_scores(rows) / 2) for part, rows in source.items()}
+            found = []
+            for times in (1, 1 + RAW_COPIES):
+                blocks = [roots["fit"], *(roots[f"copy{i}"] for i in range(times - 1))]
+                known, right = np.concatenate(blocks), np.tile(self.targets.fit, times)
+                votes = [
+                    Reading(*(neighbor_votes(known, right, roots[part], k, C) for part in ("choose", "test")))
+                    for k in NEIGHBORS
+                ]
+                found += votes
+            return min(found, key=lambda reading: log_loss(reading.choose, self.targets.choose))
+
+        return self._kept(f"neighbors/{hosted}", fit)
+
+    def _stack(self, blocks: Mapping[str, tuple[Floats, Floats]]) -> Reading:
+        """Fit a logistic regression on two blocks side by side, each scaled to unit total variance."""
+        scales = [1 / np.sqrt(block.var(axis=0).sum() + 1e-12) for block in blocks["fit"]]
+        rows = {
+            part: np.hstack([block * scale for block, scale in zip(pair, scales, strict=True)])
+            for part, pair in blocks.items()
+        }
+        readings = []
+        for names in (["fit"], ["fit", "copy0"]):
+            X, y = np.concatenate([rows[name] for name in names]), np.tile(self.targets.fit, len(names))
+            C = len(self.targets.classes)
+            found = logistic_regression_cv(X, y, C, copies=len(names), seed=self.place.seed)
+            log_p = [log_softmax(rows[part] @ found.weight + found.bias) for part in ("choose", "test")]
+            readings.append(Reading(*log_p))
+        return min(readings, key=lambda reading: log_loss(reading.choose, self.targets.choose))
+
+    def _kept(self, name: str, fit: Callable[[], Reading]) -> Reading:
+        path = self.bank.root / "readings" / self.place.set / str(self.place.seed) / f"{name}.npz"
+        if not path.exists():
+            reading = fit()
+            write_arrays(path, {"choose": reading.choose, "test": reading.test})
+        with np.load(path) as file:
+            return Reading(file["choose"], file["test"])
+
+
+def arm_name(pair: tuple[str, str], arm: str) -> str:
+    """Return an arm's name in the bank."""
+    surrogate, hosted = pair
+    return f"{hosted}/{arm}" if arm in PLAIN else f"{hosted}/{surrogate}-{arm}"
+
+
+def parts(source: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the parts that every source has."""
+    yield from ((part, source[part]) for part in ("fit", "copy0", "choose", "test"))
+
+
+def neighbor_votes(known: Floats, right: NDArray[np.int64], rows: Floats, k: int, classes: int) -> Floats:
+    """(n, C) log-probabilities of the classes of the k nearest rows, with a count of 1/C for every class."""
+    distance = np.square(known).sum(axis=1) - 2 * rows @ known.T
+    nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
+    votes = np.eye(classes)[right[nearest]].sum(axis=1) + 1 / classes
+    return np.asarray(np.log(votes / votes.sum(axis=1, keepdims=True)))
+
+
+def best_rival(results: Results, pair: tuple[str, str], view: str = "all scores") -> str:
+    """Return which of raw, frame and iip has the least log-loss on *choose* when fused with the local head."""
+    right = results.targets.choose
+
+    def loss(arm: str) -> float:
+        return log_loss(results.with_local(pair, arm, view).choose, right)
+
+    return min(RIVALS, key=loss)
+
+
+Row = Callable[[Results, tuple[str, str]], Reading]
+"""What is measured of a cell and pair."""
+
+
+def row(arm: str, how: str, view: str = "all scores") -> Row:
+    """Return the measure of an arm ``alone``, ``fused`` or ``stacked``."""
+    if how == "alone":
+        return lambda results, pair: results.arm(pair, arm, view)
+    if how == "fused":
+        return lambda results, pair: results.with_local(pair, arm, view)
+    return lambda results, pair: results.stacked(pair, arm)
+
+
+def rival_row(view: str = "all scores") -> Row:
+    """Return the measure of the best of raw, frame and iip with the local head."""
+    return lambda results, pair: results.with_local(pair, best_rival(results, pair, view), view)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Accuracies and paired differences over the cells of some pairs.
+
+    Attributes:
+        cells: Every set and seed that has all arms of the pairs.
+        pairs: Which pairs are averaged.
+    """
+
+    cells: Sequence[Results]
+    pairs: Sequence[tuple[str, str]]
+
+    def hits(self, measure: Row) -> dict[str, Floats]:
+        """Return (n,) shares of seeds and pairs that get a test image right, by set."""
+        found: dict[str, list[Floats]] = {}
+        for results in self.cells:
+            for pair in self.pairs:
+                if all(results.has(pair, arm) for arm in self.needed(pair)):
+                    right = measure(results, pair).test.argmax(axis=1) == results.targets.test
+                    found.setdefault(results.place.set, []).append(right.astype(float))
+        return {name: np.mean(rows, axis=0) for name, rows in found.items()}
+
+    @staticmethod
+    def needed(pair: tuple[str, str]) -> Sequence[str]:
+        """Return the arms without which a cell does not count."""
+        return (*RIVALS, "pgn") if pair == WHITE else ARMS
+
+    def line(self, title: str, measure: Row) -> str:
+        """Return the accuracies by set, and the mean with its interval."""
+        hits = self.hits(measure)
+        mean, low, high = pooled_bootstrap(list(hits.values()), seed=0)
+        cells = "".join(f"{row.mean():>9.3f}" for row in hits.values())
+        return f"  {title:<34}{cells}   {mean:.3f} [{low:.3f}, {high:.3f}]"
+
+    def gap(self, title: str, a: Row, b: Row) -> str:
+        """Return the paired differences a - b in points by set, and the mean with its interval."""
+        ours, theirs = self.hits(a), self.hits(b)
+        gaps = {name: ours[name] - theirs[name] for name in ours}
+        mean, low, high = (100 * x for x in pooled_bootstrap(list(gaps.values()), seed=0))
+        cells = "".join(f"{100 * row.mean():>+9.1f}" for row in gaps.values())
+        return f"  {title:<34}{cells}   {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+    def gaps_by_set(self, a: Row, b: Row) -> list[str]:
+        """Return the paired difference of every set with its own interval."""
+        ours, theirs = self.hits(a), self.hits(b)
+        lines = []
+        for name in ours:
+            mean, low, high = (100 * x for x in pooled_bootstrap([ours[name] - theirs[name]], seed=0))
+            lines.append(f"    {name:<14} {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        return lines
+
+    def head(self, title: str) -> str:
+        """Return a table's first line: the sets."""
+        names = self.hits(row("raw", "alone"))
+        return f"{title}\n  {'':<34}" + "".join(f"{name[:8]:>9}" for name in names) + "   mean [95 %]"
+
+
+def decision(low: float, high: float) -> str:
+    """Say what the rule of ``transfer.py`` says of the primary difference, in points."""
+    if high < 1:
+        return "upper bound below +1: per-image prompts leave the defaults and stay an option"
+    if low > 0:
+        return "lower bound above 0: per-image prompts are candidates"
+    return "between: more seeds or sets"
+
+
+def summarize(bank: Bank) -> str:
+    """Return all tables."""
+    cells = [Results(bank, place) for place in bank.places()]
+    lines: list[str] = [counted(cells)]
+    for pair in BLACK:
+        if table := table_of(cells, [pair]):
+            lines += ["", *accuracies(table, f"{pair[0]} -> {pair[1]}")]
+    both = table_of(cells, BLACK)
+    if both is None:
+        return "\n".join([*lines, "no cell is whole yet"])
+    lines += ["", *accuracies(both, "both black-box pairs")]
+    lines += ["", *primary(both), "", *controls(both), "", *stingy(both)]
+    if white := table_of(cells, [WHITE]):
+        lines += ["", *white_box(cells, white)]
+    return "\n".join(lines)
+
+
+def table_of(cells: Sequence[Results], pairs: Sequence[tuple[str, str]]) -> Table | None:
+    """Return the table of some pairs, if any cell is whole."""
+    table = Table(cells, pairs)
+    whole = any(all(c.has(pair, arm) for arm in table.needed(pair)) for c in cells for pair in pairs)
+    return table if whole else None
+
+
+def counted(cells: Iterable[Results]) -> str:
+    """Say which cells there are."""
+    names = [f"{c.place.set} (seed {c.place.seed})" for c in cells]
+    return f"{len(names)} sets and seeds: {', '.join(names)}"
+
+
+def accuracies(table: Table, title: str) -> list[str]:
+    """Return every arm alone, fused and stacked, then the baselines."""
+    lines = [table.head(f"{title}: accuracy on test")]
+    for how in ("alone", "fused", "stacked"):
+        names = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
+        lines += [table.line(arm + names[how], row(arm, how)) for arm in ARMS]
+    baselines: dict[str, Row] = {
+        "raw, equal images": lambda r, pair: r.arm(pair, "raw", copies=RAW_COPIES),
+        "raw, equal images + local": lambda r, pair: fused(
+            r.arm(pair, "raw", copies=RAW_COPIES), r.local(pair[0]), r.targets
+        ),
+        "kNN on raw log-scores": lambda r, pair: r.neighbors(pair[1]),
+        "local head": lambda r, pair: r.local(pair[0]),
+        "linear probe on the surrogate": lambda r, pair: r.probe(pair[0]),
+        "linear probe + local": lambda r, pair: fused(r.probe(pair[0]), r.local(pair[0]), r.targets),
+        "raw + linear probe": lambda r, pair: fused(r.arm(pair, "raw"), r.probe(pair[0]), r.targets),
+        "pgn + linear probe": lambda r, pair: fused(r.arm(pair, "pgn"), r.probe(pair[0]), r.targets),
+        "raw || surrogate features, stacked": lambda r, pair: r.stacked_features(pair),
+    }
+    return lines + [table.line(name, measure) for name, measure in baselines.items()]
+
+
+def primary(table: Table) -> list[str]:
+    """Return the primary difference, by set, and what the rule says."""
+    ours, theirs = row("pgn", "fused"), rival_row()
+    gaps = [a - b for a, b in zip(table.hits(ours).values(), table.hits(theirs).values(), strict=True)]
+    _, low, high = (100 * x for x in pooled_bootstrap(gaps, seed=0))
+    return [
+        "primary, points: (pgn + local) - the best of (raw, frame, iip) + local",
+        *table.gaps_by_set(ours, theirs),
+        table.gap("mean", ours, theirs),
+        f"  decision: {decision(low, high)}",
+        table.gap("the same, raw alone as rival", ours, row("raw", "fused")),
+        table.gap("the same, against raw + probe", ours, ROW_PROBE),
+        table.gap("pgn + probe - raw + probe", PGN_PROBE, ROW_PROBE),
+    ]
+
+
+def ROW_PROBE(results: Results, pair: tuple[str, str]) -> Reading:  # noqa: N802
+    return fused(results.arm(pair, "raw"), results.probe(pair[0]), results.targets)
+
+
+def PGN_PROBE(results: Results, pair: tuple[str, str]) -> Reading:  # noqa: N802
+    return fused(results.arm(pair, "pgn"), results.probe(pair[0]), results.targets)
+
+
+def controls(table: Table) -> list[str]:
+    """Return what the controls say, alone and fused."""
+    lines = [table.head("controls, points: pgn - control")]
+    others = ("raw", "frame", "iip", "swapped", "swapped_in_class", "random_frames", "class_prompts", "blind_trunk")
+    for how in ("alone", "fused", "stacked"):
+        lines += [table.gap(f"{arm}, {how}", row("pgn", how), row(arm, how)) for arm in others]
+    lines.append(table.gap("blind_trunk - frame, alone", row("blind_trunk", "alone"), row("frame", "alone")))
+    lines.append(table.gap("blind_trunk - frame, fused", row("blind_trunk", "fused"), row("frame", "fused")))
+    return lines
+
+
+def stingy(table: Table) -> list[str]:
+    """Return the primary question for endpoints that return less."""
+    lines = []
+    for view in STINGY:
+        lines.append(table.head(f"{view}: accuracy on test, then points"))
+        for how in ("alone", "fused"):
+            ending = " + local" if how == "fused" else ""
+            lines += [table.line(arm + ending, row(arm, how, view)) for arm in (*RIVALS, "pgn")]
+        lines.append(table.line("local head", lambda r, pair: r.local(pair[0])))
+        lines.append(table.gap("primary", row("pgn", "fused", view), rival_row(view)))
+        lines.append(table.gap("pgn - raw, alone", row("pgn", "alone", view), row("raw", "alone", view)))
+        lines.append(table.gap("pgn + local - local", row("pgn", "fused", view), lambda r, pair: r.local(pair[0])))
+    return lines
+
+
+def white_box(cells: Sequence[Results], table: Table) -> list[str]:
+    """Return the white box beside the black box with the same hosted model, on the same images."""
+    black = Table(cells, [(LITE1, VIT)])
+    lines = [table.head(f"hosted {VIT}: white box (surrogate = hosted), then black box (surrogate {LITE1})")]
+    for name, own in (("white", table), ("black", black)):
+        lines += [own.line(f"{name}: {arm}", row(arm, "alone")) for arm in (*RIVALS, "pgn")]
+        lines += [own.line(f"{name}: {arm} + local", row(arm, "fused")) for arm in (*RIVALS, "pgn")]
+        lines.append(own.gap(f"{name}: primary", row("pgn", "fused"), rival_row()))
+        lines.append(own.gap(f"{name}: pgn - frame, alone", row("pgn", "alone"), row("frame", "alone")))
+    return lines
