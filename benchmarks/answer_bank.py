@@ -1,9 +1,11 @@
 """An answer bank: what endpoints returned, kept array by array, so that every question about it is answered offline.
 
-A bank is a folder ``SET/SEED/NAME.npz``. ``targets`` holds class indices of the parts, file names and class names; every
-other name is one source of rows: ``HOSTED/raw``, ``HOSTED/frame``, ``HOSTED/SURROGATE-ARM`` are log-probabilities (n, S)
-of a hosted model, part by part (``fit``, ``copy0``, ..., ``choose``, ``test``); ``SURROGATE/local`` and ``heads`` those
-of local heads (n, C); ``SURROGATE/features`` a surrogate's features (n, D).
+A bank is a folder ``SET/SEED/NAME.npz``. ``targets`` holds class indices of the parts, file names and class names.
+Every other name is one source of rows, part by part (``fit``, ``copy0``, ..., ``choose``, ``test``):
+
+- ``HOSTED/raw``, ``HOSTED/frame``, ``HOSTED/SURROGATE-ARM``: log-probabilities (n, S) of a hosted model;
+- ``SURROGATE/local`` and ``heads``: log-probabilities (n, C) of local heads;
+- ``SURROGATE/features``: features (n, D) of a surrogate.
 """
 
 from __future__ import annotations

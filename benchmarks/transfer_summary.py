@@ -1,11 +1,11 @@
-"""The summary of ``transfer.py``: computed from the answer bank alone. See there for arms, parts and the decision rule.
+"""The summary of ``transfer.py``, from the answer bank alone. Arms, parts and decision rule are described there.
 
-Fitted readings are kept beside the bank (``BANK/readings``), so that a summary of a bank that grew fits only what is new.
+Fitted readings are kept in the bank (``BANK/readings``): when the bank grows, a summary fits only what is new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,10 +60,6 @@ class Results:
     def source(self, name: str) -> dict[str, NDArray[Any]]:
         """Read one source of rows."""
         return self.bank.get(self.place, name)
-
-    def has(self, pair: tuple[str, str], arm: str) -> bool:
-        """Return whether an arm was answered."""
-        return self.bank.has(self.place, arm_name(pair, arm))
 
     def arm(self, pair: tuple[str, str], arm: str, view: str = "all scores", copies: int = 1) -> Reading:
         """Return an arm's answers, read by the best mapping."""
@@ -194,12 +190,13 @@ def best_rival(results: Results, pair: tuple[str, str], view: str = "all scores"
     return min(RIVALS, key=loss)
 
 
-Row = Callable[[Results, tuple[str, str]], Reading]
-"""What is measured of a cell and pair."""
+Measure = Callable[[Results, tuple[str, str]], Reading]
+"""What is measured of a set, a seed and a pair; raises ``FileNotFoundError`` where the bank does not hold it."""
+HOWS = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
 
 
-def row(arm: str, how: str, view: str = "all scores") -> Row:
-    """Return the measure of an arm ``alone``, ``fused`` or ``stacked``."""
+def measured(arm: str, how: str, view: str = "all scores") -> Measure:
+    """Return the measure of an arm: ``alone``, ``fused`` with the local head, or ``stacked`` with it."""
     if how == "alone":
         return lambda results, pair: results.arm(pair, arm, view)
     if how == "fused":
@@ -207,66 +204,102 @@ def row(arm: str, how: str, view: str = "all scores") -> Row:
     return lambda results, pair: results.stacked(pair, arm)
 
 
-def rival_row(view: str = "all scores") -> Row:
-    """Return the measure of the best of raw, frame and iip with the local head."""
+def best_rival_fused(view: str = "all scores") -> Measure:
+    """Return the measure of the best of raw, frame and iip, with the local head."""
     return lambda results, pair: results.with_local(pair, best_rival(results, pair, view), view)
+
+
+def local_head(results: Results, pair: tuple[str, str]) -> Reading:
+    """Measure the local head of the PGN's checkpoint."""
+    return results.local(pair[0])
+
+
+def with_probe(arm: str) -> Measure:
+    """Return the measure of an arm fused with the linear probe on the surrogate."""
+    return lambda results, pair: fused(results.arm(pair, arm), results.probe(pair[0]), results.targets)
+
+
+BASELINES: dict[str, Measure] = {
+    "raw, equal images": lambda r, pair: r.arm(pair, "raw", copies=RAW_COPIES),
+    "raw, equal images + local": lambda r, pair: fused(
+        r.arm(pair, "raw", copies=RAW_COPIES), r.local(pair[0]), r.targets
+    ),
+    "kNN on raw log-scores": lambda r, pair: r.neighbors(pair[1]),
+    "local head": local_head,
+    "linear probe on the surrogate": lambda r, pair: r.probe(pair[0]),
+    "linear probe + local": lambda r, pair: fused(r.probe(pair[0]), r.local(pair[0]), r.targets),
+    "raw + linear probe": with_probe("raw"),
+    "pgn + linear probe": with_probe("pgn"),
+    "raw || surrogate features, stacked": lambda r, pair: r.stacked_features(pair),
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Accuracies and paired differences over the cells of some pairs.
+    """Accuracies and paired differences over some pairs, from every set and seed that has what a line needs.
 
     Attributes:
-        cells: Every set and seed that has all arms of the pairs.
-        pairs: Which pairs are averaged.
+        cells: Sets and seeds.
+        pairs: (surrogate, hosted) pairs that are averaged.
     """
 
     cells: Sequence[Results]
     pairs: Sequence[tuple[str, str]]
 
-    def hits(self, measure: Row) -> dict[str, Floats]:
-        """Return (n,) shares of seeds and pairs that get a test image right, by set."""
-        found: dict[str, list[Floats]] = {}
+    def hits(self, *measures: Measure) -> tuple[list[dict[str, Floats]], int]:
+        """Return, for every measure, (n,) shares of runs that get a test image right, by set; and how many runs.
+
+        A run is a seed and a pair; only runs that have all the measures count.
+        """
+        found: list[dict[str, list[Floats]]] = [{} for _ in measures]
+        runs = 0
         for results in self.cells:
             for pair in self.pairs:
-                if all(results.has(pair, arm) for arm in self.needed(pair)):
-                    right = measure(results, pair).test.argmax(axis=1) == results.targets.test
-                    found.setdefault(results.place.set, []).append(right.astype(float))
-        return {name: np.mean(rows, axis=0) for name, rows in found.items()}
+                try:
+                    readings = [measure(results, pair) for measure in measures]
+                except FileNotFoundError:
+                    continue
+                runs += 1
+                for by_set, reading in zip(found, readings, strict=True):
+                    right = reading.test.argmax(axis=1) == results.targets.test
+                    by_set.setdefault(results.place.set, []).append(right.astype(float))
+        return [{name: np.mean(rows, axis=0) for name, rows in by_set.items()} for by_set in found], runs
 
-    @staticmethod
-    def needed(pair: tuple[str, str]) -> Sequence[str]:
-        """Return the arms without which a cell does not count."""
-        return (*RIVALS, "pgn") if pair == WHITE else ARMS
-
-    def line(self, title: str, measure: Row) -> str:
+    def line(self, title: str, measure: Measure) -> str:
         """Return the accuracies by set, and the mean with its interval."""
-        hits = self.hits(measure)
-        mean, low, high = pooled_bootstrap(list(hits.values()), seed=0)
-        cells = "".join(f"{row.mean():>9.3f}" for row in hits.values())
-        return f"  {title:<34}{cells}   {mean:.3f} [{low:.3f}, {high:.3f}]"
+        (hits,), runs = self.hits(measure)
+        return self._line(title, hits, runs, scale=1, form=".3f")
 
-    def gap(self, title: str, a: Row, b: Row) -> str:
+    def gap(self, title: str, a: Measure, b: Measure) -> str:
         """Return the paired differences a - b in points by set, and the mean with its interval."""
-        ours, theirs = self.hits(a), self.hits(b)
-        gaps = {name: ours[name] - theirs[name] for name in ours}
-        mean, low, high = (100 * x for x in pooled_bootstrap(list(gaps.values()), seed=0))
-        cells = "".join(f"{100 * row.mean():>+9.1f}" for row in gaps.values())
-        return f"  {title:<34}{cells}   {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        (ours, theirs), runs = self.hits(a, b)
+        return self._line(title, {name: ours[name] - theirs[name] for name in ours}, runs, scale=100, form="+.1f")
 
-    def gaps_by_set(self, a: Row, b: Row) -> list[str]:
+    def _line(self, title: str, rows: Mapping[str, Floats], runs: int, *, scale: float, form: str) -> str:
+        shown = {name: format(scale * row.mean(), form) for name, row in rows.items()}
+        cells = "".join(f"{shown.get(name, ''):>9}" for name in self.sets)
+        if not rows:
+            return f"  {title:<34}{cells}   not measured"
+        mean, low, high = (scale * x for x in pooled_bootstrap(list(rows.values()), seed=0))
+        return f"  {title:<34}{cells}   {mean:{form}} [{low:{form}}, {high:{form}}]  {runs} runs"
+
+    def gaps_by_set(self, a: Measure, b: Measure) -> list[str]:
         """Return the paired difference of every set with its own interval."""
-        ours, theirs = self.hits(a), self.hits(b)
+        (ours, theirs), _ = self.hits(a, b)
         lines = []
         for name in ours:
             mean, low, high = (100 * x for x in pooled_bootstrap([ours[name] - theirs[name]], seed=0))
             lines.append(f"    {name:<14} {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
         return lines
 
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets, in order."""
+        return list(dict.fromkeys(results.place.set for results in self.cells))
+
     def head(self, title: str) -> str:
         """Return a table's first line: the sets."""
-        names = self.hits(row("raw", "alone"))
-        return f"{title}\n  {'':<34}" + "".join(f"{name[:8]:>9}" for name in names) + "   mean [95 %]"
+        return f"{title}\n  {'':<34}" + "".join(f"{name[:8]:>9}" for name in self.sets) + "   mean [95 %]"
 
 
 def decision(low: float, high: float) -> str:
@@ -281,87 +314,52 @@ def decision(low: float, high: float) -> str:
 def summarize(bank: Bank) -> str:
     """Return all tables."""
     cells = [Results(bank, place) for place in bank.places()]
-    lines: list[str] = [counted(cells)]
+    names = ", ".join(f"{c.place.set} (seed {c.place.seed})" for c in cells)
+    lines = [f"{len(cells)} sets and seeds: {names}"]
     for pair in BLACK:
-        if table := table_of(cells, [pair]):
-            lines += ["", *accuracies(table, f"{pair[0]} -> {pair[1]}")]
-    both = table_of(cells, BLACK)
-    if both is None:
-        return "\n".join([*lines, "no cell is whole yet"])
+        lines += ["", *accuracies(Table(cells, [pair]), f"{pair[0]} -> {pair[1]}")]
+    both = Table(cells, BLACK)
     lines += ["", *accuracies(both, "both black-box pairs")]
-    lines += ["", *primary(both), "", *controls(both), "", *stingy(both)]
-    if white := table_of(cells, [WHITE]):
-        lines += ["", *white_box(cells, white)]
+    lines += ["", *primary(both), "", *controls(both), "", *stingy(both), "", *white_box(cells)]
     return "\n".join(lines)
-
-
-def table_of(cells: Sequence[Results], pairs: Sequence[tuple[str, str]]) -> Table | None:
-    """Return the table of some pairs, if any cell is whole."""
-    table = Table(cells, pairs)
-    whole = any(all(c.has(pair, arm) for arm in table.needed(pair)) for c in cells for pair in pairs)
-    return table if whole else None
-
-
-def counted(cells: Iterable[Results]) -> str:
-    """Say which cells there are."""
-    names = [f"{c.place.set} (seed {c.place.seed})" for c in cells]
-    return f"{len(names)} sets and seeds: {', '.join(names)}"
 
 
 def accuracies(table: Table, title: str) -> list[str]:
     """Return every arm alone, fused and stacked, then the baselines."""
     lines = [table.head(f"{title}: accuracy on test")]
-    for how in ("alone", "fused", "stacked"):
-        names = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
-        lines += [table.line(arm + names[how], row(arm, how)) for arm in ARMS]
-    baselines: dict[str, Row] = {
-        "raw, equal images": lambda r, pair: r.arm(pair, "raw", copies=RAW_COPIES),
-        "raw, equal images + local": lambda r, pair: fused(
-            r.arm(pair, "raw", copies=RAW_COPIES), r.local(pair[0]), r.targets
-        ),
-        "kNN on raw log-scores": lambda r, pair: r.neighbors(pair[1]),
-        "local head": lambda r, pair: r.local(pair[0]),
-        "linear probe on the surrogate": lambda r, pair: r.probe(pair[0]),
-        "linear probe + local": lambda r, pair: fused(r.probe(pair[0]), r.local(pair[0]), r.targets),
-        "raw + linear probe": lambda r, pair: fused(r.arm(pair, "raw"), r.probe(pair[0]), r.targets),
-        "pgn + linear probe": lambda r, pair: fused(r.arm(pair, "pgn"), r.probe(pair[0]), r.targets),
-        "raw || surrogate features, stacked": lambda r, pair: r.stacked_features(pair),
-    }
-    return lines + [table.line(name, measure) for name, measure in baselines.items()]
+    for how, ending in HOWS.items():
+        lines += [table.line(arm + ending, measured(arm, how)) for arm in ARMS]
+    return lines + [table.line(name, measure) for name, measure in BASELINES.items()]
 
 
 def primary(table: Table) -> list[str]:
-    """Return the primary difference, by set, and what the rule says."""
-    ours, theirs = row("pgn", "fused"), rival_row()
-    gaps = [a - b for a, b in zip(table.hits(ours).values(), table.hits(theirs).values(), strict=True)]
-    _, low, high = (100 * x for x in pooled_bootstrap(gaps, seed=0))
-    return [
-        "primary, points: (pgn + local) - the best of (raw, frame, iip) + local",
-        *table.gaps_by_set(ours, theirs),
-        table.gap("mean", ours, theirs),
-        f"  decision: {decision(low, high)}",
-        table.gap("the same, raw alone as rival", ours, row("raw", "fused")),
-        table.gap("the same, against raw + probe", ours, ROW_PROBE),
-        table.gap("pgn + probe - raw + probe", PGN_PROBE, ROW_PROBE),
-    ]
-
-
-def ROW_PROBE(results: Results, pair: tuple[str, str]) -> Reading:  # noqa: N802
-    return fused(results.arm(pair, "raw"), results.probe(pair[0]), results.targets)
-
-
-def PGN_PROBE(results: Results, pair: tuple[str, str]) -> Reading:  # noqa: N802
-    return fused(results.arm(pair, "pgn"), results.probe(pair[0]), results.targets)
+    """Return the primary difference, by set and pair, and what the rule says."""
+    ours, theirs = measured("pgn", "fused"), best_rival_fused()
+    (a, b), runs = table.hits(ours, theirs)
+    title = "primary, points: (pgn + local) - the best of (raw, frame, iip) + local"
+    if not runs:
+        return [title, "  not measured"]
+    _, low, high = (100 * x for x in pooled_bootstrap([a[name] - b[name] for name in a], seed=0))
+    lines = [table.head(title), *table.gaps_by_set(ours, theirs), table.gap("mean", ours, theirs)]
+    lines.append(f"  decision: {decision(low, high)}")
+    lines += [Table(table.cells, [pair]).gap(f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs) for pair in table.pairs]
+    lines += [table.gap(f"against {arm} + local", ours, measured(arm, "fused")) for arm in RIVALS]
+    lines.append(table.gap("against raw + linear probe", ours, with_probe("raw")))
+    lines.append(table.gap("pgn + probe against raw + probe", with_probe("pgn"), with_probe("raw")))
+    lines.append(table.gap("raw, equal images, the same", ours, BASELINES["raw, equal images + local"]))
+    return lines
 
 
 def controls(table: Table) -> list[str]:
-    """Return what the controls say, alone and fused."""
+    """Return what the controls say: alone, fused and stacked."""
     lines = [table.head("controls, points: pgn - control")]
-    others = ("raw", "frame", "iip", "swapped", "swapped_in_class", "random_frames", "class_prompts", "blind_trunk")
-    for how in ("alone", "fused", "stacked"):
-        lines += [table.gap(f"{arm}, {how}", row("pgn", how), row(arm, how)) for arm in others]
-    lines.append(table.gap("blind_trunk - frame, alone", row("blind_trunk", "alone"), row("frame", "alone")))
-    lines.append(table.gap("blind_trunk - frame, fused", row("blind_trunk", "fused"), row("frame", "fused")))
+    others = [arm for arm in ARMS if arm != "pgn"]
+    for how in HOWS:
+        ours = measured("pgn", how)
+        lines += [table.gap(f"{arm}, {how}", ours, measured(arm, how)) for arm in others]
+    for how in ("alone", "fused"):
+        blind, frame = measured("blind_trunk", how), measured("frame", how)
+        lines.append(table.gap(f"blind_trunk - frame, {how}", blind, frame))
     return lines
 
 
@@ -371,22 +369,23 @@ def stingy(table: Table) -> list[str]:
     for view in STINGY:
         lines.append(table.head(f"{view}: accuracy on test, then points"))
         for how in ("alone", "fused"):
-            ending = " + local" if how == "fused" else ""
-            lines += [table.line(arm + ending, row(arm, how, view)) for arm in (*RIVALS, "pgn")]
-        lines.append(table.line("local head", lambda r, pair: r.local(pair[0])))
-        lines.append(table.gap("primary", row("pgn", "fused", view), rival_row(view)))
-        lines.append(table.gap("pgn - raw, alone", row("pgn", "alone", view), row("raw", "alone", view)))
-        lines.append(table.gap("pgn + local - local", row("pgn", "fused", view), lambda r, pair: r.local(pair[0])))
+            lines += [table.line(arm + HOWS[how], measured(arm, how, view)) for arm in (*RIVALS, "pgn")]
+        ours = measured("pgn", "fused", view)
+        lines.append(table.line("local head", local_head))
+        lines.append(table.gap("primary", ours, best_rival_fused(view)))
+        lines.append(table.gap("pgn - raw, alone", measured("pgn", "alone", view), measured("raw", "alone", view)))
+        lines.append(table.gap("pgn + local - local", ours, local_head))
     return lines
 
 
-def white_box(cells: Sequence[Results], table: Table) -> list[str]:
+def white_box(cells: Sequence[Results]) -> list[str]:
     """Return the white box beside the black box with the same hosted model, on the same images."""
-    black = Table(cells, [(LITE1, VIT)])
-    lines = [table.head(f"hosted {VIT}: white box (surrogate = hosted), then black box (surrogate {LITE1})")]
-    for name, own in (("white", table), ("black", black)):
-        lines += [own.line(f"{name}: {arm}", row(arm, "alone")) for arm in (*RIVALS, "pgn")]
-        lines += [own.line(f"{name}: {arm} + local", row(arm, "fused")) for arm in (*RIVALS, "pgn")]
-        lines.append(own.gap(f"{name}: primary", row("pgn", "fused"), rival_row()))
-        lines.append(own.gap(f"{name}: pgn - frame, alone", row("pgn", "alone"), row("frame", "alone")))
+    tables = {"white": Table(cells, [WHITE]), "black": Table(cells, [(LITE1, VIT)])}
+    lines = [tables["white"].head(f"hosted {VIT}: white box (surrogate = hosted), black box (surrogate {LITE1})")]
+    for name, table in tables.items():
+        for how in ("alone", "fused"):
+            lines += [table.line(f"{name}: {arm}{HOWS[how]}", measured(arm, how)) for arm in (*RIVALS, "pgn")]
+        lines.append(table.gap(f"{name}: primary", measured("pgn", "fused"), best_rival_fused()))
+        lines.append(table.gap(f"{name}: pgn - frame, alone", measured("pgn", "alone"), measured("frame", "alone")))
+        lines.append(table.gap(f"{name}: pgn - raw, alone", measured("pgn", "alone"), measured("raw", "alone")))
     return lines

@@ -134,24 +134,30 @@ def host(
     preprocessing: Preprocessing,
     weights_sha256: str | None = None,
     device: str = "cpu",
+    needs_head: bool = True,
 ) -> ServedModel:
     """Freeze ``network`` and describe it.
 
     Args:
-        network: A timm classifier; a ViT has its patch embedding at ``network.patch_embed.proj``.
+        network: A timm model; a ViT has its patch embedding at ``network.patch_embed.proj``.
         name: Of the model.
-        classes: S names in the model's order; the second and later of equal ones get a suffix.
+        classes: S names in the model's order, or none where there is no head; the second and later of equal ones get a
+            suffix.
         preprocessing: The model's own.
         weights_sha256: Of the file that the weights came from. None hashes the weights as safetensors serialises them
             anew: it tells models apart, but need not equal the hash of the file that they were downloaded as.
         device: ``auto``, ``cpu`` or ``cuda``.
+        needs_head: Whether a model without a classification head is refused; embeddings need none.
 
     Raises:
-        ConfigurationError: No classification head, or no such device.
+        ConfigurationError: No classification head where one is needed, or no such device.
     """
     weight, bias = _patch_embedding(network)
-    if getattr(network, "num_classes", None) == 0:
-        raise ConfigurationError(f"{name} has no classification head; choose a model that was trained to classify")
+    if needs_head and getattr(network, "num_classes", None) == 0:
+        raise ConfigurationError(
+            f"{name} has no classification head; choose a model that was trained to classify, or serve its features "
+            "with --output embedding"
+        )
     sha256 = weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
     place = _device(device)
     return ServedModel(
@@ -250,6 +256,7 @@ def _load_timm(settings: Settings) -> ServedModel:
         preprocessing=_timm_preprocessing(network, name),
         weights_sha256=None if weights is None else _file_sha256(weights),
         device=settings.device,
+        needs_head=settings.output != "embedding",
     )
 
 

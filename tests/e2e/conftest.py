@@ -1,6 +1,6 @@
 """A real server in its own process, and a checkpoint trained for a moment: what the end-to-end tests stand on."""
 
-import importlib.util
+import importlib
 import io
 import os
 import shutil
@@ -103,8 +103,7 @@ def run_script(script, words, monkeypatch, capsys):
 
 def load_script(name):
     """Import a script of ``benchmarks/``, which is no package."""
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    if folder not in sys.path:  # as when it is run: scripts import their neighbors
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
