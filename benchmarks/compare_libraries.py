@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgn_client import candidates
-from pgn_client.backbone import Backbone, load
-from pgn_client.candidates import Asker
-from pgn_client.client import AdaptedClient
-from pgn_client.codecs import open_image
-from pgn_client.compositor import compose, fit_picture, seen_by_server
-from pgn_client.demo import local_server
-from pgn_client.geometry import Canvas
-from pgn_client.retention import STAGES, agreement, follow
-from pgn_client.statistics import pooled_bootstrap
+from pgn_client.evaluation import candidate as candidates
+from pgn_client.evaluation.candidate import Asker
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.fidelity import STAGES, agreement, follow
+from pgn_client.evaluation.statistics import pooled_bootstrap
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.surrogate.backbone import Backbone, load
+from pgn_client.surrogate.degradation import Wire, jpeg
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import Task, fit, load_task, recipe
-from pgn_client.training.surrogate import Surrogate
-from pgn_client.training.wire import Wire, jpeg
+from pgn_client.wire.client import AdaptedClient
 
 JPEG, MOVED = Wire.parse("jpeg:75:420"), Wire.parse("shift:4+scale:0.12")
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import labels
-from pgn_client.client import AdaptedClient
-from pgn_client.demo import local_server
-from pgn_client.statistics import pooled_bootstrap
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.statistics import pooled_bootstrap
+from pgn_client.mapping import label_mapping as labels
 from pgn_client.training import Task, load_task
 from pgn_client.types import Answer
+from pgn_client.wire.client import AdaptedClient
 
 Floats = NDArray[np.float64]
 Rows = dict[str, Floats]

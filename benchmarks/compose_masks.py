@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client.codecs import IMAGE_SUFFIXES, open_image
 from pgn_client.errors import ConfigurationError
+from pgn_client.imaging.codecs import IMAGE_SUFFIXES, open_image
 
 Bytes = NDArray[np.uint8]
 SIZE = 224

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client import cli
-from pgn_client.adapter import PromptAdapter
-from pgn_client.candidates import Asker
-from pgn_client.client import AdaptedClient
-from pgn_client.demo import local_server
-from pgn_client.refit import refit
-from pgn_client.statistics import pooled_bootstrap
+from pgn_client.evaluation.candidate import Asker
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.statistics import pooled_bootstrap
+from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.training import Task, load_task
+from pgn_client.training.fit_mapping import refit
 from pgn_client.types import ImageFailure
+from pgn_client.wire.client import AdaptedClient
 
 Hits = dict[str, NDArray[np.float64]]
 

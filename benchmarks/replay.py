@@ -19,9 +19,9 @@ import numpy as np
 from answer_bank import Bank, Floats, Integers, Location
 from numpy.typing import NDArray
 
-from pgn_client import labels
-from pgn_client.regression import log_loss, log_normalised
-from pgn_client.statistics import accuracy_interval, best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.evaluation.statistics import accuracy_interval, best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.logistic_regression import log_loss, log_normalised
 
 View = Callable[[NDArray[Any]], Floats]
 

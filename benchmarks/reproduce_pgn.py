@@ -51,14 +51,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from pgn_client import AdaptedClient, backbone
-from pgn_client.backbone import Backbone
-from pgn_client.demo import local_server
+from pgn_client import AdaptedClient
 from pgn_client.errors import ConfigurationError
-from pgn_client.evaluation import evaluate
-from pgn_client.judgement import PGN
+from pgn_client.evaluation.comparison import PGN
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.study import evaluate
+from pgn_client.imaging.dataset import SPLITS
+from pgn_client.surrogate import backbone
+from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import PRESETS, Task, fit, load_task, recipe
-from pgn_client.training.data import SPLITS
 
 BACKBONES = {
     "clip": "vit_base_patch32_clip_quickgelu_224.openai",

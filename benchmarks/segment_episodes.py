@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgn_client.backbone import Backbone, load
+from pgn_client.evaluation.statistics import pooled_bootstrap
 from pgn_client.segmentation import (
     Episode,
     LinearHead,
@@ -36,7 +36,7 @@ from pgn_client.segmentation import (
     versions,
 )
 from pgn_client.segmentation.linear import enlarged
-from pgn_client.statistics import pooled_bootstrap
+from pgn_client.surrogate.backbone import Backbone, load
 
 Row = dict[str, Any]
 LINEAR, PIXELS, FIRST = "linear", "linear, pixel loss", "expres"

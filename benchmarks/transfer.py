@@ -65,16 +65,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from transfer_summary import summarize
 
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone, load
-from pgn_client.candidates import augmented_copies
-from pgn_client.codecs import open_image
-from pgn_client.compositor import GREY, compose, fit_picture, seen_by_server
-from pgn_client.generator import LocalClassifier, generator_input
-from pgn_client.methods import linear_probe
-from pgn_client.regression import stratified
+from pgn_client.evaluation.candidate import augmented_copies
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
+from pgn_client.imaging.dataset import Examples
+from pgn_client.mapping.logistic_regression import stratified
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import LocalClassifier, generator_input
+from pgn_client.prompting.methods import linear_probe
+from pgn_client.surrogate.backbone import Backbone, load
 from pgn_client.training import Recipe, Task, augment, fit, load_task, recipe
-from pgn_client.training.data import Examples
 from pgn_client.training.loop import train_local_head
 from pgn_client.types import ServerProfile
 
@@ -284,7 +284,7 @@ def through_preprocessing(images: Sequence[Image.Image], model: Backbone) -> Pix
 
 def framed_images(cell: Cell, model: Backbone) -> Seen:
     """Yield images inside an empty gray ring."""
-    from pgn_client.geometry import Canvas
+    from pgn_client.imaging.geometry import Canvas
 
     canvas = Canvas.build(model.input_size, model.patch_size, "ring")
     for part, images in with_one_copy(cell):
@@ -448,7 +448,7 @@ def local_heads(cell: Cell) -> dict[str, Floats]:
     The head is the one that a PGN's trunk starts from: the same network, recipe and images. On the other parts it is
     one that was trained on all fit images.
     """
-    from pgn_client.geometry import Canvas
+    from pgn_client.imaging.geometry import Canvas
 
     canvas, numbers = Canvas.build(224, 16, "ring"), cell.recipe()
     images = {

@@ -13,8 +13,8 @@ from answer_bank import Bank
 from transfer_summary import LITE0, VIT, arm_name
 
 from pgn_client import AdaptedClient, PromptAdapter
-from pgn_client.demo import local_server
-from pgn_client.labels import log_scores
+from pgn_client.evaluation.demo import local_server
+from pgn_client.mapping.label_mapping import log_scores
 
 if TYPE_CHECKING:
     from transfer import Cell, Models

@@ -15,9 +15,9 @@ from answer_bank import Bank, Floats, Location, write_arrays
 from numpy.typing import NDArray
 from replay import VIEWS, Reading, Targets, all_scores, fused, mapped
 
-from pgn_client.methods.linear_probe import LinearProbe
-from pgn_client.regression import log_loss, log_softmax, logistic_regression_cv
-from pgn_client.statistics import pooled_bootstrap
+from pgn_client.evaluation.statistics import pooled_bootstrap
+from pgn_client.mapping.logistic_regression import log_loss, log_softmax, logistic_regression_cv
+from pgn_client.prompting.methods.linear_probe import LinearProbe
 
 VIT, LITE0, LITE1 = "vit_tiny_patch16_224", "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 BLACK = ((VIT, LITE0), (LITE1, VIT))

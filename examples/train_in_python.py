@@ -5,7 +5,7 @@ python examples/train_in_python.py demo_out/digits digits.safetensors
 
 import sys
 
-from pgn_client import backbone
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 
 

@@ -10,39 +10,93 @@ Names are resolved on first use (PEP 562), so importing the package loads neithe
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pgn_client.moved import MovedModules
+from pgn_client.version import __version__
 
 if TYPE_CHECKING:
-    from pgn_client.adapter import PromptAdapter
-    from pgn_client.client import AdaptedClient, AsyncAdaptedClient
-    from pgn_client.errors import PGNError
+    from pgn_client.errors import (
+        AuthenticationError,
+        BudgetExceededError,
+        CheckpointError,
+        ConfigurationError,
+        ConnectionFailedError,
+        EndpointError,
+        ImageError,
+        InvalidRequestError,
+        MissingDependencyError,
+        NotRecordedError,
+        PGNError,
+        ProtocolMismatchError,
+        RateLimitedError,
+        ServerError,
+        ShapeError,
+        StatusError,
+        TimedOutError,
+    )
+    from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.types import ImageFailure, Prediction, ServerProfile, Usage
+    from pgn_client.wire.client import AdaptedClient, AsyncAdaptedClient
 
 _HOMES = {
-    "AdaptedClient": "client",
-    "AsyncAdaptedClient": "client",
+    "AdaptedClient": "wire.client",
+    "AsyncAdaptedClient": "wire.client",
+    "AuthenticationError": "errors",
+    "BudgetExceededError": "errors",
+    "CheckpointError": "errors",
+    "ConfigurationError": "errors",
+    "ConnectionFailedError": "errors",
+    "EndpointError": "errors",
+    "ImageError": "errors",
     "ImageFailure": "types",
+    "InvalidRequestError": "errors",
+    "MissingDependencyError": "errors",
+    "NotRecordedError": "errors",
     "PGNError": "errors",
     "Prediction": "types",
-    "PromptAdapter": "adapter",
+    "PromptAdapter": "prompting.adapter",
+    "ProtocolMismatchError": "errors",
+    "RateLimitedError": "errors",
+    "ServerError": "errors",
     "ServerProfile": "types",
+    "ShapeError": "errors",
+    "StatusError": "errors",
+    "TimedOutError": "errors",
     "Usage": "types",
 }
 
 __all__ = [
     "AdaptedClient",
     "AsyncAdaptedClient",
+    "AuthenticationError",
+    "BudgetExceededError",
+    "CheckpointError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "EndpointError",
+    "ImageError",
     "ImageFailure",
+    "InvalidRequestError",
+    "MissingDependencyError",
+    "NotRecordedError",
     "PGNError",
     "Prediction",
     "PromptAdapter",
+    "ProtocolMismatchError",
+    "RateLimitedError",
+    "ServerError",
     "ServerProfile",
+    "ShapeError",
+    "StatusError",
+    "TimedOutError",
     "Usage",
     "__version__",
 ]
+
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

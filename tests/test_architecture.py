@@ -256,7 +256,7 @@ def test_torch_stays_out_of_the_wire_arm_and_of_neutral_modules(module):
 
 @each_client_module
 def test_only_the_client_imports_httpx(module):
-    if module.name != "pgn_client.client":
+    if module.name != "pgn_client.wire.client":
         assert "httpx" not in external(module)
 
 
@@ -338,10 +338,10 @@ def in_a_child(code, tmp_path):
     ("name", "heavy"),
     [
         ("pgn_client", {"torch", "torchvision", "timm", "httpx"}),
-        ("pgn_client.client", TORCH),
-        ("pgn_client.batch", TORCH),
+        ("pgn_client.wire.client", TORCH),
+        ("pgn_client.wire.folders", TORCH),
         ("pgn_client.probe", TORCH | {"httpx"}),
-        ("pgn_client.adapter", TORCH | {"httpx"}),
+        ("pgn_client.prompting.adapter", TORCH | {"httpx"}),
         ("pgn_client.cli", TORCH | {"httpx"}),
     ],
 )
@@ -351,7 +351,7 @@ def test_importing_loads_nothing_heavy(name, heavy, tmp_path):
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("name", ["pgn_client", "pgn_client.client"])
+@pytest.mark.parametrize("name", ["pgn_client", "pgn_client.wire.client"])
 def test_importing_starts_no_thread_and_writes_no_file(name, tmp_path):
     code = """
 import threading

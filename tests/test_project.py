@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pgn_client.demo import local_server
+from pgn_client.evaluation.demo import local_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def test_every_command_explains_itself_with_an_example(command):
 
 @pytest.mark.parametrize("command", ["train", "benchmark"])
 def test_help_names_every_method(command):
-    from pgn_client.methods import REGISTRY, RGBMethod
+    from pgn_client.prompting.methods import REGISTRY, RGBMethod
 
     named = set(re.findall(r"\w+", run(sys.executable, "-m", "pgn_client", command, "--help").stdout))
     offered = {name for name, method in REGISTRY.items() if command == "benchmark" or issubclass(method, RGBMethod)}
@@ -168,7 +168,7 @@ def test_the_help_loads_nothing_heavy():
 
 
 def test_the_version_is_the_same_everywhere():
-    from pgn_client import __version__
+    from pgn_client.version import __version__
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version == __version__

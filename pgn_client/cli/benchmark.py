@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import OK, Subparsers, add_surrogate_options, command, load_surrogate, make_folder, require
-from pgn_client.console import talk, tell
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
+from pgn_client.wire.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from pgn_client.adapter import PromptAdapter
-    from pgn_client.client import AdaptedClient
+    from pgn_client.prompting.adapter import PromptAdapter
+    from pgn_client.wire.client import AdaptedClient
 
 DEFAULT_METHODS = ("pgn", "input_independent", "padding", "no_prompt")
 
@@ -53,7 +53,7 @@ def add_benchmark(commands: Subparsers) -> None:
 def run_benchmark(args: argparse.Namespace) -> int:
     """Do the runs that are missing, and print the table."""
     require("benchmarks", "all", "torch", "timm", "fastapi", "matplotlib")
-    from pgn_client.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
+    from pgn_client.evaluation.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
     from pgn_client.types import ServerProfile
 
     folders = [text.rpartition(":") if ":" in text else (text, "", "") for text in args.data]
@@ -114,7 +114,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
     if args.url:
         yield args.url
         return
-    from pgn_client.demo import local_server
+    from pgn_client.evaluation.demo import local_server
 
     options = {"--model": args.backbone, "--weights": args.weights, "--labels": args.labels, "--profile": args.profile}
     with local_server([str(x) for name, value in options.items() if value for x in (name, value)]) as url:
@@ -123,6 +123,6 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _client(url: str, cache: Path | None, adapter: PromptAdapter | None) -> AdaptedClient:
-    from pgn_client.client import AdaptedClient
+    from pgn_client.wire.client import AdaptedClient
 
     return AdaptedClient(url, adapter, cache=cache)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import FAILED, OK, Subparsers, add_endpoint_options, command, connect, to_json
-from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError
 
 

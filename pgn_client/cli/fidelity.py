@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
     FAILED,
     OK,
@@ -19,12 +20,11 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
-from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from pgn_client.adapter import PromptAdapter
-    from pgn_client.backbone import Backbone
+    from pgn_client.prompting.adapter import PromptAdapter
+    from pgn_client.surrogate.backbone import Backbone
 
 
 def add_retain(commands: Subparsers) -> None:
@@ -47,9 +47,9 @@ def run_retain(args: argparse.Namespace) -> int:
     require("retention", "train", "torch", "timm")
     import numpy as np
 
-    from pgn_client import report
-    from pgn_client.batch import find_images
-    from pgn_client.retention import agreement
+    from pgn_client.evaluation import report
+    from pgn_client.evaluation.fidelity import agreement
+    from pgn_client.wire.folders import find_images
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
         raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")
@@ -74,9 +74,9 @@ def _followed(
     """Follow a few pictures at a time, so that a folder of any size fits in memory; name those that can be read."""
     import numpy as np
 
-    from pgn_client.codecs import open_image
-    from pgn_client.compositor import fit_picture
-    from pgn_client.retention import BATCH, follow
+    from pgn_client.evaluation.fidelity import BATCH, follow
+    from pgn_client.imaging.codecs import open_image
+    from pgn_client.imaging.compositor import fit_picture
 
     for start in range(0, len(paths), BATCH):
         images = []
@@ -97,7 +97,7 @@ def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
     Raises:
         ConfigurationError: other weights, or a head that answers nothing.
     """
-    from pgn_client.training.alike import same_surrogate
+    from pgn_client.training.rival import same_surrogate
 
     card = adapter.info
     found = load_surrogate(args, args.backbone or card["backbone"]["name"], new_head="imported" in card)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
     OK,
     Subparsers,
@@ -18,7 +19,6 @@ from pgn_client.cli.options import (
     to_json,
 )
 from pgn_client.cli.plan import add_dry_run, tell_plan
-from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError
 
 
@@ -48,11 +48,11 @@ def add_map(commands: Subparsers) -> None:
 def run_map(args: argparse.Namespace) -> int:
     """Fit, save, and print the card."""
     require("fitting a mapping", "train", "torch", "timm", "scipy")
-    from pgn_client import labels
-    from pgn_client.candidates import Asker
     from pgn_client.checkpoint import summary
-    from pgn_client.refit import fit_raw, queries, refit
+    from pgn_client.evaluation.candidate import Asker
+    from pgn_client.mapping import label_mapping as labels
     from pgn_client.training import load_task
+    from pgn_client.training.fit_mapping import fit_raw, queries, refit
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgn_client.cli.network import add_network_options, http_options
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError, MissingDependencyError
+from pgn_client.wire.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from pgn_client.adapter import PromptAdapter
-    from pgn_client.backbone import Backbone
-    from pgn_client.client import AdaptedClient
+    from pgn_client.prompting.adapter import PromptAdapter
+    from pgn_client.surrogate.backbone import Backbone
     from pgn_client.types import Adapter
+    from pgn_client.wire.client import AdaptedClient
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 Subparsers = Any  # argparse gives its type no public name
@@ -57,7 +57,7 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
     """
     import torch
 
-    from pgn_client import backbone
+    from pgn_client.surrogate import backbone
 
     device = args.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -112,8 +112,8 @@ def connect(
         journal: the file beside which a budget is kept, where no ledger is named.
         **fusion: further options of the client.
     """
-    from pgn_client.cache import AnswerCache
-    from pgn_client.client import AdaptedClient
+    from pgn_client.wire.cache import AnswerCache
+    from pgn_client.wire.client import AdaptedClient
 
     cache, ledger = args.cache, args.ledger
     if ledger is None and args.budget is not None and (journal or cache):
@@ -184,7 +184,7 @@ def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
         ConfigurationError: the profile cannot be read.
         CheckpointError: the checkpoint cannot be used.
     """
-    from pgn_client.adapter import PromptAdapter
+    from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.types import ServerProfile
 
     adapter = PromptAdapter.load(path)

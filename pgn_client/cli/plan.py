@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from pgn_client.cli.console import tell
 from pgn_client.cli.options import OK
-from pgn_client.console import tell
 
 if TYPE_CHECKING:
-    from pgn_client.candidates import Query
-    from pgn_client.client import AdaptedClient
+    from pgn_client.evaluation.candidate import Query
+    from pgn_client.wire.client import AdaptedClient
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
 
     The endpoint is asked once for its model's description, which carries no image, to time a round trip.
     """
-    from pgn_client.batch import seconds_each
+    from pgn_client.wire.folders import seconds_each
 
     parts: dict[str, dict[str, int]] = {}
     slowest = 0.0

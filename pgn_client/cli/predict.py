@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgn_client.cli.console import talk, tell, tell_records
 from pgn_client.cli.options import (
     FAILED,
     OK,
@@ -24,12 +25,11 @@ from pgn_client.cli.options import (
     to_json,
 )
 from pgn_client.cli.plan import add_dry_run, plan
-from pgn_client.console import talk, tell, tell_records
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pgn_client.batch import Record
-    from pgn_client.client import AdaptedClient
+    from pgn_client.wire.client import AdaptedClient
+    from pgn_client.wire.folders import Record
 
 
 def add_adapt(commands: Subparsers) -> None:
@@ -46,7 +46,7 @@ def add_adapt(commands: Subparsers) -> None:
 
 def run_adapt(args: argparse.Namespace) -> int:
     """Adapt a folder; what is there already is left alone."""
-    from pgn_client.batch import adapt_files
+    from pgn_client.wire.folders import adapt_files
 
     adapter = load_adapter(args.ckpt, profile_of(args))
     done = failed = skipped = 0
@@ -82,8 +82,8 @@ def add_predict(commands: Subparsers) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Classify a picture, a list or a folder."""
-    from pgn_client.adapter import load
-    from pgn_client.batch import find_images
+    from pgn_client.prompting.adapter import load
+    from pgn_client.wire.folders import find_images
 
     files = find_images(args.source)
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
@@ -101,7 +101,7 @@ def run_predict(args: argparse.Namespace) -> int:
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
     from tqdm import tqdm
 
-    from pgn_client.batch import predict_files
+    from pgn_client.wire.folders import predict_files
 
     resumed, bar = 0, tqdm(total=len(files), unit="img", disable=None)
 
@@ -120,7 +120,7 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
 
 
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
-    from pgn_client.batch import predict_records
+    from pgn_client.wire.folders import predict_records
 
     return FAILED if tell_records(predict_records(client, files), as_json=as_json, people=True) else OK
 
@@ -133,7 +133,7 @@ def _usage(client: AdaptedClient) -> str:
 
 def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace) -> int:
     """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
-    from pgn_client.batch import estimate
+    from pgn_client.wire.folders import estimate
 
     found = estimate(client, files, journal)
     tell(json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image)))

@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import OK, Subparsers, add_endpoint_options, command, connect, to_json
-from pgn_client.console import talk, tell
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pgn_client.client import AdaptedClient
-    from pgn_client.endpoint import Found, Limits
     from pgn_client.probe import Finding
     from pgn_client.types import ModelInfo
+    from pgn_client.wire.client import AdaptedClient
+    from pgn_client.wire.endpoint import Found, Limits
 
 MEASURED = ("profile", "input_size", "codec", "output", "top_k", "decimals")
 
@@ -90,7 +90,7 @@ def _spoken(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Finding]
 
 def _found(found: dict[str, Finding], info: ModelInfo | None) -> Found:
     """What the commands go by; where nothing could be measured, what the endpoint itself tells."""
-    from pgn_client.endpoint import Found
+    from pgn_client.wire.endpoint import Found
 
     values = {name: found[name].value for name in MEASURED}
     for name in ("profile", "input_size"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import OK, Subparsers, add_surrogate_options, command, load_surrogate, require, to_json
-from pgn_client.console import talk, tell
 
 
 def add_import(commands: Subparsers) -> None:
@@ -26,7 +26,7 @@ def run_import(args: argparse.Namespace) -> int:
     """Import, save, and print the card."""
     require("imports", "train", "torch", "timm")
     from pgn_client.checkpoint import summary
-    from pgn_client.published import import_published, read
+    from pgn_client.prompting.import_published import import_published, read
     from pgn_client.types import ServerProfile
 
     read(args.file)  # a file that cannot be read is told before a model is loaded, which takes longer

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgn_client.cli.console import complain, talk, tell
 from pgn_client.cli.options import OK, USAGE, Subparsers, command, make_folder, require, to_json
-from pgn_client.console import complain, talk, tell
 from pgn_client.errors import MissingDependencyError
 
 
@@ -28,7 +28,7 @@ def add_demo(commands: Subparsers) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
     require("the demo", "all", "torch", "timm", "fastapi", "sklearn")
-    from pgn_client import demo, report
+    from pgn_client.evaluation import demo, report
 
     make_folder(args.out)
     done = demo.run(args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=True)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
     INTERRUPTED,
     OK,
@@ -24,13 +25,12 @@ from pgn_client.cli.options import (
     to_json,
 )
 from pgn_client.cli.plan import add_dry_run, tell_plan
-from pgn_client.console import talk, tell
-from pgn_client.endpoint import Endpoint, Found
 from pgn_client.errors import ConfigurationError
+from pgn_client.wire.endpoint import Endpoint, Found
 
 if TYPE_CHECKING:
-    from pgn_client.adapter import PromptAdapter
-    from pgn_client.backbone import Backbone
+    from pgn_client.prompting.adapter import PromptAdapter
+    from pgn_client.surrogate.backbone import Backbone
     from pgn_client.training import Recipe, Task
 
 
@@ -86,8 +86,8 @@ def run_train(args: argparse.Namespace) -> int:
     """Train and save; on Ctrl-C save the best so far."""
     require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
+    from pgn_client.surrogate.degradation import Wire
     from pgn_client.training import fit
-    from pgn_client.training.wire import Wire
     from pgn_client.types import ServerProfile
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -221,7 +221,7 @@ def _heed(args: argparse.Namespace) -> None:
 
 def _mixes(method: str) -> bool:
     """Whether a method mixes a token library, of which JPEG leaves more where its rows are smooth (log, 2026-11-28)."""
-    from pgn_client.methods import PGN, get
+    from pgn_client.prompting.methods import PGN, get
 
     return issubclass(get(method), PGN)
 
@@ -261,9 +261,9 @@ def add_evaluate(commands: Subparsers) -> None:
 def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     require("evaluation", "train", "torch", "timm")
-    from pgn_client import report
-    from pgn_client.evaluation import evaluate, queries
-    from pgn_client.training.alike import task_of
+    from pgn_client.evaluation import report
+    from pgn_client.evaluation.study import evaluate, queries
+    from pgn_client.training.rival import task_of
 
     if args.out:
         if not args.dry_run:
@@ -296,7 +296,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
     """Load the backbone of the card if its weights are at hand; say so where they are not."""
-    from pgn_client.training.alike import same_surrogate
+    from pgn_client.training.rival import same_surrogate
 
     if adapter.mapping.open and not (args.backbone or args.weights):
         talk("no surrogate: the mapping reads labels that only the endpoint knows")
@@ -322,7 +322,7 @@ def _rival(
         The rival, if any, and whether it would have to be trained but for the dry run.
     """
     from pgn_client.checkpoint import read_card
-    from pgn_client.training.alike import same_but_input_independent, train_rival
+    from pgn_client.training.rival import same_but_input_independent, train_rival
 
     if adapter.info["method"] != "pgn" or "part_of" in adapter.info or "mapped" in adapter.info:
         if args.rival:

@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client import labels
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
-from pgn_client.client import AdaptedClient
-from pgn_client.codecs import ImageSource, open_image
-from pgn_client.compositor import fit_picture, seen_by_server
-from pgn_client.methods import linear_probe
-from pgn_client.regression import log_loss
-from pgn_client.statistics import best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.evaluation.statistics import best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.imaging.codecs import ImageSource, open_image
+from pgn_client.imaging.compositor import fit_picture, seen_by_server
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.logistic_regression import log_loss
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.methods import linear_probe
+from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Split, Task, augment
 from pgn_client.types import Answer
+from pgn_client.wire.client import AdaptedClient
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

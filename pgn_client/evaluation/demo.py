@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pgn_client import backbone, report
-from pgn_client.adapter import PromptAdapter
-from pgn_client.client import AdaptedClient
-from pgn_client.codecs import open_image
 from pgn_client.errors import ConfigurationError, MissingDependencyError
-from pgn_client.evaluation import Report, evaluate
+from pgn_client.evaluation import report
+from pgn_client.evaluation.study import Report, evaluate
+from pgn_client.imaging.codecs import open_image
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.surrogate import backbone
 from pgn_client.training import Task, fit, load_task, recipe
-from pgn_client.training.alike import train_rival
+from pgn_client.training.rival import train_rival
+from pgn_client.wire.client import AdaptedClient
 
 EXAMPLES = 8
 EPOCHS = 6

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone, float32_convolutions
-from pgn_client.compositor import compose, seen_by_server
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import generator_input
-from pgn_client.inversion import unclipped
-from pgn_client.methods import PGN
-from pgn_client.methods.published import RESOLUTION, PublishedPGN
-from pgn_client.training.scores import returned_scores
-from pgn_client.training.surrogate import Surrogate
-from pgn_client.training.wire import jpeg
+from pgn_client.imaging.compositor import compose, seen_by_server
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import generator_input
+from pgn_client.prompting.inversion import unclipped
+from pgn_client.prompting.methods import PGN
+from pgn_client.prompting.methods.published import RESOLUTION, PublishedPGN
+from pgn_client.surrogate.backbone import Backbone, float32_convolutions
+from pgn_client.surrogate.degradation import jpeg
+from pgn_client.surrogate.surrogate import Surrogate
+from pgn_client.training.torch_mapping import returned_scores
 from pgn_client.types import ServerProfile
 
 BATCH = 64

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.regression import log_likelihood, log_loss, log_softmax
+from pgn_client.mapping.logistic_regression import log_likelihood, log_loss, log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pgn_client import candidates as ways
-from pgn_client import methods
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
-from pgn_client.candidates import PROBE, Asker, Candidate, Connect, Pictures, Pixels, Query
-from pgn_client.compositor import GREY, compose
-from pgn_client.judgement import IIP, Judgement, judge
-from pgn_client.retention import agreement, follow
+from pgn_client.evaluation import candidate as ways
+from pgn_client.evaluation.candidate import PROBE, Asker, Candidate, Connect, Pictures, Pixels, Query
+from pgn_client.evaluation.comparison import IIP, Judgement, judge
+from pgn_client.evaluation.fidelity import agreement, follow
+from pgn_client.imaging.compositor import GREY, compose
+from pgn_client.prompting import methods
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Task
 
 Note = Callable[[str], None]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pgn_client.errors import ShapeError
-from pgn_client.geometry import Canvas, crop_offset
+from pgn_client.imaging.geometry import Canvas, crop_offset
 from pgn_client.types import ServerProfile
 
 GREY = 128  # of the cells when there is no prompt: the neutral canvas

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgn_client.codecs import IMAGE_SUFFIXES, open_image
-from pgn_client.compositor import fit_picture
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
+from pgn_client.imaging.codecs import IMAGE_SUFFIXES, open_image
+from pgn_client.imaging.compositor import fit_picture
+from pgn_client.imaging.geometry import Canvas
 from pgn_client.training.progress import bar as progress_bar
 
 SPLITS = ("train", "val", "test")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from pgn_client.counting import blm, blm_plus, one_to_one
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
-from pgn_client.regression import (
+from pgn_client.mapping.frequency import blm, blm_plus, one_to_one
+from pgn_client.mapping.logistic_regression import (
     check_examples,
     log_loss,
     log_normalised,

@@ -3,15 +3,15 @@
 Nothing of the model is known but that pictures go in and answers come out. So pairs of pictures are sent which a server
 of one kind turns into (nearly) the same input of its model, and a server of another kind does not. What each kind
 leaves of the difference is computed, and how far the answers are apart weighs all kinds at once
-(:mod:`pgn_client.probe.belief`); the next pair is the one that is expected to tell most. *Certain* is only what was
+(:mod:`pgn_client.probe.posterior`); the next pair is the one that is expected to tell most. *Certain* is only what was
 also held against a control: a picture that differs as much, that the kind does not hide, and that is answered
 differently. Without a control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
 which may be equal by accident, codec and profile are never certain.
 
 - the codec (:mod:`pgn_client.probe.codec`), on 32 px pictures;
 - resize and crop of a square picture (:mod:`pgn_client.probe.resize`);
-- what happens to a wide one (:mod:`pgn_client.probe.shape`);
-- the kind, number and rounding of the scores (:mod:`pgn_client.probe.replies`), on all answers.
+- what happens to a wide one (:mod:`pgn_client.probe.aspect_ratio`);
+- the kind, number and rounding of the scores (:mod:`pgn_client.probe.score_type`), on all answers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from __future__ import annotations
 import contextlib
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.probe import replies
-from pgn_client.probe.asking import Ask, Asker, LimitReachedError
+from pgn_client.probe import score_type as replies
+from pgn_client.probe.aspect_ratio import find_profile
 from pgn_client.probe.codec import find_codec
 from pgn_client.probe.findings import Certainty, Finding, Findings
 from pgn_client.probe.limits import find_bytes, find_pixels
+from pgn_client.probe.queries import Ask, Asker, LimitReachedError
 from pgn_client.probe.resize import Square, find_square
-from pgn_client.probe.shape import find_profile
 
 __all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "find_bytes", "find_pixels", "probe"]
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client.probe.asking import SENSITIVE, Asker
-from pgn_client.probe.belief import CONTROL, Belief, Which
 from pgn_client.probe.findings import Finding
-from pgn_client.probe.pictures import Floats, mosaic, picture, recode, rms
+from pgn_client.probe.posterior import CONTROL, Belief, Which
+from pgn_client.probe.queries import SENSITIVE, Asker
+from pgn_client.probe.stimuli import Floats, mosaic, picture, recode, rms
 from pgn_client.types import Answer
 
 SIDE = 32  # pixels: four MCUs of 16 x 16

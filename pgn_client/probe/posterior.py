@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pgn_client.probe.asking import Asker
+from pgn_client.probe.queries import Asker
 
 Floats = NDArray[np.float64]
 Which = NDArray[np.int64] | slice

@@ -4,7 +4,7 @@ All pictures but the last few are 1024 px square: the 8-px blocks of JPEG are th
 input, and a server that re-encodes looks like one that does not. Two kinds of overlays are questions to one list of
 hypotheses (R, C, kernel), each of which says how much of an overlay reaches the model:
 
-- *waves* (:mod:`pgn_client.probe.waves`), which vanish at some R;
+- *waves* (:mod:`pgn_client.probe.gratings`), which vanish at some R;
 - *frames*: the border is brightened, m pixels wide; a crop removes it.
 
 The next question is the one that is expected to tell most. A side is believed when its needle vanishes and the
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pgn_client.probe.asking import SENSITIVE, Asker
-from pgn_client.probe.belief import Belief
-from pgn_client.probe.pictures import Floats, framed, outlined, picture, smooth
-from pgn_client.probe.squares import FRAME, LARGEST, SIDE, Question, hypotheses
-from pgn_client.probe.waves import Wave, around, needle, quadrature
+from pgn_client.probe.gratings import Wave, around, needle, quadrature
+from pgn_client.probe.posterior import Belief
+from pgn_client.probe.queries import SENSITIVE, Asker
+from pgn_client.probe.resize_hypotheses import FRAME, LARGEST, SIDE, Question, hypotheses
+from pgn_client.probe.stimuli import Floats, framed, outlined, picture, smooth
 from pgn_client.types import Answer
 
 CONTROLS, CONTRAST = (24, 48), 50.0  # half periods per edge, seen whatever the size; grey levels

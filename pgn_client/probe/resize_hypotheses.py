@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client.probe.belief import EAR, HEARD, Which
-from pgn_client.probe.pictures import Floats
-from pgn_client.probe.waves import REST, Wave
+from pgn_client.probe.gratings import REST, Wave
+from pgn_client.probe.posterior import EAR, HEARD, Which
+from pgn_client.probe.stimuli import Floats
 
 SIDE = 1024  # pixels
 SMALLEST, LARGEST = 32, 640  # sides that are looked for

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pgn_client.probe.asking import UNROUNDED, decimals
 from pgn_client.probe.findings import Finding
+from pgn_client.probe.queries import UNROUNDED, decimals
 from pgn_client.types import Answer
 
 ENOUGH = 20  # scores, or answers, before a regularity among them is certain

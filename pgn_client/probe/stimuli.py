@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client.geometry import crop_offset
+from pgn_client.imaging.geometry import crop_offset
 
 Floats = NDArray[np.float64]
 

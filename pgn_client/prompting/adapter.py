@@ -15,15 +15,15 @@ import numpy as np
 from PIL import Image
 
 from pgn_client import checkpoint
-from pgn_client.compositor import compose, fit_picture, seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
-from pgn_client.geometry import Canvas
-from pgn_client.labels import LabelMapping
+from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.types import Hosted, Prepared, ServerProfile
 
 if TYPE_CHECKING:
-    from pgn_client.backbone import PatchEmbedding
-    from pgn_client.methods import RGBMethod
+    from pgn_client.prompting.methods import RGBMethod
+    from pgn_client.surrogate.backbone import PatchEmbedding
 
 BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
@@ -159,8 +159,8 @@ class PromptAdapter:
         model, own = self.runtime
         import torch
 
-        from pgn_client.generator import generator_input
-        from pgn_client.methods import PGN
+        from pgn_client.prompting.generator import generator_input
+        from pgn_client.prompting.methods import PGN
 
         embedding = embedding or own
         if not isinstance(model, PGN) or embedding is None:
@@ -228,8 +228,8 @@ class PromptAdapter:
         try:
             import torch
 
-            from pgn_client import methods
-            from pgn_client.backbone import PatchEmbedding
+            from pgn_client.prompting import methods
+            from pgn_client.surrogate.backbone import PatchEmbedding
         except ImportError as error:
             raise MissingDependencyError("making prompts from a checkpoint", "train") from error
         state = {k: torch.from_numpy(np.array(v)) for k, v in self._tensors.items()}

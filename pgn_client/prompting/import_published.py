@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgn_client import __version__
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.geometry import Canvas, room_for
-from pgn_client.inversion import reach, route
-from pgn_client.labels import LabelMapping
-from pgn_client.methods import Setting
-from pgn_client.methods.published import INTERPOLATION, RESOLUTION, PublishedPGN, sizes
+from pgn_client.imaging.geometry import Canvas, room_for
+from pgn_client.mapping.label_mapping import LabelMapping
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.inversion import reach, route
+from pgn_client.prompting.methods import Setting
+from pgn_client.prompting.methods.published import INTERPOLATION, RESOLUTION, PublishedPGN, sizes
+from pgn_client.surrogate.backbone import Backbone
 from pgn_client.types import ServerProfile
+from pgn_client.version import __version__
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:

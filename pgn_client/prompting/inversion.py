@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
+from pgn_client.surrogate.backbone import PatchEmbedding
 
 
 def exact(weights: Tensor, patches: Tensor) -> Tensor:

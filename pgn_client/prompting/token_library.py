@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pgn_client import inversion
-from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
+from pgn_client.prompting import inversion
+from pgn_client.surrogate.backbone import PatchEmbedding
 
 PROJECTION_STEPS = 20
 """Of projected gradient, after each step of a training: rows move little between two of them."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pgn_client.segmentation.episodes import Episode, sample
-from pgn_client.segmentation.fitting import Numbers, fit_prompts, tuned
+from pgn_client.segmentation.iou import IGNORED, mean_iou
 from pgn_client.segmentation.linear import LinearHead, fit_linear, patch_tokens, versions
-from pgn_client.segmentation.masked import Masked, load_masked
-from pgn_client.segmentation.overlap import IGNORED, mean_iou
-from pgn_client.segmentation.prompts import MaskPrompts
+from pgn_client.segmentation.mask_prompts import MaskPrompts
+from pgn_client.segmentation.masks import Masked, load_masked
+from pgn_client.segmentation.train import Numbers, fit_prompts, tuned
 
 __all__ = [
     "IGNORED",

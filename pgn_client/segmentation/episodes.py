@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.segmentation.masked import Masked
-from pgn_client.segmentation.overlap import IGNORED
+from pgn_client.segmentation.iou import IGNORED
+from pgn_client.segmentation.masks import Masked
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ShapeError
-from pgn_client.methods.expres import EXPRES
-from pgn_client.regression import logistic_regression_cv
-from pgn_client.segmentation.overlap import IGNORED
+from pgn_client.mapping.logistic_regression import logistic_regression_cv
+from pgn_client.prompting.methods.expres import EXPRES
+from pgn_client.segmentation.iou import IGNORED
+from pgn_client.surrogate.backbone import Backbone
 
 BATCH = 8
 VERSIONS = 8

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
-from pgn_client.methods import Setting
-from pgn_client.methods.expres import EXPRES
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.methods import Setting
+from pgn_client.prompting.methods.expres import EXPRES
 from pgn_client.segmentation.linear import BATCH, LinearHead, check_size, enlarged, pixel_loss
+from pgn_client.surrogate.backbone import Backbone
 
 SCALE = 10.0
 """Of cosines, before the training."""

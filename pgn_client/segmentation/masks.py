@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pgn_client.codecs import open_image
 from pgn_client.errors import ConfigurationError, ImageError, ShapeError
-from pgn_client.segmentation.overlap import IGNORED
+from pgn_client.imaging.codecs import open_image
+from pgn_client.segmentation.iou import IGNORED
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgn_client.backbone import Backbone
 from pgn_client.segmentation.episodes import Episode
 from pgn_client.segmentation.linear import VERSIONS, LinearHead, Versions, check_size, pixel_loss, version
-from pgn_client.segmentation.prompts import MaskPrompts
+from pgn_client.segmentation.mask_prompts import MaskPrompts
+from pgn_client.surrogate.backbone import Backbone
 
 HEAD_RATE = 1e-3
 HEAD_STEPS = 20

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
+from pgn_client.imaging.geometry import Canvas
 
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """As JPEG writes them → as Pillow counts them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgn_client.training.data import Split, Task, load_task, union
+from pgn_client.imaging.dataset import Split, Task, load_task, union
 from pgn_client.training.loop import fit
 from pgn_client.training.recipe import PRESETS, Recipe, recipe
 from pgn_client.training.white_box import fit_white_box

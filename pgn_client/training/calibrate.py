@@ -10,20 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgn_client import labels
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import float32_convolutions
-from pgn_client.compositor import compose
-from pgn_client.generator import generator_input
-from pgn_client.inversion import reach
-from pgn_client.labels import LabelMapping
-from pgn_client.methods import PGN, Method, Rates
-from pgn_client.regression import log_loss
-from pgn_client.statistics import best_fusion, fuse
+from pgn_client.evaluation.statistics import best_fusion, fuse
+from pgn_client.imaging.compositor import compose
+from pgn_client.imaging.dataset import Examples
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.label_mapping import LabelMapping
+from pgn_client.mapping.logistic_regression import log_loss
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import generator_input
+from pgn_client.prompting.inversion import reach
+from pgn_client.prompting.methods import PGN, Method, Rates
+from pgn_client.surrogate.backbone import float32_convolutions
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training.augment import Augmentation, copies, none
-from pgn_client.training.data import Examples
 from pgn_client.training.run import Run
-from pgn_client.training.surrogate import Surrogate
 
 EVALUATION_BATCH = 64
 Floats = NDArray[np.float64]

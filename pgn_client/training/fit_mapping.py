@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import __version__, labels
-from pgn_client.adapter import RAW, MappingAdapter, PromptAdapter
-from pgn_client.candidates import Asker, Pictures, Query, right
 from pgn_client.checkpoint import fingerprint
-from pgn_client.generator import TRUNK_WIDTH
-from pgn_client.methods.linear_probe import LinearProbe
-from pgn_client.statistics import best_fusion, fuse
+from pgn_client.evaluation.candidate import Asker, Pictures, Query, right
+from pgn_client.evaluation.statistics import best_fusion, fuse
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.prompting.adapter import RAW, MappingAdapter, PromptAdapter
+from pgn_client.prompting.generator import TRUNK_WIDTH
+from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Task
 from pgn_client.types import Answer
+from pgn_client.version import __version__
 
 Arrays = dict[str, NDArray[np.float32]]
 Card = dict[str, Any]

@@ -18,27 +18,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgn_client import __version__, labels, methods
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import LocalClassifier, generator_input
-from pgn_client.geometry import Canvas
-from pgn_client.inversion import route
-from pgn_client.labels import LabelMapping
-from pgn_client.library import library as token_library
-from pgn_client.methods import PGN, Method, RGBMethod, Setting
+from pgn_client.imaging.dataset import Examples, Task, load_examples
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.label_mapping import LabelMapping
+from pgn_client.prompting import methods
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import LocalClassifier, generator_input
+from pgn_client.prompting.inversion import route
+from pgn_client.prompting.methods import PGN, Method, RGBMethod, Setting
+from pgn_client.prompting.token_library import library as token_library
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.degradation import Wire
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
 from pgn_client.training.augment import Augmentation
-from pgn_client.training.data import Examples, Task, load_examples
-from pgn_client.training.finish import EVALUATION_BATCH, Floats, finish, log_probs
+from pgn_client.training.calibrate import EVALUATION_BATCH, Floats, finish, log_probs
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
-from pgn_client.training.scores import TorchMapping
-from pgn_client.training.surrogate import Surrogate
-from pgn_client.training.wire import Wire
+from pgn_client.training.torch_mapping import TorchMapping
 from pgn_client.types import ServerProfile
+from pgn_client.version import __version__
 
 
 def fit(

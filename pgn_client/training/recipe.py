@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.methods import Rates
-from pgn_client.methods.base import RESIDUAL_SITES
+from pgn_client.prompting.methods import Rates
+from pgn_client.prompting.methods.base import RESIDUAL_SITES
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from pgn_client.adapter import PromptAdapter
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.training.data import Task, load_task
+from pgn_client.imaging.dataset import Task, load_task
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.degradation import Wire
 from pgn_client.training.loop import fit
 from pgn_client.training.recipe import from_card
-from pgn_client.training.wire import Wire
 from pgn_client.types import ServerProfile
 
 RIVAL = "input_independent"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgn_client import labels
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.methods import Method
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.prompting.methods import Method
 from pgn_client.training.recipe import Recipe
-from pgn_client.training.scores import TorchMapping
+from pgn_client.training.torch_mapping import TorchMapping
 
 
 def optimisation(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgn_client.labels import LabelMapping
-from pgn_client.regression import FLOOR
+from pgn_client.mapping.label_mapping import LabelMapping
+from pgn_client.mapping.logistic_regression import FLOOR
 
 
 def returned_scores(logits: Tensor, *, top_k: int | None = None, decimals: int | None = None) -> Tensor:

@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 
-from pgn_client import __version__, labels, methods
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
-from pgn_client.methods import Method
-from pgn_client.methods.expres import EXPRES
+from pgn_client.imaging.dataset import Examples, Split, Task, load_examples
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.prompting import methods
+from pgn_client.prompting.methods import Method
+from pgn_client.prompting.methods.expres import EXPRES
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
-from pgn_client.training.data import Examples, Split, Task, load_examples
-from pgn_client.training.finish import Floats, last_mapping, learnable, log_probs, outputs
+from pgn_client.training.calibrate import Floats, last_mapping, learnable, log_probs, outputs
 from pgn_client.training.loop import Loop, setting
 from pgn_client.training.recipe import Recipe
-from pgn_client.training.scores import TorchMapping
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.training.torch_mapping import TorchMapping
 from pgn_client.types import ServerProfile
+from pgn_client.version import __version__
 
 
 def fit_white_box(

@@ -21,16 +21,16 @@ from typing import Any, Self, TypeVar, cast
 import httpx
 from PIL import Image
 
-from pgn_client.cache import CANARIES
-from pgn_client.codecs import ImageSource, describe
-from pgn_client.drift import Drift, differing, judge
 from pgn_client.errors import ConfigurationError, PGNError
-from pgn_client.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Steps, Watch
-from pgn_client.protocols import WireResponse
-from pgn_client.protocols.base import excerpt
-from pgn_client.reading import Reply
-from pgn_client.session import Job, Session, asks, chunks, chunks_async, ends_all, raised
+from pgn_client.imaging.codecs import ImageSource, describe
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
+from pgn_client.wire.cache import CANARIES
+from pgn_client.wire.drift import Drift, differing, judge
+from pgn_client.wire.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Steps, Watch
+from pgn_client.wire.prediction import Reply
+from pgn_client.wire.protocols import WireResponse
+from pgn_client.wire.protocols.base import excerpt
+from pgn_client.wire.session import Job, Session, asks, chunks, chunks_async, ends_all, raised
 
 T = TypeVar("T")
 

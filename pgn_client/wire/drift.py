@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pgn_client.reading import probabilities
 from pgn_client.types import Answer, ScoreKind
+from pgn_client.wire.prediction import probabilities
 
 TOLERANCE = 1e-3
 """Difference of a probability that batching and float32 may make on a server that has not changed."""

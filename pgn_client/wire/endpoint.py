@@ -139,7 +139,7 @@ class Endpoint:
 
     Attributes:
         url: http or https; without user, password and fragment.
-        protocol: a name of ``pgn_client.protocols``, or ``auto``.
+        protocol: a name of ``pgn_client.wire.protocols``, or ``auto``.
         model: the model's name, where one URL serves several or answers are cached.
         limits: the largest request.
         credential: the API key.

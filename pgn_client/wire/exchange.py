@@ -20,8 +20,6 @@ from concurrent.futures import CancelledError
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
-import pgn_client
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import (
     AuthenticationError,
     ConnectionFailedError,
@@ -34,11 +32,13 @@ from pgn_client.errors import (
     StatusError,
     TimedOutError,
 )
-from pgn_client.ledger import Account
-from pgn_client.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
-from pgn_client.protocols.base import excerpt
-from pgn_client.retry import RETRYABLE, RetryPolicy, Stop, Wait
 from pgn_client.types import Answer
+from pgn_client.version import __version__
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.ledger import Account
+from pgn_client.wire.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.wire.protocols.base import excerpt
+from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
 
 T = TypeVar("T")
 RATE = re.compile(r"(x-)?rate-?limit")
@@ -284,7 +284,7 @@ class Exchange:
     def _next(self, request: WireRequest) -> Send:
         remaining = self.check_deadline()
         headers = {
-            "user-agent": f"pgn-client/{pgn_client.__version__}",
+            "user-agent": f"pgn-client/{__version__}",
             **self.endpoint.authorization,
             **request.headers,
             "x-pgn-retry-count": str(self.attempts),

@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pgn_client.client import AdaptedClient
-from pgn_client.codecs import IMAGE_SUFFIXES, PNG, ImageSource, open_image
 from pgn_client.errors import ConfigurationError, EndpointError, NotRecordedError, PGNError
-from pgn_client.session import MAX_BATCH, caught, prepare_each
+from pgn_client.imaging.codecs import IMAGE_SUFFIXES, PNG, ImageSource, open_image
 from pgn_client.types import Adapter, ImageFailure, Prediction
+from pgn_client.wire.client import AdaptedClient
+from pgn_client.wire.session import MAX_BATCH, caught, prepare_each
 
 try:
     import fcntl

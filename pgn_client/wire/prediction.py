@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import CheckpointError, PGNError
-from pgn_client.protocols.base import excerpt
 from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import excerpt
 
 LogProbs = NDArray[np.float64]
 

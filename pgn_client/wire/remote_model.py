@@ -6,8 +6,6 @@ import json
 import logging
 from dataclasses import asdict, replace
 
-from pgn_client.cache import AnswerCache, cache_key, endpoint_key
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import (
     ConfigurationError,
     ConnectionFailedError,
@@ -15,10 +13,12 @@ from pgn_client.errors import (
     NotRecordedError,
     TimedOutError,
 )
-from pgn_client.exchange import Exchange, Steps
-from pgn_client.protocols import Payload, Protocol, open_protocol, possible
-from pgn_client.reading import Reply
 from pgn_client.types import ModelInfo
+from pgn_client.wire.cache import AnswerCache, cache_key, endpoint_key
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.exchange import Exchange, Steps
+from pgn_client.wire.prediction import Reply
+from pgn_client.wire.protocols import Payload, Protocol, open_protocol, possible
 
 _log = logging.getLogger("pgn_client")
 

@@ -22,10 +22,6 @@ from urllib.parse import unquote_plus, urlsplit
 import numpy as np
 from PIL import Image
 
-from pgn_client.cache import AnswerCache, endpoint_key
-from pgn_client.codecs import PNG, ImageSource, describe, open_image
-from pgn_client.discovery import Discovery
-from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import (
     AuthenticationError,
     CheckpointError,
@@ -34,15 +30,28 @@ from pgn_client.errors import (
     MissingDependencyError,
     PGNError,
 )
-from pgn_client.exchange import Clocks, Exchange, Pacer, Steps
-from pgn_client.hosting import hosted_reply
-from pgn_client.http_options import HttpOptions
-from pgn_client.ledger import Account, Ledger
-from pgn_client.protocols import Payload, open_protocol
-from pgn_client.protocols.base import digest
-from pgn_client.reading import Checkpoint, LogProbs, Reply, fuse, probabilities, ranked, verify, warn_of_few_labels
-from pgn_client.retry import RetryPolicy
+from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
+from pgn_client.wire.cache import AnswerCache, endpoint_key
+from pgn_client.wire.endpoint import Credential, Endpoint
+from pgn_client.wire.exchange import Clocks, Exchange, Pacer, Steps
+from pgn_client.wire.http_options import HttpOptions
+from pgn_client.wire.ledger import Account, Ledger
+from pgn_client.wire.prediction import (
+    Checkpoint,
+    LogProbs,
+    Reply,
+    fuse,
+    probabilities,
+    ranked,
+    verify,
+    warn_of_few_labels,
+)
+from pgn_client.wire.protocols import Payload, open_protocol
+from pgn_client.wire.protocols.base import digest
+from pgn_client.wire.remote_model import Discovery
+from pgn_client.wire.retry import RetryPolicy
+from pgn_client.wire.upload import hosted_reply
 
 T = TypeVar("T")
 
@@ -239,7 +248,7 @@ class Session(ABC):
         """Return the adapter, loading the checkpoint at the first use."""
         opened = self._checkpoint
         if opened.adapter is None and isinstance(opened.source, str | os.PathLike):
-            from pgn_client import adapter
+            from pgn_client.prompting import adapter
 
             opened.adapter = cast(Adapter, adapter.load(opened.source, self.endpoint.found.profile))
         elif opened.adapter is None:

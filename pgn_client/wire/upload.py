@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 
 from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError, PGNError
-from pgn_client.exchange import Exchange, Sleep, Steps
-from pgn_client.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
-from pgn_client.reading import Checkpoint, Reply
+from pgn_client.wire.exchange import Exchange, Sleep, Steps
+from pgn_client.wire.prediction import Checkpoint, Reply
+from pgn_client.wire.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
 
 PAUSE = 0.02  # seconds between looks at what another one uploads
 

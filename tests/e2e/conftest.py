@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgn_client import backbone
 from pgn_client.cli import main
-from pgn_client.demo import local_server, write_digits
+from pgn_client.evaluation.demo import local_server, write_digits
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pgn_client import backbone
 from pgn_client import checkpoint as checkpoints
-from pgn_client.demo import local_server
+from pgn_client.evaluation.demo import local_server
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 from tests.e2e.conftest import pgn, without_key
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pgn_client import PromptAdapter
-from pgn_client.benchmark import summarise
 from pgn_client.cli import main
 from pgn_client.errors import ConfigurationError
+from pgn_client.evaluation.benchmark import summarise
 from tests.e2e.conftest import dealt_out, pgn
 
 LIMITS = ["--train", "40", "--val", "30", "--test", "40", "--epochs", "1"]

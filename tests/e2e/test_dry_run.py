@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from pgn_client import AdaptedClient, PromptAdapter
-from pgn_client.evaluation import evaluate, queries
+from pgn_client.evaluation.study import evaluate, queries
 from pgn_client.training import load_task
 from tests.e2e.conftest import pgn
 from tests.e2e.test_predict import images_seen

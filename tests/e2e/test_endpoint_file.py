@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from pgn_client import AdaptedClient, PromptAdapter
-from pgn_client.adapter import load
-from pgn_client.demo import local_server
+from pgn_client.evaluation.demo import local_server
+from pgn_client.prompting.adapter import load
 from tests.e2e.conftest import pgn
 
 

@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from pgn_client.demo import write_digits
+from pgn_client.evaluation.demo import write_digits
 from tests.e2e.conftest import pgn
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from mock_server.app import create_app
 from mock_server.settings import Settings
 from pgn_client import AsyncAdaptedClient
-from pgn_client.endpoint import Endpoint
 from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
 from tests.mock_server.conftest import wire_model
 
 URL, KEY = "http://127.0.0.1:9", "wire-key"

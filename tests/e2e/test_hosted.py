@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pgn_client import AdaptedClient, AsyncAdaptedClient, backbone
-from pgn_client.adapter import load
+from pgn_client import AdaptedClient, AsyncAdaptedClient
 from pgn_client.checkpoint import summary as checkpoint_summary
-from pgn_client.demo import local_server
 from pgn_client.errors import AuthenticationError, CheckpointError, ConfigurationError
+from pgn_client.evaluation.demo import local_server
+from pgn_client.prompting.adapter import load
 from pgn_client.segmentation import LinearHead, MaskPrompts
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit_white_box, load_task, recipe
 from tests.e2e.conftest import dealt_out, pgn
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pgn_client import PromptAdapter
-from pgn_client.demo import local_server, write_digits
+from pgn_client.evaluation.demo import local_server, write_digits
 from tests.e2e.conftest import dealt_out, pgn, without_key
 
 

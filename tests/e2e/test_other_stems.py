@@ -5,11 +5,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pgn_client import AdaptedClient, PromptAdapter, backbone
-from pgn_client.codecs import open_image
-from pgn_client.compositor import fit_picture
-from pgn_client.demo import local_server
-from pgn_client.retention import follow
+from pgn_client import AdaptedClient, PromptAdapter
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.fidelity import follow
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import fit_picture
+from pgn_client.surrogate import backbone
 from tests.e2e.conftest import dealt_out, pgn
 
 MODEL = "test_convnext"  # timm's smallest: random weights, 160 pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pgn_client.demo import local_server, write_digits
+from pgn_client.evaluation.demo import local_server, write_digits
 from tests.e2e.conftest import pgn, started
 
 

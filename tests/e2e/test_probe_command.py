@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pgn_client.demo import local_server
-from pgn_client.endpoint import Endpoint, Limits
+from pgn_client.evaluation.demo import local_server
+from pgn_client.wire.endpoint import Endpoint, Limits
 from tests.e2e.conftest import pgn
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import AdaptedClient, ServerProfile, backbone
-from pgn_client.codecs import open_image
-from pgn_client.compositor import compose, fit_picture
-from pgn_client.demo import local_server
-from pgn_client.labels import log_scores
-from pgn_client.retention import latent_log_probs
+from pgn_client import AdaptedClient, ServerProfile
+from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.fidelity import latent_log_probs
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import compose, fit_picture
+from pgn_client.mapping.label_mapping import log_scores
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 
 

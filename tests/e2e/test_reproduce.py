@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import FakeData
 
-from pgn_client import backbone
+from pgn_client.surrogate import backbone
 from tests.e2e.conftest import load_script
 
 PAPER = ["cifar100", "cifar10", "flowers102", "food101", "eurosat", "sun397"]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pgn_client import backbone
-from pgn_client.labels import log_scores
+from pgn_client.mapping.label_mapping import log_scores
+from pgn_client.surrogate import backbone
 from pgn_client.types import Answer
 from tests.e2e.conftest import dealt_out, load_script
 

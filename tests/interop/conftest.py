@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.demo import local_server
+from pgn_client.evaluation.demo import local_server
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".venvs"

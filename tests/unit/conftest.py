@@ -82,7 +82,7 @@ def make_backbone(make_vit: Callable[..., Any]) -> Callable[..., Any]:
     """Return a factory of frozen backbones around such a ViT."""
 
     def make(*, labels: list[str] | None = None, profile: Any = None, **options: Any) -> Any:
-        from pgn_client.backbone import Backbone
+        from pgn_client.surrogate.backbone import Backbone
 
         mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
         return Backbone(make_vit(**options), name="tiny", mean=mean, std=std, labels=labels, profile=profile)
@@ -143,9 +143,9 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         import torch
 
-        from pgn_client import methods
-        from pgn_client.adapter import PromptAdapter
-        from pgn_client.geometry import Canvas
+        from pgn_client.imaging.geometry import Canvas
+        from pgn_client.prompting import methods
+        from pgn_client.prompting.adapter import PromptAdapter
         from pgn_client.types import ServerProfile
 
         torch.manual_seed(5)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pgn_client import checkpoint
-from pgn_client.adapter import PromptAdapter
-from pgn_client.compositor import compose, fit_picture
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
+from pgn_client.imaging.compositor import compose, fit_picture
+from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.types import Answer, ServerProfile
 
 BESIDE = [{"method": "pgn"}, {"method": "pgn", "library": "latent"}, {"method": "input_independent"}]
@@ -92,7 +92,7 @@ class TestRender:
     def test_rounds_to_the_nearest_grey_value(self, make_adapter):
         import torch
 
-        from pgn_client.generator import generator_input
+        from pgn_client.prompting.generator import generator_input
 
         adapter = make_adapter()
         fitted = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)

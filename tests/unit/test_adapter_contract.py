@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save
 from timm.models import VisionTransformer
 
 from pgn_client import checkpoint
-from pgn_client.adapter import HostedAdapter, load
-from pgn_client.backbone import Backbone
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.geometry import Canvas
-from pgn_client.methods.expres import EXPRES
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.adapter import HostedAdapter, load
+from pgn_client.prompting.methods.expres import EXPRES
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import fit_white_box, load_task, recipe
-from pgn_client.training.surrogate import Surrogate
 from pgn_client.types import ServerProfile
 
 GOLDEN = Path(__file__).parents[1] / "contract" / "adapters"

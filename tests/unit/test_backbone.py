@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import SwinTransformer
 from torch import nn
 
-from pgn_client import backbone as backbone_module
-from pgn_client.backbone import Backbone, is_plain, load, read_labels, unique_labels
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
+from pgn_client.surrogate import backbone as backbone_module
+from pgn_client.surrogate.backbone import Backbone, is_plain, load, read_labels, unique_labels
 from pgn_client.types import ServerProfile
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgn_client.benchmark import Plan, markdown, summarise
-from pgn_client.benchmark.runs import Cell, missing_rows
 from pgn_client.errors import ConfigurationError
+from pgn_client.evaluation.benchmark import Plan, markdown, summarise
+from pgn_client.evaluation.benchmark.runs import Cell, missing_rows
 
 N, C = 40, 4
 TARGETS = np.arange(N) % C

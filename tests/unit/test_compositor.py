@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from pgn_client.compositor import GREY, compose, fit_picture, seen_by_server
 from pgn_client.errors import ShapeError
-from pgn_client.geometry import Canvas
+from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
+from pgn_client.imaging.geometry import Canvas
 from pgn_client.types import ServerProfile
 
 PROFILES = ["direct", "resize_crop:36:32", "resize_crop:37:32", "resize_crop:41:32", "resize_crop:32:32",

@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 
-from pgn_client.counting import blm, blm_plus, one_to_one
 from pgn_client.errors import MissingDependencyError
-from pgn_client.labels import log_scores
+from pgn_client.mapping.frequency import blm, blm_plus, one_to_one
+from pgn_client.mapping.label_mapping import log_scores
 from pgn_client.types import Answer
 
 

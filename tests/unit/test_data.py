@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from pgn_client.errors import ConfigurationError, ImageError
-from pgn_client.geometry import Canvas
-from pgn_client.training.data import Examples, Split, Task, load_pictures, load_task, union
+from pgn_client.imaging.dataset import Examples, Split, Task, load_pictures, load_task, union
+from pgn_client.imaging.geometry import Canvas
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
-from pgn_client.methods import Rates, Setting
-from pgn_client.methods.base import RESIDUAL_SITES
-from pgn_client.methods.expres import EXPRES, SITES, multiply_adds
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.methods import Rates, Setting
+from pgn_client.prompting.methods.base import RESIDUAL_SITES
+from pgn_client.prompting.methods.expres import EXPRES, SITES, multiply_adds
+from pgn_client.surrogate.surrogate import Surrogate
 from tests.unit.test_white_box import CANVAS, create, each_kind, entering, pixels
 
 

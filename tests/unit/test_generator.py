@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client.generator import PromptGenerator, ResNet10, generator_input
-from pgn_client.library import LatentLibrary, PixelLibrary, TokenLibrary
+from pgn_client.prompting.generator import PromptGenerator, ResNet10, generator_input
+from pgn_client.prompting.token_library import LatentLibrary, PixelLibrary, TokenLibrary
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.geometry import Canvas, crop_offset, place, room_for, sent_size
+from pgn_client.imaging.geometry import Canvas, crop_offset, place, room_for, sent_size
 from pgn_client.types import ServerProfile
 
 LAYOUTS = st.sampled_from(["ring", "corner", "full", "rows:1", "rows:2", "rows:3"])

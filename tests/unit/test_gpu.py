@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pgn_client import backbone
-from pgn_client.demo import write_digits
+from pgn_client.evaluation.demo import write_digits
+from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client.candidates import (
+from pgn_client.evaluation.candidate import (
     LOCAL,
     PROBE,
     RAW,
@@ -25,12 +25,22 @@ from pgn_client.candidates import (
     with_local,
     without_prompt,
 )
-from pgn_client.codecs import open_image
-from pgn_client.compositor import seen_by_server
-from pgn_client.judgement import ADVICE, CONTAMINATED, PGN, Comparison, advice, compare, judge, money, verdict
-from pgn_client.methods import linear_probe
-from pgn_client.methods.linear_probe import LinearProbe
-from pgn_client.statistics import fuse
+from pgn_client.evaluation.comparison import (
+    ADVICE,
+    CONTAMINATED,
+    PGN,
+    Comparison,
+    advice,
+    compare,
+    judge,
+    money,
+    verdict,
+)
+from pgn_client.evaluation.statistics import fuse
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import seen_by_server
+from pgn_client.prompting.methods import linear_probe
+from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Split, Task, load_task
 from pgn_client.training.augment import COPIES
 

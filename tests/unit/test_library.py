@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pgn_client import inversion
 from pgn_client.errors import ConfigurationError
-from pgn_client.library import LIBRARIES, ReachableLibrary, library
+from pgn_client.prompting import inversion
+from pgn_client.prompting.token_library import LIBRARIES, ReachableLibrary, library
 
 EXACT = [kind for kind, found in LIBRARIES.items() if found.exact]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pgn_client.errors import ShapeError
-from pgn_client.measures import Bin, ClassScore, by_class, calibration_error, confusion, reliability
+from pgn_client.evaluation.metrics import Bin, ClassScore, by_class, calibration_error, confusion, reliability
 
 
 def answers(confidences, answered):

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import backbone as backbones
-from pgn_client import methods
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import generator_input
-from pgn_client.geometry import Canvas
-from pgn_client.library import LIBRARIES
-from pgn_client.methods import PGN, InputIndependent, Rates, Setting
-from pgn_client.methods.linear_probe import LinearProbe, features
-from pgn_client.training.scores import returned_scores
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting import methods
+from pgn_client.prompting.generator import generator_input
+from pgn_client.prompting.methods import PGN, InputIndependent, Rates, Setting
+from pgn_client.prompting.methods.linear_probe import LinearProbe, features
+from pgn_client.prompting.token_library import LIBRARIES
+from pgn_client.surrogate import backbone as backbones
+from pgn_client.surrogate.surrogate import Surrogate
+from pgn_client.training.torch_mapping import returned_scores
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 
@@ -170,7 +170,7 @@ class TestLatentPathIsThePixelPath:
         torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
 
     def test_labels_are_equal_after_rounding(self, make_adapter, make_backbone, pictures):
-        from pgn_client.compositor import fit_picture
+        from pgn_client.imaging.compositor import fit_picture
 
         adapter, backbone = make_adapter(profile="direct"), make_backbone()
         surrogate = Surrogate(backbone, adapter.canvas)
@@ -185,7 +185,7 @@ class TestLatentPathIsThePixelPath:
         assert 0 < (latent - deployed).abs().max() < 0.1
 
     def test_neutral_canvases_are_what_the_compositor_makes(self, make_backbone):
-        from pgn_client.compositor import compose
+        from pgn_client.imaging.compositor import compose
 
         canvas, fitted = Canvas.build(32, 8, "corner"), pixels(1, 3, 24, 24)
         ours = np.asarray(compose(fitted[0].permute(1, 2, 0).numpy(), None, canvas))

@@ -12,12 +12,12 @@ from PIL import Image
 
 from pgn_client.errors import BudgetExceededError, ConfigurationError
 from pgn_client.probe import LIMIT, Findings, probe
-from pgn_client.probe.asking import Asker, LimitReachedError, decimals
-from pgn_client.probe.belief import CONTROL, Belief, expected, information, likelihood
 from pgn_client.probe.codec import QUALITIES, _coded, _library, metamers
-from pgn_client.probe.pictures import framed, mosaic, picture, recode, rms
-from pgn_client.probe.squares import FRAME, SIDE, hypotheses
-from pgn_client.probe.waves import Wave, around, middle, needle, quadrature
+from pgn_client.probe.gratings import Wave, around, middle, needle, quadrature
+from pgn_client.probe.posterior import CONTROL, Belief, expected, information, likelihood
+from pgn_client.probe.queries import Asker, LimitReachedError, decimals
+from pgn_client.probe.resize_hypotheses import FRAME, SIDE, hypotheses
+from pgn_client.probe.stimuli import framed, mosaic, picture, recode, rms
 from pgn_client.types import Answer
 
 SPEC = importlib.util.spec_from_file_location(

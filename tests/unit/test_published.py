@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from pgn_client.adapter import PromptAdapter
 from pgn_client.checkpoint import summary
-from pgn_client.compositor import fit_picture
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.generator import PromptGenerator, generator_input
-from pgn_client.methods.published import MEAN, NAMES, STD
-from pgn_client.published import import_published, read
-from pgn_client.retention import agreement, follow
-from pgn_client.training.alike import task_of
+from pgn_client.evaluation.fidelity import agreement, follow
+from pgn_client.imaging.compositor import fit_picture
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import PromptGenerator, generator_input
+from pgn_client.prompting.import_published import import_published, read
+from pgn_client.prompting.methods.published import MEAN, NAMES, STD
+from pgn_client.training.rival import task_of
 from pgn_client.types import ServerProfile
 
 LAYOUT = "cells:10,11,13,14,15@0,0,2,2"  # of the tiny ViT's 4 x 4 cells

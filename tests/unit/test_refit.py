@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client.adapter import PromptAdapter, load
-from pgn_client.candidates import Pictures
 from pgn_client.checkpoint import summary
-from pgn_client.codecs import open_image
-from pgn_client.compositor import seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.refit import fit_raw, knows, new_head, none_of_these, refit
+from pgn_client.evaluation.candidate import Pictures
+from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.compositor import seen_by_server
+from pgn_client.prompting.adapter import PromptAdapter, load
 from pgn_client.training import load_task
-from pgn_client.training.alike import same_surrogate, task_of
+from pgn_client.training.fit_mapping import fit_raw, knows, new_head, none_of_these, refit
+from pgn_client.training.rival import same_surrogate, task_of
 from pgn_client.types import Answer, ServerProfile
 
 CARD = {"metrics": {"epoch": 3, "perplexity": 2.0}, "recipe": {"augment": "none", "mapping": "auto"}}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.candidates import LOCAL, RAW, SERVED, Candidate, fused, with_local
-from pgn_client.evaluation import Report
-from pgn_client.judgement import CONTAMINATED, PGN, judge
-from pgn_client.report import page, sheet, table, write
-from pgn_client.report.markup import Markup, join, tag, void
-from pgn_client.report.pictures import GAP, TEXT, TILE
+from pgn_client.evaluation.candidate import LOCAL, RAW, SERVED, Candidate, fused, with_local
+from pgn_client.evaluation.comparison import CONTAMINATED, PGN, judge
+from pgn_client.evaluation.report import page, sheet, table, write
+from pgn_client.evaluation.report.markup import Markup, join, tag, void
+from pgn_client.evaluation.report.pictures import GAP, TEXT, TILE
+from pgn_client.evaluation.study import Report
 from pgn_client.training import Split, Task
 
 N, C = 120, 3

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import retention
-from pgn_client.compositor import compose
 from pgn_client.errors import ConfigurationError
-from pgn_client.report import GAP, TILE, sheet
-from pgn_client.retention import agreement, follow, latent_log_probs, steps
-from pgn_client.training.surrogate import Surrogate
+from pgn_client.evaluation import fidelity as retention
+from pgn_client.evaluation.fidelity import agreement, follow, latent_log_probs, steps
+from pgn_client.evaluation.report import GAP, TILE, sheet
+from pgn_client.imaging.compositor import compose
+from pgn_client.surrogate.surrogate import Surrogate
 
 N = 40
 CARD = {"recipe": {"top_k": None, "decimals": None}}

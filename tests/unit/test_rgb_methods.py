@@ -4,17 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgn_client import methods
-from pgn_client.adapter import PromptAdapter
-from pgn_client.compositor import compose, fit_picture, seen_by_server
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.generator import generator_input
-from pgn_client.geometry import Canvas
-from pgn_client.methods import PGN, REGISTRY, InputIndependent, Rates, RGBMethod, Setting
-from pgn_client.methods.masked import Masked, MaskGenerator
-from pgn_client.methods.padding import Border, border_mask
+from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting import methods
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.prompting.generator import generator_input
+from pgn_client.prompting.methods import PGN, REGISTRY, InputIndependent, Rates, RGBMethod, Setting
+from pgn_client.prompting.methods.masked import Masked, MaskGenerator
+from pgn_client.prompting.methods.padding import Border, border_mask
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import fit, load_task, recipe
-from pgn_client.training.surrogate import Surrogate
 from pgn_client.types import ServerProfile
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import counting, labels
-from pgn_client.labels import LabelMapping
-from pgn_client.training.scores import TorchMapping, returned_scores
+from pgn_client.mapping import frequency as counting
+from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.label_mapping import LabelMapping
+from pgn_client.training.torch_mapping import TorchMapping, returned_scores
 from pgn_client.types import Answer
 
 S, C = 12, 3

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.methods.base import RESIDUAL_SITES
-from pgn_client.methods.expres import EXPRES
-from pgn_client.regression import grouped, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import grouped, logistic_regression_cv
+from pgn_client.prompting.methods.base import RESIDUAL_SITES
+from pgn_client.prompting.methods.expres import EXPRES
 from pgn_client.segmentation import (
     IGNORED,
     Episode,
@@ -22,8 +22,8 @@ from pgn_client.segmentation import (
     tuned,
     versions,
 )
-from pgn_client.segmentation.fitting import drawn
 from pgn_client.segmentation.linear import VERSIONS, enlarged, patch_targets, pixel_loss, version
+from pgn_client.segmentation.train import drawn
 
 COLOURS = torch.tensor([[40, 40, 40], [220, 60, 50], [60, 90, 230]])
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.statistics import (
+from pgn_client.evaluation.statistics import (
     ALPHAS,
     GatePoint,
     accuracy_interval,

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client import methods
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import Canvas
-from pgn_client.methods import REGISTRY, Rates, RGBMethod, Setting, WhiteBox
-from pgn_client.methods.fine_tune import FineTune
-from pgn_client.methods.vpt import VPTDeep, VPTShallow
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting import methods
+from pgn_client.prompting.methods import REGISTRY, Rates, RGBMethod, Setting, WhiteBox
+from pgn_client.prompting.methods.fine_tune import FineTune
+from pgn_client.prompting.methods.vpt import VPTDeep, VPTShallow
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import fit, fit_white_box, load_task, recipe
-from pgn_client.training.surrogate import Surrogate
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 CANVAS = Canvas.build(32, 8, "full")

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgn_client import methods
-from pgn_client.compositor import compose, seen_by_server
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import generator_input
-from pgn_client.geometry import Canvas
-from pgn_client.methods import REGISTRY, RGBMethod, Setting
-from pgn_client.training.surrogate import Surrogate
-from pgn_client.training.wire import SUBSAMPLINGS, Wire, jpeg
+from pgn_client.imaging.compositor import compose, seen_by_server
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting import methods
+from pgn_client.prompting.generator import generator_input
+from pgn_client.prompting.methods import REGISTRY, RGBMethod, Setting
+from pgn_client.surrogate.degradation import SUBSAMPLINGS, Wire, jpeg
+from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.types import ServerProfile
 
 CANVAS = Canvas.build(32, 8, "ring")

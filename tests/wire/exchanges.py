@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from pgn_client.protocols import MalformedAnswerError, Payload, Protocol, WireResponse
+from pgn_client.wire.protocols import MalformedAnswerError, Payload, Protocol, WireResponse
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "tests/contract/wire"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.batch import adapt_files, estimate, find_images, predict_files
 from pgn_client.errors import AuthenticationError, ConfigurationError, ImageError
+from pgn_client.wire.folders import adapt_files, estimate, find_images, predict_files
 
 from .fakes import Server, ToyAdapter, answered, client, file_bytes, picture
 
@@ -204,7 +204,7 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from wire.fakes import Server, client
-    from pgn_client.batch import find_images, predict_files
+    from pgn_client.wire.folders import find_images, predict_files
     with client(Server(), protocol="pgn", max_concurrency=2) as c:
         for number, _ in enumerate(predict_files(c, find_images({folder!r}), {out!r}), 1):
             if number == 7:
@@ -308,7 +308,7 @@ def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_pict
             return 0
 
     files = [tmp_path / f"{i}.png" for i in range(40)]
-    monkeypatch.setattr("pgn_client.batch.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("pgn_client.wire.folders.time.perf_counter", lambda: clock.now)
     found = estimate(SlowToStart(), files)
     assert (found.images, found.already_answered) == (40, 0)
     assert found.seconds == pytest.approx(40 * 0.5)  # local work; the round trip, 0.8 s for 8 at a time, is faster

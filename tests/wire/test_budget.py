@@ -21,7 +21,7 @@ import pytest
 from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure, Prediction
 from pgn_client.cli import main
 from pgn_client.errors import BudgetExceededError, ConfigurationError, ConnectionFailedError
-from pgn_client.ledger import Ledger
+from pgn_client.wire.ledger import Ledger
 
 from .fakes import Server, client, file_bytes, picture
 

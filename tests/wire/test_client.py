@@ -20,8 +20,6 @@ import pytest
 from PIL import Image
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure, Prediction
-from pgn_client.cache import AnswerCache
-from pgn_client.client import FOREIGN, _broken
 from pgn_client.errors import (
     AuthenticationError,
     BudgetExceededError,
@@ -37,8 +35,10 @@ from pgn_client.errors import (
     ServerError,
     TimedOutError,
 )
-from pgn_client.exchange import BrokenKind
 from pgn_client.types import ModelInfo
+from pgn_client.wire.cache import AnswerCache
+from pgn_client.wire.client import FOREIGN, _broken
+from pgn_client.wire.exchange import BrokenKind
 
 from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
 
@@ -701,7 +701,8 @@ def test_a_closed_client_says_so():
 
 
 def test_importing_the_client_loads_no_torch():
-    code = "import sys, pgn_client.client, pgn_client.batch; sys.exit(bool({'torch', 'timm'} & sys.modules.keys()))"
+    imports = "import sys, pgn_client.wire.client, pgn_client.wire.folders"
+    code = imports + "; sys.exit(bool({'torch', 'timm'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

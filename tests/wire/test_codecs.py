@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pgn_client.codecs import NOTE, PNG, WEBP_LOSSLESS, describe, open_image
 from pgn_client.errors import ImageError, ShapeError
+from pgn_client.imaging.codecs import NOTE, PNG, WEBP_LOSSLESS, describe, open_image
 
 from .fakes import file_bytes, picture
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pgn_client.endpoint import Credential, Endpoint, Found, Limits
 from pgn_client.errors import ConfigurationError
+from pgn_client.wire.endpoint import Credential, Endpoint, Found, Limits
 
 KEY = "sk-secret-123"
 

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from pgn_client.endpoint import Endpoint
-from pgn_client.labels import LabelMapping
-from pgn_client.reading import Checkpoint, warn_of_few_labels
+from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.prediction import Checkpoint, warn_of_few_labels
 
 from .fakes import Server, ToyAdapter, answered, client, picture
 

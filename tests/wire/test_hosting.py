@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from pgn_client import ImageFailure
-from pgn_client.cache import AnswerCache
 from pgn_client.errors import (
     AuthenticationError,
     CheckpointError,
@@ -18,6 +17,7 @@ from pgn_client.errors import (
     ServerError,
 )
 from pgn_client.types import Hosted, Prepared
+from pgn_client.wire.cache import AnswerCache
 
 from .fakes import Server, ToyAdapter, answered, async_client, client, picture
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pgn_client.cache import CANARIES, AnswerCache, Recorded, cache_key, endpoint_key
 from pgn_client.errors import BudgetExceededError, ConfigurationError
-from pgn_client.ledger import Account, Ledger
 from pgn_client.types import Answer, Usage
+from pgn_client.wire.cache import CANARIES, AnswerCache, Recorded, cache_key, endpoint_key
+from pgn_client.wire.ledger import Account, Ledger
 
 ROOT = Path(__file__).parents[2]
 ANSWER = Answer(("ä", "b"), (0.1 + 0.2, -1e-300), "logits")
@@ -105,7 +105,7 @@ SPENDER = """
     import sys
     sys.path.insert(0, {root!r})
     from pgn_client.errors import BudgetExceededError
-    from pgn_client.ledger import Account, Ledger
+    from pgn_client.wire.ledger import Account, Ledger
     spending = Account(Ledger({path!r}), "e", "h/m", 60)
     print(flush=True)
     sys.stdin.readline()

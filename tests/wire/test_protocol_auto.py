@@ -9,10 +9,10 @@ import logging
 import httpx
 import pytest
 
-from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import AuthenticationError, ConfigurationError
-from pgn_client.protocols import ASKED, PROTOCOLS, TOLD, Described, MalformedAnswerError, open_protocol, possible
-from pgn_client.protocols.base import excerpt
+from pgn_client.wire.endpoint import Credential, Endpoint
+from pgn_client.wire.protocols import ASKED, PROTOCOLS, TOLD, Described, MalformedAnswerError, open_protocol, possible
+from pgn_client.wire.protocols.base import excerpt
 from tests.wire.exchanges import CAPTURED, CONTRACT, answer_of, captured, ok, picture
 from tests.wire.fakes import URL, Server, client
 from tests.wire.fakes import picture as image

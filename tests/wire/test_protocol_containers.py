@@ -11,12 +11,12 @@ import httpx
 import pytest
 from hypothesis import given
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError, InvalidRequestError, ServerError
-from pgn_client.protocols import MalformedAnswerError, Payload
-from pgn_client.protocols.base import explain
-from pgn_client.protocols.sagemaker import SageMaker
-from pgn_client.protocols.torchserve import TorchServe
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import MalformedAnswerError, Payload
+from pgn_client.wire.protocols.base import explain
+from pgn_client.wire.protocols.sagemaker import SageMaker
+from pgn_client.wire.protocols.torchserve import TorchServe
 from tests.wire.exchanges import ANYTHING, answer_of, body, captured, decodes_or_says_so, golden, ok, picture, sent
 from tests.wire.fakes import async_client, client
 from tests.wire.fakes import picture as image

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from hypothesis import given
 
-from pgn_client.endpoint import Credential, Endpoint
 from pgn_client.errors import AuthenticationError, ConfigurationError, ProtocolMismatchError
-from pgn_client.protocols import MalformedAnswerError
-from pgn_client.protocols.custom import Custom
+from pgn_client.wire.endpoint import Credential, Endpoint
+from pgn_client.wire.protocols import MalformedAnswerError
+from pgn_client.wire.protocols.custom import Custom
 from tests.wire.exchanges import ANYTHING, captured, decodes_or_says_so, ok, picture, sent
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from hypothesis import given
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols import MalformedAnswerError, Payload, WireResponse
-from pgn_client.protocols.huggingface_tasks import Features, ZeroShot
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import MalformedAnswerError, Payload, WireResponse
+from pgn_client.wire.protocols.huggingface_tasks import Features, ZeroShot
 from tests.wire.exchanges import ANYTHING, answer_of, captured, decodes_or_says_so, golden, ok, picture, sent
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image

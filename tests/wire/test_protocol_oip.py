@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import AuthenticationError, ConfigurationError, InvalidRequestError, ProtocolMismatchError
-from pgn_client.protocols import Described, MalformedAnswerError, WireResponse
-from pgn_client.protocols.oip import OpenInference
-from pgn_client.protocols.tensors import HEADER, outputs
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import Described, MalformedAnswerError, WireResponse
+from pgn_client.wire.protocols.oip import OpenInference
+from pgn_client.wire.protocols.tensors import HEADER, outputs
 from tests.wire.exchanges import (
     ANYTHING,
     answer_of,

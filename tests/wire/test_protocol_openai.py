@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError, ProtocolMismatchError, RateLimitedError
-from pgn_client.protocols import MalformedAnswerError, Payload, WireResponse
-from pgn_client.protocols.base import explain
-from pgn_client.protocols.openai import Chat, Embeddings
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import MalformedAnswerError, Payload, WireResponse
+from pgn_client.wire.protocols.base import explain
+from pgn_client.wire.protocols.openai import Chat, Embeddings
 from tests.wire.exchanges import ANYTHING, answer_of, captured, decodes_or_says_so, golden, ok, picture, sent
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image

@@ -9,11 +9,11 @@ import httpx
 import pytest
 from hypothesis import given
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols import MalformedAnswerError, Payload, WireResponse
-from pgn_client.protocols.base import explain
-from pgn_client.protocols.v1 import V1, Vertex
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import MalformedAnswerError, Payload, WireResponse
+from pgn_client.wire.protocols.base import explain
+from pgn_client.wire.protocols.kserve_v1 import V1, Vertex
 from tests.wire.exchanges import ANYTHING, answer_of, captured, decodes_or_says_so, golden, ok, picture, sent
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols import PGN, HuggingFace, MalformedAnswerError, Payload, WireResponse, open_protocol
-from pgn_client.protocols.base import excerpt, explain
-from pgn_client.protocols.huggingface import ALL
-from pgn_client.protocols.pgn import decode_model, join
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols import PGN, HuggingFace, MalformedAnswerError, Payload, WireResponse, open_protocol
+from pgn_client.wire.protocols.base import excerpt, explain
+from pgn_client.wire.protocols.huggingface import ALL
+from pgn_client.wire.protocols.pgn import decode_model, join
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = sorted(

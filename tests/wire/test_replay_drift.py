@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from pgn_client import Prediction
-from pgn_client.cache import CANARIES, AnswerCache
 from pgn_client.cli import main
-from pgn_client.drift import Drift, difference, differing, judge
 from pgn_client.errors import BudgetExceededError, ConfigurationError, NotRecordedError
 from pgn_client.types import Answer
+from pgn_client.wire.cache import CANARIES, AnswerCache
+from pgn_client.wire.drift import Drift, difference, differing, judge
 
 from .fakes import CARD, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
 from .test_budget import counting

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgn_client.retry import RetryPolicy, Stop, Wait, wished_wait
+from pgn_client.wire.retry import RetryPolicy, Stop, Wait, wished_wait
 
 NOW = 1_700_000_000.0
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pgn_client.benchmark.runs import Bench, Plan, missing_rows
-from pgn_client.benchmark.summary import Summary, summarise
-from pgn_client.benchmark.table import draw, markdown
+from pgn_client.evaluation.benchmark.runs import Bench, Plan, missing_rows
+from pgn_client.evaluation.benchmark.summary import Summary, summarise
+from pgn_client.evaluation.benchmark.table import draw, markdown
 
 __all__ = ["Bench", "Plan", "Summary", "draw", "markdown", "missing_rows", "summarise"]

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import __version__, methods
-from pgn_client import candidates as ways
-from pgn_client.backbone import Backbone
-from pgn_client.candidates import Asker, Candidate, Connect, Pictures
 from pgn_client.errors import ConfigurationError
-from pgn_client.geometry import place
-from pgn_client.retention import latent_log_probs
+from pgn_client.evaluation import candidate as ways
+from pgn_client.evaluation.candidate import Asker, Candidate, Connect, Pictures
+from pgn_client.evaluation.fidelity import latent_log_probs
+from pgn_client.imaging.geometry import place
+from pgn_client.prompting import methods
+from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Recipe, Task, augment, fit, fit_white_box, load_task, recipe
 from pgn_client.types import ServerProfile
+from pgn_client.version import __version__
 
 Note = Callable[[str], None]
 Arrays = Mapping[str, NDArray[Any]]

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client import candidates as ways
-from pgn_client import methods
-from pgn_client.benchmark.runs import PROBE, RAW, Plan, deploys, parse
-from pgn_client.candidates import Candidate
 from pgn_client.errors import ConfigurationError
-from pgn_client.statistics import accuracy_interval, gate_hits, pooled_bootstrap
+from pgn_client.evaluation import candidate as ways
+from pgn_client.evaluation.benchmark.runs import PROBE, RAW, Plan, deploys, parse
+from pgn_client.evaluation.candidate import Candidate
+from pgn_client.evaluation.statistics import accuracy_interval, gate_hits, pooled_bootstrap
+from pgn_client.prompting import methods
 
 Floats = NDArray[np.float64]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgn_client import candidates as ways
-from pgn_client.benchmark.summary import FINE_TUNING, Difference, Row, Summary
 from pgn_client.errors import MissingDependencyError
+from pgn_client.evaluation import candidate as ways
+from pgn_client.evaluation.benchmark.summary import FINE_TUNING, Difference, Row, Summary
 
 WHITE_BOX = "†"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pgn_client.measures import Bin
-from pgn_client.report.markup import Markup, tag
+from pgn_client.evaluation.metrics import Bin
+from pgn_client.evaluation.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 56

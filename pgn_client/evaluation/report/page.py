@@ -8,15 +8,15 @@ from typing import Any
 
 from PIL import Image
 
-from pgn_client.candidates import RAW, SERVED
-from pgn_client.codecs import PNG
-from pgn_client.evaluation import Report
-from pgn_client.judgement import Comparison, advice, money
-from pgn_client.measures import BINS, ClassScore
-from pgn_client.report.charts import curve_plot, interval, reliability_plot
-from pgn_client.report.markup import Markup, join, tag, void
-from pgn_client.report.pictures import TILE, captions
-from pgn_client.report.text import p_value, weakest
+from pgn_client.evaluation.candidate import RAW, SERVED
+from pgn_client.evaluation.comparison import Comparison, advice, money
+from pgn_client.evaluation.metrics import BINS, ClassScore
+from pgn_client.evaluation.report.charts import curve_plot, interval, reliability_plot
+from pgn_client.evaluation.report.markup import Markup, join, tag, void
+from pgn_client.evaluation.report.pictures import TILE, captions
+from pgn_client.evaluation.report.text import p_value, weakest
+from pgn_client.evaluation.study import Report
+from pgn_client.imaging.codecs import PNG
 
 SHOWN = 24
 """Classes that are told at most; a matrix of more is told by its most frequent confusions."""

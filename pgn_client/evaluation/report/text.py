@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pgn_client.candidates import SERVED
-from pgn_client.evaluation import Report
-from pgn_client.judgement import Comparison, money
-from pgn_client.measures import ClassScore
+from pgn_client.evaluation.candidate import SERVED
+from pgn_client.evaluation.comparison import Comparison, money
+from pgn_client.evaluation.metrics import ClassScore
+from pgn_client.evaluation.study import Report
 
 WORST = 3
 

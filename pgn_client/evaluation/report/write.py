@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgn_client.adapter import PromptAdapter
-from pgn_client.evaluation import Report
-from pgn_client.report.page import page
-from pgn_client.report.pictures import captions, columns, sheet
+from pgn_client.evaluation.report.page import page
+from pgn_client.evaluation.report.pictures import captions, columns, sheet
+from pgn_client.evaluation.study import Report
+from pgn_client.prompting.adapter import PromptAdapter
 
 
 def write(folder: Path, report: Report, pgn: PromptAdapter, paths: Sequence[Path]) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.methods.base import Method, Rates, RGBMethod, Setting, WhiteBox
-from pgn_client.methods.blend import Blend
-from pgn_client.methods.expres import EXPRES
-from pgn_client.methods.fine_tune import FineTune
-from pgn_client.methods.input_independent import InputIndependent
-from pgn_client.methods.low_rank import LowRank
-from pgn_client.methods.masked import Masked
-from pgn_client.methods.no_prompt import GreyFrame, NoPrompt
-from pgn_client.methods.padding import Padding, PublishedPadding
-from pgn_client.methods.pgn import PGN
-from pgn_client.methods.published import PublishedPGN
-from pgn_client.methods.vpt import VPTDeep, VPTShallow
+from pgn_client.prompting.methods.base import Method, Rates, RGBMethod, Setting, WhiteBox
+from pgn_client.prompting.methods.blend import Blend
+from pgn_client.prompting.methods.expres import EXPRES
+from pgn_client.prompting.methods.fine_tune import FineTune
+from pgn_client.prompting.methods.input_independent import InputIndependent
+from pgn_client.prompting.methods.low_rank import LowRank
+from pgn_client.prompting.methods.masked import Masked
+from pgn_client.prompting.methods.no_prompt import GreyFrame, NoPrompt
+from pgn_client.prompting.methods.padding import Padding, PublishedPadding
+from pgn_client.prompting.methods.pgn import PGN
+from pgn_client.prompting.methods.published import PublishedPGN
+from pgn_client.prompting.methods.vpt import VPTDeep, VPTShallow
 
 REGISTRY: dict[str, type[Method]] = {
     method.name: method

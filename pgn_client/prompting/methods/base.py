@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pgn_client.backbone import Backbone, PatchEmbedding
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import LocalClassifier, generator_input
-from pgn_client.geometry import Canvas
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.generator import LocalClassifier, generator_input
+from pgn_client.surrogate.backbone import Backbone, PatchEmbedding
 
 if TYPE_CHECKING:
-    from pgn_client.training.surrogate import Surrogate
+    from pgn_client.surrogate.surrogate import Surrogate
 
 Groups = list[dict[str, Any]]
 

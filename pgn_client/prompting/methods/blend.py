@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pgn_client.backbone import PatchEmbedding
 from pgn_client.errors import ConfigurationError
-from pgn_client.generator import PromptGenerator
-from pgn_client.library import TokenLibrary, library
-from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
-from pgn_client.methods.pgn import PGN, draw_library
+from pgn_client.prompting.generator import PromptGenerator
+from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
+from pgn_client.prompting.methods.pgn import PGN, draw_library
+from pgn_client.prompting.token_library import TokenLibrary, library
+from pgn_client.surrogate.backbone import PatchEmbedding
 
 if TYPE_CHECKING:
-    from pgn_client.training.surrogate import Surrogate
+    from pgn_client.surrogate.surrogate import Surrogate
 
 
 class Blend(PGN):

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pgn_client import checkpoint
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
+from pgn_client.surrogate.backbone import Backbone
 
 if TYPE_CHECKING:
-    from pgn_client.training.surrogate import Surrogate
+    from pgn_client.surrogate.surrogate import Surrogate
 
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
 """Where residuals can be added: to what comes out of a block's part; ``q``, ``k`` and ``v`` are parts of one."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pgn_client.backbone import Backbone
 from pgn_client.errors import ConfigurationError
-from pgn_client.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
+from pgn_client.surrogate.backbone import Backbone
 
 if TYPE_CHECKING:
-    from pgn_client.training.surrogate import Surrogate
+    from pgn_client.surrogate.surrogate import Surrogate
 
 
 class FineTune(WhiteBox):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from pgn_client.generator import PromptGenerator
-from pgn_client.library import TokenLibrary
-from pgn_client.methods.base import Groups, Rates
-from pgn_client.methods.pgn import PGN
+from pgn_client.prompting.generator import PromptGenerator
+from pgn_client.prompting.methods.base import Groups, Rates
+from pgn_client.prompting.methods.pgn import PGN
+from pgn_client.prompting.token_library import TokenLibrary
 
 
 class InputIndependent(PGN):

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgn_client.backbone import Backbone, float32_convolutions
-from pgn_client.regression import log_softmax, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import log_softmax, logistic_regression_cv
+from pgn_client.surrogate.backbone import Backbone, float32_convolutions
 
 BATCH = 64
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgn_client.generator import LocalClassifier
-from pgn_client.methods.base import Groups, Rates, Setting, WholePicture, require_layout
+from pgn_client.prompting.generator import LocalClassifier
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholePicture, require_layout
 
 RANK = 4
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgn_client.generator import LocalClassifier
-from pgn_client.methods.base import Groups, Rates, Setting, WholePicture, require_layout
+from pgn_client.prompting.generator import LocalClassifier
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholePicture, require_layout
 
 CHANNELS = (3, 8, 16, 32, 64, 128)
 POOLS = 3  # after the first convolutions: a mask patch is 2³ pixels of the generator's input wide

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pgn_client.compositor import GREY
-from pgn_client.generator import LocalClassifier
-from pgn_client.geometry import Canvas
-from pgn_client.methods.base import Groups, Rates, RGBMethod, Setting, WholePicture, require_layout
+from pgn_client.imaging.compositor import GREY
+from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.generator import LocalClassifier
+from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, WholePicture, require_layout
 
 if TYPE_CHECKING:
-    from pgn_client.backbone import PatchEmbedding
+    from pgn_client.surrogate.backbone import PatchEmbedding
 
 
 class NoPrompt(WholePicture):

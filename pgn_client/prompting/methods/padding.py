@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pgn_client.generator import LocalClassifier
-from pgn_client.methods.base import Groups, Rates, Setting, WhiteBox, WholePicture, require_layout
+from pgn_client.prompting.generator import LocalClassifier
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WhiteBox, WholePicture, require_layout
 
 if TYPE_CHECKING:
-    from pgn_client.training.surrogate import Surrogate
+    from pgn_client.surrogate.surrogate import Surrogate
 
 WIDTH = 30 / 224  # of the border, as a share of the picture's side, as published
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pgn_client.backbone import Backbone, PatchEmbedding, normalised
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.generator import PromptGenerator
-from pgn_client.library import TokenLibrary
-from pgn_client.methods.base import Setting
-from pgn_client.methods.pgn import PGN
+from pgn_client.prompting.generator import PromptGenerator
+from pgn_client.prompting.methods.base import Setting
+from pgn_client.prompting.methods.pgn import PGN
+from pgn_client.prompting.token_library import TokenLibrary
+from pgn_client.surrogate.backbone import Backbone, PatchEmbedding, normalised
 
 RESOLUTION = 224
 """Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is cropped."""

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
-from pgn_client.protocols.custom import Custom
-from pgn_client.protocols.huggingface import HuggingFace
-from pgn_client.protocols.huggingface_tasks import Features, ZeroShot
-from pgn_client.protocols.oip import OpenInference
-from pgn_client.protocols.openai import Chat, Embeddings
-from pgn_client.protocols.pgn import PGN
-from pgn_client.protocols.sagemaker import SageMaker
-from pgn_client.protocols.torchserve import TorchServe
-from pgn_client.protocols.v1 import V1, Vertex
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.wire.protocols.custom import Custom
+from pgn_client.wire.protocols.huggingface import HuggingFace
+from pgn_client.wire.protocols.huggingface_tasks import Features, ZeroShot
+from pgn_client.wire.protocols.kserve_v1 import V1, Vertex
+from pgn_client.wire.protocols.oip import OpenInference
+from pgn_client.wire.protocols.openai import Chat, Embeddings
+from pgn_client.wire.protocols.pgn import PGN
+from pgn_client.wire.protocols.sagemaker import SageMaker
+from pgn_client.wire.protocols.torchserve import TorchServe
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     "custom": Custom,

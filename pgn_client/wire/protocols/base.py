@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from pgn_client.endpoint import Endpoint, Limits
 from pgn_client.types import Answer, ModelInfo, ScoreKind
+from pgn_client.wire.endpoint import Endpoint, Limits
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import jmespath
 from jmespath.exceptions import JMESPathError
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     MalformedAnswerError,
     Payload,
@@ -34,10 +35,9 @@ from pgn_client.protocols.base import (
     digest,
     join,
 )
-from pgn_client.protocols.options import choice, options
-from pgn_client.protocols.scores import Reader
-from pgn_client.protocols.template import fill, holds_picture
-from pgn_client.types import Answer
+from pgn_client.wire.protocols.options import choice, options
+from pgn_client.wire.protocols.scores import Reader
+from pgn_client.wire.protocols.template import fill, holds_picture
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "method": str,

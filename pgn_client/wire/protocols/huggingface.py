@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pgn_client.endpoint import Endpoint
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer, ScoreKind
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     MalformedAnswerError,
     Payload,
     WireRequest,
     WireResponse,
 )
-from pgn_client.protocols.options import options
-from pgn_client.protocols.scores import Reader
-from pgn_client.types import Answer, ScoreKind
+from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.scores import Reader
 
 FORM = '[{"label", "score"}, ...]'
 ALL = 100_000  # more than any published label set; servers clip it to the number of their labels

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pgn_client.endpoint import Endpoint
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     MalformedAnswerError,
     Payload,
@@ -22,10 +23,9 @@ from pgn_client.protocols.base import (
     digest,
     embedding,
 )
-from pgn_client.protocols.huggingface import Learnt, answers, loading, post
-from pgn_client.protocols.options import need_labels, options
-from pgn_client.protocols.scores import Reader
-from pgn_client.types import Answer
+from pgn_client.wire.protocols.huggingface import Learnt, answers, loading, post
+from pgn_client.wire.protocols.options import need_labels, options
+from pgn_client.wire.protocols.scores import Reader
 
 FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one picture"
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
     MalformedAnswerError,
@@ -26,10 +27,9 @@ from pgn_client.protocols.base import (
     digest,
     join,
 )
-from pgn_client.protocols.options import only_model, options
-from pgn_client.protocols.scores import Reader
-from pgn_client.protocols.template import fill, holds_picture
-from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.protocols.options import only_model, options
+from pgn_client.wire.protocols.scores import Reader
+from pgn_client.wire.protocols.template import fill, holds_picture
 
 FORMS: Mapping[str, Any] = {
     "b64": {"b64": "{base64}"},

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pgn_client.protocols.base import MalformedAnswerError, best_first
 from pgn_client.types import Answer
+from pgn_client.wire.protocols.base import MalformedAnswerError, best_first
 
 OPENING = re.compile(r'\s*\{\s*"label"\s*:\s*"')
 

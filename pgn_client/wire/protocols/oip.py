@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer, ModelInfo, ScoreKind
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
     MalformedAnswerError,
@@ -30,11 +31,10 @@ from pgn_client.protocols.base import (
     digest,
     join,
 )
-from pgn_client.protocols.options import only_model, options
-from pgn_client.protocols.scores import Reader
-from pgn_client.protocols.tensors import FLOATS, HEADER, Input, Output, choose_input, outputs, texts
-from pgn_client.protocols.v1 import V1
-from pgn_client.types import Answer, ModelInfo, ScoreKind
+from pgn_client.wire.protocols.kserve_v1 import V1
+from pgn_client.wire.protocols.options import only_model, options
+from pgn_client.wire.protocols.scores import Reader
+from pgn_client.wire.protocols.tensors import FLOATS, HEADER, Input, Output, choose_input, outputs, texts
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "input": str,

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
     MalformedAnswerError,
@@ -29,11 +30,10 @@ from pgn_client.protocols.base import (
     embedding,
     join,
 )
-from pgn_client.protocols.huggingface import post
-from pgn_client.protocols.logprobs import probabilities, said_label
-from pgn_client.protocols.options import need_labels, only_model, options
-from pgn_client.protocols.template import fill
-from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.protocols.huggingface import post
+from pgn_client.wire.protocols.logprobs import probabilities, said_label
+from pgn_client.wire.protocols.options import need_labels, only_model, options
+from pgn_client.wire.protocols.template import fill
 
 ENDING = r"/v1(?:/chat/completions|/embeddings|/models)?|/chat/completions|/embeddings"
 PROMPT = "Which of these labels names what the picture shows? Answer with that label alone. Labels: {labels}"

@@ -6,9 +6,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import excerpt
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import excerpt
 
 FOR_ALL = ("key_header",)  # read by the endpoint itself
 

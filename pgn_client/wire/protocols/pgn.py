@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pgn_client.endpoint import Endpoint, Limits
-from pgn_client.protocols import base
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer, ModelInfo, ScoreKind
+from pgn_client.wire.endpoint import Endpoint, Limits
+from pgn_client.wire.protocols import base
+from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
     MalformedAnswerError,
@@ -23,8 +24,7 @@ from pgn_client.protocols.base import (
     checked_scores,
     embedding,
 )
-from pgn_client.protocols.options import options
-from pgn_client.types import Answer, ModelInfo, ScoreKind
+from pgn_client.wire.protocols.options import options
 
 _KINDS: dict[str, ScoreKind] = {
     "probs": "probabilities",

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pgn_client.endpoint import Endpoint
-from pgn_client.protocols.base import (
+from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import (
     Defaults,
     MalformedAnswerError,
     Payload,
@@ -22,11 +23,10 @@ from pgn_client.protocols.base import (
     digest,
     join,
 )
-from pgn_client.protocols.huggingface import post
-from pgn_client.protocols.options import options
-from pgn_client.protocols.scores import Reader
-from pgn_client.retry import RETRYABLE
-from pgn_client.types import Answer
+from pgn_client.wire.protocols.huggingface import post
+from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.scores import Reader
+from pgn_client.wire.retry import RETRYABLE
 
 THROTTLED = ("Throttling", "ThrottledException", "TooManyRequests", "ProvisionedThroughputExceeded", "SlowDown")
 

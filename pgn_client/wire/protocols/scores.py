@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pgn_client.endpoint import Endpoint
-from pgn_client.protocols.base import MalformedAnswerError, best_first, checked_scores, digest, embedding
-from pgn_client.protocols.options import choice
 from pgn_client.types import Answer, ScoreKind
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import MalformedAnswerError, best_first, checked_scores, digest, embedding
+from pgn_client.wire.protocols.options import choice
 
 CLASSES = ("labels", "classes", "displayNames")
 SCORES = ("scores", "confidences", "probabilities")

@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any
 
-from pgn_client.protocols.base import Payload
+from pgn_client.wire.protocols.base import Payload
 
 PLACEHOLDERS = ("{base64}", "{data_url}")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import MalformedAnswerError, Payload, WireResponse
+from pgn_client.wire.protocols.base import MalformedAnswerError, Payload, WireResponse
 
 FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 PIXELS = {"UINT8": "|u1", "FP16": "<f2", "FP32": "<f4"}

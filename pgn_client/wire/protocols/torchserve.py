@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from pgn_client.endpoint import Endpoint
 from pgn_client.errors import ConfigurationError
-from pgn_client.protocols.base import Defaults, Described, Payload, WireRequest, WireResponse, join
-from pgn_client.protocols.options import options
-from pgn_client.protocols.scores import Reader
 from pgn_client.types import Answer
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.protocols.base import Defaults, Described, Payload, WireRequest, WireResponse, join
+from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.scores import Reader
 
 MODEL = r"/predictions/([^/]+(?:/[^/]+)?)/*"
 

@@ -1,0 +1,1 @@
+"""Images: opened, placed on the canvas, painted. NumPy and Pillow, no torch."""

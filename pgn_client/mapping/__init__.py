@@ -1,0 +1,1 @@
+"""From the endpoint's classes to the task's. NumPy only."""

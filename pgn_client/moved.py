@@ -1,0 +1,127 @@
+"""Module paths of version 0.1, for one release: importing one warns and says where its names are now."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "pgn_client"
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "adapter": ("prompting.adapter",),
+    "backbone": ("surrogate.backbone",),
+    "batch": ("wire.folders",),
+    "benchmark": ("evaluation.benchmark",),
+    "cache": ("wire.cache",),
+    "candidates": ("evaluation.candidate",),
+    "cli.retain": ("cli.fidelity",),
+    "client": ("wire.client",),
+    "codecs": ("imaging.codecs",),
+    "compositor": ("imaging.compositor",),
+    "console": ("cli.console",),
+    "counting": ("mapping.frequency",),
+    "demo": ("evaluation.demo",),
+    "discovery": ("wire.remote_model",),
+    "drift": ("wire.drift",),
+    "endpoint": ("wire.endpoint",),
+    "exchange": ("wire.exchange",),
+    "generator": ("prompting.generator",),
+    "geometry": ("imaging.geometry",),
+    "hosting": ("wire.upload",),
+    "http_options": ("wire.http_options",),
+    "inversion": ("prompting.inversion",),
+    "judgement": ("evaluation.comparison",),
+    "labels": ("mapping.label_mapping",),
+    "ledger": ("wire.ledger",),
+    "library": ("prompting.token_library",),
+    "measures": ("evaluation.metrics",),
+    "methods": ("prompting.methods",),
+    "probe.asking": ("probe.queries",),
+    "probe.belief": ("probe.posterior",),
+    "probe.pictures": ("probe.stimuli",),
+    "probe.replies": ("probe.score_type",),
+    "probe.shape": ("probe.aspect_ratio",),
+    "probe.squares": ("probe.resize_hypotheses",),
+    "probe.waves": ("probe.gratings",),
+    "protocols": ("wire.protocols",),
+    "protocols.v1": ("wire.protocols.kserve_v1",),
+    "published": ("prompting.import_published",),
+    "reading": ("wire.prediction",),
+    "refit": ("training.fit_mapping",),
+    "regression": ("mapping.logistic_regression",),
+    "report": ("evaluation.report",),
+    "retention": ("evaluation.fidelity",),
+    "retry": ("wire.retry",),
+    "segmentation.fitting": ("segmentation.train",),
+    "segmentation.masked": ("segmentation.masks",),
+    "segmentation.overlap": ("segmentation.iou",),
+    "segmentation.prompts": ("segmentation.mask_prompts",),
+    "session": ("wire.session",),
+    "statistics": ("evaluation.statistics",),
+    "training.alike": ("training.rival",),
+    "training.data": ("imaging.dataset",),
+    "training.finish": ("training.calibrate",),
+    "training.scores": ("training.torch_mapping",),
+    "training.surrogate": ("surrogate.surrogate",),
+    "training.wire": ("surrogate.degradation",),
+}
+"""Old module below the package → the modules that have its names now. Whatever lay below it moved with it."""
+
+
+class MovedModules(MetaPathFinder):
+    """Finds modules under their old paths, after all other finders have found nothing."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old path, or ``None`` for any other module."""
+        homes = new_homes(fullname)
+        if homes is None:
+            return None
+        return ModuleSpec(fullname, Alias(homes), is_package=True)  # a package may be imported from below
+
+
+def new_homes(fullname: str) -> tuple[str, ...] | None:
+    """Return the modules that have the names of an old module now, or ``None`` if it is none.
+
+    Args:
+        fullname: Dotted path with the package, such as ``pgn_client.protocols.v1``.
+    """
+    package, _, old = fullname.partition(".")
+    if package != PACKAGE:
+        return None
+    if old in MOVED:
+        return tuple(f"{PACKAGE}.{home}" for home in MOVED[old])
+    above, _, below = old.rpartition(".")
+    homes = new_homes(f"{PACKAGE}.{above}") if above else None
+    return None if homes is None else (f"{homes[0]}.{below}",)
+
+
+class Alias(Loader):
+    """Makes a module that looks every name up where it is now."""
+
+    def __init__(self, homes: tuple[str, ...]) -> None:
+        self.homes = homes
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Warn, and let the module look names up."""
+        places = " and ".join(self.homes)
+        warnings.warn(
+            f"{module.__name__} has moved to {places}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,  # the import statement: warnings leaves the import system's own frames out
+        )
+        homes = [import_module(home) for home in self.homes]
+
+        def lookup(name: str) -> Any:
+            for home in homes:
+                if hasattr(home, name):
+                    return getattr(home, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        vars(module)["__getattr__"] = lookup

@@ -1,0 +1,1 @@
+"""The paper's figure: image → generator → mixture weights → token library → prompt patches."""

@@ -1,0 +1,1 @@
+"""One endpoint over HTTP: protocols, retries, budget, cache, clients. No torch."""
