@@ -21,16 +21,17 @@ import numpy as np
 import torch
 
 from pgn_client.evaluation import candidate as candidates
-from pgn_client.evaluation.statistics import best_fusion, fuse, paired_bootstrap
+from pgn_client.evaluation.statistics import paired_bootstrap
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
-from pgn_client.imaging.dataset import Examples, load_pictures
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.fusion import best_fusion, fuse
 from pgn_client.surrogate import backbone
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import Split, Task, fit, load_task, recipe
 from pgn_client.training.calibrate import deployed_features
+from pgn_client.training.examples import Examples, load_pictures
 
 METHODS = ("input_independent", "padding", "no_prompt", "grey_frame", "masked", "low_rank", "blend")
 LAYOUTS = ("full", "ring", "corner", "rows:1", "rows:2")

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from pgn_client.evaluation import candidate as candidates
 from pgn_client.evaluation.statistics import accuracy_interval, pooled_bootstrap
-from pgn_client.imaging.dataset import load_examples
 from pgn_client.prompting import methods
 from pgn_client.prompting.methods.base import RESIDUAL_SITES
 from pgn_client.prompting.methods.expres import SITES, multiply_adds
@@ -35,6 +34,7 @@ from pgn_client.surrogate.backbone import Backbone, float32_convolutions, load
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import Recipe, Task, fit, fit_white_box, load_task, recipe
 from pgn_client.training.calibrate import deployed_features
+from pgn_client.training.examples import load_examples
 
 Floats = NDArray[np.float64]
 FIRST = "expres"

@@ -19,9 +19,10 @@ import numpy as np
 from answer_bank import Bank, Floats, Integers, Location
 from numpy.typing import NDArray
 
-from pgn_client.evaluation.statistics import accuracy_interval, best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.evaluation.statistics import accuracy_interval
 from pgn_client.mapping import label_mapping as labels
-from pgn_client.mapping.logistic_regression import log_loss, log_normalised
+from pgn_client.mapping.fusion import best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.mapping.probability import log_loss, log_normalised
 
 View = Callable[[NDArray[Any]], Floats]
 

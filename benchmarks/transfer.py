@@ -68,13 +68,13 @@ from transfer_summary import summarize
 from pgn_client.evaluation.candidate import augmented_copies
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
-from pgn_client.imaging.dataset import Examples
 from pgn_client.mapping.logistic_regression import stratified
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import LocalClassifier, generator_input
 from pgn_client.prompting.methods import linear_probe
 from pgn_client.surrogate.backbone import Backbone, load
 from pgn_client.training import Recipe, Task, augment, fit, load_task, recipe
+from pgn_client.training.examples import Examples
 from pgn_client.training.loop import train_local_head
 from pgn_client.types import ServerProfile
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from replay import VIEWS, Reading, Targets, all_scores, fused, mapped
 
 from pgn_client.evaluation.statistics import pooled_bootstrap
-from pgn_client.mapping.logistic_regression import log_loss, log_softmax, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import logistic_regression_cv
+from pgn_client.mapping.probability import log_loss, log_softmax
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 
 VIT, LITE0, LITE1 = "vit_tiny_patch16_224", "tf_efficientnet_lite0", "tf_efficientnet_lite1"

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pgn_client.evaluation.statistics import best_fusion, best_gate, fuse, gate, gate_curve
 from pgn_client.imaging.codecs import ImageSource, open_image
 from pgn_client.imaging.compositor import fit_picture, seen_by_server
 from pgn_client.mapping import label_mapping as labels
-from pgn_client.mapping.logistic_regression import log_loss
+from pgn_client.mapping.fusion import best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.mapping.probability import log_loss
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.methods import linear_probe
 from pgn_client.surrogate.backbone import Backbone

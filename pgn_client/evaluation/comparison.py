@@ -13,11 +13,12 @@ import numpy as np
 
 from pgn_client.evaluation import candidate as ways
 from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, Integers
-from pgn_client.evaluation.fidelity import spread
 from pgn_client.evaluation.metrics import Bin, ClassScore, by_class, calibration_error, confusion, reliability
-from pgn_client.evaluation.statistics import accuracy_interval, discordant, gate_curve, mcnemar, paired_bootstrap
+from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap
 from pgn_client.imaging.codecs import describe
-from pgn_client.mapping.logistic_regression import log_loss
+from pgn_client.imaging.files import spread
+from pgn_client.mapping.fusion import gate_curve
+from pgn_client.mapping.probability import log_loss
 from pgn_client.prompting import methods
 from pgn_client.training import Task
 

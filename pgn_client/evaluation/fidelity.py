@@ -21,15 +21,13 @@ from pgn_client.prompting.methods import PGN
 from pgn_client.prompting.methods.published import RESOLUTION, PublishedPGN
 from pgn_client.surrogate.backbone import Backbone, float32_convolutions
 from pgn_client.surrogate.degradation import jpeg
+from pgn_client.surrogate.returned_scores import returned_scores
 from pgn_client.surrogate.surrogate import Surrogate
-from pgn_client.training.torch_mapping import returned_scores
 from pgn_client.types import ServerProfile
 
 BATCH = 64
 STAGES = ("published", "latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
 """Of the way, in its order."""
-SHOWN = 4
-"""Pictures to look at, at most."""
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
@@ -159,11 +157,6 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
     profile = ServerProfile.parse(pgn.info["profile"])
     seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
     return surrogate.pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device))
-
-
-def spread(n: int) -> range:
-    """Return which of n pictures to look at: a few, evenly spread."""
-    return range(0, n, max(1, n // SHOWN))[:SHOWN]
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:

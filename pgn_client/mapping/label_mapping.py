@@ -17,14 +17,8 @@ import numpy as np
 
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
 from pgn_client.mapping.frequency import blm, blm_plus, one_to_one
-from pgn_client.mapping.logistic_regression import (
-    check_examples,
-    log_loss,
-    log_normalised,
-    log_softmax,
-    logistic_regression_cv,
-    stratified,
-)
+from pgn_client.mapping.logistic_regression import check_examples, logistic_regression_cv, stratified
+from pgn_client.mapping.probability import log_loss, log_normalised, log_softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,7 @@ from pgn_client.types import Hosted, Prepared, ServerProfile
 
 if TYPE_CHECKING:
     from pgn_client.prompting.methods import RGBMethod
-    from pgn_client.surrogate.backbone import PatchEmbedding
+    from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
@@ -229,7 +229,7 @@ class PromptAdapter:
             import torch
 
             from pgn_client.prompting import methods
-            from pgn_client.surrogate.backbone import PatchEmbedding
+            from pgn_client.surrogate.patch_embedding import PatchEmbedding
         except ImportError as error:
             raise MissingDependencyError("making prompts from a checkpoint", "train") from error
         state = {k: torch.from_numpy(np.array(v)) for k, v in self._tensors.items()}

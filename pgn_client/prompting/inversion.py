@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.surrogate.backbone import PatchEmbedding
+from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 
 def exact(weights: Tensor, patches: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.prompting import inversion
-from pgn_client.surrogate.backbone import PatchEmbedding
+from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 PROJECTION_STEPS = 20
 """Of projected gradient, after each step of a training: rows move little between two of them."""

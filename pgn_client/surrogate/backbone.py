@@ -11,9 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -25,72 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
+from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normalised
 from pgn_client.types import ServerProfile
 
-Triple = tuple[float, float, float]
 CELL = 16
 """Side of the canvas's cells where the model has no plain patches, in pixels, if its input size allows."""
-
-
-@dataclass(frozen=True)
-class PatchEmbedding:
-    """The backbone's first, affine map: an RGB patch becomes a token, W norm(x) + b.
-
-    Attributes:
-        weight: (D, 3, P, P) float32.
-        bias: (D,) float32; zeros where the backbone has none.
-        mean, std: of the normalised space, per channel, unit scale.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Triple
-    std: Triple
-
-    @property
-    def patch_size(self) -> int:
-        """P, in pixels."""
-        return self.weight.shape[-1]
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.weight.shape[0]
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """(3P², D) pseudo-inverse of the flat weight."""
-        inverse: Tensor = torch.linalg.pinv(self.weight.flatten(1))
-        return inverse
-
-    @cached_property
-    def largest_gain(self) -> Tensor:
-        """Largest eigenvalue of WᵀW, W the flat weight."""
-        gain: Tensor = torch.linalg.matrix_norm(self.weight.flatten(1), ord=2).square()
-        return gain
-
-    def normalise(self, unit: Tensor) -> Tensor:
-        """(..., 3, h, w) float in [0, 1], unit space → the normalised space."""
-        return normalised(unit, self.mean, self.std)
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position embedding."""
-        return F.linear(self.normalise(patches).flatten(-3), self.weight.flatten(1), self.bias)
-
-    def to(self, device: str | torch.device) -> PatchEmbedding:
-        """Return the same on a device."""
-        return PatchEmbedding(self.weight.to(device), self.bias.to(device), self.mean, self.std)
-
-    def sha256(self) -> str:
-        """Fingerprint: SHA-256 of little-endian float32 weight, then bias, both in C order."""
-        arrays = (t.detach().cpu().numpy().astype("<f4") for t in (self.weight, self.bias))
-        return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
-
-
-def normalised(unit: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """(..., 3, h, w) float in [0, 1], unit space → (unit - mean) / std, per channel."""
-    m, s = (torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (mean, std))
-    return (unit - m) / s
 
 
 class Backbone:
@@ -337,11 +274,6 @@ def is_plain(model: nn.Module) -> bool:
     proj, norm = cast(Any, model).patch_embed.proj, cast(Any, model).patch_embed.norm
     bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and not any(proj.padding)
     return bare and isinstance(norm, nn.Identity) and bool(model.patch_embed.flatten)
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
 
 
 def unique_labels(names: Sequence[str]) -> tuple[str, ...]:

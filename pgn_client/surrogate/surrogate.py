@@ -11,7 +11,7 @@ from pgn_client.imaging.compositor import GREY
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.degradation import Wire
-from pgn_client.training.torch_mapping import returned_scores
+from pgn_client.surrogate.returned_scores import returned_scores
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgn_client.evaluation.statistics import best_fusion, fuse
 from pgn_client.imaging.compositor import compose
-from pgn_client.imaging.dataset import Examples
 from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.fusion import best_fusion, fuse
 from pgn_client.mapping.label_mapping import LabelMapping
-from pgn_client.mapping.logistic_regression import log_loss
+from pgn_client.mapping.probability import log_loss
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import generator_input
 from pgn_client.prompting.inversion import reach
@@ -23,6 +22,7 @@ from pgn_client.prompting.methods import PGN, Method, Rates
 from pgn_client.surrogate.backbone import float32_convolutions
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training.augment import Augmentation, copies, none
+from pgn_client.training.examples import Examples
 from pgn_client.training.run import Run
 
 EVALUATION_BATCH = 64

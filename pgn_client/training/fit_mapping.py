@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pgn_client.checkpoint import fingerprint
 from pgn_client.evaluation.candidate import Asker, Pictures, Query, right
-from pgn_client.evaluation.statistics import best_fusion, fuse
 from pgn_client.mapping import label_mapping as labels
+from pgn_client.mapping.fusion import best_fusion, fuse
 from pgn_client.prompting.adapter import RAW, MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.imaging.dataset import Examples, Task, load_examples
+from pgn_client.imaging.dataset import Task
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.label_mapping import LabelMapping
@@ -35,6 +35,7 @@ from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
 from pgn_client.training.augment import Augmentation
 from pgn_client.training.calibrate import EVALUATION_BATCH, Floats, finish, log_probs
+from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state

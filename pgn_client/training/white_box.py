@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.imaging.dataset import Examples, Split, Task, load_examples
+from pgn_client.imaging.dataset import Split, Task
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.prompting import methods
@@ -19,6 +19,7 @@ from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
 from pgn_client.training.calibrate import Floats, last_mapping, learnable, log_probs, outputs
+from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.loop import Loop, setting
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.torch_mapping import TorchMapping

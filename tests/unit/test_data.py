@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from pgn_client.errors import ConfigurationError, ImageError
-from pgn_client.imaging.dataset import Examples, Split, Task, load_pictures, load_task, union
+from pgn_client.imaging.dataset import Split, Task, load_task, union
 from pgn_client.imaging.geometry import Canvas
+from pgn_client.training.examples import Examples, load_pictures
 
 
 @pytest.fixture

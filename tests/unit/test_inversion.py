@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.prompting import inversion
-from pgn_client.surrogate.backbone import PatchEmbedding
+from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -36,9 +36,9 @@ from pgn_client.evaluation.comparison import (
     money,
     verdict,
 )
-from pgn_client.evaluation.statistics import fuse
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
+from pgn_client.mapping.fusion import fuse
 from pgn_client.prompting.methods import linear_probe
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Split, Task, load_task

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
 from pgn_client.mapping.label_mapping import KINDS, LabelMapping, fit, log_scores, vocabulary
-from pgn_client.mapping.logistic_regression import FLOOR, _Rotated, logistic_regression, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import _Rotated, logistic_regression, logistic_regression_cv
+from pgn_client.mapping.probability import FLOOR
 from pgn_client.types import Answer
 
 

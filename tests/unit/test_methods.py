@@ -10,8 +10,8 @@ from pgn_client.prompting.methods import PGN, InputIndependent, Rates, Setting
 from pgn_client.prompting.methods.linear_probe import LinearProbe, features
 from pgn_client.prompting.token_library import LIBRARIES
 from pgn_client.surrogate import backbone as backbones
+from pgn_client.surrogate.returned_scores import returned_scores
 from pgn_client.surrogate.surrogate import Surrogate
-from pgn_client.training.torch_mapping import returned_scores
 
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 

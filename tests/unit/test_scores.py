@@ -5,7 +5,8 @@ import torch
 from pgn_client.mapping import frequency as counting
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.label_mapping import LabelMapping
-from pgn_client.training.torch_mapping import TorchMapping, returned_scores
+from pgn_client.surrogate.returned_scores import returned_scores
+from pgn_client.training.torch_mapping import TorchMapping
 from pgn_client.types import Answer
 
 S, C = 12, 3

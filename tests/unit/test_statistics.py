@@ -6,20 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgn_client.errors import ConfigurationError, ShapeError
-from pgn_client.evaluation.statistics import (
-    ALPHAS,
-    GatePoint,
-    accuracy_interval,
-    best_fusion,
-    best_gate,
-    discordant,
-    fuse,
-    gate,
-    gate_curve,
-    mcnemar,
-    paired_bootstrap,
-    pooled_bootstrap,
-)
+from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap, pooled_bootstrap
+from pgn_client.mapping.fusion import ALPHAS, GatePoint, best_fusion, best_gate, fuse, gate, gate_curve
 
 
 def pair(only_a, only_b, both=0, neither=0):

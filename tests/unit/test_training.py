@@ -10,25 +10,26 @@ from timm.models import SwinTransformer
 from torch.nn import functional as F
 
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
-from pgn_client.evaluation.statistics import best_fusion
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
-from pgn_client.imaging.dataset import Examples
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.frequency import blm_plus
+from pgn_client.mapping.fusion import best_fusion
 from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.methods import PGN, REGISTRY, InputIndependent, Rates, RGBMethod, Setting
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.degradation import Wire, jpeg
+from pgn_client.surrogate.returned_scores import returned_scores
 from pgn_client.training import fit, fit_white_box, load_task, recipe
 from pgn_client.training.calibrate import perplexity
+from pgn_client.training.examples import Examples
 from pgn_client.training.loop import Loop, smoothed_nll
 from pgn_client.training.recipe import PAPER, from_card
 from pgn_client.training.rival import train_rival
 from pgn_client.training.run import Run, optimisation
-from pgn_client.training.torch_mapping import TorchMapping, returned_scores
+from pgn_client.training.torch_mapping import TorchMapping
 from pgn_client.types import Answer, ServerProfile
 
 NAMES = [

@@ -21,7 +21,8 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.evaluation import candidate as ways
 from pgn_client.evaluation.benchmark.runs import PROBE, RAW, Plan, deploys, parse
 from pgn_client.evaluation.candidate import Candidate
-from pgn_client.evaluation.statistics import accuracy_interval, gate_hits, pooled_bootstrap
+from pgn_client.evaluation.statistics import accuracy_interval, pooled_bootstrap
+from pgn_client.mapping.fusion import gate_hits
 from pgn_client.prompting import methods
 
 Floats = NDArray[np.float64]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from pgn_client.evaluation.fidelity import spread, steps
+from pgn_client.evaluation.fidelity import steps
 from pgn_client.evaluation.study import Report
 from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.files import spread
 from pgn_client.prompting.adapter import PromptAdapter
 
 TILE, GAP, TEXT = 160, 12, 18

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting.generator import LocalClassifier, generator_input
-from pgn_client.surrogate.backbone import Backbone, PatchEmbedding
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate

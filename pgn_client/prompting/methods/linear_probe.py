@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgn_client.mapping.logistic_regression import log_softmax, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import logistic_regression_cv
+from pgn_client.mapping.probability import log_softmax
 from pgn_client.surrogate.backbone import Backbone, float32_convolutions
 
 BATCH = 64

@@ -17,7 +17,7 @@ from pgn_client.prompting.generator import LocalClassifier
 from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, WholePicture, require_layout
 
 if TYPE_CHECKING:
-    from pgn_client.surrogate.backbone import PatchEmbedding
+    from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 
 class NoPrompt(WholePicture):

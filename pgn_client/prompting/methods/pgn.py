@@ -12,7 +12,7 @@ from pgn_client.prompting import inversion
 from pgn_client.prompting.generator import PromptGenerator
 from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
 from pgn_client.prompting.token_library import PixelLibrary, TokenLibrary, library
-from pgn_client.surrogate.backbone import PatchEmbedding
+from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate

@@ -17,7 +17,8 @@ from pgn_client.prompting.generator import PromptGenerator
 from pgn_client.prompting.methods.base import Setting
 from pgn_client.prompting.methods.pgn import PGN
 from pgn_client.prompting.token_library import TokenLibrary
-from pgn_client.surrogate.backbone import Backbone, PatchEmbedding, normalised
+from pgn_client.surrogate.backbone import Backbone
+from pgn_client.surrogate.patch_embedding import PatchEmbedding, normalised
 
 RESOLUTION = 224
 """Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is cropped."""

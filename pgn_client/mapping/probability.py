@@ -1,0 +1,46 @@
+"""Log-probabilities: normalising, floors, and the log-loss that every choice on validation goes by. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Integers = NDArray[np.int64]
+    Start = tuple[Floats, Floats]
+    Objective = Callable[[Floats], tuple[float, Floats]]  # value and gradient
+
+
+FLOOR = 1e-6  # least probability of a label before the last renormalisation, so that logarithms stay finite
+
+
+def log_normalised(mass: Floats) -> Floats:
+    """Return logs of (n, S) non-negative rows, normalised and floored; a row of zeros is uniform."""
+    total = mass.sum(axis=1, keepdims=True)
+    p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
+    return np.asarray(np.log(p / p.sum(axis=1, keepdims=True)))
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Return (n, C) log-probabilities of logits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
+    """Return (n,) log-probabilities of the right classes, of (n, C) and (n,) class indices.
+
+    None is below log ``FLOOR``, so that one certain mistake does not decide a choice alone.
+    """
+    return np.asarray(np.maximum(log_p[np.arange(len(labels)), labels], math.log(FLOOR)))
+
+
+def log_loss(log_p: Floats, labels: Integers) -> float:
+    """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples goes by, in nats."""
+    return float(-log_likelihood(log_p, labels).mean())
