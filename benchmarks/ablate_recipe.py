@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgn_client.evaluation import candidate as candidates
+from pgn_client.evaluation import baselines
 from pgn_client.evaluation.statistics import paired_bootstrap
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
@@ -90,7 +90,7 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
             return torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)]).double().numpy()
 
     clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
-    blocks = [clean, *(features(block) for block in candidates.augmented_blocks(task.train, augment, seed))]
+    blocks = [clean, *(features(block) for block in baselines.augmented_blocks(task.train, augment, seed))]
     held_out = val, task.val.labels
 
     def mapped(x: np.ndarray, times: int) -> labels.Fitted:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client.evaluation import candidate as candidates
+from pgn_client.evaluation import baselines
 from pgn_client.evaluation.statistics import accuracy_interval, pooled_bootstrap
 from pgn_client.prompting import methods
 from pgn_client.prompting.methods.base import RESIDUAL_SITES
@@ -73,7 +73,7 @@ def task_of(folder: Path, seed: int, args: argparse.Namespace) -> Task:
 def measure(task: Task, model: Backbone, variant: str, augment: str, seed: int, epochs: int) -> dict[str, Any]:
     """Train one variant; hits on the test pictures, and what was learnt for them."""
     if variant == PROBE:
-        found = candidates.probe(model, task, augment, seed)
+        found = baselines.probe(model, task, augment, seed)
         log_p, learnt = found.test, (model.width + 1) * len(task.classes)
     else:
         options = dict(VARIANTS[variant])

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgn_client.evaluation import candidate as candidates
-from pgn_client.evaluation.candidate import Asker
+from pgn_client.evaluation import baselines
 from pgn_client.evaluation.demo import local_server
 from pgn_client.evaluation.fidelity import STAGES, agreement, follow
+from pgn_client.evaluation.queries import Asker
 from pgn_client.evaluation.statistics import pooled_bootstrap
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
 from pgn_client.imaging.geometry import Canvas
+from pgn_client.mapping.probability import right
 from pgn_client.surrogate.backbone import Backbone, load
 from pgn_client.surrogate.degradation import Wire, jpeg
 from pgn_client.surrogate.surrogate import Surrogate
@@ -59,7 +60,7 @@ Floats = NDArray[np.float64]
 
 def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[str, Any]:
     """Pictures as they are: over HTTP, and re-encoded as JPEG before the surrogate's own resize and crop."""
-    found, fitted = candidates.raw(Asker(lambda adapter: AdaptedClient(url, adapter)), task, augment, seed)
+    found, fitted = baselines.raw(Asker(lambda adapter: AdaptedClient(url, adapter)), task, augment, seed)
     surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
     source = [model.labels.index(label) for label in fitted.mapping.source]
 
@@ -89,7 +90,7 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
     fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
     patches, _ = adapter.render(fitted)
     bare = [compose(p, q, adapter.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
-    on, off = (candidates.read(adapter, answers) for answers in (ask(paths, adapter), ask(bare)))
+    on, off = (baselines.read(adapter, answers) for answers in (ask(paths, adapter), ask(bare)))
     stages = follow(adapter, model, fitted, over_http=on)
     known = {"trained": adapter.info["metrics"]["latent"], "reach": adapter.info.get("reach")}
     known |= {"inversion": adapter.info["inversion"], "agreement": agreement(stages)}
@@ -98,7 +99,7 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
 
 def _hits(stages: dict[str, Floats], task: Task) -> dict[str, str]:
     """One digit a test picture: 1 where the label is right."""
-    right = {stage: candidates.right(log_p, task.test.labels) for stage, log_p in stages.items()}
+    right = {stage: right(log_p, task.test.labels) for stage, log_p in stages.items()}
     return {stage: "".join("01"[int(hit)] for hit in row) for stage, row in right.items()}
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client import cli
-from pgn_client.evaluation.candidate import Asker
 from pgn_client.evaluation.demo import local_server
+from pgn_client.evaluation.queries import Asker
 from pgn_client.evaluation.statistics import pooled_bootstrap
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.training import Task, load_task

@@ -65,7 +65,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transfer_summary import summarize
 
-from pgn_client.evaluation.candidate import augmented_copies
+from pgn_client.evaluation.baselines import augmented_copies
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
 from pgn_client.mapping.logistic_regression import stratified

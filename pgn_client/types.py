@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pgn_client.errors import ConfigurationError, PGNError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL import Image
+
+    from pgn_client.arrays import Floats
 
 ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
 NONE = "none of these"
@@ -189,7 +189,7 @@ class Prepared:
     """
 
     image: Image.Image
-    local_log_probs: NDArray[np.float64] | None = None
+    local_log_probs: Floats | None = None
     hosted: str = ""
 
 
@@ -201,7 +201,7 @@ class ScoreMapping(Protocol):
         """The C task classes."""
         ...
 
-    def __call__(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+    def __call__(self, answers: Sequence[Answer]) -> Floats:
         """Return (n, C) float64 log-probabilities."""
         ...
 
@@ -221,4 +221,12 @@ class Adapter(Protocol):
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
         """Return what will be sent for each RGB image, with the local head's opinion."""
+        ...
+
+
+class Ask(Protocol):
+    """Asks an endpoint for its own answers; fitting takes one of these, and so needs no client."""
+
+    def __call__(self, images: Sequence[Any], adapter: Adapter | None = None) -> list[Answer]:
+        """Return the answers to images as they are, or as ``adapter`` makes them, in order."""
         ...

@@ -49,10 +49,10 @@ def run_map(args: argparse.Namespace) -> int:
     """Fit, save, and print the card."""
     require("fitting a mapping", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
-    from pgn_client.evaluation.candidate import Asker
+    from pgn_client.evaluation.queries import Asker, of_mapping
     from pgn_client.mapping import label_mapping as labels
     from pgn_client.training import load_task
-    from pgn_client.training.fit_mapping import fit_raw, queries, refit
+    from pgn_client.training.fit_mapping import fit_raw, refit
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
@@ -69,7 +69,7 @@ def run_map(args: argparse.Namespace) -> int:
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
         if args.dry_run:
-            return tell_plan(client, queries(prompts, task), args.price_per_image)
+            return tell_plan(client, of_mapping(prompts, task), args.price_per_image)
         asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
         adapter = refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
     adapter.save(args.out)

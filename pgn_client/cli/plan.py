@@ -11,7 +11,7 @@ from pgn_client.cli.console import tell
 from pgn_client.cli.options import OK
 
 if TYPE_CHECKING:
-    from pgn_client.evaluation.candidate import Query
+    from pgn_client.evaluation.queries import Query
     from pgn_client.wire.client import AdaptedClient
 
 

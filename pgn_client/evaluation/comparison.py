@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from pgn_client.evaluation import candidate as ways
-from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, Integers
+from pgn_client.arrays import Integers
+from pgn_client.evaluation import selection
+from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, with_local
 from pgn_client.evaluation.metrics import Bin, ClassScore, by_class, calibration_error, confusion, reliability
 from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap
 from pgn_client.imaging.codecs import describe
 from pgn_client.imaging.files import spread
 from pgn_client.mapping.fusion import gate_curve
-from pgn_client.mapping.probability import log_loss
+from pgn_client.mapping.probability import log_loss, right
 from pgn_client.prompting import methods
 from pgn_client.training import Task
 
 PGN, IIP = (methods.get(name).title for name in ("pgn", "input_independent"))
 NO_PROMPT, FRAME = (methods.get(name).title for name in ("no_prompt", "grey_frame"))
-RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (ways.with_local(name) for name in (RAW, PROBE, IIP, PGN))
+RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (with_local(name) for name in (RAW, PROBE, IIP, PGN))
 CURVE = tuple(step / 10 for step in range(11))
 """Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
 
@@ -38,9 +39,9 @@ ADVICE = {
     RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
     f"({NEAREST})",
     NO_PROMPT: "use the mapping only: send pictures without a prompt",
-    ways.with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
+    with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
     FRAME: "use the mapping only: send pictures in an empty grey frame",
-    ways.with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the local head",
+    with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the local head",
     IIP: "use the input-independent prompt: one prompt for all pictures",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
@@ -133,9 +134,9 @@ def judge(
     """
     val, test, price = task.val.labels, task.test.labels, price_per_image
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
-    best = ways.choose(ranked, val)
-    served, query_below = ways.gated(SERVED, best, val)
-    advised = ways.advised(ranked, best, val)
+    best = selection.choose(ranked, val)
+    served, query_below = selection.gated(SERVED, best, val)
+    advised = selection.advised(ranked, best, val)
     paired = compare([*candidates, served], test, seed, name)
     words = verdict(best.name, served, advised, test, paired, seed=seed, price_per_image=price)
     looked_into = [served, *(c for c in candidates if c.name == RAW)]
@@ -161,14 +162,14 @@ def judge(
 def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN) -> list[Comparison]:
     """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
     rows = {c.name: c for c in candidates}
-    both = ways.with_local(name)
+    both = with_local(name)
     pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, PROBE_LOCAL), (both, IIP_LOCAL)]
     pairs += [(SERVED, LOCAL), (SERVED, PROBE_LOCAL), (SERVED, RAW_LOCAL)]
     return [_compared(rows[a], rows[b], targets, seed) for a, b in pairs if a in rows and b in rows and a != b]
 
 
 def _compared(a: Candidate, b: Candidate, targets: Integers, seed: int) -> Comparison:
-    hits = ways.right(a.test, targets), ways.right(b.test, targets)
+    hits = right(a.test, targets), right(b.test, targets)
     difference, lo, hi = paired_bootstrap(*hits, seed=seed)
     return Comparison(a.name, b.name, difference, (lo, hi), *discordant(*hits), mcnemar(*hits))
 
@@ -198,7 +199,7 @@ def verdict(
     """
 
     def told(name: str, candidate: Candidate, where: str = "") -> str:
-        accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, targets))
+        accuracy, lo, hi = accuracy_interval(right(candidate.test, targets))
         return f"{name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]{where} and {_sending(candidate, price_per_image)}"
 
     text = f"{advice(advised.name)}: {told(advised.name, advised, f' on {len(targets)} test pictures')}"
@@ -238,7 +239,7 @@ def _points(c: Comparison) -> str:
 
 
 def _row(candidate: Candidate, targets: Integers, price_per_image: float | None) -> dict[str, Any]:
-    accuracy, lo, hi = accuracy_interval(ways.right(candidate.test, targets))
+    accuracy, lo, hi = accuracy_interval(right(candidate.test, targets))
     return {
         "name": candidate.name,
         "accuracy": accuracy,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from pgn_client.arrays import Floats, Pixels
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.compositor import compose, seen_by_server
 from pgn_client.prompting.adapter import PromptAdapter
@@ -28,9 +28,6 @@ from pgn_client.types import ServerProfile
 BATCH = 64
 STAGES = ("published", "latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
 """Of the way, in its order."""
-
-Floats = NDArray[np.float64]
-Pixels = NDArray[np.uint8]
 
 
 def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ShapeError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
 
 BINS = 15
 """Of equal width, as in Guo et al. and most papers since, so that numbers compare; equal mass would be steadier."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pgn_client.arrays import Booleans, Floats
 from pgn_client.errors import ConfigurationError, ShapeError
 
 if TYPE_CHECKING:
@@ -17,14 +18,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Bools = NDArray[np.bool_]
-    Integers = NDArray[np.int64]
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
-def accuracy_interval(correct: Bools | Floats) -> tuple[float, float, float]:
+def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
     """Return accuracy with its 95 % Wilson score interval.
 
     Args:
@@ -47,7 +45,7 @@ def accuracy_interval(correct: Bools | Floats) -> tuple[float, float, float]:
 
 
 def paired_bootstrap(
-    correct_a: Bools, correct_b: Bools, *, seed: int, resamples: int = 10_000
+    correct_a: Booleans, correct_b: Booleans, *, seed: int, resamples: int = 10_000
 ) -> tuple[float, float, float]:
     """Return the difference of two accuracies on the same images, with its 95 % percentile bootstrap interval.
 
@@ -117,7 +115,7 @@ def pooled_bootstrap(
     return mean / len(differences), float(low), float(high)
 
 
-def discordant(correct_a: Bools, correct_b: Bools) -> tuple[int, int]:
+def discordant(correct_a: Booleans, correct_b: Booleans) -> tuple[int, int]:
     """Return how many images only a, and only b, gets right.
 
     Args:
@@ -134,7 +132,7 @@ def discordant(correct_a: Bools, correct_b: Bools) -> tuple[int, int]:
     return int((a & ~b).sum()), int((b & ~a).sum())
 
 
-def mcnemar(correct_a: Bools, correct_b: Bools) -> float:
+def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
     """Return the two-sided p-value of the exact McNemar test that two methods are right equally often.
 
     With b and c images that only one method gets right, p = min(1, 2·P[X <= min(b, c)]), X ~ Binomial(b + c, 1/2);

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pgn_client.evaluation import candidate as ways
-from pgn_client.evaluation.candidate import PROBE, Asker, Candidate, Connect, Pictures, Pixels, Query
+from pgn_client.arrays import Pixels
+from pgn_client.evaluation import baselines, candidate
+from pgn_client.evaluation.candidate import PROBE, Candidate
 from pgn_client.evaluation.comparison import IIP, Judgement, judge
 from pgn_client.evaluation.fidelity import agreement, follow
+from pgn_client.evaluation.queries import Asker, Connect, Query
 from pgn_client.imaging.compositor import GREY, compose
+from pgn_client.mapping.probability import right
 from pgn_client.prompting import methods
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Task
+from pgn_client.training.examples import Pictures
 
 Note = Callable[[str], None]
 
@@ -93,13 +97,13 @@ def evaluate(
     seed, name = int(pgn.info["seed"]), methods.restorable(pgn.info["method"]).title
     note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
     augmentation = pgn.info["recipe"]["augment"]
-    raw, fitted = ways.raw(asker, task, augmentation, seed)
-    local = ways.local_head(pgn, val, test)
+    raw, fitted = baselines.raw(asker, task, augmentation, seed)
+    local = baselines.local_head(pgn, val, test)
     probe, omitted = _probe(task, surrogate, augmentation, seed)
-    candidates = ways.without_prompt(raw, local, probe, task.val.labels)
+    candidates = baselines.without_prompt(raw, local, probe, task.val.labels)
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates += _with_its_local_head(IIP, asker, rival, task, ways.local_head(rival, val, test))
+        candidates += _with_its_local_head(IIP, asker, rival, task, baselines.local_head(rival, val, test))
     elif name != IIP:
         omitted.append(
             f"{IIP}: none that is trained alike; for a PGN of one task, as pgn train wrote it, give --rival, or a "
@@ -113,7 +117,7 @@ def evaluate(
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
         stages = follow(pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test)
-        retention = {k: float(ways.right(v, task.test.labels).mean()) for k, v in stages.items()}
+        retention = {k: float(right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
     return Report(
         **vars(judge(candidates, task, seed=seed, name=name, same_data=same_data, price_per_image=price_per_image)),
@@ -141,7 +145,7 @@ def queries(
         rival_to_train: whether the rival would be trained first.
     """
     yield Query("training", task.train.paths)
-    for block in ways.augmented_blocks(task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])):
+    for block in baselines.augmented_blocks(task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])):
         yield Query("training, augmented", block)
     for part, split in (("validation", task.val), ("test", task.test)):
         yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
@@ -155,15 +159,15 @@ def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int)
     """The linear probe, or a word on what cannot be measured without a surrogate."""
     if surrogate is None:
         return None, [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
-    return ways.probe(surrogate, task, augmentation, seed), []
+    return baselines.probe(surrogate, task, augmentation, seed), []
 
 
 def _with_its_local_head(
     name: str, ask: Asker, adapter: PromptAdapter, task: Task, local: Candidate
 ) -> list[Candidate]:
     """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
-    alone = replace(ways.prompted(name, ask, adapter, task), local=local)
-    return [alone, ways.fused(alone, local, float(adapter.info["fusion"]))]
+    alone = replace(baselines.prompted(name, ask, adapter, task), local=local)
+    return [alone, candidate.fused(alone, local, float(adapter.info["fusion"]))]
 
 
 def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate) -> dict[str, float]:
@@ -173,9 +177,9 @@ def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidat
     """
 
     def accuracy(images: list[Image.Image]) -> float:
-        return float(ways.right(ways.read(pgn, ask(images)), test.split.labels).mean())
+        return float(right(baselines.read(pgn, ask(images)), test.split.labels).mean())
 
-    own = float(ways.right(prompted.test, test.split.labels).mean())
+    own = float(right(prompted.test, test.split.labels).mean())
     return {"own_prompt": own} | {name: accuracy(images) for name, images in _control_pictures(pgn, test)}
 
 

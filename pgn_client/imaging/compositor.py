@@ -6,9 +6,9 @@ uint8 in, uint8 out, lossless: what is composed here is bit for bit what a faith
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pgn_client.arrays import Pixels
 from pgn_client.errors import ShapeError
 from pgn_client.imaging.geometry import Canvas, crop_offset
 from pgn_client.types import ServerProfile
@@ -16,7 +16,7 @@ from pgn_client.types import ServerProfile
 GREY = 128  # of the cells when there is no prompt: the neutral canvas
 
 
-def fit_picture(image: Image.Image, canvas: Canvas) -> NDArray[np.uint8]:
+def fit_picture(image: Image.Image, canvas: Canvas) -> Pixels:
     """Squash an RGB image into the canvas's box.
 
     Args:
@@ -30,9 +30,7 @@ def fit_picture(image: Image.Image, canvas: Canvas) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
-def compose(
-    picture: NDArray[np.uint8], patches: NDArray[np.uint8] | None, canvas: Canvas, *, margin: bool = True
-) -> Image.Image:
+def compose(picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True) -> Image.Image:
     """Put prompt patches around a fitted picture and add the margin that the server's crop will remove.
 
     Args:
@@ -65,7 +63,7 @@ def compose(
     return Image.fromarray(pixels)
 
 
-def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas) -> None:
+def _paste(pixels: Pixels, patches: Pixels, canvas: Canvas) -> None:
     expected = (canvas.prompts, canvas.patch, canvas.patch, 3)
     if patches.shape != expected:
         raise ShapeError(f"prompt patches: got shape {patches.shape}, expected {expected}")
@@ -73,9 +71,7 @@ def _paste(pixels: NDArray[np.uint8], patches: NDArray[np.uint8], canvas: Canvas
         pixels[row : row + canvas.patch, column : column + canvas.patch] = patch
 
 
-def seen_by_server(
-    image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic"
-) -> NDArray[np.uint8]:
+def seen_by_server(image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic") -> Pixels:
     """Apply a server's resize and crop locally, as torchvision's on Pillow images do.
 
     What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is cropped at the centre,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pgn_client.arrays import Integers
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.codecs import IMAGE_SUFFIXES
 
@@ -34,12 +34,12 @@ class Split:
     """
 
     paths: tuple[Path, ...]
-    labels: NDArray[np.int64]
+    labels: Integers
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Split:
+    def take(self, rows: Sequence[int] | Integers) -> Split:
         """Return the chosen rows, in that order."""
         return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, dtype=np.int64)])
 

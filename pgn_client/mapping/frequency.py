@@ -7,17 +7,10 @@ prior.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from pgn_client.arrays import Booleans, Floats, Integers
 from pgn_client.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
 
 SMOOTHING = 1.0  # λ of BLM and BLM+: mass of "no class" that every source label starts with
 TIE_BREAK = 1e-3  # of one_to_one: what a class's mean probability counts beside whole examples
@@ -88,7 +81,7 @@ def _prior(examples: Floats, C: int) -> Floats:
     return np.full((S, C), C / (n + C) / S)
 
 
-def _top(p: Floats, k: int) -> NDArray[np.bool_]:
+def _top(p: Floats, k: int) -> Booleans:
     """Return (n, S) bool: the k largest of each row, without a tie that would not fit, but always the best."""
     S = p.shape[1]
     kth = np.partition(p, S - k, axis=1)[:, S - k, None]

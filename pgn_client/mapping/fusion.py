@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ConfigurationError, ShapeError
 from pgn_client.mapping.probability import log_likelihood, log_loss, log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Bools = NDArray[np.bool_]
-    Integers = NDArray[np.int64]
 
 
 ALPHAS = tuple(step / 20 for step in range(21))  # 0, 0.05, ..., 1

@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
 from pgn_client.mapping.frequency import blm, blm_plus, one_to_one
 from pgn_client.mapping.logistic_regression import check_examples, logistic_regression_cv, stratified
 from pgn_client.mapping.probability import log_loss, log_normalised, log_softmax
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from pgn_client.types import Answer
 
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
 
 MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)

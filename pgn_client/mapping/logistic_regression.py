@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ConfigurationError, ShapeError
 from pgn_client.mapping.probability import log_loss, log_softmax
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
     Start = tuple[Floats, Floats]
     Objective = Callable[[Floats], tuple[float, Floats]]  # value and gradient
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
-    Start = tuple[Floats, Floats]
-    Objective = Callable[[Floats], tuple[float, Floats]]  # value and gradient
-
+from pgn_client.arrays import Booleans, Floats, Integers
 
 FLOOR = 1e-6  # least probability of a label before the last renormalisation, so that logarithms stay finite
 
@@ -44,3 +35,9 @@ def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
 def log_loss(log_p: Floats, labels: Integers) -> float:
     """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples goes by, in nats."""
     return float(-log_likelihood(log_p, labels).mean())
+
+
+def right(log_p: Floats, targets: Integers) -> Booleans:
+    """(n, C) log-probabilities, (n,) targets → (n,) whether the most likely class is the target."""
+    hits: Booleans = log_p.argmax(axis=1) == targets
+    return hits

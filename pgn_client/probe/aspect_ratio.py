@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 
+from pgn_client.arrays import Floats
 from pgn_client.probe.findings import Finding
 from pgn_client.probe.gratings import REST, Wave, middle, needle, quadrature
 from pgn_client.probe.posterior import EAR, HEARD, Belief, Which
 from pgn_client.probe.queries import SENSITIVE, Asker
 from pgn_client.probe.resize import Square
 from pgn_client.probe.resize_hypotheses import FRAME, KERNELS, SIDE
-from pgn_client.probe.stimuli import Floats, picture, smooth
+from pgn_client.probe.stimuli import picture, smooth
 from pgn_client.types import ProfileKind, ServerProfile
 
 WIDE, HIGH = SIDE, SIDE // 2

@@ -14,13 +14,13 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from pgn_client.arrays import Floats
 from pgn_client.probe.findings import Finding
 from pgn_client.probe.posterior import CONTROL, Belief, Which
 from pgn_client.probe.queries import SENSITIVE, Asker
-from pgn_client.probe.stimuli import Floats, mosaic, picture, recode, rms
+from pgn_client.probe.stimuli import mosaic, picture, recode, rms
 from pgn_client.types import Answer
 
 SIDE = 32  # pixels: four MCUs of 16 x 16
@@ -219,7 +219,7 @@ def _steps() -> Floats:
     return np.stack([_table(quality) for quality in QUALITIES])
 
 
-def _table(quality: int) -> NDArray[np.float64]:
+def _table(quality: int) -> Floats:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
     return np.array(Image.open(buffer).quantization[0], np.float64)  # type: ignore[attr-defined]

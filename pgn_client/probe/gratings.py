@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from pgn_client.arrays import Floats
 
 WIDTHS = (3.0, 6.0, 12.0, 24.0, 48.0)  # standard deviations of the window, in pixels after a resize to T
 REST = 0.4  # grey levels that uint8 rounding leaves of what vanished

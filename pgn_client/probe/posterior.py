@@ -14,12 +14,12 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.probe.queries import Asker
 
-Floats = NDArray[np.float64]
-Which = NDArray[np.int64] | slice
+Which = Integers | slice
 Q = TypeVar("Q", bound=Hashable)
 
 CONTROL = 21.7  # grey levels: a grating of amplitude 50, faded out at the edges

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pgn_client.arrays import Floats
 from pgn_client.probe.gratings import Wave, around, needle, quadrature
 from pgn_client.probe.posterior import Belief
 from pgn_client.probe.queries import SENSITIVE, Asker
 from pgn_client.probe.resize_hypotheses import FRAME, LARGEST, SIDE, Question, hypotheses
-from pgn_client.probe.stimuli import Floats, framed, outlined, picture, smooth
+from pgn_client.probe.stimuli import framed, outlined, picture, smooth
 from pgn_client.types import Answer
 
 CONTROLS, CONTRAST = (24, 48), 50.0  # half periods per edge, seen whatever the size; grey levels

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.probe.gratings import REST, Wave
 from pgn_client.probe.posterior import EAR, HEARD, Which
-from pgn_client.probe.stimuli import Floats
 
 SIDE = 1024  # pixels
 SMALLEST, LARGEST = 32, 640  # sides that are looked for
@@ -25,7 +24,6 @@ OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
 CROPS = {*USUAL, *OTHERS, *range(0, LARGEST + 1, 8), *range(0, LARGEST + 1, 14)}  # whole patches of 8, 14, 16 px
 PERCENTAGES = {0.875: 5.0, 0.9: 2.0, 0.95: 1.5, 0.96: 1.0, 0.965: 0.5, 0.93: 0.5, 0.85: 0.5, 0.8: 0.5}
 
-Whole = NDArray[np.int64]
 Question = Wave | int  # a wave, or the width of a frame in pixels
 
 
@@ -41,9 +39,9 @@ class Hypotheses:
         weights: before all answers.
     """
 
-    resize: Whole
-    crop: Whole
-    kernel: Whole
+    resize: Integers
+    crop: Integers
+    kernel: Integers
     heard: Floats
     weights: Floats
 
@@ -55,11 +53,11 @@ class Hypotheses:
         return _frame(question, resize, crop, kernel)
 
 
-def _wave(wave: Wave, resize: Whole, crop: Whole, kernel: Whole) -> Floats:
+def _wave(wave: Wave, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
     return np.asarray(wave.seen(resize, crop) * _by_kernel(Kernel.passes, kernel, wave.target / 2 / resize))
 
 
-def _frame(width: int, resize: Whole, crop: Whole, kernel: Whole) -> Floats:
+def _frame(width: int, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
     """A few rows of pixels are left of it on each of four sides."""
     first = np.round((resize - crop) / 2)
     reach = [
@@ -69,7 +67,7 @@ def _frame(width: int, resize: Whole, crop: Whole, kernel: Whole) -> Floats:
     return np.asarray(FRAME * np.sqrt(np.minimum(1.0, rows / crop)))
 
 
-def _by_kernel(function: Callable[[Kernel, Floats], Floats], kernel: Whole, values: Floats) -> Floats:
+def _by_kernel(function: Callable[[Kernel, Floats], Floats], kernel: Integers, values: Floats) -> Floats:
     return np.choose(kernel, [function(each, values) for each in KERNELS])
 
 

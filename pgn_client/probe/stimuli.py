@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from pgn_client.arrays import Floats
 from pgn_client.imaging.geometry import crop_offset
-
-Floats = NDArray[np.float64]
 
 LOW, HIGH = 88, 168  # of the smooth base: room for a grating on both sides
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pgn_client import checkpoint
+from pgn_client.arrays import Floats32, Pixels
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
 from pgn_client.imaging.geometry import Canvas
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 BATCH = 8  # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes sent
 RAW = "raw"
 """The method on the card of a mapping alone."""
-Pixels = np.typing.NDArray[np.uint8]
-Floats = np.typing.NDArray[np.float32]
 
 
 class PromptAdapter:
@@ -141,7 +140,7 @@ class PromptAdapter:
             )
         return out
 
-    def prompt_tokens(self, images: Sequence[Image.Image], embedding: PatchEmbedding | None = None) -> Floats:
+    def prompt_tokens(self, images: Sequence[Image.Image], embedding: PatchEmbedding | None = None) -> Floats32:
         """Return the tokens that the generator makes of images, without position embedding.
 
         Args:

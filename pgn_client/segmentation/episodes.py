@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pgn_client.arrays import Integers
 from pgn_client.errors import ConfigurationError
 from pgn_client.segmentation.iou import IGNORED
 from pgn_client.segmentation.masks import Masked
@@ -70,7 +70,7 @@ def sample(train: Masked, test: Masked, *, ways: int, shots: int, queries: int, 
     )
 
 
-def _pictures(masked: Masked, chosen: NDArray[np.int64], count: int, rng: np.random.Generator) -> list[int]:
+def _pictures(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
     """Draw pictures that show nothing but the chosen classes, for each class in turn one that shows it."""
     shown = [set(np.unique(mask)) - {0, IGNORED} for mask in masked.masks.numpy()]
     order = [int(i) for i in rng.permutation(len(shown)) if shown[i] <= set(chosen)]
@@ -90,7 +90,7 @@ def _first(pictures: Iterable[int]) -> int:
     )
 
 
-def _renumbered(masks: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+def _renumbered(masks: Tensor, chosen: Integers) -> Tensor:
     """Call the chosen classes 1, 2, …; background and what is ignored stay."""
     table = torch.full((256,), IGNORED, dtype=torch.uint8)
     table[0] = 0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pgn_client.arrays import Floats
 from pgn_client.errors import ShapeError
 from pgn_client.mapping.logistic_regression import logistic_regression_cv
 from pgn_client.prompting.methods.expres import EXPRES
@@ -139,5 +139,5 @@ def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
     return LinearHead(_tensor(weight, seen.tokens), _tensor(fit.bias - mean @ weight, seen.tokens))
 
 
-def _tensor(array: NDArray[np.float64], like: Tensor) -> Tensor:
+def _tensor(array: Floats, like: Tensor) -> Tensor:
     return torch.from_numpy(array).to(like)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pgn_client.arrays import Pixels
 from pgn_client.errors import ConfigurationError, ImageError, ShapeError
 from pgn_client.imaging.codecs import open_image
 from pgn_client.segmentation.iou import IGNORED
@@ -66,7 +66,7 @@ def load_masked(folder: Path) -> Masked:
     return Masked(torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes)
 
 
-def _stacked(masks: list[NDArray[np.uint8]]) -> Tensor:
+def _stacked(masks: list[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(masks))
 
 
@@ -83,7 +83,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(pictures)
 
 
-def _mask(path: Path, classes: int) -> NDArray[np.uint8]:
+def _mask(path: Path, classes: int) -> Pixels:
     """(H, W) uint8; values of a palette are its indices."""
     try:
         with Image.open(path) as image:

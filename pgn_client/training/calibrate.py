@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.imaging.compositor import compose
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, fuse
@@ -26,8 +26,6 @@ from pgn_client.training.examples import Examples
 from pgn_client.training.run import Run
 
 EVALUATION_BATCH = 64
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 @torch.inference_mode()

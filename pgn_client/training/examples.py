@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgn_client.arrays import Floats, Pixels
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import fit_picture
 from pgn_client.imaging.geometry import Canvas
+from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.training import Split
 from pgn_client.training.progress import bar as progress_bar
 
 
@@ -57,3 +60,38 @@ def load_examples(split: Split, canvas: Canvas, device: torch.device, *, shown: 
     with progress_bar(len(split), "reading", "img", shown=shown) as bar:
         pictures = load_pictures(split, canvas, bar.update)
     return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One split as a checkpoint sees it.
+
+    Attributes:
+        split: files and their targets.
+        fitted: (n, h, w, 3) uint8, as they stand on the canvas.
+        looked_at: (n, r, r, 3) uint8, what the generator looks at; ``None`` where that is ``fitted``.
+    """
+
+    split: Split
+    fitted: Pixels
+    looked_at: Pixels | None
+
+    @classmethod
+    def of(cls, split: Split, adapter: PromptAdapter) -> Pictures:
+        """Decode a split, one picture at a time."""
+        fitted, looked_at = [], []
+        for image in map(open_image, split.paths):
+            fitted.append(fit_picture(image, adapter.canvas))
+            looked_at.append(adapter.looked_at([image]))
+        crops = [crop for crop in looked_at if crop is not None]
+        return cls(split, np.stack(fitted), np.concatenate(crops) if crops else None)
+
+    @property
+    def prompted_by(self) -> Pixels:
+        """What the prompts are made from."""
+        return self.fitted if self.looked_at is None else self.looked_at
+
+    def rendered(self, adapter: PromptAdapter) -> tuple[Pixels, Floats]:
+        """Return what is painted, and (n, C) log-probabilities of the local head."""
+        painted, local = adapter.render(self.fitted, prompted_by=self.prompted_by)
+        return painted, local

@@ -11,20 +11,21 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pgn_client.arrays import Floats, Floats32
 from pgn_client.checkpoint import fingerprint
-from pgn_client.evaluation.candidate import Asker, Pictures, Query, right
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, fuse
+from pgn_client.mapping.probability import right
 from pgn_client.prompting.adapter import RAW, MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Task
-from pgn_client.types import Answer
+from pgn_client.training.examples import Pictures
+from pgn_client.types import Answer, Ask
 from pgn_client.version import __version__
 
-Arrays = dict[str, NDArray[np.float32]]
+Arrays = dict[str, Floats32]
 Card = dict[str, Any]
 FITTED = {"split": "val", "mapping": "fitted to the endpoint's answers"}
 IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimals": None}
@@ -34,7 +35,7 @@ IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimal
 def refit(
     adapter: PromptAdapter,
     task: Task,
-    ask: Asker,
+    ask: Ask,
     *,
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
@@ -74,7 +75,7 @@ def refit(
 
 
 def fit_raw(
-    task: Task, ask: Asker, *, kinds: Sequence[labels.MappingKind] = labels.AUTO, none_below: float | None = None
+    task: Task, ask: Ask, *, kinds: Sequence[labels.MappingKind] = labels.AUTO, none_below: float | None = None
 ) -> MappingAdapter:
     """Send the training and validation pictures as they are, and fit a mapping to the answers: no prompt at all.
 
@@ -110,7 +111,7 @@ def fit_raw(
     return MappingAdapter(card | {"fingerprint": fingerprint(card, arrays)}, arrays)
 
 
-def none_of_these(log_p: NDArray[np.float64], share: float | None) -> Card:
+def none_of_these(log_p: Floats, share: float | None) -> Card:
     """Choose the probability of the best class below which a picture is none of them.
 
     Args:
@@ -123,11 +124,6 @@ def none_of_these(log_p: NDArray[np.float64], share: float | None) -> Card:
     if share is None:
         return {}
     return {"none_below": float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))}
-
-
-def queries(adapter: PromptAdapter | None, task: Task) -> list[Query]:
-    """Return what ``refit``, or without an adapter ``fit_raw``, would send."""
-    return [Query("training", task.train.paths, adapter), Query("validation", task.val.paths, adapter)]
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:

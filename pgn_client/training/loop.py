@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pgn_client.arrays import Floats
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Task
 from pgn_client.imaging.geometry import Canvas
@@ -34,7 +35,7 @@ from pgn_client.surrogate.degradation import Wire
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
 from pgn_client.training.augment import Augmentation
-from pgn_client.training.calibrate import EVALUATION_BATCH, Floats, finish, log_probs
+from pgn_client.training.calibrate import EVALUATION_BATCH, finish, log_probs
 from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pgn_client.arrays import Floats
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Split, Task
 from pgn_client.imaging.geometry import Canvas
@@ -18,7 +19,7 @@ from pgn_client.prompting.methods.expres import EXPRES
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
-from pgn_client.training.calibrate import Floats, last_mapping, learnable, log_probs, outputs
+from pgn_client.training.calibrate import last_mapping, learnable, log_probs, outputs
 from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.loop import Loop, setting
 from pgn_client.training.recipe import Recipe

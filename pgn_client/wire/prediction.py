@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pgn_client.arrays import Floats
 from pgn_client.errors import CheckpointError, PGNError
 from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import excerpt
-
-LogProbs = NDArray[np.float64]
 
 _log = logging.getLogger("pgn_client")
 
@@ -69,13 +67,13 @@ class Checkpoint:
         return getattr(self.adapter, "hosted", None)
 
 
-def probabilities(answer: Answer) -> NDArray[np.float64]:
+def probabilities(answer: Answer) -> Floats:
     """Return an answer's scores as probabilities: the softmax of logits, anything else as it is."""
     scores = np.asarray(answer.scores, dtype=np.float64)
     return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
 
 
-def fuse(endpoint: LogProbs, local: LogProbs, alpha: float) -> LogProbs:
+def fuse(endpoint: Floats, local: Floats, alpha: float) -> Floats:
     """Return the weighted geometric mean, (C,): log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised."""
     fused = (1 - alpha) * np.maximum(endpoint, -700.0) + alpha * np.maximum(local, -700.0)
     return np.asarray(fused - np.logaddexp.reduce(fused), dtype=np.float64)
@@ -83,7 +81,7 @@ def fuse(endpoint: LogProbs, local: LogProbs, alpha: float) -> LogProbs:
 
 def ranked(
     classes: Sequence[str],
-    probabilities: NDArray[np.float64],
+    probabilities: Floats,
     source: Literal["endpoint", "local", "both"],
     reply: Reply,
 ) -> Prediction:

@@ -22,6 +22,7 @@ from urllib.parse import unquote_plus, urlsplit
 import numpy as np
 from PIL import Image
 
+from pgn_client.arrays import Floats
 from pgn_client.errors import (
     AuthenticationError,
     CheckpointError,
@@ -39,7 +40,6 @@ from pgn_client.wire.http_options import HttpOptions
 from pgn_client.wire.ledger import Account, Ledger
 from pgn_client.wire.prediction import (
     Checkpoint,
-    LogProbs,
     Reply,
     fuse,
     probabilities,
@@ -66,7 +66,7 @@ class Job:
     """
 
     payload: Payload
-    local: LogProbs | None = None
+    local: Floats | None = None
     confident: bool = False
     again: bool = False
 
@@ -299,7 +299,7 @@ class Session(ABC):
     def _only_picture(self, source: ImageSource) -> Image.Image:
         return raised(self._prepare([source])[0]).image
 
-    def _alpha(self, local: LogProbs | None) -> float:
+    def _alpha(self, local: Floats | None) -> float:
         """Return the weight of the local head: the card's, or the caller's."""
         if local is None and self._query_below is not None:
             raise ConfigurationError("query_below needs a checkpoint with a local head: got one without")

@@ -8,23 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgn_client.evaluation.candidate import (
-    LOCAL,
-    PROBE,
-    RAW,
-    SERVED,
-    Candidate,
-    advised,
-    augmented_blocks,
-    augmented_copies,
-    cheapest,
-    choose,
-    fused,
-    gated,
-    probe,
-    with_local,
-    without_prompt,
-)
+from pgn_client.evaluation.baselines import augmented_blocks, augmented_copies, probe, without_prompt
+from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, fused, with_local
 from pgn_client.evaluation.comparison import (
     ADVICE,
     CONTAMINATED,
@@ -36,6 +21,7 @@ from pgn_client.evaluation.comparison import (
     money,
     verdict,
 )
+from pgn_client.evaluation.selection import advised, cheapest, choose, gated
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
 from pgn_client.mapping.fusion import fuse

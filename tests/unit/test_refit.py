@@ -4,11 +4,11 @@ import torch
 
 from pgn_client.checkpoint import summary
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.evaluation.candidate import Pictures
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
 from pgn_client.prompting.adapter import PromptAdapter, load
 from pgn_client.training import load_task
+from pgn_client.training.examples import Pictures
 from pgn_client.training.fit_mapping import fit_raw, knows, new_head, none_of_these, refit
 from pgn_client.training.rival import same_surrogate, task_of
 from pgn_client.types import Answer, ServerProfile

@@ -18,21 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.evaluation import candidate as ways
-from pgn_client.evaluation.candidate import Asker, Candidate, Connect, Pictures
+from pgn_client.evaluation import baselines
+from pgn_client.evaluation.candidate import Candidate
 from pgn_client.evaluation.fidelity import latent_log_probs
+from pgn_client.evaluation.queries import Asker, Connect
 from pgn_client.imaging.geometry import place
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Recipe, Task, augment, fit, fit_white_box, load_task, recipe
+from pgn_client.training.examples import Pictures
 from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
 
 Note = Callable[[str], None]
 Arrays = Mapping[str, NDArray[Any]]
 
-RAW, PROBE = "raw", "linear_probe"
-"""Rows that are always there, beside the methods asked for."""
+RAW_RUN, PROBE_RUN = "raw", "linear_probe"
+"""Runs that are always there, beside those of the methods."""
 SETTINGS = "settings.json"
 TEST_SEED = 0
 """All seeds are tested on the same pictures, so that they can be averaged picture by picture."""
@@ -197,12 +199,12 @@ class Bench:
             _write_whole(folder / f"{row}.json", text + "\n")  # a run that was killed leaves no such mark
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        if row == RAW:
-            found, fitted = ways.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
+        if row == RAW_RUN:
+            found, fitted = baselines.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
             size = fitted.mapping.weight.size + fitted.mapping.bias.size
             return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
-        if row == PROBE:
-            found = ways.probe(self.surrogate, task, self._augment(cell), cell.seed)
+        if row == PROBE_RUN:
+            found = baselines.probe(self.surrogate, task, self._augment(cell), cell.seed)
             width = self.surrogate.width
             return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
         if deploys(row):
@@ -228,8 +230,8 @@ class Bench:
         seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
         val, test = (Pictures.of(split, adapter) for split in (task.val, task.test))
-        found = ways.prompted("", Asker(self.connect), adapter, task)
-        local = ways.local_head(adapter, val, test)
+        found = baselines.prompted("", Asker(self.connect), adapter, task)
+        local = baselines.local_head(adapter, val, test)
         latent = latent_log_probs(adapter, self.surrogate, test.fitted)
         head = adapter.runtime[0].generator
         classifier = [*head.trunk.parameters(), *head.local_head.parameters()]
@@ -285,7 +287,7 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
     """Return the rows of a cell that are not there yet."""
-    return [row for row in (RAW, PROBE, *plan.methods) if not (cell.folder(out) / f"{row}.json").exists()]
+    return [row for row in (RAW_RUN, PROBE_RUN, *plan.methods) if not (cell.folder(out) / f"{row}.json").exists()]
 
 
 def parse(spec: str) -> tuple[str, str]:

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ConfigurationError
-from pgn_client.evaluation import candidate as ways
-from pgn_client.evaluation.benchmark.runs import PROBE, RAW, Plan, deploys, parse
-from pgn_client.evaluation.candidate import Candidate
+from pgn_client.evaluation import baselines, candidate, selection
+from pgn_client.evaluation.benchmark.runs import PROBE_RUN, RAW_RUN, Plan, deploys, parse
+from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, with_local
 from pgn_client.evaluation.statistics import accuracy_interval, pooled_bootstrap
 from pgn_client.mapping.fusion import gate_hits
+from pgn_client.mapping.probability import right
 from pgn_client.prompting import methods
-
-Floats = NDArray[np.float64]
 
 FINE_TUNING = 88_224_232
 """Learnable numbers of fine-tuning ViT-B/32 (timm's vit_base_patch32_224, 1,000 classes)."""
@@ -106,8 +106,8 @@ class Cell:
     """
 
     ids: NDArray[Any]
-    targets: NDArray[np.int64]
-    val_targets: NDArray[np.int64]
+    targets: Integers
+    val_targets: Integers
     rows: dict[str, Candidate]
     records: dict[str, dict[str, Any]]
     head: str
@@ -115,7 +115,7 @@ class Cell:
 
     def hits(self, name: str) -> Floats:
         """(n,) 1 where the row is right."""
-        return ways.right(self.rows[name].test, self.targets).astype(float)
+        return right(self.rows[name].test, self.targets).astype(float)
 
 
 def title(spec: str) -> str:
@@ -147,23 +147,23 @@ def summarise(out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Seque
 
 def _read(folder: Path, specs: Sequence[str]) -> Cell:
     """One cell: what was measured, and what follows from it by validation."""
-    runs = {row: _run(folder, row) for row in (RAW, PROBE, *specs)}
+    runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
     targets = np.load(folder / "targets.npz")
     deployed = sorted((s for s in specs if deploys(s)), key=lambda s: runs[s].record["learnable"]["prompt"])
     head = min(deployed, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
-    rows, records = _rivals(runs[RAW], runs[PROBE], runs[head], targets["val"])
+    rows, records = _rivals(runs[RAW_RUN], runs[PROBE_RUN], runs[head], targets["val"])
     for spec in deployed:  # the cheapest first
         local = runs[spec].local
         prompted = runs[spec].candidate(title(spec), local=local)
-        both = ways.fused_best(prompted, local, targets["val"])
+        both = candidate.fused_best(prompted, local, targets["val"])
         rows += [prompted, both]
         records |= dict.fromkeys((prompted.name, both.name), runs[spec].record)
-    best = ways.choose(sorted(rows, key=lambda c: c.sent > 0), targets["val"])
-    rows.append(ways.gated(ways.SERVED, best, targets["val"])[0])
+    best = selection.choose(sorted(rows, key=lambda c: c.sent > 0), targets["val"])
+    rows.append(selection.gated(SERVED, best, targets["val"])[0])
     for spec in (s for s in specs if s not in deployed):
         rows.append(runs[spec].candidate(title(spec)))
         records[title(spec)] = runs[spec].record
-    named, split = {c.name: c for c in rows}, runs[RAW].record["split"]
+    named, split = {c.name: c for c in rows}, runs[RAW_RUN].record["split"]
     return Cell(targets["ids"], targets["test"], targets["val"], named, records, title(head), split)
 
 
@@ -179,7 +179,7 @@ class _Run:
 
     @property
     def local(self) -> Candidate:
-        return Candidate(ways.LOCAL, self.arrays["local_val"], self.arrays["local_test"], 0, 0.0)
+        return Candidate(LOCAL, self.arrays["local_val"], self.arrays["local_test"], 0, 0.0)
 
 
 def _run(folder: Path, row: str) -> _Run:
@@ -191,16 +191,16 @@ def _run(folder: Path, row: str) -> _Run:
 
 
 def _rivals(
-    raw: _Run, probe: _Run, head: _Run, val_targets: NDArray[np.int64]
+    raw: _Run, probe: _Run, head: _Run, val_targets: Integers
 ) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
     """Rows that need no prompt, with what each has learnt; ``head`` lends its local head."""
-    probed = probe.candidate(ways.PROBE, sent=0.0)
-    rows = ways.without_prompt(raw.candidate(ways.RAW), head.local, probed, val_targets)
+    probed = probe.candidate(PROBE, sent=0.0)
+    rows = baselines.without_prompt(raw.candidate(RAW), head.local, probed, val_targets)
     classifier = {"mapping": 0, "local": head.record["learnable"]["classifier"]}
-    records = {ways.RAW: raw.record, ways.PROBE: probe.record, ways.LOCAL: {"learnable": classifier}}
-    for name in (ways.RAW, ways.PROBE):
+    records = {RAW: raw.record, PROBE: probe.record, LOCAL: {"learnable": classifier}}
+    for name in (RAW, PROBE):
         mapping = records[name]["learnable"]["mapping"]
-        records[ways.with_local(name)] = {"learnable": classifier | {"mapping": mapping}}
+        records[with_local(name)] = {"learnable": classifier | {"mapping": mapping}}
     return rows, records
 
 
@@ -226,7 +226,7 @@ def _learnable(name: str, record: Mapping[str, Any]) -> int:
     """Count what has a say in the row: the prompt with its mapping, and the local head where it is fused."""
     counts = record["learnable"]
     own = int(counts.get("prompt", 0)) + int(counts["mapping"])
-    return own + int(counts["local"]) if name.endswith("⊕ local") or name == ways.LOCAL else own
+    return own + int(counts["local"]) if name.endswith("⊕ local") or name == LOCAL else own
 
 
 def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
@@ -261,8 +261,8 @@ def _by_picture(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
 def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
     """The comparisons that decide, on each set and in the mean: PGN, and what is served, against all others."""
     first = next(iter(cells.values()))[0]
-    pgn, served = first.head, ways.SERVED
-    both = ways.with_local(pgn)
+    pgn, served = first.head, SERVED
+    both = with_local(pgn)
     others = [n for n in first.rows if n not in (pgn, both, served)]
     pairs = [(both if n.endswith("⊕ local") else pgn, n) for n in others]
     pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
@@ -279,7 +279,7 @@ def _curve(cells: Sequence[Cell]) -> list[tuple[float, float]]:
     for share in np.linspace(0, 1, 11):
         at = []
         for c in cells:
-            row, local = c.rows[ways.with_local(c.head)], c.rows[ways.LOCAL]
+            row, local = c.rows[with_local(c.head)], c.rows[LOCAL]
             _, hits = gate_hits(row.test, local.test, c.targets)
             at.append(hits[round(share * len(c.targets))] / len(c.targets))
         points.append((float(share), float(np.mean(at))))

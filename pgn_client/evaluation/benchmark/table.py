@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgn_client.errors import MissingDependencyError
-from pgn_client.evaluation import candidate as ways
 from pgn_client.evaluation.benchmark.summary import FINE_TUNING, Difference, Row, Summary
+from pgn_client.evaluation.candidate import with_local
 
 WHITE_BOX = "†"
 
@@ -110,7 +110,7 @@ def draw(summary: Summary, path: Path) -> None:
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     right.set_xlabel("share of images sent")
-    right.set_ylabel(f"accuracy, {ways.with_local(summary.head)}, the least sure sent")
+    right.set_ylabel(f"accuracy, {with_local(summary.head)}, the least sure sent")
     right.grid(alpha=0.3)
     figure.suptitle(f"{_shots(summary)}, seeds {', '.join(map(str, summary.seeds))}")
     figure.savefig(path, dpi=120)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pgn_client.arrays import Floats, Integers
 from pgn_client.mapping.logistic_regression import logistic_regression_cv
 from pgn_client.mapping.probability import log_softmax
 from pgn_client.surrogate.backbone import Backbone, float32_convolutions
@@ -21,7 +20,7 @@ BATCH = 64
 
 
 @torch.inference_mode()
-def features(backbone: Backbone, pixels: Tensor) -> NDArray[np.float64]:
+def features(backbone: Backbone, pixels: Tensor) -> Floats:
     """(n, 3, H, W) uint8 pictures at the model's size → (n, D) pooled features."""
     device = backbone.device
     with float32_convolutions():
@@ -38,15 +37,13 @@ class LinearProbe:
         weight: (D, C). bias: (C,).
     """
 
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    mean: Floats
+    scale: Floats
+    weight: Floats
+    bias: Floats
 
     @classmethod
-    def fit(
-        cls, x: NDArray[np.float64], y: NDArray[np.int64], classes: int, *, copies: int = 1, seed: int = 0
-    ) -> LinearProbe:
+    def fit(cls, x: Floats, y: Integers, classes: int, *, copies: int = 1, seed: int = 0) -> LinearProbe:
         """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by cross-validation.
 
         Of ``copies`` blocks of versions of the same pictures, no fold parts the versions of one.
@@ -55,6 +52,6 @@ class LinearProbe:
         fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed, copies=copies)
         return cls(mean, scale, fitted.weight, fitted.bias)
 
-    def log_probs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def log_probs(self, x: Floats) -> Floats:
         """(n, D) features → (n, C) log-probabilities."""
         return log_softmax((x - self.mean) / self.scale @ self.weight + self.bias)

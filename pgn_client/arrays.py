@@ -1,0 +1,12 @@
+"""Names for the arrays that travel between the layers; shapes and value ranges are in the docstrings."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
