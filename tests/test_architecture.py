@@ -1,7 +1,6 @@
-"""The house rules of the source tree, read from its syntax trees: layers, two arms, names and sizes.
+"""The house rules of the source tree, read from its syntax trees: floors, two arms, names.
 
-Every import counts, also one inside a function. Exempt are those under ``if TYPE_CHECKING:``, which never run, the
-edges of ``FUNCTION_LEVEL_EDGES``, which must stay inside a function, and the named ``PEER_EDGES``.
+Every import counts, also one inside a function. Exempt are those under ``if TYPE_CHECKING:``, which never run.
 """
 
 import ast
@@ -14,117 +13,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imports go down only, and peers of one layer do not import each other. A sub-package is one unit.
-LAYERS = (
-    {"errors", "types"},
-    {"counting", "regression"},
-    {
-        "geometry",
-        "labels",
-        "statistics",
-        "measures",
-        "codecs",
-        "retry",
-        "endpoint",
-        "checkpoint",
-        "ledger",
-        "cache",
-        "http_options",
-    },
-    {"backbone", "generator", "protocols", "compositor"},
-    {"inversion", "exchange", "reading"},
-    {"library", "discovery", "drift", "hosting"},
-    {"methods", "session"},
-    {"adapter"},
-    {"client"},
-    {"probe", "batch"},
-    {"training", "published", "segmentation"},
-    {"retention"},
-    {"candidates"},
-    {"judgement"},
-    {"evaluation", "refit"},
-    {"benchmark"},
-    {"report"},
-    {"pipeline", "demo", "console"},
-    {"cli"},
-    {"__main__"},
+# Folders and files of the package, from the ground up: each imports only from lines above its own.
+FLOORS = (
+    ("errors", "arrays", "version", "moved"),
+    ("types",),
+    ("imaging", "mapping", "checkpoint"),
+    ("surrogate",),
+    ("prompting",),
+    ("wire", "segmentation", "training"),
+    ("probe",),
+    ("evaluation",),
+    ("cli",),
+    ("__init__", "__main__"),
 )
-# A value that cannot be read raises an error of the tree, so the errors lie at the very bottom.
-PEER_EDGES = {("types", "errors")}
-NEUTRAL = {
-    "errors",
-    "types",
-    "counting",
-    "regression",
-    "geometry",
-    "labels",
-    "statistics",
-    "measures",
-    "codecs",
-    "checkpoint",
-}
-WIRE = {
-    "retry",
-    "endpoint",
-    "http_options",
-    "protocols",
-    "ledger",
-    "cache",
-    "exchange",
-    "reading",
-    "discovery",
-    "drift",
-    "hosting",
-    "session",
-    "client",
-    "probe",
-    "batch",
-}
-PIXEL = {
-    "backbone",
-    "generator",
-    "compositor",
-    "inversion",
-    "library",
-    "methods",
-    "adapter",
-    "training",
-    "published",
-    "segmentation",
-}
-ON_TOP = {
-    "retention",
-    "candidates",
-    "judgement",
-    "evaluation",
-    "refit",
-    "benchmark",
-    "report",
-    "demo",
-    "console",
-    "pipeline",
-    "cli",
-    "__main__",
-}
-
+GROUND = {"errors": set(), "arrays": set(), "version": set(), "moved": set(), "types": {"errors", "arrays"}}
+"""What the ground may import of the package."""
 TORCH = {"torch", "torchvision", "timm"}
-TORCH_FREE = NEUTRAL | WIRE | {"compositor", "__init__"}
-IMPORTERS_OF_TRAINING = {
-    "retention",
-    "candidates",
-    "judgement",
-    "evaluation",
-    "refit",
-    "benchmark",
-    "demo",
-    "pipeline",
-    "cli",
-}
-# A client that is given a checkpoint path opens it; that is the one place where the arms meet.
-FUNCTION_LEVEL_EDGES = {("session", "adapter")}
+TORCH_FREE = ("errors", "arrays", "version", "moved", "types", "checkpoint", "imaging", "mapping", "wire", "probe")
+HTTPX = ("wire.client", "wire.transport")
+"""The only modules that import httpx."""
+TRAINERS = ("training", "evaluation", "cli")
+"""The only folders that import training; it never imports the client, so whatever it asks is given to it."""
+MEETING_POINT = ("wire.session", "prompting.adapter")
+"""A client that is given a checkpoint's path opens it: the one import, inside a function, where the arms meet."""
+OPENERS = ("evaluation.queries", "evaluation.demo", "evaluation.benchmark")
+"""The only modules of the study that know the client."""
+VALUES = ("evaluation.report", "evaluation.metrics", "evaluation.statistics")
+"""Results and how they are shown, read without torch and httpx."""
 
-MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 50
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
 
 
@@ -150,11 +66,6 @@ class Module:
     @property
     def package(self) -> str:
         return self.path.relative_to(ROOT).parts[0]
-
-    @property
-    def unit(self) -> str:
-        """The first name below the package: a module, or a sub-package as a whole."""
-        return self.name.split(".")[1]
 
     @property
     def tree(self) -> ast.Module:
@@ -203,67 +114,96 @@ each_client_module = pytest.mark.parametrize("module", CLIENT, ids=lambda m: m.n
 each_module = pytest.mark.parametrize("module", CLIENT + SERVER, ids=lambda m: m.name)
 
 
-def layer_of(unit):
-    return next((number for number, units in enumerate(LAYERS) if unit in units), None)
+def below(path, prefixes):
+    """Whether a dotted path is one of the prefixes, or lies below one."""
+    return any(path == prefix or path.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def floor_of(path):
+    """The number of a path's floor, or ``None`` for a path without one."""
+    return next((number for number, names in enumerate(FLOORS) if path.split(".")[0] in names), None)
+
+
+def inside(module):
+    """The dotted path of a module below the package; that of a folder's ``__init__`` is the folder's."""
+    return module.name.removeprefix("pgn_client.").removesuffix(".__init__")
 
 
 def internal(module):
-    """Yield (unit, import) of what a module imports from its own package, itself aside."""
+    """Yield (path, import) of what a module imports from the package, its own folder aside."""
     for found in module.imports:
         package, *rest = found.target.split(".")
-        if package == "pgn_client" and rest and rest[0] not in {module.unit, "__version__"}:
-            yield rest[0], found
+        if package == "pgn_client" and rest and rest[0] != inside(module).split(".")[0]:
+            yield ".".join(rest), found
 
 
 def external(module):
     return {found.target.split(".")[0] for found in module.imports}
 
 
-@each_client_module
-def test_every_module_has_a_layer_and_an_arm(module):
-    if module.unit != "__init__":
-        assert layer_of(module.unit) is not None, f"place {module.unit} in LAYERS, as in the architecture"
-        assert sum(module.unit in side for side in (NEUTRAL, WIRE, PIXEL, ON_TOP)) == 1, (
-            f"place {module.unit} in an arm"
-        )
+def test_every_path_that_a_rule_names_exists():
+    named = {*(name for floor in FLOORS for name in floor), *TORCH_FREE, *TRAINERS, *MEETING_POINT, *OPENERS, *VALUES}
+    named.discard("__init__")
+    for name in sorted(named):
+        path = ROOT / "pgn_client" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name} is not there any more"
+
+
+def test_the_root_holds_only_what_everyone_needs():
+    files = {path.stem for path in (ROOT / "pgn_client").glob("*.py")}
+    assert files == {"__init__", "__main__", "arrays", "checkpoint", "errors", "moved", "types", "version"}
 
 
 @each_client_module
 def test_imports_go_down_only(module):
-    own = layer_of(module.unit)
-    for unit, found in internal(module):
-        assert module.unit != "__init__", f"line {found.line}: the package imports nothing of itself until it is asked"
-        assert layer_of(unit) is not None, f"line {found.line}: import {unit} from the module that defines it"
-        named = (module.unit, unit) in PEER_EDGES or (found.in_function and (module.unit, unit) in FUNCTION_LEVEL_EDGES)
-        down = layer_of(unit) < own or named
-        assert down, f"line {found.line}: {module.unit} (layer {own}) imports {unit} (layer {layer_of(unit)})"
+    own = floor_of(inside(module))
+    assert own is not None, f"place {inside(module)} on a floor"
+    for path, found in internal(module):
+        assert floor_of(path) is not None, f"line {found.line}: {path} is on no floor"
+        met = below(inside(module), MEETING_POINT[:1]) and below(path, MEETING_POINT[1:]) and found.in_function
+        down = floor_of(path) < own
+        assert down or met, f"line {found.line}: {inside(module)} (floor {own}) imports {path} (floor {floor_of(path)})"
+
+
+@each_client_module
+def test_the_ground_stands_on_nothing(module):
+    if inside(module) in GROUND:
+        assert {path.split(".")[0] for path, _ in internal(module)} <= GROUND[inside(module)]
 
 
 @each_client_module
 def test_the_arms_do_not_import_each_other(module):
-    other = PIXEL | ON_TOP if module.unit in WIRE else WIRE | ON_TOP if module.unit in PIXEL else set()
-    other = WIRE | PIXEL | ON_TOP if module.unit in NEUTRAL else other
-    for unit, found in internal(module):
-        allowed = (module.unit, unit) in FUNCTION_LEVEL_EDGES and found.in_function
-        assert unit not in other or allowed, f"line {found.line}: {module.unit} imports {unit} of the other arm"
+    """The pixel arm makes images, the wire arm sends them; they meet where a client opens a checkpoint."""
+    for path, found in internal(module):
+        if below(inside(module), ("prompting", "surrogate", "training", "segmentation", "imaging", "mapping")):
+            assert not below(path, ("wire", "probe")), f"line {found.line}: {inside(module)} imports {path}"
+        if below(inside(module), ("wire", "probe")) and below(path, ("prompting", "surrogate", "training")):
+            assert (inside(module), ".".join(path.split(".")[:2])) == MEETING_POINT, f"line {found.line}: {path}"
+            assert found.in_function
 
 
 @each_client_module
 def test_torch_stays_out_of_the_wire_arm_and_of_neutral_modules(module):
-    if module.unit in TORCH_FREE:
+    if below(inside(module), (*TORCH_FREE, *VALUES)):
         assert not external(module) & TORCH
 
 
 @each_client_module
 def test_only_the_client_imports_httpx(module):
-    if module.name != "pgn_client.wire.client":
+    if not below(inside(module), HTTPX):
         assert "httpx" not in external(module)
 
 
 @each_client_module
-def test_only_the_top_imports_training(module):
-    if "training" in {unit for unit, _ in internal(module)}:
-        assert module.unit in IMPORTERS_OF_TRAINING
+def test_only_the_study_and_the_commands_import_training(module):
+    if any(below(path, ("training",)) for path, _ in internal(module)):
+        assert below(inside(module), TRAINERS)
+
+
+@each_client_module
+def test_the_study_knows_the_client_in_few_places(module):
+    if below(inside(module), ("evaluation",)) and any(below(path, ("wire",)) for path, _ in internal(module)):
+        assert below(inside(module), OPENERS)
 
 
 @each_module
@@ -275,25 +215,6 @@ def test_client_and_server_share_no_code(module):
 @each_module
 def test_a_name_says_what_is_inside(module):
     assert not set(module.name.split(".")) & NAMES_THAT_SAY_NOTHING
-
-
-@each_module
-def test_a_file_stays_readable_in_one_sitting(module):
-    lines = len(module.path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_FILE_LINES, f"{lines} lines: split it where it has two reasons to change"
-
-
-def code_lines(function):
-    """Lines of the body without its docstring: a long list of documented options is no long function."""
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return function.end_lineno - body[0].lineno + 1 if body else 0
-
-
-@each_module
-def test_a_function_stays_readable_at_a_glance(module):
-    functions = [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    too_long = {f.name: n for f in functions if (n := code_lines(f)) > MAX_FUNCTION_LINES}
-    assert not too_long
 
 
 @each_module

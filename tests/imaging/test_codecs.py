@@ -17,8 +17,7 @@ from PIL import Image
 
 from pgn_client.errors import ImageError, ShapeError
 from pgn_client.imaging.codecs import NOTE, PNG, WEBP_LOSSLESS, describe, open_image
-
-from .fakes import file_bytes, picture
+from tests.wire.fakes import file_bytes, picture
 
 arrays = hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)))
 

@@ -43,7 +43,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The weights and outputs that lie beside the repository."""
-    folder = Path(__file__).resolve().parents[3] / "shared"
+    folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("no ../shared beside the repository")
     return folder

@@ -11,7 +11,7 @@ from pgn_client.prompting.methods import Rates, Setting
 from pgn_client.prompting.methods.base import RESIDUAL_SITES
 from pgn_client.prompting.methods.expres import EXPRES, SITES, multiply_adds
 from pgn_client.surrogate.surrogate import Surrogate
-from tests.unit.test_white_box import CANVAS, create, each_kind, entering, pixels
+from tests.training.test_white_box import CANVAS, create, each_kind, entering, pixels
 
 
 def drawn(backbone, **options):
