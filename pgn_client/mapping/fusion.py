@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+LEAST = -700.0  # log-probability, near the logarithm of the smallest float
 ALPHAS = tuple(step / 20 for step in range(21))  # 0, 0.05, ..., 1
 
 
@@ -37,12 +38,12 @@ def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
     if not 0 <= alpha <= 1:
         raise ConfigurationError(f"fusion: got alpha={alpha}, expected a number in [0, 1]")
     _check_scores("fusion", log_p_endpoint, log_p_local)
-    # At the ends the other side is left out rather than multiplied by 0: 0 times minus infinity is NaN.
+    # At the ends the other side has no say, not even where it gives a class no probability at all.
     if alpha in (0, 1):
-        mixed = log_p_local if alpha else log_p_endpoint
-    else:
-        mixed = (1 - alpha) * log_p_endpoint + alpha * log_p_local
-    return log_softmax(mixed)
+        return log_softmax(log_p_local if alpha else log_p_endpoint)
+    # Between them, where every class had a probability of 0 on one side, minus infinity would leave nothing to rank.
+    endpoint, local = np.maximum(log_p_endpoint, LEAST), np.maximum(log_p_local, LEAST)
+    return log_softmax((1 - alpha) * endpoint + alpha * local)
 
 
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
@@ -101,8 +102,17 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
     _check_scores("gate", log_p_served, log_p_local)
     if query_below is None:
         return log_p_served.copy()
+    return np.where(is_confident(log_p_local, query_below)[:, None], log_p_local, log_p_served)
+
+
+def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
+    """Return, for (n, C) log-probabilities of the local head, the (n,) images that it answers alone.
+
+    Raises:
+        ConfigurationError: ``query_below`` outside [0, 1].
+    """
     _check_threshold(query_below)
-    return np.where((_confidence(log_p_local) >= query_below)[:, None], log_p_local, log_p_served)
+    return np.asarray(_confidence(log_p_local) >= query_below)
 
 
 def gate_curve(

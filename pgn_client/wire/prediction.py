@@ -73,23 +73,29 @@ def probabilities(answer: Answer) -> Floats:
     return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
 
 
-def fuse(endpoint: Floats, local: Floats, alpha: float) -> Floats:
-    """Return the weighted geometric mean, (C,): log p = (1 - alpha) log p_endpoint + alpha log p_local, normalised."""
-    fused = (1 - alpha) * np.maximum(endpoint, -700.0) + alpha * np.maximum(local, -700.0)
-    return np.asarray(fused - np.logaddexp.reduce(fused), dtype=np.float64)
-
-
 def ranked(
-    classes: Sequence[str],
-    probabilities: Floats,
+    labels: Sequence[str],
+    scores: Floats,
     source: Literal["endpoint", "local", "both"],
     reply: Reply,
+    *,
+    log: bool = False,
 ) -> Prediction:
-    """Return a prediction, best class first; equal probabilities stay in the order of the classes."""
-    order = np.argsort(-probabilities, kind="stable")
-    scores = {classes[i]: float(probabilities[i]) for i in order}
-    label = next(iter(scores))
-    return Prediction(label, scores[label], scores, source, reply.attempts, reply.request_id)
+    """Return a prediction, best label first; labels of equal scores stay in their order.
+
+    Args:
+        labels: S names.
+        scores: (S,) probabilities, or log-probabilities where ``log``: two of these that differ may round to the same
+            probability, and must still be ranked as they are.
+        source: Who answered.
+        reply: What the answer took.
+        log: Whether scores are log-probabilities.
+    """
+    order = np.argsort(-scores, kind="stable")
+    probabilities = np.exp(scores) if log else scores
+    named = {labels[i]: float(probabilities[i]) for i in order}
+    best = next(iter(named))
+    return Prediction(best, named[best], named, source, reply.attempts, reply.request_id)
 
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:

@@ -32,6 +32,7 @@ from pgn_client.errors import (
     PGNError,
 )
 from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
+from pgn_client.mapping.fusion import fuse, is_confident
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
 from pgn_client.wire.cache import AnswerCache, endpoint_key
 from pgn_client.wire.endpoint import Credential, Endpoint
@@ -41,7 +42,6 @@ from pgn_client.wire.ledger import Account, Ledger
 from pgn_client.wire.prediction import (
     Checkpoint,
     Reply,
-    fuse,
     probabilities,
     ranked,
     verify,
@@ -266,7 +266,7 @@ class Session(ABC):
         local = item.local_log_probs
         confident = alpha == 1.0
         if self._query_below is not None and local is not None:
-            confident |= bool(math.exp(float(local.max())) >= self._query_below)
+            confident |= bool(is_confident(local[None], self._query_below)[0])
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
         pixels = item.image.width * item.image.height
@@ -387,13 +387,14 @@ class Session(ABC):
             return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
         mapping = adapter.mapping
         if job.confident and job.local is not None:
-            return ranked(mapping.classes, np.exp(job.local), "local", reply)
+            return ranked(mapping.classes, job.local, "local", reply, log=True)
         log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
         warn_of_few_labels(self._checkpoint, self.endpoint, reply.answer)
         alpha = self._alpha(job.local)
         if alpha == 0.0 or job.local is None:
-            return ranked(mapping.classes, np.exp(log_probs), "endpoint", reply)
-        return ranked(mapping.classes, np.exp(fuse(log_probs, job.local, alpha)), "both", reply)
+            return ranked(mapping.classes, log_probs, "endpoint", reply, log=True)
+        fused = fuse(log_probs[None], job.local[None], alpha)[0]
+        return ranked(mapping.classes, fused, "both", reply, log=True)
 
     def _close(self) -> None:
         """Close what this client opened; a copy has opened nothing."""
