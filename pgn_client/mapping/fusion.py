@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pgn_client.arrays import Floats, Integers
+from pgn_client.arrays import Booleans, Floats, Integers
 from pgn_client.errors import ConfigurationError, ShapeError
 from pgn_client.mapping.probability import log_likelihood, log_loss, log_softmax
 
