@@ -33,7 +33,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pgn_client.errors import CheckpointError
+from pgn_client.imaging.files import whole_file
 
 SCHEMA = 1
 HOSTED = "expres"
@@ -74,13 +74,10 @@ def write(path: str | os.PathLike[str], card: Mapping[str, Any], tensors: Mappin
     full["fingerprint"] = fingerprint(full, tensors)
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={_HEADER_KEY: _canonical(full)})
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise CheckpointError(
             f"checkpoint {path}: cannot be written ({error.strerror}); choose another place"
         ) from error

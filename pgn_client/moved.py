@@ -15,7 +15,7 @@ PACKAGE = "pgn_client"
 MOVED: dict[str, tuple[str, ...]] = {
     "adapter": ("prompting.adapter",),
     "backbone": ("surrogate.backbone", "surrogate.patch_embedding"),
-    "batch": ("wire.folders",),
+    "batch": ("wire.folders", "wire.estimate", "wire.journal", "imaging.files"),
     "benchmark": ("evaluation.benchmark",),
     "cache": ("wire.cache",),
     "candidates": (
@@ -36,7 +36,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "discovery": ("wire.remote_model",),
     "drift": ("wire.drift",),
     "endpoint": ("wire.endpoint",),
-    "exchange": ("wire.exchange",),
+    "exchange": ("wire.exchange", "wire.rate_limit", "wire.deadline"),
     "generator": ("prompting.generator",),
     "geometry": ("imaging.geometry",),
     "hosting": ("wire.upload",),

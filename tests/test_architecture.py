@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("errors", "arrays", "version", "moved"),
     ("types",),
-    ("imaging", "mapping", "checkpoint"),
+    ("imaging", "mapping"),
+    ("checkpoint",),
     ("surrogate",),
     ("prompting",),
     ("wire", "segmentation", "training"),

@@ -49,7 +49,7 @@ def run_retain(args: argparse.Namespace) -> int:
 
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import agreement
-    from pgn_client.wire.folders import find_images
+    from pgn_client.imaging.files import find_images
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
         raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")

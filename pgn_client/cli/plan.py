@@ -26,7 +26,7 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
 
     The endpoint is asked once for its model's description, which carries no image, to time a round trip.
     """
-    from pgn_client.wire.folders import seconds_each
+    from pgn_client.wire.estimate import seconds_each
 
     parts: dict[str, dict[str, int]] = {}
     slowest = 0.0

@@ -29,7 +29,7 @@ from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgn_client.wire.client import AdaptedClient
-    from pgn_client.wire.folders import Record
+    from pgn_client.wire.journal import Record
 
 
 def add_adapt(commands: Subparsers) -> None:
@@ -82,8 +82,8 @@ def add_predict(commands: Subparsers) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Classify a picture, a list or a folder."""
+    from pgn_client.imaging.files import find_images
     from pgn_client.prompting.adapter import load
-    from pgn_client.wire.folders import find_images
 
     files = find_images(args.source)
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
@@ -133,7 +133,7 @@ def _usage(client: AdaptedClient) -> str:
 
 def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace) -> int:
     """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
-    from pgn_client.wire.folders import estimate
+    from pgn_client.wire.estimate import estimate
 
     found = estimate(client, files, journal)
     tell(json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image)))

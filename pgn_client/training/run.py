@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.imaging.files import whole_file
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.prompting.methods import Method
 from pgn_client.training.recipe import Recipe
@@ -143,9 +144,8 @@ def check_state(path: Path | None, resume: bool) -> None:
 
 def save_state(path: Path, run: Run, identity: dict[str, Any]) -> None:
     """Keep a run after an epoch, atomically; ``identity`` is the card, which says what run it is."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"identity": identity, "run": run.state_dict()}, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save({"identity": identity, "run": run.state_dict()}, partial)
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.imaging.codecs import ImageSource, describe
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 from pgn_client.wire.cache import CANARIES
+from pgn_client.wire.deadline import Leaving, Watch
 from pgn_client.wire.drift import Drift, differing, judge
-from pgn_client.wire.exchange import Broken, BrokenKind, Leaving, Outcome, Send, Steps, Watch
+from pgn_client.wire.exchange import Broken, BrokenKind, Outcome, Send, Steps
 from pgn_client.wire.prediction import Reply
 from pgn_client.wire.protocols import WireResponse
 from pgn_client.wire.protocols.base import excerpt

@@ -6,19 +6,14 @@ drives it with a list. At the end stands what makes a thread keep to such a dead
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import random
 import re
-import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 from pgn_client.errors import (
     AuthenticationError,
@@ -38,11 +33,11 @@ from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.ledger import Account
 from pgn_client.wire.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
 from pgn_client.wire.protocols.base import excerpt
+from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
 
 T = TypeVar("T")
 RATE = re.compile(r"(x-)?rate-?limit")
-SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
 
 _log = logging.getLogger("pgn_client")
 
@@ -96,31 +91,6 @@ class Clocks:
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     jitter: Callable[[], float] = field(default=lambda: random.uniform(0.75, 1.0))
-
-
-class Pacer:
-    """Spaces requests evenly, by their number and their size. Safe to use from several threads.
-
-    A token bucket without bursts: a request with a body of n bytes keeps the next one back for
-    ``max(1 / per_second, n / bytes_per_second)`` seconds.
-    """
-
-    def __init__(self, per_second: float | None = None, bytes_per_second: float | None = None) -> None:
-        self._gap = 1.0 / per_second if per_second else 0.0
-        self._per_byte = 1.0 / bytes_per_second if bytes_per_second else 0.0
-        self._next = -math.inf
-        self._lock = threading.Lock()
-
-    def wait(self, now: float, size: int = 0) -> float:
-        """Take the next free slot for a request with ``size`` body bytes, and return the seconds until it."""
-        with self._lock:
-            slot = max(now, self._next)
-            self._next = slot + self.seconds(size)
-            return slot - now
-
-    def seconds(self, size: int) -> float:
-        """Return for how long a request with ``size`` body bytes keeps the next one back."""
-        return max(self._gap, size * self._per_byte)
 
 
 @dataclass(slots=True)
@@ -418,78 +388,3 @@ def _decisive(status: int) -> bool:
 
 def _times(attempts: int) -> str:
     return f"{attempts} attempt{'s' if attempts != 1 else ''}"
-
-
-class Leaving:
-    """Breaks off what the threads of one stream are doing, when its consumer leaves."""
-
-    def __init__(self) -> None:
-        self.flag = threading.Event()
-        self._lock = threading.Lock()
-        self._busy: set[socket.socket] = set()
-
-    def now(self) -> None:
-        """Let every thread end: one that sleeps, one that waits for the network, one that would begin."""
-        with self._lock:
-            self.flag.set()
-            for connection in self._busy:
-                with contextlib.suppress(OSError):  # the plain method, also of a TLS socket; it wakes who reads
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    @contextlib.contextmanager
-    def busy(self, connection: socket.socket) -> Iterator[None]:
-        """Use a connection that ``now`` may break."""
-        with self._lock:
-            if self.flag.is_set():
-                raise CancelledError
-            self._busy.add(connection)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy.discard(connection)
-
-
-class Watch(threading.local):
-    """Makes all that a thread does on the network end at the deadline of its request, or when its stream is left.
-
-    httpx restarts its timeout at every read and write, so that a server which takes or sends a byte now and then holds
-    a call for ever. httpx's ``trace`` extension shows each new connection's stream, whose ``read`` and ``write`` then
-    get the time that is left. (asyncio needs none of this: ``asyncio.timeout`` covers the whole request.)
-    """
-
-    deadline = 0.0
-    leaving = Leaving()
-
-    def heed(self, leaving: Leaving) -> None:
-        """Let this thread work for a stream."""
-        self.leaving = leaving
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, unless the stream is left."""
-        self.leaving.flag.wait(seconds)
-
-    def start(self, seconds: float) -> None:
-        """Begin a request that may take so many seconds."""
-        self.deadline = time.monotonic() + seconds
-
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Wrap the stream of a connection that was just made."""
-        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            return
-        stream = info["return_value"]
-        read, write, connection = stream.read, stream.write, stream.get_extra_info("socket")
-
-        def remaining() -> float:
-            return max(self.deadline - time.monotonic(), 1e-3)
-
-        def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
-            with self.leaving.busy(connection):
-                return cast(bytes, read(max_bytes, remaining()))
-
-        def write_until_deadline(buffer: bytes, timeout: float | None = None) -> None:
-            with self.leaving.busy(connection):
-                for start in range(0, len(buffer), SLICE):
-                    write(buffer[start : start + SLICE], remaining())
-
-        stream.read, stream.write = read_until_deadline, write_until_deadline

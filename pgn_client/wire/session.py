@@ -36,7 +36,7 @@ from pgn_client.mapping.fusion import fuse, is_confident
 from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
 from pgn_client.wire.cache import AnswerCache, endpoint_key
 from pgn_client.wire.endpoint import Credential, Endpoint
-from pgn_client.wire.exchange import Clocks, Exchange, Pacer, Steps
+from pgn_client.wire.exchange import Clocks, Exchange, Steps
 from pgn_client.wire.http_options import HttpOptions
 from pgn_client.wire.ledger import Account, Ledger
 from pgn_client.wire.prediction import (
@@ -49,6 +49,7 @@ from pgn_client.wire.prediction import (
 )
 from pgn_client.wire.protocols import Payload, open_protocol
 from pgn_client.wire.protocols.base import digest
+from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.remote_model import Discovery
 from pgn_client.wire.retry import RetryPolicy
 from pgn_client.wire.upload import hosted_reply

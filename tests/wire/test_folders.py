@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from pgn_client.errors import AuthenticationError, ConfigurationError, ImageError
-from pgn_client.wire.folders import adapt_files, estimate, find_images, predict_files
+from pgn_client.imaging.files import find_images
+from pgn_client.wire.estimate import estimate
+from pgn_client.wire.folders import adapt_files, predict_files
 
 from .fakes import Server, ToyAdapter, answered, client, file_bytes, picture
 
@@ -204,7 +206,8 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from wire.fakes import Server, client
-    from pgn_client.wire.folders import find_images, predict_files
+    from pgn_client.imaging.files import find_images
+    from pgn_client.wire.folders import predict_files
     with client(Server(), protocol="pgn", max_concurrency=2) as c:
         for number, _ in enumerate(predict_files(c, find_images({folder!r}), {out!r}), 1):
             if number == 7:

@@ -20,7 +20,7 @@ from pgn_client.cli.console import show_log
 from pgn_client.cli.network import http_options
 from pgn_client.errors import ConfigurationError, EndpointError, InvalidRequestError, ServerError
 from pgn_client.types import ImageFailure
-from pgn_client.wire.exchange import Pacer
+from pgn_client.wire.rate_limit import Pacer
 
 from .fakes import CARD, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
 from .test_sockets import read_request, response, serving

@@ -22,6 +22,7 @@ from pgn_client.evaluation import baselines
 from pgn_client.evaluation.candidate import Candidate
 from pgn_client.evaluation.fidelity import latent_log_probs
 from pgn_client.evaluation.queries import Asker, Connect
+from pgn_client.imaging.files import whole_file, write_whole
 from pgn_client.imaging.geometry import place
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
@@ -172,7 +173,7 @@ class Bench:
         theirs = _require_settings(self.out, ours)
         ours["augment"] = theirs.get("augment", {}) | ours["augment"]
         self.out.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.out / SETTINGS, json.dumps(ours, indent=1) + "\n")
+        write_whole(self.out / SETTINGS, (json.dumps(ours, indent=1) + "\n").encode())
 
     def _run_cell(self, cell: Cell, task: Task, missing: Sequence[str]) -> None:
         folder = cell.folder(self.out)
@@ -181,8 +182,8 @@ class Bench:
         targets = {"val": task.val.labels, "test": task.test.labels, "ids": ids, "digest": np.array(task.digest())}
         path = folder / "targets.npz"
         if not path.exists():
-            np.savez(partial := folder / "targets.partial.npz", **targets)  # type: ignore[arg-type]
-            partial.replace(path)
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, **targets)  # type: ignore[arg-type]
         elif not _same(np.load(path), targets):
             raise ConfigurationError(
                 f"benchmark: {folder} holds runs on other pictures than {self.plan.sets[cell.set]} has; "
@@ -196,7 +197,8 @@ class Bench:
             text = json.dumps(
                 asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record, indent=1
             )
-            _write_whole(folder / f"{row}.json", text + "\n")  # a run that was killed leaves no such mark
+            # Written last: a run that was killed leaves no such mark.
+            write_whole(folder / f"{row}.json", (text + "\n").encode())
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
         if row == RAW_RUN:
@@ -311,13 +313,6 @@ def deploys(spec: str) -> bool:
 
 def _spec(method: str, preset: str) -> str:
     return method if preset == "default" else f"{method}@{preset}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _same(kept: Arrays, ours: Arrays) -> bool:
