@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
 import weakref
 from collections import deque
@@ -21,23 +20,20 @@ from typing import Any, Self, TypeVar, cast
 import httpx
 from PIL import Image
 
-from pgn_client.errors import ConfigurationError, PGNError
+from pgn_client.errors import PGNError
 from pgn_client.imaging.codecs import ImageSource, describe
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 from pgn_client.wire.cache import CANARIES
 from pgn_client.wire.deadline import Leaving, Watch
 from pgn_client.wire.drift import Drift, differing, judge
-from pgn_client.wire.exchange import Broken, BrokenKind, Outcome, Send, Steps
+from pgn_client.wire.exchange import Broken, Outcome, Send, Steps
+from pgn_client.wire.jobs import Job, asks, chunks, chunks_async, ends_all, raised
 from pgn_client.wire.prediction import Reply
 from pgn_client.wire.protocols import WireResponse
-from pgn_client.wire.protocols.base import excerpt
-from pgn_client.wire.session import Job, Session, asks, chunks, chunks_async, ends_all, raised
+from pgn_client.wire.session import Session
+from pgn_client.wire.transport import FOREIGN, Body, broken_by, connecting
 
 T = TypeVar("T")
-
-MAX_ANSWER_BYTES = 64 * 2**20
-MAX_ERROR_BYTES = 64 * 2**10
-KEEPALIVE_EXPIRY = 4.0  # seconds; uvicorn closes idle connections after 5, and httpx would keep them just as long
 
 
 class AdaptedClient(Session):
@@ -92,7 +88,12 @@ class AdaptedClient(Session):
         self._watch = Watch()
         self._sleep: Callable[[float], object] = self._watch.sleep
         transport = cast("httpx.BaseTransport | None", self._transport)
-        self._http = _connecting(lambda **options: httpx.Client(transport=transport, **options), self)
+        self._http = connecting(
+            lambda **options: httpx.Client(transport=transport, **options),
+            self._http_options,
+            self.endpoint,
+            self.max_concurrency,
+        )
 
     def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture.
@@ -238,7 +239,7 @@ class AdaptedClient(Session):
 
     def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
-        body = _Body(self._clocks.monotonic, step.seconds)
+        body = Body(self._clocks.monotonic, step.seconds)
         self._watch.start(step.seconds)
         try:
             with self._http.stream(
@@ -254,7 +255,7 @@ class AdaptedClient(Session):
                         break
                 return body.outcome(response)
         except FOREIGN as error:
-            return _broken(error)
+            return broken_by(error)
 
 
 class AsyncAdaptedClient(Session):
@@ -327,7 +328,12 @@ class AsyncAdaptedClient(Session):
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
-            http = _connecting(lambda **options: httpx.AsyncClient(transport=transport, **options), self)
+            http = connecting(
+                lambda **options: httpx.AsyncClient(transport=transport, **options),
+                self._http_options,
+                self.endpoint,
+                self.max_concurrency,
+            )
             self._loops[loop] = _Loop(http, asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
         return self._loops[loop]
 
@@ -394,7 +400,7 @@ class AsyncAdaptedClient(Session):
 
     async def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
-        body = _Body(self._clocks.monotonic, step.seconds)
+        body = Body(self._clocks.monotonic, step.seconds)
         connecting = False
 
         async def trace(event: str, info: dict[str, Any]) -> None:
@@ -422,7 +428,7 @@ class AsyncAdaptedClient(Session):
         except TimeoutError:
             return Broken("unsent" if connecting else "late", "deadline")
         except FOREIGN as error:
-            return _broken(error)
+            return broken_by(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,69 +438,3 @@ class _Loop:
     http: httpx.AsyncClient
     slots: asyncio.Semaphore
     settling: asyncio.Lock
-
-
-class _Body:
-    """Collects a response's body up to the limits of size and time."""
-
-    def __init__(self, clock: Callable[[], float], seconds: float) -> None:
-        self._clock, self._deadline = clock, clock() + seconds
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._broken: Broken | None = None
-
-    def take(self, response: httpx.Response, chunk: bytes) -> bool:
-        """Keep a chunk; returns whether to read on."""
-        limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
-        self._chunks.append(chunk[: limit - self._size])
-        self._size += len(chunk)
-        if self._size > limit and response.is_success:
-            self._broken = Broken("garbled", f"more than {limit // 2**20} MiB")
-        elif self._clock() >= self._deadline:
-            self._broken = Broken("late", "deadline")
-        return self._broken is None and self._size <= limit
-
-    def outcome(self, response: httpx.Response) -> WireResponse | Broken:
-        """Return the whole response, or why there is none."""
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return self._broken or WireResponse(response.status_code, headers, b"".join(self._chunks))
-
-
-# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass through it.
-FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
-_KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
-    (httpx.ConnectTimeout, "unsent"),
-    (httpx.PoolTimeout, "unsent"),
-    (httpx.TimeoutException, "late"),
-    (httpx.ConnectError, "unreached"),
-    (httpx.ProxyError, "unreached"),
-    (httpx.NetworkError, "cut"),
-    (httpx.RemoteProtocolError, "cut"),
-    (ssl.SSLError, "cut"),
-    (httpx.DecodingError, "garbled"),
-    (Exception, "refused"),  # a URL, scheme or header that can never work
-)
-
-
-def _broken(error: Exception) -> Broken:
-    """Translate httpx's exceptions; the only place that does."""
-    kind = next(kind for foreign, kind in _KINDS if isinstance(error, foreign))
-    if any(sign in str(error) for sign in ("CERTIFICATE", "UNKNOWN_CA")):  # theirs, or ours, is not trusted
-        kind = "refused"
-    return Broken(kind, str(error).strip() or type(error).__name__)
-
-
-def _connecting(make: Callable[..., T], session: Session) -> T:
-    """Make httpx's client; no proxy of the environment comes between this machine and itself.
-
-    Raises:
-        ConfigurationError: httpx cannot use what ``http`` holds.
-    """
-    n = session.max_concurrency
-    limits = httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=KEEPALIVE_EXPIRY)
-    given = session._http_options.arguments()
-    try:
-        return make(limits=limits, trust_env=not session.endpoint.loopback, **given)
-    except (AttributeError, ImportError, OSError, TypeError, ValueError, httpx.InvalidURL) as error:
-        said = excerpt(str(error), session.endpoint.credential.redact)
-    raise ConfigurationError(f"http: got {', '.join(sorted(given)) or 'nothing'}, which httpx cannot use ({said})")

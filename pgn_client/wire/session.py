@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, cast
 from urllib.parse import unquote_plus, urlsplit
 
 import numpy as np
@@ -24,20 +23,18 @@ from PIL import Image
 
 from pgn_client.arrays import Floats
 from pgn_client.errors import (
-    AuthenticationError,
-    CheckpointError,
     ConfigurationError,
     EndpointError,
-    MissingDependencyError,
     PGNError,
 )
 from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
 from pgn_client.mapping.fusion import fuse, is_confident
-from pgn_client.types import NONE, Adapter, Answer, ImageFailure, Prediction, Prepared, Usage
+from pgn_client.types import NONE, Adapter, Answer, Prediction, Prepared, Usage
 from pgn_client.wire.cache import AnswerCache, endpoint_key
 from pgn_client.wire.endpoint import Credential, Endpoint
 from pgn_client.wire.exchange import Clocks, Exchange, Steps
 from pgn_client.wire.http_options import HttpOptions
+from pgn_client.wire.jobs import MAX_BATCH, Job, caught, chunks, prepare_each, raised
 from pgn_client.wire.ledger import Account, Ledger
 from pgn_client.wire.prediction import (
     Checkpoint,
@@ -53,24 +50,6 @@ from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.remote_model import Discovery
 from pgn_client.wire.retry import RetryPolicy
 from pgn_client.wire.upload import hosted_reply
-
-T = TypeVar("T")
-
-MAX_BATCH = 16  # pictures adapted together
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One picture after all local work: what to send, unless the local head is ``confident``.
-
-    With ``again`` it is sent although its answer is recorded, and nothing new is recorded.
-    """
-
-    payload: Payload
-    local: Floats | None = None
-    confident: bool = False
-    again: bool = False
-
 
 SAME: Any = ...
 """Of an option of a copy: as it is."""
@@ -406,59 +385,6 @@ class Session(ABC):
         self._opened.close()
 
 
-def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:
-    """Return what a call returns, or the error of this library that it raises."""
-    try:
-        return call(argument)
-    except PGNError as error:
-        return error
-
-
-def raised(value: T | PGNError) -> T:
-    """Return a value, or raise it if it is an error: the inverse of ``caught``."""
-    if isinstance(value, PGNError):
-        raise value
-    return value
-
-
-def asks(job: Job | PGNError) -> bool:
-    """Whether the endpoint, or what is recorded of it, has to be asked."""
-    return isinstance(job, Job) and not job.confident
-
-
-def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of ``size`` pictures, and an empty one at the end."""
-    rest = iter(sources)
-    while chunk := list(itertools.islice(rest, size)):
-        yield chunk
-    yield []
-
-
-async def chunks_async(
-    sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
-) -> AsyncIterator[list[ImageSource]]:
-    """Yield what ``chunks`` does, also of an asynchronous source."""
-    if not isinstance(sources, AsyncIterable):
-        for chunk in chunks(sources, size):
-            yield chunk
-        return
-    chunk = []
-    async for source in sources:
-        chunk.append(source)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-    yield []
-
-
-def ends_all(result: object) -> PGNError | None:
-    """Return the error of a picture's result that concerns every other picture too: a refused key, a wrong set-up."""
-    wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
-    return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
-
-
 def _endpoint(url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
@@ -490,21 +416,3 @@ def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) ->
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not fits(value):
         raise ConfigurationError(f"{name}: got {value!r}, expected {expected}")
-
-
-def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:
-    """Adapt pictures together; one that fails, now or before, leaves the others alone.
-
-    Raises:
-        CheckpointError, ConfigurationError, MissingDependencyError: what concerns every picture.
-    """
-    if adapter is None:
-        return [image if isinstance(image, PGNError) else Prepared(image) for image in images]
-    good = [image for image in images if not isinstance(image, PGNError)]
-    try:
-        ready: Iterator[Prepared | PGNError] = iter(adapter.prepare(good) if good else [])
-    except (CheckpointError, ConfigurationError, MissingDependencyError):
-        raise
-    except PGNError:
-        ready = iter([caught(lambda image: adapter.prepare([image])[0], image) for image in good])
-    return [image if isinstance(image, PGNError) else next(ready) for image in images]

@@ -37,8 +37,8 @@ from pgn_client.errors import (
 )
 from pgn_client.types import ModelInfo
 from pgn_client.wire.cache import AnswerCache
-from pgn_client.wire.client import FOREIGN, _broken
 from pgn_client.wire.exchange import BrokenKind
+from pgn_client.wire.transport import FOREIGN, broken_by
 
 from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
 
@@ -236,11 +236,11 @@ def test_every_exception_of_httpx_is_mapped(name):
     if not issubclass(kind, Exception):
         return
     assert issubclass(kind, FOREIGN)
-    assert _broken(kind.__new__(kind)).kind in get_args(BrokenKind)
+    assert broken_by(kind.__new__(kind)).kind in get_args(BrokenKind)
 
 
 def test_the_map_of_httpx_says_what_is_worth_a_retry():
-    kinds = {kind.__name__: _broken(kind("x")).kind for kind in every(httpx.TransportError)}
+    kinds = {kind.__name__: broken_by(kind("x")).kind for kind in every(httpx.TransportError)}
     retried = {name for name, kind in kinds.items() if kind in ("unreached", "cut")}
     assert retried == {"ConnectError", "ReadError", "WriteError", "CloseError", "NetworkError", "ProxyError"} | {
         "RemoteProtocolError"

@@ -311,7 +311,7 @@ def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_pict
             return 0
 
     files = [tmp_path / f"{i}.png" for i in range(40)]
-    monkeypatch.setattr("pgn_client.wire.folders.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("pgn_client.wire.estimate.time.perf_counter", lambda: clock.now)
     found = estimate(SlowToStart(), files)
     assert (found.images, found.already_answered) == (40, 0)
     assert found.seconds == pytest.approx(40 * 0.5)  # local work; the round trip, 0.8 s for 8 at a time, is faster

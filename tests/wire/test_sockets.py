@@ -147,7 +147,7 @@ def test_a_huge_error_body_is_capped(ask):
 
 @both
 def test_an_endless_answer_is_refused(ask, monkeypatch):
-    monkeypatch.setattr("pgn_client.wire.client.MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr("pgn_client.wire.transport.MAX_ANSWER_BYTES", 2**20)
 
     def handle(connection: socket.socket, _: int) -> None:
         read_request(connection)
