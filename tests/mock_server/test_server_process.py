@@ -105,3 +105,17 @@ def test_a_model_that_fails_its_first_picture_exits_3_and_announces_nothing(tmp_
         sys.exit(main(line))  # some versions of uvicorn exit by themselves
     assert caught.value.code == 3
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_say_that_they_are_tcp_so_that_asyncio_sends_small_answers_at_once(host):
+    import socket
+
+    from mock_server.__main__ import _bind
+
+    with (
+        _bind(host, 0) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.proto == socket.IPPROTO_TCP
