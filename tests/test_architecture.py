@@ -251,7 +251,7 @@ def f():
 def in_a_child(code, tmp_path):
     """Run code in a fresh interpreter in an empty folder, writing no bytecode; return what it printed."""
     command = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

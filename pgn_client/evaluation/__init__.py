@@ -6,15 +6,17 @@ import warnings
 from importlib import import_module
 from typing import Any
 
+STUDY = "pgn_client.evaluation.study"
+MOVED = ("Note", "Report", "evaluate")
+"""Names of the module that this package was in version 0.1; found here for one release."""
+
 
 def __getattr__(name: str) -> Any:
-    """Find the names of the module that this package was in version 0.1, for one release."""
-    study = "pgn_client.evaluation.study"
-    if name.startswith("_") or not hasattr(import_module(study), name):
+    if name not in MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"{__name__}.{name} has moved to {study}; the old path goes with the next release",
+        f"{__name__}.{name} has moved to {STUDY}; the old path goes with the next release",
         DeprecationWarning,
         stacklevel=2,
     )
-    return getattr(import_module(study), name)
+    return getattr(import_module(STUDY), name)

@@ -53,7 +53,7 @@ def shared():
     return SHARED
 
 
-def pgn(*arguments, timeout=240, **options):
+def pgn(*arguments, **options):
     """Run the command as a user does; return what a finished process would.
 
     Without options it runs in this process, which spares two seconds of imports; with some, in one of its own.
@@ -61,7 +61,7 @@ def pgn(*arguments, timeout=240, **options):
     words = [str(a) for a in arguments]
     if options:
         command = [sys.executable, "-m", "pgn_client", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = main(words)

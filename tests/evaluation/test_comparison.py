@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pgn_client.evaluation.baselines import augmented_blocks, augmented_copies, probe, without_prompt
 from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, fused, with_local
@@ -22,11 +21,7 @@ from pgn_client.evaluation.comparison import (
     verdict,
 )
 from pgn_client.evaluation.selection import advised, cheapest, choose, gated
-from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import seen_by_server
-from pgn_client.mapping.fusion import fuse
-from pgn_client.prompting.methods import linear_probe
-from pgn_client.prompting.methods.linear_probe import LinearProbe
+from pgn_client.mapping.probability import log_loss
 from pgn_client.training import Split, Task, load_task
 from pgn_client.training.augment import COPIES
 
@@ -52,26 +47,20 @@ def task():
 
 class TestProbe:
     def test_it_learns_from_augmented_copies_where_validation_says_so(self, make_backbone, make_folder, tmp_path):
-        """Validation pictures as the training pictures are, or with colours as changed as the copies' are."""
+        """Validation images with colors as changed as the copies' need the copies; plain ones are read without."""
         backbone, plain = make_backbone(), load_task(make_folder(tmp_path, train=5, val=6))
+        copies = []
         for path, copy in zip(plain.val.paths, augmented_copies(plain.val, "paper", 50), strict=True):
-            copy.save(tmp_path / f"{path.parent.name}-{path.name}")
-        copies = tuple(tmp_path / f"{path.parent.name}-{path.name}" for path in plain.val.paths)
-        changed = replace(plain, val=Split(copies, plain.val.labels))
-
-        def features(images):
-            seen = np.stack([seen_by_server(open_image(x), backbone.profile, 32) for x in images])
-            return linear_probe.features(backbone, torch.from_numpy(seen).permute(0, 3, 1, 2))
-
-        clean, y = features(plain.train.paths), plain.train.labels
-        blocks = [clean, *(features(block) for block in augmented_blocks(plain.train, "paper", 0))]
-        alone, together = (
-            LinearProbe.fit(np.concatenate(x), np.tile(y, len(x)), 3, copies=len(x)) for x in ([clean], blocks)
-        )
-        for kept, expected in ((plain, alone), (changed, together)):
-            test = replace(kept, test=kept.val)
-            found = probe(backbone, test, "paper", 0)
-            np.testing.assert_allclose(found.val, expected.log_probs(features(kept.val.paths)), atol=1e-6)
+            copies.append(tmp_path / f"{path.parent.name}-{path.name}")
+            copy.save(copies[-1])
+        changed = replace(plain, val=Split(tuple(copies), plain.val.labels))
+        loss = {}
+        for name, task in (("plain", plain), ("changed", changed)):
+            task = replace(task, test=task.val)
+            for augmentation in ("none", "paper"):
+                loss[name, augmentation] = log_loss(probe(backbone, task, augmentation, 0).val, task.val.labels)
+        assert loss["changed", "paper"] < loss["changed", "none"]
+        assert loss["plain", "paper"] <= loss["plain", "none"]
 
     def test_blocks_of_copies_differ_and_there_are_none_without_augmentation(self, make_folder, tmp_path):
         split = load_task(make_folder(tmp_path, train=3, val=2)).train
@@ -162,26 +151,32 @@ class TestWithoutPrompt:
         probed = replace(candidate(PROBE, range(60)), sent=0.0, queries=0) if probe else None
         return {row.name: row for row in without_prompt(raw, local, probed, TARGETS)}
 
-    def test_probe_and_raw_answers_are_fused_with_the_local_head(self):
+    def test_fusing_two_that_err_apart_is_better_on_validation_than_each_alone(self):
         rows = self.rows(probe=True)
-        assert list(rows) == [RAW, LOCAL, PROBE, with_local(RAW), with_local(PROBE)]
         for name in (RAW, PROBE):
-            both, local = rows[with_local(name)], rows[LOCAL]
-            assert 0 < both.alpha < 1
-            np.testing.assert_allclose(both.test, fuse(rows[name].test, local.test, both.alpha))
+            alone = min(log_loss(rows[x].val, TARGETS) for x in (name, LOCAL))
+            assert log_loss(rows[with_local(name)].val, TARGETS) < alone - 0.1
 
-    def test_the_fused_probe_sends_nothing(self):
-        rows = self.rows(probe=True)
-        assert (rows[with_local(PROBE)].sent, rows[with_local(PROBE)].queries) == (0.0, 0)
-        assert (rows[with_local(RAW)].sent, rows[with_local(RAW)].queries) == (1.0, 7)
+    def test_only_raw_answers_are_paid_for(self):
+        paid = {name: (row.sent, row.queries) for name, row in self.rows(probe=True).items() if row.sent}
+        assert paid == {RAW: (1.0, 7), with_local(RAW): (1.0, 7)}
 
     def test_without_a_surrogate_there_is_no_probe(self):
-        assert list(self.rows(probe=False)) == [RAW, LOCAL, with_local(RAW)]
+        assert not any(name.startswith(PROBE) for name in self.rows(probe=False))
 
 
 class TestAdvice:
-    def test_is_told_for_every_row(self):
-        assert all(advice(name) == text for name, text in ADVICE.items())
+    def test_of_what_sends_nothing_says_that_no_query_is_needed_and_of_no_other(self):
+        free = {LOCAL, PROBE, with_local(PROBE)}
+        rows = [*free, RAW, with_local(RAW), "IIP", with_local("IIP"), PGN, with_local(PGN)]
+        assert {name for name in rows if "no query is needed" in advice(name)} == free
+        assert len({advice(name) for name in rows}) == len(rows)
+
+    def test_of_a_prompt_recommends_the_prompt_and_of_raw_answers_none(self):
+        assert advice(PGN) == "use the prompt"
+        assert advice(with_local(PGN)) == "use both: the prompt, fused with the local head"
+        assert "send pictures as they are" in advice(RAW)
+        assert "without a prompt" in advice(with_local(RAW))
 
     def test_of_another_prompt_is_that_of_a_prompt(self):
         assert advice("VP") == ADVICE[PGN]

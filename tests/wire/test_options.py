@@ -204,8 +204,24 @@ def test_secrets_never_travel_in_the_clear(http):
     assert SECRET not in str(caught.value)
 
 
-def test_a_proxys_password_is_not_sent_to_the_endpoint_and_forbids_no_plain_connection():
-    AdaptedClient("http://api.example.org", None, http={"proxy": "http://me:p4ssword@127.0.0.1:9"}).close()
+def test_a_proxys_password_goes_to_the_proxy_alone_and_forbids_no_plain_connection():
+    """A proxy passes on what it is not meant to keep: everything but its own Proxy-Authorization."""
+    seen = []
+
+    def proxy(connection, _):
+        seen.append(read_request(connection))
+        connection.sendall(response(b"no", b"400 No"))
+
+    with serving(proxy) as url:
+        http = {"proxy": url.replace("http://", "http://me:p4ssword@")}
+        reaching = AdaptedClient("http://api.example.org", None, protocol="pgn", http=http)
+        with reaching as c, pytest.raises(InvalidRequestError):
+            c.classify(picture())
+    lines = seen[0].split(b"\r\n\r\n")[0].split(b"\r\n")
+    secret = base64.b64encode(b"me:p4ssword")
+    assert lines[0].startswith(b"POST http://api.example.org/v1/classify")
+    assert [line.split(b":")[0].lower() for line in lines if secret in line] == [b"proxy-authorization"]
+    assert not any(b"p4ssword" in line for line in lines)
 
 
 @pytest.mark.parametrize("echo", [f"Cannot POST /?code={SECRET}%2Fx==", f"{SECRET}/x=="])
