@@ -53,7 +53,7 @@ from torchvision import datasets
 
 from pgn_client import AdaptedClient
 from pgn_client.errors import ConfigurationError
-from pgn_client.evaluation.comparison import PGN
+from pgn_client.evaluation.candidate import PGN
 from pgn_client.evaluation.demo import local_server
 from pgn_client.evaluation.study import evaluate
 from pgn_client.imaging.dataset import SPLITS

@@ -42,7 +42,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "hosting": ("wire.upload",),
     "http_options": ("wire.http_options",),
     "inversion": ("prompting.inversion",),
-    "judgement": ("evaluation.comparison",),
+    "judgement": (
+        "evaluation.verdict",
+        "evaluation.comparison",
+        "evaluation.results",
+        "evaluation.candidate",
+    ),
     "labels": ("mapping.label_mapping",),
     "ledger": ("wire.ledger",),
     "library": ("prompting.token_library",),

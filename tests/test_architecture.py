@@ -39,8 +39,11 @@ MEETING_POINT = ("wire.session", "prompting.adapter")
 """A client that is given a checkpoint's path opens it: the one import, inside a function, where the arms meet."""
 OPENERS = ("evaluation.queries", "evaluation.demo", "evaluation.benchmark")
 """The only modules of the study that know the client."""
-VALUES = ("evaluation.report", "evaluation.metrics", "evaluation.statistics")
-"""Results and how they are shown, read without torch and httpx."""
+VALUES = tuple(
+    f"evaluation.{name}"
+    for name in ("candidate", "selection", "results", "comparison", "verdict", "report", "metrics", "statistics")
+)
+"""Results and how they are shown, which load neither torch nor httpx."""
 
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
 
@@ -265,6 +268,7 @@ def in_a_child(code, tmp_path):
         ("pgn_client.probe", TORCH | {"httpx"}),
         ("pgn_client.prompting.adapter", TORCH | {"httpx"}),
         ("pgn_client.cli", TORCH | {"httpx"}),
+        *((f"pgn_client.{name}", TORCH | {"httpx"}) for name in VALUES),
     ],
 )
 def test_importing_loads_nothing_heavy(name, heavy, tmp_path):

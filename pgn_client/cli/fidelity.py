@@ -48,7 +48,7 @@ def run_retain(args: argparse.Namespace) -> int:
     import numpy as np
 
     from pgn_client.evaluation import report
-    from pgn_client.evaluation.fidelity import agreement
+    from pgn_client.evaluation.fidelity import agreement, columns
     from pgn_client.imaging.files import find_images
 
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
@@ -63,7 +63,8 @@ def run_retain(args: argparse.Namespace) -> int:
     found = {"pictures": len(readable), "agreement": shares}
     tell(to_json(found) if args.json else report.retention_table(shares, len(readable)))
     if args.out:
-        report.steps_sheet(adapter, readable).save(args.out)
+        shown = columns(adapter, readable)
+        report.sheet([(images, step) for step, images in shown.items()]).save(args.out)
         talk(f"written: {args.out}, what the server sees at each step")
     return OK if len(readable) == len(paths) else FAILED
 

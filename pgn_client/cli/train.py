@@ -262,6 +262,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
     require("evaluation", "train", "torch", "timm")
     from pgn_client.evaluation import report
+    from pgn_client.evaluation.fidelity import columns
     from pgn_client.evaluation.study import evaluate, queries
     from pgn_client.training.rival import task_of
 
@@ -287,9 +288,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
             price_per_image=args.price_per_image,
             note=talk,
         )
+    if args.out:  # before anything is printed: a terminal that fails must not cost what was paid for
+        report.write(args.out, found, columns(adapter, task.test.paths))
     tell(to_json(found.to_json()) if args.json else report.table(found))
     if args.out:
-        report.write(args.out, found, adapter, task.test.paths)
         talk(f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server sees at each step")
     return OK
 

@@ -6,8 +6,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-STUDY = "pgn_client.evaluation.study"
-MOVED = ("Note", "Report", "evaluate")
+MOVED = {"Note": "study", "Report": "results", "evaluate": "study"}
 """Names of the module that this package was in version 0.1; found here for one release."""
 
 
@@ -15,8 +14,8 @@ def __getattr__(name: str) -> Any:
     if name not in MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"{__name__}.{name} has moved to {STUDY}; the old path goes with the next release",
+        f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the next release",
         DeprecationWarning,
         stacklevel=2,
     )
-    return getattr(import_module(STUDY), name)
+    return getattr(import_module(f"{__name__}.{MOVED[name]}"), name)

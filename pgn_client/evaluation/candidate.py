@@ -13,11 +13,19 @@ from pgn_client.arrays import Floats, Integers
 from pgn_client.mapping.fusion import best_fusion, fuse
 
 RAW, LOCAL, PROBE, SERVED = "raw + mapping", "local head", "linear probe", "served"
+PGN, IIP, NO_PROMPT, FRAME = "PGN", "IIP", "no prompt", "grey frame"
+"""Titles of rows; those of prompts are the methods' own, written out here so that results need no torch to be read."""
+KEYS = {RAW: "raw", LOCAL: "local", PROBE: "probe", FRAME: "frame"}
 
 
 def with_local(name: str) -> str:
-    """Name of a row that is fused with the local head."""
+    """Return the title of a row that is fused with the local head."""
     return f"{'raw' if name == RAW else name} ⊕ local"
+
+
+def key_of(title: str) -> str:
+    """Return the key of a row that is not fused: what programs know it by."""
+    return KEYS.get(title, title.lower().replace(" ", "_"))
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,13 @@ class Candidate:
     """One way to answer.
 
     Attributes:
-        name: of its row.
+        name: title of its row.
         val, test: (n, C) log-probabilities.
         queries: images sent for its test row, and for fitting and choosing it where the endpoint was asked for that.
         sent: share of the test pictures that are sent when it serves.
         local: the local head beside it, which can gate it.
         alpha: the local head's weight in it; ``None`` where nothing is fused.
+        fuses: title of the row that is fused with the local head here; empty where nothing is fused.
     """
 
     name: str
@@ -40,6 +49,17 @@ class Candidate:
     sent: float = 1.0
     local: Candidate | None = field(default=None, repr=False)
     alpha: float | None = None
+    fuses: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the local head has a say in it."""
+        return bool(self.fuses)
+
+    @property
+    def key(self) -> str:
+        """What programs know the row by: ``raw``, ``pgn``, and ``pgn+local`` where it is fused."""
+        return f"{key_of(self.fuses)}+local" if self.fuses else key_of(self.name)
 
     @property
     def queries_test(self) -> int:
@@ -63,7 +83,7 @@ def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
     val, test = (fuse(a, b, alpha) for a, b in ((other.val, local.val), (other.test, local.test)))
     sent = other.sent if alpha < 1 else 0.0
     queries = other.queries - round((other.sent - sent) * len(test))
-    return Candidate(with_local(other.name), val, test, queries, sent, local, alpha)
+    return Candidate(with_local(other.name), val, test, queries, sent, local, alpha, other.name)
 
 
 def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:

@@ -19,7 +19,9 @@ from PIL import Image
 
 from pgn_client.errors import ConfigurationError, MissingDependencyError
 from pgn_client.evaluation import report
-from pgn_client.evaluation.study import Report, evaluate
+from pgn_client.evaluation.fidelity import columns
+from pgn_client.evaluation.results import Report
+from pgn_client.evaluation.study import evaluate
 from pgn_client.imaging.codecs import open_image
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate import backbone
@@ -128,7 +130,7 @@ def run(
         found = evaluate(
             task, lambda adapter: AdaptedClient(url, adapter), pgn, rival=rival, surrogate=surrogate, note=note
         )
-        report.write(folder, found, pgn, task.test.paths)
+        report.write(folder, found, columns(pgn, task.test.paths))
         _before_after(task, url, pgn).save(folder / "before_after.png")
     return Demo(found, folder)
 
@@ -137,10 +139,10 @@ def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
     """One test digit of each of the first classes, what is sent for it, and what comes back."""
     _, first = np.unique(task.test.labels, return_index=True)
     with AdaptedClient(url, pgn, fusion=None) as client:
-        columns = []
+        pairs = []
         for i in first[:EXAMPLES].tolist():
             picture = open_image(task.test.paths[i])
             p = client.classify(picture)
             said = f"{task.classes[task.test.labels[i]]} read as {p.label} ({p.score:.2f})"
-            columns.append(((picture, client.adapt(picture)), said))
-    return report.sheet(columns)
+            pairs.append(((picture, client.adapt(picture)), said))
+    return report.sheet(pairs)

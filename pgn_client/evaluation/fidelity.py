@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from pgn_client.arrays import Floats, Pixels
 from pgn_client.errors import ConfigurationError
+from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import compose, seen_by_server
+from pgn_client.imaging.files import spread
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import generator_input
 from pgn_client.prompting.inversion import unclipped
@@ -177,3 +180,8 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
         "JPEG 75 4:2:0": lossy,
         "JPEG 75 - seen, x 4": error,
     }
+
+
+def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
+    """Return what the server sees of a few of these pictures, step by step: see ``retention.steps``."""
+    return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from pgn_client.arrays import Floats, Integers
-from pgn_client.evaluation.candidate import RAW, Candidate, with_local
+from pgn_client.evaluation.candidate import RAW, Candidate
 from pgn_client.mapping.fusion import best_gate, gate, gate_curve
 from pgn_client.mapping.probability import log_loss, right
 
@@ -62,7 +62,7 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
 
 
 def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
-    return candidate.name != RAW and with_local(candidate.name) == best.name
+    return candidate.name not in ("", RAW) and candidate.name == best.fuses
 
 
 def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, float]:
@@ -91,9 +91,10 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     """
     local = best.local
     query_below = best_gate(best.val, local.val, val_targets) if best.sent and local else None
+    fuses = best.fuses if name == best.name else ""
     if local is None or query_below is None:
-        return replace(best, name=name), None
+        return replace(best, name=name, fuses=fuses), None
     val, test = (gate(a, b, query_below) for a, b in ((best.val, local.val), (best.test, local.test)))
     sent = _share_sent(local.test, query_below)
     saved = round((1 - sent) * len(test))
-    return Candidate(name, val, test, best.queries - saved, sent, local), query_below
+    return Candidate(name, val, test, best.queries - saved, sent, local, fuses=fuses), query_below

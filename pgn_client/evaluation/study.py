@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from PIL import Image
 
 from pgn_client.arrays import Pixels
 from pgn_client.evaluation import baselines, candidate
-from pgn_client.evaluation.candidate import PROBE, Candidate
-from pgn_client.evaluation.comparison import IIP, Judgement, judge
+from pgn_client.evaluation.candidate import IIP, PROBE, Candidate
 from pgn_client.evaluation.fidelity import agreement, follow
 from pgn_client.evaluation.queries import Asker, Connect, Query
+from pgn_client.evaluation.results import Report
+from pgn_client.evaluation.verdict import judge
 from pgn_client.imaging.compositor import GREY, compose
 from pgn_client.mapping.probability import right
 from pgn_client.prompting import methods
@@ -30,37 +31,6 @@ from pgn_client.training import Task
 from pgn_client.training.examples import Pictures
 
 Note = Callable[[str], None]
-
-
-@dataclass
-class Report(Judgement):
-    """What ``report.json`` holds: the judgement, and how it came about.
-
-    Attributes:
-        retention: accuracy at each step on the way, and ``agreement`` with the first; ``None`` without a surrogate.
-        controls: accuracy with prompts that should not work.
-        omitted: which rows are not there, and why.
-        seconds: it took.
-        seed: of the checkpoint's training, and of everything random here.
-        split: how many pictures were used for what.
-        mapping: of the raw answers: its kind, and the log-loss of all kinds on validation.
-        versions: of the libraries that trained the checkpoint.
-        images_sent: in all, controls included; answers from a cache are not sent.
-    """
-
-    retention: dict[str, Any] | None
-    controls: dict[str, float]
-    omitted: list[str]
-    seconds: float
-    seed: int
-    split: dict[str, int]
-    mapping: dict[str, Any]
-    versions: dict[str, str]
-    images_sent: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def evaluate(

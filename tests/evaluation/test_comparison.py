@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 
 from pgn_client.evaluation.baselines import augmented_blocks, augmented_copies, probe, without_prompt
-from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, fused, with_local
-from pgn_client.evaluation.comparison import (
-    ADVICE,
-    CONTAMINATED,
+from pgn_client.evaluation.candidate import (
+    FRAME,
+    LOCAL,
+    NO_PROMPT,
     PGN,
-    Comparison,
-    advice,
-    compare,
-    judge,
-    money,
-    verdict,
+    PROBE,
+    RAW,
+    SERVED,
+    Candidate,
+    fused,
+    with_local,
 )
+from pgn_client.evaluation.comparison import compare
+from pgn_client.evaluation.results import Comparison
 from pgn_client.evaluation.selection import advised, cheapest, choose, gated
+from pgn_client.evaluation.verdict import ADVICE, CONTAMINATED, advice, judge, kind_of, money, verdict
 from pgn_client.mapping.probability import log_loss
+from pgn_client.prompting.methods import REGISTRY
 from pgn_client.training import Split, Task, load_task
 from pgn_client.training.augment import COPIES
 
@@ -165,22 +169,50 @@ class TestWithoutPrompt:
         assert not any(name.startswith(PROBE) for name in self.rows(probe=False))
 
 
+def row_of(title):
+    """A row by its title, fused with the local head where the title says so."""
+    base = (
+        "VP" if title == with_local("VP") else next((n for n in (RAW, PROBE, "IIP", PGN) if with_local(n) == title), "")
+    )
+    return replace(candidate(title), fuses=base)
+
+
 class TestAdvice:
     def test_of_what_sends_nothing_says_that_no_query_is_needed_and_of_no_other(self):
         free = {LOCAL, PROBE, with_local(PROBE)}
         rows = [*free, RAW, with_local(RAW), "IIP", with_local("IIP"), PGN, with_local(PGN)]
-        assert {name for name in rows if "no query is needed" in advice(name)} == free
-        assert len({advice(name) for name in rows}) == len(rows)
+        assert {name for name in rows if "no query is needed" in advice(row_of(name))} == free
+        assert len({advice(row_of(name)) for name in rows}) == len(rows)
+
+    def test_of_a_row_is_of_one_of_four_kinds(self):
+        kinds = {
+            "local": [LOCAL, PROBE, with_local(PROBE)],
+            "mapping": [RAW],
+            "both": [with_local(RAW), with_local(PGN)],
+        }
+        kinds["prompt"] = [PGN, "IIP", "VP"]
+        assert {name: kind_of(row_of(name)) for names in kinds.values() for name in names} == {
+            name: kind for kind, names in kinds.items() for name in names
+        }
+
+    def test_names_the_row_by_a_key_that_programs_can_rely_on(self):
+        titles = (RAW, LOCAL, PROBE, SERVED, PGN, "IIP", with_local(RAW), with_local(PGN))
+        keys = ["raw", "local", "probe", "served", "pgn", "iip", "raw+local", "pgn+local"]
+        assert [row_of(title).key for title in titles] == keys
+
+    def test_titles_of_prompts_are_those_of_their_methods(self):
+        methods = {"pgn": PGN, "input_independent": "IIP", "no_prompt": NO_PROMPT, "grey_frame": FRAME}
+        assert {name: REGISTRY[name].title for name in methods} == methods
 
     def test_of_a_prompt_recommends_the_prompt_and_of_raw_answers_none(self):
-        assert advice(PGN) == "use the prompt"
-        assert advice(with_local(PGN)) == "use both: the prompt, fused with the local head"
-        assert "send pictures as they are" in advice(RAW)
-        assert "without a prompt" in advice(with_local(RAW))
+        assert advice(row_of(PGN)) == "use the prompt"
+        assert advice(row_of(with_local(PGN))) == "use both: the prompt, fused with the local head"
+        assert "send pictures as they are" in advice(row_of(RAW))
+        assert "without a prompt" in advice(row_of(with_local(RAW)))
 
     def test_of_another_prompt_is_that_of_a_prompt(self):
-        assert advice("VP") == ADVICE[PGN]
-        assert advice(with_local("VP")) == ADVICE[with_local(PGN)]
+        assert advice(row_of("VP")) == ADVICE[PGN]
+        assert advice(row_of(with_local("VP"))) == ADVICE[with_local(PGN)]
 
 
 class TestCompare:
@@ -228,7 +260,7 @@ class TestAdvised:
         assert (found.name, found.sent) == (best.name, 1.0)
 
     def test_a_prompt_without_its_local_head_saves_nothing(self):
-        best = self.prompt(with_local(PGN))
+        best = replace(self.prompt(with_local(PGN)), fuses=PGN)
         assert advised([self.prompt(PGN), best], best, TARGETS).name == best.name
         best = self.prompt(with_local(RAW))
         assert advised([self.prompt(RAW), best], best, TARGETS).name == RAW  # which needs no checkpoint at all
@@ -271,7 +303,8 @@ class TestCost:
 
 class TestVerdict:
     def say(self, best, cheaper=None, paired=(), price=None):
-        return verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price_per_image=price)
+        found = verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price_per_image=price)
+        return str(found)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
@@ -334,20 +367,21 @@ class TestJudge:
     def test_served_is_the_best_on_validation_and_everything_is_counted_on_test(self):
         found = self.judged()
         assert (found.best, found.advised) == (PGN, PGN)
-        assert [row["name"] for row in found.rows] == [RAW, LOCAL, PGN, SERVED]
-        assert found.row(RAW)["accuracy"] == 0.8
-        assert found.row(PGN)["log_loss"] == pytest.approx(-np.log(0.9))
+        assert [row.title for row in found.rows] == [RAW, LOCAL, PGN, SERVED]
+        assert found.row(RAW).accuracy == 0.8
+        assert found.row(PGN).log_loss == pytest.approx(-np.log(0.9))
 
     def test_calibration_is_that_of_the_test_answers(self):
         # 0.9 sure: of raw answers 80 of 100 are right, of the others all.
         found = self.judged()
-        assert found.row(RAW)["ece"] == pytest.approx(0.1)
-        assert found.row(SERVED)["ece"] == pytest.approx(0.1)
+        assert found.row(RAW).ece == pytest.approx(0.1)
+        assert found.row(SERVED).ece == pytest.approx(0.1)
         assert [b.accuracy for b in found.reliability[RAW]] == [0.8]
 
     def test_other_pictures_than_the_checkpoints_are_named_first(self):
-        assert self.judged(same_data=False).verdict.startswith(CONTAMINATED)
-        assert self.judged().verdict == self.judged(same_data=False).verdict.removeprefix(CONTAMINATED)
+        ours, others = self.judged().verdict, self.judged(same_data=False).verdict
+        assert (ours.warnings, others.warnings) == ((), (CONTAMINATED,))
+        assert str(others) == f"{CONTAMINATED}; {ours}"
 
     def test_confusions_are_told_by_name_without_zeros(self):
         counts = self.judged().confusion[RAW]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.evaluation.candidate import LOCAL, RAW, SERVED, Candidate, fused, with_local
-from pgn_client.evaluation.comparison import CONTAMINATED, PGN, judge
+from pgn_client.evaluation.candidate import LOCAL, PGN, RAW, SERVED, Candidate, fused, with_local
+from pgn_client.evaluation.fidelity import columns
 from pgn_client.evaluation.report import page, sheet, table, write
 from pgn_client.evaluation.report.markup import Markup, join, tag, void
 from pgn_client.evaluation.report.pictures import GAP, TEXT, TILE
-from pgn_client.evaluation.study import Report
+from pgn_client.evaluation.results import Report
+from pgn_client.evaluation.verdict import CONTAMINATED, judge
 from pgn_client.training import Split, Task
 
 N, C = 120, 3
@@ -147,20 +148,22 @@ class TestPage:
 
     def test_tells_the_verdict_first(self, report, text):
         words = Page(text).text
-        advised, _, reason = report.verdict.partition(": PGN")
-        assert words.index(advised[0].upper() + advised[1:]) < words.index("PGN" + reason)
-        assert words.index("PGN" + reason) < words.index("Accuracy and cost")
+        advised, reason = report.verdict.advice, report.verdict.reason
+        assert reason.startswith("PGN")
+        assert words.index(advised[0].upper() + advised[1:]) < words.index(reason)
+        assert words.index(reason) < words.index("Accuracy and cost")
 
     def test_says_before_the_reason_that_pictures_are_not_the_checkpoints(self, report):
-        words = Page(page(replace(report, verdict=CONTAMINATED + report.verdict), pictures(report))).text
-        warning = "Not" + CONTAMINATED.removeprefix("not").removesuffix("; ")
-        assert words.index(warning) < words.index("PGN" + report.verdict.partition(": PGN")[2])
+        warned = replace(report.verdict, warnings=(CONTAMINATED,))
+        words = Page(page(replace(report, verdict=warned), pictures(report))).text
+        warning = "Not" + CONTAMINATED.removeprefix("not")
+        assert words.index(warning) < words.index(report.verdict.reason)
 
     def test_has_every_row_comparison_and_class(self, report, text):
         cells = Page(text).text
         for row in report.rows:
-            assert any(cell.startswith(row["name"]) for cell in cells)
-            assert f"{row['accuracy']:.3f}" in cells
+            assert any(cell.startswith(row.title) for cell in cells)
+            assert f"{row.accuracy:.3f}" in cells
         assert all(f"{c.a} − {c.b}" in cells and f"{c.only_a} : {c.only_b}" in cells for c in report.paired)
         assert {"hen", "jay", "own prompt", "http_png"} <= set(cells)
 
@@ -223,10 +226,8 @@ class TestTable:
     def test_tells_rows_tests_and_weakest_classes(self, report):
         lines = table(report).splitlines()
         row = report.row(PGN)
-        assert f"{row['accuracy']:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
-        assert f"{row['log_loss']:.3f}  {row['ece']:.3f}" in next(
-            line for line in lines if line.startswith(f"  {PGN} ")
-        )
+        assert f"{row.accuracy:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
+        assert f"{row.log_loss:.3f}  {row.ece:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
         c = report.paired[0]
         line = next(line for line in lines if line.startswith(f"  {c.a} − {c.b}"))
         assert re.search(rf"{c.only_a} : {c.only_b}   p [<=] 0\.\d{{3}}$", line)
@@ -252,26 +253,28 @@ class TestJson:
     def test_has_the_keys_of_the_interface(self, report):
         found = json.loads(json.dumps(report.to_json()))
         assert {"rows", "retention", "verdict", "seconds", "seed", "versions"} <= set(found)
+        assert found["verdict"] == f"{found['advice']['advice']}: {found['advice']['reason']}"
+        assert found["advice"]["recommended"] in {row["key"] for row in found["rows"]}
         assert all({"name", "accuracy", "ci95", "queries"} <= set(row) for row in found["rows"])
         assert [row["name"] for row in found["rows"]] == [RAW, LOCAL, with_local(RAW), PGN, with_local(PGN), SERVED]
 
     def test_queries_are_those_of_fitting_and_of_the_test_pictures(self, report):
         for row in report.rows:
-            assert row["queries"] == row["queries_fit"] + row["queries_test"]
-            assert row["queries_test"] == round(row["sent"] * N)
-        assert report.row(LOCAL)["queries"] == 0
+            assert row.queries == row.queries_fit + row.queries_test
+            assert row.queries_test == round(row.sent * N)
+        assert report.row(LOCAL).queries == 0
 
     def test_cost_is_of_serving_alone(self, report):
-        assert {row["cost_per_1000"] for row in report.rows if row["sent"]} == {None}
+        assert {row.cost_per_1000 for row in report.rows if row.sent} == {None}
         priced = report_of(price=0.002)
-        assert [row["cost_per_1000"] for row in priced.rows] == pytest.approx([2 * row["sent"] for row in priced.rows])
+        assert [row.cost_per_1000 for row in priced.rows] == pytest.approx([2 * row.sent for row in priced.rows])
         assert [p["cost_per_1000"] for p in priced.curve] == pytest.approx([2 * p["sent"] for p in priced.curve])
 
     def test_served_and_raw_are_told_class_by_class(self, report):
         found = report.to_json()
         for row in (SERVED, RAW):
             right = sum(counts.get(true, 0) for true, counts in found["confusion"][row].items())
-            assert right / N == pytest.approx(report.row(row)["accuracy"])
+            assert right / N == pytest.approx(report.row(row).accuracy)
             assert [score["name"] for score in found["per_class"][row]] == [EVIL, "hen", "jay"]
             assert sum(b["count"] for b in found["reliability"][row]) == N
 
@@ -289,7 +292,7 @@ class TestSheet:
 class TestWrite:
     def test_leaves_a_report_a_page_and_pictures(self, make_adapter, pictures_on_disk, tmp_path):
         found = report_of(names=str(pictures_on_disk[0]))
-        write(tmp_path, found, make_adapter(), pictures_on_disk * N)
+        write(tmp_path, found, columns(make_adapter(), pictures_on_disk * N))
         kept = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
         assert kept == json.loads(json.dumps(found.to_json()))
         shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

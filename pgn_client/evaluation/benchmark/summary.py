@@ -209,24 +209,24 @@ def _row(name: str, cells: Sequence[Cell]) -> Row:
     mean, low, high = accuracy_interval(_by_picture((c.ids, c.hits(name)) for c in cells))
     seconds = [c.records[name]["seconds"] for c in cells if "seconds" in c.records.get(name, {})]
     agreement = [c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})]
-    alone = not name.endswith("⊕ local")
+    alone = not cells[0].rows[name].fused
     return Row(
         name,
         "white_box" not in record,
         mean,
         (low, high),
         float(np.mean([c.rows[name].sent for c in cells])),
-        _learnable(name, record) if record else None,
+        _learnable(cells[0].rows[name], record) if record else None,
         float(np.mean(seconds)) if seconds else None,
         min(agreement) if agreement and alone else None,
     )
 
 
-def _learnable(name: str, record: Mapping[str, Any]) -> int:
+def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
     """Count what has a say in the row: the prompt with its mapping, and the local head where it is fused."""
     counts = record["learnable"]
     own = int(counts.get("prompt", 0)) + int(counts["mapping"])
-    return own + int(counts["local"]) if name.endswith("⊕ local") or name == LOCAL else own
+    return own + int(counts["local"]) if row.fused or row.name == LOCAL else own
 
 
 def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
@@ -264,7 +264,7 @@ def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
     pgn, served = first.head, SERVED
     both = with_local(pgn)
     others = [n for n in first.rows if n not in (pgn, both, served)]
-    pairs = [(both if n.endswith("⊕ local") else pgn, n) for n in others]
+    pairs = [(both if first.rows[n].fused else pgn, n) for n in others]
     pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
     for a, b in pairs:
         entries = {name: _by_picture((c.ids, c.hits(a) - c.hits(b)) for c in seeds) for name, seeds in cells.items()}

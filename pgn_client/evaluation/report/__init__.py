@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pgn_client.evaluation.report.page import page
-from pgn_client.evaluation.report.pictures import GAP, TILE, sheet, steps_sheet
+from pgn_client.evaluation.report.pictures import GAP, TILE, sheet
 from pgn_client.evaluation.report.text import retention_table, table
 from pgn_client.evaluation.report.write import write
 
-__all__ = ["GAP", "TILE", "page", "retention_table", "sheet", "steps_sheet", "table", "write"]
+__all__ = ["GAP", "TILE", "page", "retention_table", "sheet", "table", "write"]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from PIL import Image
 
 from pgn_client.evaluation.candidate import RAW, SERVED
-from pgn_client.evaluation.comparison import Comparison, advice, money
 from pgn_client.evaluation.metrics import BINS, ClassScore
 from pgn_client.evaluation.report.charts import curve_plot, interval, reliability_plot
 from pgn_client.evaluation.report.markup import Markup, join, tag, void
 from pgn_client.evaluation.report.pictures import TILE, captions
 from pgn_client.evaluation.report.text import p_value, weakest
-from pgn_client.evaluation.study import Report
+from pgn_client.evaluation.results import Comparison, Report, Row
+from pgn_client.evaluation.verdict import money
 from pgn_client.imaging.codecs import PNG
 
 SHOWN = 24
@@ -76,34 +75,36 @@ def page(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> str:
         report: the comparison.
         steps: step on the way to the server → the pictures of ``report.examples`` there.
     """
-    told = advice(report.advised)
     head = tag(
         "head",
         void("meta", charset="utf-8"),
         void("meta", name="viewport", content="width=device-width, initial-scale=1"),
         void("meta", name="color-scheme", content="light dark"),
         void("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"pgn evaluate: {told}"),
+        tag("title", f"pgn evaluate: {report.verdict.advice}"),
         tag("style", Markup(STYLE)),
     )
-    parts = [_top(report, told), _rows(report), _paired(report.paired), _sent(report), _calibration(report)]
+    parts = [_top(report), _rows(report), _paired(report.paired), _sent(report), _calibration(report)]
     parts += [_classes(report), _pictures(report, steps), _way(report), _origin(report)]
     body = tag("body", tag("main", join(parts, "\n")))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _top(report: Report, told: str) -> Markup:
+def _top(report: Report) -> Markup:
     sizes = report.split
     text = f"{sizes['test']} test pictures, {sizes['train']} for training, {sizes['val']} to choose by."
-    warning, _, reason = report.verdict.rpartition(f"{told}: ")
-    lines = (f"{words[0].upper()}{words[1:]}" for words in (warning.removesuffix("; "), reason) if words)
-    title = tag("h1", told[0].upper() + told[1:])
-    return tag("header", tag("p", f"pgn evaluate · {text}", class_="soft"), title, *(tag("p", x) for x in lines))
+    found = report.verdict
+    lines = [tag("p", _sentence(words)) for words in (*found.warnings, found.reason)]
+    return tag("header", tag("p", f"pgn evaluate · {text}", class_="soft"), tag("h1", _sentence(found.advice)), *lines)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _rows(report: Report) -> Markup:
     priced = report.price_per_image is not None
-    start = min(row["ci95"][0] for row in report.rows)
+    start = min(row.ci95[0] for row in report.rows)
     heads = [
         "accuracy",
         "95 % interval",
@@ -114,8 +115,8 @@ def _rows(report: Report) -> Markup:
         *(["cost of 1,000"] if priced else []),
     ]
     chosen = {report.advised, SERVED}
-    rows = [(_named(report, row["name"]), _cells(row, start, priced)) for row in report.rows]
-    marks = ["chosen" if row["name"] in chosen else "" for row in report.rows]
+    rows = [(_named(report, row.title), _cells(row, start, priced)) for row in report.rows]
+    marks = ["chosen" if row.title in chosen else "" for row in report.rows]
     note = (
         "Intervals: Wilson. Log-loss: nats, a picture counts at most 13.8. ECE: expected calibration error in "
         f"{BINS} bins of equal width (Guo et al. 2017). ⊕: fused with the local head. Sent and cost: of serving; "
@@ -132,19 +133,19 @@ def _named(report: Report, name: str) -> str:
     return f"{name} (advised)" if name == report.advised else name
 
 
-def _cells(row: Mapping[str, Any], start: float, priced: bool) -> list[str]:
-    low, high = row["ci95"]
-    cost = [money(row["cost_per_1000"])] if priced else []
-    bar = interval(low, row["accuracy"], high, start)
+def _cells(row: Row, start: float, priced: bool) -> list[str]:
+    low, high = row.ci95
+    cost = [money(row.cost_per_1000)] if row.cost_per_1000 is not None and priced else []
+    bar = interval(low, row.accuracy, high, start)
     measured = [
-        f"{row['accuracy']:.3f}",
+        f"{row.accuracy:.3f}",
         f"[{low:.3f}, {high:.3f}]",
         bar,
-        f"{row['log_loss']:.3f}",
-        f"{row['ece']:.3f}",
+        f"{row.log_loss:.3f}",
+        f"{row.ece:.3f}",
     ]
-    counts = [f"{row[key]:,}" for key in ("queries_test", "queries_fit")]
-    return [*measured, f"{1000 * row['sent']:,.0f}", *cost, *counts]
+    counts = [f"{row.queries_test:,}", f"{row.queries_fit:,}"]
+    return [*measured, f"{1000 * row.sent:,.0f}", *cost, *counts]
 
 
 def _paired(paired: Sequence[Comparison]) -> Markup:
@@ -178,13 +179,13 @@ def _sent(report: Report) -> Markup:
         words += "All are sent as served (the ring): on validation any gate cost log-loss."
     else:
         words += f"Ring: as served, those below {report.query_below:.3f} are, which validation chose."
-    chart = curve_plot(report.curve, (served["sent"], served["accuracy"]), costs)
+    chart = curve_plot(report.curve, (served.sent, served.accuracy), costs)
     return _section("Accuracy against pictures sent", _figure(chart, words))
 
 
 def _calibration(report: Report) -> Markup:
     words = (
-        f"Full dots: served (ECE {report.row(SERVED)['ece']:.3f}); hollow: {RAW} (ECE {report.row(RAW)['ece']:.3f}). "
+        f"Full dots: served (ECE {report.row(SERVED).ece:.3f}); hollow: {RAW} (ECE {report.row(RAW).ece:.3f}). "
         "Larger dots: more pictures; on the dashed line answers are right as often as they are sure."
     )
     return _section("Are the answers as sure as they should be?", _figure(reliability_plot(report.reliability), words))

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from pgn_client.evaluation.fidelity import steps
-from pgn_client.evaluation.study import Report
-from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.files import spread
-from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.evaluation.results import Report
 
 TILE, GAP, TEXT = 160, 12, 18
-
-
-def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
-    """Return what the server sees of a few of these pictures, step by step: see ``retention.steps``."""
-    return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))
 
 
 def captions(report: Report) -> list[str]:
     """Say of each example what it is, and what is served for it."""
     return [f"is {found['label']}, served as {found['served']}" for found in report.examples]
-
-
-def steps_sheet(pgn: PromptAdapter, paths: Sequence[Path]) -> Image.Image:
-    """Draw :func:`columns`."""
-    return sheet([(pictures, step) for step, pictures in columns(pgn, paths).items()])
 
 
 def sheet(columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()) -> Image.Image:

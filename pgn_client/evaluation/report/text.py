@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgn_client.evaluation.candidate import SERVED
-from pgn_client.evaluation.comparison import Comparison, money
 from pgn_client.evaluation.metrics import ClassScore
-from pgn_client.evaluation.study import Report
+from pgn_client.evaluation.results import Comparison, Report, Row
+from pgn_client.evaluation.verdict import money
 
 WORST = 3
 
@@ -37,11 +37,11 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _row(row: dict[str, Any], priced: bool) -> str:
-    lo, hi = row["ci95"]
-    measured = f"{row['accuracy']:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row['log_loss']:>8.3f}  {row['ece']:.3f}"
-    cost = money(row["cost_per_1000"]) if priced else f"{1000 * row['sent']:,.0f}"
-    return f"  {row['name']:<22}{measured}  {row['queries']:>9}  {cost:>15}"
+def _row(row: Row, priced: bool) -> str:
+    lo, hi = row.ci95
+    measured = f"{row.accuracy:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row.log_loss:>8.3f}  {row.ece:.3f}"
+    cost = money(row.cost_per_1000) if priced and row.cost_per_1000 is not None else f"{1000 * row.sent:,.0f}"
+    return f"  {row.title:<22}{measured}  {row.queries:>9}  {cost:>15}"
 
 
 def _paired(c: Comparison) -> str:

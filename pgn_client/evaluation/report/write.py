@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from pgn_client.evaluation.report.page import page
-from pgn_client.evaluation.report.pictures import captions, columns, sheet
-from pgn_client.evaluation.study import Report
-from pgn_client.prompting.adapter import PromptAdapter
+from pgn_client.evaluation.report.pictures import captions, sheet
+from pgn_client.evaluation.results import Report
 
 
-def write(folder: Path, report: Report, pgn: PromptAdapter, paths: Sequence[Path]) -> None:
+def write(folder: Path, report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> None:
     """Write ``report.json``, ``report.html`` and ``steps.png``: what the server sees of a few pictures, step by step.
 
     Args:
         folder: there already.
         report: the comparison.
-        pgn: the prompt that it is about.
-        paths: all test pictures, in the order of the task.
+        steps: step on the way to the server → the pictures of ``report.examples`` there (see ``fidelity.columns``).
     """
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    shown = columns(pgn, paths)
-    (folder / "report.html").write_text(page(report, shown), encoding="utf-8")
-    sheet([(pictures, step) for step, pictures in shown.items()], captions(report)).save(folder / "steps.png")
+    (folder / "report.html").write_text(page(report, steps), encoding="utf-8")
+    sheet([(pictures, step) for step, pictures in steps.items()], captions(report)).save(folder / "steps.png")
