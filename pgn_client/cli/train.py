@@ -87,7 +87,7 @@ def run_train(args: argparse.Namespace) -> int:
     require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.surrogate.degradation import Wire
-    from pgn_client.training import fit
+    from pgn_client.training import TrainingConfig, fit
     from pgn_client.types import ServerProfile
 
     if args.out.is_dir() or not args.out.parent.is_dir():
@@ -103,9 +103,7 @@ def run_train(args: argparse.Namespace) -> int:
     state = args.out.with_name(args.out.name + ".resume")
     if args.resume and not state.exists():
         talk(f"nothing to resume: there is no {state}; starting from the beginning")
-    adapter = fit(
-        task,
-        surrogate,
+    config = TrainingConfig(
         method=args.method,
         library=args.library or "pixel",
         inversion=args.inversion,
@@ -117,10 +115,8 @@ def run_train(args: argparse.Namespace) -> int:
         decimals=args.decimals,
         wire=None if args.wire is None else Wire.parse(args.wire),
         seed=args.seed,
-        state=state,
-        resume=args.resume,
-        progress=True,
     )
+    adapter = fit(task, surrogate, config, state=state, resume=args.resume, progress=True)
     _save(adapter, args.out)
     if not adapter.info["interrupted"]:
         state.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ Only generator, library and label mapping learn. Selection is by validation; the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,120 +18,89 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgn_client.arrays import Floats
-from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Task
-from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.label_mapping import LabelMapping
-from pgn_client.prompting import methods
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import LocalClassifier, generator_input
-from pgn_client.prompting.inversion import route
 from pgn_client.prompting.methods import PGN, Method, RGBMethod, Setting
-from pgn_client.prompting.token_library import library as token_library
 from pgn_client.surrogate.backbone import Backbone
-from pgn_client.surrogate.degradation import Wire
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import augment
 from pgn_client.training.augment import Augmentation
 from pgn_client.training.calibrate import EVALUATION_BATCH, finish, log_probs
+from pgn_client.training.config import TrainingConfig
 from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
 from pgn_client.training.torch_mapping import TorchMapping
-from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
 
 
 def fit(
     task: Task,
     backbone: Backbone,
+    config: TrainingConfig | None = None,
     *,
-    method: str = "pgn",
-    library: str = "pixel",
-    layout: str | None = None,
-    profile: ServerProfile | None = None,
-    recipe: Recipe | None = None,
-    mapping: str = "auto",
-    inversion: str = "bounded",
-    top_k: int | None = None,
-    decimals: int | None = None,
-    wire: Wire | None = None,
-    seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    **options: Any,
 ) -> PromptAdapter:
     """Train a prompt for a task through a local surrogate of the endpoint's model.
 
     Args:
-        task: classes and splits; only ``train`` and ``val`` are read.
-        backbone: the surrogate; it stays frozen, and that is verified. On a GPU it computes in bfloat16; on a CPU that
+        task: Classes and splits; only ``train`` and ``val`` are read.
+        backbone: The surrogate; it stays frozen, and that is verified. On a GPU it computes in bfloat16; on a CPU that
             gained too little (a factor of 1.15 on a ViT-Tiny) for what it costs in precision.
-        method: ``pgn``, or another of ``methods.REGISTRY`` that can be deployed.
-        library: ``pixel`` (deploys exactly), ``smooth`` or ``luma`` (for servers that re-encode as JPEG), ``latent``
-            (as published; deploys by ``inversion``) or ``reachable`` (latent, kept within what pixels reach).
-        layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
-        profile: what the server does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
-        recipe: all numbers of the training; see ``training.recipe``.
-        mapping: ``auto`` (chosen on validation among some), or one of ``labels.KINDS``.
-        inversion: ``bounded`` or ``pseudo_inverse``, for a latent library.
-        top_k: how many labels the endpoint returns; ``None`` for all.
-        decimals: how the endpoint rounds probabilities; ``None`` for not at all.
-        wire: what happens to pictures on their way to the model, for libraries of pixels (see ``training.wire``);
-            ``None`` trains where nothing happens, in the latent space.
-        seed: of everything random.
-        state: file that keeps the run after each epoch, so that it can be resumed; yours to remove once the adapter is
+        config: What to train; ``None`` takes the defaults of ``TrainingConfig``.
+        state: File that keeps the run after each epoch, so that it can be resumed; yours to remove once the adapter is
             saved.
-        resume: go on from ``state``.
-        progress: show bars on stderr.
+        resume: Whether to go on from ``state``.
+        progress: Whether to draw progress bars on stderr.
+        **options: Attributes of ``TrainingConfig`` by name, in place of ``config``: ``fit(task, backbone, seed=1)``.
 
     Returns:
         The adapter with the best validation accuracy (ties: the lower log-loss). After Ctrl-C, the best so far, with
         ``interrupted`` true on its card.
 
     Raises:
-        ConfigurationError: an option that is unknown or does not fit.
+        ConfigurationError: An option that is unknown or does not fit.
         CheckpointError: ``state`` belongs to another run.
     """
-    recipe = recipe or Recipe()
-    kind = methods.deployable(method)
-    profile, layout = profile or backbone.profile, layout or kind.layout
-    torch.manual_seed(seed)
+    config = TrainingConfig.of(config, options)
     check_state(state, resume)
-    _check_options(inversion, mapping, top_k, decimals, seed)
-    mixes = issubclass(kind, PGN)
-    if library != "pixel" and not mixes:
-        raise ConfigurationError(f"library: got {library} for method {method}, which mixes none; leave it out")
-    canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
-    _check_way(library, backbone, canvas, wire)
-    surrogate = Surrogate(backbone, canvas, top_k, decimals, half=backbone.device.type == "cuda", wire=wire)
-    card = {
-        "method": method,
-        "backbone": backbone.card(),
-        "profile": str(profile),
-        "layout": layout,
-        "library": {"kind": library, "size": recipe.library_size} if mixes else None,
-        "inversion": "exact" if token_library(library).exact else inversion,
-        "generator": {"resolution": min(recipe.resolution, *canvas.box[2:])},
+    torch.manual_seed(config.seed)
+    canvas = config.canvas(backbone)
+    half = backbone.device.type == "cuda"
+    surrogate = Surrogate(backbone, canvas, config.top_k, config.decimals, half=half, wire=config.wire)
+    card = config.card(backbone, canvas) | {
         "classes": list(task.classes),
-        "seed": seed,
-        "recipe": recipe.card()
-        | {"mapping": mapping, "top_k": top_k, "decimals": decimals}
-        | ({} if wire is None else {"wire": str(wire)}),
         "data": task.card(),
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
-    model = kind.create(setting(surrogate, task, library, recipe))
-    loop = Loop.begin(model, surrogate, task, recipe, card, progress)
+    model = config.kind.create(setting(surrogate, task, config.library, config.recipe))
+    loop = Loop.begin(model, surrogate, task, config.recipe, card, progress)
     resuming = resume and state is not None and state.exists()
-    run = loop.resume(load_state(state, card)) if state and resuming else loop.start(mapping)
-    interrupted = loop.train(run, lambda: save_state(state, run, card) if state else None)
+    run = loop.resume(load_state(state, card)) if state and resuming else loop.start(config.mapping)
+
+    with loop.bar(run) as bar:
+        try:
+            while run.epoch < config.recipe.epochs:
+                loop.train_epoch(run, bar)
+                loop.validate(run)  # keeps the epoch if it is the best so far
+                if state is not None:
+                    save_state(state, run, card)
+        except KeyboardInterrupt:
+            if run.best is None:  # not even one epoch: there is nothing to keep
+                raise
+    card["interrupted"] = run.epoch < config.recipe.epochs
+
     run.restore_best()
     backbone.verify_frozen()
-    exactly = replace(loop.surrogate, half=False)  # what is measured and fitted at the end is float32 on every device
-    card["interrupted"] = interrupted
+    # What is measured and fitted at the end is float32 on every device.
+    exactly = replace(loop.surrogate, half=False)
     return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
 
 
@@ -190,24 +158,25 @@ class Loop:
         run.load_state_dict(saved)
         return run
 
-    def train(self, run: Run, keep: Callable[[], None]) -> bool:
-        """Train the remaining epochs; return whether Ctrl-C ended it early (the best epoch is kept)."""
+    def train(self, run: Run) -> None:
+        """Train the remaining epochs.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
+        with self.bar(run) as bar:
+            while run.epoch < self.recipe.epochs:
+                self.train_epoch(run, bar)
+                self.validate(run)
+
+    def bar(self, run: Run) -> Any:
+        """Return a progress bar over the images that are still to be trained on."""
         n = len(self.train_examples)
         total, done = self.recipe.epochs * n, run.epoch * n
-        with progress_bar(total, self.card["method"], "img", shown=self.progress, initial=done) as bar:
-            try:
-                while run.epoch < self.recipe.epochs:
-                    self._epoch(run, bar)
-                    log_p = log_probs(self.model, run.mapping, self.surrogate, self.val_examples, self.resolution)
-                    run.judge(log_p, self.val_examples.targets)
-                    keep()
-            except KeyboardInterrupt:
-                if run.best is None:
-                    raise
-                return True
-        return False
+        return progress_bar(total, self.card["method"], "img", shown=self.progress, initial=done)
 
-    def _epoch(self, run: Run, bar: Any) -> None:
+    def train_epoch(self, run: Run, bar: Any) -> None:
+        """Take one step for each batch of shuffled, augmented training images."""
         self.model.train()
         seen: list[tuple[Tensor, Tensor]] = []
         for pictures, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
@@ -218,8 +187,13 @@ class Loop:
                 seen.append((features.detach(), targets))
             bar.update(len(targets))
             bar.set_postfix(run.postfix(loss.item()), refresh=False)
-        if seen:
+        if seen:  # an additive mapping has no gradient: it is counted anew after each epoch
             run.refit(seen, self.seed)
+
+    def validate(self, run: Run) -> None:
+        """Measure the run on the validation images, and keep it if it is the best so far."""
+        log_p = log_probs(self.model, run.mapping, self.surrogate, self.val_examples, self.resolution)
+        run.judge(log_p, self.val_examples.targets)
 
     def _loss(self, mapping: TorchMapping, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the endpoint would answer, (B, S), and the loss of the task classes that are read from it."""
@@ -303,30 +277,6 @@ def train_local_head(
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy of (B, C) log-probabilities with label smoothing; the mean over the batch."""
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
-
-
-def _check_way(library: str, backbone: Backbone, canvas: Canvas, wire: Wire | None) -> None:
-    """Refuse a library that cannot take the way to the model, and a way off the canvas."""
-    if not (token_library(library).exact or (backbone.plain and wire is None)):
-        why = f"the wire {wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
-        raise ConfigurationError(
-            f"library: got {library} for {why}, expected a library of pixels, since there tokens cannot stand in "
-            "for them; use pixel, smooth or luma"
-        )
-    if wire is not None and wire.shift >= canvas.size / 2:
-        raise ConfigurationError(
-            f"wire: got shift:{wire.shift:g}, expected less than half of the canvas's {canvas.size} pixels"
-        )
-
-
-def _check_options(inversion: str, mapping: str, top_k: int | None, decimals: int | None, seed: int) -> None:
-    """Refuse what cannot work now, not after the training."""
-    route(inversion)
-    if mapping not in ("auto", *labels.KINDS):
-        raise ConfigurationError(f"mapping: got {mapping!r}, expected auto or one of {', '.join(labels.KINDS)}")
-    for name, value, least in (("top_k", top_k, 1), ("decimals", decimals, 0), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
 
 
 def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:

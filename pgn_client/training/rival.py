@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Task, load_task
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate.backbone import Backbone
-from pgn_client.surrogate.degradation import Wire
+from pgn_client.training.config import TrainingConfig
 from pgn_client.training.loop import fit
-from pgn_client.training.recipe import from_card
-from pgn_client.types import ServerProfile
 
 RIVAL = "input_independent"
 
@@ -93,23 +92,8 @@ def train_rival(adapter: PromptAdapter, task: Task, backbone: Backbone, *, progr
     Raises:
         KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
     """
-    card = adapter.info
-    rival = fit(
-        task,
-        backbone,
-        method=RIVAL,
-        library=card["library"]["kind"],
-        layout=card["layout"],
-        profile=ServerProfile.parse(card["profile"]),
-        recipe=from_card(card["recipe"]),
-        mapping=card["recipe"]["mapping"],
-        inversion="bounded" if card["inversion"] == "exact" else card["inversion"],
-        top_k=card["recipe"]["top_k"],
-        decimals=card["recipe"]["decimals"],
-        wire=Wire.parse(wire) if (wire := card["recipe"].get("wire")) else None,
-        seed=card["seed"],
-        progress=progress,
-    )
+    config = replace(TrainingConfig.from_card(adapter.info), method=RIVAL)
+    rival = fit(task, backbone, config, progress=progress)
     if rival.info["interrupted"]:
         raise KeyboardInterrupt
     return rival

@@ -66,8 +66,7 @@ def fit_white_box(
     card = {"method": method, "generator": {"resolution": 1}, "classes": list(task.classes), "seed": seed}
     loop = Loop.begin(model, surrogate, task, recipe, card, progress)
     run = loop.start("linear" if kind.reads_features else "auto")
-    if loop.train(run, lambda: None):
-        raise KeyboardInterrupt
+    loop.train(run)
     run.restore_best()
     backbone.verify_frozen()
     exactly = replace(surrogate, half=False)

@@ -269,13 +269,13 @@ class TestWhatIsTouched:
         assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
 
     def test_a_backbone_that_changes_meanwhile_is_noticed(self, train, make_backbone, monkeypatch):
-        victim, original = make_backbone(labels=NAMES, depth=1), Loop._epoch
+        victim, original = make_backbone(labels=NAMES, depth=1), Loop.train_epoch
 
         def meddling(self, *arguments):
             original(self, *arguments)
             victim.model.head.bias.data[0] += 1
 
-        monkeypatch.setattr(Loop, "_epoch", meddling)
+        monkeypatch.setattr(Loop, "train_epoch", meddling)
         with pytest.raises(PGNError, match="its weights changed"):
             train(backbone=victim)
 

@@ -26,7 +26,7 @@ from pgn_client.imaging.files import whole_file, write_whole
 from pgn_client.imaging.geometry import place
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
-from pgn_client.training import Recipe, Task, augment, fit, fit_white_box, load_task, recipe
+from pgn_client.training import Recipe, Task, TrainingConfig, augment, fit, fit_white_box, load_task, recipe
 from pgn_client.training.examples import Pictures
 from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
@@ -217,16 +217,14 @@ class Bench:
         """Train, save, and ask the endpoint; compare with what the latent space says."""
         (method, _), numbers = parse(row), self._recipe(cell, row)
         started = time.monotonic()
-        adapter = fit(
-            task,
-            self.surrogate,
+        config = TrainingConfig(
             method=method,
             layout=None if methods.get(method).layout == "full" else self.plan.layout,
             profile=self.profile,
             recipe=numbers,
             seed=cell.seed,
-            progress=self.progress,
         )
+        adapter = fit(task, self.surrogate, config, progress=self.progress)
         if adapter.info["interrupted"]:
             raise KeyboardInterrupt
         seconds = round(time.monotonic() - started, 1)
