@@ -67,6 +67,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "refit": ("training.fit_mapping",),
     "regression": ("mapping.logistic_regression", "mapping.probability"),
     "report": ("evaluation.report",),
+    "report.page": ("evaluation.report.page", "evaluation.report.view"),
     "retention": ("evaluation.fidelity", "imaging.files"),
     "retry": ("wire.retry",),
     "segmentation.fitting": ("segmentation.train",),

@@ -12,13 +12,15 @@ from pgn_client.moved import MOVED, new_homes
 
 NAMES = json.loads((Path(__file__).parent / "compatibility" / "names.json").read_text(encoding="utf-8"))
 """Module below the package, as of commit 6894f70 → its public names, but for names of array types."""
+GONE = {"report.markup": {"Markup", "join", "tag", "void"}, "report.page": {"STYLE"}}
+"""What the report's page was made of before it had templates: not a way to make anything else."""
 
 
-@pytest.mark.parametrize("module", NAMES)
+@pytest.mark.parametrize("module", [name for name in NAMES if set(NAMES[name]) != GONE.get(name)])
 @pytest.mark.filterwarnings("ignore:.* has moved to .*:DeprecationWarning")
 def test_every_public_name_is_found_under_its_old_path(module):
     found = import_module(f"pgn_client.{module}")
-    assert [name for name in NAMES[module] if not hasattr(found, name)] == []
+    assert {name for name in NAMES[module] if not hasattr(found, name)} == GONE.get(module, set())
 
 
 def test_an_old_path_names_the_new_one_at_the_importing_line():

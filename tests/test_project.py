@@ -213,7 +213,7 @@ def test_no_file_names_this_machine_or_a_registry():
     assert not found
 
 
-def test_the_wheel_holds_both_packages_and_the_weights(tmp_path):
+def test_the_wheel_holds_both_packages_the_weights_and_the_templates(tmp_path):
     """What is installed is what was tested: the file list that the build backend collects."""
     code = (
         "from hatchling.builders.wheel import WheelBuilder\n"
@@ -225,3 +225,7 @@ def test_the_wheel_holds_both_packages_and_the_weights(tmp_path):
     files = run(sys.executable, "-c", code, env=os.environ).stdout.split()
     for name in ("pgn_client/py.typed", "mock_server/app.py", "mock_server/weights/bundled.safetensors"):
         assert name in files
+    templates = "pgn_client/evaluation/report/templates"
+    on_disk = {f"{templates}/{path.name}" for path in (ROOT / templates).iterdir()}
+    assert f"{templates}/page.html.jinja" in on_disk
+    assert on_disk <= set(files)

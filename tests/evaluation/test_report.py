@@ -2,18 +2,21 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
+from pgn_client.errors import MissingDependencyError
 from pgn_client.evaluation.candidate import LOCAL, PGN, RAW, SERVED, Candidate, fused, with_local
 from pgn_client.evaluation.fidelity import columns
 from pgn_client.evaluation.report import page, sheet, table, write
-from pgn_client.evaluation.report.markup import Markup, join, tag, void
+from pgn_client.evaluation.report.page import TEMPLATE, environment
 from pgn_client.evaluation.report.pictures import GAP, TEXT, TILE
 from pgn_client.evaluation.results import Report
 from pgn_client.evaluation.verdict import CONTAMINATED, judge
@@ -104,23 +107,32 @@ def text(report):
     return page(report, pictures(report))
 
 
-class TestMarkup:
-    def test_plain_text_and_attributes_are_escaped(self):
-        found = tag("p", EVIL, title='"><b>')
-        assert found == (
-            '<p title="&quot;&gt;&lt;b&gt;">&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#x27;x</p>'
-        )
+class TestTemplate:
+    def test_an_undefined_variable_raises(self):
+        with pytest.raises(UndefinedError, match="'nothing' is undefined"):
+            environment().from_string("{{ nothing }}").render()
+        with pytest.raises(UndefinedError, match="'view' is undefined"):
+            environment().get_template(TEMPLATE).render(policy="")
 
-    def test_markup_is_not_escaped_twice(self):
-        assert tag("p", tag("b", "<"), "<") == "<p><b>&lt;</b>&lt;</p>"
-        assert join([tag("b", "x"), "&"], " ") == "<b>x</b> &amp;"
+    def test_an_unknown_attribute_of_the_view_raises(self):
+        with pytest.raises(UndefinedError, match="has no attribute 'advice'"):
+            environment().get_template(TEMPLATE).render(policy="", view=object())
 
-    def test_what_is_made_of_markup_by_other_means_is_escaped_again(self):
-        assert tag("p", f"{Markup('<b>')}") == "<p>&lt;b&gt;</p>"
-        assert tag("p", Markup("<b>") + "<i>") == "<p>&lt;b&gt;&lt;i&gt;</p>"
+    def test_attributes_and_text_are_escaped(self):
+        template = environment().from_string('<p title="{{ x }}">{{ x }}</p>')
+        escaped = "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;&#39;x"
+        assert template.render(x=EVIL) == f'<p title="{escaped}">{escaped}</p>'
 
-    def test_attributes_are_written_as_in_python(self):
-        assert void("meta", http_equiv="a", class_="b", x=1.5, y=2) == '<meta http-equiv="a" class="b" x="1.5" y="2">'
+    def test_without_jinja_the_extra_is_named(self, monkeypatch):
+        environment.cache_clear()
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+        with pytest.raises(MissingDependencyError, match=r"pip install 'pgn-client\[train\]'"):
+            environment()
+
+    @pytest.mark.parametrize("name", ["page.html.jinja", "tables.html.jinja", "charts.html.jinja"])
+    def test_no_template_turns_escaping_off(self, name):
+        source, _, _ = environment().loader.get_source(environment(), name)
+        assert not re.search(r"\|\s*safe\b|autoescape", source)
 
 
 class TestPage:
@@ -144,6 +156,9 @@ class TestPage:
         assert "script" not in found.tags
         assert EVIL in found.text
         assert any(EVIL in alt for alt in found.values("img", "alt"))
+        assert EVIL in found.values("th", "title")
+        assert "&amp;lt;" not in text
+        assert EVIL not in text
         assert "left out: linear probe: <none>" in "".join(found.text).lower()
 
     def test_tells_the_verdict_first(self, report, text):
@@ -177,7 +192,7 @@ class TestPage:
     def test_charts_say_what_they_show(self, text):
         charts = Page(text).values("svg", "aria-label")
         assert [chart.split(":")[0].split(".")[0] for chart in charts] == [
-            "Accuracy against pictures sent of 1,000",
+            "Accuracy against images sent of 1,000",
             "Accuracy against confidence",
         ]
 
@@ -190,10 +205,17 @@ class TestPage:
             assert 0 <= min(x) <= max(x) <= 440
             assert 0 <= min(y) <= max(y) <= 300
 
+    def test_escapes_what_a_class_could_close_an_attribute_with(self):
+        quoted = '" onload="alert(1)'
+        found = report_of((quoted, "hen", "jay"))
+        read = Page(page(found, pictures(found)))
+        assert quoted in read.values("th", "title")
+        assert not [name for _, name, _ in read.attributes if name.startswith("on")]
+
     def test_a_matrix_holds_the_counts_and_their_shares(self, report, text):
         counts = report.confusion[SERVED]
         assert sum(sum(row.values()) for row in counts.values()) == N
-        line = text.split('title="hen">hen</th><td')[1].split("</tr>")[0]
+        line = re.split(r'scope="row" title="hen">hen</th>', text)[1].split("</tr>")[0]
         hens = [counts["hen"].get(name, 0) for name in (EVIL, "hen", "jay")]
         assert [int(n.replace("·", "0")) for n in re.findall(r">([\d·]+)</td>", line)] == hens
         shares = [float(share) for share in re.findall(r"--share:([\d.]+)", line)]
@@ -204,6 +226,26 @@ class TestPage:
         assert "cost of 1,000" not in text
         found = Page(page(priced, pictures(priced)))
         assert {"cost of 1,000", "2.00", "0.40"} <= set(found.text)
+
+    def test_the_total_cost_is_there_with_a_price_alone(self, text):
+        priced = report_of(price=0.002)
+        expected = "Total cost: 2.47, at 0.002 an image; retries are not included."
+        assert expected in Page(page(priced, pictures(priced))).text
+        assert "Total cost" not in text
+
+    def test_rows_are_flagged_whose_interval_includes_chance(self, report):
+        levels = {RAW: (0.33, 0.5), LOCAL: (0.1, 1 / 3), PGN: (0.34, 0.5), SERVED: (0.1, 0.32)}
+        rows = [replace(row, ci95=levels.get(row.title, row.ci95)) for row in report.rows]
+        shown = page(replace(report, rows=rows), pictures(report))
+        main_table = shown.split("<tbody>")[1].split("</tbody>")[0]
+        head = r'<th scope="row">([^<(]+?)(?: \([^)]*\))? <span class="level">([^<]+)<'
+        flagged = re.findall(head, main_table)
+        assert flagged == [(RAW, "chance level"), (LOCAL, "chance level"), (SERVED, "below chance")]
+
+    def test_the_legend_explains_the_marks(self, text):
+        legend = text.split('<ul class="soft">')[1].split("</ul>")[0]
+        for mark in ("Shaded", "chance level", "below chance", "⊕", "Bars", "0.333", "3 classes"):
+            assert mark in legend
 
     def test_of_many_classes_the_most_frequent_confusions_are_told(self):
         many = report_of(tuple(f"class {i}" for i in range(40)))

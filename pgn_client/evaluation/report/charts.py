@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG. Colours and strokes are the page's, so that they follow its light and dark."""
+"""Charts of a report as numbers: places of lines, dots and ticks. A template draws them as SVG."""
 
 from __future__ import annotations
 
@@ -8,15 +8,94 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgn_client.evaluation.metrics import Bin
-from pgn_client.evaluation.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 56
-BAR = 150
+"""Margins around the plot, in pixels of the drawing, as all places here."""
+BAR = 120
+BAR_MARGIN = 4
+"""Radius of a bar's dot, which may lie at either end."""
 STEPS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 Ticks = Sequence[tuple[float, str]]
+"""Values on an axis with their text, which may have a second line."""
 Points = Sequence[tuple[float, float]]
+"""Pairs (x, y) in the units of the axes."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line and its text.
+
+    Attributes:
+        at: Place on the axis, in pixels.
+        lines: Lines of text from top to bottom.
+    """
+
+    at: float
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A dot, in pixels."""
+
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line and its dots; either may be empty.
+
+    Attributes:
+        kind: CSS class that sets the look: ``full``, ``hollow``, ``even`` or ``ring``.
+        line: Places (x, y) in pixels.
+        dots: Dots on the line.
+    """
+
+    kind: str
+    line: tuple[tuple[float, float], ...] = ()
+    dots: tuple[Dot, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All places of one chart.
+
+    Attributes:
+        label: What the chart shows, in words, for those who cannot see it.
+        x_name, y_name: Names of the axes.
+        x_ticks: Ticks from left to right.
+        y_ticks: Ticks from bottom to top.
+        series: Series, of which later ones cover earlier ones.
+        width, height: Size of the drawing.
+        left, right, top, bottom: Edges of the plot inside it.
+    """
+
+    label: str
+    x_name: str
+    y_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    series: tuple[Series, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval as a bar with a dot at the value, in pixels from the left of its drawing."""
+
+    low: float
+    value: float
+    high: float
+    width: int = BAR
 
 
 @dataclass(frozen=True)
@@ -26,101 +105,106 @@ class _Plot:
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        across, up = ((v - lo) / (hi - lo) for v, (lo, hi) in ((x, self.x), (y, self.y)))
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+    def across(self, x: float) -> float:
+        start, end = self.x
+        return LEFT + (x - start) / (end - start) * (WIDTH - LEFT - RIGHT)
 
-    def line(self, points: Points, kind: str) -> Markup:
-        return tag("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in _placed(self, points)), class_=kind)
+    def up(self, y: float) -> float:
+        start, end = self.y
+        return HEIGHT - BOTTOM - (y - start) / (end - start) * (HEIGHT - TOP - BOTTOM)
 
-    def dots(self, points: Points, kind: str, radii: Sequence[float]) -> list[Markup]:
-        places = _placed(self, points)
-        return [
-            tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=f"{r:.1f}", class_=kind)
-            for (a, b), r in zip(places, radii, strict=True)
-        ]
+    def line(self, points: Points) -> tuple[tuple[float, float], ...]:
+        return tuple((self.across(x), self.up(y)) for x, y in points)
 
-    def axes(self, x_ticks: Ticks, y_ticks: Ticks, x_name: str, y_name: str) -> list[Markup]:
-        """Grid, numbers and names; a number may have a second line."""
-        parts = []
-        for value, text in y_ticks:
-            _, at = self.place(self.x[0], value)
-            parts.append(self.line([(self.x[0], value), (self.x[1], value)], "grid"))
-            parts.append(_text(text, LEFT - 6, at + 4, "end"))
-        for value, text in x_ticks:
-            at, _ = self.place(value, self.y[0])
-            parts.append(self.line([(value, self.y[0]), (value, self.y[1])], "grid"))
-            parts += [_text(t, at, HEIGHT - BOTTOM + 15 * (i + 1), "middle") for i, t in enumerate(text.split("\n"))]
-        middle = (TOP + HEIGHT - BOTTOM) / 2
-        turned = tag("text", y_name, x=12, y=middle, text_anchor="middle", transform=f"rotate(-90 12 {middle:g})")
-        return [*parts, turned, _text(x_name, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle")]
+    def dots(self, points: Points, radii: Sequence[float]) -> tuple[Dot, ...]:
+        places = zip(self.line(points), radii, strict=True)
+        return tuple(Dot(x, y, radius) for (x, y), radius in places)
+
+    def x_ticks(self, ticks: Ticks) -> tuple[Tick, ...]:
+        return tuple(Tick(self.across(value), tuple(text.split("\n"))) for value, text in ticks)
+
+    def y_ticks(self, ticks: Ticks) -> tuple[Tick, ...]:
+        return tuple(Tick(self.up(value), tuple(text.split("\n"))) for value, text in ticks)
 
 
-def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Markup:
-    """Accuracy against confidence, of the first row in full dots and of the others in hollow ones."""
-    plot = _Plot((0, 1), (0, 1))
-    ticks = [(k / 5, f"{k / 5:.1f}") for k in range(6)]
-    parts = [*plot.axes(ticks, ticks, "confidence", "accuracy"), plot.line([(0, 0), (1, 1)], "even")]
-    for kind, bins in reversed([*zip(("full", "hollow"), series.values(), strict=False)]):
-        points, total = [(b.confidence, b.accuracy) for b in bins], sum(b.count for b in bins)
-        parts += [plot.line(points, kind), *plot.dots(points, kind, [2.5 + 9 * (b.count / total) ** 0.5 for b in bins])]
-    told = "; ".join(f"{row}: " + ", ".join(_told(b) for b in bins) for row, bins in series.items())
-    return _svg(f"Accuracy against confidence. {told}", parts)
-
-
-def curve_plot(curve: Sequence[Mapping[str, Any]], served: tuple[float, float], costs: Mapping[float, str]) -> Markup:
-    """Accuracy against images sent of 1,000, with what that costs.
+def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Chart:
+    """Plot accuracy against confidence: the first row in full dots, the second in hollow ones.
 
     Args:
-        curve: as of a judgement, at least one point.
-        served: share sent and accuracy of what is served: a ring.
-        costs: share sent → what 1,000 pictures cost; empty where no price is known.
+        series: Title of a row → its bins. The area of a dot grows with the images in the bin.
     """
-    points = sorted((p["sent"], p["accuracy"]) for p in curve)
-    heights = [y for _, y in [*points, served]]
-    y_ticks = _ticks(min(heights), max(heights))
-    plot = _Plot((0, 1), (y_ticks[0][0], y_ticks[-1][0]))
-    shares = [k / 5 for k in range(6)]
-    x_ticks = [(x, f"{1000 * x:,.0f}" + (f"\n{costs[x]}" if x in costs else "")) for x in shares]
-    name = "pictures sent of 1,000" + (", and their cost" if costs else "")
-    told = ", ".join(f"{1000 * x:,.0f} sent {y:.3f}" for x, y in points)
-    parts = [
-        *plot.axes(x_ticks, y_ticks, name, "accuracy"),
-        plot.line(points, "full"),
-        *plot.dots([served], "ring", [8]),
-    ]
-    return _svg(
-        f"Accuracy against pictures sent of 1,000: {told}", [*parts, *plot.dots(points, "full", [3] * len(points))]
+    plot = _Plot((0, 1), (0, 1))
+    ticks = [(k / 5, f"{k / 5:.1f}") for k in range(6)]
+    drawn = [Series("even", plot.line([(0, 0), (1, 1)]))]
+    kinds = [*zip(("full", "hollow"), series.values(), strict=False)]
+    for kind, bins in reversed(kinds):  # the first row covers the second
+        points = [(b.confidence, b.accuracy) for b in bins]
+        total = sum(b.count for b in bins)
+        radii = [2.5 + 9 * math.sqrt(b.count / total) for b in bins]
+        drawn.append(Series(kind, plot.line(points), plot.dots(points, radii)))
+    rows = [f"{row}: {_in_words(bins)}" for row, bins in series.items()]
+    return Chart(
+        label=f"Accuracy against confidence. {'; '.join(rows)}",
+        x_name="confidence",
+        y_name="accuracy",
+        x_ticks=plot.x_ticks(ticks),
+        y_ticks=plot.y_ticks(ticks),
+        series=tuple(drawn),
     )
 
 
-def interval(low: float, value: float, high: float, start: float) -> Markup:
-    """A bar from low to high with a dot at the value, on an axis from ``start`` to 1; the numbers stand beside it."""
-    low, value, high = (4 + (BAR - 8) * (v - start) / (1 - start) for v in (low, value, high))
-    bar = tag("line", x1=f"{low:.1f}", x2=f"{high:.1f}", y1=7, y2=7, class_="bar")
-    dot = tag("circle", cx=f"{value:.1f}", cy=7, r=4, class_="full")
-    return tag("svg", bar, dot, viewBox=f"0 0 {BAR} 14", width=BAR, height=14, aria_hidden="true")
+def curve_plot(
+    curve: Sequence[Mapping[str, Any]],
+    served: tuple[float, float],
+    costs: Mapping[float, str],
+) -> Chart:
+    """Plot accuracy against images sent of 1,000, with what that costs.
+
+    Args:
+        curve: Points of a judgement's curve, at least one.
+        served: Share sent and accuracy of the served row, drawn as a ring.
+        costs: Share sent → cost of 1,000 images; empty where no price is known.
+    """
+    points = sorted((point["sent"], point["accuracy"]) for point in curve)
+    heights = [y for _, y in [*points, served]]
+    y_ticks = _ticks(min(heights), max(heights))
+    plot = _Plot((0, 1), (y_ticks[0][0], y_ticks[-1][0]))
+    x_ticks = []
+    for x in (k / 5 for k in range(6)):
+        cost = f"\n{costs[x]}" if x in costs else ""
+        x_ticks.append((x, f"{1000 * x:,.0f}{cost}"))
+    in_words = ", ".join(f"{1000 * x:,.0f} sent {y:.3f}" for x, y in points)
+    return Chart(
+        label=f"Accuracy against images sent of 1,000: {in_words}",
+        x_name="images sent of 1,000" + (", and their cost" if costs else ""),
+        y_name="accuracy",
+        x_ticks=plot.x_ticks(x_ticks),
+        y_ticks=plot.y_ticks(y_ticks),
+        series=(
+            Series("ring", dots=plot.dots([served], [8])),
+            Series("full", plot.line(points), plot.dots(points, [3] * len(points))),
+        ),
+    )
+
+
+def interval(low: float, value: float, high: float, start: float) -> Bar:
+    """Return the bar of an interval on an axis from ``start`` to 1, with ``start`` below 1."""
+    scale = (BAR - 2 * BAR_MARGIN) / (1 - start)
+    low, value, high = (BAR_MARGIN + scale * (v - start) for v in (low, value, high))
+    return Bar(low, value, high)
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round numbers, at most seven, around these values, within [0, 1] where they are."""
+    """Return round numbers, at most seven, around these values, within [0, 1] where they are."""
     step = next((s for s in STEPS if (high - low) / s <= 4), STEPS[-1])
-    first, last = math.floor(low / step), math.ceil(high / step)
-    first, last = (first - 1, last) if first == last and last * step >= 1 else (first, max(last, first + 1))
+    first = math.floor(low / step)
+    last = math.ceil(high / step)
+    if first == last and last * step >= 1:
+        first -= 1
+    elif first == last:
+        last += 1
     return [(k * step, f"{k * step:.3f}".removesuffix("0")) for k in range(first, last + 1)]
 
 
-def _told(b: Bin) -> str:
-    return f"at {b.confidence:.2f} {b.accuracy:.2f} of {b.count}"
-
-
-def _placed(plot: _Plot, points: Points) -> list[tuple[float, float]]:
-    return [plot.place(x, y) for x, y in points]
-
-
-def _text(text: str, x: float, y: float, anchor: str) -> Markup:
-    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
-
-
-def _svg(label: str, parts: Sequence[Markup]) -> Markup:
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label, class_="chart")
+def _in_words(bins: Sequence[Bin]) -> str:
+    return ", ".join(f"at {b.confidence:.2f} {b.accuracy:.2f} of {b.count}" for b in bins)
