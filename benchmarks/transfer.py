@@ -2,12 +2,12 @@
 
     python benchmarks/hosted_models.py tf_efficientnet_lite0 tf_efficientnet_lite1
     python benchmarks/transfer.py collect SET:AUGMENT ... --vit-weights W --hosted benchmarks/hosted --bank BANK
-    python benchmarks/transfer.py summary --bank BANK
+    python benchmarks/transfer.py summary --bank BANK --runs benchmarks/transfer_runs.jsonl
     python benchmarks/transfer.py over-http SET:AUGMENT --vit-weights W --hosted benchmarks/hosted --bank BANK
 
 ``collect`` trains prompts through a *surrogate*, paints them into images, and keeps what a *hosted* model of another
-family answers, log-score by log-score, in an answer bank (see ``answer_bank.py``). ``summary`` reads the bank alone.
-Both resume. What follows was written before the first run.
+family answers, log-score by log-score, in an answer bank (see ``answer_bank.py``). ``summary`` reads the bank alone, or
+the file of runs that an earlier summary kept. Both resume. What follows was written before the first run.
 
 **Pairs.** ViT-Tiny/16 -> EfficientNet-Lite0 and EfficientNet-Lite1 -> ViT-Tiny/16 are black boxes: the surrogate is of
 another family than the hosted model. ViT-Tiny/16 -> ViT-Tiny/16 is the white box on the same images. The hosted model
@@ -63,7 +63,7 @@ import torch
 from answer_bank import Bank, Floats, Integers, Location
 from numpy.typing import NDArray
 from PIL import Image
-from transfer_summary import summarize
+from transfer_summary import Runs, summarize
 
 from pgn_client.evaluation.baselines import augmented_copies
 from pgn_client.imaging.codecs import open_image
@@ -112,6 +112,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--bank", type=Path, required=True, help="folder of the answer bank")
         if name == "summary":
+            command.add_argument("--runs", type=Path, help="file that keeps which test images every row gets right")
             continue
         command.add_argument("sets", nargs="+", metavar="SET:AUGMENT", help="data folder, and what its images allow")
         command.add_argument("--vit-weights", type=Path, required=True, help=f"safetensors file of {VIT}")
@@ -121,7 +122,7 @@ def main() -> None:
     args = p.parse_args()
     bank = Bank(args.bank)
     if args.command == "summary":
-        print(summarize(bank))
+        print(summarize(bank, Runs(args.runs)))
         return
     models = Models(args.vit_weights, args.hosted)
     sets = dict(text.partition(":")[::2] for text in args.sets)

@@ -1,13 +1,16 @@
 """The summary of ``transfer.py``, from the answer bank alone. Arms, parts and decision rule are described there.
 
-Fitted readings are kept in the bank (``BANK/readings``): when the bank grows, a summary fits only what is new.
+Fitted readings are kept in the bank (``BANK/readings``): when the bank grows, a summary fits only what is new. Which
+test images each row gets right is kept in a file of runs, from which the same tables follow without the bank.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,48 +194,120 @@ def best_rival(results: Results, pair: tuple[str, str], view: str = "all scores"
     return min(RIVALS, key=loss)
 
 
-Measure = Callable[[Results, tuple[str, str]], Reading]
-"""What is measured of a set, a seed and a pair; raises ``FileNotFoundError`` where the bank does not hold it."""
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of a set, a seed and a pair.
+
+    Attributes:
+        name: What the file of runs knows it by.
+        read: Returns the reading; raises ``FileNotFoundError`` where the bank does not hold it.
+    """
+
+    name: str
+    read: Callable[[Results, tuple[str, str]], Reading]
+
+
 HOWS = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
 
 
 def measured(arm: str, how: str, view: str = "all scores") -> Measure:
     """Return the measure of an arm: ``alone``, ``fused`` with the local head, or ``stacked`` with it."""
-    if how == "alone":
-        return lambda results, pair: results.arm(pair, arm, view)
-    if how == "fused":
-        return lambda results, pair: results.with_local(pair, arm, view)
-    return lambda results, pair: results.stacked(pair, arm)
+    reads: dict[str, Callable[[Results, tuple[str, str]], Reading]] = {
+        "alone": lambda results, pair: results.arm(pair, arm, view),
+        "fused": lambda results, pair: results.with_local(pair, arm, view),
+        "stacked": lambda results, pair: results.stacked(pair, arm),
+    }
+    return Measure(f"{arm}{HOWS[how]}, {view}", reads[how])
 
 
 def best_rival_fused(view: str = "all scores") -> Measure:
     """Return the measure of the best of raw, frame and iip, with the local head."""
-    return lambda results, pair: results.with_local(pair, best_rival(results, pair, view), view)
+
+    def read(results: Results, pair: tuple[str, str]) -> Reading:
+        return results.with_local(pair, best_rival(results, pair, view), view)
+
+    return Measure(f"best rival + local, {view}", read)
 
 
-def local_head(results: Results, pair: tuple[str, str]) -> Reading:
-    """Measure the local head of the PGN's checkpoint."""
-    return results.local(pair[0])
+LOCAL = Measure("local head", lambda results, pair: results.local(pair[0]))
 
 
 def with_probe(arm: str) -> Measure:
     """Return the measure of an arm fused with the linear probe on the surrogate."""
-    return lambda results, pair: fused(results.arm(pair, arm), results.probe(pair[0]), results.targets)
+
+    def read(results: Results, pair: tuple[str, str]) -> Reading:
+        return fused(results.arm(pair, arm), results.probe(pair[0]), results.targets)
+
+    return Measure(f"{arm} + linear probe", read)
 
 
-BASELINES: dict[str, Measure] = {
-    "raw, equal images": lambda r, pair: r.arm(pair, "raw", copies=RAW_COPIES),
-    "raw, equal images + local": lambda r, pair: fused(
-        r.arm(pair, "raw", copies=RAW_COPIES), r.local(pair[0]), r.targets
-    ),
-    "kNN on raw log-scores": lambda r, pair: r.neighbors(pair[1]),
-    "local head": local_head,
-    "linear probe on the surrogate": lambda r, pair: r.probe(pair[0]),
-    "linear probe + local": lambda r, pair: fused(r.probe(pair[0]), r.local(pair[0]), r.targets),
-    "raw + linear probe": with_probe("raw"),
-    "pgn + linear probe": with_probe("pgn"),
-    "raw || surrogate features, stacked": lambda r, pair: r.stacked_features(pair),
-}
+def _more_copies(results: Results, pair: tuple[str, str]) -> Reading:
+    return results.arm(pair, "raw", copies=RAW_COPIES)
+
+
+def _more_copies_fused(results: Results, pair: tuple[str, str]) -> Reading:
+    return fused(_more_copies(results, pair), results.local(pair[0]), results.targets)
+
+
+def _probe_fused(results: Results, pair: tuple[str, str]) -> Reading:
+    return fused(results.probe(pair[0]), results.local(pair[0]), results.targets)
+
+
+EQUAL_IMAGES = Measure("raw, equal images + local", _more_copies_fused)
+BASELINES = (
+    Measure("raw, equal images", _more_copies),
+    EQUAL_IMAGES,
+    Measure("kNN on raw log-scores", lambda results, pair: results.neighbors(pair[1])),
+    LOCAL,
+    Measure("linear probe on the surrogate", lambda results, pair: results.probe(pair[0])),
+    Measure("linear probe + local", _probe_fused),
+    with_probe("raw"),
+    with_probe("pgn"),
+    Measure("raw || surrogate features, stacked", lambda results, pair: results.stacked_features(pair)),
+)
+
+
+class Runs:
+    """Which test images every measure gets right, kept as JSON lines.
+
+    Args:
+        path: The file; ``None`` keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.kept: dict[tuple[str, int, str, str, str], NDArray[np.bool_]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                *key, images, bits = json.loads(line)
+                packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+                self.kept[tuple(key)] = np.unpackbits(packed, count=images).astype(bool)
+
+    @property
+    def places(self) -> list[Location]:
+        """Every set and seed that is kept."""
+        return sorted({Location(key[0], key[1]) for key in self.kept})
+
+    def hits(self, results: Results, pair: tuple[str, str], measure: Measure) -> NDArray[np.bool_]:
+        """Return which test images a measure gets right, kept or from the bank.
+
+        Raises:
+            FileNotFoundError: Neither has it.
+        """
+        key = (*results.place, *pair, measure.name)
+        if key not in self.kept:
+            answered = measure.read(results, pair).test.argmax(axis=1)
+            self.kept[key] = answered == results.targets.test
+        return self.kept[key]
+
+    def save(self) -> None:
+        """Write the file, in order."""
+        if self.path is None:
+            return
+        lines = [
+            json.dumps([*key, len(hits), np.packbits(hits).tobytes().hex()]) for key, hits in sorted(self.kept.items())
+        ]
+        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -242,10 +317,12 @@ class Table:
     Attributes:
         cells: Sets and seeds.
         pairs: (surrogate, hosted) pairs that are averaged.
+        runs: What is known already.
     """
 
     cells: Sequence[Results]
     pairs: Sequence[tuple[str, str]]
+    runs: Runs
 
     def hits(self, *measures: Measure) -> tuple[list[dict[str, Floats]], int]:
         """Return, for every measure, (n,) shares of runs that get a test image right, by set; and how many runs.
@@ -257,13 +334,12 @@ class Table:
         for results in self.cells:
             for pair in self.pairs:
                 try:
-                    readings = [measure(results, pair) for measure in measures]
+                    rows = [self.runs.hits(results, pair, measure) for measure in measures]
                 except FileNotFoundError:
                     continue
                 runs += 1
-                for by_set, reading in zip(found, readings, strict=True):
-                    right = reading.test.argmax(axis=1) == results.targets.test
-                    by_set.setdefault(results.place.set, []).append(right.astype(float))
+                for by_set, hits in zip(found, rows, strict=True):
+                    by_set.setdefault(results.place.set, []).append(hits.astype(float))
         return [{name: np.mean(rows, axis=0) for name, rows in by_set.items()} for by_set in found], runs
 
     def line(self, title: str, measure: Measure) -> str:
@@ -312,16 +388,18 @@ def decision(low: float, high: float) -> str:
     return "between: more seeds or sets"
 
 
-def summarize(bank: Bank) -> str:
-    """Return all tables."""
-    cells = [Results(bank, place) for place in bank.places()]
-    names = ", ".join(f"{c.place.set} (seed {c.place.seed})" for c in cells)
+def summarize(bank: Bank, runs: Runs) -> str:
+    """Return all tables, from the runs that are kept and from what the bank has beside them."""
+    places = sorted({*runs.places, *bank.places()})
+    cells = [Results(bank, place) for place in places]
+    names = ", ".join(f"{place.set} (seed {place.seed})" for place in places)
     lines = [f"{len(cells)} sets and seeds: {names}"]
     for pair in BLACK:
-        lines += ["", *accuracies(Table(cells, [pair]), f"{pair[0]} -> {pair[1]}")]
-    both = Table(cells, BLACK)
+        lines += ["", *accuracies(Table(cells, [pair], runs), f"{pair[0]} -> {pair[1]}")]
+    both = Table(cells, BLACK, runs)
     lines += ["", *accuracies(both, "both black-box pairs")]
-    lines += ["", *primary(both), "", *controls(both), "", *stingy(both), "", *white_box(cells)]
+    lines += ["", *primary(both), "", *controls(both), "", *stingy(both), "", *white_box(both)]
+    runs.save()
     return "\n".join(lines)
 
 
@@ -330,7 +408,7 @@ def accuracies(table: Table, title: str) -> list[str]:
     lines = [table.head(f"{title}: accuracy on test")]
     for how, ending in HOWS.items():
         lines += [table.line(arm + ending, measured(arm, how)) for arm in ARMS]
-    return lines + [table.line(name, measure) for name, measure in BASELINES.items()]
+    return lines + [table.line(measure.name, measure) for measure in BASELINES]
 
 
 def primary(table: Table) -> list[str]:
@@ -343,11 +421,14 @@ def primary(table: Table) -> list[str]:
     _, low, high = (100 * x for x in pooled_bootstrap([a[name] - b[name] for name in a], seed=0))
     lines = [table.head(title), *table.gaps_by_set(ours, theirs), table.gap("mean", ours, theirs)]
     lines.append(f"  decision: {decision(low, high)}")
-    lines += [Table(table.cells, [pair]).gap(f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs) for pair in table.pairs]
+    lines += [
+        Table(table.cells, [pair], table.runs).gap(f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs)
+        for pair in table.pairs
+    ]
     lines += [table.gap(f"against {arm} + local", ours, measured(arm, "fused")) for arm in RIVALS]
     lines.append(table.gap("against raw + linear probe", ours, with_probe("raw")))
     lines.append(table.gap("pgn + probe against raw + probe", with_probe("pgn"), with_probe("raw")))
-    lines.append(table.gap("raw, equal images, the same", ours, BASELINES["raw, equal images + local"]))
+    lines.append(table.gap("against raw, equal images + local", ours, EQUAL_IMAGES))
     return lines
 
 
@@ -372,16 +453,17 @@ def stingy(table: Table) -> list[str]:
         for how in ("alone", "fused"):
             lines += [table.line(arm + HOWS[how], measured(arm, how, view)) for arm in (*RIVALS, "pgn")]
         ours = measured("pgn", "fused", view)
-        lines.append(table.line("local head", local_head))
+        lines.append(table.line("local head", LOCAL))
         lines.append(table.gap("primary", ours, best_rival_fused(view)))
         lines.append(table.gap("pgn - raw, alone", measured("pgn", "alone", view), measured("raw", "alone", view)))
-        lines.append(table.gap("pgn + local - local", ours, local_head))
+        lines.append(table.gap("pgn + local - local", ours, LOCAL))
     return lines
 
 
-def white_box(cells: Sequence[Results]) -> list[str]:
+def white_box(both: Table) -> list[str]:
     """Return the white box beside the black box with the same hosted model, on the same images."""
-    tables = {"white": Table(cells, [WHITE]), "black": Table(cells, [(LITE1, VIT)])}
+    pairs = {"white": WHITE, "black": (LITE1, VIT)}
+    tables = {name: Table(both.cells, [pair], both.runs) for name, pair in pairs.items()}
     lines = [tables["white"].head(f"hosted {VIT}: white box (surrogate = hosted), black box (surrogate {LITE1})")]
     for name, table in tables.items():
         for how in ("alone", "fused"):

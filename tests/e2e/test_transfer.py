@@ -46,7 +46,7 @@ def collected(script, digits, tmp_path, monkeypatch):
     return collect
 
 
-def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(script, summary, collected):
+def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(script, summary, collected, tmp_path):
     collected(["iip"])
     bank = collected()
     (place,) = bank.places()
@@ -64,10 +64,11 @@ def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(script, su
     before = {path: path.stat().st_mtime_ns for path in bank.root.rglob("*.npz")}
     collected()
     assert before == {path: path.stat().st_mtime_ns for path in bank.root.rglob("*.npz")}
-    printed = summary.summarize(bank)
+    printed = summary.summarize(bank, summary.Runs(tmp_path / "runs.jsonl"))
     assert "decision: " in printed
     assert "pgn || local, stacked" in printed
-    assert summary.summarize(bank) == printed
+    nothing = script.Bank(tmp_path / "nothing")
+    assert summary.summarize(nothing, summary.Runs(tmp_path / "runs.jsonl")) == printed
 
 
 def test_controls_take_prompts_from_where_they_say(script):
@@ -143,19 +144,20 @@ def test_a_difference_averages_seeds_and_pairs_image_by_image(summary, tmp_path)
         bank.put(place, "targets", targets | {"classes": np.array(["x", "y"])})
 
     def always(rows):
-        return lambda results, pair: summary.Reading(rows, rows)
+        return summary.Measure(f"always {rows[0, 0]:.1f}", lambda results, pair: summary.Reading(rows, rows))
 
     def by_seed(results, pair):
         return summary.Reading(sure, sure if results.place.seed else sure[::-1])
 
-    cells = [summary.Results(bank, place) for place in bank.places()]
-    (found, perfect), runs = summary.Table(cells, [("s", "h"), ("t", "h")]).hits(by_seed, always(sure))
-    assert runs == 4
-    assert found["a"].tolist() == [0.5, 0.5]
-    assert "-50.0" in summary.Table(cells, [("s", "h")]).gap("gap", by_seed, always(sure))
-
     def missing(results, pair):
         raise FileNotFoundError
 
-    assert "not measured" in summary.Table(cells, [("s", "h")]).line("none", missing)
+    cells = [summary.Results(bank, place) for place in bank.places()]
+    table = summary.Table(cells, [("s", "h"), ("t", "h")], summary.Runs(None))
+    varying = summary.Measure("by seed", by_seed)
+    (found, perfect), runs = table.hits(varying, always(sure))
+    assert runs == 4
+    assert found["a"].tolist() == [0.5, 0.5]
     assert perfect["a"].tolist() == [1, 1]
+    assert "-50.0" in table.gap("gap", varying, always(sure))
+    assert "not measured" in table.line("none", summary.Measure("missing", missing))
