@@ -1,4 +1,5 @@
 import math
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import strategies as st
 from pgn_client.errors import ConfigurationError, ShapeError
 from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap, pooled_bootstrap
 from pgn_client.mapping.fusion import ALPHAS, GatePoint, best_fusion, best_gate, fuse, gate, gate_curve
+
+DISCORDANT = list(combinations_with_replacement((0, 1, 7, 40, 101, 500, 1450, 1550, 3000), 2))
+"""How many images only one of two methods gets right, from none to thousands."""
 
 
 def pair(only_a, only_b, both=0, neither=0):
@@ -164,9 +168,24 @@ class TestMcNemar:
         with pytest.raises(ShapeError, match="the same images"):
             discordant(np.ones(3, bool), np.ones(4, bool))
 
-    def test_large_counts_equal_the_exact_integer_sum(self):
-        exact = 2 * sum(math.comb(3000, k) for k in range(1451)) / 2**3000  # Python divides big integers exactly
-        assert mcnemar(*pair(1450, 1550)) == pytest.approx(exact, rel=1e-9)
+    @pytest.mark.parametrize(("only_a", "only_b"), DISCORDANT)
+    def test_all_counts_equal_the_exact_integer_sum(self, only_a, only_b):
+        m = only_a + only_b
+        tail = sum(math.comb(m, k) for k in range(min(only_a, only_b) + 1))
+        exact = min(1.0, 2 * tail / 2**m)  # Python divides big integers exactly
+        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(exact, rel=1e-11, abs=1e-300)
+
+    @pytest.mark.parametrize(("only_a", "only_b"), DISCORDANT)
+    def test_all_counts_equal_the_sum_by_logarithms(self, only_a, only_b):
+        """The formula of version 0.1; on thousands of images its logarithms lose up to 1e-11."""
+        m = only_a + only_b
+        logs = (
+            math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) - m * math.log(2)
+            for k in range(min(only_a, only_b) + 1)
+        )
+        by_logs = min(1.0, 2 * math.fsum(map(math.exp, logs)))
+        tolerance = 1e-12 if m <= 1000 else 1e-11
+        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(by_logs, rel=tolerance, abs=1e-300)
 
     def test_a_hopeless_case_is_zero_and_no_error(self):
         assert mcnemar(*pair(5000, 0)) == 0.0
