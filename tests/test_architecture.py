@@ -30,6 +30,8 @@ FLOORS = (
 GROUND = {"errors": set(), "arrays": set(), "version": set(), "moved": set(), "types": {"errors", "arrays"}}
 """What the ground may import of the package."""
 TORCH = {"torch", "torchvision", "timm"}
+HEAVY = TORCH | {"scipy"}
+"""Packages of the extra [train], which the light client does not have."""
 TORCH_FREE = ("errors", "arrays", "version", "moved", "types", "checkpoint", "imaging", "mapping", "wire", "probe")
 HTTPX = ("wire.client", "wire.transport")
 """The only modules that import httpx."""
@@ -251,6 +253,9 @@ def f():
     }
 
 
+MAPPING = [inside(module) for module in CLIENT if below(inside(module), ("mapping",))]
+
+
 def in_a_child(code, tmp_path):
     """Run code in a fresh interpreter in an empty folder, writing no bytecode; return what it printed."""
     command = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
@@ -262,13 +267,13 @@ def in_a_child(code, tmp_path):
 @pytest.mark.parametrize(
     ("name", "heavy"),
     [
-        ("pgn_client", {"torch", "torchvision", "timm", "httpx"}),
-        ("pgn_client.wire.client", TORCH),
-        ("pgn_client.wire.folders", TORCH),
-        ("pgn_client.probe", TORCH | {"httpx"}),
-        ("pgn_client.prompting.adapter", TORCH | {"httpx"}),
-        ("pgn_client.cli", TORCH | {"httpx"}),
-        *((f"pgn_client.{name}", TORCH | {"httpx"}) for name in VALUES),
+        ("pgn_client", HEAVY | {"httpx"}),
+        ("pgn_client.wire.client", HEAVY),
+        ("pgn_client.wire.folders", HEAVY),
+        ("pgn_client.probe", HEAVY | {"httpx"}),
+        ("pgn_client.prompting.adapter", HEAVY | {"httpx"}),
+        ("pgn_client.cli", HEAVY | {"httpx"}),
+        *((f"pgn_client.{name}", HEAVY | {"httpx"}) for name in (*MAPPING, *VALUES)),
     ],
 )
 def test_importing_loads_nothing_heavy(name, heavy, tmp_path):

@@ -52,7 +52,7 @@ def add_benchmark(commands: Subparsers) -> None:
 
 def run_benchmark(args: argparse.Namespace) -> int:
     """Do the runs that are missing, and print the table."""
-    require("benchmarks", "all", "torch", "timm", "fastapi", "matplotlib")
+    require("benchmarks", "all", "torch", "timm", "scipy", "fastapi", "matplotlib")
     from pgn_client.evaluation.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
     from pgn_client.types import ServerProfile
 

@@ -256,7 +256,7 @@ def add_evaluate(commands: Subparsers) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Run the honest comparison and print its table."""
-    require("evaluation", "train", "torch", "timm", "jinja2")
+    require("evaluation", "train", "torch", "timm", "jinja2", "scipy")
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import columns
     from pgn_client.evaluation.study import evaluate, queries

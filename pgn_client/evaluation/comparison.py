@@ -14,7 +14,11 @@ RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (with_local(name) for name in (RA
 
 
 def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN) -> list[Comparison]:
-    """Return the paired comparisons that decide whether a prompt pays, where both rows are there."""
+    """Return the paired comparisons that decide whether a prompt pays, where both rows are there.
+
+    Raises:
+        MissingDependencyError: scipy is not installed; McNemar's test needs it.
+    """
     rows = {c.name: c for c in candidates}
     both = with_local(name)
     pairs = [(name, RAW), (name, IIP), (name, LOCAL), (both, RAW_LOCAL), (both, PROBE_LOCAL), (both, IIP_LOCAL)]
@@ -23,7 +27,11 @@ def compare(candidates: Sequence[Candidate], targets: Integers, seed: int, name:
 
 
 def compared(a: Candidate, b: Candidate, targets: Integers, seed: int) -> Comparison:
-    """Compare two rows on the same test images, of which (n,) class indices are given."""
+    """Compare two rows on the same test images, of which (n,) class indices are given.
+
+    Raises:
+        MissingDependencyError: scipy is not installed; McNemar's test needs it.
+    """
     hits = right(a.test, targets), right(b.test, targets)
     difference, lo, hi = paired_bootstrap(*hits, seed=seed)
     return Comparison(a.name, b.name, difference, (lo, hi), *discordant(*hits), mcnemar(*hits))

@@ -1,5 +1,6 @@
-"""How sure a comparison on a test set is, the weight of the local head, and the gate before the endpoint. NumPy only.
+"""Intervals and tests that say how certain a comparison on a test set is.
 
+Importing needs NumPy only; McNemar's test needs SciPy, which the extra ``[train]`` installs.
 All intervals are at 95 %. Comparisons are *paired*: both methods answer the same images in the same order.
 """
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgn_client.arrays import Booleans, Floats
-from pgn_client.errors import ConfigurationError, ShapeError
+from pgn_client.errors import ConfigurationError, MissingDependencyError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,8 @@ def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
     """
     _check_row(correct)
     n, p = len(correct), float(np.mean(correct))
+    # SciPy has this interval too, binomtest(k, n).proportion_ci(method="wilson"), but for whole
+    # counts k only, and means over seeds are fractions; ours also needs no SciPy.
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
     # At p = 0 and 1 an end of the interval is p itself, which rounding would miss.
@@ -143,18 +146,20 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
         correct_b: (n,) bool, the same images.
 
     Raises:
+        MissingDependencyError: scipy is not installed.
         ShapeError: rows that are empty or of different lengths.
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
     """
     only_a, only_b = discordant(correct_a, correct_b)
-    m = only_a + only_b
-    # Logarithms, because 2**m leaves the range of floats at m = 1024; fsum, because the terms span many magnitudes.
-    terms = (
-        math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) - m * math.log(2)
-        for k in range(min(only_a, only_b) + 1)
-    )
-    return min(1.0, 2 * math.fsum(math.exp(term) for term in terms))
+    if only_a + only_b == 0:
+        return 1.0  # binomtest refuses to test no trials
+    # Not at the top of the module: results are read and shown without SciPy.
+    try:
+        from scipy.stats import binomtest
+    except ImportError as error:
+        raise MissingDependencyError("McNemar's test", "train") from error
+    return float(binomtest(min(only_a, only_b), only_a + only_b, 0.5).pvalue)
 
 
 def _resampled(only_a: int, only_b: int, n: int, rng: np.random.Generator, resamples: int) -> Floats:

@@ -1,4 +1,7 @@
-"""Label mapping: from what an endpoint answers (S source labels) to the task's C classes. NumPy only.
+"""Label mapping: from what an endpoint answers (S source labels) to the task's C classes.
+
+Importing this module and applying a mapping needs NumPy only. Fitting ``flm``, ``ilm`` or
+``linear`` needs SciPy, which the extra ``[train]`` installs.
 
 An answer becomes a row of S log-probabilities x (:func:`log_scores`); a :class:`LabelMapping` turns rows into C
 log-probabilities; :func:`fit` chooses among several kinds by log-loss on validation examples. ``identity`` (every
@@ -236,6 +239,8 @@ def fit(
     Raises:
         ConfigurationError: fewer than 2 classes or examples, a score that is not finite, a label out of range, an
             unknown kind, or no kind that is possible.
+        MissingDependencyError: scipy is not installed, and ``kinds`` names ``flm``, ``ilm`` or
+            ``linear``.
         ShapeError: features and labels do not fit.
     """
     _check_kinds(kinds)

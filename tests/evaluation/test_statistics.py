@@ -1,4 +1,5 @@
 import math
+import sys
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgn_client.errors import ConfigurationError, ShapeError
+from pgn_client.errors import ConfigurationError, MissingDependencyError, ShapeError
 from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap, pooled_bootstrap
 from pgn_client.mapping.fusion import ALPHAS, GatePoint, best_fusion, best_gate, fuse, gate, gate_curve
 
@@ -173,7 +174,7 @@ class TestMcNemar:
         m = only_a + only_b
         tail = sum(math.comb(m, k) for k in range(min(only_a, only_b) + 1))
         exact = min(1.0, 2 * tail / 2**m)  # Python divides big integers exactly
-        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(exact, rel=1e-11, abs=1e-300)
+        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(exact, rel=1e-12, abs=1e-300)
 
     @pytest.mark.parametrize(("only_a", "only_b"), DISCORDANT)
     def test_all_counts_equal_the_sum_by_logarithms(self, only_a, only_b):
@@ -186,6 +187,11 @@ class TestMcNemar:
         by_logs = min(1.0, 2 * math.fsum(map(math.exp, logs)))
         tolerance = 1e-12 if m <= 1000 else 1e-11
         assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(by_logs, rel=tolerance, abs=1e-300)
+
+    def test_without_scipy_it_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "scipy.stats", None)
+        with pytest.raises(MissingDependencyError, match=r"McNemar's test.*\[train\]"):
+            mcnemar(*pair(3, 1))
 
     def test_a_hopeless_case_is_zero_and_no_error(self):
         assert mcnemar(*pair(5000, 0)) == 0.0

@@ -1,4 +1,5 @@
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgn_client.errors import CheckpointError, ConfigurationError, ShapeError
+from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError, ShapeError
 from pgn_client.mapping.label_mapping import KINDS, LabelMapping, fit, log_scores, vocabulary
 from pgn_client.mapping.logistic_regression import _Rotated, logistic_regression, logistic_regression_cv
 from pgn_client.mapping.probability import FLOOR
@@ -173,6 +174,12 @@ class TestLogisticRegression:
         X, y = gaussian_task(10, 2, 2)
         with pytest.raises(ConfigurationError, match="l2"):
             logistic_regression(X, y, 2, l2)
+
+    def test_without_scipy_it_says_what_to_install(self, monkeypatch):
+        X, y = gaussian_task(10, 2, 2)
+        monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+        with pytest.raises(MissingDependencyError, match=r"logistic regression.*\[train\]"):
+            logistic_regression(X, y, 2, 1.0)
 
 
 class TestFit:
