@@ -1,12 +1,14 @@
 """One change of the recipe at a time, measured on training pictures that were not trained on.
 
-    python benchmarks/ablate_recipe.py SET --augment dihedral --weights W --labels L --out ablation.jsonl
+    python benchmarks/ablate_recipe.py SET --augment dihedral \
+      --weights W --labels L --out ablation.jsonl
 
-SET has ``train/`` and ``val/``. ``--train`` pictures are trained on, ``--val`` choose epoch, mapping and α, and
-``--dev`` further pictures *of the training split* tell accuracies: the test split is never opened. Everything is asked
-of the surrogate in this process, of uint8 pictures; one JSON line a variant, and what is there is not run again.
-The last variants are the forward-only search: neutral canvases of every layout, with a mapping fitted on them. At the
-end a table of all lines is printed: `fused` is prompt ⊕ local, `gain` is that minus raw ⊕ local.
+SET has ``train/`` and ``val/``. ``--train`` pictures are trained on, ``--val`` choose epoch,
+mapping and α, and ``--dev`` further pictures *of the training split* tell accuracies: the test
+split is never opened. Everything is asked of the surrogate in this process, of uint8 pictures; one
+JSON line a variant, and what is there is not run again. The last variants are the forward-only
+search: neutral canvases of every layout, with a mapping fitted on them. At the end a table of all
+lines is printed: `fused` is prompt ⊕ local, `gain` is that minus raw ⊕ local.
 """
 
 from __future__ import annotations
@@ -77,12 +79,19 @@ def splits(folder: Path, train: int, val: int, dev: int, seed: int) -> Task:
     return replace(task, test=rest).limited(test=dev, seed=seed)
 
 
-def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of raw pictures on validation and development pictures, with the best mapping."""
+def raw(
+    model: backbone.Backbone, task: Task, augment: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of raw pictures on validation and development pictures, with the best
+    mapping.
+    """
 
     def features(images: list[Any]) -> np.ndarray:
         seen = np.stack(
-            [seen_by_server(open_image(x), model.profile, model.input_size, model.interpolation) for x in images]
+            [
+                seen_by_server(open_image(x), model.profile, model.input_size, model.interpolation)
+                for x in images
+            ]
         )
         surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
         pixels = torch.from_numpy(seen).permute(0, 3, 1, 2)
@@ -90,12 +99,17 @@ def raw(model: backbone.Backbone, task: Task, augment: str, seed: int) -> tuple[
             return torch.cat([surrogate.pixel_scores(x) for x in pixels.split(64)]).double().numpy()
 
     clean, val, dev = (features(list(split.paths)) for split in (task.train, task.val, task.test))
-    blocks = [clean, *(features(block) for block in baselines.augmented_blocks(task.train, augment, seed))]
+    blocks = [
+        clean,
+        *(features(block) for block in baselines.augmented_blocks(task.train, augment, seed)),
+    ]
     held_out = val, task.val.labels
 
     def mapped(x: np.ndarray, times: int) -> labels.Fitted:
         targets = np.tile(task.train.labels, times)
-        return labels.fit(x, targets, model.labels, task.classes, val=held_out, copies=times, seed=seed)
+        return labels.fit(
+            x, targets, model.labels, task.classes, val=held_out, copies=times, seed=seed
+        )
 
     fits = mapped(clean, 1), mapped(np.concatenate(blocks), len(blocks))
     best = min(fits, key=lambda fitted: min(fitted.log_loss.values())).mapping
@@ -121,8 +135,17 @@ def measure(
         fuse(rows, local, best_fusion(rows_val, local_val, val_truth))
         for rows_val, rows in (raw_rows, (prompt_val, prompt))
     ]
-    ways = {"raw": raw_rows[1], "local": local, "prompt": prompt, "raw+local": fused[0], "prompt+local": fused[1]}
-    hits = {way: "".join("01"[int(hit)] for hit in rows.argmax(axis=1) == truth) for way, rows in ways.items()}
+    ways = {
+        "raw": raw_rows[1],
+        "local": local,
+        "prompt": prompt,
+        "raw+local": fused[0],
+        "prompt+local": fused[1],
+    }
+    hits = {
+        way: "".join("01"[int(hit)] for hit in rows.argmax(axis=1) == truth)
+        for way, rows in ways.items()
+    }
     metrics = adapter.info["metrics"]
     return {"mapping": metrics["mapping"], "perplexity": metrics["perplexity"], "hits": hits}
 
@@ -133,11 +156,15 @@ def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -
     surrogate = Surrogate(model, canvas)
     with torch.inference_mode():
         train, val, dev = (
-            torch.cat([surrogate.scores(x) for x in load_pictures(split, canvas).split(64)]).double().numpy()
+            torch.cat([surrogate.scores(x) for x in load_pictures(split, canvas).split(64)])
+            .double()
+            .numpy()
             for split in (task.train, task.val, task.test)
         )
     held_out = val, task.val.labels
-    fitted = labels.fit(train, task.train.labels, model.labels, task.classes, val=held_out, seed=seed)
+    fitted = labels.fit(
+        train, task.train.labels, model.labels, task.classes, val=held_out, seed=seed
+    )
     hits = fitted.mapping.log_probs(dev).argmax(axis=1) == task.test.labels
     return {"neutral": round(float(hits.mean()), 4), "kind": fitted.mapping.kind}
 
@@ -149,14 +176,26 @@ def table(lines: list[dict[str, Any]]) -> str:
         for line in lines
         if "hits" in line
     }
-    text = ["variant                     prompt  - default [95 %]         local   fused   gain [95 %]"]
+    text = [
+        "variant                     prompt  - default [95 %]         local   fused   gain [95 %]"
+    ]
     for name, row in hits.items():
-        against = _points(row["prompt"], hits["default"]["prompt"]) if name != "default" and "default" in hits else ""
+        against = (
+            _points(row["prompt"], hits["default"]["prompt"])
+            if name != "default" and "default" in hits
+            else ""
+        )
         gain = _points(row["prompt+local"], row["raw+local"])
         means = [f"{row[way].mean():.3f}" for way in ("prompt", "local", "prompt+local")]
         text.append(f"{name:<27} {means[0]:<7} {against:<24} {means[1]:<7} {means[2]:<7} {gain}")
-    text += [f"raw + mapping               {row['raw'].mean():.3f}" for row in list(hits.values())[:1]]
-    text += [f"{line['variant']:<27} {line['neutral']:.3f}   ({line['kind']})" for line in lines if "neutral" in line]
+    text += [
+        f"raw + mapping               {row['raw'].mean():.3f}" for row in list(hits.values())[:1]
+    ]
+    text += [
+        f"{line['variant']:<27} {line['neutral']:.3f}   ({line['kind']})"
+        for line in lines
+        if "neutral" in line
+    ]
     return "\n".join(text)
 
 
@@ -166,12 +205,20 @@ def _points(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="SET")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     for name in ("--weights", "--labels", "--out"):
         parser.add_argument(name, type=Path, required=name == "--out")
-    for name, number in (("--train", 240), ("--val", 120), ("--dev", 400), ("--epochs", 5), ("--seed", 0)):
+    for name, number in (
+        ("--train", 240),
+        ("--val", 120),
+        ("--dev", 400),
+        ("--epochs", 5),
+        ("--seed", 0),
+    ):
         parser.add_argument(name, type=int, default=number)
     parser.add_argument("--augment", default="shift")
     parser.add_argument("--only", nargs="*", help="names of variants")
@@ -180,9 +227,19 @@ def main() -> None:
     task = splits(args.data, args.train, args.val, args.dev, args.seed)
     chosen = variants(args.epochs, args.augment)
     base = {"recipe": recipe(epochs=args.epochs, augment=args.augment), "seed": args.seed}
-    same = {"set": args.data.name, "seed": args.seed, "train": args.train, "epochs": args.epochs, "dev": len(task.test)}
+    same = {
+        "set": args.data.name,
+        "seed": args.seed,
+        "train": args.train,
+        "epochs": args.epochs,
+        "dev": len(task.test),
+    }
     same |= {"val": args.val, "augment": args.augment, "weights_sha256": model.weights_sha256}
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = (
+        [json.loads(line) for line in args.out.read_text().splitlines()]
+        if args.out.exists()
+        else []
+    )
     raw_rows = raw(model, task, args.augment, args.seed)
     for name in args.only or [*chosen, *(f"forward {layout}" for layout in LAYOUTS)]:
         if any(row == row | same | {"variant": name} for row in done):

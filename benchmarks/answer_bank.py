@@ -1,9 +1,12 @@
-"""An answer bank: what endpoints returned, kept array by array, so that every question about it is answered offline.
+"""An answer bank: what endpoints returned, kept array by array, so that every question about it is
+answered offline.
 
-A bank is a folder ``SET/SEED/NAME.npz``. ``targets`` holds class indices of the parts, file names and class names.
-Every other name is one source of rows, part by part (``fit``, ``copy0``, ..., ``choose``, ``test``):
+A bank is a folder ``SET/SEED/NAME.npz``. ``targets`` holds class indices of the parts, file names
+and class names. Every other name is one source of rows, part by part (``fit``, ``copy0``, ...,
+``choose``, ``test``):
 
-- ``HOSTED/raw``, ``HOSTED/frame``, ``HOSTED/SURROGATE-ARM``: log-probabilities (n, S) of a hosted model;
+- ``HOSTED/raw``, ``HOSTED/frame``, ``HOSTED/SURROGATE-ARM``: log-probabilities (n, S) of a hosted
+  model;
 - ``SURROGATE/local`` and ``heads``: log-probabilities (n, C) of local heads;
 - ``SURROGATE/features``: features (n, D) of a surrogate.
 """
@@ -62,7 +65,9 @@ class Bank:
     def names(self, place: Location) -> list[str]:
         """Return the names of all sources of a set and seed, targets included."""
         folder = self.root / place.set / str(place.seed)
-        return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.npz"))
+        return sorted(
+            str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.npz")
+        )
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

@@ -1,12 +1,15 @@
-"""What is left of a prompt on its way, for every kind of token library: over HTTP, behind JPEG, off the grid.
+"""What is left of a prompt on its way, for every kind of token library: over HTTP, behind JPEG, off
+the grid.
 
-    python benchmarks/compare_libraries.py SET --augment flip --weights W --labels L --out libraries.jsonl
+    python benchmarks/compare_libraries.py SET --augment flip \
+      --weights W --labels L --out libraries.jsonl
 
-SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with its seed, through the surrogate, and
-asked of a mock server that hosts the surrogate, on the same test pictures. One JSON line a variant; what is there is
-not run again. ``raw`` are pictures as they are with the best mapping: what JPEG costs them is what it costs
-anybody. JPEG in the loop also fits the mapping behind it: the grey frame shows what that alone is worth.
-``http_off`` sends the canvas without its margin, as a client does that does not know of the server's resize and crop.
+SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with its seed, through
+the surrogate, and asked of a mock server that hosts the surrogate, on the same test pictures. One
+JSON line a variant; what is there is not run again. ``raw`` are pictures as they are with the best
+mapping: what JPEG costs them is what it costs anybody. JPEG in the loop also fits the mapping
+behind it: the grey frame shows what that alone is worth. ``http_off`` sends the canvas without its
+margin, as a client does that does not know of the server's resize and crop.
 """
 
 from __future__ import annotations
@@ -59,18 +62,28 @@ Floats = NDArray[np.float64]
 
 
 def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[str, Any]:
-    """Pictures as they are: over HTTP, and re-encoded as JPEG before the surrogate's own resize and crop."""
-    found, fitted = baselines.raw(Asker(lambda adapter: AdaptedClient(url, adapter)), task, augment, seed)
+    """Pictures as they are: over HTTP, and re-encoded as JPEG before the surrogate's own resize and
+    crop.
+    """
+    found, fitted = baselines.raw(
+        Asker(lambda adapter: AdaptedClient(url, adapter)), task, augment, seed
+    )
     surrogate = Surrogate(model, Canvas.build(model.input_size, model.patch_size, "full"))
     source = [model.labels.index(label) for label in fitted.mapping.source]
 
     def answers(quality: int, subsampling: int) -> Floats:
         lossy = (jpeg(open_image(path), quality, subsampling) for path in task.test.paths)
         seen = np.stack(
-            [seen_by_server(image, model.profile, model.input_size, model.interpolation) for image in lossy]
+            [
+                seen_by_server(image, model.profile, model.input_size, model.interpolation)
+                for image in lossy
+            ]
         )
         with torch.inference_mode():
-            parts = [surrogate.pixel_scores(x) for x in torch.from_numpy(seen).permute(0, 3, 1, 2).split(64)]
+            parts = [
+                surrogate.pixel_scores(x)
+                for x in torch.from_numpy(seen).permute(0, 3, 1, 2).split(64)
+            ]
         return fitted.mapping.log_probs(torch.cat(parts).double().numpy()[:, source])
 
     stages = {"http_png": found.test, "jpeg95_444": answers(95, 0), "jpeg75_420": answers(75, 2)}
@@ -80,8 +93,9 @@ def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[
 def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, Any]:
     """Train one variant and follow its prompts to the server.
 
-    ``trained`` is validation accuracy in latent space with the mapping that was trained along: the mapping on the card
-    is refitted on uint8 pictures, and so speaks against the latent stage of rows that no picture reaches.
+    ``trained`` is validation accuracy in latent space with the mapping that was trained along: the
+    mapping on the card is refitted on uint8 pictures, and so speaks against the latent stage of
+    rows that no picture reaches.
     """
     adapter = fit(task, model, progress=True, **options)
     if adapter.info["interrupted"]:
@@ -89,7 +103,9 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
     ask, paths = Asker(lambda a: AdaptedClient(url, a)), task.test.paths
     fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
     patches, _ = adapter.render(fitted)
-    bare = [compose(p, q, adapter.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
+    bare = [
+        compose(p, q, adapter.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)
+    ]
     on, off = (baselines.read(adapter, answers) for answers in (ask(paths, adapter), ask(bare)))
     stages = follow(adapter, model, fitted, over_http=on)
     known = {"trained": adapter.info["metrics"]["latent"], "reach": adapter.info.get("reach")}
@@ -107,14 +123,23 @@ Rows = dict[str, dict[str, Floats]]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Accuracy at every stage and label agreement with latent below it, means over seeds; then paired differences."""
-    text, rows = [f"{'':<30}" + "".join(f"{stage:>12}" for stage in COLUMNS) + "     trained"], averaged(lines)
+    """Accuracy at every stage and label agreement with latent below it, means over seeds; then
+    paired differences.
+    """
+    text, rows = (
+        [f"{'':<30}" + "".join(f"{stage:>12}" for stage in COLUMNS) + "     trained"],
+        averaged(lines),
+    )
     for name, stages in rows.items():
         own = [line for line in lines if line["variant"] == name]
         trained = [line["trained"] for line in own if "trained" in line]
-        text.append(f"{name:<30}" + _cells(stages) + (f"{np.mean(trained):>12.3f}" if trained else ""))
+        text.append(
+            f"{name:<30}" + _cells(stages) + (f"{np.mean(trained):>12.3f}" if trained else "")
+        )
         if trained:
-            agreement = {stage: [line["agreement"][stage] for line in own] for stage in own[0]["agreement"]}
+            agreement = {
+                stage: [line["agreement"][stage] for line in own] for stage in own[0]["agreement"]
+            }
             text.append(f"{'  same label as latent':<30}" + _cells(agreement))
     return "\n".join([*text, "", *differences(rows)])
 
@@ -124,7 +149,9 @@ def averaged(lines: list[dict[str, Any]]) -> Rows:
     rows: Rows = {}
     for name in dict.fromkeys(line["variant"] for line in lines):
         own = [line["hits"] for line in lines if line["variant"] == name]
-        rows[name] = {s: np.mean([[int(hit) for hit in hits[s]] for hits in own], axis=0) for s in own[0]}
+        rows[name] = {
+            s: np.mean([[int(hit) for hit in hits[s]] for hits in own], axis=0) for s in own[0]
+        }
     return rows
 
 
@@ -133,7 +160,8 @@ def differences(rows: Rows) -> list[str]:
     out = []
 
     def told(what: str, difference: Floats) -> None:
-        mean, low, high = (200 * x for x in pooled_bootstrap([difference / 2], seed=0))  # of two costs: within -2, 2
+        # of two costs: within -2, 2
+        mean, low, high = (200 * x for x in pooled_bootstrap([difference / 2], seed=0))
         out.append(f"{what:<66}{mean:+6.1f} [{low:+.1f}, {high:+.1f}]")
 
     lossy = {name: stages["http_png"] - stages["jpeg75_420"] for name, stages in rows.items()}
@@ -151,11 +179,15 @@ def differences(rows: Rows) -> list[str]:
 
 
 def _cells(values: Mapping[str, Any]) -> str:
-    return "".join(f"{np.mean(values[stage]):>12.3f}" if stage in values else f"{'':>12}" for stage in COLUMNS)
+    return "".join(
+        f"{np.mean(values[stage]):>12.3f}" if stage in values else f"{'':>12}" for stage in COLUMNS
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="SET")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     for name in ("--weights", "--labels", "--out"):
@@ -168,10 +200,24 @@ def main() -> None:
     args = parser.parse_args()
     model = load(args.backbone, weights=args.weights, labels=args.labels)
     numbers = recipe(epochs=args.epochs, augment=args.augment)
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = (
+        [json.loads(line) for line in args.out.read_text().splitlines()]
+        if args.out.exists()
+        else []
+    )
     files = {"--weights": args.weights, "--labels": args.labels}
-    words = ["--model", args.backbone, *(str(x) for name, file in files.items() if file for x in (name, file))]
-    same = {"set": args.data.name, "train": args.train, "val": args.val, "test": args.test, "epochs": args.epochs}
+    words = [
+        "--model",
+        args.backbone,
+        *(str(x) for name, file in files.items() if file for x in (name, file)),
+    ]
+    same = {
+        "set": args.data.name,
+        "train": args.train,
+        "val": args.val,
+        "test": args.test,
+        "epochs": args.epochs,
+    }
     same |= {"augment": args.augment, "weights_sha256": model.weights_sha256}
     with local_server(words) as url:
         for seed, name in itertools.product(args.seeds, args.only or ["raw", *VARIANTS]):

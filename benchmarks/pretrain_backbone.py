@@ -47,7 +47,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 def load_split(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """Return all pictures of a split, (n, 3, 64, 64) uint8, and their class indices, (n,) int64."""
-    files = [(path, i) for i, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
+    files = [
+        (path, i) for i, name in enumerate(classes) for path in sorted((folder / name).iterdir())
+    ]
     side = ARCHITECTURE["img_size"]
 
     def decode(item: tuple[Path, int]) -> np.ndarray:
@@ -56,7 +58,9 @@ def load_split(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
 
     with ThreadPoolExecutor() as pool:
         pictures = np.stack(list(pool.map(decode, files)))
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor([i for _, i in files])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(
+        [i for _, i in files]
+    )
 
 
 def normalise(pictures: Tensor) -> Tensor:
@@ -77,7 +81,9 @@ def augment(x: Tensor) -> Tensor:
     theta[:, 1, 2] = (torch.rand(n, device=x.device) * 2 - 1) * (1 - height)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    gain, shift, saturation = (torch.empty(n, 1, 1, 1, device=x.device).uniform_(-0.3, 0.3) for _ in range(3))
+    gain, shift, saturation = (
+        torch.empty(n, 1, 1, 1, device=x.device).uniform_(-0.3, 0.3) for _ in range(3)
+    )
     grey = x.mean(1, keepdim=True)
     return (grey + (x - grey) * (1 + saturation)) * (1 + gain) + shift
 
@@ -92,11 +98,15 @@ def batches(pictures: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tenso
 
 def optimisers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices of the blocks, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    matrices = [
+        p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98)),
     ]
 
@@ -112,7 +122,9 @@ def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     return sum(right) / len(labels)
 
 
-def train(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], args: argparse.Namespace) -> None:
+def train(
+    model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], args: argparse.Namespace
+) -> None:
     """Train in place; print a line per epoch."""
     device = next(model.parameters()).device
     steps = args.epochs * (len(data["train"][0]) // args.batch_size)
@@ -125,7 +137,9 @@ def train(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], args: argpar
         model.train()
         started, total = time.time(), 0.0
         for x, y in batches(*data["train"], args.batch_size):
-            scale = min((step + 1) / args.warmup_steps, (steps - step) / (steps - args.warmup_steps))
+            scale = min(
+                (step + 1) / args.warmup_steps, (steps - step) / (steps - args.warmup_steps)
+            )
             for group, lr in zip((g for o in optims for g in o.param_groups), base, strict=True):
                 group["lr"] = lr * scale
             with torch.autocast(device.type, torch.bfloat16):
@@ -139,15 +153,22 @@ def train(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], args: argpar
             total += loss.item()
             step += 1
             if args.max_steps and step >= args.max_steps:
-                print(f"stopped: loss {total / step:.3f}, {time.time() - started:.0f} s", flush=True)
+                print(
+                    f"stopped: loss {total / step:.3f}, {time.time() - started:.0f} s", flush=True
+                )
                 return
         seconds = time.time() - started
         mean = total / (len(data["train"][0]) // args.batch_size)
         top1 = accuracy(model, *data["val"])
-        print(f"epoch {epoch + 1}/{args.epochs} loss {mean:.3f} val {top1:.4f} {seconds:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs} loss {mean:.3f} val {top1:.4f} {seconds:.0f} s",
+            flush=True,
+        )
 
 
-def save(model: nn.Module, classes: list[str], top1: float, args: argparse.Namespace, n: dict[str, int]) -> None:
+def save(
+    model: nn.Module, classes: list[str], top1: float, args: argparse.Namespace, n: dict[str, int]
+) -> None:
     """Write float16 weights and their JSON card."""
     args.out.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
@@ -165,7 +186,8 @@ def save(model: nn.Module, classes: list[str], top1: float, args: argparse.Names
         "std": STD,
         "classes": [names.get(c, c) for c in classes],
         "wnids": classes,
-        "data": f"Tiny ImageNet (64 x 64): {n['train']} training and {n['val']} validation pictures, 200 classes",
+        "data": f"Tiny ImageNet (64 x 64): {n['train']} training and {n['val']} validation "
+        "pictures, 200 classes",
         "recipe": {
             k: getattr(args, k)
             for k in (
@@ -179,19 +201,33 @@ def save(model: nn.Module, classes: list[str], top1: float, args: argparse.Names
                 "seed",
             )
         }
-        | {"script": "benchmarks/pretrain_backbone.py", "precision": "bfloat16 autocast", "initialised_from": None},
-        "accuracy": {"split": "val", "top1": round(top1, 4), "ci95": [round(top1 - half, 4), round(top1 + half, 4)]},
+        | {
+            "script": "benchmarks/pretrain_backbone.py",
+            "precision": "bfloat16 autocast",
+            "initialised_from": None,
+        },
+        "accuracy": {
+            "split": "val",
+            "top1": round(top1, 4),
+            "ci95": [round(top1 - half, 4), round(top1 + half, 4)],
+        },
     }
     (args.out / "bundled.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--names", type=Path, help='JSON list of {"wnid", "name"}, to call classes by name')
+    parser.add_argument(
+        "--names", type=Path, help='JSON list of {"wnid", "name"}, to call classes by name'
+    )
     parser.add_argument("--epochs", type=int, default=22)
-    parser.add_argument("--whole-epochs", type=int, default=2, help="last epochs, in which no patch is dropped")
+    parser.add_argument(
+        "--whole-epochs", type=int, default=2, help="last epochs, in which no patch is dropped"
+    )
     parser.add_argument("--patch-drop", type=float, default=0.5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -209,7 +245,13 @@ def main() -> None:
     train(model, data, args)
     if not args.max_steps:
         model.half().float()  # what is shipped is what is measured
-        save(model, classes, accuracy(model, *data["val"]), args, {k: len(v[0]) for k, v in data.items()})
+        save(
+            model,
+            classes,
+            accuracy(model, *data["val"]),
+            args,
+            {k: len(v[0]) for k, v in data.items()},
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""What a probe is worth: prompts for a server that crops and re-encodes, with and without its ``endpoint.json``.
+"""What a probe is worth: prompts for a server that crops and re-encodes, with and without its
+``endpoint.json``.
 
-    python benchmarks/probe_pays.py SET --backbone B --weights W --labels L --profile resize_crop:248:224 --out DIR
+    python benchmarks/probe_pays.py SET --backbone B --weights W --labels L \
+      --profile resize_crop:248:224 --out DIR
 
-Two servers host one model: one takes pictures as they are, one resizes, crops and re-encodes them as JPEG. Neither says
-so: both are asked in Hugging Face's form. Four ways are compared on the same test pictures, over HTTP:
+Two servers host one model: one takes pictures as they are, one resizes, crops and re-encodes them
+    as JPEG. Neither says
+so: both are asked in Hugging Face's form. Four ways are compared on the same test pictures, over
+    HTTP:
 
     direct PNG    trained for the first server, asked there
     probed        pgn probe of the second server, training with its endpoint.json
     not probed    the first way's checkpoint, asked at the second server
-    remapped      the same, with its label mapping and local head's α fitted to what the second server answers
+    remapped      the same, with mapping and α fitted to what the second server answers
 
-All is trained with the same recipe and pictures. Accuracy of the prompt alone and fused, mean over seeds, and paired
-differences with 95 % intervals over the test pictures.
+All is trained with the same recipe and pictures. Accuracy of the prompt alone and fused, mean over
+seeds, and paired differences with 95 % intervals over the test pictures.
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ def run(*words: object) -> None:
         raise SystemExit(f"pgn {words[0]} failed")
 
 
-def asked(where: str | Path, adapter: PromptAdapter, task: Task, fusion: float | None) -> NDArray[np.float64]:
+def asked(
+    where: str | Path, adapter: PromptAdapter, task: Task, fusion: float | None
+) -> NDArray[np.float64]:
     """(n,) whether each test picture is answered rightly."""
     with AdaptedClient(where, adapter, protocol="huggingface", fusion=fusion) as client:
         found = list(client.classify_many(task.test.paths))
@@ -63,7 +69,9 @@ def measure(args: argparse.Namespace, seed: int, easy: str, hard: str) -> Hits:
     for name, extra in (("direct", ["--profile", "direct"]), ("probed", ["--endpoint", endpoint])):
         if not (folder / f"{name}.safetensors").exists():
             run(*train, *extra, "--out", folder / f"{name}.safetensors")
-    direct, probed = (PromptAdapter.load(folder / f"{name}.safetensors") for name in ("direct", "probed"))
+    direct, probed = (
+        PromptAdapter.load(folder / f"{name}.safetensors") for name in ("direct", "probed")
+    )
     remapped = refit(direct, task, Asker(lambda a: AdaptedClient(hard, a, protocol="huggingface")))
     ways = {"direct PNG": (easy, direct), "probed": (endpoint, probed)}
     ways |= {"not probed": (hard, direct), "remapped": (hard, remapped)}
@@ -81,7 +89,10 @@ def _model(args: argparse.Namespace) -> list[object]:
 
 def table(hits: Hits) -> str:
     """Accuracy of every way, and how far it is from the same at the direct server."""
-    text = [f"{'on ' + str(len(hits['probed'])) + ' test pictures':<24}accuracy   less direct PNG, in points"]
+    text = [
+        f"{'on ' + str(len(hits['probed'])) + ' test pictures':<24}accuracy   less direct PNG, "
+        "in points"
+    ]
     for name, row in hits.items():
         best = hits["direct PNG" + (" ⊕ local" if name.endswith("⊕ local") else "")]
         mean, low, high = (100 * x for x in pooled_bootstrap([row - best], seed=0))
@@ -90,7 +101,9 @@ def table(hits: Hits) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, metavar="SET")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="bundled")

@@ -1,11 +1,13 @@
-"""`probe` against random server configurations: is every finding right, and is none certain and wrong?
+"""`probe` against random server configurations: is every finding right, and is none certain and
+wrong?
 
     python benchmarks/probe_servers.py --seed 10 --configurations 24 --weights W --labels L
 
-Each configuration draws profile, interpolation, JPEG, top-k, output and rounding, and hosts the bundled model or, where
-``--weights`` is given, every other time a ViT-Tiny of 224 px. No HTTP: what the server's own code answers is handed to
-the probe. "unknown" counts as right where only labels, or scores of at most two decimals, come back. The exit status is
-1 when a finding is certain and wrong.
+Each configuration draws profile, interpolation, JPEG, top-k, output and rounding, and hosts the
+bundled model or, where ``--weights`` is given, every other time a ViT-Tiny of 224 px. No HTTP: what
+the server's own code answers is handed to the probe. "unknown" counts as right where only labels,
+or scores of at most two decimals, come back. The exit status is 1 when a finding is certain and
+wrong.
 """
 
 from __future__ import annotations
@@ -59,7 +61,11 @@ def draw(rng: np.random.Generator, size: int, model: Settings) -> Configuration:
     usual = f"resize_crop:{int(size / rng.choice([0.875, 0.9, 0.95, 1.0]))}:{size}"
     profile = str(rng.choice(["direct", crop, usual, f"shortest_edge:{size}", f"letterbox:{size}"]))
     quality = rng.choice([50, 60, 70, 75, 80, 85, 90, 95])
-    jpeg = None if rng.random() < 0.5 else f"{quality}:{rng.choice(['444', '422', '420'], p=[0.25, 0.15, 0.6])}"
+    jpeg = (
+        None
+        if rng.random() < 0.5
+        else f"{quality}:{rng.choice(['444', '422', '420'], p=[0.25, 0.15, 0.6])}"
+    )
     output: Output = rng.choice(["probs", "logits", "label"], p=[0.65, 0.25, 0.1])
     top_k = None if rng.random() < 0.5 else int(rng.choice([1, 3, 5, 10, 20]))
     decimals = None if rng.random() < 0.5 else int(rng.choice([2, 3, 4, 5, 6]))
@@ -94,14 +100,19 @@ class Endpoint:
         asked = [Asked(self.service.preprocessing.normalise(image)) for image in images]
         output = self.service.settings.output
         ranked = [
-            self.service.rank(logits, "none" if output == "logits" else "softmax") for logits in self.model.run(asked)
+            self.service.rank(logits, "none" if output == "logits" else "softmax")
+            for logits in self.model.run(asked)
         ]
         return [Answer(tuple(labels), tuple(scores), KINDS[output]) for labels, scores in ranked]
 
 
 def right(finding: Finding, truth: str | int, *, coarse: bool) -> bool:
-    """Whether a finding counts as correct; ``lossy`` of an unknown quality is an unknown for every JPEG."""
-    unknown = finding.certainty == "unknown" and not (finding.value == "lossy" and truth == "lossless")
+    """Whether a finding counts as correct; ``lossy`` of an unknown quality is an unknown for every
+    JPEG.
+    """
+    unknown = finding.certainty == "unknown" and not (
+        finding.value == "lossy" and truth == "lossless"
+    )
     return finding.value == truth or (coarse and unknown)
 
 
@@ -136,7 +147,9 @@ def main() -> int:
             cells.append(f"{truth} → {finding.value} ({finding.certainty}){mark}")
         kept = f"{configuration.interpolation}, {configuration.settings.decimals} decimals"
         print(
-            f"{number:>2} {224 if large else 64:>3} px, {kept}: {'; '.join(cells)}; {found.images} images", flush=True
+            f"{number:>2} {224 if large else 64:>3} px, {kept}: {'; '.join(cells)}; "
+            f"{found.images} images",
+            flush=True,
         )
     print(", ".join(f"{name} {count}/{args.configurations}" for name, count in totals.items()))
     print(f"certain and wrong: {wrong}; at most {most} images")

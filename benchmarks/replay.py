@@ -1,10 +1,11 @@
-r"""Ask an answer bank what a stingier endpoint, another budget or another gate would have given: nothing is sent.
+r"""Ask an answer bank what a stingier endpoint, another budget or another gate would have given:
+nothing is sent.
 
     python benchmarks/replay.py BANK --set rsscn7 --seed 0 --source tf_efficientnet_lite0/raw \
       --local vit_tiny_patch16_224
 
-prints accuracy on the test images by view (all scores, top five, one label, rounded), by number of fit images, and by
-gate. ``views`` below are what other scripts use.
+prints accuracy on the test images by view (all scores, top five, one label, rounded), by number of
+fit images, and by gate. ``views`` below are what other scripts use.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def all_scores(rows: NDArray[Any]) -> Floats:
 
 
 def top(k: int) -> View:
-    """Return the view of an endpoint that returns its k best labels: (n, S) -> (n, S) log-probabilities.
+    """Return the view of an endpoint that returns its k best labels: (n, S) -> (n, S)
+    log-probabilities.
 
-    As ``labels.log_scores`` reads such answers: the missing mass goes evenly to the labels that were not returned, but
+    As ``labels.log_scores`` reads such answers: the missing mass goes evenly to the labels that
+        were not returned, but
     none of them gets more than the least that was.
     """
 
@@ -98,11 +101,16 @@ class Targets:
     def of(cls, bank: Bank, place: Location) -> Targets:
         """Read them from a bank."""
         arrays = bank.get(place, "targets")
-        return cls(arrays["fit"], arrays["choose"], arrays["test"], tuple(arrays["classes"].tolist()))
+        return cls(
+            arrays["fit"], arrays["choose"], arrays["test"], tuple(arrays["classes"].tolist())
+        )
 
 
-def mapped(source: Mapping[str, NDArray[Any]], targets: Targets, view: View, *, copies: int, seed: int) -> Reading:
-    """Fit a label mapping on fit images, with and without augmented copies of them; *choose* decides.
+def mapped(
+    source: Mapping[str, NDArray[Any]], targets: Targets, view: View, *, copies: int, seed: int
+) -> Reading:
+    """Fit a label mapping on fit images, with and without augmented copies of them; *choose*
+    decides.
 
     Args:
         source: (n, S) log-probabilities, part by part.
@@ -118,17 +126,23 @@ def mapped(source: Mapping[str, NDArray[Any]], targets: Targets, view: View, *, 
 
     def fitted(times: int) -> labels.Fitted:
         rows, right = np.concatenate(blocks[:times]), np.tile(targets.fit, times)
-        return labels.fit(rows, right, names, targets.classes, val=held_out, copies=times, seed=seed)
+        return labels.fit(
+            rows, right, names, targets.classes, val=held_out, copies=times, seed=seed
+        )
 
     sizes = sorted({1, min(2, len(blocks)), len(blocks)})
-    best = min((fitted(times) for times in sizes), key=lambda found: min(found.log_loss.values())).mapping
+    best = min(
+        (fitted(times) for times in sizes), key=lambda found: min(found.log_loss.values())
+    ).mapping
     return Reading(best.log_probs(parts["choose"]), best.log_probs(parts["test"]))
 
 
 def fused(endpoint: Reading, local: Reading, targets: Targets) -> Reading:
     """Fuse two readings by the weight of least log-loss on *choose*."""
     alpha = best_fusion(endpoint.choose, local.choose, targets.choose)
-    return Reading(fuse(endpoint.choose, local.choose, alpha), fuse(endpoint.test, local.test, alpha))
+    return Reading(
+        fuse(endpoint.choose, local.choose, alpha), fuse(endpoint.test, local.test, alpha)
+    )
 
 
 def gated(endpoint: Reading, local: Reading, targets: Targets) -> tuple[Reading, float]:
@@ -141,14 +155,18 @@ def gated(endpoint: Reading, local: Reading, targets: Targets) -> tuple[Reading,
     if threshold is None:
         return endpoint, 1.0
     point = gate_curve(endpoint.test, local.test, targets.test, [threshold])[0]
-    choose, test = (gate(a, b, threshold) for a, b in ((endpoint.choose, local.choose), (endpoint.test, local.test)))
+    choose, test = (
+        gate(a, b, threshold)
+        for a, b in ((endpoint.choose, local.choose), (endpoint.test, local.test))
+    )
     return Reading(choose, test), point.sent
 
 
 def budget_curve(
     source: Mapping[str, NDArray[Any]], targets: Targets, sizes: Sequence[int], *, seed: int
 ) -> list[tuple[int, float, float]]:
-    """Return, for so many fit images, what they and the choose images cost, and the accuracy on test.
+    """Return, for so many fit images, what they and the choose images cost, and the accuracy on
+    test.
 
     The images of a smaller size are among those of a larger one, drawn evenly over the classes.
     """
@@ -180,11 +198,15 @@ def accuracy(log_p: Floats, right: Integers) -> float:
 
 def main() -> None:
     """Print what one source would have given otherwise."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("bank", type=Path)
     p.add_argument("--set", required=True)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--source", required=True, help="HOSTED/raw, HOSTED/frame or HOSTED/SURROGATE-ARM")
+    p.add_argument(
+        "--source", required=True, help="HOSTED/raw, HOSTED/frame or HOSTED/SURROGATE-ARM"
+    )
     p.add_argument("--local", metavar="SURROGATE", help="whose local head is fused, and gates")
     args = p.parse_args()
     bank, place = Bank(args.bank), Location(args.set, args.seed)

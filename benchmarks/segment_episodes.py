@@ -1,11 +1,13 @@
 """Few-shot segmentation, EXPRES beside a linear baseline: mean IoU over episodes.
 
     python benchmarks/compose_masks.py TEXTURES BACKGROUNDS --out DIR --seed 0
-    python benchmarks/segment_episodes.py DIR --weights W --labels L --out episodes.jsonl --pictures grid.png
+    python benchmarks/segment_episodes.py DIR --weights W --labels L \
+      --out episodes.jsonl --pictures grid.png
 
-An episode has N classes and the background, K support pictures of each from ``DIR/train``, and query pictures from
-``DIR/test``; its seed draws it, and everything random in what is trained on it. One JSON line for each episode and
-method; what is there is not run again. At the end tables: mean IoU, and paired differences to the linear baselines.
+An episode has N classes and the background, K support pictures of each from ``DIR/train``, and
+query pictures from ``DIR/test``; its seed draws it, and everything random in what is trained on it.
+One JSON line for each episode and method; what is there is not run again. At the end tables: mean
+IoU, and paired differences to the linear baselines.
 """
 
 from __future__ import annotations
@@ -46,7 +48,14 @@ PROMPTED: dict[str, dict[str, bool]] = {
     "expres, prototypes alone": {"head": False, "prototypes": True},
 }
 METHODS = (LINEAR, PIXELS, *PROMPTED)
-COLOURS = ((20, 20, 20), (230, 80, 60), (70, 160, 230), (240, 200, 70), (130, 200, 90), (180, 110, 200))
+COLOURS = (
+    (20, 20, 20),
+    (230, 80, 60),
+    (70, 160, 230),
+    (240, 200, 70),
+    (130, 200, 90),
+    (180, 110, 200),
+)
 
 
 class Runs:
@@ -63,7 +72,9 @@ class Runs:
         if method in PROMPTED:
             switches = PROMPTED[method]
             head = self.pixels if switches["head"] else None
-            model = fit_prompts(self.episode, self.backbone, head, prototypes=switches["prototypes"], seed=self.seed)
+            model = fit_prompts(
+                self.episode, self.backbone, head, prototypes=switches["prototypes"], seed=self.seed
+            )
             return model.predict(self.episode.query, self.backbone)
         return self._by(self.linear if method == LINEAR else self.pixels)
 
@@ -83,28 +94,42 @@ def run(args: argparse.Namespace, backbone: Backbone, draw: Callable[..., Episod
             runs = Runs(draw(shots=shots, seed=seed), backbone, seed)
             for method in missing:
                 start = time.monotonic()
-                miou = mean_iou(runs.predicted(method), runs.episode.query_masks, len(runs.episode.classes))
+                miou = mean_iou(
+                    runs.predicted(method), runs.episode.query_masks, len(runs.episode.classes)
+                )
                 row = {"seed": seed, "shots": shots, "method": method, "miou": round(miou, 4)}
                 append(args.out, row | {"seconds": round(time.monotonic() - start, 1)})
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean IoU of each method, and its paired differences to both linear baselines, with 95 % intervals."""
+    """Mean IoU of each method, and its paired differences to both linear baselines, with 95 %
+    intervals.
+    """
     lines = []
     for shots in sorted({r["shots"] for r in rows}):
         by_method = {
-            m: {r["seed"]: r["miou"] for r in rows if (r["shots"], r["method"]) == (shots, m)} for m in METHODS
+            m: {r["seed"]: r["miou"] for r in rows if (r["shots"], r["method"]) == (shots, m)}
+            for m in METHODS
         }
         lines.append(f"{shots}-shot{'':<22} episodes   mIoU   {'− ' + LINEAR:<22}{'− ' + PIXELS}")
         for method, found in by_method.items():
             if found:
-                gaps = "".join(f"{difference(found, by_method[rival]):<22}" for rival in (LINEAR, PIXELS))
-                lines.append(f"  {method:<26}{len(found):>9}{np.mean(list(found.values())):>8.3f}   {gaps}".rstrip())
+                gaps = "".join(
+                    f"{difference(found, by_method[rival]):<22}" for rival in (LINEAR, PIXELS)
+                )
+                lines.append(
+                    (
+                        f"  {method:<26}{len(found):>9}{np.mean(list(found.values())):>8.3f} "
+                        f"  {gaps}"
+                    ).rstrip()
+                )
     return "\n".join(lines)
 
 
 def difference(found: Mapping[int, float], rival: Mapping[int, float]) -> str:
-    """Mean difference in points over common episodes, with the 95 % bootstrap interval over episodes."""
+    """Mean difference in points over common episodes, with the 95 % bootstrap interval over
+    episodes.
+    """
     common = sorted(found.keys() & rival.keys())
     if not common or found is rival:
         return ""
@@ -113,7 +138,9 @@ def difference(found: Mapping[int, float], rival: Mapping[int, float]) -> str:
 
 
 def grid(runs: Runs, path: Path, size: int = 112) -> None:
-    """Draw a row for each query picture: picture, truth, the linear head trained by pixels, EXPRES."""
+    """Draw a row for each query picture: picture, truth, the linear head trained by pixels,
+    EXPRES.
+    """
     from matplotlib.figure import Figure
 
     episode = runs.episode
@@ -146,12 +173,16 @@ def append(path: Path, row: Row) -> None:
 
 def read(path: Path) -> list[Row]:
     """Return all lines of a file of runs."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def main() -> None:
     """Run what is missing, print the tables."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("masked", type=Path, metavar="DIR")
     p.add_argument("--backbone", default="vit_tiny_patch16_224")
     p.add_argument("--weights", type=Path)
@@ -162,7 +193,12 @@ def main() -> None:
     p.add_argument("--ways", type=int, default=3)
     p.add_argument("--queries", type=int, default=6)
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--pictures", type=Path, metavar="PNG", help="draw the first seed's queries with the most shots")
+    p.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="PNG",
+        help="draw the first seed's queries with the most shots",
+    )
     args = p.parse_args()
     backbone = load(args.backbone, weights=args.weights, labels=args.labels)
     train, test = (load_masked(args.masked / split) for split in ("train", "test"))

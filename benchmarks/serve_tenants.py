@@ -1,15 +1,19 @@
-"""Many tenants' EXPRES on one server: what sharing a batch costs, what memory it takes, and what times tell.
+"""Many tenants' EXPRES on one server: what sharing a batch costs, what memory it takes, and what
+times tell.
 
     python benchmarks/serve_tenants.py --model vit_tiny_patch16_224 --weights W
 
 Four measurements, each printed as it is done:
 
 - *labels*: a batch of 32 pictures of 8 tenants against each picture alone;
-- *throughput*: that batch against one of 32 pictures of one tenant, and against the model without adapters, in turns;
-  medians, and their ratio with the 5th and 95th percentile of the turns. Tenants have 10 prompts, or 4 to 32;
-- *memory*: resident memory after every 50 of 200 tenants' adapters, read from files as a server reads them;
-- *times*: over HTTP, how long "no such adapter" takes for a name that another tenant has and for one that nobody has,
-  in turns, each first in half of them; the difference of the medians with a 95 % bootstrap interval.
+- *throughput*: that batch against one of 32 pictures of one tenant, and against the model without
+  adapters, in turns; medians, and their ratio with the 5th and 95th percentile of the turns.
+  Tenants have 10 prompts, or 4 to 32;
+- *memory*: resident memory after every 50 of 200 tenants' adapters, read from files as a server
+  reads them;
+- *times*: over HTTP, how long "no such adapter" takes for a name that another tenant has and for
+  one that nobody has, in turns, each first in half of them; the difference of the medians with a 95
+  % bootstrap interval.
 
 Run it on an idle machine: it measures time.
 """
@@ -80,12 +84,17 @@ def throughput(model: ServedModel, own: Sequence[Adapter], count: int) -> None:
     print(f"  same labels: {sum(a == b for a, b in zip(together, alone, strict=True))} of 32")
     bare = [Asked(x) for x in pixels]
     asked = {"one tenant": single, "eight tenants": mixed, "no adapter": bare}
-    found = turns({name: (lambda batch=batch: model.run(batch)) for name, batch in asked.items()}, count)
+    found = turns(
+        {name: (lambda batch=batch: model.run(batch)) for name, batch in asked.items()}, count
+    )
     for name, seconds in found.items():
         print(f"  {name:<14}{32 / np.median(seconds):8.1f} pictures/s")
     ratio = found["one tenant"] / found["eight tenants"]
     low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95))
-    print(f"  eight tenants / one tenant: {middle:.3f} times the throughput [{low:.3f}, {high:.3f}] of {count} turns")
+    print(
+        f"  eight tenants / one tenant: {middle:.3f} times the throughput [{low:.3f}, "
+        f"{high:.3f}] of {count} turns"
+    )
 
 
 def memory(model: ServedModel) -> None:
@@ -97,7 +106,10 @@ def memory(model: ServedModel) -> None:
             gc.collect()
             first = first or resident()
             grown = resident() - first
-            print(f"  {tenant:>3} tenants: {size / 1e6:7.2f} MB of numbers, resident memory + {grown / 1e6:7.2f} MB")
+            print(
+                f"  {tenant:>3} tenants: {size / 1e6:7.2f} MB of numbers, resident memory + "
+                f"{grown / 1e6:7.2f} MB"
+            )
         store.put(str(tenant), adapter(model, tenant))
         size += store.get(str(tenant), "mine").size
 
@@ -117,25 +129,34 @@ async def times(model: ServedModel, count: int) -> None:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client,
     ):
-        await client.put("/v1/adapters/taken", content=file_of(model, 0, 10), headers={"X-API-Key": keys["anna"]})
+        await client.put(
+            "/v1/adapters/taken", content=file_of(model, 0, 10), headers={"X-API-Key": keys["anna"]}
+        )
         for turn in range(count):
             for name in sorted(found, reverse=turn % 2 == 1):
                 start = time.perf_counter()
-                answer = await client.get(f"/v1/adapters/{name}", headers={"X-API-Key": keys["bert"]})
+                answer = await client.get(
+                    f"/v1/adapters/{name}", headers={"X-API-Key": keys["bert"]}
+                )
                 found[name].append(time.perf_counter() - start)
                 if answer.status_code != 404:
                     raise SystemExit(f"{name}: {answer.status_code}")
     a, b = (1e6 * np.array(values) for values in found.values())
     draw = np.random.default_rng(0)
     picks = draw.integers(0, count, (2000, count))
-    low, high = np.quantile(np.median(a[picks], axis=1) - np.median(b[picks], axis=1), (0.025, 0.975))
+    low, high = np.quantile(
+        np.median(a[picks], axis=1) - np.median(b[picks], axis=1), (0.025, 0.975)
+    )
     print(f"  another's name {np.median(a):.1f} µs, nobody's {np.median(b):.1f} µs, "
-          f"difference {np.median(a) - np.median(b):+.2f} µs [{low:+.2f}, {high:+.2f}], {count} turns")  # fmt: skip
+          f"difference {np.median(a) - np.median(b):+.2f} µs [{low:+.2f}, {high:+.2f}], "
+          f"{count} turns")  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", default="bundled")
     p.add_argument("--weights", type=Path)
     p.add_argument("--turns", type=int, default=15)

@@ -1,51 +1,58 @@
 """What do per-image prompts carry to an endpoint whose weights nobody has?
 
     python benchmarks/hosted_models.py tf_efficientnet_lite0 tf_efficientnet_lite1
-    python benchmarks/transfer.py collect SET:AUGMENT ... --vit-weights W --hosted benchmarks/hosted --bank BANK
+    python benchmarks/transfer.py collect SET:AUGMENT ... \
+      --vit-weights W --hosted benchmarks/hosted --bank BANK
     python benchmarks/transfer.py summary --bank BANK --runs benchmarks/transfer_runs.jsonl
-    python benchmarks/transfer.py over-http SET:AUGMENT --vit-weights W --hosted benchmarks/hosted --bank BANK
+    python benchmarks/transfer.py over-http SET:AUGMENT \
+      --vit-weights W --hosted benchmarks/hosted --bank BANK
 
-``collect`` trains prompts through a *surrogate*, paints them into images, and keeps what a *hosted* model of another
-family answers, log-score by log-score, in an answer bank (see ``answer_bank.py``). ``summary`` reads the bank alone, or
-the file of runs that an earlier summary kept. Both resume. What follows was written before the first run.
+``collect`` trains prompts through a *surrogate*, paints them into images, and keeps what a *hosted*
+model of another family answers, log-score by log-score, in an answer bank (see ``answer_bank.py``).
+``summary`` reads the bank alone, or the file of runs that an earlier summary kept. Both resume.
+What follows was written before the first run.
 
-**Pairs.** ViT-Tiny/16 -> EfficientNet-Lite0 and EfficientNet-Lite1 -> ViT-Tiny/16 are black boxes: the surrogate is of
-another family than the hosted model. ViT-Tiny/16 -> ViT-Tiny/16 is the white box on the same images. The hosted model
-answers in process, on uint8 images: a prompted image is sent with the margin that the server's crop removes, so its
-model sees the canvas itself; an image without prompt passes the model's own resize and crop. ``over-http`` repeats
-one cell through ``pgn serve`` and the client. Lite1, as a surrogate, looks at the hosted model's canvas of 224 pixels
-with 16-pixel cells; it is convolutional, so no resize is needed.
+**Pairs.** ViT-Tiny/16 -> EfficientNet-Lite0 and EfficientNet-Lite1 -> ViT-Tiny/16 are black boxes:
+the surrogate is of another family than the hosted model. ViT-Tiny/16 -> ViT-Tiny/16 is the white
+box on the same images. The hosted model answers in process, on uint8 images: a prompted image is
+sent with the margin that the server's crop removes, so its model sees the canvas itself; an image
+without prompt passes the model's own resize and crop. ``over-http`` repeats one cell through ``pgn
+serve`` and the client. Lite1, as a surrogate, looks at the hosted model's canvas of 224 pixels with
+16-pixel cells; it is convolutional, so no resize is needed.
 
-**Parts.** Of a set and seed: *fit*, 240 images of ``train/``, for prompts, heads and mappings; *choose*, 120 of
-``val/``, for every choice; *test*, all of ``test/``, counted once, the same for all seeds and pairs. Every arm's
-mapping is refitted on its own answers to the fit images and to one augmented copy of each; whether the copy helps, and
-which kind of mapping, the log-loss on *choose* decides.
+**Parts.** Of a set and seed: *fit*, 240 images of ``train/``, for prompts, heads and mappings;
+    *choose*, 120 of
+``val/``, for every choice; *test*, all of ``test/``, counted once, the same for all seeds and
+pairs. Every arm's mapping is refitted on its own answers to the fit images and to one augmented
+copy of each; whether the copy helps, and which kind of mapping, the log-loss on *choose* decides.
 
-**Arms.** ``raw``; ``frame``, the image inside an empty gray ring; ``iip``, an input-independent prompt; ``pgn``;
-``swapped``, PGN with every image's prompt taken from another image of its part, at random; ``swapped_in_class``, from
-another image for which the local head predicts the same class; ``random_frames``, C fixed random frames, chosen by the
-local head's argmax (its opinion painted, no PGN); ``class_prompts``, the same with C of PGN's own prompts, each class's
-medoid; ``gray_image``, PGN's own prompt around a gray rectangle; ``blind_trunk``, PGN whose trunk keeps its random
-start, so that it has seen no label.
+**Arms.** ``raw``; ``frame``, the image inside an empty gray ring; ``iip``, an input-independent
+prompt; ``pgn``; ``swapped``, PGN with every image's prompt taken from another image of its part, at
+random; ``swapped_in_class``, from another image for which the local head predicts the same class;
+``random_frames``, C fixed random frames, chosen by the local head's argmax (its opinion painted, no
+PGN); ``class_prompts``, the same with C of PGN's own prompts, each class's medoid; ``gray_image``,
+PGN's own prompt around a gray rectangle; ``blind_trunk``, PGN whose trunk keeps its random start,
+so that it has seen no label.
 
-**Baselines.** Raw answers with three augmented copies, which is as many images as raw and PGN together take
-(``raw, equal images``); kNN on the log-scores; the local head alone; a linear probe on the surrogate's features; and
-fusions: of each arm with the local head, of raw answers with the linear probe, and *stacked*, one logistic regression
-on [log-scores || local log-probabilities]. The stack's local head is out of fold on the fit images: a head that
-memorized its images must not weigh itself by them. Fusion weights are chosen on *choose* by log-loss. All arms of a
-cell are fused with the same local head, the one on the PGN's checkpoint.
+**Baselines.** Raw answers with three augmented copies, which is as many images as raw and PGN
+together take (``raw, equal images``); kNN on the log-scores; the local head alone; a linear probe
+on the surrogate's features; and fusions: of each arm with the local head, of raw answers with the
+linear probe, and *stacked*, one logistic regression on [log-scores || local log-probabilities]. The
+stack's local head is out of fold on the fit images: a head that memorized its images must not weigh
+itself by them. Fusion weights are chosen on *choose* by log-loss. All arms of a cell are fused with
+the same local head, the one on the PGN's checkpoint.
 
-**Primary comparison.** (PGN + local) - the best of (raw, frame, iip) + local, that best one taken by log-loss on
-*choose* in each cell; test accuracy, averaged image by image over seeds and the two black-box pairs, then over sets
-without weights; 95 % interval from drawing images within sets.
+**Primary comparison.** (PGN + local) - the best of (raw, frame, iip) + local, that best one taken
+by log-loss on *choose* in each cell; test accuracy, averaged image by image over seeds and the two
+black-box pairs, then over sets without weights; 95 % interval from drawing images within sets.
 
-**Decision rule.** Upper bound below +1 point: per-image prompts leave the defaults of ``pgn fit`` and stay an option.
-Lower bound above 0: they are candidates there. Otherwise: more seeds or sets, until one of the two holds or about six
-hours of CPU are spent.
+**Decision rule.** Upper bound below +1 point: per-image prompts leave the defaults of ``pgn fit``
+and stay an option. Lower bound above 0: they are candidates there. Otherwise: more seeds or sets,
+until one of the two holds or about six hours of CPU are spent.
 
-**Controls.** pgn - swapped_in_class: is there more in a prompt than the local head's opinion? pgn - random_frames and
-pgn - class_prompts: is there more than C frames chosen by that opinion could say? pgn - swapped and gray_image: is it
-the image's own prompt, and is it a smuggled label?
+**Controls.** pgn - swapped_in_class: is there more in a prompt than the local head's opinion? pgn -
+random_frames and pgn - class_prompts: is there more than C frames chosen by that opinion could say?
+pgn - swapped and gray_image: is it the image's own prompt, and is it a smuggled label?
 """
 
 from __future__ import annotations
@@ -106,19 +113,31 @@ BATCH = 32
 
 def main() -> None:
     """Collect answers, print the summary, or repeat a cell over HTTP."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = p.add_subparsers(dest="command", required=True)
     for name in ("collect", "summary", "over-http"):
         command = commands.add_parser(name)
         command.add_argument("--bank", type=Path, required=True, help="folder of the answer bank")
         if name == "summary":
-            command.add_argument("--runs", type=Path, help="file that keeps which test images every row gets right")
+            command.add_argument(
+                "--runs", type=Path, help="file that keeps which test images every row gets right"
+            )
             continue
-        command.add_argument("sets", nargs="+", metavar="SET:AUGMENT", help="data folder, and what its images allow")
-        command.add_argument("--vit-weights", type=Path, required=True, help=f"safetensors file of {VIT}")
-        command.add_argument("--hosted", type=Path, required=True, help="folder written by hosted_models.py")
+        command.add_argument(
+            "sets", nargs="+", metavar="SET:AUGMENT", help="data folder, and what its images allow"
+        )
+        command.add_argument(
+            "--vit-weights", type=Path, required=True, help=f"safetensors file of {VIT}"
+        )
+        command.add_argument(
+            "--hosted", type=Path, required=True, help="folder written by hosted_models.py"
+        )
         command.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-        command.add_argument("--arms", nargs="+", default=PROMPTED["all"], choices=PROMPTED["all"], metavar="ARM")
+        command.add_argument(
+            "--arms", nargs="+", default=PROMPTED["all"], choices=PROMPTED["all"], metavar="ARM"
+        )
     args = p.parse_args()
     bank = Bank(args.bank)
     if args.command == "summary":
@@ -132,12 +151,16 @@ def main() -> None:
         folder, augmentation = next(iter(sets.items()))
         print(repeat(Cell(Path(folder), augmentation or "shift", args.seeds[0]), bank, models))
         return
-    torch.set_num_threads(1)  # run two processes on two cores: threads of one would wait for each other
-    augment.COPIES = COPIES  # the mapping that training ends with is not used here: every arm's is refitted
+    # run two processes on two cores: threads of one would wait for each other
+    torch.set_num_threads(1)
+    # the mapping that training ends with is not used here: every arm's is refitted
+    augment.COPIES = COPIES
     for seed in args.seeds:
         for pair in PAIRS:
             for folder, augmentation in sets.items():
-                collect(Cell(Path(folder), augmentation or "shift", seed), pair, args.arms, bank, models)
+                collect(
+                    Cell(Path(folder), augmentation or "shift", seed), pair, args.arms, bank, models
+                )
 
 
 @dataclass(frozen=True)
@@ -154,11 +177,16 @@ class Models:
 
     @cached_property
     def by_name(self) -> dict[str, Backbone]:
-        """Every model with its own preprocessing: what hosts it applies, and what a probe on it is given."""
-        files = {VIT: self.vit_weights} | {name: self.hosted / f"{name}.safetensors" for name in (LITE0, LITE1)}
+        """Every model with its own preprocessing: what hosts it applies, and what a probe on it is
+        given.
+        """
+        files = {VIT: self.vit_weights} | {
+            name: self.hosted / f"{name}.safetensors" for name in (LITE0, LITE1)
+        }
         loaded = {name: load(name, weights=path) for name, path in files.items()}
         for backbone in loaded.values():
-            backbone.model.to(memory_format=torch.channels_last)  # convolutions are a third faster so
+            # convolutions are a third faster so
+            backbone.model.to(memory_format=torch.channels_last)
         return loaded
 
     def surrogate(self, name: str, hosted: str) -> Backbone:
@@ -204,7 +232,9 @@ class Cell:
 
     @cached_property
     def images(self) -> dict[str, list[Image.Image]]:
-        """Decoded images of every part, and the augmented copies of the fit images, block by block."""
+        """Decoded images of every part, and the augmented copies of the fit images, block by
+        block.
+        """
         splits = {"fit": self.task.train, "choose": self.task.val, "test": self.task.test}
         parts = {part: [open_image(path) for path in split.paths] for part, split in splits.items()}
         for block in range(RAW_COPIES):
@@ -217,7 +247,9 @@ class Cell:
         return recipe(epochs=EPOCHS, augment=self.augmentation, **overrides)
 
 
-def collect(cell: Cell, pair: tuple[str, str], arms: Sequence[str], bank: Bank, models: Models) -> None:
+def collect(
+    cell: Cell, pair: tuple[str, str], arms: Sequence[str], bank: Bank, models: Models
+) -> None:
     """Answer every arm of a cell and pair that the bank does not hold yet."""
     surrogate, hosted = pair
     place, model = cell.location, models.by_name[hosted]
@@ -233,7 +265,9 @@ def collect(cell: Cell, pair: tuple[str, str], arms: Sequence[str], bank: Bank, 
         if not bank.has(place, f"{hosted}/{arm}"):
             say(cell, f"{hosted}: {arm}")
             seen = whole_images(cell, model) if arm == "raw" else framed_images(cell, model)
-            bank.put(place, f"{hosted}/{arm}", {part: answer(model, pixels) for part, pixels in seen})
+            bank.put(
+                place, f"{hosted}/{arm}", {part: answer(model, pixels) for part, pixels in seen}
+            )
     arms = [arm for arm in PROMPTED[PAIRS[pair]] if arm in arms]
     wanted = [arm for arm in arms if not bank.has(place, f"{hosted}/{surrogate}-{arm}")]
     if not wanted:
@@ -246,7 +280,11 @@ def collect(cell: Cell, pair: tuple[str, str], arms: Sequence[str], bank: Bank, 
     for arm in wanted:
         say(cell, f"{surrogate} -> {hosted}: {arm}")
         canvases = prompted_images(cell, bank, through, prompts, arm)
-        bank.put(place, f"{hosted}/{surrogate}-{arm}", {part: answer(model, pixels) for part, pixels in canvases})
+        bank.put(
+            place,
+            f"{hosted}/{surrogate}-{arm}",
+            {part: answer(model, pixels) for part, pixels in canvases},
+        )
 
 
 def targets(task: Task) -> dict[str, NDArray[Any]]:
@@ -280,7 +318,9 @@ def whole_images(cell: Cell, model: Backbone) -> Seen:
 
 def through_preprocessing(images: Sequence[Image.Image], model: Backbone) -> Pixels:
     """Return (n, H, W, 3) uint8, as a server with the model's own preprocessing sees images."""
-    return np.stack([seen_by_server(x, model.profile, model.input_size, model.interpolation) for x in images])
+    return np.stack(
+        [seen_by_server(x, model.profile, model.input_size, model.interpolation) for x in images]
+    )
 
 
 def framed_images(cell: Cell, model: Backbone) -> Seen:
@@ -289,17 +329,23 @@ def framed_images(cell: Cell, model: Backbone) -> Seen:
 
     canvas = Canvas.build(model.input_size, model.patch_size, "ring")
     for part, images in with_one_copy(cell):
-        framed = (compose(fit_picture(image, canvas), None, canvas, margin=False) for image in images)
+        framed = (
+            compose(fit_picture(image, canvas), None, canvas, margin=False) for image in images
+        )
         yield part, np.stack([np.asarray(image) for image in framed])
 
 
 def with_one_copy(cell: Cell) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Yield the parts, and the first augmented copy of the fit images, which every prompted arm is answered for."""
+    """Yield the parts, and the first augmented copy of the fit images, which every prompted arm is
+    answered for.
+    """
     for part in (*PARTS, *(f"copy{block}" for block in range(COPIES))):
         yield part, cell.images[part]
 
 
-def prompt(cell: Cell, bank: Bank, surrogate: Backbone, name: str, numbers: Recipe) -> PromptAdapter:
+def prompt(
+    cell: Cell, bank: Bank, surrogate: Backbone, name: str, numbers: Recipe
+) -> PromptAdapter:
     """Train a prompt through the surrogate, or read the one that the bank holds."""
     path = bank.path(cell.location, f"{surrogate.name}/{name}", ".safetensors")
     if path.exists():
@@ -350,16 +396,24 @@ class Prompts:
         return cls(adapter, fitted, patches, local)
 
     def painted(self, part: str, patches: Pixels, image: int | None = None) -> Pixels:
-        """Return the canvases of a part with these patches; ``image`` is a gray value to show instead of the images."""
+        """Return the canvases of a part with these patches; ``image`` is a gray value to show
+        instead of the images.
+        """
         shown = self.fitted[part] if image is None else np.full_like(self.fitted[part], image)
         canvas = self.adapter.canvas
-        return np.stack([np.asarray(compose(x, p, canvas, margin=False)) for x, p in zip(shown, patches, strict=True)])
+        return np.stack(
+            [
+                np.asarray(compose(x, p, canvas, margin=False))
+                for x, p in zip(shown, patches, strict=True)
+            ]
+        )
 
 
 def prompted_images(cell: Cell, bank: Bank, surrogate: Backbone, pgn: Prompts, arm: str) -> Seen:
     """Yield the canvases of one prompted arm."""
     if arm == "iip":
-        # Its prompt does not depend on the trunk, and its local head is not used: no need to teach them.
+        # Its prompt does not depend on the trunk, and its local head is not used: no need to teach
+        # them.
         own = Prompts.of(cell, prompt(cell, bank, surrogate, arm, cell.recipe(trunk_epochs=0)))
         yield from ((part, own.painted(part, patches)) for part, patches in own.patches.items())
         return
@@ -380,13 +434,18 @@ def prompted_images(cell: Cell, bank: Bank, surrogate: Backbone, pgn: Prompts, a
             yield part, pgn.painted(part, patches[derangement(len(patches), rng)])
         elif arm == "swapped_in_class":
             donors = donors_in_class(pgn, part, rng)
-            yield part, pgn.painted(part, np.stack([pgn.patches[donor][row] for donor, row in donors]))
+            yield (
+                part,
+                pgn.painted(part, np.stack([pgn.patches[donor][row] for donor, row in donors])),
+            )
         else:
             yield part, pgn.painted(part, frames[pgn.local[part].argmax(axis=1)])
 
 
 def derangement(n: int, rng: np.random.Generator) -> Integers:
-    """Return a permutation of n >= 2 numbers that leaves none in its place: one cycle through all, at random."""
+    """Return a permutation of n >= 2 numbers that leaves none in its place: one cycle through all,
+    at random.
+    """
     order = rng.permutation(n)
     donors = np.empty(n, dtype=np.int64)
     donors[order] = np.roll(order, 1)
@@ -394,9 +453,11 @@ def derangement(n: int, rng: np.random.Generator) -> Integers:
 
 
 def donors_in_class(pgn: Prompts, part: str, rng: np.random.Generator) -> list[tuple[str, int]]:
-    """Choose for every image another one with the same local prediction: of its part, else of any, else itself.
+    """Choose for every image another one with the same local prediction: of its part, else of any,
+    else itself.
 
-    Its own part comes first because the head has memorized the fit images: their prompts may differ in kind.
+    Its own part comes first because the head has memorized the fit images: their prompts may differ
+    in kind.
     """
     predicted = {name: local.argmax(axis=1) for name, local in pgn.local.items()}
     donors = []
@@ -416,8 +477,9 @@ def donors_in_class(pgn: Prompts, part: str, rng: np.random.Generator) -> list[t
 def frames_by_class(pgn: Prompts, arm: str, rng: np.random.Generator) -> Pixels:
     """Return (C, K, P, P, 3) uint8, a frame for every class.
 
-    ``random_frames`` have a random color in every cell. ``class_prompts`` are the prompts of the fit images that the
-    local head assigns to the class: the one nearest to their mean; the mean of all where it assigns none.
+    ``random_frames`` have a random color in every cell. ``class_prompts`` are the prompts of the
+    fit images that the local head assigns to the class: the one nearest to their mean; the mean of
+    all where it assigns none.
     """
     patches, predicted = pgn.patches["fit"], pgn.local["fit"].argmax(axis=1)
     classes = pgn.local["fit"].shape[1]
@@ -435,7 +497,9 @@ def frames_by_class(pgn: Prompts, arm: str, rng: np.random.Generator) -> Pixels:
 
 
 def features(cell: Cell, backbone: Backbone) -> dict[str, Floats]:
-    """Return the surrogate's pooled features of every part, through its own preprocessing: for the linear probe."""
+    """Return the surrogate's pooled features of every part, through its own preprocessing: for the
+    linear probe.
+    """
     found = {}
     for part, images in cell.images.items():
         pixels = through_preprocessing(images, backbone)
@@ -444,16 +508,19 @@ def features(cell: Cell, backbone: Backbone) -> dict[str, Floats]:
 
 
 def local_heads(cell: Cell) -> dict[str, Floats]:
-    """Return (n, C) log-probabilities of a local head: out of fold on the fit images and their copies.
+    """Return (n, C) log-probabilities of a local head: out of fold on the fit images and their
+    copies.
 
-    The head is the one that a PGN's trunk starts from: the same network, recipe and images. On the other parts it is
-    one that was trained on all fit images.
+    The head is the one that a PGN's trunk starts from: the same network, recipe and images. On the
+    other parts it is one that was trained on all fit images.
     """
     from pgn_client.imaging.geometry import Canvas
 
     canvas, numbers = Canvas.build(224, 16, "ring"), cell.recipe()
     images = {
-        part: torch.from_numpy(np.stack([fit_picture(x, canvas) for x in decoded])).permute(0, 3, 1, 2)
+        part: torch.from_numpy(np.stack([fit_picture(x, canvas) for x in decoded])).permute(
+            0, 3, 1, 2
+        )
         for part, decoded in with_one_copy(cell)
     }
     labels, classes = cell.task.train.labels, len(cell.task.classes)
@@ -481,7 +548,10 @@ def local_heads(cell: Cell) -> dict[str, Floats]:
 def opinions(head: LocalClassifier, images: torch.Tensor, resolution: int) -> Floats:
     """(n, 3, h, w) uint8 -> (n, C) log-probabilities."""
     head.eval()
-    parts = [head.classify(generator_input(x, resolution)).log_softmax(dim=-1) for x in images.split(BATCH)]
+    parts = [
+        head.classify(generator_input(x, resolution)).log_softmax(dim=-1)
+        for x in images.split(BATCH)
+    ]
     return torch.cat(parts).double().numpy()
 
 

@@ -1,7 +1,9 @@
-"""One cell of ``transfer.py`` once more, over HTTP: ``pgn serve`` hosts the model, the client sends PNG images.
+"""One cell of ``transfer.py`` once more, over HTTP: ``pgn serve`` hosts the model, the client sends
+PNG images.
 
-The bank's answers were computed in process, on the canvases themselves. Over HTTP, an image passes the codec, the
-margin that the server's crop removes, and the server's own resize, crop and normalization, written independently.
+The bank's answers were computed in process, on the canvases themselves. Over HTTP, an image passes
+the codec, the margin that the server's crop removes, and the server's own resize, crop and
+normalization, written independently.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ PAIR = (VIT, LITE0)
 
 
 def repeat(cell: Cell, bank: Bank, models: Models) -> str:
-    """Send the test images of a cell raw and with the PGN's prompts; compare the answers with the bank's.
+    """Send the test images of a cell raw and with the PGN's prompts; compare the answers with the
+    bank's.
 
     Args:
         cell: Set and seed; its answers for ViT-Tiny -> EfficientNet-Lite0 must be in the bank.
@@ -31,7 +34,8 @@ def repeat(cell: Cell, bank: Bank, models: Models) -> str:
         models: The hosted model's weights and preprocessing.
 
     Returns:
-        One line for each arm: the share of test images with the same best label, and the largest difference of a
+        One line for each arm: the share of test images with the same best label, and the largest
+            difference of a
         log-probability among the labels above 1 %.
     """
     surrogate, hosted = PAIR

@@ -1,7 +1,9 @@
-"""The summary of ``transfer.py``, from the answer bank alone. Arms, parts and decision rule are described there.
+"""The summary of ``transfer.py``, from the answer bank alone. Arms, parts and decision rule are
+described there.
 
-Fitted readings are kept in the bank (``BANK/readings``): when the bank grows, a summary fits only what is new. Which
-test images each row gets right is kept in a file of runs, from which the same tables follow without the bank.
+Fitted readings are kept in the bank (``BANK/readings``): when the bank grows, a summary fits only
+what is new. Which test images each row gets right is kept in a file of runs, from which the same
+tables follow without the bank.
 """
 
 from __future__ import annotations
@@ -65,13 +67,17 @@ class Results:
         """Read one source of rows."""
         return self.bank.get(self.place, name)
 
-    def arm(self, pair: tuple[str, str], arm: str, view: str = "all scores", copies: int = 1) -> Reading:
+    def arm(
+        self, pair: tuple[str, str], arm: str, view: str = "all scores", copies: int = 1
+    ) -> Reading:
         """Return an arm's answers, read by the best mapping."""
         name = arm_name(pair, arm)
         kept = f"{view}/{name}" + (f", {copies} copies" if copies > 1 else "")
 
         def fit() -> Reading:
-            return mapped(self.source(name), self.targets, VIEWS[view], copies=copies, seed=self.place.seed)
+            return mapped(
+                self.source(name), self.targets, VIEWS[view], copies=copies, seed=self.place.seed
+            )
 
         return self._kept(kept, fit)
 
@@ -85,12 +91,16 @@ class Results:
         return fused(self.arm(pair, arm, view), self.local(pair[0]), self.targets)
 
     def stacked(self, pair: tuple[str, str], arm: str) -> Reading:
-        """Return one logistic regression on [log-scores || local log-probabilities], the local ones out of fold."""
+        """Return one logistic regression on [log-scores || local log-probabilities], the local ones
+        out of fold.
+        """
         name = arm_name(pair, arm)
 
         def fit() -> Reading:
             heads = self.source("heads")
-            return self._stack({part: (all_scores(rows), heads[part]) for part, rows in parts(self.source(name))})
+            return self._stack(
+                {part: (all_scores(rows), heads[part]) for part, rows in parts(self.source(name))}
+            )
 
         return self._kept(f"stacked/{name}", fit)
 
@@ -101,28 +111,44 @@ class Results:
         def fit() -> Reading:
             features = self.source(f"{surrogate}/features")
             rows = dict(parts(self.source(f"{hosted}/raw")))
-            return self._stack({part: (all_scores(x), features[part].astype(float)) for part, x in rows.items()})
+            return self._stack(
+                {part: (all_scores(x), features[part].astype(float)) for part, x in rows.items()}
+            )
 
         return self._kept(f"stacked/{hosted}/raw with {surrogate}", fit)
 
     def probe(self, surrogate: str) -> Reading:
-        """Return the linear probe on the surrogate's features; *choose* decides whether copies help it."""
+        """Return the linear probe on the surrogate's features; *choose* decides whether copies help
+        it.
+        """
 
         def fit() -> Reading:
-            features = {part: rows.astype(float) for part, rows in self.source(f"{surrogate}/features").items()}
+            features = {
+                part: rows.astype(float)
+                for part, rows in self.source(f"{surrogate}/features").items()
+            }
             blocks = [features["fit"], *(features[f"copy{i}"] for i in range(RAW_COPIES))]
             probes = [self._probe(blocks[:times]) for times in (1, 2, len(blocks))]
-            best = min(probes, key=lambda found: log_loss(found.log_probs(features["choose"]), self.targets.choose))
+            best = min(
+                probes,
+                key=lambda found: log_loss(
+                    found.log_probs(features["choose"]), self.targets.choose
+                ),
+            )
             return Reading(best.log_probs(features["choose"]), best.log_probs(features["test"]))
 
         return self._kept(f"probe/{surrogate}", fit)
 
     def _probe(self, blocks: Sequence[Floats]) -> LinearProbe:
         right, classes = np.tile(self.targets.fit, len(blocks)), len(self.targets.classes)
-        return LinearProbe.fit(np.concatenate(blocks), right, classes, copies=len(blocks), seed=self.place.seed)
+        return LinearProbe.fit(
+            np.concatenate(blocks), right, classes, copies=len(blocks), seed=self.place.seed
+        )
 
     def neighbors(self, hosted: str) -> Reading:
-        """Return kNN on square roots of probabilities (Hellinger distance); *choose* picks k and the copies."""
+        """Return kNN on square roots of probabilities (Hellinger distance); *choose* picks k and
+        the copies.
+        """
 
         def fit() -> Reading:
             source, C = self.source(f"{hosted}/raw"), len(self.targets.classes)
@@ -132,7 +158,12 @@ class Results:
                 blocks = [roots["fit"], *(roots[f"copy{i}"] for i in range(times - 1))]
                 known, right = np.concatenate(blocks), np.tile(self.targets.fit, times)
                 votes = [
-                    Reading(*(neighbor_votes(known, right, roots[part], k, C) for part in ("choose", "test")))
+                    Reading(
+                        *(
+                            neighbor_votes(known, right, roots[part], k, C)
+                            for part in ("choose", "test")
+                        )
+                    )
                     for k in NEIGHBORS
                 ]
                 found += votes
@@ -141,7 +172,9 @@ class Results:
         return self._kept(f"neighbors/{hosted}", fit)
 
     def _stack(self, blocks: Mapping[str, tuple[Floats, Floats]]) -> Reading:
-        """Fit a logistic regression on two blocks side by side, each scaled to unit total variance."""
+        """Fit a logistic regression on two blocks side by side, each scaled to unit total
+        variance.
+        """
         scales = [1 / np.sqrt(block.var(axis=0).sum() + 1e-12) for block in blocks["fit"]]
         rows = {
             part: np.hstack([block * scale for block, scale in zip(pair, scales, strict=True)])
@@ -149,10 +182,15 @@ class Results:
         }
         readings = []
         for names in (["fit"], ["fit", "copy0"]):
-            X, y = np.concatenate([rows[name] for name in names]), np.tile(self.targets.fit, len(names))
+            X, y = (
+                np.concatenate([rows[name] for name in names]),
+                np.tile(self.targets.fit, len(names)),
+            )
             C = len(self.targets.classes)
             found = logistic_regression_cv(X, y, C, copies=len(names), seed=self.place.seed)
-            log_p = [log_softmax(rows[part] @ found.weight + found.bias) for part in ("choose", "test")]
+            log_p = [
+                log_softmax(rows[part] @ found.weight + found.bias) for part in ("choose", "test")
+            ]
             readings.append(Reading(*log_p))
         return min(readings, key=lambda reading: log_loss(reading.choose, self.targets.choose))
 
@@ -176,8 +214,12 @@ def parts(source: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any
     yield from ((part, source[part]) for part in ("fit", "copy0", "choose", "test"))
 
 
-def neighbor_votes(known: Floats, right: NDArray[np.int64], rows: Floats, k: int, classes: int) -> Floats:
-    """(n, C) log-probabilities of the classes of the k nearest rows, with a count of 1/C for every class."""
+def neighbor_votes(
+    known: Floats, right: NDArray[np.int64], rows: Floats, k: int, classes: int
+) -> Floats:
+    """(n, C) log-probabilities of the classes of the k nearest rows, with a count of 1/C for every
+    class.
+    """
     distance = np.square(known).sum(axis=1) - 2 * rows @ known.T
     nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
     votes = np.eye(classes)[right[nearest]].sum(axis=1) + 1 / classes
@@ -185,7 +227,9 @@ def neighbor_votes(known: Floats, right: NDArray[np.int64], rows: Floats, k: int
 
 
 def best_rival(results: Results, pair: tuple[str, str], view: str = "all scores") -> str:
-    """Return which of raw, frame and iip has the least log-loss on *choose* when fused with the local head."""
+    """Return which of raw, frame and iip has the least log-loss on *choose* when fused with the
+    local head.
+    """
     right = results.targets.choose
 
     def loss(arm: str) -> float:
@@ -211,7 +255,9 @@ HOWS = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
 
 
 def measured(arm: str, how: str, view: str = "all scores") -> Measure:
-    """Return the measure of an arm: ``alone``, ``fused`` with the local head, or ``stacked`` with it."""
+    """Return the measure of an arm: ``alone``, ``fused`` with the local head, or ``stacked`` with
+    it.
+    """
     reads: dict[str, Callable[[Results, tuple[str, str]], Reading]] = {
         "alone": lambda results, pair: results.arm(pair, arm, view),
         "fused": lambda results, pair: results.with_local(pair, arm, view),
@@ -263,7 +309,9 @@ BASELINES = (
     Measure("linear probe + local", _probe_fused),
     with_probe("raw"),
     with_probe("pgn"),
-    Measure("raw || surrogate features, stacked", lambda results, pair: results.stacked_features(pair)),
+    Measure(
+        "raw || surrogate features, stacked", lambda results, pair: results.stacked_features(pair)
+    ),
 )
 
 
@@ -305,14 +353,16 @@ class Runs:
         if self.path is None:
             return
         lines = [
-            json.dumps([*key, len(hits), np.packbits(hits).tobytes().hex()]) for key, hits in sorted(self.kept.items())
+            json.dumps([*key, len(hits), np.packbits(hits).tobytes().hex()])
+            for key, hits in sorted(self.kept.items())
         ]
         self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Accuracies and paired differences over some pairs, from every set and seed that has what a line needs.
+    """Accuracies and paired differences over some pairs, from every set and seed that has what a
+    line needs.
 
     Attributes:
         cells: Sets and seeds.
@@ -325,7 +375,8 @@ class Table:
     runs: Runs
 
     def hits(self, *measures: Measure) -> tuple[list[dict[str, Floats]], int]:
-        """Return, for every measure, (n,) shares of runs that get a test image right, by set; and how many runs.
+        """Return, for every measure, (n,) shares of runs that get a test image right, by set; and
+        how many runs.
 
         A run is a seed and a pair; only runs that have all the measures count.
         """
@@ -340,7 +391,9 @@ class Table:
                 runs += 1
                 for by_set, hits in zip(found, rows, strict=True):
                     by_set.setdefault(results.place.set, []).append(hits.astype(float))
-        return [{name: np.mean(rows, axis=0) for name, rows in by_set.items()} for by_set in found], runs
+        return [
+            {name: np.mean(rows, axis=0) for name, rows in by_set.items()} for by_set in found
+        ], runs
 
     def line(self, title: str, measure: Measure) -> str:
         """Return the accuracies by set, and the mean with its interval."""
@@ -350,9 +403,13 @@ class Table:
     def gap(self, title: str, a: Measure, b: Measure) -> str:
         """Return the paired differences a - b in points by set, and the mean with its interval."""
         (ours, theirs), runs = self.hits(a, b)
-        return self._line(title, {name: ours[name] - theirs[name] for name in ours}, runs, scale=100, form="+.1f")
+        return self._line(
+            title, {name: ours[name] - theirs[name] for name in ours}, runs, scale=100, form="+.1f"
+        )
 
-    def _line(self, title: str, rows: Mapping[str, Floats], runs: int, *, scale: float, form: str) -> str:
+    def _line(
+        self, title: str, rows: Mapping[str, Floats], runs: int, *, scale: float, form: str
+    ) -> str:
         shown = {name: format(scale * row.mean(), form) for name, row in rows.items()}
         cells = "".join(f"{shown.get(name, ''):>9}" for name in self.sets)
         if not rows:
@@ -365,7 +422,9 @@ class Table:
         (ours, theirs), _ = self.hits(a, b)
         lines = []
         for name in ours:
-            mean, low, high = (100 * x for x in pooled_bootstrap([ours[name] - theirs[name]], seed=0))
+            mean, low, high = (
+                100 * x for x in pooled_bootstrap([ours[name] - theirs[name]], seed=0)
+            )
             lines.append(f"    {name:<14} {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
         return lines
 
@@ -376,7 +435,11 @@ class Table:
 
     def head(self, title: str) -> str:
         """Return a table's first line: the sets."""
-        return f"{title}\n  {'':<34}" + "".join(f"{name[:8]:>9}" for name in self.sets) + "   mean [95 %]"
+        return (
+            f"{title}\n  {'':<34}"
+            + "".join(f"{name[:8]:>9}" for name in self.sets)
+            + "   mean [95 %]"
+        )
 
 
 def decision(low: float, high: float) -> str:
@@ -422,7 +485,9 @@ def primary(table: Table) -> list[str]:
     lines = [table.head(title), *table.gaps_by_set(ours, theirs), table.gap("mean", ours, theirs)]
     lines.append(f"  decision: {decision(low, high)}")
     lines += [
-        Table(table.cells, [pair], table.runs).gap(f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs)
+        Table(table.cells, [pair], table.runs).gap(
+            f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs
+        )
         for pair in table.pairs
     ]
     lines += [table.gap(f"against {arm} + local", ours, measured(arm, "fused")) for arm in RIVALS]
@@ -451,11 +516,17 @@ def stingy(table: Table) -> list[str]:
     for view in STINGY:
         lines.append(table.head(f"{view}: accuracy on test, then points"))
         for how in ("alone", "fused"):
-            lines += [table.line(arm + HOWS[how], measured(arm, how, view)) for arm in (*RIVALS, "pgn")]
+            lines += [
+                table.line(arm + HOWS[how], measured(arm, how, view)) for arm in (*RIVALS, "pgn")
+            ]
         ours = measured("pgn", "fused", view)
         lines.append(table.line("local head", LOCAL))
         lines.append(table.gap("primary", ours, best_rival_fused(view)))
-        lines.append(table.gap("pgn - raw, alone", measured("pgn", "alone", view), measured("raw", "alone", view)))
+        lines.append(
+            table.gap(
+                "pgn - raw, alone", measured("pgn", "alone", view), measured("raw", "alone", view)
+            )
+        )
         lines.append(table.gap("pgn + local - local", ours, LOCAL))
     return lines
 
@@ -464,11 +535,26 @@ def white_box(both: Table) -> list[str]:
     """Return the white box beside the black box with the same hosted model, on the same images."""
     pairs = {"white": WHITE, "black": (LITE1, VIT)}
     tables = {name: Table(both.cells, [pair], both.runs) for name, pair in pairs.items()}
-    lines = [tables["white"].head(f"hosted {VIT}: white box (surrogate = hosted), black box (surrogate {LITE1})")]
+    lines = [
+        tables["white"].head(
+            f"hosted {VIT}: white box (surrogate = hosted), black box (surrogate {LITE1})"
+        )
+    ]
     for name, table in tables.items():
         for how in ("alone", "fused"):
-            lines += [table.line(f"{name}: {arm}{HOWS[how]}", measured(arm, how)) for arm in (*RIVALS, "pgn")]
+            lines += [
+                table.line(f"{name}: {arm}{HOWS[how]}", measured(arm, how))
+                for arm in (*RIVALS, "pgn")
+            ]
         lines.append(table.gap(f"{name}: primary", measured("pgn", "fused"), best_rival_fused()))
-        lines.append(table.gap(f"{name}: pgn - frame, alone", measured("pgn", "alone"), measured("frame", "alone")))
-        lines.append(table.gap(f"{name}: pgn - raw, alone", measured("pgn", "alone"), measured("raw", "alone")))
+        lines.append(
+            table.gap(
+                f"{name}: pgn - frame, alone", measured("pgn", "alone"), measured("frame", "alone")
+            )
+        )
+        lines.append(
+            table.gap(
+                f"{name}: pgn - raw, alone", measured("pgn", "alone"), measured("raw", "alone")
+            )
+        )
     return lines

@@ -15,7 +15,10 @@ def main(checkpoint: str, picture: str, out: str) -> None:
     (sent,) = adapter([Image.open(picture)])
     sent.save(out)
     canvas = adapter.canvas
-    print(f"{out}: {sent.width} x {sent.height} px, the picture in {canvas.box}, {canvas.prompts} prompt patches")
+    print(
+        f"{out}: {sent.width} x {sent.height} px, the picture in {canvas.box}, {canvas.prompts} "
+        "prompt patches"
+    )
     print(f"trained for {adapter.info['backbone']['name']} behind {adapter.info['profile']}")
 
 

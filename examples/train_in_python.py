@@ -1,4 +1,5 @@
-"""Train a prompt from Python, keep it, and read its card. A few epochs, to show the calls, not to be good.
+"""Train a prompt from Python, keep it, and read its card. A few epochs, to show the calls, not to
+be good.
 
 python examples/train_in_python.py demo_out/digits digits.safetensors
 """
@@ -10,13 +11,15 @@ from pgn_client.training import fit, load_task, recipe
 
 
 def main(data: str, out: str) -> None:
-    surrogate = backbone.load("bundled")  # or a timm name, with the hosted model's published weights
+    # or a timm name, with the hosted model's published weights
+    surrogate = backbone.load("bundled")
     task = load_task(data, shots=10, seed=0)
     adapter = fit(task, surrogate, recipe=recipe(epochs=2, augment="shift"), seed=0, progress=True)
     adapter.save(out)
     metrics = adapter.info["metrics"]
     print(
-        f"validation: prompt {metrics['uint8']:.3f}, local head {metrics['local']:.3f}, α {adapter.info['fusion']:.2f}"
+        f"validation: prompt {metrics['uint8']:.3f}, local head {metrics['local']:.3f}, α "
+        f"{adapter.info['fusion']:.2f}"
     )
 
 

@@ -1,7 +1,8 @@
 """``python -m mock_server``: serve until interrupted.
 
-Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes to stderr. Exits 0,
-2 for a configuration error, 3 if the model cannot answer its first picture, or 130 after Ctrl-C.
+Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes
+to stderr. Exits 0, 2 for a configuration error, 3 if the model cannot answer its first picture, or
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def _refuse(message: str) -> int:
 
 
 def _serve(arguments: Sequence[str] | None) -> int:
-    from mock_server.settings import Settings  # in here, so that a missing extra is one line and not a traceback
+    # in here, so that a missing extra is one line and not a traceback
+    from mock_server.settings import Settings
 
     settings = Settings.from_arguments(arguments)
     import uvicorn  # the heavy imports wait until the arguments are known to be right
@@ -51,14 +53,15 @@ def _serve(arguments: Sequence[str] | None) -> int:
     server = AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False))
     with _bind(settings.host, settings.port) as listener:
         url = _url(settings.host, listener)
-        server.run([listener])  # later uvicorns exit by themselves, with the same number, when the start fails
+        # later uvicorns exit by themselves, with the same number, when the start fails
+        server.run([listener])
     return 0 if server.started else 3
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only on connections of sockets that say so. Without it
-    # every small answer waits some 40 ms for the client's delayed acknowledgement.
+    # The protocol is named because asyncio sets TCP_NODELAY only on connections of sockets that say
+    # so. Without it every small answer waits some 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,7 +71,9 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}"
+        ) from error
     return listener
 
 

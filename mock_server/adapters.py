@@ -1,8 +1,10 @@
-"""EXPRES adapters: checked, kept by tenant, and run on the one frozen model, those of many tenants in one batch.
+"""EXPRES adapters: checked, kept by tenant, and run on the one frozen model, those of many tenants
+in one batch.
 
-An adapter is a safetensors file, specified in ``tests/contract/adapters/README.md``. It holds learned tokens that
-travel through the model behind a picture's own, and residuals that are added to their rows inside each block (Das et
-al., CVPR 2023, arXiv 2303.15591). Rows do not mix over the batch, so an answer does not depend on its company.
+An adapter is a safetensors file, specified in ``tests/contract/adapters/README.md``. It holds
+learned tokens that travel through the model behind a picture's own, and residuals that are added to
+their rows inside each block (Das et al., CVPR 2023, arXiv 2303.15591). Rows do not mix over the
+batch, so an answer does not depend on its company.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ MOST_CLASSES = 10_000
 LONGEST_NAME = 256
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PARTS = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "mlp": "mlp"}
-"""Residual site → the part of a block whose output it is added to; the sites of ``QKV`` share one part."""
+"""Residual site → the part of a block whose output it is added to; the sites of ``QKV`` share one
+part.
+"""
 QKV, QKV_PART = ("q", "k", "v"), "attn.qkv"
 PROTOTYPES = "prototypes.weight"
 
@@ -49,7 +53,8 @@ class Adapter:
         prompts: (m, D) float32.
         residuals: Part of a block → (depth, m, D) float32, (depth, m, 3 D) of ``attn.qkv``.
         weight: (D, C) float32. bias: (C,) float32.
-        prototypes: How much the cosines of patches and class prototypes count; None classifies whole pictures.
+        prototypes: How much the cosines of patches and class prototypes count; None classifies
+            whole pictures.
     """
 
     name: str
@@ -76,25 +81,34 @@ class Adapter:
         """Bytes of its numbers and names."""
         own = [self.prompts, self.weight, self.bias, *self.residuals.values()]
         own += [] if self.prototypes is None else [self.prototypes]
-        return sum(tensor.nbytes for tensor in own) + sum(len(label.encode()) for label in self.classes)
+        return sum(tensor.nbytes for tensor in own) + sum(
+            len(label.encode()) for label in self.classes
+        )
 
     def answer(self, patches: Tensor, outputs: Tensor, size: tuple[int, int]) -> Tensor:
-        """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of a picture's size."""
+        """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of a
+        picture's size.
+        """
         if self.prototypes is None:  # a linear map on the mean of the output tokens
             return (outputs.mean(dim=0) @ self.weight + self.bias).log_softmax(dim=-1)
         return self._mask(patches, outputs, self.prototypes, size)
 
-    def _mask(self, patches: Tensor, outputs: Tensor, prototypes: Tensor, size: tuple[int, int]) -> Tensor:
+    def _mask(
+        self, patches: Tensor, outputs: Tensor, prototypes: Tensor, size: tuple[int, int]
+    ) -> Tensor:
         """(N, D) patch tokens and (m, D) output tokens → (H, W) uint8, the class of each pixel.
 
-        A patch's score of a class is linear in it, plus ``prototypes`` times its cosine with the mean of the class's
-        m / C output tokens; scores are enlarged bilinearly. Scores that are not finite make a mask that is refused.
+        A patch's score of a class is linear in it, plus ``prototypes`` times its cosine with the
+        mean of the class's m / C output tokens; scores are enlarged bilinearly. Scores that are not
+        finite make a mask that is refused.
         """
         means = outputs.unflatten(0, (len(self.classes), -1)).mean(dim=1)
         cosines = F.normalize(patches, dim=-1) @ F.normalize(means, dim=-1).T
         scores = patches @ self.weight + self.bias + prototypes * cosines
         grid = scores.T.unflatten(1, (round(math.sqrt(len(scores) * size[0] / size[1])), -1))
-        best = F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+        best = F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0].argmax(
+            dim=0
+        )
         return best.to(torch.uint8) if scores.isfinite().all() else torch.full(size, math.nan)
 
 
@@ -154,11 +168,15 @@ def read(data: bytes, name: str, model: Host) -> Adapter:
 
 
 def features_sha256(network: nn.Module) -> str:
-    """SHA-256 of all weights but the head's, by name in order: each name, and its numbers as little-endian float32."""
+    """SHA-256 of all weights but the head's, by name in order: each name, and its numbers as
+    little-endian float32.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not name.startswith("head."):
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes())
+            digest.update(
+                name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes()
+            )
     return digest.hexdigest()
 
 
@@ -186,14 +204,17 @@ def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[An
             z = block(z) if mask is None else block(z, attn_mask=mask)
     patches, outputs = network.fc_norm(network.norm(z)).tensor_split([own.shape[1]], dim=1)
     patches = patches[:, network.num_prefix_tokens :]
-    answers = [a.answer(p, o[: a.count], size) for a, p, o in zip(adapters, patches, outputs, strict=True)]
+    answers = [
+        a.answer(p, o[: a.count], size) for a, p, o in zip(adapters, patches, outputs, strict=True)
+    ]
     return [answer.cpu().numpy() for answer in answers]
 
 
 class Store:
     """The adapters of all tenants; each sees its own alone.
 
-    Nothing is shared between tenants, neither names nor room: what one has cannot be told from another's answers.
+    Nothing is shared between tenants, neither names nor room: what one has cannot be told from
+        another's answers.
 
     Args:
         most: Adapters that a tenant may have.
@@ -227,7 +248,10 @@ class Store:
         """
         own = self._kept.get(tenant, {})
         if name not in own and len(own) >= self._most:
-            raise RequestError("invalid_request", f"you have {self._most} adapters, and may have no more; DELETE one")
+            raise RequestError(
+                "invalid_request",
+                f"you have {self._most} adapters, and may have no more; DELETE one",
+            )
 
     def put(self, tenant: str, adapter: Adapter) -> bool:
         """Keep one; return whether there was none of this name before.
@@ -260,11 +284,15 @@ def _refused(reason: str) -> RequestError:
 
 
 def _measure(network: Any) -> tuple[int, int]:
-    """Return D and the depth of a model that runs as ``run`` runs it, with all parts that residuals are added to."""
+    """Return D and the depth of a model that runs as ``run`` runs it, with all parts that residuals
+    are added to.
+    """
     parts = (*PARTS.values(), QKV_PART)
     if type(network) is not VisionTransformer:
         raise _refused("the model of this server is no plain ViT")
-    if not all({path for path, _ in block.named_modules()} >= set(parts) for block in network.blocks):
+    if not all(
+        {path for path, _ in block.named_modules()} >= set(parts) for block in network.blocks
+    ):
         raise _refused("the blocks of this server's model have other parts than a plain ViT's")
     return network.embed_dim, len(network.blocks)
 
@@ -275,7 +303,9 @@ def _card(data: bytes) -> Mapping[str, Any]:
         length = int.from_bytes(data[:8], "little")
         card = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pgn_client"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _refused("it is no safetensors file with a card; send one that pgn train --method expres wrote") from None
+        raise _refused(
+            "it is no safetensors file with a card; send one that pgn train --method expres wrote"
+        ) from None
     if not isinstance(card, dict) or card.get("method") != "expres":
         raise _refused("its card is not one of method expres")
     if card.get("schema") != SCHEMA:
@@ -302,7 +332,9 @@ def _classes(card: Mapping[str, Any], wanted: str) -> tuple[str, ...]:
     backbone, classes = card.get("backbone"), card.get("classes")
     classes = classes if isinstance(classes, list) else []
     if not isinstance(backbone, dict) or backbone.get("features_sha256") != wanted:
-        raise _refused("it was trained on another backbone (features_sha256); train it with the hosted one")
+        raise _refused(
+            "it was trained on another backbone (features_sha256); train it with the hosted one"
+        )
     if not all(isinstance(label, str) and _is_name(label) for label in classes):
         raise _refused(f"a class must be text of 1 to {LONGEST_NAME} characters")
     if not 2 <= len(classes) <= MOST_CLASSES or len(set(classes)) < len(classes):
@@ -311,13 +343,21 @@ def _classes(card: Mapping[str, Any], wanted: str) -> tuple[str, ...]:
 
 
 def _is_name(label: str) -> bool:
-    """Whether it can be answered: JSON may spell half of a pair of surrogates, which no UTF-8 has."""
+    """Whether it can be answered: JSON may spell half of a pair of surrogates, which no UTF-8
+    has.
+    """
     return 1 <= len(label) <= LONGEST_NAME and label.encode("utf-8", "ignore").decode() == label
 
 
 def _check_preprocessing(backbone: Mapping[str, Any], model: Preprocessing) -> None:
-    """Refuse an adapter that was trained on other numbers than the model is given, as far as its card says."""
-    for key, own in (("input_size", model.input_size), ("mean", list(model.mean)), ("std", list(model.std))):
+    """Refuse an adapter that was trained on other numbers than the model is given, as far as its
+    card says.
+    """
+    for key, own in (
+        ("input_size", model.input_size),
+        ("mean", list(model.mean)),
+        ("std", list(model.std)),
+    ):
         told = backbone.get(key, own)
         if told != own:
             raise _refused(f"it was trained with another {key} than the hosted model has")
@@ -328,12 +368,16 @@ def _check_shapes(tensors: Mapping[str, Tensor], width: int, depth: int, classes
     count = len(tensors["prompts"]) if "prompts" in tensors and tensors["prompts"].dim() == 2 else 0
     if not 1 <= count <= MOST_PROMPTS:
         raise _refused(f"prompts must be (m, {width}), m from 1 to {MOST_PROMPTS}")
-    some: dict[str, tuple[int, ...]] = {f"residuals.{site}": (depth, count, width) for site in (*PARTS, *QKV)}
+    some: dict[str, tuple[int, ...]] = {
+        f"residuals.{site}": (depth, count, width) for site in (*PARTS, *QKV)
+    }
     some[PROTOTYPES] = (1,)
     wanted: dict[str, tuple[int, ...]] = {"prompts": (count, width)}
     wanted |= {"mapping.weight": (width, classes), "mapping.bias": (classes,)}
     if not wanted.keys() <= tensors.keys() <= (wanted | some).keys():
-        raise _refused(f"it must have {', '.join(wanted)} and some of {', '.join(some)}, and nothing else")
+        raise _refused(
+            f"it must have {', '.join(wanted)} and some of {', '.join(some)}, and nothing else"
+        )
     for key, tensor in tensors.items():
         if tuple(tensor.shape) != (wanted | some)[key]:
             raise _refused(f"{key} must have the shape {(wanted | some)[key]}")
@@ -341,21 +385,33 @@ def _check_shapes(tensors: Mapping[str, Tensor], width: int, depth: int, classes
 
 def _residuals(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather the residuals by part of a block; those of q, k and v lie side by side."""
-    given = {key.removeprefix("residuals."): tensor for key, tensor in tensors.items() if key.startswith("residuals.")}
+    given = {
+        key.removeprefix("residuals."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("residuals.")
+    }
     found = {path: given[site] for site, path in PARTS.items() if site in given}
     beside = [given[site] for site in QKV if site in given]
     if beside:
-        found[QKV_PART] = torch.cat([given.get(site, torch.zeros_like(beside[0])) for site in QKV], dim=-1)
+        found[QKV_PART] = torch.cat(
+            [given.get(site, torch.zeros_like(beside[0])) for site in QKV], dim=-1
+        )
     return found
 
 
 def _filled(rows: Sequence[Tensor], most: int) -> Tensor:
     """Stack (m, W) tensors of different m to (B, most, W)."""
-    return torch.stack([one if len(one) == most else F.pad(one, (0, 0, 0, most - len(one))) for one in rows])
+    return torch.stack(
+        [one if len(one) == most else F.pad(one, (0, 0, 0, most - len(one))) for one in rows]
+    )
 
 
-def _mask(adapters: Sequence[Adapter], before: int, most: int, device: torch.device) -> Tensor | None:
-    """Return (B, 1, 1, T), what is added to attention scores so that nobody reads the rows that only fill up."""
+def _mask(
+    adapters: Sequence[Adapter], before: int, most: int, device: torch.device
+) -> Tensor | None:
+    """Return (B, 1, 1, T), what is added to attention scores so that nobody reads the rows that
+    only fill up.
+    """
     if all(adapter.count == most for adapter in adapters):
         return None
     mask = torch.zeros(len(adapters), 1, 1, before + most, device=device)
@@ -371,7 +427,9 @@ def _added(network: Any, adapters: Sequence[Adapter], most: int) -> Iterator[Non
         for path in {path for adapter in adapters for path in adapter.residuals}:
             for number, block in enumerate(network.blocks):
                 rows = _filled([_residual(adapter, path, number) for adapter in adapters], most)
-                hooks.callback(block.get_submodule(path).register_forward_hook(_adding(rows)).remove)
+                hooks.callback(
+                    block.get_submodule(path).register_forward_hook(_adding(rows)).remove
+                )
         yield
 
 

@@ -14,7 +14,17 @@ from mock_server.faults import FaultMiddleware
 from mock_server.metrics import ObserveMiddleware
 from mock_server.model import ServedModel, load
 from mock_server.responses import error_response
-from mock_server.routes import adapters, health, huggingface, oip, openai, pgn, sagemaker, torchserve, v1
+from mock_server.routes import (
+    adapters,
+    health,
+    huggingface,
+    oip,
+    openai,
+    pgn,
+    sagemaker,
+    torchserve,
+    v1,
+)
 from mock_server.routes.payload import service_of
 from mock_server.service import Service
 from mock_server.settings import Settings
@@ -25,7 +35,8 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
 
     Args:
         settings: The switches.
-        model: What to host; then ``settings.model``, ``weights``, ``labels`` and ``device`` are not looked at.
+        model: What to host; then ``settings.model``, ``weights``, ``labels`` and ``device`` are not
+            looked at.
 
     Raises:
         ConfigurationError: The settings do not fit the model, or there is no such model.
@@ -47,7 +58,9 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
     _add_error_forms(app)
     if settings.faults is not None:
         app.add_middleware(FaultMiddleware, plan=settings.faults)
-    app.add_middleware(ObserveMiddleware, metrics=service.metrics, compute_type=service.model.device.type)
+    app.add_middleware(
+        ObserveMiddleware, metrics=service.metrics, compute_type=service.model.device.type
+    )
     return app
 
 

@@ -31,8 +31,8 @@ class _Waiting(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Collect items into batches and run them one batch at a time in a single worker thread.
 
-    A batch is started when it is full or when its oldest item has waited ``max_wait``. If it fails, its items are run
-    again one by one, so that a bad item does not hurt its neighbours.
+    A batch is started when it is full or when its oldest item has waited ``max_wait``. If it fails,
+    its items are run again one by one, so that a bad item does not hurt its neighbours.
 
     Args:
         run: Batch of items to as many answers, called in the worker thread.
@@ -71,7 +71,9 @@ class Batcher(Generic[Item, Answer]):
         self._collector = asyncio.create_task(self._collect_forever())
 
     async def close(self) -> None:
-        """Refuse what is not answered yet with `ClosedError` and wait for the worker thread to end."""
+        """Refuse what is not answered yet with `ClosedError` and wait for the worker thread to
+        end.
+        """
         if self._collector is not None:
             self._collector.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -126,7 +128,9 @@ class Batcher(Generic[Item, Answer]):
         self._on_batch(len(batch))
         items = [waiting.item for waiting in batch]
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, items)
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._worker, self._run, items
+            )
         except Exception as error:
             if len(batch) == 1:
                 _refuse(batch[0], error)

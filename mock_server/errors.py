@@ -17,7 +17,15 @@ Code = Literal[
     "overloaded",
 ]
 Protocol = Literal[
-    "pgn", "huggingface", "oip", "v1", "vertex", "sagemaker", "sagemaker_runtime", "torchserve", "openai"
+    "pgn",
+    "huggingface",
+    "oip",
+    "v1",
+    "vertex",
+    "sagemaker",
+    "sagemaker_runtime",
+    "torchserve",
+    "openai",
 ]
 INFERENCE_METHODS = ("POST", "PUT")  # PUT is TorchServe's alone
 
@@ -34,7 +42,8 @@ STATUS: dict[Code, int] = {
 }
 
 
-# The first that a path begins with decides; "/" is Hugging Face's by itself, and everything else speaks our own.
+# The first that a path begins with decides; "/" is Hugging Face's by itself, and everything else
+# speaks our own.
 _BEGINNINGS: tuple[tuple[str, Protocol], ...] = (
     ("/models/", "huggingface"),
     ("/hf-inference/", "huggingface"),
@@ -64,7 +73,8 @@ class RequestError(Exception):
         code: One of our protocol's error codes; it decides the status (`STATUS`).
         message: One sentence that never repeats what the client sent.
         headers: Further response headers, for instance ``Retry-After``.
-        estimated_time: Seconds until a loading model is ready; shown by the Hugging Face format only.
+        estimated_time: Seconds until a loading model is ready; shown by the Hugging Face format
+            only.
     """
 
     def __init__(
@@ -86,10 +96,14 @@ def protocol_of(path: str) -> Protocol:
     """Return the wire format whose error form answers ``path``; unknown paths speak our own."""
     if path == "/":
         return "huggingface"
-    return next((protocol for beginning, protocol in _BEGINNINGS if path.startswith(beginning)), "pgn")
+    return next(
+        (protocol for beginning, protocol in _BEGINNINGS if path.startswith(beginning)), "pgn"
+    )
 
 
 def code_of(status: int) -> Code:
-    """Return the error code that stands for an HTTP status, the nearest one if there is none of its own."""
+    """Return the error code that stands for an HTTP status, the nearest one if there is none of its
+    own.
+    """
     exact: dict[int, Code] = {number: code for code, number in STATUS.items()}
     return exact.get(status, "invalid_request" if status < 500 else "internal")

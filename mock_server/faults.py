@@ -9,27 +9,29 @@ A faults file is one JSON object::
       {"kind": "cut_body", "probability": 0.1}
     ]}
 
-Inference requests (every POST and PUT) are numbered from 1 in the order of arrival. A rule meets the numbers ``first``,
-``first + every``, ``first + 2 every``, ... (``first`` 1, ``every`` 1), for ``count`` of them (without end), each with
-``probability`` (1.0) drawn from the seed, the rule's place and the number alone. All latencies that meet a request add
-up; of the other rules the first one acts.
+Inference requests (every POST and PUT) are numbered from 1 in the order of arrival. A rule meets
+the numbers ``first``, ``first + every``, ``first + 2 every``, ... (``first`` 1, ``every`` 1), for
+``count`` of them (without end), each with ``probability`` (1.0) drawn from the seed, the rule's
+place and the number alone. All latencies that meet a request add up; of the other rules the first
+one acts.
 
-=================  =====================================================================================
+=================  =================================================================================
 kind               does (its own fields, with their defaults)
-=================  =====================================================================================
+=================  =================================================================================
 ``latency``        waits ``seconds`` (0) before anything else
-``status``         answers ``status`` (500) in the protocol's error form, without asking the model. Headers:
-                   ``retry_after``, sent as it is; ``retry_after_date``, seconds from now, sent as an HTTP
-                   date; ``retry_after_ms``, sent as ``retry-after-ms``. Body: ``estimated_time`` seconds
-                   (Hugging Face's "loading")
+``status``         answers ``status`` (500) in the protocol's error form, without asking the model.
+                   Headers: ``retry_after``, sent as it is; ``retry_after_date``, seconds from now,
+                   sent as an HTTP date; ``retry_after_ms``, sent as ``retry-after-ms``. Body:
+                   ``estimated_time`` seconds (Hugging Face's "loading")
 ``html``           answers ``status`` (502) with an HTML page, as a proxy does
 ``malformed_json`` sends the first half of the true answer as if it were all
-``cut_body``       sends the headers and the first half of the true answer, then closes the connection
+``cut_body``       sends the headers and half of the true answer, then closes the connection
 ``close``          asks the model, then closes the connection before the first byte of the answer
 ``trickle``        sends the true answer in ``pieces`` (8), ``seconds`` (0) apart
-=================  =====================================================================================
+=================  =================================================================================
 
-``cut_body`` and ``close`` need a real server (uvicorn): an in-process transport has no connection to close.
+``cut_body`` and ``close`` need a real server (uvicorn): an in-process transport has no connection
+to close.
 """
 
 from __future__ import annotations
@@ -96,14 +98,19 @@ class FaultRule:
         for name, value in content.items():
             if name not in known:
                 raise ConfigurationError(
-                    f"unknown field {name!r} of fault {content['kind']!r}; known: {', '.join(sorted(known))}"
+                    f"unknown field {name!r} of fault {content['kind']!r}; known: "
+                    f"{', '.join(sorted(known))}"
                 )
             if not _is_right(name, value):
-                raise ConfigurationError(f"wrong value of {name!r} of fault {content['kind']!r}: {value!r}")
+                raise ConfigurationError(
+                    f"wrong value of {name!r} of fault {content['kind']!r}: {value!r}"
+                )
         return cls(**content)
 
     def meets(self, number: int, draw: float) -> bool:
-        """Return whether the rule acts on request ``number`` (from 1), ``draw`` uniform in [0, 1)."""
+        """Return whether the rule acts on request ``number`` (from 1), ``draw`` uniform in [0,
+        1).
+        """
         turn, rest = divmod(number - self.first, self.every)
         in_time = turn >= 0 and rest == 0 and (self.count is None or turn < self.count)
         return in_time and draw < self.probability
@@ -131,7 +138,9 @@ class FaultPlan:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"cannot read the faults file {path}: {type(error).__name__}") from error
+            raise ConfigurationError(
+                f"cannot read the faults file {path}: {type(error).__name__}"
+            ) from error
         return cls.parse(content, default_seed=default_seed)
 
     @classmethod
@@ -190,7 +199,10 @@ class FaultMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, plan: FaultPlan, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        app: ASGIApp,
+        plan: FaultPlan,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.app = app
         self.plan = plan
@@ -223,13 +235,24 @@ async def _status(rule: FaultRule, exchange: _Exchange) -> None:
         headers["Retry-After"] = format_datetime(moment, usegmt=True)
     if rule.retry_after_ms is not None:
         headers["retry-after-ms"] = f"{rule.retry_after_ms:g}"
-    message = "the model is currently loading" if rule.estimated_time is not None else "a fault on purpose"
-    error = RequestError(code_of(status), message, headers=headers, estimated_time=rule.estimated_time)
-    await error_response(exchange.scope, error, status)(exchange.scope, exchange.receive, exchange.send)
+    message = (
+        ("the model is currently loading")
+        if rule.estimated_time is not None
+        else "a fault on purpose"
+    )
+    error = RequestError(
+        code_of(status), message, headers=headers, estimated_time=rule.estimated_time
+    )
+    await error_response(exchange.scope, error, status)(
+        exchange.scope, exchange.receive, exchange.send
+    )
 
 
 async def _html(rule: FaultRule, exchange: _Exchange) -> None:
-    page = "<!doctype html><html><head><title>Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>"
+    page = (
+        "<!doctype html><html><head><title>Bad Gateway</title></head><body><h1>Bad "
+        "Gateway</h1></body></html>"
+    )
     await HTMLResponse(page, rule.status or 502)(exchange.scope, exchange.receive, exchange.send)
 
 
@@ -244,13 +267,15 @@ async def _malformed_json(rule: FaultRule, exchange: _Exchange) -> None:
 async def _cut_body(rule: FaultRule, exchange: _Exchange) -> None:
     start, body = await exchange.true_answer()
     await exchange.send(start)
-    await exchange.body(body[: len(body) // 2], more=True)  # returning before the end closes the connection
+    # returning before the end closes the connection
+    await exchange.body(body[: len(body) // 2], more=True)
 
 
 async def _close(rule: FaultRule, exchange: _Exchange) -> None:
     await exchange.true_answer()
-    # ASGI has no word for "hang up". A header that no server may write makes uvicorn refuse to write the answer after
-    # it has counted it as begun, and an answer that was begun and never completed is a closed connection.
+    # ASGI has no word for "hang up". A header that no server may write makes uvicorn refuse to
+    # write the answer after it has counted it as begun, and an answer that was begun and never
+    # completed is a closed connection.
     start = {"type": "http.response.start", "status": 500, "headers": [(b"x-fault", b"\n")]}
     try:
         await exchange.send(start)
@@ -281,7 +306,11 @@ _ACTS: dict[str, Callable[[FaultRule, _Exchange], Awaitable[None]]] = {
 def _is_right(name: str, value: Any) -> bool:
     if name in _WHOLE:
         limit = 599 if name == "status" else 10**9
-        return isinstance(value, int) and not isinstance(value, bool) and _WHOLE[name] <= value <= limit
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and _WHOLE[name] <= value <= limit
+        )
     if name in _REAL:
         right = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
         return right and (name != "probability" or value <= 1)

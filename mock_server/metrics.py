@@ -24,25 +24,39 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "pgn_requests", "Inference requests answered", ["protocol", "status"], registry=self.registry
+            "pgn_requests",
+            "Inference requests answered",
+            ["protocol", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
-            "pgn_request_duration_seconds", "Time to answer a request", ["protocol"], registry=self.registry
+            "pgn_request_duration_seconds",
+            "Time to answer a request",
+            ["protocol"],
+            registry=self.registry,
         )
         self.batch_size = Histogram(
-            "pgn_batch_size", "Pictures per forward pass", buckets=[1, 2, 4, 8, 16, 32, 64], registry=self.registry
+            "pgn_batch_size",
+            "Pictures per forward pass",
+            buckets=[1, 2, 4, 8, 16, 32, 64],
+            registry=self.registry,
         )
-        self.queue_depth = Gauge("pgn_queue_depth", "Pictures that wait for a batch", registry=self.registry)
+        self.queue_depth = Gauge(
+            "pgn_queue_depth", "Pictures that wait for a batch", registry=self.registry
+        )
         self.images = Counter("pgn_images", "Pictures classified", registry=self.registry)
-        self.rejected = Counter("pgn_rejected", "Requests refused", ["reason"], registry=self.registry)
+        self.rejected = Counter(
+            "pgn_rejected", "Requests refused", ["reason"], registry=self.registry
+        )
 
 
 class ObserveMiddleware:
     """Give every answer its ids and times, and count the inference requests (every POST and PUT).
 
-    Adds ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until the answer began) and
-    ``x-compute-type``, and repeats the client's ``Idempotency-Key``. An exception that nothing below has caught is
-    logged and answered 500 in the protocol's form, unless an answer was begun.
+    Adds ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until the answer
+    began) and ``x-compute-type``, and repeats the client's ``Idempotency-Key``. An exception that
+    nothing below has caught is logged and answered 500 in the protocol's form, unless an answer was
+    begun.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, compute_type: str) -> None:

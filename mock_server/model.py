@@ -38,9 +38,10 @@ class Asked:
 
     Attributes:
         pixels: (3, H, W) float32 in the normalised space.
-        want: ``logits`` (S,), ``embedding`` (D,), the pooled features before the head, or ``tokens``, the features
-            before the pooling, (N, D) of a ViT.
-        adapter: A tenant's, which then answers (C,) log-probabilities instead; None is the model itself.
+        want: ``logits`` (S,), ``embedding`` (D,), the pooled features before the head, or
+            ``tokens``, the features before the pooling, (N, D) of a ViT.
+        adapter: A tenant's, which then answers (C,) log-probabilities instead; None is the model
+            itself.
     """
 
     pixels: NDArray[np.float32]
@@ -58,8 +59,10 @@ class ServedModel:
         classes: S names, all different.
         preprocessing: The model's own.
         patch_size: Side of a patch in pixels; None where the model has no patch embedding.
-        weights_sha256: Of the weights file, or of the weights serialised anew where `host` was given no file's.
-        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias (D,); or None.
+        weights_sha256: Of the weights file, or of the weights serialised anew where `host` was
+            given no file's.
+        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias
+            (D,); or None.
         device: Where it runs.
     """
 
@@ -85,7 +88,8 @@ class ServedModel:
 
     @torch.inference_mode()
     def run(self, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
-        """Return what is wanted of each picture; those of equal shapes share one pass, whatever they want.
+        """Return what is wanted of each picture; those of equal shapes share one pass, whatever
+        they want.
 
         Pictures for adapters share another, whoever's they are.
         """
@@ -108,7 +112,9 @@ class ServedModel:
         if wants == {"logits"}:
             return {"logits": _array(network(x))}
         features = network.forward_features(x)
-        outputs: dict[Want, NDArray[np.float32]] = {"tokens": _array(features)} if "tokens" in wants else {}
+        outputs: dict[Want, NDArray[np.float32]] = (
+            {"tokens": _array(features)} if "tokens" in wants else {}
+        )
         if "embedding" in wants:
             outputs["embedding"] = _array(network.forward_head(features, pre_logits=True))
         if "logits" in wants:
@@ -141,11 +147,12 @@ def host(
     Args:
         network: A timm model; a ViT has its patch embedding at ``network.patch_embed.proj``.
         name: Of the model.
-        classes: S names in the model's order, or none where there is no head; the second and later of equal ones get a
-            suffix.
+        classes: S names in the model's order, or none where there is no head; the second and later
+            of equal ones get a suffix.
         preprocessing: The model's own.
-        weights_sha256: Of the file that the weights came from. None hashes the weights as safetensors serialises them
-            anew: it tells models apart, but need not equal the hash of the file that they were downloaded as.
+        weights_sha256: Of the file that the weights came from. None hashes the weights as
+            safetensors serialises them anew: it tells models apart, but need not equal the hash of
+            the file that they were downloaded as.
         device: ``auto``, ``cpu`` or ``cuda``.
         needs_head: Whether a model without a classification head is refused; embeddings need none.
 
@@ -155,10 +162,13 @@ def host(
     weight, bias = _patch_embedding(network)
     if needs_head and getattr(network, "num_classes", None) == 0:
         raise ConfigurationError(
-            f"{name} has no classification head; choose a model that was trained to classify, or serve its features "
+            f"{name} has no classification head; choose a model that was trained to classify, or "
+            "serve its features "
             "with --output embedding"
         )
-    sha256 = weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
+    sha256 = (
+        weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
+    )
     place = _device(device)
     return ServedModel(
         name=name,
@@ -167,7 +177,9 @@ def host(
         preprocessing=preprocessing,
         patch_size=None if weight is None else weight.shape[-1],
         weights_sha256=sha256,
-        patch_embedding_sha256=None if weight is None else hashlib.sha256(weight.tobytes() + bias).hexdigest(),
+        patch_embedding_sha256=None
+        if weight is None
+        else hashlib.sha256(weight.tobytes() + bias).hexdigest(),
         device=place,
     )
 
@@ -176,13 +188,16 @@ def load(settings: Settings) -> ServedModel:
     """Build the model that ``settings`` ask for.
 
     Raises:
-        ConfigurationError: Unknown model, weights or labels that do not fit, missing files, no such device.
+        ConfigurationError: Unknown model, weights or labels that do not fit, missing files, no such
+            device.
     """
     return _load_bundled(settings) if settings.model == "bundled" else _load_timm(settings)
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Return ``names`` with a suffix on the second and later of equal ones: ``crane``, ``crane (2)``."""
+    """Return ``names`` with a suffix on the second and later of equal ones: ``crane``, ``crane
+    (2)``.
+    """
     seen: Counter[str] = Counter()
     result = []
     for name in names:
@@ -201,7 +216,9 @@ def read_labels(path: Path) -> list[str]:
         rows = json.loads(path.read_text("utf-8"))
         names = [row["name"] if isinstance(row, dict) else row for row in rows]
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigurationError(f'{path} is not a JSON list of names or of {{"wnid", "name"}}') from error
+        raise ConfigurationError(
+            f'{path} is not a JSON list of names or of {{"wnid", "name"}}'
+        ) from error
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigurationError(f"{path} is not a JSON list of class names")
     return names
@@ -211,7 +228,9 @@ def _load_bundled(settings: Settings) -> ServedModel:
     weights = settings.weights or WEIGHTS / "bundled.safetensors"
     card_file = WEIGHTS / "bundled.json"
     if not weights.is_file() or not card_file.is_file():
-        raise ConfigurationError("the bundled weights are not installed; give --model TIMM_NAME and --weights FILE")
+        raise ConfigurationError(
+            "the bundled weights are not installed; give --model TIMM_NAME and --weights FILE"
+        )
     card: dict[str, Any] = json.loads(card_file.read_text("utf-8"))
     classes = _class_names(settings, card["classes"])
     network = timm.models.VisionTransformer(
@@ -239,10 +258,13 @@ def _load_timm(settings: Settings) -> ServedModel:
     name, weights = settings.model, settings.weights
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigurationError(f"unknown model {name!r}{_suggestion(name)}")
-    # Without a file timm would silently replace a head of another size by a random one: then leave its size alone.
+    # Without a file timm would silently replace a head of another size by a random one: then leave
+    # its size alone.
     head = {"num_classes": len(read_labels(settings.labels))} if settings.labels and weights else {}
     try:
-        network: Any = _create(name, {"pretrained": weights is None} | head, _any_shape(settings.profile))
+        network: Any = _create(
+            name, {"pretrained": weights is None} | head, _any_shape(settings.profile)
+        )
     except Exception as error:  # a download fails in as many ways as there are hubs and proxies
         raise ConfigurationError(
             f"cannot build {name}: {_first_line(error)}; --weights FILE needs no network"
@@ -261,13 +283,17 @@ def _load_timm(settings: Settings) -> ServedModel:
 
 
 def _timm_preprocessing(network: nn.Module, name: str) -> Preprocessing:
-    """Translate the model's ``pretrained_cfg``, with timm's own arithmetic for the size before the crop."""
+    """Translate the model's ``pretrained_cfg``, with timm's own arithmetic for the size before the
+    crop.
+    """
     config = resolve_data_config(model=network)
     _, height, width = config["input_size"]
     resize = math.floor(height / config["crop_pct"])
     squash = config["crop_mode"] == "squash" and resize == height
     if height != width or not (squash or config["crop_mode"] == "center"):
-        raise ConfigurationError(f"the preprocessing of {name} is not supported; choose another model")
+        raise ConfigurationError(
+            f"the preprocessing of {name} is not supported; choose another model"
+        )
     return Preprocessing(
         profile=Profile() if squash else Profile("resize_crop", resize, height),
         input_size=height,
@@ -296,17 +322,27 @@ def _fill(network: nn.Module, weights: Path, name: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in loading")]
+    lines = [
+        line.strip()
+        for line in str(error).splitlines()
+        if not line.startswith("Error(s) in loading")
+    ]
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, ["bundled", *timm.list_models()], n=3)
-    return f"; did you mean {', '.join(close)}?" if close else "; choose bundled or the name of a timm ViT"
+    return (
+        (f"; did you mean {', '.join(close)}?")
+        if close
+        else "; choose bundled or the name of a timm ViT"
+    )
 
 
 def _create(name: str, options: dict[str, Any], any_shape: dict[str, bool]) -> nn.Module:
-    """Build a timm model, with the options for any shape where it knows them; convolutions need none."""
+    """Build a timm model, with the options for any shape where it knows them; convolutions need
+    none.
+    """
     try:
         network: nn.Module = timm.create_model(name, **options, **any_shape)
     except TypeError:
@@ -323,7 +359,8 @@ def _any_shape(profile: Profile | None) -> dict[str, bool]:
 
 
 def _patch_embedding(network: nn.Module) -> tuple[NDArray[np.float32] | None, bytes]:
-    """Return weight (D, 3, P, P) and the bytes of the bias (D,), zeros where there is none, as little-endian float32.
+    """Return weight (D, 3, P, P) and the bytes of the bias (D,), zeros where there is none, as
+    little-endian float32.
 
     Models without a patch embedding have no weight.
     """

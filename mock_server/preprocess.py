@@ -1,9 +1,10 @@
 """What the server does to a picture before the model sees it.
 
-Decoding is strict: PNG, JPEG, WebP, BMP and GIF (first frame) only, the size is checked in the header before a pixel is
-decoded, and truncated files are refused. The EXIF orientation is *not* applied (timm's own servers do not; clients
-re-encode without it). Transparency is laid over white, 16-bit grey keeps its high byte, and CMYK and palettes become
-RGB. ``Image`` everywhere means `PIL.Image.Image`.
+Decoding is strict: PNG, JPEG, WebP, BMP and GIF (first frame) only, the size is checked in the
+    header before a pixel is
+decoded, and truncated files are refused. The EXIF orientation is *not* applied (timm's own servers
+do not; clients re-encode without it). Transparency is laid over white, 16-bit grey keeps its high
+byte, and CMYK and palettes become RGB. ``Image`` everywhere means `PIL.Image.Image`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from mock_server.errors import ConfigurationError, RequestError
 Kind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONGEST_SHAPE = 4  # times the shorter edge: the most that `shortest_edge` hands to the model
-LONGEST_CROPPED = 64  # times the shorter edge: the most that `resize_crop` resizes before it throws the ends away
+# times the shorter edge: the most that `resize_crop` resizes before it throws the ends away
+LONGEST_CROPPED = 64
 MOST_PIXELS = 2 * (1024**3 // 12)  # Pillow refuses larger pictures by itself, whatever we allow
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers
 
-# Pillow warns about pictures of half of `MOST_PIXELS` and more, and warning filters belong to the whole process.
+# Pillow warns about pictures of half of `MOST_PIXELS` and more, and warning filters belong to the
+# whole process.
 _HEADER_LOCK = threading.Lock()
 
 
@@ -35,9 +38,10 @@ _HEADER_LOCK = threading.Lock()
 class Profile:
     """How a picture of any size becomes the model's input.
 
-    ``direct`` squashes it to the input size. ``resize_crop:R:C`` resizes the shorter edge to R and cuts the central
-    C x C at offset ``round((side - C) / 2)``, as torchvision does. ``shortest_edge:R`` is the same without the crop.
-    ``letterbox:R`` fits it into R x R and pads with the mean colour, half on each side.
+    ``direct`` squashes it to the input size. ``resize_crop:R:C`` resizes the shorter edge to R and
+    cuts the central C x C at offset ``round((side - C) / 2)``, as torchvision does.
+    ``shortest_edge:R`` is the same without the crop. ``letterbox:R`` fits it into R x R and pads
+    with the mean colour, half on each side.
 
     Attributes:
         kind: One of the four names.
@@ -62,7 +66,8 @@ class Profile:
         fits = counts.get(kind) == len(rest) == len(numbers) and 0 not in numbers
         if not fits or (kind == "resize_crop" and numbers[0] < numbers[1]):
             raise ConfigurationError(
-                f"bad profile {text!r}: expected direct, resize_crop:R:C with R >= C, shortest_edge:R or letterbox:R"
+                f"bad profile {text!r}: expected direct, resize_crop:R:C with R >= C, "
+                "shortest_edge:R or letterbox:R"
             )
         return cls(cast(Kind, kind), *numbers)
 
@@ -91,8 +96,14 @@ class Jpeg:
         """
         quality, _, subsampling = text.partition(":")
         subsampling = (subsampling or "420").replace(":", "")
-        if not quality.isdecimal() or not 1 <= int(quality) <= 100 or subsampling not in SUBSAMPLINGS:
-            raise ConfigurationError(f"bad JPEG setting {text!r}: expected Q or Q:SUB, Q 1-100, SUB 444, 422 or 420")
+        if (
+            not quality.isdecimal()
+            or not 1 <= int(quality) <= 100
+            or subsampling not in SUBSAMPLINGS
+        ):
+            raise ConfigurationError(
+                f"bad JPEG setting {text!r}: expected Q or Q:SUB, Q 1-100, SUB 444, 422 or 420"
+            )
         return cls(int(quality), subsampling)
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -131,7 +142,9 @@ class Preprocessing:
         profile = profile or self.profile
         side = profile.crop or profile.resize or self.input_size
         if side != self.input_size:
-            raise ConfigurationError(f"profile {profile} gives {side} pixels, but the model takes {self.input_size}")
+            raise ConfigurationError(
+                f"profile {profile} gives {side} pixels, but the model takes {self.input_size}"
+            )
         return replace(self, profile=profile, jpeg=jpeg)
 
     def picture(self, image: Image.Image) -> Image.Image:
@@ -155,7 +168,9 @@ class Preprocessing:
         return self.to_model(np.asarray(self.picture(image)))
 
     def to_model(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return pixels (H, W, 3) that the model shall see as they are, as (3, H, W) in the normalised space."""
+        """Return pixels (H, W, 3) that the model shall see as they are, as (3, H, W) in the
+        normalised space.
+        """
         x = pixels.astype(np.float32) / np.float32(255)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.asarray((x - mean) / std, np.float32).transpose(2, 0, 1)
@@ -179,7 +194,10 @@ class Preprocessing:
         width, height = (max(1, round(edge * scale)) for edge in image.size)
         colour = tuple(round(255 * channel) for channel in self.mean)
         canvas = Image.new("RGB", (side, side), colour)
-        canvas.paste(self._resize(image, (width, height)), (round((side - width) / 2), round((side - height) / 2)))
+        canvas.paste(
+            self._resize(image, (width, height)),
+            (round((side - width) / 2), round((side - height) / 2)),
+        )
         return canvas
 
 
@@ -191,8 +209,8 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         max_pixels: The most that are decoded, up to `MOST_PIXELS`.
 
     Raises:
-        RequestError: ``payload_too_large`` if the header claims more than ``max_pixels``, ``invalid_image`` if the
-            bytes are none of `FORMATS` or are damaged.
+        RequestError: ``payload_too_large`` if the header claims more than ``max_pixels``,
+            ``invalid_image`` if the bytes are none of `FORMATS` or are damaged.
     """
     try:
         image = _open(data)
@@ -201,17 +219,24 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         image.load()
         return _to_rgb(image)
     except Image.DecompressionBombError:
-        raise RequestError("payload_too_large", f"the picture has more than {max_pixels} pixels") from None
+        raise RequestError(
+            "payload_too_large", f"the picture has more than {max_pixels} pixels"
+        ) from None
     except UnidentifiedImageError:
-        raise RequestError("invalid_image", f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+        raise RequestError(
+            "invalid_image", f"not a picture in one of the formats {', '.join(FORMATS)}"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
-        raise RequestError("invalid_image", f"the picture is damaged ({type(error).__name__})") from error
+        raise RequestError(
+            "invalid_image", f"the picture is damaged ({type(error).__name__})"
+        ) from error
 
 
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     with _HEADER_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the bomb warning too: `max_pixels` decides, which may be more
+        # the bomb warning too: `max_pixels` decides, which may be more
+        warnings.simplefilter("ignore")
         return Image.open(BytesIO(data), formats=FORMATS)
 
 

@@ -66,13 +66,16 @@ class _Form:
 def error_response(scope: Scope, error: RequestError, status: int | None = None) -> JSONResponse:
     """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
 
-    Only our own protocol answers 422: the servers of the others say 400 to a picture that cannot be read, and
+    Only our own protocol answers 422: the servers of the others say 400 to a picture that cannot be
+        read, and
     TorchServe 503, as it does to whatever else its handler trips over.
     """
     form = _FORMS[protocol_of(scope["path"])]
     if status is None:
         status = form.statuses.get(error.code, STATUS[error.code])
-    return JSONResponse(form.body(scope, error, status), status, error.headers | form.headers(error))
+    return JSONResponse(
+        form.body(scope, error, status), status, error.headers | form.headers(error)
+    )
 
 
 def _own(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from mock_server.settings import Output
 
 
 class Prediction(BaseModel):
-    """Labels of one picture, best first, with their scores; of an embedding its places, in order, with its numbers."""
+    """Labels of one picture, best first, with their scores; of an embedding its places, in order,
+    with its numbers.
+    """
 
     labels: list[str]
     scores: list[float]
@@ -75,7 +77,9 @@ class ModelCard(BaseModel):
 
 
 class AdapterCard(BaseModel):
-    """What is known of an adapter: answer of `PUT` and `GET /v1/adapters/{name}`; sizes in bytes."""
+    """What is known of an adapter: answer of `PUT` and `GET /v1/adapters/{name}`; sizes in
+    bytes.
+    """
 
     name: str
     sha256: str
@@ -86,7 +90,9 @@ class AdapterCard(BaseModel):
 
 
 class Mask(BaseModel):
-    """The class of each pixel that the model sees: a PNG of 8-bit grey, base64; its values are places in `classes`."""
+    """The class of each pixel that the model sees: a PNG of 8-bit grey, base64; its values are
+    places in `classes`.
+    """
 
     mask: str
 

@@ -21,7 +21,8 @@ from mock_server.settings import Settings
 Function = Literal["softmax", "sigmoid", "none", "log_softmax"]
 LOADING_SECONDS = 20.0
 Pixels = NDArray[np.float32]  # (3, H, W) in the model's normalised space
-Answer = NDArray[np.float32]  # (S,) logits, (D,) embedding or (N, D) tokens; of an adapter also an (H, W) mask
+# (S,) logits, (D,) embedding or (N, D) tokens; of an adapter also an (H, W) mask
+Answer = NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +63,13 @@ class Service:
         """
         self._batcher.start()
         side = self.preprocessing.input_size
-        [answer] = await self._batcher.submit([Asked(np.zeros((3, side, side), np.float32), self.want)])
+        [answer] = await self._batcher.submit(
+            [Asked(np.zeros((3, side, side), np.float32), self.want)]
+        )
         if isinstance(answer, Exception):
-            raise RuntimeError(f"the model {self.model.name} failed on its first picture") from answer
+            raise RuntimeError(
+                f"the model {self.model.name} failed on its first picture"
+            ) from answer
         self.ready = True
 
     async def stop(self) -> None:
@@ -100,7 +105,8 @@ class Service:
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer | RequestError]:
-        """Return one answer per picture, in order; a picture that failed has its error in its place.
+        """Return one answer per picture, in order; a picture that failed has its error in its
+        place.
 
         Args:
             pictures: Encoded ones go through the preprocessing; arrays are what the model sees.
@@ -108,16 +114,25 @@ class Service:
             adapter: Who answers instead of the model itself.
 
         Raises:
-            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or not what this
-                server answers.
+            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or
+                not what this server answers.
         """
         if self.want == "embedding" and want != "embedding":
-            raise RequestError("invalid_request", "this server answers embeddings only, of whole pictures")
+            raise RequestError(
+                "invalid_request", "this server answers embeddings only, of whole pictures"
+            )
         if len(pictures) > self.settings.max_queue:
-            raise RequestError("invalid_request", f"at most {self.settings.max_queue} pictures fit into one request")
+            raise RequestError(
+                "invalid_request",
+                f"at most {self.settings.max_queue} pictures fit into one request",
+            )
         self.require_ready()
-        prepared = await asyncio.gather(*(asyncio.to_thread(self._prepare, picture) for picture in pictures))
-        fine = [Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)]
+        prepared = await asyncio.gather(
+            *(asyncio.to_thread(self._prepare, picture) for picture in pictures)
+        )
+        fine = [
+            Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)
+        ]
         answers = iter(await self._submit(fine))
         return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
 
@@ -127,7 +142,9 @@ class Service:
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer]:
-        """Return one answer per picture, as `ask`, where one that fails refuses the whole request."""
+        """Return one answer per picture, as `ask`, where one that fails refuses the whole
+        request.
+        """
         answers = []
         for answer in await self.ask(pictures, want, adapter):
             if isinstance(answer, RequestError):
@@ -143,7 +160,9 @@ class Service:
         """
         if not self.ready:
             message = f"Model {self.model.name} is currently loading"
-            raise RequestError("overloaded", message, headers={"Retry-After": "1"}, estimated_time=LOADING_SECONDS)
+            raise RequestError(
+                "overloaded", message, headers={"Retry-After": "1"}, estimated_time=LOADING_SECONDS
+            )
 
     def require_complete(self) -> None:
         """Refuse what holds every number of an answer where the owner keeps a part back.
@@ -152,7 +171,10 @@ class Service:
             RequestError: ``invalid_request``.
         """
         if self.limited:
-            raise RequestError("invalid_request", "this server answers its best labels only, never a complete vector")
+            raise RequestError(
+                "invalid_request",
+                "this server answers its best labels only, never a complete vector",
+            )
 
     def rank(
         self,
@@ -169,8 +191,8 @@ class Service:
             logits: (S,).
             function: What turns logits into scores.
             top_k: The most labels wanted; the server's own limit holds as well. None is all.
-            among: The classes that compete, by their place in the model; the others are as if they did not exist. None
-                is all.
+            among: The classes that compete, by their place in the model; the others are as if they
+                did not exist. None is all.
             classes: Their names; None are the model's.
         """
         names = self.model.classes if classes is None else classes
@@ -184,7 +206,8 @@ class Service:
         return [names[places[i]] for i in order], scores.tolist()
 
     def complete(self, answer: Answer, function: Function | None = None) -> NDArray[np.float64]:
-        """Return every number of ``answer`` in the model's order: the scores (S,), or the features as they are.
+        """Return every number of ``answer`` in the model's order: the scores (S,), or the features
+        as they are.
 
         Args:
             answer: Of the model.
@@ -198,7 +221,9 @@ class Service:
 
     def rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return ``values`` with the owner's number of decimals."""
-        return values if self.settings.decimals is None else np.round(values, self.settings.decimals)
+        return (
+            values if self.settings.decimals is None else np.round(values, self.settings.decimals)
+        )
 
     def _prepare(self, picture: bytes | Pixels | RequestError) -> Pixels | RequestError:
         if not isinstance(picture, bytes):
@@ -209,25 +234,39 @@ class Service:
             return error
         except Exception as error:  # a codec's own limits, memory: never its neighbours' problem
             _log.warning("a picture could not be prepared", exc_info=error)
-            return RequestError("invalid_image", f"the picture cannot be prepared ({type(error).__name__})")
+            return RequestError(
+                "invalid_image", f"the picture cannot be prepared ({type(error).__name__})"
+            )
 
     async def _submit(self, asked: Sequence[Asked]) -> list[Answer | RequestError]:
         try:
             answers = await self._batcher.submit(asked)
         except QueueFullError:
-            raise RequestError("overloaded", "too many pictures wait already", headers={"Retry-After": "1"}) from None
+            raise RequestError(
+                "overloaded", "too many pictures wait already", headers={"Retry-After": "1"}
+            ) from None
         except ClosedError:
-            raise RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"}) from None
-        return [self._checked(answer, one.adapter) for answer, one in zip(answers, asked, strict=True)]
+            raise RequestError(
+                "overloaded", "the server is stopping", headers={"Retry-After": "1"}
+            ) from None
+        return [
+            self._checked(answer, one.adapter) for answer, one in zip(answers, asked, strict=True)
+        ]
 
-    def _checked(self, answer: Answer | Exception, adapter: Adapter | None) -> Answer | RequestError:
+    def _checked(
+        self, answer: Answer | Exception, adapter: Adapter | None
+    ) -> Answer | RequestError:
         if isinstance(answer, ClosedError):
-            return RequestError("overloaded", "the server is stopping", headers={"Retry-After": "1"})
+            return RequestError(
+                "overloaded", "the server is stopping", headers={"Retry-After": "1"}
+            )
         if isinstance(answer, Exception):
             _log.error("the model failed on a picture", exc_info=answer)
             return RequestError("internal", "the model failed on this picture")
         if not np.isfinite(answer).all() and adapter is not None:
-            return RequestError("invalid_request", "your adapter makes numbers of this picture that are not finite")
+            return RequestError(
+                "invalid_request", "your adapter makes numbers of this picture that are not finite"
+            )
         if not np.isfinite(answer).all():
             return RequestError("internal", "the model's output is not finite")
         self.metrics.images.inc()

@@ -30,8 +30,8 @@ class Settings:
         labels: JSON list of class names, or of objects with ``wnid`` and ``name``.
         profile: Resize and crop; None is the model's own.
         top_k: The most labels that an answer holds; None is all.
-        output: What the scores are: softmax probabilities, logits, the best label alone, or no scores but the pooled
-            features.
+        output: What the scores are: softmax probabilities, logits, the best label alone, or no
+            scores but the pooled features.
         jpeg: Re-encoding of each received picture; None is none.
         decimals: Digits after the point that scores are rounded to; None is none.
         host: Address to bind.
@@ -39,11 +39,13 @@ class Settings:
         device: ``auto``, ``cpu`` or ``cuda``.
         max_batch_size: Pictures in one forward pass.
         max_wait: Seconds that a picture waits for company.
-        max_queue: Pictures that may wait; more are answered 503. Also the most pictures in one request.
+        max_queue: Pictures that may wait; more are answered 503. Also the most pictures in one
+            request.
         max_body_bytes: Longest request body; more is answered 413.
         max_pixels: Largest picture, in pixels, up to `MOST_PIXELS`; more is answered 413.
         api_key: The key that clients must send, or None.
-        tenants: Name → key, each different: clients must send one of them (or ``api_key``), and see its adapters alone.
+        tenants: Name → key, each different: clients must send one of them (or ``api_key``), and see
+            its adapters alone.
         max_adapters: Most that a tenant may have.
         max_adapter_bytes: Largest file of one.
         faults: What goes wrong on purpose, or None.
@@ -73,7 +75,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.max_pixels > MOST_PIXELS:
-            raise ConfigurationError(f"--max-pixels {self.max_pixels} is more than Pillow decodes: {MOST_PIXELS}")
+            raise ConfigurationError(
+                f"--max-pixels {self.max_pixels} is more than Pillow decodes: {MOST_PIXELS}"
+            )
         _check_tenants(self.tenants, self.api_key)
         if self.output == "embedding" and self.top_k is not None:
             raise ConfigurationError(
@@ -109,7 +113,9 @@ class Settings:
             tenants={} if given.tenants is None else read_tenants(given.tenants),
             max_adapters=given.max_adapters,
             max_adapter_bytes=given.max_adapter_bytes,
-            faults=None if given.faults is None else FaultPlan.load(given.faults, default_seed=given.seed),
+            faults=None
+            if given.faults is None
+            else FaultPlan.load(given.faults, default_seed=given.seed),
         )
 
 
@@ -126,9 +132,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Host a frozen ViT behind HTTP.",
         epilog="example: pgn serve --port 8000 --profile resize_crop:72:64 --top-k 5 --jpeg 75:420",
     )
-    parser.add_argument("--model", default="bundled", metavar="bundled|TIMM_NAME", help="what to host (bundled)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file, loaded strictly")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help='JSON list of names or of {"wnid", "name"}')
+    parser.add_argument(
+        "--model", default="bundled", metavar="bundled|TIMM_NAME", help="what to host (bundled)"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="safetensors file, loaded strictly"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help='JSON list of names or of {"wnid", "name"}'
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     _add_answer_switches(parser)
     _add_serving_switches(parser)
@@ -142,8 +154,12 @@ def _add_answer_switches(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="direct, resize_crop:R:C, shortest_edge:R or letterbox:R (the model's own)",
     )
-    group.add_argument("--jpeg", metavar="Q[:SUB]", help="re-encode each picture, SUB 444, 422 or 420 (420)")
-    group.add_argument("--output", choices=["probs", "logits", "label", "embedding"], default="probs")
+    group.add_argument(
+        "--jpeg", metavar="Q[:SUB]", help="re-encode each picture, SUB 444, 422 or 420 (420)"
+    )
+    group.add_argument(
+        "--output", choices=["probs", "logits", "label", "embedding"], default="probs"
+    )
     group.add_argument("--top-k", type=_positive, metavar="N", help="the most labels in an answer")
     group.add_argument("--round", type=_not_negative, metavar="DECIMALS", help="round the scores")
 
@@ -153,20 +169,49 @@ def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=_port, default=8000, help="0 picks one (8000)")
     group.add_argument("--max-batch-size", type=_positive, default=8, metavar="N")
-    group.add_argument("--max-wait", type=_seconds, default=0.005, metavar="SECONDS", help="wait for a batch (0.005)")
-    group.add_argument("--max-queue", type=_positive, default=64, metavar="N", help="waiting pictures before 503 (64)")
+    group.add_argument(
+        "--max-wait",
+        type=_seconds,
+        default=0.005,
+        metavar="SECONDS",
+        help="wait for a batch (0.005)",
+    )
+    group.add_argument(
+        "--max-queue",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="waiting pictures before 503 (64)",
+    )
     group.add_argument("--max-body-bytes", type=_positive, default=8 * 1024**2, metavar="N")
     group.add_argument("--max-pixels", type=_positive, default=4096**2, metavar="N")
-    group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the key clients must send")
     group.add_argument(
-        "--tenants", type=Path, metavar="FILE", help="JSON object, tenant: key; each has its own adapters"
+        "--api-key-env",
+        metavar="VAR",
+        help="environment variable that holds the key clients must send",
     )
-    group.add_argument("--max-adapters", type=_positive, default=64, metavar="N", help="of one tenant (64)")
     group.add_argument(
-        "--max-adapter-bytes", type=_positive, default=8 * 1024**2, metavar="N", help="largest file (8 MiB)"
+        "--tenants",
+        type=Path,
+        metavar="FILE",
+        help="JSON object, tenant: key; each has its own adapters",
     )
-    group.add_argument("--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py")
-    group.add_argument("--seed", type=int, default=0, help="of the faults, where their file names none (0)")
+    group.add_argument(
+        "--max-adapters", type=_positive, default=64, metavar="N", help="of one tenant (64)"
+    )
+    group.add_argument(
+        "--max-adapter-bytes",
+        type=_positive,
+        default=8 * 1024**2,
+        metavar="N",
+        help="largest file (8 MiB)",
+    )
+    group.add_argument(
+        "--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the faults, where their file names none (0)"
+    )
 
 
 def read_tenants(path: Path) -> dict[str, str]:
@@ -180,7 +225,8 @@ def read_tenants(path: Path) -> dict[str, str]:
         tenants = dict(pairs)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(
-            f'{path} cannot be read as a JSON object, {{"TENANT": "KEY", ...}} ({type(error).__name__})'
+            f'{path} cannot be read as a JSON object, {{"TENANT": "KEY", ...}} '
+            f"({type(error).__name__})"
         ) from None
     if not tenants or len(tenants) < len(pairs):
         raise ConfigurationError(f"{path} must name at least one tenant, and none twice")
@@ -194,7 +240,8 @@ def _check_tenants(tenants: Mapping[str, str], api_key: str | None) -> None:
     fine = all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys) and all(tenants)
     if not fine or len({*keys, api_key}) <= len(keys):
         raise ConfigurationError(
-            f"the tenants' keys must be different from each other and from --api-key-env's, of {SHORTEST_KEY} or more "
+            "the tenants' keys must be different from each other and from --api-key-env's, of "
+            f"{SHORTEST_KEY} or more "
             "printable ASCII characters without blanks, and each tenant must have a name"
         )
 

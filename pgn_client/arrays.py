@@ -1,4 +1,6 @@
-"""Names for the arrays that travel between the layers; shapes and value ranges are in the docstrings."""
+"""Names for the arrays that travel between the layers; shapes and value ranges are in the
+docstrings.
+"""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 ::
 
     PGNError
-    ├─ ConfigurationError (ValueError)       an unknown name (lists the known ones) or a wrong option
+    ├─ ConfigurationError (ValueError)       unknown name (lists the known ones), wrong option
     ├─ ShapeError (ValueError)               an array or picture of the wrong shape
     ├─ ImageError                            cannot decode; too large; too small
-    ├─ CheckpointError                       unreadable; other schema; made for another backbone or preprocessing
+    ├─ CheckpointError                       unreadable; other schema; made for another backbone
     ├─ MissingDependencyError (ImportError)  carries the exact pip command
     ├─ BudgetExceededError                   carries spent and limit
     └─ EndpointError                         endpoint, attempts, request id; never the credential
@@ -56,7 +56,9 @@ class ImageError(PGNError):
 
 
 class CheckpointError(PGNError):
-    """A checkpoint that cannot be read, or was made for another schema, backbone or preprocessing."""
+    """A checkpoint that cannot be read, or was made for another schema, backbone or
+    preprocessing.
+    """
 
 
 class MissingDependencyError(PGNError, ImportError):
@@ -81,7 +83,9 @@ class BudgetExceededError(PGNError):
 
     def __init__(self, spent: int, limit: int) -> None:
         self.spent, self.limit = spent, limit
-        super().__init__(f"budget exhausted: {spent} of {limit} images are spent; raise budget= to send more")
+        super().__init__(
+            f"budget exhausted: {spent} of {limit} images are spent; raise budget= to send more"
+        )
 
 
 class EndpointError(PGNError):
@@ -93,7 +97,9 @@ class EndpointError(PGNError):
         request_id: the server's identifier of the last request, if it gave one.
     """
 
-    def __init__(self, message: str, *, endpoint: str, attempts: int = 1, request_id: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, endpoint: str, attempts: int = 1, request_id: str | None = None
+    ) -> None:
         self.endpoint, self.attempts, self.request_id = endpoint, attempts, request_id
         super().__init__(message)
 
@@ -107,7 +113,9 @@ class TimedOutError(EndpointError):
 
 
 class ProtocolMismatchError(EndpointError):
-    """An answer that is not of the protocol's form; the message carries at most 200 characters of it."""
+    """An answer that is not of the protocol's form; the message carries at most 200 characters of
+    it.
+    """
 
 
 class NotRecordedError(EndpointError):
@@ -122,7 +130,13 @@ class StatusError(EndpointError):
     """
 
     def __init__(
-        self, message: str, *, status: int, endpoint: str, attempts: int = 1, request_id: str | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        endpoint: str,
+        attempts: int = 1,
+        request_id: str | None = None,
     ) -> None:
         self.status = status
         super().__init__(message, endpoint=endpoint, attempts=attempts, request_id=request_id)

@@ -1,4 +1,6 @@
-"""Module paths of version 0.1, for one release: importing one warns and says where its names are now."""
+"""Module paths of version 0.1, for one release: importing one warns and says where its names are
+now.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "training.surrogate": ("surrogate.surrogate",),
     "training.wire": ("surrogate.degradation",),
 }
-"""Old module below the package → the modules that have its names now. Whatever lay below it moved with it."""
+"""Old module below the package → the modules that have its names now. Whatever lay below it moved
+with it.
+"""
 
 
 class MovedModules(MetaPathFinder):
@@ -96,7 +100,8 @@ class MovedModules(MetaPathFinder):
         homes = new_homes(fullname)
         if homes is None:
             return None
-        return ModuleSpec(fullname, Alias(homes), is_package=True)  # a package may be imported from below
+        # a package may be imported from below
+        return ModuleSpec(fullname, Alias(homes), is_package=True)
 
 
 def new_homes(fullname: str) -> tuple[str, ...] | None:
@@ -127,7 +132,8 @@ class Alias(Loader):
         warnings.warn(
             f"{module.__name__} has moved to {places}; the old path goes with the next release",
             DeprecationWarning,
-            stacklevel=2,  # the import statement: warnings leaves the import system's own frames out
+            # the import statement: warnings leaves the import system's own frames out
+            stacklevel=2,
         )
         homes = [import_module(home) for home in self.homes]
 

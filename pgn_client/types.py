@@ -1,9 +1,12 @@
 """Frozen values that travel between the layers, and the letters of every shape.
 
-Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches, **D** embedding width,
-**K** prompts per image, **L** library rows, **C** task classes, **S** source classes (of the endpoint).
+Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches,
+    **D** embedding width,
+**K** prompts per image, **L** library rows, **C** task classes, **S** source classes (of the
+endpoint).
 
-Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalised* (x - mean)/std; *embedding* (..., D).
+Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalised* (x - mean)/std; *embedding*
+    (..., D).
 Colour is RGB. Times are in seconds.
 """
 
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
 NONE = "none of these"
-"""The label of a picture that no class is likely enough for, where a checkpoint says how likely that is."""
+"""The label of a picture that no class is likely enough for, where a checkpoint says how likely
+that is.
+"""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 
 
@@ -32,11 +37,12 @@ class Answer:
     """What an endpoint said about one image, before any label mapping.
 
     Attributes:
-        labels: source labels, best first; all S of them, or the top k that the endpoint returns. Of an embedding the
-            names of its D numbers, ``dim 0``, ``dim 1``, ..., in order.
+        labels: source labels, best first; all S of them, or the top k that the endpoint returns. Of
+            an embedding the names of its D numbers, ``dim 0``, ``dim 1``, ..., in order.
         scores: one number per label. For the kind ``label`` it is ``(1.0,)``.
-        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers), ``label`` (the best label alone) or
-            ``embedding`` (features of the picture, which only a label mapping turns into classes).
+        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers), ``label`` (the best
+            label alone) or ``embedding`` (features of the picture, which only a label mapping turns
+            into classes).
     """
 
     labels: tuple[str, ...]
@@ -49,12 +55,14 @@ class Prediction:
     """The task's answer for one image.
 
     Attributes:
-        label: the best class, or ``none of these`` where the checkpoint's ``none_below`` is above its probability.
+        label: the best class, or ``none of these`` where the checkpoint's ``none_below`` is above
+            its probability.
         score: its probability in [0, 1].
         scores: probability of every class, best first.
         source: who answered: the ``endpoint``, the ``local`` head, or ``both`` (fused).
-        attempts: requests that the answer took, 0 when answered locally. A recorded answer says what it took when it
-            was recorded, so that a run can be repeated exactly; what is really sent is in ``usage``.
+        attempts: requests that the answer took, 0 when answered locally. A recorded answer says
+            what it took when it was recorded, so that a run can be repeated exactly; what is really
+            sent is in ``usage``.
         request_id: the server's identifier, if it gave one.
     """
 
@@ -89,8 +97,8 @@ class Usage:
         retries: requests beyond the first of a call.
         bytes_sent: request body bytes, retries included.
         cost: ``billable`` times the price per image; ``None`` when no price is known.
-        billable: how often an image was sent, retries included: at most what the provider bills, and what a budget
-            caps.
+        billable: how often an image was sent, retries included: at most what the provider bills,
+            and what a budget caps.
     """
 
     images: int = 0
@@ -103,14 +111,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What an endpoint says about its model (``GET /v1/model``); fields it does not give are ``None``.
+    """What an endpoint says about its model (``GET /v1/model``); fields it does not give are
+    ``None``.
 
     Attributes:
         name: model name.
         input_size: side of the square picture that the model sees, in pixels.
         profile: the server's resize and crop, as a profile string.
         classes: source labels, in the model's order.
-        patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch embedding.
+        patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch
+            embedding.
         weights_sha256: SHA-256 of the weights' file.
     """
 
@@ -127,9 +137,11 @@ class ServerProfile:
     """What a server does to a picture's geometry before its model sees it.
 
     Attributes:
-        kind: ``direct`` resizes to H x W; ``resize_crop`` brings the shorter edge to ``resize`` and crops the centre
-            ``crop``; ``shortest_edge`` is the same without crop; ``letterbox`` fits, centres, and pads with the mean.
-        resize: side after the resize, in pixels; ``None`` for ``direct`` (the model's own input size).
+        kind: ``direct`` resizes to H x W; ``resize_crop`` brings the shorter edge to ``resize`` and
+            crops the centre ``crop``; ``shortest_edge`` is the same without crop; ``letterbox``
+            fits, centres, and pads with the mean.
+        resize: side after the resize, in pixels; ``None`` for ``direct`` (the model's own input
+            size).
         crop: side after the crop, in pixels; only for ``resize_crop``.
     """
 
@@ -146,14 +158,21 @@ class ServerProfile:
         """
         kind, *numbers = text.split(":")
         wanted = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}.get(kind)
-        if wanted is None or len(numbers) != wanted or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        if (
+            wanted is None
+            or len(numbers) != wanted
+            or not all(n.isdecimal() and int(n) > 0 for n in numbers)
+        ):
             raise ConfigurationError(
-                f"server profile: got {text!r}, expected direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
+                f"server profile: got {text!r}, expected direct, resize_crop:R:C, shortest_edge:R "
+                "or letterbox:R "
                 "with sides in pixels, for example resize_crop:256:224"
             )
         sides = [int(n) for n in numbers]
         if kind == "resize_crop" and sides[0] < sides[1]:
-            raise ConfigurationError(f"server profile: got {text!r}, expected a crop no larger than the resize")
+            raise ConfigurationError(
+                f"server profile: got {text!r}, expected a crop no larger than the resize"
+            )
         return cls(kind, *sides)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -174,7 +193,9 @@ class Hosted:
 
     @property
     def reference(self) -> str:
-        """How pictures name it: the file's hash goes along, so that no other under the same name answers."""
+        """How pictures name it: the file's hash goes along, so that no other under the same name
+        answers.
+        """
         return f"{self.name}@{hashlib.sha256(self.data).hexdigest()}"
 
 
@@ -184,8 +205,10 @@ class Prepared:
 
     Attributes:
         image: RGB; exactly what will be sent, in the size the server profile asks for.
-        local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is none.
-        hosted: reference of what answers on the server instead of the model itself; empty for the model.
+        local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is
+            none.
+        hosted: reference of what answers on the server instead of the model itself; empty for the
+            model.
     """
 
     image: Image.Image
@@ -207,7 +230,9 @@ class ScoreMapping(Protocol):
 
 
 class Adapter(Protocol):
-    """What a client needs to know of a prompt adapter: pictures in, pictures out, and how to read the answers."""
+    """What a client needs to know of a prompt adapter: pictures in, pictures out, and how to read
+    the answers.
+    """
 
     @property
     def info(self) -> Mapping[str, Any]:

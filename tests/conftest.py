@@ -1,4 +1,6 @@
-"""A tiny random ViT and tiny picture folders. Torch is imported where it is used: other unit tests need none."""
+"""A tiny random ViT and tiny picture folders. Torch is imported where it is used: other unit tests
+need none.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ PLAIN_VITS: dict[str, dict[str, Any]] = {
     "norm after pooling": {"fc_norm": True},
     "gated attention": {"attn_layer": "gated"},
 }
-COLOURS = {"blue": (30, 40, 220), "green": (40, 200, 50), "red": (220, 40, 30), "white": (235, 230, 240)}
+COLOURS = {
+    "blue": (30, 40, 220),
+    "green": (40, 200, 50),
+    "red": (220, 40, 30),
+    "white": (235, 230, 240),
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +58,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def make_vit() -> Callable[..., Any]:
-    """Return a factory of small ViTs whose every parameter is random, so that no part of them can hide."""
+    """Return a factory of small ViTs whose every parameter is random, so that no part of them can
+    hide.
+    """
 
     def make(*, seed: int = 0, **options: Any) -> Any:
         import torch
@@ -69,7 +78,11 @@ def make_vit() -> Callable[..., Any]:
         noise = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                centre = 1.0 if name.endswith("gamma") or ("norm" in name and name.endswith("weight")) else 0.0
+                centre = (
+                    1.0
+                    if name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+                    else 0.0
+                )
                 spread = 0.3 if parameter.ndim < 2 else 2.0 / parameter[0].numel() ** 0.5
                 parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=noise))
         return model
@@ -85,7 +98,9 @@ def make_backbone(make_vit: Callable[..., Any]) -> Callable[..., Any]:
         from pgn_client.surrogate.backbone import Backbone
 
         mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-        return Backbone(make_vit(**options), name="tiny", mean=mean, std=std, labels=labels, profile=profile)
+        return Backbone(
+            make_vit(**options), name="tiny", mean=mean, std=std, labels=labels, profile=profile
+        )
 
     return make
 
@@ -115,9 +130,17 @@ def paint(path: Path, name: str, number: int) -> None:
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[..., Path]:
-    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``, or plain: ``make_folder(root, 10)``."""
+    """Return a factory of class folders: ``make_folder(root, train=8, val=4)``, or plain:
+    ``make_folder(root, 10)``.
+    """
 
-    def make(root: Path, count: int = 0, *, classes: tuple[str, ...] = ("blue", "red", "white"), **splits: int) -> Path:
+    def make(
+        root: Path,
+        count: int = 0,
+        *,
+        classes: tuple[str, ...] = ("blue", "red", "white"),
+        **splits: int,
+    ) -> Path:
         start = 0
         for split, number in (splits or {"": count}).items():
             for name in classes:
@@ -131,7 +154,9 @@ def make_folder() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a factory of untrained adapters for that ViT; ``card`` replaces entries of their card."""
+    """Return a factory of untrained adapters for that ViT; ``card`` replaces entries of their
+    card.
+    """
 
     def make(
         *,
@@ -149,18 +174,32 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
         from pgn_client.types import ServerProfile
 
         torch.manual_seed(5)
-        backbone, classes, source = make_backbone(), ["hen", "jay", "owl"], [f"class_{i}" for i in range(10)]
-        embedding, canvas = backbone.embedding, Canvas.build(32, 8, layout, ServerProfile.parse(profile))
+        backbone, classes, source = (
+            make_backbone(),
+            ["hen", "jay", "owl"],
+            [f"class_{i}" for i in range(10)],
+        )
+        embedding, canvas = (
+            backbone.embedding,
+            Canvas.build(32, 8, layout, ServerProfile.parse(profile)),
+        )
         kind = methods.deployable(method)
-        model = kind.create(methods.Setting(canvas, 3, 24, depth=2, library=library, library_size=6))
+        model = kind.create(
+            methods.Setting(canvas, 3, 24, depth=2, library=library, library_size=6)
+        )
         model.start(peaked=True)
         for name, parameter in model.named_parameters():  # so that every part of the prompt matters
-            if not name.startswith(("generator.trunk", "generator.local_head", "library", "generator.mixture.bias")):
+            if not name.startswith(
+                ("generator.trunk", "generator.local_head", "library", "generator.mixture.bias")
+            ):
                 torch.nn.init.normal_(parameter, std=2.0 * parameter.requires_grad)
         tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
         tensors |= {"mapping.weight": np.eye(10)[:, :3] + 0.1, "mapping.bias": np.arange(3.0)}
         if library in ("latent", "reachable"):
-            tensors |= {"embedding.weight": embedding.weight.numpy(), "embedding.bias": embedding.bias.numpy()}
+            tensors |= {
+                "embedding.weight": embedding.weight.numpy(),
+                "embedding.bias": embedding.bias.numpy(),
+            }
         full = {
             "method": method,
             "backbone": {
@@ -191,5 +230,7 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
 def pictures() -> list[Image.Image]:
     """Five noisy pictures of different sizes."""
     rng = np.random.default_rng(7)
-    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
-            for h, w in [(40, 30), (16, 16), (9, 50), (33, 33), (64, 20)]]  # fmt: skip
+    return [
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        for h, w in [(40, 30), (16, 16), (9, 50), (33, 33), (64, 20)]
+    ]

@@ -1,6 +1,7 @@
 """The house rules of the source tree, read from its syntax trees: floors, two arms, names.
 
-Every import counts, also one inside a function. Exempt are those under ``if TYPE_CHECKING:``, which never run.
+Every import counts, also one inside a function. Exempt are those under ``if TYPE_CHECKING:``, which
+never run.
 """
 
 import ast
@@ -27,27 +28,66 @@ FLOORS = (
     ("cli",),
     ("__init__", "__main__"),
 )
-GROUND = {"errors": set(), "arrays": set(), "version": set(), "moved": set(), "types": {"errors", "arrays"}}
+GROUND = {
+    "errors": set(),
+    "arrays": set(),
+    "version": set(),
+    "moved": set(),
+    "types": {"errors", "arrays"},
+}
 """What the ground may import of the package."""
 TORCH = {"torch", "torchvision", "timm"}
 HEAVY = TORCH | {"scipy"}
 """Packages of the extra [train], which the light client does not have."""
-TORCH_FREE = ("errors", "arrays", "version", "moved", "types", "checkpoint", "imaging", "mapping", "wire", "probe")
+TORCH_FREE = (
+    "errors",
+    "arrays",
+    "version",
+    "moved",
+    "types",
+    "checkpoint",
+    "imaging",
+    "mapping",
+    "wire",
+    "probe",
+)
 HTTPX = ("wire.client", "wire.transport")
 """The only modules that import httpx."""
 TRAINERS = ("training", "evaluation", "cli")
-"""The only folders that import training; it never imports the client, so whatever it asks is given to it."""
+"""The only folders that import training; it never imports the client, so whatever it asks is given
+to it.
+"""
 MEETING_POINT = ("wire.session", "prompting.adapter")
-"""A client that is given a checkpoint's path opens it: the one import, inside a function, where the arms meet."""
+"""A client that is given a checkpoint's path opens it: the one import, inside a function, where the
+arms meet.
+"""
 OPENERS = ("evaluation.queries", "evaluation.demo", "evaluation.benchmark")
 """The only modules of the study that know the client."""
 VALUES = tuple(
     f"evaluation.{name}"
-    for name in ("candidate", "selection", "results", "comparison", "verdict", "report", "metrics", "statistics")
+    for name in (
+        "candidate",
+        "selection",
+        "results",
+        "comparison",
+        "verdict",
+        "report",
+        "metrics",
+        "statistics",
+    )
 )
 """Results and how they are shown, which load neither torch nor httpx."""
 
-NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
+NAMES_THAT_SAY_NOTHING = {
+    "utils",
+    "util",
+    "helpers",
+    "helper",
+    "common",
+    "manager",
+    "managers",
+    "misc",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +123,10 @@ class Module:
 
 
 def _imports(node, parents, in_function=False):
-    if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+    if isinstance(node, ast.If) and ast.unparse(node.test) in {
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    }:
         children = node.orelse
     else:
         children = ast.iter_child_nodes(node)
@@ -111,7 +154,11 @@ def _targets(node, parents):
 
 
 def _modules(package):
-    return [Module(path) for path in sorted((ROOT / package).rglob("*.py")) if "__pycache__" not in path.parts]
+    return [
+        Module(path)
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "__pycache__" not in path.parts
+    ]
 
 
 CLIENT = _modules("pgn_client")
@@ -127,11 +174,15 @@ def below(path, prefixes):
 
 def floor_of(path):
     """The number of a path's floor, or ``None`` for a path without one."""
-    return next((number for number, names in enumerate(FLOORS) if path.split(".")[0] in names), None)
+    return next(
+        (number for number, names in enumerate(FLOORS) if path.split(".")[0] in names), None
+    )
 
 
 def inside(module):
-    """The dotted path of a module below the package; that of a folder's ``__init__`` is the folder's."""
+    """The dotted path of a module below the package; that of a folder's ``__init__`` is the
+    folder's.
+    """
     return module.name.removeprefix("pgn_client.").removesuffix(".__init__")
 
 
@@ -148,7 +199,14 @@ def external(module):
 
 
 def test_every_path_that_a_rule_names_exists():
-    named = {*(name for floor in FLOORS for name in floor), *TORCH_FREE, *TRAINERS, *MEETING_POINT, *OPENERS, *VALUES}
+    named = {
+        *(name for floor in FLOORS for name in floor),
+        *TORCH_FREE,
+        *TRAINERS,
+        *MEETING_POINT,
+        *OPENERS,
+        *VALUES,
+    }
     named.discard("__init__")
     for name in sorted(named):
         path = ROOT / "pgn_client" / name.replace(".", "/")
@@ -157,7 +215,16 @@ def test_every_path_that_a_rule_names_exists():
 
 def test_the_root_holds_only_what_everyone_needs():
     files = {path.stem for path in (ROOT / "pgn_client").glob("*.py")}
-    assert files == {"__init__", "__main__", "arrays", "checkpoint", "errors", "moved", "types", "version"}
+    assert files == {
+        "__init__",
+        "__main__",
+        "arrays",
+        "checkpoint",
+        "errors",
+        "moved",
+        "types",
+        "version",
+    }
 
 
 @each_client_module
@@ -166,9 +233,16 @@ def test_imports_go_down_only(module):
     assert own is not None, f"place {inside(module)} on a floor"
     for path, found in internal(module):
         assert floor_of(path) is not None, f"line {found.line}: {path} is on no floor"
-        met = below(inside(module), MEETING_POINT[:1]) and below(path, MEETING_POINT[1:]) and found.in_function
+        met = (
+            below(inside(module), MEETING_POINT[:1])
+            and below(path, MEETING_POINT[1:])
+            and found.in_function
+        )
         down = floor_of(path) < own
-        assert down or met, f"line {found.line}: {inside(module)} (floor {own}) imports {path} (floor {floor_of(path)})"
+        assert down or met, (
+            f"line {found.line}: {inside(module)} (floor {own}) imports {path} (floor "
+            f"{floor_of(path)})"
+        )
 
 
 @each_client_module
@@ -179,12 +253,23 @@ def test_the_ground_stands_on_nothing(module):
 
 @each_client_module
 def test_the_arms_do_not_import_each_other(module):
-    """The pixel arm makes images, the wire arm sends them; they meet where a client opens a checkpoint."""
+    """The pixel arm makes images, the wire arm sends them; they meet where a client opens a
+    checkpoint.
+    """
     for path, found in internal(module):
-        if below(inside(module), ("prompting", "surrogate", "training", "segmentation", "imaging", "mapping")):
-            assert not below(path, ("wire", "probe")), f"line {found.line}: {inside(module)} imports {path}"
-        if below(inside(module), ("wire", "probe")) and below(path, ("prompting", "surrogate", "training")):
-            assert (inside(module), ".".join(path.split(".")[:2])) == MEETING_POINT, f"line {found.line}: {path}"
+        if below(
+            inside(module),
+            ("prompting", "surrogate", "training", "segmentation", "imaging", "mapping"),
+        ):
+            assert not below(path, ("wire", "probe")), (
+                f"line {found.line}: {inside(module)} imports {path}"
+            )
+        if below(inside(module), ("wire", "probe")) and below(
+            path, ("prompting", "surrogate", "training")
+        ):
+            assert (inside(module), ".".join(path.split(".")[:2])) == MEETING_POINT, (
+                f"line {found.line}: {path}"
+            )
             assert found.in_function
 
 
@@ -208,7 +293,9 @@ def test_only_the_study_and_the_commands_import_training(module):
 
 @each_client_module
 def test_the_study_knows_the_client_in_few_places(module):
-    if below(inside(module), ("evaluation",)) and any(below(path, ("wire",)) for path, _ in internal(module)):
+    if below(inside(module), ("evaluation",)) and any(
+        below(path, ("wire",)) for path, _ in internal(module)
+    ):
         assert below(inside(module), OPENERS)
 
 
@@ -257,7 +344,9 @@ MAPPING = [inside(module) for module in CLIENT if below(inside(module), ("mappin
 
 
 def in_a_child(code, tmp_path):
-    """Run code in a fresh interpreter in an empty folder, writing no bytecode; return what it printed."""
+    """Run code in a fresh interpreter in an empty folder, writing no bytecode; return what it
+    printed.
+    """
     command = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

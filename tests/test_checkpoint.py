@@ -14,7 +14,12 @@ from safetensors.numpy import save_file
 from pgn_client import checkpoint
 from pgn_client.errors import CheckpointError
 
-CARD = {"method": "pgn", "classes": ["Möwe", "owl"], "metrics": {"accuracy": 0.1 + 0.2, "n": 40}, "fusion": 0.25}
+CARD = {
+    "method": "pgn",
+    "classes": ["Möwe", "owl"],
+    "metrics": {"accuracy": 0.1 + 0.2, "n": 40},
+    "fusion": 0.25,
+}
 TENSORS = {
     "library.rows": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
     "count": np.array(7, dtype=np.int64),
@@ -65,10 +70,13 @@ class TestRoundTrip:
 
     def test_card_is_read_without_torch(self, path):
         code = (
-            "import sys; from pgn_client import checkpoint; card = checkpoint.read_card(sys.argv[1]);"
+            "import sys; from pgn_client import checkpoint; card = "
+            "checkpoint.read_card(sys.argv[1]);"
             "checkpoint.read(sys.argv[1]); print(card['method'], 'torch' in sys.modules)"
         )
-        run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+        )
         assert run.stdout.split() == ["pgn", "False"]
 
 
@@ -79,7 +87,9 @@ class TestFingerprint:
 
     def test_does_not_depend_on_order(self):
         turned = dict(reversed(TENSORS.items()))
-        assert checkpoint.fingerprint(dict(reversed(CARD.items())), turned) == checkpoint.fingerprint(CARD, TENSORS)
+        assert checkpoint.fingerprint(
+            dict(reversed(CARD.items())), turned
+        ) == checkpoint.fingerprint(CARD, TENSORS)
 
     @pytest.mark.parametrize(
         "change",
@@ -91,10 +101,14 @@ class TestFingerprint:
         ],
     )
     def test_changes_with_every_tensor(self, change):
-        assert checkpoint.fingerprint(CARD, TENSORS | change) != checkpoint.fingerprint(CARD, TENSORS)
+        assert checkpoint.fingerprint(CARD, TENSORS | change) != checkpoint.fingerprint(
+            CARD, TENSORS
+        )
 
     def test_changes_with_the_card(self):
-        assert checkpoint.fingerprint(CARD | {"fusion": 0.3}, TENSORS) != checkpoint.fingerprint(CARD, TENSORS)
+        assert checkpoint.fingerprint(CARD | {"fusion": 0.3}, TENSORS) != checkpoint.fingerprint(
+            CARD, TENSORS
+        )
 
 
 class TestRefusal:
@@ -122,7 +136,9 @@ class TestRefusal:
             pytest.fail("no header of such a length was found")
         assert checkpoint.read_card(path)["versions"]["filler"] == "x" * filler
 
-    @pytest.mark.parametrize("content", [b"", b"\0", b"PGN checkpoint\n" * 20, b"(lp0\n.", struct.pack("<Q", 2**60)])
+    @pytest.mark.parametrize(
+        "content", [b"", b"\0", b"PGN checkpoint\n" * 20, b"(lp0\n.", struct.pack("<Q", 2**60)]
+    )
     def test_of_another_file(self, tmp_path, content):
         (tmp_path / "a").write_bytes(content)
         refused(tmp_path / "a", "cannot be read .*expected a whole file written by pgn train")
@@ -141,14 +157,24 @@ class TestRefusal:
 
     def test_of_foreign_safetensors(self, tmp_path):
         save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a")
-        refused(tmp_path / "a", "without a PGN card; expected a file written by pgn train", checkpoint.read_card)
+        refused(
+            tmp_path / "a",
+            "without a PGN card; expected a file written by pgn train",
+            checkpoint.read_card,
+        )
 
     @pytest.mark.parametrize("reader", [checkpoint.read_card, checkpoint.read])
     def test_of_a_newer_schema_with_the_upgrade_command(self, tmp_path, reader):
         forge(tmp_path / "a", CARD | {"schema": 2, "fingerprint": ""})
-        refused(tmp_path / "a", "got schema 2, expected at most 1; upgrade: pip install -U pgn-client", reader)
+        refused(
+            tmp_path / "a",
+            "got schema 2, expected at most 1; upgrade: pip install -U pgn-client",
+            reader,
+        )
 
-    @pytest.mark.parametrize("card", [{}, [], None, 3, {"schema": None}, {"schema": "x"}, {"schema": [1]}])
+    @pytest.mark.parametrize(
+        "card", [{}, [], None, 3, {"schema": None}, {"schema": "x"}, {"schema": [1]}]
+    )
     def test_of_a_card_that_is_none(self, tmp_path, card):
         forge(tmp_path / "a", card)
         refused(tmp_path / "a", "cannot be read")
@@ -193,5 +219,9 @@ class TestWriting:
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
     def test_into_a_missing_folder_is_refused(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"cannot be written \(No such file or directory\)"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"cannot be written \(No such file or "
+            r"directory\)",
+        ):
             checkpoint.write(tmp_path / "no" / "a", CARD, TENSORS)

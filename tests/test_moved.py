@@ -10,8 +10,11 @@ import pytest
 
 from pgn_client.moved import MOVED, new_homes
 
-NAMES = json.loads((Path(__file__).parent / "compatibility" / "names.json").read_text(encoding="utf-8"))
-"""Module below the package, as of commit 6894f70 → its public names, but for names of array types."""
+NAMES = json.loads(
+    (Path(__file__).parent / "compatibility" / "names.json").read_text(encoding="utf-8")
+)
+"""Module below the package, as of commit 6894f70 → its public names, but for names of array types.
+"""
 GONE = {"report.markup": {"Markup", "join", "tag", "void"}, "report.page": {"STYLE"}}
 """What the report's page was made of before it had templates: not a way to make anything else."""
 
@@ -27,7 +30,10 @@ def test_an_old_path_names_the_new_one_at_the_importing_line():
     code = "import warnings\nwarnings.simplefilter('error')\nfrom pgn_client.backbone import load"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "line 3, in <module>" in done.stderr
-    expected = "pgn_client.backbone has moved to pgn_client.surrogate.backbone and pgn_client.surrogate.patch_embedding"
+    expected = (
+        "pgn_client.backbone has moved to pgn_client.surrogate.backbone and "
+        "pgn_client.surrogate.patch_embedding"
+    )
     assert f"DeprecationWarning: {expected}; the old path goes with the next release" in done.stderr
 
 
@@ -59,7 +65,10 @@ def test_no_old_path_is_a_module_that_exists():
 
 def test_importing_the_package_loads_no_old_module():
     code = (
-        "import pgn_client, sys; print([m for m in sys.modules if m in ('pgn_client.backbone', 'pgn_client.client')])"
+        "import pgn_client, sys; print([m for m in sys.modules if m in ('pgn_client.backbone', "
+        "'pgn_client.client')])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""The project as a newcomer meets it: README, examples, every command's help, the demo at reduced size, the wheel."""
+"""The project as a newcomer meets it: README, examples, every command's help, the demo at reduced
+size, the wheel.
+"""
 
 import argparse
 import json
@@ -19,7 +21,9 @@ from pgn_client.evaluation.demo import local_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-(SUBPARSERS,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+(SUBPARSERS,) = (
+    action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
+)
 COMMANDS = sorted(SUBPARSERS.choices)
 ROWS = [
     "raw + mapping",
@@ -47,9 +51,18 @@ def blocks(language):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A fresh folder in which the demo has run, at reduced size, and left what the README speaks of."""
+    """A fresh folder in which the demo has run, at reduced size, and left what the README speaks
+    of.
+    """
     folder = tmp_path_factory.mktemp("newcomer")
-    done = run(*(sys.executable, "-m", "pgn_client", "demo"), "--pictures", "400", "--epochs", "2", cwd=folder)
+    done = run(
+        *(sys.executable, "-m", "pgn_client", "demo"),
+        "--pictures",
+        "400",
+        "--epochs",
+        "2",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     (folder / "demo_out" / "stdout.txt").write_text(done.stdout)
     shutil.copy(next((folder / "demo_out" / "digits" / "7").glob("*.png")), folder / "seven.png")
@@ -73,8 +86,17 @@ def test_the_demo_prints_every_rival_and_leaves_a_true_report(folder):
     assert report["verdict"] in printed
     assert report["verdict"].split(": ")[1] in (out / "report.html").read_text(encoding="utf-8")
     retention = report["retention"]
-    assert set(retention) >= {"latent", "uint8", "http_png", "jpeg95_444", "jpeg75_420", "agreement"}
-    assert retention["http_png"] == next(r["accuracy"] for r in report["rows"] if r["name"] == "PGN")
+    assert set(retention) >= {
+        "latent",
+        "uint8",
+        "http_png",
+        "jpeg95_444",
+        "jpeg75_420",
+        "agreement",
+    }
+    assert retention["http_png"] == next(
+        r["accuracy"] for r in report["rows"] if r["name"] == "PGN"
+    )
     assert retention["agreement"]["http_png"] >= 0.99
     assert {"seconds", "seed", "versions"} <= set(report)
 
@@ -93,7 +115,9 @@ def test_the_targets_of_make_are_what_they_say():
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_readmes_python_runs(folder, url, code):
-    code = code.replace(URL, url).replace("demo_out/digits/7/0007.png", "seven.png")  # not in every reduced demo
+    code = code.replace(URL, url).replace(
+        "demo_out/digits/7/0007.png", "seven.png"
+    )  # not in every reduced demo
     done = run(sys.executable, "-W", "error", "-c", code, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "missing.png" in done.stdout
@@ -123,7 +147,14 @@ def test_the_readmes_commands_run(folder, url):
 def test_an_example_runs(folder, url, example, arguments):
     path = ROOT / "examples" / example
     assert len(path.read_text().splitlines()) <= 60
-    done = run(sys.executable, "-W", "error", path, *[url if a == "URL" else a for a in arguments], cwd=folder)
+    done = run(
+        sys.executable,
+        "-W",
+        "error",
+        path,
+        *[url if a == "URL" else a for a in arguments],
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -133,7 +164,9 @@ def test_every_example_is_tested():
     assert {p.name for p in (ROOT / "examples").glob("*.py")} == tested
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "serve"])  # serve hands --help to the server
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c != "serve"]
+)  # serve hands --help to the server
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -145,8 +178,14 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 def test_help_names_every_method(command):
     from pgn_client.prompting.methods import REGISTRY, RGBMethod
 
-    named = set(re.findall(r"\w+", run(sys.executable, "-m", "pgn_client", command, "--help").stdout))
-    offered = {name for name, method in REGISTRY.items() if command == "benchmark" or issubclass(method, RGBMethod)}
+    named = set(
+        re.findall(r"\w+", run(sys.executable, "-m", "pgn_client", command, "--help").stdout)
+    )
+    offered = {
+        name
+        for name, method in REGISTRY.items()
+        if command == "benchmark" or issubclass(method, RGBMethod)
+    }
     assert offered <= named, offered - named
 
 
@@ -217,13 +256,17 @@ def test_the_wheel_holds_both_packages_the_weights_and_the_templates(tmp_path):
     """What is installed is what was tested: the file list that the build backend collects."""
     code = (
         "from hatchling.builders.wheel import WheelBuilder\n"
-        f"files = [f.distribution_path for f in WheelBuilder({str(ROOT)!r}).recurse_included_files()]\n"
-        "print('\\n'.join(files))"
+        f"found = WheelBuilder({str(ROOT)!r}).recurse_included_files()\n"
+        "print('\\n'.join(f.distribution_path for f in found))"
     )
     if run(sys.executable, "-c", "import hatchling").returncode != 0:
         pytest.skip("hatchling is not installed here; the build brings its own")
     files = run(sys.executable, "-c", code, env=os.environ).stdout.split()
-    for name in ("pgn_client/py.typed", "mock_server/app.py", "mock_server/weights/bundled.safetensors"):
+    for name in (
+        "pgn_client/py.typed",
+        "mock_server/app.py",
+        "mock_server/weights/bundled.safetensors",
+    ):
         assert name in files
     templates = "pgn_client/evaluation/report/templates"
     on_disk = {f"{templates}/{path.name}" for path in (ROOT / templates).iterdir()}

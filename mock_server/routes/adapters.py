@@ -1,4 +1,6 @@
-"""A tenant's EXPRES adapters: `PUT`, `GET` and `DELETE /v1/adapters/{name}`, and `GET /v1/adapters`."""
+"""A tenant's EXPRES adapters: `PUT`, `GET` and `DELETE /v1/adapters/{name}`, and `GET
+/v1/adapters`.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,27 @@ def index(request: Request) -> AdapterList:
     """List the tenant's adapters."""
     service = service_of(request)
     own = service.adapters.of(tenant_of(request))
-    return AdapterList(adapters=[_card(own[name]) for name in sorted(own)], most=service.settings.max_adapters)
+    return AdapterList(
+        adapters=[_card(own[name]) for name in sorted(own)], most=service.settings.max_adapters
+    )
 
 
 @router.put("/{name}", response_model=AdapterCard, openapi_extra=_BODY)
 async def put(request: Request, name: str) -> JSONResponse:
-    """Keep an adapter under a name, instead of the one that the tenant had there: 201 for a new name, otherwise 200."""
+    """Keep an adapter under a name, instead of the one that the tenant had there: 201 for a new
+    name, otherwise 200.
+    """
     if NAME.fullmatch(name) is None:
-        what = "a name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+        what = (
+            "a name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with "
+            "a letter or digit"
+        )
         raise RequestError("invalid_request", what)
     service = service_of(request)
     if service.want == "embedding":
-        raise RequestError("invalid_request", "this server answers embeddings, and an adapter has none")
+        raise RequestError(
+            "invalid_request", "this server answers embeddings, and an adapter has none"
+        )
     service.require_ready()
     service.adapters.require_room(tenant_of(request), name)  # before the work, and again behind it
     data = await read_body(request, service.settings.max_adapter_bytes)
@@ -62,18 +73,21 @@ def delete(request: Request, name: str) -> Response:
 
 
 def adapter_of(request: Request, *, segments: bool = False) -> Adapter | None:
-    """Return the tenant's adapter that a request's query names, as NAME or NAME@SHA256; None where it names none.
+    """Return the tenant's adapter that a request's query names, as NAME or NAME@SHA256; None where
+    it names none.
 
     Raises:
-        RequestError: ``not_found``; ``invalid_request`` on a server that answers with embeddings, or for an adapter
-            that does not do what is asked, masks (``segments``) or classes.
+        RequestError: ``not_found``; ``invalid_request`` on a server that answers with embeddings,
+            or for an adapter that does not do what is asked, masks (``segments``) or classes.
     """
     name = request.query_params.get("adapter")
     if name is None:
         return None
     service = service_of(request)
     if service.want == "embedding":
-        raise RequestError("invalid_request", "this server answers embeddings, and an adapter has none")
+        raise RequestError(
+            "invalid_request", "this server answers embeddings, and an adapter has none"
+        )
     adapter = service.adapters.get(tenant_of(request), name)
     if adapter.segments != segments:
         path = "/v1/segment" if adapter.segments else "/v1/classify"

@@ -27,7 +27,9 @@ def health() -> PlainTextResponse:
 
 @router.get("/ping")
 def ping(request: Request) -> JSONResponse:
-    """Say whether the model is warm, as SageMaker (by the status) and TorchServe (by the body) ask it."""
+    """Say whether the model is warm, as SageMaker (by the status) and TorchServe (by the body) ask
+    it.
+    """
     service_of(request).require_ready()
     return JSONResponse({"status": "Healthy"})
 
@@ -43,4 +45,6 @@ def ready(request: Request) -> PlainTextResponse:
 @router.get("/metrics")
 def metrics(request: Request) -> Response:
     """Return the metrics in the Prometheus text format."""
-    return Response(generate_latest(service_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(
+        generate_latest(service_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST
+    )

@@ -1,17 +1,21 @@
 """The Hugging Face formats, as Inference Endpoints and the serverless API speak them.
 
-Image classification: raw picture bytes with parameters in the query string, or JSON ``{"inputs": ..., "parameters":
-{...}}``, where inputs is base64 (also a ``data:`` URL, never a path or another URL), ``{"image": base64}``, or a list
-of these. One model is hosted, so the name in the path is not looked at.
+Image classification: raw picture bytes with parameters in the query string, or JSON ``{"inputs":
+    ..., "parameters":
+{...}}``, where inputs is base64 (also a ``data:`` URL, never a path or another URL), ``{"image":
+base64}``, or a list of these. One model is hosted, so the name in the path is not looked at.
 
-Zero-shot classification: the same with ``parameters.candidate_labels``. Image feature extraction: the same below
-``/pipeline/feature-extraction``; one picture is ``[[D numbers]]`` with ``pool``, else the last hidden state
-``[[N][D]]`` in one more list.
+Zero-shot classification: the same with ``parameters.candidate_labels``. Image feature extraction:
+    the same below
+``/pipeline/feature-extraction``; one picture is ``[[D numbers]]`` with ``pool``, else the last
+hidden state ``[[N][D]]`` in one more list.
 
-Deviations from the real servers: `--output label` answers one entry with score 1.0; a list in which one picture is bad
-is refused as a whole, as there; and an unknown parameter is a 400 on every form. No text encoder is hosted: candidate
-labels must be class names of the model, letter for letter, the softmax goes over these alone, and
-``hypothesis_template`` changes nothing. With `--output embedding` every path extracts features, pooled always.
+Deviations from the real servers: `--output label` answers one entry with score 1.0; a list in which
+    one picture is bad
+is refused as a whole, as there; and an unknown parameter is a 400 on every form. No text encoder is
+hosted: candidate labels must be class names of the model, letter for letter, the softmax goes over
+these alone, and ``hypothesis_template`` changes nothing. With `--output embedding` every path
+extracts features, pooled always.
 """
 
 from __future__ import annotations
@@ -53,7 +57,11 @@ _PARAMETERS_SCHEMA = {
     },
 }
 _JSON = {
-    "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {}, "parameters": _PARAMETERS_SCHEMA}}
+    "schema": {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"inputs": {}, "parameters": _PARAMETERS_SCHEMA},
+    }
 }
 _ANSWER = list[LabelScore] | list[list[LabelScore]]  # of one picture, or of a list of them
 BODY = {
@@ -78,12 +86,15 @@ async def extract(request: Request) -> JSONResponse:
 @router.post("/models/{model:path}", response_model=_ANSWER, openapi_extra=BODY)
 @router.post("/hf-inference/models/{model:path}", response_model=_ANSWER, openapi_extra=BODY)
 async def classify(request: Request) -> JSONResponse:
-    """Classify one picture, or a list of them: the top 5 by softmax unless the parameters say otherwise."""
+    """Classify one picture, or a list of them: the top 5 by softmax unless the parameters say
+    otherwise.
+    """
     return JSONResponse(await answer(request))
 
 
 async def answer(request: Request) -> list[Any]:
-    """Return what the owner's model answers to a request of this format: labels, or features if it has none.
+    """Return what the owner's model answers to a request of this format: labels, or features if it
+    has none.
 
     Raises:
         RequestError: The request cannot be answered.
@@ -126,7 +137,9 @@ async def _read(
     if not is_json(request, body):
         return [body], parameters, True
     content = parse_object(body, ["inputs", "parameters"])
-    parameters |= check_object(content.get("parameters") or {}, [*anywhere, *json_only], "parameters")
+    parameters |= check_object(
+        content.get("parameters") or {}, [*anywhere, *json_only], "parameters"
+    )
     inputs = content.get("inputs")
     batch = inputs if isinstance(inputs, list) else [inputs]
     if not batch:
@@ -137,7 +150,9 @@ async def _read(
 def _function(service: Service, parameters: dict[str, Any], among: list[int] | None) -> Function:
     if among is not None:
         if "function_to_apply" in parameters:
-            raise RequestError("invalid_request", "candidate_labels are compared by softmax: no function_to_apply")
+            raise RequestError(
+                "invalid_request", "candidate_labels are compared by softmax: no function_to_apply"
+            )
         if not isinstance(parameters.get("hypothesis_template", ""), str):
             raise RequestError("invalid_request", "hypothesis_template must be a string")
         return "softmax"
@@ -145,7 +160,9 @@ def _function(service: Service, parameters: dict[str, Any], among: list[int] | N
         raise RequestError("invalid_request", "hypothesis_template needs candidate_labels")
     function = parameters.get("function_to_apply") or service.function
     if function not in FUNCTIONS:
-        raise RequestError("invalid_request", f"function_to_apply must be one of {', '.join(FUNCTIONS)}")
+        raise RequestError(
+            "invalid_request", f"function_to_apply must be one of {', '.join(FUNCTIONS)}"
+        )
     return function
 
 

@@ -1,14 +1,17 @@
 """The Open Inference Protocol, version 2, as KServe, Triton and MLServer speak it.
 
-Two inputs, one of them per request. ``images`` (B, 3, H, W) is what the model sees: FP32 in its normalised space, or
-UINT8 pixels that are normalised here; neither resize nor JPEG touches it. ``pictures`` (B,) are BYTES: picture files
-that go through the server's own preprocessing (in JSON each is base64). Outputs: ``logits`` and ``probabilities``,
-the owner's choice first, or ``embedding`` alone. JSON, the binary tensor extension both ways, the raw request
-(``Inference-Header-Content-Length: 0``, FP32 images) and the classification extension (``value:index:label``) are
-spoken; gzip requests too.
+Two inputs, one of them per request. ``images`` (B, 3, H, W) is what the model sees: FP32 in its
+normalised space, or UINT8 pixels that are normalised here; neither resize nor JPEG touches it.
+``pictures`` (B,) are BYTES: picture files that go through the server's own preprocessing (in JSON
+each is base64). Outputs: ``logits`` and ``probabilities``, the owner's choice first, or
+``embedding`` alone. JSON, the binary tensor extension both ways, the raw request
+(``Inference-Header-Content-Length: 0``, FP32 images) and the classification extension
+(``value:index:label``) are spoken; gzip requests too.
 
-Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is refused; where the owner keeps scores back,
-complete tensors are a 400 and only the classification extension answers; one bad picture refuses the whole request.
+Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is refused; where the owner
+    keeps scores back,
+complete tensors are a 400 and only the classification extension answers; one bad picture refuses
+the whole request.
 """
 
 from __future__ import annotations
@@ -74,11 +77,16 @@ def describe(request: Request) -> JSONResponse:
         "versions": [VERSION],
         "platform": "mock_server",
         "inputs": [
-            {"name": "images", "datatype": "FP32", "shape": [-1, 3, -1, -1] if any_shape else [-1, 3, side, side]},
+            {
+                "name": "images",
+                "datatype": "FP32",
+                "shape": [-1, 3, -1, -1] if any_shape else [-1, 3, side, side],
+            },
             {"name": "pictures", "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, len(service.labels)]} for name in _output_names(service)
+            {"name": name, "datatype": "FP32", "shape": [-1, len(service.labels)]}
+            for name in _output_names(service)
         ],
         "parameters": {
             "mean": list(preprocessing.mean),
@@ -96,14 +104,18 @@ def index(request: Request) -> JSONResponse:
     """List the one model."""
     service = service_of(request)
     state = "READY" if service.ready else "LOADING"
-    return JSONResponse([{"name": service.model.name, "version": VERSION, "state": state, "reason": ""}])
+    return JSONResponse(
+        [{"name": service.model.name, "version": VERSION, "state": state, "reason": ""}]
+    )
 
 
 _TENSORS = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {}}}},
+            "application/json": {
+                "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": {}}}
+            },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -111,12 +123,18 @@ _TENSORS = {
 
 
 @router.post("/models/{model}/infer", openapi_extra=_TENSORS, dependencies=[Depends(require_key)])
-@router.post("/models/{model}/versions/{version}/infer", openapi_extra=_TENSORS, dependencies=[Depends(require_key)])
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    openapi_extra=_TENSORS,
+    dependencies=[Depends(require_key)],
+)
 async def infer(request: Request) -> Response:
     """Answer tensors with tensors."""
     _check(request)
     service = service_of(request)
-    header, tail = _split(await read_body(request), request.headers.get("inference-header-content-length"))
+    header, tail = _split(
+        await read_body(request), request.headers.get("inference-header-content-length")
+    )
     content = _raw_request(service, tail) if header == b"" else parse_object(header, None)
     wanted = _wanted(service, content)
     images = read_input(content, tail, service.preprocessing)
@@ -134,7 +152,9 @@ def _check(request: Request) -> None:
 def _output_names(service: Service) -> list[str]:
     if service.want == "embedding":
         return ["embedding"]
-    return ["logits", "probabilities"] if service.function == "none" else ["probabilities", "logits"]
+    return (
+        ["logits", "probabilities"] if service.function == "none" else ["probabilities", "logits"]
+    )
 
 
 def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
@@ -142,7 +162,9 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     if length is None:
         return body, b""
     if not length.isdecimal() or len(length) > 12 or int(length) > len(body):
-        raise RequestError("invalid_request", f"inference header size should be in range (0, {len(body)})")
+        raise RequestError(
+            "invalid_request", f"inference header size should be in range (0, {len(body)})"
+        )
     return body[: int(length)], body[int(length) :]
 
 
@@ -151,7 +173,9 @@ def _raw_request(service: Service, tail: bytes) -> dict[str, Any]:
     side = service.preprocessing.input_size
     batch, rest = divmod(len(tail), 4 * 3 * side * side)
     if rest:
-        raise RequestError("invalid_request", f"a raw request holds whole FP32 images of 3 x {side} x {side}")
+        raise RequestError(
+            "invalid_request", f"a raw request holds whole FP32 images of 3 x {side} x {side}"
+        )
     tensor: Input = {
         "name": "images",
         "datatype": "FP32",
@@ -162,18 +186,30 @@ def _raw_request(service: Service, tail: bytes) -> dict[str, Any]:
 
 
 def _wanted(service: Service, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return name, classification (0: none) and binary of each output that the request asks for; all by default."""
+    """Return name, classification (0: none) and binary of each output that the request asks for;
+    all by default.
+    """
     names = _output_names(service)
     default = _parameters(content).get("binary_data_output", False)
     outputs = content.get("outputs") or [{"name": name} for name in names]
-    if not isinstance(outputs, list) or not all(isinstance(one, dict) and one.get("name") in names for one in outputs):
-        raise RequestError("invalid_request", f"unexpected inference output; this model has {', '.join(names)}")
+    if not isinstance(outputs, list) or not all(
+        isinstance(one, dict) and one.get("name") in names for one in outputs
+    ):
+        raise RequestError(
+            "invalid_request", f"unexpected inference output; this model has {', '.join(names)}"
+        )
     wanted = []
     for one in outputs:
         parameters = _parameters(one)
-        classification, binary = parameters.get("classification", 0), parameters.get("binary_data", default)
+        classification, binary = (
+            parameters.get("classification", 0),
+            parameters.get("binary_data", default),
+        )
         if type(classification) is not int or classification < 0 or not isinstance(binary, bool):
-            raise RequestError("invalid_request", "classification must be a whole number, binary_data true or false")
+            raise RequestError(
+                "invalid_request",
+                "classification must be a whole number, binary_data true or false",
+            )
         if classification and service.want == "embedding":
             raise RequestError("invalid_request", "an embedding has no classification")
         if not classification:
@@ -189,12 +225,16 @@ def _parameters(part: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _output(service: Service, answers: list[Answer], wanted: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+def _output(
+    service: Service, answers: list[Answer], wanted: dict[str, Any]
+) -> tuple[dict[str, Any], bytes | None]:
     """Return one output's JSON and, if it is wanted as binary, its bytes."""
     values: NDArray[Any]
     function = FUNCTIONS.get(wanted["name"])
     if wanted["classification"] and function is not None:
-        values = np.array([_classified(service, answer, function, wanted["classification"]) for answer in answers])
+        values = np.array(
+            [_classified(service, answer, function, wanted["classification"]) for answer in answers]
+        )
     else:
         values = np.stack([service.complete(answer, function) for answer in answers])
     kind = "BYTES" if values.dtype.kind == "U" else "FP32"
@@ -208,11 +248,19 @@ def _output(service: Service, answers: list[Answer], wanted: dict[str, Any]) -> 
 def _classified(service: Service, logits: Answer, function: Function, count: int) -> list[str]:
     places = {label: place for place, label in enumerate(service.model.classes)}
     labels, scores = service.rank(logits, function, top_k=count)
-    return [f"{score:f}:{places[label]}:{label}" for label, score in zip(labels, scores, strict=True)]
+    return [
+        f"{score:f}:{places[label]}:{label}" for label, score in zip(labels, scores, strict=True)
+    ]
 
 
-def _respond(service: Service, content: dict[str, Any], outputs: list[tuple[dict[str, Any], bytes | None]]) -> Response:
-    given = {"id": content["id"].encode("utf-8", "replace").decode()} if isinstance(content.get("id"), str) else {}
+def _respond(
+    service: Service, content: dict[str, Any], outputs: list[tuple[dict[str, Any], bytes | None]]
+) -> Response:
+    given = (
+        {"id": content["id"].encode("utf-8", "replace").decode()}
+        if isinstance(content.get("id"), str)
+        else {}
+    )
     name = {"model_name": service.model.name, "model_version": VERSION}
     answer = {**given, **name, "outputs": [tensor for tensor, _ in outputs]}
     if all(packed is None for _, packed in outputs):

@@ -1,13 +1,16 @@
-"""OpenAI's chat completions with one picture, and image embeddings in the dialects of infinity and vLLM.
+"""OpenAI's chat completions with one picture, and image embeddings in the dialects of infinity and
+vLLM.
 
-The chat answers with one label. The closed set is the ``enum`` in the schema of ``response_format`` (of the schema
-itself, or of the one property of an object: then the content is the JSON object with it); without one it is every
-class. Each name in it must be a class name of the model, letter for letter. ``logprobs`` has one token, the label, and
-its logarithms are of the softmax over the closed set.
+The chat answers with one label. The closed set is the ``enum`` in the schema of ``response_format``
+(of the schema itself, or of the one property of an object: then the content is the JSON object with
+it); without one it is every class. Each name in it must be a class name of the model, letter for
+letter. ``logprobs`` has one token, the label, and its logarithms are of the softmax over the closed
+set.
 
-The picture is a ``data:`` URL; nothing is ever fetched. Texts are read by nobody: they are counted in ``usage`` only,
-one token per word, and one per patch of the picture. Deviations: no streaming, one choice, one picture; parameters that
-steer sampling change nothing; `--output label` has no logprobs, as several real servers silently have none.
+The picture is a ``data:`` URL; nothing is ever fetched. Texts are read by nobody: they are counted
+in ``usage`` only, one token per word, and one per patch of the picture. Deviations: no streaming,
+one choice, one picture; parameters that steer sampling change nothing; `--output label` has no
+logprobs, as several real servers silently have none.
 """
 
 from __future__ import annotations
@@ -86,7 +89,10 @@ async def embeddings(request: Request) -> JSONResponse:
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
     encoding = content.get("encoding_format") or "float"
-    if encoding not in ("float", "base64") or content.get("dimensions") not in (None, service.model.width):
+    if encoding not in ("float", "base64") or content.get("dimensions") not in (
+        None,
+        service.model.width,
+    ):
         message = f"encoding_format must be float or base64, and dimensions {service.model.width}"
         raise RequestError("invalid_request", message)
     pictures = _embedded(content)
@@ -97,12 +103,18 @@ async def embeddings(request: Request) -> JSONResponse:
     ]
     tokens = len(pictures) * _patches(service)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": service.model.name, "usage": usage})
+    return JSONResponse(
+        {"object": "list", "data": data, "model": service.model.name, "usage": usage}
+    )
 
 
 def _closed_set(response_format: Any) -> tuple[str | None, list[Any] | None]:
-    """Return the key of the answer's object (None: the answer is the label itself) and the names that it may hold."""
-    wrong = RequestError("invalid_request", "response_format must be text, or a json_schema with an enum of labels")
+    """Return the key of the answer's object (None: the answer is the label itself) and the names
+    that it may hold.
+    """
+    wrong = RequestError(
+        "invalid_request", "response_format must be text, or a json_schema with an enum of labels"
+    )
     if not isinstance(response_format or {}, dict):
         raise wrong
     if not response_format or response_format.get("type") == "text":
@@ -136,24 +148,32 @@ def _seen(messages: Any) -> tuple[bytes | RequestError, int]:
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
                 words += len(part["text"].split())
     if len(pictures) != 1:
-        raise RequestError("invalid_request", f"expected one image_url in the messages, got {len(pictures)}")
+        raise RequestError(
+            "invalid_request", f"expected one image_url in the messages, got {len(pictures)}"
+        )
     return _from_url(pictures[0]), words
 
 
 def _from_url(url: Any) -> bytes | RequestError:
     if not isinstance(url, str) or not url.startswith("data:image/"):
-        raise RequestError("invalid_request", "a picture must be a data URL of an image; nothing is fetched")
+        raise RequestError(
+            "invalid_request", "a picture must be a data URL of an image; nothing is fetched"
+        )
     return from_text(url, "pictures")
 
 
 def _embedded(content: dict[str, Any]) -> list[bytes | RequestError]:
-    """Return the pictures of infinity's ``input`` (one or several), or of vLLM's ``messages`` (one)."""
+    """Return the pictures of infinity's ``input`` (one or several), or of vLLM's ``messages``
+    (one).
+    """
     if "messages" in content:
         return [_seen(content["messages"])[0]]
     given = content.get("input")
     urls = given if isinstance(given, list) else [given]
     if not urls or content.get("modality", "image") != "image":
-        raise RequestError("invalid_request", "input must be one or more pictures; no other modality is hosted")
+        raise RequestError(
+            "invalid_request", "input must be one or more pictures; no other modality is hosted"
+        )
     return [_from_url(url) for url in urls]
 
 
@@ -169,14 +189,21 @@ def _logprob_count(content: dict[str, Any]) -> int | None:
     """Return how many alternatives are wanted; None is no logprobs at all."""
     wanted, count = content.get("logprobs") or False, content.get("top_logprobs")
     if not isinstance(wanted, bool) or (count is not None and not wanted):
-        raise RequestError("invalid_request", "logprobs must be true or false, and true where top_logprobs is given")
+        raise RequestError(
+            "invalid_request",
+            "logprobs must be true or false, and true where top_logprobs is given",
+        )
     count = 0 if count is None else count
     if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
-        raise RequestError("invalid_request", f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}")
+        raise RequestError(
+            "invalid_request", f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}"
+        )
     return count if wanted else None
 
 
-def _logprobs(service: Service, logits: Answer, among: list[int] | None, count: int) -> dict[str, Any] | None:
+def _logprobs(
+    service: Service, logits: Answer, among: list[int] | None, count: int
+) -> dict[str, Any] | None:
     if service.settings.output == "label":
         return None
     labels, scores = service.rank(logits, "log_softmax", top_k=max(count, 1), among=among)
@@ -188,5 +215,7 @@ def _logprobs(service: Service, logits: Answer, among: list[int] | None, count: 
 
 
 def _patches(service: Service) -> int:
-    side = service.preprocessing.input_size // (service.model.patch_size or service.preprocessing.input_size)
+    side = service.preprocessing.input_size // (
+        service.model.patch_size or service.preprocessing.input_size
+    )
     return side * side

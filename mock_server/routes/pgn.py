@@ -44,7 +44,11 @@ _JSON = {
         "required": ["images"],
         "additionalProperties": False,
         "properties": {
-            "images": {"type": "array", "items": {"type": "string", "format": "byte"}, "minItems": 1},
+            "images": {
+                "type": "array",
+                "items": {"type": "string", "format": "byte"},
+                "minItems": 1,
+            },
             "top_k": {"type": "integer", "minimum": 1},
         },
     }
@@ -52,7 +56,12 @@ _JSON = {
 _CLASSIFY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"image/png": _PICTURE, "image/webp": _PICTURE, "image/jpeg": _PICTURE, "application/json": _JSON},
+        "content": {
+            "image/png": _PICTURE,
+            "image/webp": _PICTURE,
+            "image/jpeg": _PICTURE,
+            "application/json": _JSON,
+        },
     },
     "parameters": [
         {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
@@ -60,17 +69,21 @@ _CLASSIFY: dict[str, Any] = {
     ],
 }
 _SEGMENT = _CLASSIFY | {"parameters": _CLASSIFY["parameters"][1:]}
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUS.values()}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in STATUS.values()
+}
 
-router = APIRouter(prefix="/v1", tags=["pgn"], dependencies=[Depends(require_key)], responses=_ERRORS)
+router = APIRouter(
+    prefix="/v1", tags=["pgn"], dependencies=[Depends(require_key)], responses=_ERRORS
+)
 
 
 @router.post("/classify", response_model=Classification, openapi_extra=_CLASSIFY)
 async def classify(request: Request) -> JSONResponse:
     """Classify one raw picture, or several as base64 in JSON.
 
-    With ``adapter`` the tenant's own adapter answers, with its own classes. In the JSON form each picture has its own
-    place in the answer: a bad one holds an error there.
+    With ``adapter`` the tenant's own adapter answers, with its own classes. In the JSON form each
+    picture has its own place in the answer: a bad one holds an error there.
     """
     service = service_of(request)
     limits = [check_top_k(query_of(request, ["top_k", "adapter"]).get("top_k"))]
@@ -83,24 +96,32 @@ async def classify(request: Request) -> JSONResponse:
         return _answer(service, [answer], limits, adapter)
     content = parse_object(body, ["images", "top_k"])
     limits.append(check_top_k(content.get("top_k")))
-    return _answer(service, await service.ask(_images(content), service.want, adapter), limits, adapter)
+    return _answer(
+        service, await service.ask(_images(content), service.want, adapter), limits, adapter
+    )
 
 
 @router.post("/segment", response_model=Segmentation, openapi_extra=_SEGMENT)
 async def segment(request: Request) -> JSONResponse:
-    """Say of each pixel which class of the tenant's adapter it is of; pictures as of ``classify``."""
+    """Say of each pixel which class of the tenant's adapter it is of; pictures as of
+    ``classify``.
+    """
     service = service_of(request)
     query_of(request, ["adapter"])
     adapter = adapter_of(request, segments=True)
     if adapter is None:
-        raise RequestError("invalid_request", "segmenting needs ?adapter=NAME: the model itself has no masks")
+        raise RequestError(
+            "invalid_request", "segmenting needs ?adapter=NAME: the model itself has no masks"
+        )
     body = await read_body(request)
     if is_json(request, body):
         answers = await service.ask(_images(parse_object(body, ["images"])), adapter=adapter)
     else:
         answers = list(await service.ask_all([body], adapter=adapter))
     predictions = [_mask(answer) for answer in answers]
-    content = Segmentation(model=service.model.name, classes=list(adapter.classes), predictions=predictions)
+    content = Segmentation(
+        model=service.model.name, classes=list(adapter.classes), predictions=predictions
+    )
     return JSONResponse(content.model_dump())
 
 
@@ -136,19 +157,28 @@ def _mask(answer: Answer | RequestError) -> Mask | FailedPrediction:
 
 def _images(content: dict[str, Any]) -> list[bytes | RequestError]:
     images = content.get("images")
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+    if (
+        not isinstance(images, list)
+        or not images
+        or not all(isinstance(image, str) for image in images)
+    ):
         raise RequestError("invalid_request", "images must be a list of one or more base64 strings")
     return [from_base64(image) for image in images]
 
 
 def _answer(
-    service: Service, answers: list[Answer | RequestError], limits: list[int | None], adapter: Adapter | None
+    service: Service,
+    answers: list[Answer | RequestError],
+    limits: list[int | None],
+    adapter: Adapter | None,
 ) -> JSONResponse:
     top_k = min((limit for limit in limits if limit is not None), default=None)
     if top_k is not None and service.want == "embedding":
         raise RequestError("invalid_request", "an embedding has no top_k")
     predictions = [_prediction(service, answer, top_k, adapter) for answer in answers]
-    content = Classification(model=service.model.name, output=service.settings.output, predictions=predictions)
+    content = Classification(
+        model=service.model.name, output=service.settings.output, predictions=predictions
+    )
     return JSONResponse(content.model_dump())
 
 

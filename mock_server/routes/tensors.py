@@ -1,6 +1,7 @@
 """Tensors of the Open Inference Protocol: from JSON or bytes to pictures, and back to bytes.
 
-Everything on the wire is little-endian and row-major; a BYTES element is its length as uint32, then its bytes.
+Everything on the wire is little-endian and row-major; a BYTES element is its length as uint32, then
+its bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DATATYPES = {"FP32": "<f4", "UINT8": "u1"}
 def read_input(
     content: dict[str, Any], tail: bytes, preprocessing: Preprocessing
 ) -> list[bytes | NDArray[np.float32] | RequestError]:
-    """Return the pictures of a request: files as they are, tensors (3, H, W) in the normalised space.
+    """Return the pictures of a request: files as they are, tensors (3, H, W) in the normalised
+    space.
 
     Args:
         content: The JSON part of the request.
@@ -31,7 +33,8 @@ def read_input(
         preprocessing: Of the hosted model.
 
     Raises:
-        RequestError: ``invalid_request`` for anything but one input of a known name, datatype and shape with its data.
+        RequestError: ``invalid_request`` for anything but one input of a known name, datatype and
+            shape with its data.
     """
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
@@ -42,7 +45,9 @@ def read_input(
     if tensor.get("name") == "pictures":
         return _files(tensor, shape, data)
     if tensor.get("name") != "images":
-        raise RequestError("invalid_request", "unexpected inference input; this model has images and pictures")
+        raise RequestError(
+            "invalid_request", "unexpected inference input; this model has images and pictures"
+        )
     return _images(tensor, shape, data, preprocessing)
 
 
@@ -56,7 +61,9 @@ def pack(values: NDArray[Any]) -> bytes:
 
 def _shape(tensor: Input) -> list[int]:
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(side) is int and 0 < side < 2**31 for side in shape):
+    if not isinstance(shape, list) or not all(
+        type(side) is int and 0 < side < 2**31 for side in shape
+    ):
         raise RequestError("invalid_request", "shape must be a list of whole numbers from 1")
     return shape
 
@@ -68,16 +75,21 @@ def _data(tensor: Input, tail: bytes) -> Any:
     if size is not None:
         if "data" in tensor or type(size) is not int or size != len(tail):
             message = (
-                f"unexpected size of the input: its binary_data_size must be the {len(tail)} bytes behind the JSON"
+                f"unexpected size of the input: its binary_data_size must be the {len(tail)} bytes "
+                "behind the JSON"
             )
             raise RequestError("invalid_request", message)
         return tail
     if tail or "data" not in tensor:
-        raise RequestError("invalid_request", "an input needs either data or parameters.binary_data_size")
+        raise RequestError(
+            "invalid_request", "an input needs either data or parameters.binary_data_size"
+        )
     return tensor["data"]
 
 
-def _files(tensor: Input, shape: list[int], data: Any) -> list[bytes | NDArray[np.float32] | RequestError]:
+def _files(
+    tensor: Input, shape: list[int], data: Any
+) -> list[bytes | NDArray[np.float32] | RequestError]:
     if tensor.get("datatype") != "BYTES" or len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
         raise RequestError("invalid_request", "pictures are BYTES of shape [B] or [B, 1]")
     if isinstance(data, bytes):
@@ -86,8 +98,13 @@ def _files(tensor: Input, shape: list[int], data: Any) -> list[bytes | NDArray[n
         nested = data if isinstance(data, list) else [data]
         elements = [one for row in nested for one in (row if isinstance(row, list) else [row])]
     if len(elements) != shape[0]:
-        raise RequestError("invalid_request", f"pictures hold {len(elements)} elements, and shape says {shape[0]}")
-    return [one if isinstance(one, bytes) else from_text(one, "the data of pictures") for one in elements]
+        raise RequestError(
+            "invalid_request", f"pictures hold {len(elements)} elements, and shape says {shape[0]}"
+        )
+    return [
+        one if isinstance(one, bytes) else from_text(one, "the data of pictures")
+        for one in elements
+    ]
 
 
 def _elements(data: bytes) -> list[bytes]:
@@ -106,11 +123,19 @@ def _images(
 ) -> list[bytes | NDArray[np.float32] | RequestError]:
     datatype = tensor.get("datatype")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise RequestError("invalid_request", "images are FP32 in the normalised space, or UINT8 pixels")
+        raise RequestError(
+            "invalid_request", "images are FP32 in the normalised space, or UINT8 pixels"
+        )
     if len(shape) != 4 or shape[1] != 3 or not _fits(shape[2:], preprocessing):
         side = preprocessing.input_size
-        raise RequestError("invalid_request", f"unexpected shape for input 'images': expected [-1,3,{side},{side}]")
-    values = _from_bytes(data, datatype, shape) if isinstance(data, bytes) else _from_json(data, datatype, shape)
+        raise RequestError(
+            "invalid_request", f"unexpected shape for input 'images': expected [-1,3,{side},{side}]"
+        )
+    values = (
+        _from_bytes(data, datatype, shape)
+        if isinstance(data, bytes)
+        else _from_json(data, datatype, shape)
+    )
     if datatype == "UINT8":
         values = np.stack([preprocessing.to_model(pixels.transpose(1, 2, 0)) for pixels in values])
     if not np.isfinite(values).all():
@@ -127,19 +152,27 @@ def _fits(sides: list[int], preprocessing: Preprocessing) -> bool:
 def _from_bytes(data: bytes, datatype: str, shape: list[int]) -> NDArray[Any]:
     expected = math.prod(shape) * np.dtype(DATATYPES[datatype]).itemsize
     if len(data) != expected:
-        raise RequestError("invalid_request", f"unexpected size for input 'images': expected {expected} bytes")
+        raise RequestError(
+            "invalid_request", f"unexpected size for input 'images': expected {expected} bytes"
+        )
     return np.frombuffer(data, DATATYPES[datatype]).reshape(shape)
 
 
 def _from_json(data: Any, datatype: str, shape: list[int]) -> NDArray[Any]:
     try:
         values = np.asarray(data)
-    except (ValueError, OverflowError, RecursionError):  # lists of unequal lengths, more of them than numpy nests
+    # lists of unequal lengths, more of them than numpy nests
+    except (ValueError, OverflowError, RecursionError):
         values = np.array(None)
     if values.dtype.kind not in "iuf" or (values.ndim != 1 and list(values.shape) != shape):
-        raise RequestError("invalid_request", "the data of images must be numbers, flat or nested as shape says")
+        raise RequestError(
+            "invalid_request", "the data of images must be numbers, flat or nested as shape says"
+        )
     if values.size != math.prod(shape):
-        raise RequestError("invalid_request", f"images hold {values.size} numbers, and shape says {math.prod(shape)}")
+        raise RequestError(
+            "invalid_request",
+            f"images hold {values.size} numbers, and shape says {math.prod(shape)}",
+        )
     if datatype == "UINT8" and (values.dtype.kind == "f" or values.min() < 0 or values.max() > 255):
         raise RequestError("invalid_request", "UINT8 data must be whole numbers from 0 to 255")
     with np.errstate(over="ignore"):  # what overflows is refused as not finite

@@ -1,11 +1,12 @@
 """TorchServe's inference API, with its default image classifier.
 
-``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw picture with any content type, a multipart form with the
-picture as ``data`` (or ``body``), or JSON with it as base64 under the same names. The answer maps the best five labels
-to their scores, best first. An embedding is the plain list of its numbers.
+``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw picture with any content type, a
+multipart form with the picture as ``data`` (or ``body``), or JSON with it as base64 under the same
+names. The answer maps the best five labels to their scores, best first. An embedding is the plain
+list of its numbers.
 
-As there, whatever the handler trips over, a bad picture too, is 503 "Prediction failed". Deviations: answers have a
-content type, 413 has a body, and a missing key is 401.
+As there, whatever the handler trips over, a bad picture too, is 503 "Prediction failed".
+Deviations: answers have a content type, 413 has a body, and a missing key is 401.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ FIELDS = ("data", "body")
 MOST_PARTS = 16
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"schema": {"type": "object", "properties": {"data": {"type": "string", "format": "binary"}}}}
-_BODY = {"requestBody": {"required": True, "content": {"image/png": _PICTURE, "multipart/form-data": _FORM}}}
+_FORM = {
+    "schema": {"type": "object", "properties": {"data": {"type": "string", "format": "binary"}}}
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/png": _PICTURE, "multipart/form-data": _FORM},
+    }
+}
 
 router = APIRouter(prefix="/predictions", tags=["torchserve"], dependencies=[Depends(require_key)])
 
@@ -51,7 +59,9 @@ async def predict(request: Request) -> JSONResponse:
     [answer] = await service.ask_all([await _picture(request)], service.want)
     if service.want == "embedding":
         return JSONResponse(service.complete(answer).tolist())
-    return JSONResponse(dict(zip(*service.rank(answer, service.function, top_k=TOP_K), strict=True)))
+    return JSONResponse(
+        dict(zip(*service.rank(answer, service.function, top_k=TOP_K), strict=True))
+    )
 
 
 async def _picture(request: Request) -> bytes | RequestError:
@@ -68,12 +78,20 @@ async def _picture(request: Request) -> bytes | RequestError:
 def _form_field(body: bytes, content_type: str) -> bytes:
     """Return the picture in a multipart form, byte for byte."""
     boundary = _parameter(content_type, "boundary")
-    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2)
+    parts = (b"\r\n" + body).split(
+        b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2
+    )
     if not boundary or not 3 <= len(parts) <= MOST_PARTS + 2 or not parts[-1].startswith(b"--"):
-        raise RequestError("invalid_request", f"the multipart form must be whole and have 1 to {MOST_PARTS} parts")
+        raise RequestError(
+            "invalid_request", f"the multipart form must be whole and have 1 to {MOST_PARTS} parts"
+        )
     for part in parts[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
-        headers = dict(line.lower().split(":", 1) for line in head.decode("latin-1").splitlines() if ":" in line)
+        headers = dict(
+            line.lower().split(":", 1)
+            for line in head.decode("latin-1").splitlines()
+            if ":" in line
+        )
         if _parameter(headers.get("content-disposition", ""), "name") in FIELDS:
             return content
     raise RequestError("invalid_request", "the multipart form needs the picture as data")

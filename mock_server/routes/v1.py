@@ -1,13 +1,17 @@
-"""KServe's first version and TensorFlow Serving (``/v1/models/...:predict``), and Vertex AI's envelope of the same.
+"""KServe's first version and TensorFlow Serving (``/v1/models/...:predict``), and Vertex AI's
+envelope of the same.
 
-An instance is one picture: base64 by itself, ``{"b64": ...}``, or an object with either under ``image_bytes``,
-``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not looked at). TensorFlow Serving's columns
-(``inputs`` instead of ``instances``) are answered as ``outputs``.
+An instance is one picture: base64 by itself, ``{"b64": ...}``, or an object with either under
+    ``image_bytes``,
+``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not looked at).
+TensorFlow Serving's columns (``inputs`` instead of ``instances``) are answered as ``outputs``.
 
-A prediction is the list of all S scores in the model's order, or the D numbers of an embedding; where the owner keeps
-scores back it is ``{"labels": [...], "scores": [...]}``. Vertex answers ``{"ids", "displayNames", "confidences"}``,
-best first, all that reach ``parameters.confidenceThreshold`` (none given: all) up to ``maxPredictions`` (as many as the
-owner allows). Deviation from KServe: a picture that cannot be read is 400, as in TensorFlow Serving, not 500.
+A prediction is the list of all S scores in the model's order, or the D numbers of an embedding;
+where the owner keeps scores back it is ``{"labels": [...], "scores": [...]}``. Vertex answers
+``{"ids", "displayNames", "confidences"}``, best first, all that reach
+``parameters.confidenceThreshold`` (none given: all) up to ``maxPredictions`` (as many as the owner
+allows). Deviation from KServe: a picture that cannot be read is 400, as in TensorFlow Serving, not
+500.
 """
 
 from __future__ import annotations
@@ -37,7 +41,11 @@ IGNORED_KEYS = {"key", "mimeType"}
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object", "properties": {"instances": {"type": "array"}}}}},
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"instances": {"type": "array"}}}
+            }
+        },
     }
 }
 
@@ -60,24 +68,41 @@ def model(request: Request) -> JSONResponse:
     fine = {"error_code": "OK", "error_message": ""}
     version = {"version": VERSION, "state": "AVAILABLE", "status": fine}
     name = service.model.name
-    return JSONResponse({"name": name, "ready": True, "model_version_status": [version], **_card(service)})
+    return JSONResponse(
+        {"name": name, "ready": True, "model_version_status": [version], **_card(service)}
+    )
 
 
 @router.post("/models/{model}:predict", openapi_extra=_BODY, dependencies=[Depends(require_key)])
-@router.post("/models/{model}/versions/{version}:predict", openapi_extra=_BODY, dependencies=[Depends(require_key)])
-@router.post("/models/{model}/labels/{label}:predict", openapi_extra=_BODY, dependencies=[Depends(require_key)])
+@router.post(
+    "/models/{model}/versions/{version}:predict",
+    openapi_extra=_BODY,
+    dependencies=[Depends(require_key)],
+)
+@router.post(
+    "/models/{model}/labels/{label}:predict",
+    openapi_extra=_BODY,
+    dependencies=[Depends(require_key)],
+)
 async def predict(request: Request) -> JSONResponse:
     """Answer rows of pictures with rows of scores, or a column with a column."""
     check_model(request)
-    if request.path_params.get("version", VERSION) != VERSION or request.path_params.get("label", LABEL) != LABEL:
-        raise RequestError("not_found", f"no such version of the model; there is {VERSION}, labelled {LABEL}")
+    if (
+        request.path_params.get("version", VERSION) != VERSION
+        or request.path_params.get("label", LABEL) != LABEL
+    ):
+        raise RequestError(
+            "not_found", f"no such version of the model; there is {VERSION}, labelled {LABEL}"
+        )
     service = service_of(request)
     content = parse_object(await read_body(request), ["instances", "inputs", "signature_name"])
     if ("instances" in content) == ("inputs" in content):
         raise RequestError("invalid_request", "the body needs either instances or inputs")
     rows = "instances" in content
     pictures = _pictures(content["instances"] if rows else _column(content["inputs"]))
-    predictions = [_prediction(service, answer) for answer in await service.ask_all(pictures, service.want)]
+    predictions = [
+        _prediction(service, answer) for answer in await service.ask_all(pictures, service.want)
+    ]
     return JSONResponse({"predictions" if rows else "outputs": predictions})
 
 
@@ -117,12 +142,16 @@ def _card(service: Service) -> dict[str, Any]:
 
 
 def _resource(request: Request) -> str:
-    return "projects/{project}/locations/{location}/endpoints/{endpoint}".format(**request.path_params)
+    return "projects/{project}/locations/{location}/endpoints/{endpoint}".format(
+        **request.path_params
+    )
 
 
 def _pictures(instances: Any) -> list[bytes | RequestError]:
     if not isinstance(instances, list) or not instances:
-        raise RequestError("invalid_request", 'Expected "instances" to be a list of one or more pictures')
+        raise RequestError(
+            "invalid_request", 'Expected "instances" to be a list of one or more pictures'
+        )
     return [_picture(instance) for instance in instances]
 
 
@@ -139,7 +168,9 @@ def _picture(instance: Any) -> bytes | RequestError:
 
 
 def _column(inputs: Any) -> Any:
-    """Return the pictures of the column form: the list, or the one list in an object of named inputs."""
+    """Return the pictures of the column form: the list, or the one list in an object of named
+    inputs.
+    """
     if isinstance(inputs, dict) and "b64" not in inputs:
         check_object(inputs, PICTURE_KEYS, "inputs")
         [inputs] = inputs.values() if len(inputs) == 1 else [None]
@@ -156,7 +187,9 @@ def _prediction(service: Service, answer: Answer) -> Any:
 
 
 def _limits(parameters: Any) -> tuple[int | None, float | None]:
-    """Return how many labels at most, and with which score at least; the clients send whole numbers as floats."""
+    """Return how many labels at most, and with which score at least; the clients send whole numbers
+    as floats.
+    """
     known = ["maxPredictions", "confidenceThreshold"]
     check_object(parameters, known, "parameters")
     most, least = (parameters.get(name) for name in known)

@@ -1,7 +1,8 @@
-"""The command ``pgn``: one ``add_`` and one ``run_`` per subcommand; heavy imports only inside ``run_``.
+"""The command ``pgn``: one ``add_`` and one ``run_`` per subcommand; heavy imports only inside
+``run_``.
 
-stdout is data, stderr is talk and progress. Exit 0 all fine, 1 some items failed or the endpoint did, 2 usage or
-configuration, 130 interrupted (journals and the best checkpoint so far are kept).
+stdout is data, stderr is talk and progress. Exit 0 all fine, 1 some items failed or the endpoint
+did, 2 usage or configuration, 130 interrupted (journals and the best checkpoint so far are kept).
 """
 
 from __future__ import annotations
@@ -53,11 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
-        prog="pgn", description="Adapt a vision API that you cannot touch: prompts made here, answers made there."
+        prog="pgn",
+        description="Adapt a vision API that you cannot touch: prompts made here, "
+        "answers made there.",
     )
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
-    for add in (*everyday, add_benchmark, add_probe, add_map, add_drift, add_inspect, add_retain, add_import):
+    for add in (
+        *everyday,
+        add_benchmark,
+        add_probe,
+        add_map,
+        add_drift,
+        add_inspect,
+        add_retain,
+        add_import,
+    ):
         add(commands)
     return parser

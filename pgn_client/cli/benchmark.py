@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk, tell
-from pgn_client.cli.options import OK, Subparsers, add_surrogate_options, command, load_surrogate, make_folder, require
+from pgn_client.cli.options import (
+    OK,
+    Subparsers,
+    add_surrogate_options,
+    command,
+    load_surrogate,
+    make_folder,
+    require,
+)
 from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
 
@@ -24,24 +32,62 @@ DEFAULT_METHODS = ("pgn", "input_independent", "padding", "no_prompt")
 
 def add_benchmark(commands: Subparsers) -> None:
     """``pgn benchmark``."""
-    example = "pgn benchmark digits/ photos/:flip --methods pgn padding --seeds 0 1 --shots 16 --out bench/"
-    p = command(commands, "benchmark", run_benchmark, "measure methods on sets over HTTP, as one table", example)
-    p.add_argument(
-        "data", nargs="+", metavar="DATA[:AUGMENT]", help="folders as for train; AUGMENT as of train (shift)"
+    example = (
+        "pgn benchmark digits/ photos/:flip --methods pgn padding --seeds 0 1 --shots 16 "
+        "--out bench/"
+    )
+    p = command(
+        commands,
+        "benchmark",
+        run_benchmark,
+        "measure methods on sets over HTTP, as one table",
+        example,
     )
     p.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="runs and tables go here; what is there is kept"
+        "data",
+        nargs="+",
+        metavar="DATA[:AUGMENT]",
+        help="folders as for train; AUGMENT as of train (shift)",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="runs and tables go here; what is there is kept",
     )
     p.add_argument(
         "--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD[@PRESET]",
-        help="for example pgn pgn@small input_independent padding masked low_rank blend no_prompt grey_frame; white "
-        "box: padding_published vpt_shallow vpt_deep expres fine_tune (" + " ".join(DEFAULT_METHODS) + ")",
+        help="for example pgn pgn@small input_independent padding masked low_rank blend no_prompt "
+             "grey_frame; white "
+        "box: padding_published vpt_shallow vpt_deep expres "
+        "fine_tune (" + " ".join(DEFAULT_METHODS) + ")",
     )  # fmt: skip
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of shots, limits and training (0)")
-    p.add_argument("--shots", nargs="+", default=["all"], metavar="N", help="training pictures per class, or all (all)")
-    p.add_argument("--train", type=int, metavar="N", help="at most N training pictures of a set (all)")
+    p.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="of shots, limits and training (0)",
+    )
+    p.add_argument(
+        "--shots",
+        nargs="+",
+        default=["all"],
+        metavar="N",
+        help="training pictures per class, or all (all)",
+    )
+    p.add_argument(
+        "--train", type=int, metavar="N", help="at most N training pictures of a set (all)"
+    )
     p.add_argument("--val", type=int, metavar="N", help="at most N validation pictures (all)")
-    p.add_argument("--test", type=int, metavar="N", help="at most N test pictures, the same for all seeds (all)")
+    p.add_argument(
+        "--test",
+        type=int,
+        metavar="N",
+        help="at most N test pictures, the same for all seeds (all)",
+    )
     p.add_argument("--epochs", type=int, help="of every training (the preset's)")
     p.add_argument("--layout", help="of methods with prompt cells (their own)")
     p.add_argument("--url", help="the endpoint (a mock server of the surrogate is started)")
@@ -59,7 +105,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
     folders = [text.rpartition(":") if ":" in text else (text, "", "") for text in args.data]
     sets = {Path(folder).resolve().name: Path(folder) for folder, _, _ in folders}
     if len(sets) < len(folders):
-        raise ConfigurationError("benchmark: got two folders of one name, expected names that differ; rename one")
+        raise ConfigurationError(
+            "benchmark: got two folders of one name, expected names that differ; rename one"
+        )
     plan = Plan(
         sets,
         tuple(args.methods),
@@ -89,7 +137,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
             talk,
             progress=True,
         ).run()
-    summaries = [summarise(args.out, list(sets), plan.methods, args.seeds, shots) for shots in plan.shots]
+    summaries = [
+        summarise(args.out, list(sets), plan.methods, args.seeds, shots) for shots in plan.shots
+    ]
     text = json.dumps([s.to_json() for s in summaries], indent=1, ensure_ascii=False)
     (args.out / "table.json").write_text(text + "\n", encoding="utf-8")
     (args.out / "table.md").write_text(markdown(summaries), encoding="utf-8")
@@ -116,8 +166,15 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
         return
     from pgn_client.evaluation.demo import local_server
 
-    options = {"--model": args.backbone, "--weights": args.weights, "--labels": args.labels, "--profile": args.profile}
-    with local_server([str(x) for name, value in options.items() if value for x in (name, value)]) as url:
+    options = {
+        "--model": args.backbone,
+        "--weights": args.weights,
+        "--labels": args.labels,
+        "--profile": args.profile,
+    }
+    with local_server(
+        [str(x) for name, value in options.items() if value for x in (name, value)]
+    ) as url:
         talk(f"the surrogate is hosted at {url}")
         yield url
 

@@ -32,7 +32,11 @@ def complain(error: Exception, status: int) -> int:
 
 
 def tell_records(
-    records: Iterator[dict[str, Any]], *, as_json: bool, people: bool = False, say: Callable[[str], object] = talk
+    records: Iterator[dict[str, Any]],
+    *,
+    as_json: bool,
+    people: bool = False,
+    say: Callable[[str], object] = talk,
 ) -> int:
     """Write prediction records, and say what failed.
 
@@ -43,7 +47,8 @@ def tell_records(
         say: how to talk, beside a progress bar for example.
 
     Returns:
-        How many failed. An endpoint's error that ends the run is raised only if it was not told beside a picture.
+        How many failed. An endpoint's error that ends the run is raised only if it was not told
+        beside a picture.
     """
     failed = 0
     said: Counter[str] = Counter()
@@ -66,7 +71,9 @@ def tell_records(
 
 
 def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], object]) -> None:
-    """Say an error with its picture, unless the same has been said often enough, as when a budget is spent."""
+    """Say an error with its picture, unless the same has been said often enough, as when a budget
+    is spent.
+    """
     error, path = str(record["error"]), str(record["path"])
     said[error] += 1
     if said[error] <= SAME_ERRORS:
@@ -76,30 +83,42 @@ def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], o
 def show_log() -> None:
     """Say what the library logs: warnings, or as much as ``PGN_LOG`` asks for.
 
-    ``PGN_LOG`` is ``info`` (a line per request) or ``debug``; with ``json:`` before it each line is a JSON object with
-    the fields of the request.
+    ``PGN_LOG`` is ``info`` (a line per request) or ``debug``; with ``json:`` before it each line is
+    a JSON object with the fields of the request.
 
     Raises:
         ConfigurationError: it is something else.
     """
     wish = os.environ.get("PGN_LOG", "").lower()
-    level = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}.get(wish.removeprefix("json:"))
+    level = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}.get(
+        wish.removeprefix("json:")
+    )
     if level is None:
-        raise ConfigurationError(f"PGN_LOG: got {wish!r}, expected info, debug, json:info or json:debug")
+        raise ConfigurationError(
+            f"PGN_LOG: got {wish!r}, expected info, debug, json:info or json:debug"
+        )
     handler, logger = logging.StreamHandler(), logging.getLogger("pgn_client")
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s" if wish else "note: %(message)s")
+    plain = logging.Formatter(
+        "%(asctime)s %(levelname)s %(message)s" if wish else "note: %(message)s"
+    )
     handler.setFormatter(JsonLines() if wish.startswith("json:") else plain)
     logger.handlers = [handler]  # a second run in one process writes to its own stderr
     logger.setLevel(level)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per record: time (seconds since the epoch), level, message, and the fields given along."""
+    """One JSON object per record: time (seconds since the epoch), level, message, and the fields
+    given along.
+    """
 
     _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         fields = {name: value for name, value in vars(record).items() if name not in self._OF_ALL}
-        told = {"time": round(record.created, 3), "level": record.levelname, "message": record.getMessage()}
+        told = {
+            "time": round(record.created, 3),
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
         return json.dumps(told | fields, default=str)

@@ -1,4 +1,6 @@
-"""``pgn retain``: what is left of a checkpoint's prompts on their way to a server; no endpoint and no labels needed."""
+"""``pgn retain``: what is left of a checkpoint's prompts on their way to a server; no endpoint and
+no labels needed.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,22 @@ if TYPE_CHECKING:
 def add_retain(commands: Subparsers) -> None:
     """``pgn retain``."""
     example = "pgn retain photos/ --ckpt eurosat.safetensors --out steps.png"
-    help = "tell what is left of a checkpoint's prompts at each step to the server; no endpoint, no labels"
+    help = (
+        "tell what is left of a checkpoint's prompts at each step to the server; no endpoint, "
+        "no labels"
+    )
     p = command(commands, "retain", run_retain, help, example)
-    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
+    p.add_argument(
+        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+    )
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_surrogate_options(p, None)
     p.add_argument(
-        "--out", type=Path, metavar="PNG", help="four pictures as they are sent, as they are seen, behind two JPEGs"
+        "--out",
+        type=Path,
+        metavar="PNG",
+        help="four pictures as they are sent, as they are seen, behind two JPEGs",
     )
     p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
 
@@ -51,15 +61,21 @@ def run_retain(args: argparse.Namespace) -> int:
     from pgn_client.evaluation.fidelity import agreement, columns
     from pgn_client.imaging.files import find_images
 
-    if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"):
-        raise ConfigurationError(f"--out: got {args.out}, expected a .png file in a folder that exists")
+    if args.out and (
+        args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"
+    ):
+        raise ConfigurationError(
+            f"--out: got {args.out}, expected a .png file in a folder that exists"
+        )
     paths, adapter = find_images(args.source), load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
     readable: list[Path] = []
     parts = list(_followed(adapter, surrogate, paths, readable))
     if not parts:
         return FAILED
-    shares = agreement({stage: np.concatenate([part[stage] for part in parts]) for stage in parts[0]})
+    shares = agreement(
+        {stage: np.concatenate([part[stage] for part in parts]) for stage in parts[0]}
+    )
     found = {"pictures": len(readable), "agreement": shares}
     tell(to_json(found) if args.json else report.retention_table(shares, len(readable)))
     if args.out:
@@ -72,7 +88,9 @@ def run_retain(args: argparse.Namespace) -> int:
 def _followed(
     adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
 ) -> Iterator[dict[str, Any]]:
-    """Follow a few pictures at a time, so that a folder of any size fits in memory; name those that can be read."""
+    """Follow a few pictures at a time, so that a folder of any size fits in memory; name those that
+    can be read.
+    """
     import numpy as np
 
     from pgn_client.evaluation.fidelity import BATCH, follow
@@ -101,11 +119,14 @@ def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
     from pgn_client.training.rival import same_surrogate
 
     card = adapter.info
-    found = load_surrogate(args, args.backbone or card["backbone"]["name"], new_head="imported" in card)
+    found = load_surrogate(
+        args, args.backbone or card["backbone"]["name"], new_head="imported" in card
+    )
     surrogate = same_surrogate(found, adapter)
     if "imported" in card and surrogate.silent:
         raise ConfigurationError(
-            f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected one that answers; "
+            f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected "
+            "one that answers; "
             "import the checkpoint with --weights and --labels of the endpoint's own classifier"
         )
     return surrogate

@@ -24,21 +24,42 @@ from pgn_client.errors import ConfigurationError
 
 def add_map(commands: Subparsers) -> None:
     """``pgn map``."""
-    example = "pgn map digits/ --url http://127.0.0.1:8000 --ckpt eurosat.safetensors --out digits.safetensors"
-    help = "fit a label mapping to the endpoint's own answers: of a checkpoint (imports, other classes), or alone"
+    example = (
+        "pgn map digits/ --url http://127.0.0.1:8000 --ckpt eurosat.safetensors --out "
+        "digits.safetensors"
+    )
+    help = (
+        "fit a label mapping to the endpoint's own answers: of a checkpoint (imports, other "
+        "classes), or alone"
+    )
     p = command(commands, "map", run_map, help, example)
-    p.add_argument("data", metavar="DATA", help="folder with train/, val/, test/, or one folder per class")
+    p.add_argument(
+        "data", metavar="DATA", help="folder with train/, val/, test/, or one folder per class"
+    )
     add_endpoint_options(p)
-    p.add_argument("--ckpt", metavar="CKPT", help="whose prompts are sent (none: pictures as they are)")
+    p.add_argument(
+        "--ckpt", metavar="CKPT", help="whose prompts are sent (none: pictures as they are)"
+    )
     add_profile_option(p)
-    p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
-    p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
-    p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="CKPT",
+        help="checkpoint to write, NAME.safetensors",
+    )
+    p.add_argument(
+        "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
+    )
+    p.add_argument(
+        "--shots", type=int, metavar="N", help="at most N training pictures per class (all)"
+    )
     p.add_argument(
         "--none-of-these",
         type=float,
         metavar="SHARE",
-        help='answer "none of these" below the probability that all but this share of validation pictures reach',
+        help='answer "none of these" below the probability that all but this share of validation '
+        "pictures reach",
     )
     p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's, or 0)")
     add_dry_run(p)
@@ -57,12 +78,18 @@ def run_map(args: argparse.Namespace) -> int:
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
     if args.mapping not in ("auto", *labels.KINDS):
-        raise ConfigurationError(f"--mapping: got {args.mapping!r}, expected auto or one of {', '.join(labels.KINDS)}")
+        raise ConfigurationError(
+            f"--mapping: got {args.mapping!r}, expected auto or one of {', '.join(labels.KINDS)}"
+        )
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     if args.profile and not args.ckpt:
-        raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
+        raise ConfigurationError(
+            "--profile: got one without --ckpt; pictures that are sent as they are have no margin"
+        )
     if args.none_of_these is not None and not 0 <= args.none_of_these < 1:
-        raise ConfigurationError(f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1")
+        raise ConfigurationError(
+            f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1"
+        )
     prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
     seed = args.seed if args.seed is not None else prompts.info.get("seed", 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
@@ -71,7 +98,9 @@ def run_map(args: argparse.Namespace) -> int:
         if args.dry_run:
             return tell_plan(client, of_mapping(prompts, task), args.price_per_image)
         asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
-        adapter = refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
+        adapter = (
+            refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
+        )
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     talk(f"{asker.images_sent} images sent; written: {args.out}")

@@ -24,7 +24,11 @@ Subparsers = Any  # argparse gives its type no public name
 
 
 def command(
-    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+    commands: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    example: str,
 ) -> argparse.ArgumentParser:
     """Add one subcommand to the parser and return it, for its own arguments."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -35,10 +39,19 @@ def command(
 
 
 def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options of the local surrogate; a default of None stands for the backbone of the checkpoint."""
+    """Add the options of the local surrogate; a default of None stands for the backbone of the
+    checkpoint.
+    """
     shown = default or "the checkpoint's"
-    parser.add_argument("--backbone", default=default, metavar="bundled|TIMM_NAME", help=f"the surrogate ({shown})")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="its safetensors file (timm's published weights)")
+    parser.add_argument(
+        "--backbone", default=default, metavar="bundled|TIMM_NAME", help=f"the surrogate ({shown})"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="its safetensors file (timm's published weights)",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of its class names")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
@@ -64,40 +77,63 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
         raise ConfigurationError("--device: got cuda, but torch finds none; use cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return backbone.load(name, weights=args.weights, labels=args.labels, device=device, new_head=new_head)
+    return backbone.load(
+        name, weights=args.weights, labels=args.labels, device=device, new_head=new_head
+    )
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
     """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
-    url = "the endpoint, or the file that describes it (endpoint.json, .toml); its key is read from PGN_API_KEY"
+    url = (
+        "the endpoint, or the file that describes it (endpoint.json, .toml); its key is read "
+        "from PGN_API_KEY"
+    )
     names = "huggingface, oip, kserve-v1, vertex, sagemaker, torchserve, openai, custom, ..."
     labels = "its labels, or those to ask for: A,B,C or a file, one per line or a JSON list"
     if positional:
         parser.add_argument("url", metavar="URL|FILE", help=url)
     else:
         parser.add_argument("--url", required=True, metavar="URL|FILE", help=url)
-    parser.add_argument("--protocol", default="auto", metavar="NAME", help=f"auto, pgn, {names} (auto)")
+    parser.add_argument(
+        "--protocol", default="auto", metavar="NAME", help=f"auto, pgn, {names} (auto)"
+    )
     parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
     parser.add_argument("--source-labels", metavar="A,B,C|FILE", help=labels)
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)")
-    parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
-    parser.add_argument("--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)")
-    parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
-    parser.add_argument("--bytes-per-second", type=float, metavar="R", help="of request bodies, at most (no limit)")
     parser.add_argument(
-        "--budget", type=int, metavar="N", help="send at most N images, retries included; see --ledger (no limit)"
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)"
     )
-    parser.add_argument("--price-per-image", type=float, metavar="PRICE", help="to tell costs, in any currency")
+    parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
     parser.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="what was spent, so that --budget holds over all runs with it, "
-        "also after crashes (with --budget: JOURNAL.ledger.sqlite beside a journal, or else beside --cache)",
+        "--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)"
+    )
+    parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
+    parser.add_argument(
+        "--bytes-per-second", type=float, metavar="R", help="of request bodies, at most (no limit)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="N",
+        help="send at most N images, retries included; see --ledger (no limit)",
+    )
+    parser.add_argument(
+        "--price-per-image", type=float, metavar="PRICE", help="to tell costs, in any currency"
+    )
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="what was spent, so that --budget holds over "
+                                                    "all runs with it, "
+        "also after crashes (with --budget: JOURNAL.ledger.sqlite beside a journal, or else beside "
+        "--cache)",
     )  # fmt: skip
     answers = parser.add_mutually_exclusive_group()
     answers.add_argument(
-        "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid twice; holds 8 pictures "
+        "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid "
+                                                   "twice; holds 8 pictures "
         "as they were sent (see drift)",
     )  # fmt: skip
-    answers.add_argument("--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent")
+    answers.add_argument(
+        "--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent"
+    )
     add_network_options(parser)
 
 
@@ -141,7 +177,8 @@ def connect(
 
 
 def source_labels(text: str) -> list[str]:
-    """Read ``--source-labels``: names with commas between, or a file with one per line or a JSON list.
+    """Read ``--source-labels``: names with commas between, or a file with one per line or a JSON
+    list.
 
     Raises:
         ConfigurationError: the file holds neither.
@@ -150,18 +187,26 @@ def source_labels(text: str) -> list[str]:
         is_file = Path(text).is_file()
         content = Path(text).read_text(encoding="utf-8").strip() if is_file else ""
         labels = (
-            json.loads(content) if content.startswith("[") else content.splitlines() if is_file else text.split(",")
+            json.loads(content)
+            if content.startswith("[")
+            else content.splitlines()
+            if is_file
+            else text.split(",")
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--source-labels: {text}: cannot be read ({error})") from error
     if not all(isinstance(label, str) for label in labels):
-        raise ConfigurationError(f"--source-labels: {text}: got other values in its list, expected texts")
+        raise ConfigurationError(
+            f"--source-labels: {text}: got other values in its list, expected texts"
+        )
     return [label.strip() for label in labels if label.strip()]
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--profile``, for a checkpoint that knows its own."""
-    help = "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
+    help = (
+        "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
+    )
     parser.add_argument("--profile", metavar="P", help=help)
 
 
@@ -202,7 +247,9 @@ def parse_fusion(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        raise ConfigurationError(f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]") from None
+        raise ConfigurationError(
+            f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]"
+        ) from None
 
 
 def make_folder(path: Path) -> None:
@@ -214,7 +261,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"--out: got {path}, expected a folder that can be made ({error.strerror})") from error
+        raise ConfigurationError(
+            f"--out: got {path}, expected a folder that can be made ({error.strerror})"
+        ) from error
 
 
 def to_json(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""``--dry-run``: how many images a command would send, for how long, at what price; nothing is sent or trained."""
+"""``--dry-run``: how many images a command would send, for how long, at what price; nothing is sent
+or trained.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ if TYPE_CHECKING:
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Add ``--dry-run``."""
-    help = "send no image and train nothing; say how many images it would take, how long, at what price"
+    help = (
+        "send no image and train nothing; say how many images it would take, how long, at "
+        "what price"
+    )
     parser.add_argument("--dry-run", action="store_true", help=help)
 
 
 def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | None) -> int:
-    """Print what queries would take, by part; what the cache holds of the model that was last seen costs nothing.
+    """Print what queries would take, by part; what the cache holds of the model that was last seen
+    costs nothing.
 
-    The endpoint is asked once for its model's description, which carries no image, to time a round trip.
+    The endpoint is asked once for its model's description, which carries no image, to time a round
+    trip.
     """
     from pgn_client.wire.estimate import seconds_each
 
@@ -37,7 +44,9 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
         part["images"] += len(query.images) - known
         part["already_answered"] += known
         slowest = slowest or seconds_each(asking, query.images[:4])
-    images, known = (sum(part[key] for part in parts.values()) for key in ("images", "already_answered"))
+    images, known = (
+        sum(part[key] for part in parts.values()) for key in ("images", "already_answered")
+    )
     tell(json.dumps(plan(images, known, images * slowest, price) | {"parts": parts}))
     return OK
 

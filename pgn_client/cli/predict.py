@@ -35,9 +35,19 @@ if TYPE_CHECKING:
 def add_adapt(commands: Subparsers) -> None:
     """``pgn adapt``."""
     example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
-    p = command(commands, "adapt", run_adapt, "write the pictures that would be sent, as PNG; no network", example)
-    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
-    p.add_argument("target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored")
+    p = command(
+        commands,
+        "adapt",
+        run_adapt,
+        "write the pictures that would be sent, as PNG; no network",
+        example,
+    )
+    p.add_argument(
+        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+    )
+    p.add_argument(
+        "target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored"
+    )
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_endpoint_file(p)
@@ -51,12 +61,20 @@ def run_adapt(args: argparse.Namespace) -> int:
     adapter = load_adapter(args.ckpt, profile_of(args))
     done = failed = skipped = 0
     for result in adapt_files(adapter, args.source, args.target):
-        done, skipped, failed = done + 1, skipped + result.skipped, failed + (result.error is not None)
+        done, skipped, failed = (
+            done + 1,
+            skipped + result.skipped,
+            failed + (result.error is not None),
+        )
         error = None if result.error is None else str(result.error)
         if error is not None:
             talk(f"error: {result.source}: {error}")
         if args.json:
-            tell(json.dumps({"path": str(result.source), "adapted": str(result.target), "error": error}))
+            tell(
+                json.dumps(
+                    {"path": str(result.source), "adapted": str(result.target), "error": error}
+                )
+            )
         elif error is None:
             tell(str(result.target))
     talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
@@ -65,17 +83,35 @@ def run_adapt(args: argparse.Namespace) -> int:
 
 def add_predict(commands: Subparsers) -> None:
     """``pgn predict``."""
-    example = "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out predictions.jsonl"
-    p = command(commands, "predict", run_predict, "classify pictures through the endpoint; resumes", example)
-    p.add_argument("source", metavar="IN", help="folder, picture, list file, or - for a list on stdin")
+    example = (
+        "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out "
+        "predictions.jsonl"
+    )
+    p = command(
+        commands, "predict", run_predict, "classify pictures through the endpoint; resumes", example
+    )
+    p.add_argument(
+        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+    )
     add_endpoint_options(p)
     p.add_argument("--ckpt", metavar="CKPT", help="without it pictures are sent as they are")
     add_profile_option(p)
     p.add_argument(
-        "--out", metavar="FILE", help="JSON Lines journal, or - for stdout (predictions.jsonl; one picture: -)"
+        "--out",
+        metavar="FILE",
+        help="JSON Lines journal, or - for stdout (predictions.jsonl; one picture: -)",
     )
-    p.add_argument("--fusion", default="auto", help="α of the local head: auto (the card's), none, or a number (auto)")
-    p.add_argument("--query-below", type=float, metavar="τ", help="answer locally where the local head is this sure")
+    p.add_argument(
+        "--fusion",
+        default="auto",
+        help="α of the local head: auto (the card's), none, or a number (auto)",
+    )
+    p.add_argument(
+        "--query-below",
+        type=float,
+        metavar="τ",
+        help="answer locally where the local head is this sure",
+    )
     add_dry_run(p)
     p.add_argument("--json", action="store_true", help="JSON lines on stdout, also on a terminal")
 
@@ -88,14 +124,20 @@ def run_predict(args: argparse.Namespace) -> int:
     files = find_images(args.source)
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
     if args.profile and not args.ckpt:
-        raise ConfigurationError("--profile: got one without --ckpt; pictures that are sent as they are have no margin")
+        raise ConfigurationError(
+            "--profile: got one without --ckpt; pictures that are sent as they are have no margin"
+        )
     adapter = load(args.ckpt, profile_of(args)) if args.ckpt else None
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
     with connect(args, adapter, journal=None if out == "-" else out, **options) as client:
         if args.dry_run:
             return _dry_run(client, files, None if out == "-" else out, args)
         as_json = args.json or not sys.stdout.isatty()
-        return _to_stdout(client, files, as_json) if out == "-" else _to_journal(client, files, out, args.json)
+        return (
+            _to_stdout(client, files, as_json)
+            if out == "-"
+            else _to_journal(client, files, out, args.json)
+        )
 
 
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
@@ -113,7 +155,9 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
                 bar.update()
                 yield result.record
 
-    failed = tell_records(records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr))
+    failed = tell_records(
+        records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr)
+    )
     done = len(files) - failed
     talk(f"{out}: {done} predictions ({resumed} of them before), {failed} failed; {_usage(client)}")
     return FAILED if failed else OK
@@ -122,7 +166,9 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
     from pgn_client.wire.folders import predict_records
 
-    return FAILED if tell_records(predict_records(client, files), as_json=as_json, people=True) else OK
+    return (
+        FAILED if tell_records(predict_records(client, files), as_json=as_json, people=True) else OK
+    )
 
 
 def _usage(client: AdaptedClient) -> str:
@@ -131,18 +177,30 @@ def _usage(client: AdaptedClient) -> str:
     return f"{used.images} images sent in {used.requests} requests ({used.retries} retries){price}"
 
 
-def _dry_run(client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace) -> int:
-    """Count what would be sent; time the local work on a few pictures, and one round trip that carries no image."""
+def _dry_run(
+    client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace
+) -> int:
+    """Count what would be sent; time the local work on a few pictures, and one round trip that
+    carries no image.
+    """
     from pgn_client.wire.estimate import estimate
 
     found = estimate(client, files, journal)
-    tell(json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image)))
+    tell(
+        json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image))
+    )
     return OK
 
 
 def add_inspect(commands: Subparsers) -> None:
     """``pgn inspect``."""
-    p = command(commands, "inspect", run_inspect, "print a checkpoint's card", "pgn inspect digits.safetensors")
+    p = command(
+        commands,
+        "inspect",
+        run_inspect,
+        "print a checkpoint's card",
+        "pgn inspect digits.safetensors",
+    )
     p.add_argument("ckpt", metavar="CKPT")
     p.add_argument("--json", action="store_true", help="the whole card as JSON")
 

@@ -1,4 +1,6 @@
-"""``pgn probe``: what an unknown endpoint does to pictures and answers, measured with a few of them."""
+"""``pgn probe``: what an unknown endpoint does to pictures and answers, measured with a few of
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,23 @@ MEASURED = ("profile", "input_size", "codec", "output", "top_k", "decimals")
 def add_probe(commands: Subparsers) -> None:
     """``pgn probe``."""
     example = "pgn probe http://127.0.0.1:8000 --out endpoint.json"
-    help = "find out what an endpoint does to pictures and answers; writes endpoint.json, which other commands take"
+    help = (
+        "find out what an endpoint does to pictures and answers; writes endpoint.json, which "
+        "other commands take"
+    )
     p = command(commands, "probe", run_probe, help, example)
     add_endpoint_options(p, positional=True)
-    p.add_argument("--limit", type=int, default=40, metavar="N", help="send at most N images, retries aside (40)")
+    p.add_argument(
+        "--limit",
+        type=int,
+        default=40,
+        metavar="N",
+        help="send at most N images, retries aside (40)",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the pictures' colours (0)")
-    p.add_argument("--out", type=Path, default=Path("endpoint.json"), metavar="FILE", help="(endpoint.json)")
+    p.add_argument(
+        "--out", type=Path, default=Path("endpoint.json"), metavar="FILE", help="(endpoint.json)"
+    )
     p.add_argument("--json", action="store_true", help="the findings as JSON on stdout")
 
 
@@ -55,12 +68,17 @@ def run_probe(args: argparse.Namespace) -> int:
     tell(to_json(findings) if args.json else _table(found))
     talk(f"{used.images} images sent; written: {args.out}")
     if "?" in endpoint.url:
-        talk(f"warning: {args.out} holds the URL's query; if a token is in it, keep the file as secret as the token")
+        talk(
+            f"warning: {args.out} holds the URL's query; if a token is in it, keep the file as "
+            "secret as the token"
+        )
     return OK
 
 
 def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]:
-    """Spend images: first on what happens to a picture, then, with what is left, on how large one may be."""
+    """Spend images: first on what happens to a picture, then, with what is left, on how large one
+    may be.
+    """
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
 
     def send(data: bytes) -> int:
@@ -70,7 +88,11 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
 
     measured = probe(client.answers, limit=limit, seed=seed)
     found = {name: getattr(measured, name) for name in MEASURED}
-    quiet = "answers to one picture twice are equal" if not measured.noise else "answers to one picture differ so much"
+    quiet = (
+        ("answers to one picture twice are equal")
+        if not measured.noise
+        else "answers to one picture differ so much"
+    )
     found["noise"] = Finding(measured.noise, "certain", quiet)
     found["body_bytes"] = find_bytes(send, limit - client.usage.images)
     found["pixels"] = find_pixels(send, limit - client.usage.images)
@@ -84,7 +106,9 @@ def _spoken(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Finding]
     why = "the endpoint describes itself so" if info else "it answers what is asked in this form"
     spoken = {"protocol": Finding(client.protocol, "certain", why)}
     rates = "; ".join(f"{name}: {value}" for name, value in sorted(client.rate_limits.items()))
-    spoken["rate_limits"] = Finding(rates, "certain", "headers") if rates else Finding.unknown("no header tells")
+    spoken["rate_limits"] = (
+        Finding(rates, "certain", "headers") if rates else Finding.unknown("no header tells")
+    )
     return spoken
 
 
@@ -97,7 +121,9 @@ def _found(found: dict[str, Finding], info: ModelInfo | None) -> Found:
         told = getattr(info, name, None)
         if values[name] is None and told is not None:
             values[name] = told
-            found[name] = replace(found[name], value=told, certainty="likely", evidence="the endpoint tells so itself")
+            found[name] = replace(
+                found[name], value=told, certainty="likely", evidence="the endpoint tells so itself"
+            )
         elif told is not None and values[name] != told:
             talk(f"warning: {name}: measured {values[name]}, but the endpoint tells {told}")
     top_k, decimals = (values.pop(name) for name in ("top_k", "decimals"))
@@ -111,8 +137,15 @@ def _found(found: dict[str, Finding], info: ModelInfo | None) -> Found:
 def _limits(client: AdaptedClient, found: dict[str, Finding]) -> Limits:
     """The smallest that was refused, less one, where the endpoint itself tells no limit."""
     told = client.endpoint.limits
-    seen = {name: found[name].value for name in ("body_bytes", "pixels") if found[name].certainty == "certain"}
-    return replace(told, **{name: int(value) for name, value in seen.items() if value and not getattr(told, name)})
+    seen = {
+        name: found[name].value
+        for name in ("body_bytes", "pixels")
+        if found[name].certainty == "certain"
+    }
+    return replace(
+        told,
+        **{name: int(value) for name, value in seen.items() if value and not getattr(told, name)},
+    )
 
 
 def _table(found: dict[str, Finding]) -> str:
@@ -120,5 +153,8 @@ def _table(found: dict[str, Finding]) -> str:
     wide = max(map(len, values.values())) + 2
     lines = [f"{'':<13}{'found':<{wide}}{'':<10}why"]
     for name, finding in found.items():
-        lines.append(f"{name.replace('_', ' '):<13}{values[name]:<{wide}}{finding.certainty:<10}{finding.evidence}")
+        lines.append(
+            f"{name.replace('_', ' '):<13}{values[name]:<{wide}}"
+            f"{finding.certainty:<10}{finding.evidence}"
+        )
     return "\n".join(lines)

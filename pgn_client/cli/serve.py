@@ -16,9 +16,19 @@ from pgn_client.errors import MissingDependencyError
 def add_demo(commands: Subparsers) -> None:
     """``pgn demo``."""
     p = command(
-        commands, "demo", run_demo, "train, serve and compare on real handwritten digits", "pgn demo --out demo"
+        commands,
+        "demo",
+        run_demo,
+        "train, serve and compare on real handwritten digits",
+        "pgn demo --out demo",
     )
-    p.add_argument("--out", type=Path, default=Path("demo_out"), metavar="DIR", help="where results go (demo_out)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_out"),
+        metavar="DIR",
+        help="where results go (demo_out)",
+    )
     p.add_argument("--pictures", type=int, metavar="N", help="use N of the 1,797 digits (all)")
     p.add_argument("--epochs", type=int, default=6, help="of the training (6)")
     p.add_argument("--seed", type=int, default=0)
@@ -31,7 +41,14 @@ def run_demo(args: argparse.Namespace) -> int:
     from pgn_client.evaluation import demo, report
 
     make_folder(args.out)
-    done = demo.run(args.out, pictures=args.pictures, epochs=args.epochs, seed=args.seed, note=talk, progress=True)
+    done = demo.run(
+        args.out,
+        pictures=args.pictures,
+        epochs=args.epochs,
+        seed=args.seed,
+        note=talk,
+        progress=True,
+    )
     tell(to_json(done.report.to_json()) if args.json else report.table(done.report))
     names = ("report.html", "report.json", "before_after.png", "pgn.safetensors")
     talk("written: " + ", ".join(str(done.folder / name) for name in names))
@@ -40,7 +57,13 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def add_serve(commands: Subparsers) -> None:
     """``pgn serve``: listed here, parsed by ``mock_server`` itself."""
-    command(commands, "serve", lambda _: OK, "run the mock server (python -m mock_server)", "pgn serve --port 8000")
+    command(
+        commands,
+        "serve",
+        lambda _: OK,
+        "run the mock server (python -m mock_server)",
+        "pgn serve --port 8000",
+    )
 
 
 def run_serve(arguments: Sequence[str]) -> int:

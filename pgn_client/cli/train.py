@@ -41,40 +41,78 @@ MOST_PROMPT_TOKENS = 128
 def add_train(commands: Subparsers) -> None:
     """``pgn train``."""
     example = "pgn train digits/ --out digits.safetensors"
-    p = command(commands, "train", run_train, "train a prompt through a local surrogate of the hosted model", example)
+    p = command(
+        commands,
+        "train",
+        run_train,
+        "train a prompt through a local surrogate of the hosted model",
+        example,
+    )
     p.add_argument(
         "data",
         nargs="+",
         metavar="DATA",
-        help="folder with train/, val/, test/, or one folder per class; several train one prompt for all of them",
+        help="folder with train/, val/, test/, or one folder per class; several train one prompt "
+        "for all of them",
     )
-    p.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write, NAME.safetensors")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="CKPT",
+        help="checkpoint to write, NAME.safetensors",
+    )
     add_surrogate_options(p, "bundled")
     p.add_argument(
         "--method",
         default="pgn",
-        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame; expres, for a server "
+        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame; "
+        "expres, for a server "
         "that hosts adapters of the very --backbone (pgn)",
     )
-    kinds = "pixel, smooth, luma, latent or reachable (pixel; smooth where --endpoint says that the server re-encodes)"
+    kinds = (
+        "pixel, smooth, luma, latent or reachable (pixel; smooth where --endpoint says that "
+        "the server re-encodes)"
+    )
     p.add_argument("--library", help=kinds)
-    p.add_argument("--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)")
-    p.add_argument("--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)")
+    p.add_argument(
+        "--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)"
+    )
+    p.add_argument(
+        "--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)"
+    )
     add_endpoint_file(p)
-    p.add_argument("--profile", help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)")
+    p.add_argument(
+        "--profile",
+        help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)",
+    )
     p.add_argument("--preset", default="default", help="default, small or paper (default)")
-    p.add_argument("--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)")
+    p.add_argument(
+        "--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)"
+    )
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
     p.add_argument("--prompt-tokens", type=int, metavar="M", help="of expres, up to 128 (10)")
-    p.add_argument("--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)")
+    p.add_argument(
+        "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
+    )
     p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
     p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
-    p.add_argument("--shots", type=int, metavar="N", help="at most N training pictures per class (all)")
-    p.add_argument("--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)")
-    p.add_argument("--decimals", type=int, metavar="N", help="how the endpoint rounds probabilities (not at all)")
+    p.add_argument(
+        "--shots", type=int, metavar="N", help="at most N training pictures per class (all)"
+    )
+    p.add_argument(
+        "--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)"
+    )
+    p.add_argument(
+        "--decimals",
+        type=int,
+        metavar="N",
+        help="how the endpoint rounds probabilities (not at all)",
+    )
     p.add_argument(
         "--wire",
-        help="what happens to pictures on their way, for libraries of pixels: uint8, jpeg:75:420, shift:4, scale:0.05, "
+        help="what happens to pictures on their way, for libraries of pixels: uint8, jpeg:75:420, "
+        "shift:4, scale:0.05, "
         "or several joined by + (nothing)",
     )
     p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
@@ -132,7 +170,9 @@ def _numbers(args: argparse.Namespace) -> Recipe:
     from pgn_client.training import recipe
 
     if args.prompt_tokens is not None and args.method != "expres":
-        raise ConfigurationError(f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out")
+        raise ConfigurationError(
+            f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out"
+        )
     return recipe(
         args.preset,
         epochs=args.epochs,
@@ -154,15 +194,20 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
     foreign += ["mapping"] if args.mapping != "auto" else []
     if foreign or len(args.data) > 1:
         what = f"--{foreign[0].replace('_', '-')}" if foreign else "several DATA"
-        raise ConfigurationError(f"--method expres: got {what}, which is of prompts in pictures; leave it out")
+        raise ConfigurationError(
+            f"--method expres: got {what}, which is of prompts in pictures; leave it out"
+        )
     if numbers.prompt_tokens > MOST_PROMPT_TOKENS:
         raise ConfigurationError(
-            f"--prompt-tokens: got {numbers.prompt_tokens}, expected at most {MOST_PROMPT_TOKENS}, as servers take"
+            f"--prompt-tokens: got {numbers.prompt_tokens}, expected at most {MOST_PROMPT_TOKENS}, "
+            "as servers take"
         )
     task, surrogate = _task(args), load_surrogate(args, args.backbone)
     if args.endpoint:
         _same_size(args, surrogate)
-    model = fit_white_box(task, surrogate, args.method, recipe=numbers, seed=args.seed, progress=True)
+    model = fit_white_box(
+        task, surrogate, args.method, recipe=numbers, seed=args.seed, progress=True
+    )
     card = model.save(args.out, ServerProfile.parse(args.profile) if args.profile else None)
     tell(to_json(card) if args.json else summary(card))
     return OK
@@ -172,7 +217,8 @@ def _same_size(args: argparse.Namespace, surrogate: Backbone) -> None:
     size = Endpoint.read(args.endpoint).found.input_size
     if size is not None and size != surrogate.input_size:
         raise ConfigurationError(
-            f"{args.endpoint}: the model there sees {size} px: got {args.backbone} with {surrogate.input_size} px; "
+            f"{args.endpoint}: the model there sees {size} px: got {args.backbone} with "
+            f"{surrogate.input_size} px; "
             "give the --backbone that is hosted there"
         )
 
@@ -191,7 +237,8 @@ def _heed(args: argparse.Namespace) -> None:
     found = Endpoint.read(args.endpoint).found
     if found.output == "embedding":
         raise ConfigurationError(
-            f"{args.endpoint}: got an endpoint of embeddings, expected class scores to train through; use pgn map"
+            f"{args.endpoint}: got an endpoint of embeddings, expected class scores to train "
+            "through; use pgn map"
         )
     jpeg = found.codec if found.codec and found.codec.startswith("jpeg") else None
     told = {
@@ -203,20 +250,32 @@ def _heed(args: argparse.Namespace) -> None:
     }
     if args.method == "expres":  # nothing is painted, and no score of the endpoint's is read
         told = {"profile": found.profile}
-    taken = {name: value for name, value in told.items() if value is not None and getattr(args, name) is None}
+    taken = {
+        name: value
+        for name, value in told.items()
+        if value is not None and getattr(args, name) is None
+    }
     vars(args).update(taken)
     said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
     talk(f"{args.endpoint}: {said or 'nothing that changes the training'}")
-    unknown = [name for name, wire in (("profile", "profile"), ("codec", "wire")) if _is_open(found, name, args, wire)]
+    unknown = [
+        name
+        for name, wire in (("profile", "profile"), ("codec", "wire"))
+        if _is_open(found, name, args, wire)
+    ]
     if unknown:
         talk(
-            f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the server for one that "
-            "squashes pictures and does not re-encode them, unless --profile and --wire say otherwise"
+            f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the "
+            "server for one that "
+            "squashes pictures and does not re-encode them, unless --profile and --wire say "
+            "otherwise"
         )
 
 
 def _mixes(method: str) -> bool:
-    """Whether a method mixes a token library, of which JPEG leaves more where its rows are smooth (log, 2026-11-28)."""
+    """Whether a method mixes a token library, of which JPEG leaves more where its rows are smooth
+    (log, 2026-11-28).
+    """
     from pgn_client.prompting.methods import PGN, get
 
     return issubclass(get(method), PGN)
@@ -231,24 +290,44 @@ def _task(args: argparse.Namespace) -> Task:
     """Read the folder, or several as one task."""
     from pgn_client.training import load_task, union
 
-    tasks = {Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed) for data in args.data}
+    tasks = {
+        Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed)
+        for data in args.data
+    }
     if len(tasks) < len(args.data):
-        raise ConfigurationError("DATA: got two folders of one name, expected names that differ; rename one")
+        raise ConfigurationError(
+            "DATA: got two folders of one name, expected names that differ; rename one"
+        )
     return union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
 
 
 def add_evaluate(commands: Subparsers) -> None:
     """``pgn evaluate``."""
-    example = "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
-    p = command(commands, "evaluate", run_evaluate, "compare a prompt with its rivals on the test split", example)
+    example = (
+        "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
+    )
+    p = command(
+        commands,
+        "evaluate",
+        run_evaluate,
+        "compare a prompt with its rivals on the test split",
+        example,
+    )
     p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
     add_endpoint_options(p)
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
-    p.add_argument("--rival", metavar="CKPT", help="input-independent checkpoint (trained with the same recipe)")
+    p.add_argument(
+        "--rival",
+        metavar="CKPT",
+        help="input-independent checkpoint (trained with the same recipe)",
+    )
     add_surrogate_options(p, None)
     p.add_argument(
-        "--out", type=Path, metavar="DIR", help="report.html, report.json, steps.png, recorded answers, and the rival"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="report.html, report.json, steps.png, recorded answers, and the rival",
     )
     add_dry_run(p)
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
@@ -284,11 +363,16 @@ def run_evaluate(args: argparse.Namespace) -> int:
             price_per_image=args.price_per_image,
             note=talk,
         )
-    if args.out:  # before anything is printed: a terminal that fails must not cost what was paid for
+    if (
+        args.out
+    ):  # before anything is printed: a terminal that fails must not cost what was paid for
         report.write(args.out, found, columns(adapter, task.test.paths))
     tell(to_json(found.to_json()) if args.json else report.table(found))
     if args.out:
-        talk(f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server sees at each step")
+        talk(
+            f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server "
+            "sees at each step"
+        )
     return OK
 
 
@@ -310,11 +394,18 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
 
 
 def _rival(
-    args: argparse.Namespace, adapter: PromptAdapter, task: Task, surrogate: Backbone | None, *, keep: bool
+    args: argparse.Namespace,
+    adapter: PromptAdapter,
+    task: Task,
+    surrogate: Backbone | None,
+    *,
+    keep: bool,
 ) -> tuple[PromptAdapter | None, bool]:
-    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is at hand.
+    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is
+    at hand.
 
-    On other pictures than the checkpoint's it is not kept: there it would not be the same in all but the method.
+    On other pictures than the checkpoint's it is not kept: there it would not be the same in all
+    but the method.
 
     Returns:
         The rival, if any, and whether it would have to be trained but for the dry run.
@@ -325,10 +416,13 @@ def _rival(
     if adapter.info["method"] != "pgn" or "part_of" in adapter.info or "mapped" in adapter.info:
         if args.rival:
             raise ConfigurationError(
-                "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; leave it out"
+                "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; "
+                "leave it out"
             )
         return None, False  # nothing that is trained alike would compare
-    mark = read_card(args.ckpt)["fingerprint"][:12]  # of the file: another --profile is no reason to train again
+    mark = read_card(args.ckpt)["fingerprint"][
+        :12
+    ]  # of the file: another --profile is no reason to train again
     kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:

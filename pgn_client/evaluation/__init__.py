@@ -14,7 +14,8 @@ def __getattr__(name: str) -> Any:
     if name not in MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the next release",
+        f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the "
+        "next release",
         DeprecationWarning,
         stacklevel=2,
     )

@@ -1,4 +1,6 @@
-"""The rivals that a prompt must beat, and the prompt itself, each measured on the same validation and test images."""
+"""The rivals that a prompt must beat, and the prompt itself, each measured on the same validation
+and test images.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +29,41 @@ from pgn_client.types import Answer
 def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
     """Pictures as they are, with the best mapping.
 
-    Fitted on the training answers, and once more with those to augmented copies of each training picture, as
-    the prompt saw augmented pictures too; validation chooses between the two.
+    Fitted on the training answers, and once more with those to augmented copies of each training
+    picture, as the prompt saw augmented pictures too; validation chooses between the two.
     """
     clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
-    copies = [answer for block in augmented_blocks(task.train, augmentation, seed) for answer in ask(block)]
+    copies = [
+        answer
+        for block in augmented_blocks(task.train, augmentation, seed)
+        for answer in ask(block)
+    ]
     source = labels.vocabulary(clean)
 
     def rows(answers: Sequence[Answer]) -> Floats:
-        return labels.log_scores(answers, source, strict=False)  # a label never seen in training says nothing
+        # a label never seen in training says nothing
+        return labels.log_scores(answers, source, strict=False)
 
     def fit(answers: Sequence[Answer]) -> labels.Fitted:
         times, held_out = len(answers) // len(clean), (rows(val), task.val.labels)
         targets = np.tile(task.train.labels, times)
-        return labels.fit(rows(answers), targets, source, task.classes, val=held_out, copies=times, seed=seed)
+        return labels.fit(
+            rows(answers), targets, source, task.classes, val=held_out, copies=times, seed=seed
+        )
 
-    fitted = min((fit(clean), fit([*clean, *copies])), key=lambda found: min(found.log_loss.values()))
+    fitted = min(
+        (fit(clean), fit([*clean, *copies])), key=lambda found: min(found.log_loss.values())
+    )
     val_rows, test_rows = (fitted.mapping.log_probs(rows(answers)) for answers in (val, test))
-    return Candidate(RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)), fitted
+    return Candidate(
+        RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)
+    ), fitted
 
 
 def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
-    """Yield ``augment.COPIES`` times a copy of every picture; nothing where the task allows no augmentation."""
+    """Yield ``augment.COPIES`` times a copy of every picture; nothing where the task allows no
+    augmentation.
+    """
     for block in range(augment.copies(name)):
         yield augmented_copies(split, name, seed + block * len(split))
 
@@ -69,9 +84,11 @@ def local_head(adapter: PromptAdapter, val: Pictures, test: Pictures) -> Candida
 
 
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
-    """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees them.
+    """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees
+    them.
 
-    As for the raw answers, validation chooses whether it also learns from augmented copies of each training picture.
+    As for the raw answers, validation chooses whether it also learns from augmented copies of each
+    training picture.
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
@@ -83,7 +100,10 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
         return linear_probe.LinearProbe.fit(x, targets, len(task.classes), copies=copies, seed=seed)
 
     clean, val, test = (features(split.paths) for split in (task.train, task.val, task.test))
-    blocks = [clean, *(features(block) for block in augmented_blocks(task.train, augmentation, seed))]
+    blocks = [
+        clean,
+        *(features(block) for block in augmented_blocks(task.train, augmentation, seed)),
+    ]
     fits = fit(clean, 1), fit(np.concatenate(blocks), len(blocks))
     fitted = min(fits, key=lambda found: log_loss(found.log_probs(val), task.val.labels))
     return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
@@ -94,8 +114,12 @@ def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
     return seen_by_server(open_image(image), b.profile, b.input_size, b.interpolation)
 
 
-def without_prompt(raw: Candidate, local: Candidate, probe: Candidate | None, val_targets: Integers) -> list[Candidate]:
-    """Return the rivals that need no prompt: those given, and raw answers and probe each fused with the local head."""
+def without_prompt(
+    raw: Candidate, local: Candidate, probe: Candidate | None, val_targets: Integers
+) -> list[Candidate]:
+    """Return the rivals that need no prompt: those given, and raw answers and probe each fused with
+    the local head.
+    """
     raw, probes = replace(raw, local=local), [probe] if probe else []
     return [raw, local, *probes, *(fused_best(row, local, val_targets) for row in (raw, *probes))]
 
@@ -108,4 +132,6 @@ def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candi
 
 def read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
     """(n,) answers → (n, C) log-probabilities, by an adapter's mapping."""
-    return adapter.mapping.log_probs(labels.log_scores(answers, adapter.mapping.source, strict=False))
+    return adapter.mapping.log_probs(
+        labels.log_scores(answers, adapter.mapping.source, strict=False)
+    )

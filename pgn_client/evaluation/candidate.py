@@ -1,8 +1,10 @@
-"""Ways to answer, each measured on the same validation and test images: a prompt, its rivals, and their fusions.
+"""Ways to answer, each measured on the same validation and test images: a prompt, its rivals, and
+their fusions.
 
-Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label mapping, the local head, a
-linear probe on the surrogate, the first and the last of them fused with the local head. Whatever is fitted or chosen is
-so on training and validation images; the test images are only counted.
+Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
+    mapping, the local head, a
+linear probe on the surrogate, the first and the last of them fused with the local head. Whatever is
+fitted or chosen is so on training and validation images; the test images are only counted.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from pgn_client.mapping.fusion import best_fusion, fuse
 
 RAW, LOCAL, PROBE, SERVED = "raw + mapping", "local head", "linear probe", "served"
 PGN, IIP, NO_PROMPT, FRAME = "PGN", "IIP", "no prompt", "grey frame"
-"""Titles of rows; those of prompts are the methods' own, written out here so that results need no torch to be read."""
+"""Titles of rows; those of prompts are the methods' own, written out here so that results need no
+torch to be read.
+"""
 KEYS = {RAW: "raw", LOCAL: "local", PROBE: "probe", FRAME: "frame"}
 
 
@@ -35,11 +39,13 @@ class Candidate:
     Attributes:
         name: title of its row.
         val, test: (n, C) log-probabilities.
-        queries: images sent for its test row, and for fitting and choosing it where the endpoint was asked for that.
+        queries: images sent for its test row, and for fitting and choosing it where the endpoint
+            was asked for that.
         sent: share of the test pictures that are sent when it serves.
         local: the local head beside it, which can gate it.
         alpha: the local head's weight in it; ``None`` where nothing is fused.
-        fuses: title of the row that is fused with the local head here; empty where nothing is fused.
+        fuses: title of the row that is fused with the local head here; empty where nothing is
+            fused.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """``pgn demo``: the whole way once, on real handwritten digits, in a few minutes on two cores.
 
-A server in its own process hosts the bundled ViT; a PGN and its input-independent rival are trained here; raw and
-adapted pictures go over HTTP; the comparison is printed and written down.
+A server in its own process hosts the bundled ViT; a PGN and its input-independent rival are trained
+here; raw and adapted pictures go over HTTP; the comparison is printed and written down.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
 
 
 def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) -> None:
-    """Write scikit-learn's 1,797 handwritten digits (8 x 8, real, shipped with it) as ``folder/CLASS/NNNN.png``.
+    """Write scikit-learn's 1,797 handwritten digits (8 x 8, real, shipped with it) as
+    ``folder/CLASS/NNNN.png``.
 
     Args:
         folder: where; made if missing. Digits of an earlier call are removed.
@@ -76,7 +77,8 @@ def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) ->
     for i in sorted(rows.tolist()):
         target = folder / str(digits.target[i])
         target.mkdir(parents=True, exist_ok=True)
-        grey = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)  # 17 levels of ink, white on black
+        # 17 levels of ink, white on black
+        grey = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)
         Image.fromarray(grey).save(target / f"{i:04d}.png")
 
 
@@ -86,7 +88,8 @@ class Demo:
 
     Attributes:
         report: the comparison.
-        folder: where ``report.html``, ``report.json``, ``before_after.png``, ``pgn.safetensors`` and ``digits/`` lie.
+        folder: where ``report.html``, ``report.json``, ``before_after.png``, ``pgn.safetensors``
+            and ``digits/`` lie.
     """
 
     report: Report
@@ -128,7 +131,12 @@ def run(
     with local_server() as url:
         note(f"the hosted ViT answers at {url}")
         found = evaluate(
-            task, lambda adapter: AdaptedClient(url, adapter), pgn, rival=rival, surrogate=surrogate, note=note
+            task,
+            lambda adapter: AdaptedClient(url, adapter),
+            pgn,
+            rival=rival,
+            surrogate=surrogate,
+            note=note,
         )
         report.write(folder, found, columns(pgn, task.test.paths))
         _before_after(task, url, pgn).save(folder / "before_after.png")

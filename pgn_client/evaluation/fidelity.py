@@ -1,4 +1,6 @@
-"""What is left of a prompt on its way: latent → float RGB → clipped → uint8 → the endpoint → lossy pictures."""
+"""What is left of a prompt on its way: latent → float RGB → clipped → uint8 → the endpoint → lossy
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,22 @@ from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.types import ServerProfile
 
 BATCH = 64
-STAGES = ("published", "latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420")
+STAGES = (
+    "published",
+    "latent",
+    "float",
+    "clipped",
+    "uint8",
+    "http_png",
+    "jpeg95_444",
+    "jpeg75_420",
+)
 """Of the way, in its order."""
 
 
 def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:
-    """Return the share of pictures at each step of :func:`follow` that have the label of the first step.
+    """Return the share of pictures at each step of :func:`follow` that have the label of the first
+    step.
 
     That is ``latent``, or ``published`` where it is there.
     """
@@ -51,38 +63,46 @@ def follow(
     looked_at: Pixels | None = None,
     over_http: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Follow a prompt from the latent space to lossy pictures; the mapping is the checkpoint's at every step.
+    """Follow a prompt from the latent space to lossy pictures; the mapping is the checkpoint's at
+    every step.
 
     Args:
         pgn: the prompt.
         backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
         fitted: (n, h, w, 3) uint8 pictures, n >= 1, as ``compositor.fit_picture`` makes them.
-        looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the fitted pictures.
+        looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the
+            fitted pictures.
         over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
 
     Returns:
-        (n, C) log-probabilities at each step: ``published`` (of an imported checkpoint, for a backbone of 224 pixels:
-        the sequence that its authors trained, under this backbone's head; theirs are not published), ``latent``
-        (float32 tokens), ``float`` (RGB in float32, of a pseudo-inverse before it is clipped), ``clipped`` (within
-        [0, 1]), ``uint8`` (rounded pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole
-        sent picture re-encoded, then the profile's crop).
+        (n, C) log-probabilities at each step: ``published`` (of an imported checkpoint, for a
+        backbone of 224 pixels: the sequence that its authors trained, under this backbone's head;
+        theirs are not published), ``latent`` (float32 tokens), ``float`` (RGB in float32, of a
+        pseudo-inverse before it is clipped), ``clipped`` (within [0, 1]), ``uint8`` (rounded
+        pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole sent
+        picture re-encoded, then the profile's crop).
 
     Raises:
-        ConfigurationError: a checkpoint whose generator looks at a crop of its own, without ``looked_at``.
+        ConfigurationError: a checkpoint whose generator looks at a crop of its own, without
+            ``looked_at``.
     """
     eye = _eye(pgn, fitted, looked_at)
     patches, _ = pgn.render(fitted, prompted_by=eye)
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
     with _asking(pgn, backbone) as surrogate:
         parts = [_answers(pgn, surrogate, fitted[b], eye[b], sent[b]) for b in _batches(fitted)]
-    rows = {stage: torch.cat([part[stage] for part in parts]).double().numpy() for stage in parts[0]}
+    rows = {
+        stage: torch.cat([part[stage] for part in parts]).double().numpy() for stage in parts[0]
+    }
     found = {stage: pgn.mapping.log_probs(row) for stage, row in rows.items()}
     found |= {} if over_http is None else {"http_png": over_http}
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
 def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
-    """Return ``latent`` of :func:`follow` alone: (n, h, w, 3) uint8 → (n, C); it raises the same."""
+    """Return ``latent`` of :func:`follow` alone: (n, h, w, 3) uint8 → (n, C); it raises the
+    same.
+    """
     eye, parts = _eye(pgn, fitted, None), []
     with _asking(pgn, backbone) as surrogate:
         for b in _batches(fitted):
@@ -94,7 +114,8 @@ def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> 
 def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
     if looked_at is None and "profile" in pgn.info["generator"]:
         raise ConfigurationError(
-            "retention: got pictures on the canvas alone, expected also what the generator of this checkpoint looks "
+            "retention: got pictures on the canvas alone, expected also what the generator of this "
+            "checkpoint looks "
             "at; give looked_at=adapter.looked_at(images)"
         )
     return fitted if looked_at is None else looked_at
@@ -117,7 +138,9 @@ def _batches(pictures: Pixels) -> Iterator[slice]:
     return (slice(start, start + BATCH) for start in range(0, len(pictures), BATCH))
 
 
-def _coded(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels) -> tuple[Tensor, Any]:
+def _coded(
+    pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels
+) -> tuple[Tensor, Any]:
     """Return pictures as a tensor, and what the method says of what it looks at."""
     device = surrogate.backbone.device
     pictures, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
@@ -126,11 +149,18 @@ def _coded(pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels
 
 
 def _answers(
-    pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels, sent: Sequence[Image.Image]
+    pgn: PromptAdapter,
+    surrogate: Surrogate,
+    fitted: Pixels,
+    eye: Pixels,
+    sent: Sequence[Image.Image],
 ) -> dict[str, Tensor]:
     """What the surrogate answers to one batch at each step: (B, S) log-probabilities."""
     (model, own), backbone = pgn.runtime, surrogate.backbone
-    embedding, (pictures, code) = own and own.to(backbone.device), _coded(pgn, surrogate, fitted, eye)
+    embedding, (pictures, code) = (
+        own and own.to(backbone.device),
+        _coded(pgn, surrogate, fitted, eye),
+    )
 
     def painted(patches: Tensor) -> Tensor:
         return surrogate.pixel_scores(surrogate.paint(pictures, patches))
@@ -144,7 +174,11 @@ def _answers(
         "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
         "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
     }
-    if pgn.info["inversion"] == "pseudo_inverse" and isinstance(model, PGN) and embedding is not None:
+    if (
+        pgn.info["inversion"] == "pseudo_inverse"
+        and isinstance(model, PGN)
+        and embedding is not None
+    ):
         found["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
     if isinstance(model, PublishedPGN) and backbone.input_size == RESOLUTION:
         seen = torch.from_numpy(eye).permute(0, 3, 1, 2).to(backbone.device)
@@ -156,11 +190,14 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
     """Send images through the profile's resize and crop, and the surrogate."""
     profile = ServerProfile.parse(pgn.info["profile"])
     seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
-    return surrogate.pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device))
+    return surrogate.pixel_scores(
+        torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device)
+    )
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
-    """Return what is sent, and what then reaches the model, without and with JPEG, as pictures to look at.
+    """Return what is sent, and what then reaches the model, without and with JPEG, as pictures to
+    look at.
 
     Args:
         pgn: whose profile the server has.
@@ -172,7 +209,10 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
         return [Image.fromarray(seen_by_server(image, profile, size)) for image in images]
 
     plain, lossy = seen(sent), seen(jpeg(image, 75, 2) for image in sent)
-    error = [ImageChops.difference(a, b).point(lambda x: 4 * x) for a, b in zip(plain, lossy, strict=True)]
+    error = [
+        ImageChops.difference(a, b).point(lambda x: 4 * x)
+        for a, b in zip(plain, lossy, strict=True)
+    ]
     return {
         "sent": list(sent),
         "seen": plain,
@@ -183,5 +223,7 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
 
 def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
-    """Return what the server sees of a few of these pictures, step by step: see ``retention.steps``."""
+    """Return what the server sees of a few of these pictures, step by step: see
+    ``retention.steps``.
+    """
     return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))

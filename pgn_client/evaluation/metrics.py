@@ -1,4 +1,6 @@
-"""What an accuracy does not tell of answers: whether they are as sure as they should be, class by class. NumPy only."""
+"""What an accuracy does not tell of answers: whether they are as sure as they should be, class by
+class. NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ShapeError
 
 BINS = 15
-"""Of equal width, as in Guo et al. and most papers since, so that numbers compare; equal mass would be steadier."""
+"""Of equal width, as in Guo et al. and most papers since, so that numbers compare; equal mass would
+be steadier.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ class ClassScore:
     Attributes:
         name: of the class.
         support: images of it.
-        precision: share of the images so answered that are of it; ``None`` where none is so answered.
+        precision: share of the images so answered that are of it; ``None`` where none is so
+            answered.
         recall: share of its images that are so answered; ``None`` where there are none.
-        f1: harmonic mean of the two, 2·hits / (answered + support); ``None`` where both counts are 0.
+        f1: harmonic mean of the two, 2·hits / (answered + support); ``None`` where both counts are
+            0.
     """
 
     name: str
@@ -49,7 +55,8 @@ class ClassScore:
 
 
 def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
-    """Return accuracy against confidence in bins ((m - 1)/15, m/15], from the least sure; empty ones are left out.
+    """Return accuracy against confidence in bins ((m - 1)/15, m/15], from the least sure; empty
+    ones are left out.
 
     Args:
         log_p: (n, C) float64 log-probabilities, n >= 1.
@@ -65,11 +72,17 @@ def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
     right = log_p.argmax(axis=1) == labels
     number = np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
     masks = (number == m for m in range(BINS))
-    return [Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean())) for m in masks if m.any()]
+    return [
+        Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean()))
+        for m in masks
+        if m.any()
+    ]
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the expected calibration error (ECE) of :func:`reliability`: mean |accuracy - confidence|, in [0, 1]."""
+    """Return the expected calibration error (ECE) of :func:`reliability`: mean |accuracy -
+    confidence|, in [0, 1].
+    """
     return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / sum(b.count for b in bins)
 
 
@@ -90,8 +103,12 @@ def confusion(log_p: Floats, labels: Integers) -> Integers:
 
 
 def by_class(counts: Integers, classes: Sequence[str]) -> list[ClassScore]:
-    """Return the scores of each class, in order, from the (C, C) counts of :func:`confusion` and the C names."""
-    hits, answered, support = (x.tolist() for x in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)))
+    """Return the scores of each class, in order, from the (C, C) counts of :func:`confusion` and
+    the C names.
+    """
+    hits, answered, support = (
+        x.tolist() for x in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1))
+    )
     return [
         ClassScore(name, s, _share(h, a), _share(h, s), _share(2 * h, a + s))
         for name, h, a, s in zip(classes, hits, answered, support, strict=True)
@@ -104,4 +121,7 @@ def _share(part: int, whole: int) -> float | None:
 
 def _check(log_p: Floats, labels: Integers) -> None:
     if log_p.ndim != 2 or not len(labels) or labels.shape != log_p.shape[:1]:
-        raise ShapeError(f"measures: got labels {labels.shape} and scores {log_p.shape}, expected (n,), (n, C), n >= 1")
+        raise ShapeError(
+            f"measures: got labels {labels.shape} and scores {log_p.shape}, expected "
+            "(n,), (n, C), n >= 1"
+        )

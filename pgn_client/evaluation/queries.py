@@ -21,7 +21,8 @@ class Query:
         part: what they are for.
         images: in order.
         adapter: what they are sent through; ``None`` as they are.
-        ready: whether the adapter is there already; one that would be trained first can have no recorded answers.
+        ready: whether the adapter is there already; one that would be trained first can have no
+            recorded answers.
     """
 
     part: str
@@ -37,7 +38,9 @@ class Asker:
         self.connect = connect
         self.images_sent = 0
 
-    def __call__(self, images: Sequence[ImageSource], adapter: Adapter | None = None) -> list[Answer]:
+    def __call__(
+        self, images: Sequence[ImageSource], adapter: Adapter | None = None
+    ) -> list[Answer]:
         """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
         with self.connect(adapter) as client:
             before = client.usage.images  # of all copies of a client
@@ -48,4 +51,7 @@ class Asker:
 
 def of_mapping(adapter: Adapter | None, task: Task) -> list[Query]:
     """Return what ``pgn map`` would send to fit a mapping."""
-    return [Query("training", task.train.paths, adapter), Query("validation", task.val.paths, adapter)]
+    return [
+        Query("training", task.train.paths, adapter),
+        Query("validation", task.val.paths, adapter),
+    ]

@@ -1,4 +1,6 @@
-"""What an evaluation found, as values: rows, paired differences, the verdict, and how they came about."""
+"""What an evaluation found, as values: rows, paired differences, the verdict, and how they came
+about.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from typing import Any, Literal
 from pgn_client.evaluation.metrics import Bin, ClassScore
 
 Kind = Literal["local", "mapping", "prompt", "both"]
-"""What a verdict recommends: the local model alone, raw answers with a mapping, a prompt, or two of them together."""
+"""What a verdict recommends: the local model alone, raw answers with a mapping, a prompt, or two of
+them together.
+"""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Row:
     """One way to answer, measured on the test images.
 
     Attributes:
-        key: What programs know it by: ``raw``, ``local``, ``probe``, ``pgn``, ``pgn+local``, ``served``, ...
+        key: What programs know it by: ``raw``, ``local``, ``probe``, ``pgn``, ``pgn+local``,
+            ``served``, ...
         title: What people read.
         fused: Whether the local head has a say in it.
         accuracy, ci95: Share of right answers, with its 95 % Wilson interval.
@@ -24,7 +29,8 @@ class Row:
         ece: Expected calibration error of its probabilities.
         queries: Images sent in all: ``queries_fit`` for fitting and choosing, and ``queries_test``.
         sent: Share of the images that are sent when it serves.
-        cost_per_1000: Cost of serving 1,000 images, in the currency of the price; ``None`` without a price.
+        cost_per_1000: Cost of serving 1,000 images, in the currency of the price; ``None`` without
+            a price.
     """
 
     key: str
@@ -41,7 +47,9 @@ class Row:
     cost_per_1000: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON; ``name`` is the title, as reports of version 0.1 have it."""
+        """Return plain values for JSON; ``name`` is the title, as reports of version 0.1 have
+        it.
+        """
         return {"name": self.title} | asdict(self)
 
 
@@ -74,9 +82,11 @@ class Comparison:
 
     Attributes:
         a, b: the rows.
-        difference, ci95: of their accuracies, a - b, as shares, with the 95 % interval of the paired bootstrap.
+        difference, ci95: of their accuracies, a - b, as shares, with the 95 % interval of the
+            paired bootstrap.
         only_a, only_b: how many images only one of them gets right.
-        mcnemar_p: of the exact McNemar test on these two counts, two-sided, not corrected for other comparisons.
+        mcnemar_p: of the exact McNemar test on these two counts, two-sided, not corrected for other
+            comparisons.
     """
 
     a: str
@@ -96,14 +106,17 @@ class Judgement:
         rows: Every way to answer.
         paired: differences between rows on the same pictures.
         verdict: what to do.
-        best: the row of least log-loss on validation, which the row ``served`` is, behind the gate ``query_below``.
+        best: the row of least log-loss on validation, which the row ``served`` is, behind the gate
+            ``query_below``.
         advised: the cheapest row that validation could not tell from it; often the same.
         same_data: whether the pictures are the checkpoint's own.
         fusion: row → weight of the local head in it.
         price_per_image: as it was given.
-        curve: of ``best``: ``accuracy`` if pictures below ``query_below`` are ``sent``, with ``cost_per_1000``.
-        per_class, confusion, reliability: of the rows ``served`` and ``raw + mapping``: scores of each class; true
-            class → answered class → pictures, without zeros; accuracy against confidence.
+        curve: of ``best``: ``accuracy`` if pictures below ``query_below`` are ``sent``, with
+            ``cost_per_1000``.
+        per_class, confusion, reliability: of the rows ``served`` and ``raw + mapping``: scores of
+            each class; true class → answered class → pictures, without zeros; accuracy against
+            confidence.
         examples: a few test pictures, with their ``label`` and what is ``served``.
     """
 
@@ -132,7 +145,8 @@ class Report(Judgement):
     """What ``report.json`` holds: the judgement, and how it came about.
 
     Attributes:
-        retention: accuracy at each step on the way, and ``agreement`` with the first; ``None`` without a surrogate.
+        retention: accuracy at each step on the way, and ``agreement`` with the first; ``None``
+            without a surrogate.
         controls: accuracy with prompts that should not work.
         omitted: which rows are not there, and why.
         seconds: it took.
@@ -154,7 +168,9 @@ class Report(Judgement):
     images_sent: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON: the verdict as a sentence, and its parts under ``advice``."""
+        """Return plain values for JSON: the verdict as a sentence, and its parts under
+        ``advice``.
+        """
         found = asdict(self)
         rows = [row.to_json() for row in self.rows]
         return found | {"rows": rows, "verdict": str(self.verdict), "advice": found["verdict"]}

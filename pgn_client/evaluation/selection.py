@@ -16,7 +16,8 @@ from pgn_client.mapping.probability import log_loss, right
 def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
     """Pick what is served, on validation: the least log-loss; the cheaper among equals.
 
-    Not the best accuracy, nor the cheapest within its error: both were tried on two sets, with 120 validation pictures,
+    Not the best accuracy, nor the cheapest within its error: both were tried on two sets, with 120
+        validation pictures,
     and what they picked was 0.9 and 1.5 points behind the best on other pictures (log-loss: 0.6).
 
     Args:
@@ -27,9 +28,11 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
 
 
 def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
-    """Return the cheapest candidate within one paired standard error, or one picture, of the best on validation.
+    """Return the cheapest candidate within one paired standard error, or one picture, of the best
+    on validation.
 
-    The one-standard-error rule (Breiman et al. 1984): what is dearer has not shown there that it is worth it.
+    The one-standard-error rule (Breiman et al. 1984): what is dearer has not shown there that it is
+    worth it.
 
     Args:
         candidates: from the cheapest to the dearest.
@@ -45,9 +48,11 @@ def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Inte
 
 
 def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
-    """Return the :func:`cheapest` way, as gated as it would serve, that sends no more than what is served.
+    """Return the :func:`cheapest` way, as gated as it would serve, that sends no more than what is
+    served.
 
-    Passed over is what saves nothing: a way without a prompt that yet sends more pictures, and a prompt that only does
+    Passed over is what saves nothing: a way without a prompt that yet sends more pictures, and a
+        prompt that only does
     without the local head, which its checkpoint holds anyway.
 
     Args:
@@ -57,7 +62,11 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
     """
     served, most = _as_served(best, val_targets)
     offers = (_as_served(candidate, val_targets) for candidate in candidates)
-    saving = (offer for offer, sent in offers if sent < most or (sent == most and not _same_prompt(offer, best)))
+    saving = (
+        offer
+        for offer, sent in offers
+        if sent < most or (sent == most and not _same_prompt(offer, best))
+    )
     return cheapest(saving, served, val_targets)
 
 
@@ -74,7 +83,9 @@ def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, 
 
 
 def _share_sent(log_p_local: Floats, query_below: float) -> float:
-    (point,) = gate_curve(log_p_local, log_p_local, np.zeros(len(log_p_local), dtype=np.int64), [query_below])
+    (point,) = gate_curve(
+        log_p_local, log_p_local, np.zeros(len(log_p_local), dtype=np.int64), [query_below]
+    )
     return point.sent
 
 
@@ -84,17 +95,21 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     Args:
         name: of the new row.
         best: the row to gate.
-        val_targets: (n,) class indices, by which the threshold is chosen: no worse than sending all.
+        val_targets: (n,) class indices, by which the threshold is chosen: no worse than sending
+            all.
 
     Returns:
-        The gated row, and the threshold ``query_below``; ``None`` where all, or no, pictures are sent anyway.
+        The gated row, and the threshold ``query_below``; ``None`` where all, or no, pictures are
+        sent anyway.
     """
     local = best.local
     query_below = best_gate(best.val, local.val, val_targets) if best.sent and local else None
     fuses = best.fuses if name == best.name else ""
     if local is None or query_below is None:
         return replace(best, name=name, fuses=fuses), None
-    val, test = (gate(a, b, query_below) for a, b in ((best.val, local.val), (best.test, local.test)))
+    val, test = (
+        gate(a, b, query_below) for a, b in ((best.val, local.val), (best.test, local.test))
+    )
     sent = _share_sent(local.test, query_below)
     saved = round((1 - sent) * len(test))
     return Candidate(name, val, test, best.queries - saved, sent, local, fuses=fuses), query_below

@@ -1,7 +1,8 @@
 """Intervals and tests that say how certain a comparison on a test set is.
 
-Importing needs NumPy only; McNemar's test needs SciPy, which the extra ``[train]`` installs.
-All intervals are at 95 %. Comparisons are *paired*: both methods answer the same images in the same order.
+Importing needs NumPy only; McNemar's test needs SciPy, which the extra ``[train]`` installs. All
+intervals are at 95 %. Comparisons are *paired*: both methods answer the same images in the same
+order.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
     """Return accuracy with its 95 % Wilson score interval.
 
     Args:
-        correct: (n,) bool, n >= 1; or floats in [0, 1], means over seeds (the interval is then a little too wide).
+        correct: (n,) bool, n >= 1; or floats in [0, 1], means over seeds (the interval is then a
+            little too wide).
 
     Returns:
         (accuracy, low, high), each in [0, 1].
@@ -35,7 +37,8 @@ def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
     Raises:
         ShapeError: not a non-empty row.
 
-    Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA
+        1927.
     """
     _check_row(correct)
     n, p = len(correct), float(np.mean(correct))
@@ -50,10 +53,12 @@ def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
 def paired_bootstrap(
     correct_a: Booleans, correct_b: Booleans, *, seed: int, resamples: int = 10_000
 ) -> tuple[float, float, float]:
-    """Return the difference of two accuracies on the same images, with its 95 % percentile bootstrap interval.
+    """Return the difference of two accuracies on the same images, with its 95 % percentile
+    bootstrap interval.
 
-    Images are drawn with replacement. The difference of an image is -1, 0 or 1, so drawing the three counts from their
-    multinomial distribution is the same experiment, and its cost does not grow with n.
+    Images are drawn with replacement. The difference of an image is -1, 0 or 1, so drawing the
+    three counts from their multinomial distribution is the same experiment, and its cost does not
+    grow with n.
 
     Args:
         correct_a: (n,) bool, n >= 1.
@@ -73,23 +78,28 @@ def paired_bootstrap(
     only_a, only_b = discordant(correct_a, correct_b)
     _check_resamples(resamples)
     n = len(correct_a)
-    low, high = np.quantile(_resampled(only_a, only_b, n, np.random.default_rng(seed), resamples), [0.025, 0.975])
+    low, high = np.quantile(
+        _resampled(only_a, only_b, n, np.random.default_rng(seed), resamples), [0.025, 0.975]
+    )
     return (only_a - only_b) / n, float(low), float(high)
 
 
 def pooled_bootstrap(
     differences: Sequence[Floats], *, seed: int, resamples: int = 10_000
 ) -> tuple[float, float, float]:
-    """Return the mean difference of two accuracies over several runs, with its 95 % percentile bootstrap interval.
+    """Return the mean difference of two accuracies over several runs, with its 95 % percentile
+    bootstrap interval.
 
-    A run is one image set. Every run counts the same, however many images it has. Images are drawn with replacement
-    within each run, and independently between runs. The runs stay fixed: the interval answers for *these* sets, and for
-    other images of the same kind; it says nothing about sets in general. Several seeds on the same images are one run:
-    average them image by image first, or the interval is too narrow where they agree.
+    A run is one image set. Every run counts the same, however many images it has. Images are drawn
+    with replacement within each run, and independently between runs. The runs stay fixed: the
+    interval answers for *these* sets, and for other images of the same kind; it says nothing about
+    sets in general. Several seeds on the same images are one run: average them image by image
+    first, or the interval is too narrow where they agree.
 
     Args:
-        differences: one (n_i,) array for each run, n_i >= 1, in [-1, 1]: correct with a, less correct with b, averaged
-            over seeds. (Correct with a alone, in [0, 1], gives the interval of a mean accuracy.)
+        differences: one (n_i,) array for each run, n_i >= 1, in [-1, 1]: correct with a, less
+            correct with b, averaged over seeds. (Correct with a alone, in [0, 1], gives the
+            interval of a mean accuracy.)
         seed: of the draws.
         resamples: number of draws, at least 1.
 
@@ -110,8 +120,12 @@ def pooled_bootstrap(
     for row in differences:
         _check_row(row)
         if not (np.abs(row) <= 1).all():
-            raise ConfigurationError("pooled bootstrap: got a difference outside [-1, 1], expected of two accuracies")
-        values, counts = np.unique(row, return_counts=True)  # few: drawing their counts is drawing the images
+            raise ConfigurationError(
+                "pooled bootstrap: got a difference outside [-1, 1], expected of two accuracies"
+            )
+        values, counts = np.unique(
+            row, return_counts=True
+        )  # few: drawing their counts is drawing the images
         mean += float(np.mean(row))
         draws += rng.multinomial(len(row), counts / len(row), size=resamples) @ values / len(row)
     low, high = np.quantile(draws / len(differences), [0.025, 0.975])
@@ -130,16 +144,20 @@ def discordant(correct_a: Booleans, correct_b: Booleans) -> tuple[int, int]:
     """
     _check_row(correct_a)
     if correct_a.shape != correct_b.shape:
-        raise ShapeError(f"paired comparison: got {correct_a.shape} and {correct_b.shape}, expected the same images")
+        raise ShapeError(
+            f"paired comparison: got {correct_a.shape} and {correct_b.shape}, expected the "
+            "same images"
+        )
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     return int((a & ~b).sum()), int((b & ~a).sum())
 
 
 def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
-    """Return the two-sided p-value of the exact McNemar test that two methods are right equally often.
+    """Return the two-sided p-value of the exact McNemar test that two methods are right equally
+    often.
 
-    With b and c images that only one method gets right, p = min(1, 2·P[X <= min(b, c)]), X ~ Binomial(b + c, 1/2);
-    1 where the methods never differ.
+    With b and c images that only one method gets right, p = min(1, 2·P[X <= min(b, c)]), X ~
+    Binomial(b + c, 1/2); 1 where the methods never differ.
 
     Args:
         correct_a: (n,) bool, n >= 1.
@@ -149,7 +167,8 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
         MissingDependencyError: scipy is not installed.
         ShapeError: rows that are empty or of different lengths.
 
-    Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+    Reference: McNemar, "Note on the sampling error of the difference between correlated
+        proportions", 1947.
     """
     only_a, only_b = discordant(correct_a, correct_b)
     if only_a + only_b == 0:
@@ -162,7 +181,9 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
     return float(binomtest(min(only_a, only_b), only_a + only_b, 0.5).pvalue)
 
 
-def _resampled(only_a: int, only_b: int, n: int, rng: np.random.Generator, resamples: int) -> Floats:
+def _resampled(
+    only_a: int, only_b: int, n: int, rng: np.random.Generator, resamples: int
+) -> Floats:
     """Return the differences of two accuracies on n images drawn with replacement, (resamples,)."""
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     draws = rng.multinomial(n, shares, size=resamples)  # (resamples, 3)

@@ -1,8 +1,11 @@
-"""The honest comparison: a prompt and its rivals on the same test images, with intervals and a verdict.
+"""The honest comparison: a prompt and its rivals on the same test images, with intervals and a
+verdict.
 
-Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label mapping, the generator's
-own local head, a linear probe on the surrogate, answers and probe fused with that head, the input-independent prompt.
-Everything is chosen on training and validation images; the test images are only counted.
+Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
+    mapping, the generator's
+own local head, a linear probe on the surrogate, answers and probe fused with that head, the
+input-independent prompt. Everything is chosen on training and validation images; the test images
+are only counted.
 """
 
 from __future__ import annotations
@@ -48,24 +51,31 @@ def evaluate(
 
     Args:
         task: the splits that the prompt was trained with (see ``training.alike.task_of``).
-        connect: opens a client of the endpoint for an adapter, or for pictures as they are (``None``).
+        connect: opens a client of the endpoint for an adapter, or for pictures as they are
+            (``None``).
         pgn: the prompt to judge.
-        same_data: whether these are the training pictures of the checkpoint; if not, the report says so.
-        rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out, and said so.
-        surrogate: the backbone the prompt was trained through; without it linear probe and retention are left out.
+        same_data: whether these are the training pictures of the checkpoint; if not, the report
+            says so.
+        rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out,
+            and said so.
+        surrogate: the backbone the prompt was trained through; without it linear probe and
+            retention are left out.
         price_per_image: of the endpoint, in any currency; costs are told where it is known.
         note: told what is going on.
 
     Returns:
-        The report. The row ``served`` is what the verdict recommends, chosen on validation alone: the way of least
-        log-loss, and the gate ``query_below`` under which pictures are sent. ``curve`` is that way's accuracy against
-        images sent.
+        The report. The row ``served`` is what the verdict recommends, chosen on validation alone:
+        the way of least log-loss, and the gate ``query_below`` under which pictures are sent.
+        ``curve`` is that way's accuracy against images sent.
     """
     started = time.monotonic()
     val, test = (Pictures.of(split, pgn) for split in (task.val, task.test))
     asker = Asker(connect)
     seed, name = int(pgn.info["seed"]), methods.restorable(pgn.info["method"]).title
-    note(f"raw answers to {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test pictures")
+    note(
+        f"raw answers to {len(task.train)} training, {len(task.val)} validation and "
+        f"{len(task.test)} test pictures"
+    )
     augmentation = pgn.info["recipe"]["augment"]
     raw, fitted = baselines.raw(asker, task, augmentation, seed)
     local = baselines.local_head(pgn, val, test)
@@ -73,10 +83,13 @@ def evaluate(
     candidates = baselines.without_prompt(raw, local, probe, task.val.labels)
     if rival is not None:
         note("input-independent prompt over HTTP")
-        candidates += _with_its_local_head(IIP, asker, rival, task, baselines.local_head(rival, val, test))
+        candidates += _with_its_local_head(
+            IIP, asker, rival, task, baselines.local_head(rival, val, test)
+        )
     elif name != IIP:
         omitted.append(
-            f"{IIP}: none that is trained alike; for a PGN of one task, as pgn train wrote it, give --rival, or a "
+            f"{IIP}: none that is trained alike; for a PGN of one task, as pgn train wrote it, "
+            "give --rival, or a "
             "surrogate to train one"
         )
     note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
@@ -86,11 +99,22 @@ def evaluate(
     retention: dict[str, Any] | None = None
     if surrogate is not None:
         note("retention from latent float32 to JPEG")
-        stages = follow(pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test)
+        stages = follow(
+            pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test
+        )
         retention = {k: float(right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
     return Report(
-        **vars(judge(candidates, task, seed=seed, name=name, same_data=same_data, price_per_image=price_per_image)),
+        **vars(
+            judge(
+                candidates,
+                task,
+                seed=seed,
+                name=name,
+                same_data=same_data,
+                price_per_image=price_per_image,
+            )
+        ),
         retention=retention,
         controls=controls,
         omitted=omitted,
@@ -104,7 +128,11 @@ def evaluate(
 
 
 def queries(
-    task: Task, pgn: PromptAdapter, *, rival: PromptAdapter | None = None, rival_to_train: bool = False
+    task: Task,
+    pgn: PromptAdapter,
+    *,
+    rival: PromptAdapter | None = None,
+    rival_to_train: bool = False,
 ) -> Iterator[Query]:
     """Yield what ``evaluate`` would send, for a dry run.
 
@@ -115,7 +143,9 @@ def queries(
         rival_to_train: whether the rival would be trained first.
     """
     yield Query("training", task.train.paths)
-    for block in baselines.augmented_blocks(task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])):
+    for block in baselines.augmented_blocks(
+        task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])
+    ):
         yield Query("training, augmented", block)
     for part, split in (("validation", task.val), ("test", task.test)):
         yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
@@ -125,7 +155,9 @@ def queries(
         yield Query("controls", images)
 
 
-def _probe(task: Task, surrogate: Backbone | None, augmentation: str, seed: int) -> tuple[Candidate | None, list[str]]:
+def _probe(
+    task: Task, surrogate: Backbone | None, augmentation: str, seed: int
+) -> tuple[Candidate | None, list[str]]:
     """The linear probe, or a word on what cannot be measured without a surrogate."""
     if surrogate is None:
         return None, [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
@@ -140,20 +172,28 @@ def _with_its_local_head(
     return [alone, candidate.fused(alone, local, float(adapter.info["fusion"]))]
 
 
-def _controls(ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate) -> dict[str, float]:
-    """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey picture, must say less.
+def _controls(
+    ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate
+) -> dict[str, float]:
+    """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey
+    picture, must say less.
 
-    Where the server crops, the bare canvas without its margin shows what the crop then does to the prompt.
+    Where the server crops, the bare canvas without its margin shows what the crop then does to the
+    prompt.
     """
 
     def accuracy(images: list[Image.Image]) -> float:
         return float(right(baselines.read(pgn, ask(images)), test.split.labels).mean())
 
     own = float(right(prompted.test, test.split.labels).mean())
-    return {"own_prompt": own} | {name: accuracy(images) for name, images in _control_pictures(pgn, test)}
+    return {"own_prompt": own} | {
+        name: accuracy(images) for name, images in _control_pictures(pgn, test)
+    }
 
 
-def _control_pictures(pgn: PromptAdapter, test: Pictures) -> Iterator[tuple[str, list[Image.Image]]]:
+def _control_pictures(
+    pgn: PromptAdapter, test: Pictures
+) -> Iterator[tuple[str, list[Image.Image]]]:
     fitted, eye = test.fitted, test.prompted_by
     other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
     yield "swapped_prompt", _painted(pgn, fitted, eye[other])
@@ -167,4 +207,6 @@ def _painted(
 ) -> list[Image.Image]:
     """Pictures with the prompts of these or others."""
     patches, _ = adapter.render(pictures, prompted_by=prompted_by)
-    return [compose(p, q, adapter.canvas, margin=margin) for p, q in zip(pictures, patches, strict=True)]
+    return [
+        compose(p, q, adapter.canvas, margin=margin) for p, q in zip(pictures, patches, strict=True)
+    ]

@@ -1,6 +1,8 @@
-"""What the answers of a prompt and its rivals say: how good each row is, what to do, why, and what it costs.
+"""What the answers of a prompt and its rivals say: how good each row is, what to do, why, and what
+it costs.
 
-Whatever is chosen is chosen on validation images; the test images are only counted. Nothing is sent or trained here.
+Whatever is chosen is chosen on validation images; the test images are only counted. Nothing is sent
+or trained here.
 """
 
 from __future__ import annotations
@@ -12,8 +14,26 @@ import numpy as np
 
 from pgn_client.arrays import Integers
 from pgn_client.evaluation import selection
-from pgn_client.evaluation.candidate import FRAME, IIP, LOCAL, NO_PROMPT, PGN, PROBE, RAW, SERVED, Candidate, with_local
-from pgn_client.evaluation.comparison import IIP_LOCAL, PGN_LOCAL, PROBE_LOCAL, RAW_LOCAL, compare, compared
+from pgn_client.evaluation.candidate import (
+    FRAME,
+    IIP,
+    LOCAL,
+    NO_PROMPT,
+    PGN,
+    PROBE,
+    RAW,
+    SERVED,
+    Candidate,
+    with_local,
+)
+from pgn_client.evaluation.comparison import (
+    IIP_LOCAL,
+    PGN_LOCAL,
+    PROBE_LOCAL,
+    RAW_LOCAL,
+    compare,
+    compared,
+)
 from pgn_client.evaluation.metrics import by_class, calibration_error, confusion, reliability
 from pgn_client.evaluation.results import Comparison, Judgement, Kind, Row, Verdict
 from pgn_client.evaluation.statistics import accuracy_interval
@@ -23,27 +43,36 @@ from pgn_client.imaging.files import spread
 from pgn_client.mapping.fusion import gate_curve
 from pgn_client.mapping.probability import log_loss, right
 
-NEAREST = "nearest checkpoint: pgn train --method no_prompt, which squashes pictures into the canvas; evaluate it too"
+NEAREST = (
+    "nearest checkpoint: pgn train --method no_prompt, which squashes pictures into the "
+    "canvas; evaluate it too"
+)
 
 
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
-    PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the surrogate's features): no "
+    PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the "
+    "surrogate's features): no "
     "query is needed",
     RAW: f"use the mapping only: send pictures as they are ({NEAREST})",
-    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with the local head "
+    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with "
+    "the local head "
     f"({NEAREST})",
     NO_PROMPT: "use the mapping only: send pictures without a prompt",
-    with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the local head",
+    with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the "
+    "local head",
     FRAME: "use the mapping only: send pictures in an empty grey frame",
-    with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the local head",
+    with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the "
+    "local head",
     IIP: "use the input-independent prompt: one prompt for all pictures",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
     PGN_LOCAL: "use both: the prompt, fused with the local head",
 }
-"""What to do where a row wins, from the cheapest to the dearest: local costs nothing, a prompt costs training too."""
+"""What to do where a row wins, from the cheapest to the dearest: local costs nothing, a prompt
+costs training too.
+"""
 
 
 CONTAMINATED = "not the checkpoint's own data, so these test pictures may have been trained on"
@@ -61,12 +90,14 @@ def verdict(
 ) -> Verdict:
     """Recommend the cheapest way that validation could not tell from what is served.
 
-    The reason tells what the test images say of it and what it costs, then the same of what is served.
+    The reason tells what the test images say of it and what it costs, then the same of what is
+    served.
 
     Args:
         best: the row that is served.
         served: how it is: behind its gate.
-        advised: see ``selection.advised``; ``served`` itself, by the name of ``best``, where nothing is cheaper.
+        advised: see ``selection.advised``; ``served`` itself, by the name of ``best``, where
+            nothing is cheaper.
         targets: (n,) class indices of the test pictures.
         paired: the comparisons.
         seed: of the bootstrap.
@@ -75,15 +106,20 @@ def verdict(
 
     def told(name: str, candidate: Candidate, where: str = "") -> str:
         accuracy, lo, hi = accuracy_interval(right(candidate.test, targets))
-        return f"{name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]{where} and {_sending(candidate, price_per_image)}"
+        return (
+            f"{name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]{where} and "
+            f"{_sending(candidate, price_per_image)}"
+        )
 
     text = told(advised.name, advised, f" on {len(targets)} test pictures")
     if advised.name != best:
         text += (
-            "; on validation it was no worse than one standard error, or one picture, can tell from what is served, "
+            "; on validation it was no worse than one standard error, or one picture, can tell "
+            "from what is served, "
         )
         text += (
-            f"{told(f'{best}, which', served)}: {_points(compared(served, advised, targets, seed))} on these pictures"
+            f"{told(f'{best}, which', served)}: "
+            f"{_points(compared(served, advised, targets, seed))} on these pictures"
         )
     gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
     text += "." if gain is None else f"; {gain.a} − {RAW} is {_points(gain)}."
@@ -95,7 +131,9 @@ def _sending(candidate: Candidate, price_per_image: float | None) -> str:
     if not candidate.sent:
         return "sends nothing"
     cost = candidate.cost(1000, price_per_image)
-    text = f"sends {1000 * candidate.sent:,.0f} of 1,000 pictures" + ("" if cost is None else f" (cost {money(cost)})")
+    text = (f"sends {1000 * candidate.sent:,.0f} of 1,000 pictures") + (
+        "" if cost is None else f" (cost {money(cost)})"
+    )
     return text + (", those of which the local head is not sure" if candidate.sent < 1 else "")
 
 
@@ -105,7 +143,9 @@ def money(amount: float) -> str:
 
 
 def advice(row: Candidate) -> str:
-    """Return what to do where a row wins; another prompt than those named is a prompt all the same."""
+    """Return what to do where a row wins; another prompt than those named is a prompt all the
+    same.
+    """
     return ADVICE.get(row.name, ADVICE[PGN_LOCAL if row.fused else PGN])
 
 
@@ -121,11 +161,15 @@ def kind_of(row: Candidate) -> Kind:
 
 def _points(c: Comparison) -> str:
     sure = "" if c.ci95[0] > 0 or c.ci95[1] < 0 else ", not established"
-    return f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}] points{sure}"
+    return (
+        f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}] points{sure}"
+    )
 
 
 CURVE = tuple(step / 10 for step in range(11))
-"""Quantiles of the local head's confidence at which the curve of accuracy against images sent is told."""
+"""Quantiles of the local head's confidence at which the curve of accuracy against images sent is
+told.
+"""
 
 
 def judge(
@@ -214,11 +258,18 @@ def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
     ]
 
 
-def _curve(best: Candidate, task: Task, price_per_image: float | None) -> list[dict[str, float | None]]:
-    """Accuracy against images sent; thresholds are quantiles of the confidence on validation pictures."""
+def _curve(
+    best: Candidate, task: Task, price_per_image: float | None
+) -> list[dict[str, float | None]]:
+    """Accuracy against images sent; thresholds are quantiles of the confidence on validation
+    pictures.
+    """
     local = best.local
     if not best.sent or local is None:
         return []
     thresholds = np.quantile(np.exp(local.val).max(axis=1), CURVE)
     points = gate_curve(best.test, local.test, task.test.labels, thresholds.tolist())
-    return [asdict(p) | {"cost_per_1000": replace(best, sent=p.sent).cost(1000, price_per_image)} for p in points]
+    return [
+        asdict(p) | {"cost_per_1000": replace(best, sent=p.sent).cost(1000, price_per_image)}
+        for p in points
+    ]

@@ -1,8 +1,9 @@
 """Pictures in, pictures out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
 
-What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid over white, 16-bit
-grey is scaled to 8 bits (and not clipped), and of an animation the first frame is used, which is told in
-``image.info["pgn_note"]`` and in the log. Nothing is fetched from the network.
+What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid
+    over white, 16-bit
+grey is scaled to 8 bits (and not clipped), and of an animation the first frame is used, which is
+told in ``image.info["pgn_note"]`` and in the log. Nothing is fetched from the network.
 """
 
 from __future__ import annotations
@@ -70,19 +71,26 @@ class _PillowCodec:
     def encode(self, image: Image.Image) -> bytes:
         """Return the file's bytes of an RGB picture, without any metadata."""
         if image.mode != "RGB":
-            raise ShapeError(f"encoding as {self.name}: got a {image.mode} picture, expected RGB; use open_image first")
+            raise ShapeError(
+                f"encoding as {self.name}: got a {image.mode} picture, expected RGB; "
+                "use open_image first"
+            )
         plain = image.copy()
         plain.info = {}
         buffer = io.BytesIO()
         try:
             plain.save(buffer, self.format, **self.options)
         except (OSError, ValueError) as error:
-            raise ImageError(f"encoding as {self.name} failed: {_one_line(error)}; send a smaller picture") from error
+            raise ImageError(
+                f"encoding as {self.name} failed: {_one_line(error)}; send a smaller picture"
+            ) from error
         return buffer.getvalue()
 
 
 PNG: Codec = _PillowCodec("png", "image/png", True, "PNG")
-WEBP_LOSSLESS: Codec = _PillowCodec("webp", "image/webp", True, "WEBP", {"lossless": True, "exact": True})
+WEBP_LOSSLESS: Codec = _PillowCodec(
+    "webp", "image/webp", True, "WEBP", {"lossless": True, "exact": True}
+)
 
 
 def describe(source: object) -> str:
@@ -109,8 +117,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         max_pixels: larger pictures are refused from their header, before they are decoded.
 
     Returns:
-        A new picture of any size from 1x1 up; its ``info`` holds nothing but, where there is something to say,
-        a sentence under ``pgn_note``.
+        A new picture of any size from 1x1 up; its ``info`` holds nothing but, where there is
+        something to say, a sentence under ``pgn_note``.
 
     Raises:
         ImageError: missing, unreadable, not a picture, cut, or too large.
@@ -126,7 +134,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(source, str | os.PathLike):
         with _open_file(Path(source), name) as file:
             return _decode(file, name, max_pixels)
-    raise ImageError(f"cannot read a picture: got {name}, expected a path, bytes, PIL picture or uint8 array")
+    raise ImageError(
+        f"cannot read a picture: got {name}, expected a path, bytes, PIL picture or uint8 array"
+    )
 
 
 def _open_file(path: Path, name: str) -> IO[bytes]:
@@ -138,8 +148,12 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
-        raise ImageError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+        )
+        raise ImageError(
+            f"{name}: cannot be read ({reason}); check the path and its permissions"
+        ) from None
 
 
 def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
@@ -150,10 +164,15 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         with _no_warnings():
             image = Image.open(file)
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)") from None
+        raise ImageError(
+            f"{name}: not a picture in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)"
+        ) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: the picture is too large, expected at most {max_pixels:,} pixels") from None
-    except Exception as error:  # decoders of hostile files raise anything: struct.error, SyntaxError, EOFError, ...
+        raise ImageError(
+            f"{name}: the picture is too large, expected at most {max_pixels:,} pixels"
+        ) from None
+    # decoders of hostile files raise anything: struct.error, SyntaxError, EOFError, ...
+    except Exception as error:
         raise ImageError(f"{name}: broken picture ({_one_line(error)})") from error
     with image:
         return _to_rgb(image, name, max_pixels)
@@ -184,7 +203,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _animation_note(image: Image.Image) -> str | None:
     frames = getattr(image, "n_frames", 1)
-    if frames == 1 or image.format == "MPO":  # a phone's MPO: the other "frames" are previews and depth maps
+    # a phone's MPO: the other "frames" are previews and depth maps
+    if frames == 1 or image.format == "MPO":
         return None
     image.seek(0)
     return f"first of {frames} frames is used"
@@ -195,7 +215,10 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.mode == "F":
-        raise ImageError("got a floating-point picture, expected integers; scale it to [0, 255] and convert to uint8")
+        raise ImageError(
+            "got a floating-point picture, expected integers; scale it to [0, 255] "
+            "and convert to uint8"
+        )
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -206,14 +229,18 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits: round(v / 257), since 65535 = 255 * 257."""
     values = np.asarray(image, dtype=np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError("got 32-bit grey beyond [0, 65535], expected at most 16 bits; scale it first")
+        raise ImageError(
+            "got 32-bit grey beyond [0, 65535], expected at most 16 bits; scale it first"
+        )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not fits or array.size == 0:
-        raise ShapeError(f"picture array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty")
+        raise ShapeError(
+            f"picture array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty"
+        )
     if array.dtype != np.uint8:
         raise ShapeError(
             f"picture array: got {array.dtype}, expected uint8 in [0, 255]; "
@@ -225,7 +252,9 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Keep Pillow's warnings (bombs, broken EXIF) off the user's screen: what matters becomes an ImageError."""
+    """Keep Pillow's warnings (bombs, broken EXIF) off the user's screen: what matters becomes an
+    ImageError.
+    """
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -30,13 +30,17 @@ def fit_picture(image: Image.Image, canvas: Canvas) -> Pixels:
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
-def compose(picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True) -> Image.Image:
-    """Put prompt patches around a fitted picture and add the margin that the server's crop will remove.
+def compose(
+    picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True
+) -> Image.Image:
+    """Put prompt patches around a fitted picture and add the margin that the server's crop will
+    remove.
 
     Args:
         picture: (h, w, 3) uint8, from :func:`fit_picture`.
-        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral canvas). From a method
-            that paints the picture itself, (H, W, 3) uint8: the whole canvas, with the picture in it.
+        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral
+            canvas). From a method that paints the picture itself, (H, W, 3) uint8: the whole
+            canvas, with the picture in it.
         canvas: where everything goes.
         margin: ``False`` sends the bare canvas, to show what a server's crop then does to a prompt.
 
@@ -48,7 +52,10 @@ def compose(picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: 
     """
     top, left, height, width = canvas.box
     if picture.shape != (height, width, 3):
-        raise ShapeError(f"picture: got shape {picture.shape}, expected {(height, width, 3)}; use fit_picture first")
+        raise ShapeError(
+            f"picture: got shape {picture.shape}, expected {(height, width, 3)}; use "
+            "fit_picture first"
+        )
     pixels = np.full((canvas.size, canvas.size, 3), GREY, dtype=np.uint8)
     pixels[top : top + height, left : left + width] = picture
     if patches is not None and canvas.cells:
@@ -59,7 +66,9 @@ def compose(picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: 
         pixels = patches
     after = canvas.sent - canvas.size - canvas.offset
     if margin and canvas.sent > canvas.size:
-        pixels = np.pad(pixels, ((canvas.offset, after), (canvas.offset, after), (0, 0)), mode="edge")
+        pixels = np.pad(
+            pixels, ((canvas.offset, after), (canvas.offset, after), (0, 0)), mode="edge"
+        )
     return Image.fromarray(pixels)
 
 
@@ -71,11 +80,14 @@ def _paste(pixels: Pixels, patches: Pixels, canvas: Canvas) -> None:
         pixels[row : row + canvas.patch, column : column + canvas.patch] = patch
 
 
-def seen_by_server(image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic") -> Pixels:
+def seen_by_server(
+    image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic"
+) -> Pixels:
     """Apply a server's resize and crop locally, as torchvision's on Pillow images do.
 
-    What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is cropped at the centre,
-    and ``letterbox`` pads with middle grey. For what we send, which is square, neither happens.
+    What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is
+    cropped at the centre, and ``letterbox`` pads with middle grey. For what we send, which is
+    square, neither happens.
 
     Args:
         image: RGB, any size.
@@ -89,7 +101,9 @@ def seen_by_server(image: Image.Image, profile: ServerProfile, size: int, interp
     image, resampling = image.convert("RGB"), Image.Resampling[interpolation.upper()]
     target = profile.resize or size
     if profile.kind == "letterbox":
-        return np.asarray(ImageOps.pad(image, (target, target), resampling, color=(GREY, GREY, GREY)))
+        return np.asarray(
+            ImageOps.pad(image, (target, target), resampling, color=(GREY, GREY, GREY))
+        )
     if profile.kind == "direct":
         return np.asarray(image.resize((target, target), resampling))
     short = min(image.size)

@@ -1,8 +1,8 @@
 """Folders of labelled pictures become a task: classes and three disjoint splits.
 
-``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain ``DATA/CLASS/*`` tree
-is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever selected on ``test``. Several tasks make
-one by :func:`union`.
+``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain
+``DATA/CLASS/*`` tree is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever
+selected on ``test``. Several tasks make one by :func:`union`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Split:
 
     def take(self, rows: Sequence[int] | Integers) -> Split:
         """Return the chosen rows, in that order."""
-        return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, dtype=np.int64)])
+        return Split(
+            tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, dtype=np.int64)]
+        )
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,36 @@ class Task:
     parts: tuple[str, ...] = ()
 
     def card(self) -> dict[str, Any]:
-        """Return what a checkpoint card tells about the data; a union's has the card of every part under ``parts``."""
+        """Return what a checkpoint card tells about the data; a union's has the card of every part
+        under ``parts``.
+        """
         sizes = {"train": len(self.train), "val": len(self.val)}
         card = {"digest": self.digest(), **sizes, "shots": self.shots, "seed": self.seed}
-        return card | ({"parts": {name: _part(self, name).card() for name in self.parts}} if self.parts else {})
+        return card | (
+            {"parts": {name: _part(self, name).card() for name in self.parts}} if self.parts else {}
+        )
 
     def with_shots(self, shots: int | None, seed: int) -> Task:
-        """Return the task with at most so many training pictures per class, drawn by this seed; ``None`` for all."""
+        """Return the task with at most so many training pictures per class, drawn by this seed;
+        ``None`` for all.
+        """
         train = self.train if shots is None else _few(self.train, shots, seed)
         return replace(self, train=train, shots=shots, seed=seed)
 
     def limited(
-        self, *, train: int | None = None, val: int | None = None, test: int | None = None, seed: int = 0
+        self,
+        *,
+        train: int | None = None,
+        val: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
     ) -> Task:
-        """Return the task with at most so many pictures in a split, as evenly over the C classes as they allow.
+        """Return the task with at most so many pictures in a split, as evenly over the C classes as
+        they allow.
 
-        The classes give one picture each in turn; which picture, and who gives in a last round that is not full, is
-        drawn. What is left keeps its order, and a smaller limit's pictures are among a larger one's.
+        The classes give one picture each in turn; which picture, and who gives in a last round that
+        is not full, is drawn. What is left keeps its order, and a smaller limit's pictures are
+        among a larger one's.
 
         Args:
             train: at least C; ``None`` leaves the split as it is.
@@ -98,7 +113,8 @@ class Task:
             if limit < least:
                 why = "one picture" if name == "test" else "one of each class"
                 raise ConfigurationError(
-                    f"limit of {name}: got {limit}, expected at least {least}, {why}; raise it or leave it out"
+                    f"limit of {name}: got {limit}, expected at least {least}, {why}; raise it or "
+                    "leave it out"
                 )
             return _evenly(split, limit, seed)
 
@@ -110,7 +126,9 @@ class Task:
         )
 
     def digest(self) -> str:
-        """SHA-256 over the classes and over what is in the training and validation files, in order."""
+        """SHA-256 over the classes and over what is in the training and validation files, in
+        order.
+        """
         sha = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.val):
             for path, label in zip(split.paths, split.labels, strict=True):
@@ -127,7 +145,8 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
         seed: of splits and shots.
 
     Raises:
-        ConfigurationError: no folder, no classes, a class that a split does not know, or too few pictures.
+        ConfigurationError: no folder, no classes, a class that a split does not know, or too few
+            pictures.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -154,12 +173,13 @@ def union(tasks: Mapping[str, Task]) -> Task:
     """Make one task of several, for one generator that serves several sets.
 
     Args:
-        tasks: plain tasks by name. Their classes become ``NAME/CLASS`` and their splits follow one another in the order
-            given; the labels of a task are shifted by the number of classes before it.
+        tasks: plain tasks by name. Their classes become ``NAME/CLASS`` and their splits follow one
+            another in the order given; the labels of a task are shifted by the number of classes
+            before it.
 
     Raises:
-        ConfigurationError: no tasks, an empty name, one with a slash, one given twice, a task that is a union itself,
-            or tasks that differ in shots or seed.
+        ConfigurationError: no tasks, an empty name, one with a slash, one given twice, a task that
+            is a union itself, or tasks that differ in shots or seed.
     """
     names = tuple(name for name, _ in tasks.items())
     members = [task for _, task in tasks.items()]
@@ -168,10 +188,16 @@ def union(tasks: Mapping[str, Task]) -> Task:
 
     def joined(of: Callable[[Task], Split]) -> Split:
         labels = [of(task).labels + start for task, start in zip(members, starts, strict=True)]
-        return Split(tuple(path for task in members for path in of(task).paths), np.concatenate(labels))
+        return Split(
+            tuple(path for task in members for path in of(task).paths), np.concatenate(labels)
+        )
 
     return Task(
-        tuple(f"{name}/{label}" for name, task in zip(names, members, strict=True) for label in task.classes),
+        tuple(
+            f"{name}/{label}"
+            for name, task in zip(names, members, strict=True)
+            for label in task.classes
+        ),
         joined(lambda task: task.train),
         joined(lambda task: task.val),
         joined(lambda task: task.test),
@@ -182,7 +208,9 @@ def union(tasks: Mapping[str, Task]) -> Task:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = tuple(
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    )
     if len(names) < 2:
         raise ConfigurationError(
             f"data: got {len(names)} class folders in {folder}, expected at least 2, one per class"
@@ -193,16 +221,22 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
     if not folder.is_dir():
         return Split((), np.empty(0, dtype=np.int64))
-    unknown = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(classes)
+    unknown = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(
+        classes
+    )
     if unknown:
-        raise ConfigurationError(f"data: {folder} has classes {sorted(unknown)[:3]} that the training split has not")
+        raise ConfigurationError(
+            f"data: {folder} has classes {sorted(unknown)[:3]} that the training split has not"
+        )
     rows = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).glob("*"))
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
-    return Split(tuple(path for path, _ in rows), np.array([label for _, label in rows], dtype=np.int64))
+    return Split(
+        tuple(path for path, _ in rows), np.array([label for _, label in rows], dtype=np.int64)
+    )
 
 
 def _by_class(split: Split, seed: int) -> list[list[int]]:
@@ -232,7 +266,9 @@ def _evenly(split: Split, limit: int, seed: int) -> Split:
     groups = _by_class(split, seed)
     turns = np.random.default_rng([seed, 1]).permutation(len(groups)).tolist()
     drawn = sorted(
-        (place, turn, row) for turn, rows in zip(turns, groups, strict=True) for place, row in enumerate(rows)
+        (place, turn, row)
+        for turn, rows in zip(turns, groups, strict=True)
+        for place, row in enumerate(rows)
     )
     return split.take(sorted(row for _, _, row in drawn[:limit]))
 
@@ -252,21 +288,29 @@ def _part(task: Task, name: str) -> Task:
 
 def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
     if not names:
-        raise ConfigurationError("union: got no tasks, expected at least one; name the sets to serve")
+        raise ConfigurationError(
+            "union: got no tasks, expected at least one; name the sets to serve"
+        )
     for name, task in zip(names, members, strict=True):
         if not name or "/" in name:
-            raise ConfigurationError(f"union: got the name {name!r}, expected one without a slash; rename the task")
+            raise ConfigurationError(
+                f"union: got the name {name!r}, expected one without a slash; rename the task"
+            )
         if names.count(name) > 1:
-            raise ConfigurationError(f"union: got the name {name!r} twice, expected different ones; rename a task")
+            raise ConfigurationError(
+                f"union: got the name {name!r} twice, expected different ones; rename a task"
+            )
         if task.parts:
             raise ConfigurationError(
-                f"union: got a union as {name!r}, expected a plain task; give {', '.join(task.parts)} themselves"
+                f"union: got a union as {name!r}, expected a plain task; give "
+                f"{', '.join(task.parts)} themselves"
             )
     for what in ("shots", "seed"):
         values = [getattr(task, what) for task in members]
         if len(set(values)) > 1:
             raise ConfigurationError(
-                f"union: got {what} {dict(zip(names, values, strict=True))}, expected the same in all; load them alike"
+                f"union: got {what} {dict(zip(names, values, strict=True))}, expected the same in "
+                "all; load them alike"
             )
 
 
@@ -276,6 +320,7 @@ def _check(task: Task, root: Path) -> None:
         if missing:
             names = ", ".join(task.classes[i] for i in missing[:3])
             raise ConfigurationError(
-                f"data: {root} has no {name} pictures of {names}; expected at least one of every class there "
+                f"data: {root} has no {name} pictures of {names}; expected at least one of every "
+                "class there "
                 f"(files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
             )

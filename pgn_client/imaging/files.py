@@ -27,9 +27,10 @@ def find_images(source: PathLike) -> list[Path]:
     """Return the pictures that an input names.
 
     Args:
-        source: a folder (searched recursively; sorted by path, upper before lower case; hidden files and folders
-            are left out), one picture, a text file with one path per line, or ``-`` for such lines on stdin. Lists
-            keep their order; a path that occurs twice is used once.
+        source: a folder (searched recursively; sorted by path, upper before lower case; hidden
+            files and folders are left out), one picture, a text file with one path per line, or
+            ``-`` for such lines on stdin. Lists keep their order; a path that occurs twice is used
+            once.
 
     Raises:
         ConfigurationError: nothing there, or no picture among it.
@@ -41,7 +42,8 @@ def find_images(source: PathLike) -> list[Path]:
         found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not found:
             raise ConfigurationError(
-                f"{path}: got a folder without pictures, expected {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{path}: got a folder without pictures, expected "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return found
     if not path.exists():
@@ -64,7 +66,9 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
     try:
         paths = dict.fromkeys(Path(text) for line in lines if (text := line.strip()))
     except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
-        raise ConfigurationError(f"{name}: neither a picture nor a text file with one path per line") from None
+        raise ConfigurationError(
+            f"{name}: neither a picture nor a text file with one path per line"
+        ) from None
     if not paths:
         raise ConfigurationError(f"{name}: got an empty list, expected one path per line")
     return list(paths)
@@ -72,7 +76,8 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what is written there appears under ``path`` complete, or not at all.
+    """Yield a path to write to; what is written there appears under ``path`` complete, or not at
+    all.
 
     Raises:
         OSError: It cannot be written; nothing is left behind.

@@ -1,8 +1,9 @@
 """Where prompts and picture go in an image that a server will resize and crop; integers only.
 
-The *canvas* is the H x W picture that reaches the patch embedding. Prompt cells are whole grid cells of it, row-major;
-the user's picture fills the rectangle that is left. Around the canvas, where the server crops, lies a *margin* that the
-crop removes: a picture that is sent at the size the server resizes to passes the resize unchanged.
+The *canvas* is the H x W picture that reaches the patch embedding. Prompt cells are whole grid
+cells of it, row-major; the user's picture fills the rectangle that is left. Around the canvas,
+where the server crops, lies a *margin* that the crop removes: a picture that is sent at the size
+the server resizes to passes the resize unchanged.
 
 This is our own design: the published PGN appends tokens and has no picture to place them in.
 """
@@ -18,7 +19,9 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def crop_offset(resize: int, crop: int) -> int:
-    """Return where a centre crop starts, in pixels: Python's ``round((r - c) / 2)``, as torchvision does."""
+    """Return where a centre crop starts, in pixels: Python's ``round((r - c) / 2)``, as torchvision
+    does.
+    """
     return round((resize - crop) / 2)
 
 
@@ -41,20 +44,30 @@ def last_rows(grid: int, count: int) -> tuple[list[int], Box]:
 
 
 def explicit(text: str, grid: int) -> tuple[list[int], Box]:
-    """``C1,C2,…@TOP,LEFT,HEIGHT,WIDTH``: prompt k goes to cell Ck; cells that are in neither list nor box stay grey.
+    """``C1,C2,…@TOP,LEFT,HEIGHT,WIDTH``: prompt k goes to cell Ck; cells that are in neither list
+    nor box stay grey.
 
     Raises:
         ConfigurationError: it cannot be read, or cells and box do not fit the grid or each other.
     """
     listed, _, rectangle = text.partition("@")
     try:
-        cells, box = [int(c) for c in listed.split(",")], tuple(int(n) for n in rectangle.split(","))
+        cells, box = (
+            [int(c) for c in listed.split(",")],
+            tuple(int(n) for n in rectangle.split(",")),
+        )
         top, left, height, width = box
     except ValueError as error:
         raise ConfigurationError(
-            f"layout: got cells:{text!r}, expected cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH in grid cells"
+            f"layout: got cells:{text!r}, expected cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH in "
+            "grid cells"
         ) from error
-    fits = min(top, left) >= 0 and min(height, width) >= 1 and top + height <= grid and left + width <= grid
+    fits = (
+        min(top, left) >= 0
+        and min(height, width) >= 1
+        and top + height <= grid
+        and left + width <= grid
+    )
     free = {
         cell
         for cell in range(grid * grid)
@@ -62,21 +75,30 @@ def explicit(text: str, grid: int) -> tuple[list[int], Box]:
     }
     if not fits or len(set(cells)) < len(cells) or not set(cells) <= free:
         raise ConfigurationError(
-            f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different cells outside "
+            f"layout: got cells:{text}, expected a box on a {grid} x {grid} grid, and different "
+            "cells outside "
             f"that box, from 0 to {grid * grid - 1} row by row"
         )
     return cells, (top, left, height, width)
 
 
 def room_for(prompts: int, grid: int) -> str:
-    """Return an explicit layout for so many prompts: the largest nearly square box at the top left that leaves room.
+    """Return an explicit layout for so many prompts: the largest nearly square box at the top left
+    that leaves room.
 
     Raises:
         ConfigurationError: there is no such box.
     """
-    boxes = [(h, w) for w in range(1, grid + 1) for h in (w - 1, w) if h and grid * grid - h * w >= prompts]
+    boxes = [
+        (h, w)
+        for w in range(1, grid + 1)
+        for h in (w - 1, w)
+        if h and grid * grid - h * w >= prompts
+    ]
     if not boxes:
-        raise ConfigurationError(f"layout: got {prompts} prompts, expected fewer than {grid * grid} grid cells")
+        raise ConfigurationError(
+            f"layout: got {prompts} prompts, expected fewer than {grid * grid} grid cells"
+        )
     height, width = max(boxes, key=lambda box: box[0] * box[1])
     left = [c for c in range(grid * grid) if c // grid >= height or c % grid >= width]
     return f"cells:{','.join(map(str, left[-prompts:]))}@0,0,{height},{width}"
@@ -85,7 +107,8 @@ def room_for(prompts: int, grid: int) -> str:
 def place(layout: str, grid: int) -> tuple[list[int], Box]:
     """Return the prompt cells of a layout and the picture's box, both in grid cells.
 
-    ``full`` has no cells: the picture fills the canvas, for methods that paint on the picture itself.
+    ``full`` has no cells: the picture fills the canvas, for methods that paint on the picture
+        itself.
 
     Raises:
         ConfigurationError: an unknown layout, or one that leaves no room for the picture.
@@ -101,11 +124,13 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
         cells, box = last_rows(grid, int(number))
     else:
         raise ConfigurationError(
-            f"layout: got {layout!r}, expected ring, corner, full, rows:N with N at least 1, or cells:…@…"
+            f"layout: got {layout!r}, expected ring, corner, full, rows:N with N at least 1, or "
+            "cells:…@…"
         )
     if min(box[2:]) < 1:
         raise ConfigurationError(
-            f"layout {layout!r} leaves no room for the picture on a {grid} x {grid} grid; choose a smaller one"
+            f"layout {layout!r} leaves no room for the picture on a {grid} x {grid} grid; choose a "
+            "smaller one"
         )
     return cells, box
 
@@ -117,7 +142,8 @@ class Canvas:
     Attributes:
         size: H = W of the picture that the model sees, in pixels.
         patch: P, in pixels.
-        cells: K grid cells that hold prompt patches, row-major indices; prompt k sits in ``cells[k]``.
+        cells: K grid cells that hold prompt patches, row-major indices; prompt k sits in
+            ``cells[k]``.
         box: top, left, height, width of the user's picture on the canvas, in pixels.
         sent: side of the picture that is sent, in pixels.
         offset: where the canvas starts in it, in pixels, down and right.
@@ -131,15 +157,21 @@ class Canvas:
     offset: int
 
     @classmethod
-    def build(cls, size: int, patch: int, layout: str = "ring", profile: ServerProfile | None = None) -> Canvas:
-        """Place prompts and picture for a model with input ``size`` and patch side ``patch`` behind ``profile``.
+    def build(
+        cls, size: int, patch: int, layout: str = "ring", profile: ServerProfile | None = None
+    ) -> Canvas:
+        """Place prompts and picture for a model with input ``size`` and patch side ``patch`` behind
+        ``profile``.
 
         Raises:
             ShapeError: ``size`` is no multiple of ``patch``.
-            ConfigurationError: the layout is unknown or too large, or the profile ends at another size.
+            ConfigurationError: the layout is unknown or too large, or the profile ends at another
+                size.
         """
         if size % patch:
-            raise ShapeError(f"canvas: got input size {size}, expected a multiple of the patch side {patch}")
+            raise ShapeError(
+                f"canvas: got input size {size}, expected a multiple of the patch side {patch}"
+            )
         cells, box = place(layout, size // patch)
         sent, offset = sent_size(size, profile or ServerProfile("direct"))
         top, left, height, width = (n * patch for n in box)
@@ -157,9 +189,11 @@ class Canvas:
 
 
 def sent_size(size: int, profile: ServerProfile) -> tuple[int, int]:
-    """Return the side to send, and where the canvas starts in it, so that the server's model sees exactly the canvas.
+    """Return the side to send, and where the canvas starts in it, so that the server's model sees
+    exactly the canvas.
 
-    A resize to the size a picture already has is the identity, for every profile; what a centre crop removes is margin.
+    A resize to the size a picture already has is the identity, for every profile; what a centre
+    crop removes is margin.
 
     Raises:
         ConfigurationError: the profile ends at another size than the model's input.

@@ -1,4 +1,6 @@
-"""The local head beside the endpoint: fused scores, and the gate that decides which images are sent. NumPy only."""
+"""The local head beside the endpoint: fused scores, and the gate that decides which images are
+sent. NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,18 @@ def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
     # At the ends the other side has no say, not even where it gives a class no probability at all.
     if alpha in (0, 1):
         return log_softmax(log_p_local if alpha else log_p_endpoint)
-    # Between them, where every class had a probability of 0 on one side, minus infinity would leave nothing to rank.
+    # Between them, where every class had a probability of 0 on one side, minus infinity would leave
+    # nothing to rank.
     endpoint, local = np.maximum(log_p_endpoint, LEAST), np.maximum(log_p_local, LEAST)
     return log_softmax((1 - alpha) * endpoint + alpha * local)
 
 
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
-    """Return the alpha in 0, 0.05, ..., 1 of the least log-loss on these (validation) images; the smaller among equals.
+    """Return the alpha in 0, 0.05, ..., 1 of the least log-loss on these (validation) images; the
+    smaller among equals.
 
-    Not of the best accuracy: on a few hundred images that is a step function of a few images, and was tried: it cost up
+    Not of the best accuracy: on a few hundred images that is a step function of a few images, and
+        was tried: it cost up
     to 2.5 points on others.
 
     Args:
@@ -61,10 +66,16 @@ def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -
         ShapeError: arrays that do not fit.
     """
     if not len(labels) or labels.shape != log_p_endpoint.shape[:1]:
-        raise ShapeError(f"fusion: got labels {labels.shape} and scores {log_p_endpoint.shape}, expected (n,), (n, C)")
+        raise ShapeError(
+            f"fusion: got labels {labels.shape} and scores {log_p_endpoint.shape}, "
+            "expected (n,), (n, C)"
+        )
 
     # Rounded, so that rounding errors do not decide between sides that say the same.
-    return min(ALPHAS, key=lambda alpha: round(log_loss(fuse(log_p_endpoint, log_p_local, alpha), labels), 12))
+    return min(
+        ALPHAS,
+        key=lambda alpha: round(log_loss(fuse(log_p_endpoint, log_p_local, alpha), labels), 12),
+    )
 
 
 @dataclass(frozen=True)
@@ -83,9 +94,11 @@ class GatePoint:
 
 
 def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -> Floats:
-    """Return the local score of the images of which the local head is at least this sure, the served score of the rest.
+    """Return the local score of the images of which the local head is at least this sure, the
+    served score of the rest.
 
-    The comparison is the client's: an image whose greatest local probability is ``query_below`` or more is not sent.
+    The comparison is the client's: an image whose greatest local probability is ``query_below`` or
+    more is not sent.
 
     Args:
         log_p_served: (n, C) float64 log-probabilities of the served score (see `fuse`).
@@ -106,7 +119,8 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
 
 
 def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
-    """Return, for (n, C) log-probabilities of the local head, the (n,) images that it answers alone.
+    """Return, for (n, C) log-probabilities of the local head, the (n,) images that it answers
+    alone.
 
     Raises:
         ConfigurationError: ``query_below`` outside [0, 1].
@@ -138,16 +152,20 @@ def gate_curve(
     for threshold in thresholds:
         _check_threshold(threshold)
         sent = int(np.searchsorted(confidence, threshold))  # those strictly below it
-        points.append(GatePoint(float(threshold), sent / len(labels), int(hits[sent]) / len(labels)))
+        points.append(
+            GatePoint(float(threshold), sent / len(labels), int(hits[sent]) / len(labels))
+        )
     return points
 
 
 def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> float | None:
-    """Return the threshold that sends the fewest of these (validation) images without loss of log-loss.
+    """Return the threshold that sends the fewest of these (validation) images without loss of
+    log-loss.
 
-    The candidates are the distinct confidences of the images, so images of one confidence go the same way. Among those
-    whose log-loss is at most that of sending everything, the lowest wins. Not of the accuracy: that was tried on two
-    sets, and cost 1.0 point on other images (up to 9), log-loss 0.2 (up to 1.5).
+    The candidates are the distinct confidences of the images, so images of one confidence go the
+    same way. Among those whose log-loss is at most that of sending everything, the lowest wins. Not
+    of the accuracy: that was tried on two sets, and cost 1.0 point on other images (up to 9),
+    log-loss 0.2 (up to 1.5).
 
     Args:
         log_p_served: (n, C) float64 log-probabilities of the served score, n >= 1.
@@ -155,8 +173,8 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
         labels: (n,) int64 in [0, C).
 
     Returns:
-        ``query_below`` in [0, 1]: 0.0 where the local head alone is as good, so that nothing is sent; None where only
-        sending everything is good enough.
+        ``query_below`` in [0, 1]: 0.0 where the local head alone is as good, so that nothing is
+        sent; None where only sending everything is good enough.
 
     Raises:
         ShapeError: arrays that do not fit.
@@ -176,8 +194,12 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
     return float(confidence[sent]) if sent else 0.0
 
 
-def gate_hits(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> tuple[Floats, Integers]:
-    """Return the confidences (n,), ascending, and how many images are right if the k least sure are sent (n + 1,)."""
+def gate_hits(
+    log_p_served: Floats, log_p_local: Floats, labels: Integers
+) -> tuple[Floats, Integers]:
+    """Return the confidences (n,), ascending, and how many images are right if the k least sure are
+    sent (n + 1,).
+    """
     _check_scores("gate", log_p_served, log_p_local)
     _check_labels("gate", labels, log_p_served)
     confidence = _confidence(log_p_local)
@@ -189,21 +211,30 @@ def gate_hits(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> tu
 
 def _confidence(log_p: Floats) -> Floats:
     """Return the greatest probability of each image, (n,) in [0, 1]."""
-    # math.exp as in the client: np.exp may differ in the last bit, and a threshold is itself a confidence. A sum of
-    # rounded terms can put a probability a hair above 1, which is no threshold; below 1 nothing changes.
-    return np.array([min(1.0, math.exp(value)) for value in log_p.max(axis=1).tolist()], dtype=np.float64)
+    # math.exp as in the client: np.exp may differ in the last bit, and a threshold is itself a
+    # confidence. A sum of rounded terms can put a probability a hair above 1, which is no
+    # threshold; below 1 nothing changes.
+    return np.array(
+        [min(1.0, math.exp(value)) for value in log_p.max(axis=1).tolist()], dtype=np.float64
+    )
 
 
 def _check_scores(what: str, log_p: Floats, log_p_local: Floats) -> None:
     if log_p.ndim != 2 or log_p.shape != log_p_local.shape:
-        raise ShapeError(f"{what}: got {log_p.shape} and {log_p_local.shape}, expected (n, C) twice")
+        raise ShapeError(
+            f"{what}: got {log_p.shape} and {log_p_local.shape}, expected (n, C) twice"
+        )
 
 
 def _check_labels(what: str, labels: Integers, log_p: Floats) -> None:
     if not len(labels) or labels.shape != log_p.shape[:1]:
-        raise ShapeError(f"{what}: got labels {labels.shape} and scores {log_p.shape}, expected (n,), (n, C)")
+        raise ShapeError(
+            f"{what}: got labels {labels.shape} and scores {log_p.shape}, expected (n,), (n, C)"
+        )
 
 
 def _check_threshold(query_below: float) -> None:
     if not 0 <= query_below <= 1:
-        raise ConfigurationError(f"gate: got query_below={query_below}, expected a number in [0, 1]")
+        raise ConfigurationError(
+            f"gate: got query_below={query_below}, expected a number in [0, 1]"
+        )

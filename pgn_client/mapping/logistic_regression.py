@@ -1,7 +1,7 @@
 """Multinomial logistic regression with an L2 penalty, chosen by cross-validation.
 
-It fits the linear label mapping, on an endpoint's answers, and the linear probe, on a backbone's features.
-Importing needs NumPy only; fitting needs SciPy, which the extra ``[train]`` installs.
+It fits the linear label mapping, on an endpoint's answers, and the linear probe, on a backbone's
+features. Importing needs NumPy only; fitting needs SciPy, which the extra ``[train]`` installs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """Weight (d, C) and bias (C,) float64, the chosen l2, and its cross-validated log-loss in nats per example."""
+    """Weight (d, C) and bias (C,) float64, the chosen l2, and its cross-validated log-loss in nats
+    per example.
+    """
 
     weight: Floats
     bias: Floats
@@ -32,12 +34,20 @@ class LinearFit:
 
 
 def logistic_regression(
-    X: Floats, y: Integers, C: int, l2: float, *, start: Start | None = None, offset: Floats | None = None
+    X: Floats,
+    y: Integers,
+    C: int,
+    l2: float,
+    *,
+    start: Start | None = None,
+    offset: Floats | None = None,
 ) -> tuple[Floats, Floats]:
-    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS, and return weight (d, C) and bias (C,), float64.
+    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS, and return weight (d, C) and bias (C,),
+    float64.
 
-    Minimises mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias is free. scikit-learn's ``C`` is 1/(n·l2).
-    A class without examples keeps ``offset`` as its weight, and a bias that gives it the mean probability 1/(n + C).
+    Minimises mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias is free. scikit-learn's ``C``
+    is 1/(n·l2). A class without examples keeps ``offset`` as its weight, and a bias that gives it
+    the mean probability 1/(n + C).
 
     Args:
         X: (n, d) float64, n >= 2; cost is that of min(n, d) features, whatever d is.
@@ -48,7 +58,8 @@ def logistic_regression(
         offset: (d, C) weight to which the penalty pulls; zero where ``None``.
 
     Raises:
-        ConfigurationError: fewer than 2 classes or examples, values that are not finite, ``l2`` not positive.
+        ConfigurationError: fewer than 2 classes or examples, values that are not finite, ``l2`` not
+            positive.
         MissingDependencyError: scipy is not installed.
         ShapeError: arrays that do not fit.
     """
@@ -70,13 +81,16 @@ def logistic_regression_cv(
     groups: Integers | None = None,
     offset: Floats | None = None,
 ) -> LinearFit:
-    """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss, then fit on everything.
+    """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss,
+    then fit on everything.
 
-    Strengths are tried from strong to weak, each started from the one before, until the log-loss has risen twice.
+    Strengths are tried from strong to weak, each started from the one before, until the log-loss
+    has risen twice.
 
-    The strengths are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the scale of X does not
-    matter. Of ``copies`` blocks of the same examples, no fold parts the copies of one; with ``groups``, (n,) numbers of
-    at least two groups, no fold parts a group. The other arguments are as in :func:`logistic_regression`.
+    The strengths are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the
+    scale of X does not matter. Of ``copies`` blocks of the same examples, no fold parts the copies
+    of one; with ``groups``, (n,) numbers of at least two groups, no fold parts a group. The other
+    arguments are as in :func:`logistic_regression`.
 
     Raises:
         ConfigurationError, MissingDependencyError, ShapeError: as :func:`logistic_regression`.
@@ -103,17 +117,21 @@ def logistic_regression_cv(
 
 
 class _Rotated:
-    """One regression problem in the coordinates of its data: centred, and turned into the span of its rows by an SVD.
+    """One regression problem in the coordinates of its data: centred, and turned into the span of
+    its rows by an SVD.
 
-    The optimum lies in that span, and a rotation keeps the penalty, so r = rank <= min(n - 1, d) features do.
-    Parameters are (r + 1, Cp) float64: the last row is the bias, and the Cp columns are the classes with examples.
+    The optimum lies in that span, and a rotation keeps the penalty, so r = rank <= min(n - 1, d)
+    features do. Parameters are (r + 1, Cp) float64: the last row is the bias, and the Cp columns
+    are the classes with examples.
     """
 
     def __init__(self, X: Floats, y: Integers, C: int, offset: Floats | None) -> None:
         self.C, shape = C, (X.shape[1], C)
         self.offset = np.zeros(shape) if offset is None else offset
         if self.offset.shape != shape:
-            raise ShapeError(f"logistic regression: got offset {self.offset.shape}, expected {shape}")
+            raise ShapeError(
+                f"logistic regression: got offset {self.offset.shape}, expected {shape}"
+            )
         self.present, target = np.unique(y, return_inverse=True)
         self.one_hot = np.eye(len(self.present))[target]  # (n, Cp)
         self.mean = X.mean(axis=0)
@@ -134,28 +152,39 @@ class _Rotated:
         def value_and_gradient(flat: Floats) -> tuple[float, Floats]:
             params = flat.reshape(shape)
             log_p = log_softmax(design @ params + fixed)
-            value = -float((self.one_hot * log_p).sum()) / n + 0.5 * float((penalty * params**2).sum())
+            value = -float((self.one_hot * log_p).sum()) / n + 0.5 * float(
+                (penalty * params**2).sum()
+            )
             gradient = design.T @ ((np.exp(log_p) - self.one_hot) / n) + penalty * params
             return value, gradient.ravel()
 
         return value_and_gradient
 
     def solve(self, l2: float, start: Floats | None = None, *, tolerance: float = 1e-6) -> Floats:
-        """Return (r + 1, Cp) optimal parameters; stops where the norm of the scaled gradient is below ``tolerance``."""
+        """Return (r + 1, Cp) optimal parameters; stops where the norm of the scaled gradient is
+        below ``tolerance``.
+        """
         Cp = len(self.present)
-        # Preconditioner: roots of the Hessian's diagonal at uniform predictions. Without it the singular values of
-        # log-probabilities, which span many decades, make the iteration count explode at weak penalties.
+        # Preconditioner: roots of the Hessian's diagonal at uniform predictions. Without it the
+        # singular values of log-probabilities, which span many decades, make the iteration count
+        # explode at weak penalties.
         scale = np.sqrt(np.append(self.sigma**2 / (len(self.Z) * Cp) + l2, 1.0 / Cp))
         params = np.zeros((len(scale), Cp)) if start is None else start
         flat = _minimise(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance)
         return np.asarray(flat.reshape(params.shape) / scale[:, None])
 
     def rotated(self, weight: Floats, bias: Floats) -> Floats:
-        """Bring weight (d, C) and bias (C,) into (r + 1, Cp) parameters; what lies outside the span is dropped."""
-        return np.vstack([self.basis.T @ (weight - self.offset), bias + self.mean @ weight])[:, self.present]
+        """Bring weight (d, C) and bias (C,) into (r + 1, Cp) parameters; what lies outside the span
+        is dropped.
+        """
+        return np.vstack([self.basis.T @ (weight - self.offset), bias + self.mean @ weight])[
+            :, self.present
+        ]
 
     def unrotated(self, params: Floats) -> tuple[Floats, Floats]:
-        """Bring (r + 1, Cp) parameters back to weight (d, C) and bias (C,); absent classes get their prior."""
+        """Bring (r + 1, Cp) parameters back to weight (d, C) and bias (C,); absent classes get
+        their prior.
+        """
         weight = self.offset.copy()
         weight[:, self.present] += self.basis @ params[:-1]
         logits = self.Z @ params[:-1] + params[-1] + self.offset_logits[:, self.present]
@@ -167,7 +196,8 @@ class _Rotated:
 
 
 def _minimise(function: Objective, start: Floats, tolerance: float) -> Floats:
-    """Minimise a smooth convex function by L-BFGS until the norm of its gradient is below ``tolerance``.
+    """Minimise a smooth convex function by L-BFGS until the norm of its gradient is below
+    ``tolerance``.
 
     It also stops after 500 iterations, or where rounding errors hide any further decrease. That
     is no error: the parameters reached so far are returned.
@@ -203,8 +233,11 @@ def _minimise(function: Objective, start: Floats, tolerance: float) -> Floats:
     return np.asarray(found.x, dtype=np.float64)
 
 
-def stratified(labels: Integers, folds: int, seed: int, copies: int = 1) -> Iterator[tuple[Integers, Integers]]:
-    """Yield (train, held-out) indices; every class is dealt out to the folds in turn, so sizes differ by at most 1.
+def stratified(
+    labels: Integers, folds: int, seed: int, copies: int = 1
+) -> Iterator[tuple[Integers, Integers]]:
+    """Yield (train, held-out) indices; every class is dealt out to the folds in turn, so sizes
+    differ by at most 1.
 
     Of ``copies`` blocks of the same examples, all copies of one are held out together.
     """
@@ -220,14 +253,17 @@ def stratified(labels: Integers, folds: int, seed: int, copies: int = 1) -> Iter
 
 
 def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers, Integers]]:
-    """Yield (train, held-out) indices; the groups are dealt out to the folds in turn, each as a whole.
+    """Yield (train, held-out) indices; the groups are dealt out to the folds in turn, each as a
+    whole.
 
     Raises:
         ConfigurationError: fewer than 2 groups.
     """
     names, member = np.unique(groups, return_inverse=True)
     if len(names) < 2:
-        raise ConfigurationError(f"cross-validation: got {len(names)} group, expected at least 2; add examples")
+        raise ConfigurationError(
+            f"cross-validation: got {len(names)} group, expected at least 2; add examples"
+        )
     order = np.random.default_rng(seed).permutation(len(names))
     fold = order[member] % min(max(folds, 2), len(names))
     for f in range(fold.max() + 1):
@@ -238,16 +274,24 @@ def check_examples(X: Floats, y: Integers, C: int) -> None:
     """Refuse what nothing can be fitted on.
 
     Raises:
-        ConfigurationError: fewer than 2 classes or examples, values that are not finite, a label out of range.
+        ConfigurationError: fewer than 2 classes or examples, values that are not finite, a label
+            out of range.
         ShapeError: arrays that do not fit.
     """
     if X.ndim != 2 or X.shape[1] < 1 or y.shape != (len(X),):
-        raise ShapeError(f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and (n,), d >= 1")
+        raise ShapeError(
+            f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and "
+            "(n,), d >= 1"
+        )
     if C < 2 or len(X) < 2:
         raise ConfigurationError(
             f"fitting: got {C} classes and {len(X)} examples, expected at least 2 of each; add some"
         )
     if not np.isfinite(X).all():
-        raise ConfigurationError("fitting: got features that are NaN or infinite, expected finite numbers")
+        raise ConfigurationError(
+            "fitting: got features that are NaN or infinite, expected finite numbers"
+        )
     if y.min() < 0 or y.max() >= C:
-        raise ConfigurationError(f"fitting: got labels in [{y.min()}, {y.max()}], expected [0, {C})")
+        raise ConfigurationError(
+            f"fitting: got labels in [{y.min()}, {y.max()}], expected [0, {C})"
+        )

@@ -1,4 +1,6 @@
-"""Log-probabilities: normalising, floors, and the log-loss that every choice on validation goes by. NumPy only."""
+"""Log-probabilities: normalising, floors, and the log-loss that every choice on validation goes by.
+NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,14 @@ import numpy as np
 
 from pgn_client.arrays import Booleans, Floats, Integers
 
-FLOOR = 1e-6  # least probability of a label before the last renormalisation, so that logarithms stay finite
+# least probability of a label before the last renormalisation, so that logarithms stay finite
+FLOOR = 1e-6
 
 
 def log_normalised(mass: Floats) -> Floats:
-    """Return logs of (n, S) non-negative rows, normalised and floored; a row of zeros is uniform."""
+    """Return logs of (n, S) non-negative rows, normalised and floored; a row of zeros is
+    uniform.
+    """
     total = mass.sum(axis=1, keepdims=True)
     p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
     return np.asarray(np.log(p / p.sum(axis=1, keepdims=True)))
@@ -33,7 +38,9 @@ def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
 
 
 def log_loss(log_p: Floats, labels: Integers) -> float:
-    """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples goes by, in nats."""
+    """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples
+    goes by, in nats.
+    """
     return float(-log_likelihood(log_p, labels).mean())
 
 

@@ -1,11 +1,12 @@
 """Find out what an unknown endpoint does to a picture, in at most 40 of them.
 
-Nothing of the model is known but that pictures go in and answers come out. So pairs of pictures are sent which a server
-of one kind turns into (nearly) the same input of its model, and a server of another kind does not. What each kind
-leaves of the difference is computed, and how far the answers are apart weighs all kinds at once
-(:mod:`pgn_client.probe.posterior`); the next pair is the one that is expected to tell most. *Certain* is only what was
-also held against a control: a picture that differs as much, that the kind does not hide, and that is answered
-differently. Without a control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
+Nothing of the model is known but that pictures go in and answers come out. So pairs of pictures are
+sent which a server of one kind turns into (nearly) the same input of its model, and a server of
+another kind does not. What each kind leaves of the difference is computed, and how far the answers
+are apart weighs all kinds at once (:mod:`pgn_client.probe.posterior`); the next pair is the one
+that is expected to tell most. *Certain* is only what was also held against a control: a picture
+that differs as much, that the kind does not hide, and that is answered differently. Without a
+control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
 which may be equal by accident, codec and profile are never certain.
 
 - the codec (:mod:`pgn_client.probe.codec`), on 32 px pictures;
@@ -37,7 +38,8 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
     """Measure an endpoint with synthetic pictures.
 
     Args:
-        ask: sends RGB pictures, from 32 to 1024 px, and returns one answer each; whatever it raises passes through.
+        ask: sends RGB pictures, from 32 to 1024 px, and returns one answer each; whatever it raises
+            passes through.
         limit: the most pictures that are sent, repeats included.
         seed: of the pictures' colours.
 
@@ -56,7 +58,9 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
         size = _input_size(square)
         profile = find_profile(asker, square, seed)
     few = any(len(answer.scores) < FEW for answer in asker.answers)
-    profile, size, codec = (_doubted(finding) if few else finding for finding in (profile, size, codec))
+    profile, size, codec = (
+        _doubted(finding) if few else finding for finding in (profile, size, codec)
+    )
     return Findings(
         profile=profile,
         input_size=size,
@@ -72,7 +76,9 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
 def _doubted(finding: Finding) -> Finding:
     if finding.certainty != "certain":
         return finding
-    return Finding(finding.value, "likely", f"{finding.evidence}; but so few scores may be equal by accident")
+    return Finding(
+        finding.value, "likely", f"{finding.evidence}; but so few scores may be equal by accident"
+    )
 
 
 def _input_size(square: Square) -> Finding:

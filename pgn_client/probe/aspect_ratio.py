@@ -1,7 +1,8 @@
 """What a server does to a picture that is not square: squash, crop, pad, or let it through.
 
-One wide picture, twice as wide as high, and waves laid over it. With the side R of the resized square known, each
-kind of profile says to how many pixels the two edges are resized, and so which waves vanish.
+One wide picture, twice as wide as high, and waves laid over it. With the side R of the resized
+square known, each kind of profile says to how many pixels the two edges are resized, and so which
+waves vanish.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Overlay:
         """(HIGH, WIDE), pixel space."""
         if self.wave is None:
             ends = np.zeros((HIGH, WIDE))
-            ends[:, : HIGH // 4] = ends[:, -HIGH // 4 :] = FRAME  # beyond the central square, and well so
+            # beyond the central square, and well so
+            ends[:, : HIGH // 4] = ends[:, -HIGH // 4 :] = FRAME
             return ends
         if self.edge == "across":
             return np.tile(self.wave(WIDE), (HIGH, 1))
@@ -69,7 +71,9 @@ class _Search:
         self.core += [ENDS, *(Overlay(wave, "down") for wave in (quadrature(down), down))]
         self.more = [Overlay(wave, "across") for wave in middle(across.target)]
         self.more += [Overlay(wave, "down") for wave in middle(down.target)]
-        self.belief: Belief[Overlay] = Belief(asker, np.einsum("k,a,d->kad", prior, EAR, EAR).ravel(), self._amplitudes)
+        self.belief: Belief[Overlay] = Belief(
+            asker, np.einsum("k,a,d->kad", prior, EAR, EAR).ravel(), self._amplitudes
+        )
 
     def run(self, square: Square) -> Finding:
         if self.asker.left > 1:
@@ -93,14 +97,18 @@ class _Search:
         return next((overlay for overlay in self.core if overlay not in responses), None)
 
     def _amplitudes(self, overlay: Overlay, which: Which) -> Floats:
-        """(H',) grey levels that reach the model, for each kind and two ears, one for waves across and one for down."""
+        """(H',) grey levels that reach the model, for each kind and two ears, one for waves across
+        and one for down.
+        """
         across, down = np.ones(len(HEARD)), np.ones(len(HEARD))
         if overlay.wave is None:
             left, rest = FRAME * np.sqrt(HIGH / 2 / WIDE) * np.array([1, 0, 1, PADDED]), 0.0
         else:
             left, rest = self._left(overlay.wave, overlay.edge), REST
             across, down = (HEARD, down) if overlay.edge == "across" else (across, HEARD)
-        return np.asarray(np.hypot(rest, np.einsum("k,a,d->kad", left, across, down).ravel()[which]))
+        return np.asarray(
+            np.hypot(rest, np.einsum("k,a,d->kad", left, across, down).ravel()[which])
+        )
 
     def _left(self, wave: Wave, edge: Literal["across", "down"]) -> Floats:
         """(4,) grey levels that each of ``KINDS`` leaves of a wave."""
@@ -129,9 +137,13 @@ class _Search:
             return False
         across_seen, across, ends, down_seen, down = (response or 0.0 for response in told)
         floor = self.asker.floor
-        waves = (across, across_seen, kind in ("direct", "letterbox")), (down, down_seen, kind == "letterbox")
+        waves = (
+            (across, across_seen, kind in ("direct", "letterbox")),
+            (down, down_seen, kind == "letterbox"),
+        )
         return (ends <= floor if kind == "resize_crop" else ends > 3 * floor) and all(
-            seen >= SENSITIVE * floor and (gone < CLEARLY[0] * seen if vanishes else gone > CLEARLY[1] * seen)
+            seen >= SENSITIVE * floor
+            and (gone < CLEARLY[0] * seen if vanishes else gone > CLEARLY[1] * seen)
             for gone, seen, vanishes in waves
         )
 
@@ -144,5 +156,9 @@ class _Search:
             "one that vanishes there",
         )
         responses = [self.belief.responses.get(overlay) for overlay in self.core]
-        told = [f"{name} by {value:.2g}" for name, value in zip(names, responses, strict=True) if value is not None]
+        told = [
+            f"{name} by {value:.2g}"
+            for name, value in zip(names, responses, strict=True)
+            if value is not None
+        ]
         return f"the scores are moved: {', '.join(told)}" if told else "nothing was asked"

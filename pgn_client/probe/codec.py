@@ -1,10 +1,12 @@
 """Whether a server re-encodes what it receives as JPEG, and with which quality and subsampling.
 
-Every picture is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so that whatever is
-left after the codec is up-scaled and seen, wherever the server resizes and crops to. What is laid over the mosaic says
-which codec sees it: a pattern whose DCT coefficients are all below half a quantisation step is gone after JPEG, and
-coarser steps lose it too; colour stripes are gone where the subsampling averages them. The next pattern is the one that
-is expected to tell most. What is found is held against a pair of pictures which it alone makes equal.
+Every picture is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so
+    that whatever is
+left after the codec is up-scaled and seen, wherever the server resizes and crops to. What is laid
+over the mosaic says which codec sees it: a pattern whose DCT coefficients are all below half a
+quantisation step is gone after JPEG, and coarser steps lose it too; colour stripes are gone where
+the subsampling averages them. The next pattern is the one that is expected to tell most. What is
+found is held against a pair of pictures which it alone makes equal.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ SUBSAMPLINGS = ("444", "422", "420")
 USUAL_QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
 LOSSLESS = "lossless"
 ROOM = 75  # grey levels between the mosaic and black or white
-GONE, KEPT = 0.485, 0.515  # of a quantisation step: what is below rounds to nothing, what is above does not
+# of a quantisation step: what is below rounds to nothing, what is above does not
+GONE, KEPT = 0.485, 0.515
 WAVES = (
     (1, 2),
     (2, 2),
@@ -49,7 +52,8 @@ WAVES = (
 STRIPES = 15.0  # amplitude of the control, in grey levels
 # Grey levels of R, G, B, to and fro: 0.299 R + 0.587 G + 0.114 B is as good as 0.
 COLOURS = np.array([(-7.0, -11.0, 75.0), (45.0, -25.0, 11.0), (-38.0, 14.0, 28.0)])
-HEARD, EAR = np.array([1.0, 0.3, 0.1, 0.0]), np.array([0.6, 0.2, 0.15, 0.05])  # a model may be deaf to colours
+# a model may be deaf to colours
+HEARD, EAR = np.array([1.0, 0.3, 0.1, 0.0]), np.array([0.6, 0.2, 0.15, 0.05])
 QUESTIONS = 11
 WORTH = 0.02  # bits that a question must be good for
 BELIEVED = 0.97  # weight from which a codec is held against its own pair
@@ -57,7 +61,8 @@ CERTAIN, LIKELY = 0.995, 0.7
 
 
 _N = np.arange(8)
-BASIS: Floats = np.cos(np.outer(_N, 2 * _N + 1) * np.pi / 16) * np.where(_N, 0.5, 0.5**1.5)[:, None]  # the 8-point DCT
+# the 8-point DCT
+BASIS: Floats = np.cos(np.outer(_N, 2 * _N + 1) * np.pi / 16) * np.where(_N, 0.5, 0.5**1.5)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +71,8 @@ class Overlay:
 
     Attributes:
         values: (SIDE, SIDE, 1 or 3), pixel space.
-        left: (H,) grey levels (root of the mean square) that are left after each codec; NaN where that hangs by a hair.
+        left: (H,) grey levels (root of the mean square) that are left after each codec; NaN where
+            that hangs by a hair.
         colour: whether a model that is deaf to colours does not see it.
     """
 
@@ -76,7 +82,9 @@ class Overlay:
 
     def amplitudes(self, which: Which) -> Floats:
         """(H',) as ``left``, for some of the codecs times the model's ears for colour."""
-        return np.asarray(np.outer(self.left, HEARD if self.colour else np.ones(len(HEARD))).ravel()[which])
+        return np.asarray(
+            np.outer(self.left, HEARD if self.colour else np.ones(len(HEARD))).ravel()[which]
+        )
 
 
 def find_codec(asker: Asker, seed: int) -> Finding:
@@ -85,12 +93,16 @@ def find_codec(asker: Asker, seed: int) -> Finding:
 
 
 class _Search:
-    """Weights over ``lossless`` and (quality, subsampling), the first entry and a grid behind it, times ears."""
+    """Weights over ``lossless`` and (quality, subsampling), the first entry and a grid behind it,
+    times ears.
+    """
 
     def __init__(self, asker: Asker, seed: int) -> None:
         self.asker = asker
         self.mosaic = mosaic(SIDE, seed)
-        self.belief: Belief[Overlay] = Belief(asker, np.outer(_prior(), EAR).ravel(), Overlay.amplitudes)
+        self.belief: Belief[Overlay] = Belief(
+            asker, np.outer(_prior(), EAR).ravel(), Overlay.amplitudes
+        )
         self.colours = [self._colour(stripes) for stripes in _colour_stripes()]
         self.held: dict[int, str] = {}  # codec → what its own pair of pictures said
 
@@ -100,13 +112,18 @@ class _Search:
         self._ask(base, Overlay(stripes, np.full(1 + len(_grid()), CONTROL)))
         if self.belief.control < SENSITIVE * self.asker.floor:
             return Finding.unknown(
-                f"strong stripes move the scores by {self.belief.control:.2g}, little beside a floor of "
+                f"strong stripes move the scores by {self.belief.control:.2g}, little beside a "
+                "floor of "
                 f"{self.asker.floor:.2g}: the answers show too little"
             )
         for _ in range(QUESTIONS):
             best = int(self.shares.argmax())
             found = self.belief.best([*self.colours, *_library()])
-            if best and best not in self.held and (self.shares[best] > BELIEVED or found is None or found[1] < WORTH):
+            if (
+                best
+                and best not in self.held
+                and (self.shares[best] > BELIEVED or found is None or found[1] < WORTH)
+            ):
                 self._hold(best)
             elif found is None or found[1] < WORTH:
                 break
@@ -123,7 +140,10 @@ class _Search:
         self.belief.learn(overlay, self.asker.response(base, picture(self.mosaic + overlay.values)))
 
     def _colour(self, stripes: Floats) -> Overlay:
-        left = [rms(_coded(self.mosaic + stripes, n) - _coded(self.mosaic, n)) for n in range(1 + len(_grid()))]
+        left = [
+            rms(_coded(self.mosaic + stripes, n) - _coded(self.mosaic, n))
+            for n in range(1 + len(_grid()))
+        ]
         return Overlay(stripes, np.array(left), colour=True)
 
     def _hold(self, codec: int) -> None:
@@ -134,7 +154,8 @@ class _Search:
         response = self.asker.distance(first, second)
         self.belief.learn(Overlay(one - other, left), response)
         self.held[codec] = (
-            f"two pictures {rms(one - other):.1f} grey levels apart which it makes equal are {response:.2g} apart, "
+            f"two pictures {rms(one - other):.1f} grey levels apart which it makes equal are "
+            f"{response:.2g} apart, "
             f"where strong stripes move the scores by {self.belief.control:.2g}"
         )
 
@@ -144,14 +165,21 @@ class _Search:
         asked = f"{len(self.belief.responses)} patterns"
         if shares[best] < LIKELY:
             lossy = shares[0] < 1 - CERTAIN
-            return Finding("lossy" if lossy else None, "unknown", f"{asked} fit more than one codec")
+            return Finding(
+                "lossy" if lossy else None, "unknown", f"{asked} fit more than one codec"
+            )
         if best == 0:
             return Finding(
-                LOSSLESS, "certain" if shares[0] > CERTAIN else "likely", f"{asked} are seen, faint ones too"
+                LOSSLESS,
+                "certain" if shares[0] > CERTAIN else "likely",
+                f"{asked} are seen, faint ones too",
             )
         quality, subsampling = _grid()[best - 1]
         sure = shares[best] > CERTAIN and best in self.held
-        evidence = f"{asked} fit; {self.held.get(best, 'it was not held against a pair of pictures of its own')}"
+        evidence = (
+            f"{asked} fit; "
+            f"{self.held.get(best, 'it was not held against a pair of pictures of its own')}"
+        )
         return Finding(f"jpeg:{quality}:{subsampling}", "certain" if sure else "likely", evidence)
 
 
@@ -166,7 +194,9 @@ def _grid() -> list[tuple[int, str]]:
 
 
 def _prior() -> Floats:
-    """Weights before the first picture: lossless, and the qualities that people write into a configuration."""
+    """Weights before the first picture: lossless, and the qualities that people write into a
+    configuration.
+    """
     by_subsampling = {"444": 0.25, "422": 0.15, "420": 0.6}
     usual = {q: 1.0 if q in USUAL_QUALITIES else 0.3 if q % 5 == 0 else 0.03 for q in QUALITIES}
     return np.array([10.0, *(usual[quality] * by_subsampling[s] for quality, s in _grid())])
@@ -178,14 +208,18 @@ def _alternating(width: int, amplitude: float) -> Floats:
 
 
 def _colour_stripes() -> list[Floats]:
-    """Columns and rows of one pixel and opposite colours, (SIDE, SIDE, 3); the luma of both is equal within a level."""
+    """Columns and rows of one pixel and opposite colours, (SIDE, SIDE, 3); the luma of both is
+    equal within a level.
+    """
     columns = [np.tile(_alternating(1, 1.0), (SIDE, 1))[:, :, None] * colour for colour in COLOURS]
     return [*columns, *(stripes.transpose(1, 0, 2) for stripes in columns)]
 
 
 @functools.cache
 def _library() -> list[Overlay]:
-    """Luma patterns, one 8 x 8 block all over; what is left of them does not depend on the subsampling."""
+    """Luma patterns, one 8 x 8 block all over; what is left of them does not depend on the
+    subsampling.
+    """
     x = (np.arange(8) + 0.5) * np.pi / 8
     spectra = np.random.default_rng(0).choice([-1.0, 1.0], (4, 8, 8))
     spectra[:, 0, 0] = 0
@@ -200,13 +234,22 @@ def _library() -> list[Overlay]:
     faint = np.zeros((8, 8))
     faint[1, 2], faint[6, 3] = 1, -1  # no coefficient reaches a half: lost at every quality
     found.append(faint)
-    blocks = np.stack(list({p.tobytes(): p for p in found if 0 < np.abs(p).max() <= ROOM and not p.sum()}.values()))
+    blocks = np.stack(
+        list(
+            {p.tobytes(): p for p in found if 0 < np.abs(p).max() <= ROOM and not p.sum()}.values()
+        )
+    )
     coefficients, steps = np.stack([_dct(block) for block in blocks])[:, None], _steps()[None]
     largest = (np.abs(coefficients) / steps).max(axis=2)  # (T, Q)
     left = np.linalg.norm(np.rint(coefficients / steps) * steps, axis=2) / 8
     left = np.where(largest < GONE, 0.0, np.where(largest < KEPT, np.nan, left))
-    left = np.hstack([np.array([[rms(block)] for block in blocks]), np.repeat(left, len(SUBSAMPLINGS), axis=1)])
-    return [Overlay(np.tile(b, (SIDE // 8, SIDE // 8))[:, :, None], row) for b, row in zip(blocks, left, strict=True)]
+    left = np.hstack(
+        [np.array([[rms(block)] for block in blocks]), np.repeat(left, len(SUBSAMPLINGS), axis=1)]
+    )
+    return [
+        Overlay(np.tile(b, (SIDE // 8, SIDE // 8))[:, :, None], row)
+        for b, row in zip(blocks, left, strict=True)
+    ]
 
 
 def _dct(values: Floats) -> Floats:
@@ -226,9 +269,11 @@ def _table(quality: int) -> Floats:
 
 
 def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Floats]:
-    """Return two pictures, as far apart as 60 tries make them, which JPEG of this quality turns into one.
+    """Return two pictures, as far apart as 60 tries make them, which JPEG of this quality turns
+    into one.
 
-    Each block gets random coefficients below half a step; blocks which nevertheless come back changed are left alone.
+    Each block gets random coefficients below half a step; blocks which nevertheless come back
+    changed are left alone.
     """
     draw = np.random.default_rng(0)
     fixed = pixels + draw.normal(0, 15, (SIDE, SIDE, 1)) + draw.normal(0, 8, (SIDE, SIDE, 3))
@@ -238,7 +283,9 @@ def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Fl
     best = np.zeros((SIDE, SIDE))
     for share in np.linspace(0.05, 0.45, 60):
         coefficients = draw.uniform(-share, share, (SIDE // 8, 8, SIDE // 8, 8)) * steps[:, None]
-        overlay = np.rint(np.einsum("ui,aubv,vj->aibj", BASIS, coefficients, BASIS).reshape(SIDE, SIDE))
+        overlay = np.rint(
+            np.einsum("ui,aubv,vj->aibj", BASIS, coefficients, BASIS).reshape(SIDE, SIDE)
+        )
         changed = (recode(fixed + overlay[:, :, None], quality, subsampling) != target).any(axis=2)
         lost = ~changed.reshape(SIDE // 8, 8, SIDE // 8, 8).any(axis=(1, 3))
         best = np.where(np.kron(lost, np.ones((8, 8))) > 0, overlay, best)

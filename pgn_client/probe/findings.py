@@ -14,8 +14,8 @@ class Finding:
 
     Attributes:
         value: what it is; ``None`` where nothing is known.
-        certainty: ``certain`` (measured, and what speaks against it was shown to be visible), ``likely`` (the best
-            guess) or ``unknown``.
+        certainty: ``certain`` (measured, and what speaks against it was shown to be visible),
+            ``likely`` (the best guess) or ``unknown``.
         evidence: one sentence.
     """
 
@@ -34,13 +34,16 @@ class Findings:
     """What the answers to a probe's pictures say about an endpoint.
 
     Attributes:
-        profile: what the server does to the geometry, a profile string; ``direct`` where it squashes.
+        profile: what the server does to the geometry, a profile string; ``direct`` where it
+            squashes.
         input_size: side of the square picture that its model sees, in pixels.
-        codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy``, where neither quality nor subsampling could be told.
+        codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy``, where neither quality nor subsampling
+            could be told.
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
         top_k: labels per answer, or ``all``.
         decimals: digits after the point that scores are rounded to, or ``none``.
-        noise: the largest distance between answers to one picture (log-scores; of logits, the scores themselves).
+        noise: the largest distance between answers to one picture (log-scores; of logits, the
+            scores themselves).
         images: pictures sent.
     """
 

@@ -1,6 +1,8 @@
-"""How large a picture may be: a small picture in a long file tells bytes from pixels, a flat one pixels from bytes.
+"""How large a picture may be: a small picture in a long file tells bytes from pixels, a flat one
+pixels from bytes.
 
-A limit is only bracketed. What is reported is its upper end: that what is larger was refused is certain.
+A limit is only bracketed. What is reported is its upper end: that what is larger was refused is
+    certain.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def find_bytes(send: Send, left: int) -> Finding:
     """Send ever longer files until one is refused; what is found are bytes of the request's body.
 
     Args:
-        send: sends a PNG file as it is and returns the bytes of the request's body, or raises what the client raises.
+        send: sends a PNG file as it is and returns the bytes of the request's body, or raises what
+            the client raises.
         left: how many may be sent.
     """
     added: list[float] = []
@@ -45,11 +48,17 @@ def find_bytes(send: Send, left: int) -> Finding:
         added.append(send(data) / len(data))
         return 0
 
-    found = _largest(weighed, ((n * 2**20, long_file(n * 2**20)) for n in MEBIBYTES[:left]), "bytes")
+    found = _largest(
+        weighed, ((n * 2**20, long_file(n * 2**20)) for n in MEBIBYTES[:left]), "bytes"
+    )
     if not isinstance(found.value, int):
         return found
     body = int((found.value + 1) * max(added, default=BASE64)) - 1
-    return replace(found, value=body, evidence=f"files: {found.evidence}; the value is that of the request's body")
+    return replace(
+        found,
+        value=body,
+        evidence=f"files: {found.evidence}; the value is that of the request's body",
+    )
 
 
 def find_pixels(send: Send, left: int) -> Finding:
@@ -64,7 +73,13 @@ def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Findi
             send(data)
         except BudgetExceededError:
             break
-        except (ImageError, InvalidRequestError, ServerError, ConnectionFailedError, TimedOutError) as error:
+        except (
+            ImageError,
+            InvalidRequestError,
+            ServerError,
+            ConnectionFailedError,
+            TimedOutError,
+        ) as error:
             return _refused(size, taken, unit, error)
         taken = size
     if not taken:
@@ -75,14 +90,18 @@ def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Findi
 def _refused(size: int, taken: int, unit: str, error: Exception) -> Finding:
     """A refusal for the size has a status of its own; anything else may have another reason."""
     status = getattr(error, "status", None)
-    said = f"status {status}" if isinstance(error, EndpointError) and status else type(error).__name__
+    said = (
+        f"status {status}" if isinstance(error, EndpointError) and status else type(error).__name__
+    )
     text = f"{taken:,} {unit} are taken, {size:,} refused ({said}); the limit lies between"
     sure = isinstance(error, ImageError) or status == 413
     return Finding(size - 1, "certain" if sure else "likely", text)
 
 
 def long_file(size: int) -> bytes:
-    """Return a PNG of 32 x 32 grey pixels that is ``size`` bytes long: a private chunk that decoders skip fills it."""
+    """Return a PNG of 32 x 32 grey pixels that is ``size`` bytes long: a private chunk that
+    decoders skip fills it.
+    """
     file = _png(Image.new("RGB", (32, 32), (128, 128, 128)))
     filling = os.urandom(size - len(file) - 12)
     body = b"pgNc" + filling

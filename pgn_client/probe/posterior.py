@@ -1,9 +1,11 @@
-"""Hypotheses about a server, weighed by how far its answers moved: which question tells most, and what an answer says.
+"""Hypotheses about a server, weighed by how far its answers moved: which question tells most, and
+what an answer says.
 
-An overlay that reaches the model with an amplitude of ``a`` grey levels (root of the mean square over what the model
-sees) moves the scores by about ``expected(a)``, in units in which the control moves them by ``CONTROL``; models
-saturate. The spread about that is wide, wider for faint overlays (a model may be deaf to them) and for answers of few
-scores, one of which may stay where it is by accident. Its tails are a Student's: no single answer decides.
+An overlay that reaches the model with an amplitude of ``a`` grey levels (root of the mean square
+over what the model sees) moves the scores by about ``expected(a)``, in units in which the control
+moves them by ``CONTROL``; models saturate. The spread about that is wide, wider for faint overlays
+(a model may be deaf to them) and for answers of few scores, one of which may stay where it is by
+accident. Its tails are a Student's: no single answer decides.
 
 The numbers were measured on random servers (``benchmarks/probe_servers.py``, seeds 1000 to 1015).
 """
@@ -31,8 +33,8 @@ FAINTEST_SPREAD, FAINT_SPREAD = 1.6, 1.2  # of the logarithm, below the first an
 CLEAR_SPREAD = {1: 1.3, 2: 0.9, 3: 0.7, 4: 0.6}  # by scores per answer
 MANY_SPREAD = 0.5
 NOTHING, NOTHING_SPREAD = 0.02, 0.4  # what is not there at all: answers are then equal
-# How well a model hears an overlay of another kind than the control (waves along one edge, colours), and how often:
-# the same for all of that kind, so it is part of a hypothesis.
+# How well a model hears an overlay of another kind than the control (waves along one edge,
+# colours), and how often: the same for all of that kind, so it is part of a hypothesis.
 HEARD, EAR = np.array([2.5, 1.0, 0.4, 0.1, 0.01]), np.array([0.2, 0.5, 0.2, 0.07, 0.03])
 LEVELS = np.array([0.0, *np.geomspace(0.03, 60, 47)])  # amplitudes, and ...
 SEEN = np.geomspace(0.03, 90, 24)  # ... responses, for `information`
@@ -45,17 +47,20 @@ class Belief(Generic[Q]):
     Attributes:
         weights: (H,), not normalised.
         responses: question → how far the answer moved.
-        control: the largest response to a question that every hypothesis lets through, or to any like it.
+        control: the largest response to a question that every hypothesis lets through, or to any
+            like it.
     """
 
-    def __init__(self, asker: Asker, prior: Floats, amplitudes: Callable[[Q, Which], Floats]) -> None:
+    def __init__(
+        self, asker: Asker, prior: Floats, amplitudes: Callable[[Q, Which], Floats]
+    ) -> None:
         """Begin with a prior.
 
         Args:
             asker: knows the floor of its distances, and how many scores an answer has.
             prior: (H,).
-            amplitudes: a question and H' of the hypotheses → (H',) grey levels that reach the model under each; NaN
-                where one says nothing.
+            amplitudes: a question and H' of the hypotheses → (H',) grey levels that reach the model
+                under each; NaN where one says nothing.
         """
         self._asker = asker
         self._prior = prior
@@ -70,7 +75,8 @@ class Belief(Generic[Q]):
         Args:
             question: what was asked.
             response: how far the answer moved.
-            control: whether a larger response than all before makes a new control; all weights are then found anew.
+            control: whether a larger response than all before makes a new control; all weights are
+                then found anew.
         """
         self.responses[question] = response
         if self.control and not (control and response > self.control):
@@ -82,7 +88,9 @@ class Belief(Generic[Q]):
             self._weigh(earlier)
 
     def best(self, questions: Iterable[Q]) -> tuple[Q, float] | None:
-        """Return the new question that is expected to tell most, and how many bits; ``None`` if there is none."""
+        """Return the new question that is expected to tell most, and how many bits; ``None`` if
+        there is none.
+        """
         new = [question for question in questions if question not in self.responses]
         if not new:
             return None
@@ -103,9 +111,15 @@ class Belief(Generic[Q]):
 
     def _weigh(self, question: Q) -> None:
         response = self.responses[question] / self.control * CONTROL
-        likely = likelihood(response, self._amplitudes(question, slice(None)), self.floor, self._asker.scores)
+        likely = likelihood(
+            response, self._amplitudes(question, slice(None)), self.floor, self._asker.scores
+        )
         told = np.isfinite(likely)
-        neutral = np.average(likely[told], weights=self.weights[told]) if self.weights[told].any() else 1.0
+        neutral = (
+            np.average(likely[told], weights=self.weights[told])
+            if self.weights[told].any()
+            else 1.0
+        )
         self.weights = self.weights * np.where(told, likely, neutral)
         self.weights = self.weights / self.weights.max()
 
@@ -117,7 +131,8 @@ def expected(amplitude: ArrayLike) -> Floats:
 
 
 def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: int) -> Floats:
-    """Return the density of a response's logarithm or, where it is below the floor, the probability of that.
+    """Return the density of a response's logarithm or, where it is below the floor, the probability
+    of that.
 
     Args:
         response: in units of the control.
@@ -128,8 +143,13 @@ def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: 
     amplitude = np.asarray(amplitude)
     clear = CLEAR_SPREAD.get(scores, MANY_SPREAD)
     faint = np.where(amplitude < FAINT, FAINTEST_SPREAD, max(FAINT_SPREAD, clear))
-    spread = np.where(amplitude < NOTHING, NOTHING_SPREAD, np.where(amplitude < CLEAR, faint, clear))
-    away = np.log(np.maximum(response, floor) / np.maximum(expected(amplitude), floor / BELOW)) / spread
+    spread = np.where(
+        amplitude < NOTHING, NOTHING_SPREAD, np.where(amplitude < CLEAR, faint, clear)
+    )
+    away = (
+        np.log(np.maximum(response, floor) / np.maximum(expected(amplitude), floor / BELOW))
+        / spread
+    )
     return np.where(np.asarray(response) > floor, _density(away) / spread, _cumulated(away))
 
 

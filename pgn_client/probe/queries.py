@@ -1,4 +1,6 @@
-"""Pictures sent and counted, and how far two answers are apart, beside what the answers could show at all."""
+"""Pictures sent and counted, and how far two answers are apart, beside what the answers could show
+at all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ Ask = Callable[[Sequence[Image.Image]], list[Answer]]
 UNROUNDED = 9  # decimals and more: what is left of a float32 or float64 that nobody rounded
 SMALLEST = 1e-9  # added to probabilities before their logarithm is taken
 DAMPING = 10  # steps of the rounding, added likewise
-FLOOR = 1e-3  # log-scores: a server adds pictures up in another order, on another day, in another batch
+# log-scores: a server adds pictures up in another order, on another day, in another batch
+FLOOR = 1e-3
 ANOTHER_LABEL = 1.0  # log-scores, or logits: what usually lies behind it
 GONE = 0.1  # of the control's distance: a metamer
 SENSITIVE = 10  # times the floor: what the control must reach before equal answers mean anything
@@ -38,7 +41,9 @@ class Asker:
 
     def __init__(self, ask: Ask, limit: int) -> None:
         if limit < 2:
-            raise ConfigurationError(f"probe: got a limit of {limit} images, expected at least 2; 40 are enough")
+            raise ConfigurationError(
+                f"probe: got a limit of {limit} images, expected at least 2; 40 are enough"
+            )
         self._ask = ask
         self.limit = limit
         self.answers: list[Answer] = []
@@ -49,7 +54,8 @@ class Asker:
         """Send pictures together and return their answers.
 
         Raises:
-            LimitReachedError: they would be too many, and none is sent; or the client's budget ended on the way.
+            LimitReachedError: they would be too many, and none is sent; or the client's budget
+                ended on the way.
         """
         if len(pictures) > self.left:
             raise LimitReachedError
@@ -61,7 +67,9 @@ class Asker:
             self.limit = len(self.answers)
             raise LimitReachedError from None
         self.answers += answers
-        self.decimals = max([self.decimals, *(decimals(score) for answer in answers for score in answer.scores)])
+        self.decimals = max(
+            [self.decimals, *(decimals(score) for answer in answers for score in answer.scores)]
+        )
         return answers
 
     def twice(self, picture: Image.Image) -> Answer:
@@ -91,28 +99,39 @@ class Asker:
 
     @property
     def floor(self) -> float:
-        """What a distance must exceed to mean anything: the noise, and what the rounding hides of the best score."""
+        """What a distance must exceed to mean anything: the noise, and what the rounding hides of
+        the best score.
+        """
         hidden = 0.0
         if self.decimals < UNROUNDED:
-            step, best = 10.0**-self.decimals, float(np.median([max(answer.scores) for answer in self.answers]))
+            step, best = (
+                10.0**-self.decimals,
+                float(np.median([max(answer.scores) for answer in self.answers])),
+            )
             hidden = 2 * step if self._logits else 2 * step / (best + DAMPING * step)
         return max(FLOOR, hidden, 4 * self.noise)
 
     def distance(self, one: Answer, other: Answer) -> float:
-        """Return the largest difference between two answers' log-scores (of logits: of the scores themselves).
+        """Return the largest difference between two answers' log-scores (of logits: of the scores
+        themselves).
 
-        It is a lower bound: a rounded score lies anywhere within half a step, and a label that one answer does not name
-        may have its smallest score, or its residual mass where that is less. Between answers of one label each, which
-        differ, it is at least ``ANOTHER_LABEL``: the bound would be far too low.
+        It is a lower bound: a rounded score lies anywhere within half a step, and a label that one
+            answer does not name
+        may have its smallest score, or its residual mass where that is less. Between answers of one
+        label each, which differ, it is at least ``ANOTHER_LABEL``: the bound would be far too low.
         """
         if len(one.labels) == len(other.labels) == 1 and one.labels != other.labels:
             return max(ANOTHER_LABEL, self._apart(one.scores[0], other.scores[0]))
         labels = set(one.labels) | set(other.labels)
         first, second = _scores(one), _scores(other)
-        return max(self._apart(first.get(name, first[""]), second.get(name, second[""])) for name in labels)
+        return max(
+            self._apart(first.get(name, first[""]), second.get(name, second[""])) for name in labels
+        )
 
     def gone(self, response: float, *, beside: float) -> bool:
-        """Whether a distance is nothing beside a control's, a picture which differs as much and is surely seen."""
+        """Whether a distance is nothing beside a control's, a picture which differs as much and is
+        surely seen.
+        """
         return beside >= SENSITIVE * self.floor and response <= max(self.floor, GONE * beside)
 
     @property
@@ -124,8 +143,12 @@ class Asker:
         step = 10.0**-self.decimals if self.decimals < UNROUNDED else 0.0
         if self._logits:
             return max(0.0, high - low - step)
-        offset = max(SMALLEST, DAMPING * step)  # or one step of a score near 0 would outweigh all others
-        return max(0.0, math.log((max(high, 0.0) - step / 2 + offset) / (max(low, 0.0) + step / 2 + offset)))
+        # or one step of a score near 0 would outweigh all others
+        offset = max(SMALLEST, DAMPING * step)
+        return max(
+            0.0,
+            math.log((max(high, 0.0) - step / 2 + offset) / (max(low, 0.0) + step / 2 + offset)),
+        )
 
 
 def _scores(answer: Answer) -> dict[str, float]:

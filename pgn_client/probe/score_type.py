@@ -1,4 +1,6 @@
-"""What the answers themselves say: the kind of their scores, how many labels, and how they are rounded."""
+"""What the answers themselves say: the kind of their scores, how many labels, and how they are
+rounded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ def find_output(answers: Sequence[Answer]) -> Finding:
     scores = np.concatenate([answer.scores for answer in answers])
     if all(answer.kind == "label" or answer.scores == (1.0,) for answer in answers):
         sure = len(answers) > 1
-        return Finding("label", "certain" if sure else "likely", f"{len(answers)} answers of one label, scores all 1")
+        return Finding(
+            "label",
+            "certain" if sure else "likely",
+            f"{len(answers)} answers of one label, scores all 1",
+        )
     if any(list(answer.scores) != sorted(answer.scores, reverse=True) for answer in answers):
         return Finding("embedding", "likely", "the numbers are not in descending order")
     sums = [sum(answer.scores) for answer in answers]
@@ -46,7 +52,11 @@ def find_top_k(answers: Sequence[Answer]) -> Finding:
             f"{count} per answer, {together} different labels in all",
         )
     if count > 1 and len(answers) > 2:
-        return Finding("all", "certain" if len(answers) >= ENOUGH else "likely", f"always the same {count} labels")
+        return Finding(
+            "all",
+            "certain" if len(answers) >= ENOUGH else "likely",
+            f"always the same {count} labels",
+        )
     return Finding(count, "likely", f"always {count} of the same {together} labels")
 
 
@@ -57,8 +67,12 @@ def find_decimals(answers: Sequence[Answer]) -> Finding:
         return Finding.unknown(f"only {len(scores)} scores other than 0 and 1")
     most = max(map(decimals, scores))
     if most >= UNROUNDED:
-        return Finding("none", "certain", f"{len(scores)} scores of up to {most} digits after the point")
-    return Finding(most, "certain", f"{len(scores)} scores of at most {most} digits after the point")
+        return Finding(
+            "none", "certain", f"{len(scores)} scores of up to {most} digits after the point"
+        )
+    return Finding(
+        most, "certain", f"{len(scores)} scores of at most {most} digits after the point"
+    )
 
 
 def _rounding(answers: Sequence[Answer]) -> float:

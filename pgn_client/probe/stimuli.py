@@ -27,7 +27,9 @@ def smooth(width: int, height: int, seed: int) -> Floats:
 
 
 def mosaic(side: int, seed: int) -> Floats:
-    """Flat 8 x 8 blocks of random colours, (side, side, 3): in the middle of each block JPEG has nothing to lose."""
+    """Flat 8 x 8 blocks of random colours, (side, side, 3): in the middle of each block JPEG has
+    nothing to lose.
+    """
     blocks = np.random.default_rng(seed).integers(80, 177, (side // 8, side // 8, 3))
     return np.asarray(np.kron(blocks, np.ones((8, 8, 1))), np.float64)
 
@@ -40,7 +42,9 @@ def framed(pixels: Floats, width: int, amplitude: float) -> Floats:
 
 
 def outlined(pixels: Floats, side: int) -> Floats:
-    """Turn all but the central ``side`` x ``side`` pixels of a square black or white, whichever is farther away."""
+    """Turn all but the central ``side`` x ``side`` pixels of a square black or white, whichever is
+    farther away.
+    """
     start = crop_offset(len(pixels), side)
     kept = np.zeros((*pixels.shape[:2], 1), bool)
     kept[start : start + side, start : start + side] = True

@@ -1,6 +1,8 @@
-"""The local half of PGN: a small CNN that mixes the rows of a token library into a prompt for each picture.
+"""The local half of PGN: a small CNN that mixes the rows of a token library into a prompt for each
+picture.
 
-Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the authors' code.
+Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the
+    authors' code.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ TRUNK_WIDTH = 128
 
 
 class ResidualBlock(nn.Module):
-    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU. The down-sampling shortcut is a 1x1 conv with bias, without BN."""
+    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU. The down-sampling shortcut is a 1x1 conv with
+    bias, without BN.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +35,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet10(nn.Module):
-    """The generator's trunk, exactly as published: (B, 3, r, r) float, normalised → (B, 128) features."""
+    """The generator's trunk, exactly as published: (B, 3, r, r) float, normalised → (B, 128)
+    features.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +48,10 @@ class ResNet10(nn.Module):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         self.blocks = nn.Sequential(
-            ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2), ResidualBlock(64, 128, 2)
+            ResidualBlock(16, 16, 1),
+            ResidualBlock(16, 32, 2),
+            ResidualBlock(32, 64, 2),
+            ResidualBlock(64, 128, 2),
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -57,7 +66,8 @@ class ResNet10(nn.Module):
 class LocalClassifier(nn.Module):
     """The trunk with a C-way head: an opinion that needs no endpoint (Deviation: ours).
 
-    It warms a prompt generator's trunk up, and what it says can be fused with what the endpoint says.
+    It warms a prompt generator's trunk up, and what it says can be fused with what the endpoint
+    says.
 
     Args:
         classes: C.
@@ -83,7 +93,8 @@ class PromptGenerator(LocalClassifier):
         classes: C.
 
     Attributes:
-        head_teaches_trunk: whether gradients of the local head reach the trunk, beside those of the prompt.
+        head_teaches_trunk: whether gradients of the local head reach the trunk, beside those of the
+            prompt.
     """
 
     def __init__(self, prompts: int, library_size: int, classes: int) -> None:
@@ -99,7 +110,8 @@ class PromptGenerator(LocalClassifier):
             x: (B, 3, r, r) float, normalised.
 
         Returns:
-            (B, K, L) float32 mixture weights, which sum to 1 over L; (B, C) logits of the local head. The softmax stays
+            (B, K, L) float32 mixture weights, which sum to 1 over L; (B, C) logits of the local
+            head. The softmax stays
             in float32 under autocast: the mixture is exact only where its weights sum to 1.
         """
         features = self.trunk(x)
@@ -111,12 +123,15 @@ def generator_input(pictures: Tensor, resolution: int) -> Tensor:
     """Shrink fitted pictures to what the generator looks at.
 
     Args:
-        pictures: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see the same.
+        pictures: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see
+            the same.
         resolution: r, in pixels.
 
     Returns:
         (B, 3, r, r) float32 in [-1, 1]; bilinear with antialiasing.
     """
     unit = pictures.float() / 255
-    small = nn.functional.interpolate(unit, size=(resolution, resolution), mode="bilinear", antialias=True)
+    small = nn.functional.interpolate(
+        unit, size=(resolution, resolution), mode="bilinear", antialias=True
+    )
     return small * 2 - 1

@@ -1,11 +1,13 @@
 """Prompt inversion: prompt tokens → bounded RGB patches through the patch embedding.
 
-The endpoint computes, at grid cell j, t_j = W norm(x_j) + b + e_j and always adds e_j itself. So a token p that is
-meant to *replace* the patch token asks for W norm(x) + b = p, and one that is meant to stand in the sequence as it
-is (as in published checkpoints, which add no position) asks for W norm(x) + b = p - e_j: subtract ``position`` first.
+The endpoint computes, at grid cell j, t_j = W norm(x_j) + b + e_j and always adds e_j itself. So a
+token p that is meant to *replace* the patch token asks for W norm(x) + b = p, and one that is meant
+to stand in the sequence as it is (as in published checkpoints, which add no position) asks for W
+norm(x) + b = p - e_j: subtract ``position`` first.
 
-(a) :func:`exact`: with a pixel library there is nothing to invert. (b) :func:`bounded`: least squares under the gamut.
-(c) :func:`pseudo_inverse`: the minimum-norm solution, clipped. Routes (b) and (c) are for latent libraries.
+(a) :func:`exact`: with a pixel library there is nothing to invert. (b) :func:`bounded`: least
+squares under the gamut. (c) :func:`pseudo_inverse`: the minimum-norm solution, clipped. Routes (b)
+and (c) are for latent libraries.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ def exact(weights: Tensor, patches: Tensor) -> Tensor:
         patches: (L, 3, P, P) float32 in [0, 1], unit space.
 
     Returns:
-        (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights sum to 1, so
-        embedding these patches gives the same tokens as mixing the embedded rows:
-        W norm(A T) + b = A (W norm(T) + b).
+        (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights
+        sum to 1, so embedding these patches gives the same tokens as mixing the embedded rows: W
+        norm(A T) + b = A (W norm(T) + b).
     """
     return torch.einsum("bkl,lchw->bkchw", weights, patches)
 
@@ -48,15 +50,16 @@ def pseudo_inverse(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
         embedding: the endpoint's patch embedding.
 
     Returns:
-        (..., 3, P, P) float32 in [0, 1], unit space. Before clipping it is exact where W has full row rank
-        (3P² ≥ D is necessary); clipping is what wrecks it.
+        (..., 3, P, P) float32 in [0, 1], unit space. Before clipping it is exact where W has full
+        row rank (3P² ≥ D is necessary); clipping is what wrecks it.
     """
     x = _least_norm(tokens, embedding)
     return _to_unit(_clip(x, embedding), embedding)
 
 
 def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """As :func:`pseudo_inverse` before it is clipped: (..., 3, P, P) float32 in unit space, mostly outside of [0, 1].
+    """As :func:`pseudo_inverse` before it is clipped: (..., 3, P, P) float32 in unit space, mostly
+    outside of [0, 1].
 
     No picture can hold it; it shows that clipping, and not the inverse, is what loses.
     """
@@ -66,8 +69,9 @@ def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
 def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> Tensor:
     """Minimise ‖W x + b - p‖² subject to lo ≤ x ≤ hi, by accelerated projected gradient.
 
-    Starts at the clipped minimum-norm solution. Step 1/λ with λ the largest eigenvalue of WᵀW; momentum restarts where
-    it points uphill (O'Donoghue and Candès 2015, arXiv 1204.3982), so that the error never ends above the start's.
+    Starts at the clipped minimum-norm solution. Step 1/λ with λ the largest eigenvalue of WᵀW;
+    momentum restarts where it points uphill (O'Donoghue and Candès 2015, arXiv 1204.3982), so that
+    the error never ends above the start's.
 
     Args:
         tokens: (..., D) float32, position embedding already subtracted where it applies.
@@ -86,13 +90,17 @@ def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> T
         gradient = (y @ W.T - target) @ W
         new = _clip(y - rate * gradient, embedding)
         faster = (1 + (1 + 4 * t * t).sqrt()) / 2
-        uphill = (gradient * (new - x)).sum(-1, keepdim=True) > 0  # of each token: none depends on its batch
+        # of each token: none depends on its batch
+        uphill = (gradient * (new - x)).sum(-1, keepdim=True) > 0
         y = torch.where(uphill, new, new + (t - 1) / faster * (new - x))
         t, x = torch.where(uphill, 1.0, faster), new
     return _to_unit(x, embedding)
 
 
-ROUTES: dict[str, Callable[[Tensor, PatchEmbedding], Tensor]] = {"bounded": bounded, "pseudo_inverse": pseudo_inverse}
+ROUTES: dict[str, Callable[[Tensor, PatchEmbedding], Tensor]] = {
+    "bounded": bounded,
+    "pseudo_inverse": pseudo_inverse,
+}
 
 
 def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
@@ -114,18 +122,28 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
         embedding: the endpoint's patch embedding.
 
     Returns:
-        ``norm`` and ``norm_most``, of the tokens without the bias, median and maximum; ``norm_of_pixels``, median for
-        random patches; for each route the relative residual ‖W norm(x) + b - p‖ / ‖p - b‖, median and ``_most``;
-        ``condition``, of W (``None`` where pixels cannot reach every direction).
+        ``norm`` and ``norm_most``, of the tokens without the bias, median and maximum;
+        ``norm_of_pixels``, median for random patches; for each route the relative residual ‖W
+        norm(x) + b - p‖ / ‖p - b‖, median and ``_most``; ``condition``, of W (``None`` where pixels
+        cannot reach every direction).
     """
-    noise = torch.rand(256, 3, *embedding.weight.shape[2:], generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(
+        256, 3, *embedding.weight.shape[2:], generator=torch.Generator().manual_seed(0)
+    )
     of_pixels = (embedding(noise.to(tokens.device)) - embedding.bias).norm(dim=-1)
-    norms, values = (tokens - embedding.bias).norm(dim=-1), torch.linalg.svdvals(embedding.weight.flatten(1))
+    norms, values = (
+        (tokens - embedding.bias).norm(dim=-1),
+        torch.linalg.svdvals(embedding.weight.flatten(1)),
+    )
     found = {"norm": norms.median(), "norm_most": norms.max(), "norm_of_pixels": of_pixels.median()}
     for name, invert in ROUTES.items():
-        residual = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1) / norms.clamp_min(1e-6)
+        residual = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1) / norms.clamp_min(
+            1e-6
+        )
         found |= {name: residual.median(), f"{name}_most": residual.max()}
-    rounded: dict[str, float | None] = {name: float(f"{value.item():.4g}") for name, value in found.items()}
+    rounded: dict[str, float | None] = {
+        name: float(f"{value.item():.4g}") for name, value in found.items()
+    }
     wide = embedding.weight[0].numel() >= embedding.width
     return rounded | {"condition": float(f"{values.max() / values.min():.4g}") if wide else None}
 
@@ -140,7 +158,9 @@ def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
 
 
 def _to_unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Normalised and flat → unit space, (..., 3, P, P), without what rounding of floats leaves outside of it."""
+    """Normalised and flat → unit space, (..., 3, P, P), without what rounding of floats leaves
+    outside of it.
+    """
     return _unit(x, embedding).clamp(0, 1)
 
 

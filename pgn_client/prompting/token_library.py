@@ -1,8 +1,9 @@
 """Token libraries: what the rows are that a generator's weights mix into prompts.
 
-A softmax mixture is convex. Mixed pixels are a valid picture, and through the affine patch embedding mixed tokens are
-the tokens of mixed pixels; so a library of pixels is trained in the embedding space and deployed exactly. Latent rows,
-as published, have to be inverted (see ``inversion``).
+A softmax mixture is convex. Mixed pixels are a valid picture, and through the affine patch
+embedding mixed tokens are the tokens of mixed pixels; so a library of pixels is trained in the
+embedding space and deployed exactly. Latent rows, as published, have to be inverted (see
+``inversion``).
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ class TokenLibrary(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say what its rows are")
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """Called after each step of a training: a library with bounds moves its rows back into them."""
+        """Called after each step of a training: a library with bounds moves its rows back into
+        them.
+        """
 
 
 class LatentLibrary(TokenLibrary):
-    """Rows are D-vectors, as published, drawn from N(0, 0.02²); RGB needs ``inversion``, which loses."""
+    """Rows are D-vectors, as published, drawn from N(0, 0.02²); RGB needs ``inversion``, which
+    loses.
+    """
 
     kind = "latent"
 
@@ -66,11 +71,12 @@ class LatentLibrary(TokenLibrary):
 
 
 class ReachableLibrary(LatentLibrary):
-    """Latent rows that pixels can reach: after each step every row goes back to the nearest token of a valid patch.
+    """Latent rows that pixels can reach: after each step every row goes back to the nearest token
+    of a valid patch.
 
-    The tokens of valid patches are a convex set, so mixtures of reachable rows are reachable too, and bounded inversion
-    loses nothing but the rounding. What it parametrises is what a pixel library does, in other coordinates.
-    Deviation: ours.
+    The tokens of valid patches are a convex set, so mixtures of reachable rows are reachable too,
+    and bounded inversion loses nothing but the rounding. What it parametrises is what a pixel
+    library does, in other coordinates. Deviation: ours.
     """
 
     kind = "reachable"
@@ -78,13 +84,17 @@ class ReachableLibrary(LatentLibrary):
     def stay_within(self, embedding: PatchEmbedding) -> None:
         """See :class:`TokenLibrary`: projected by ``inversion.bounded``."""
         with torch.no_grad():
-            self.rows.copy_(embedding(inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS)))
+            self.rows.copy_(
+                embedding(inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS))
+            )
 
 
 class PixelLibrary(TokenLibrary):
-    """Rows are RGB patches of side ``patch_size``, sigmoid(free) in [0, 1], so a mixture of them is a valid picture.
+    """Rows are RGB patches of side ``patch_size``, sigmoid(free) in [0, 1], so a mixture of them is
+    a valid picture.
 
-    Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives rows contrast.
+    Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives
+        rows contrast.
     """
 
     kind = "pixel"
@@ -111,7 +121,8 @@ class PixelLibrary(TokenLibrary):
 class SmoothLibrary(PixelLibrary):
     """A pixel library of low frequencies, for servers that re-encode: JPEG keeps what is smooth.
 
-    Rows are coarse grids of P/4 x P/4 colours, spread over the patch by bilinear interpolation. Deviation: ours.
+    Rows are coarse grids of P/4 x P/4 colours, spread over the patch by bilinear interpolation.
+    Deviation: ours.
     """
 
     kind = "smooth"
@@ -128,7 +139,8 @@ class SmoothLibrary(PixelLibrary):
 
 
 class LumaLibrary(PixelLibrary):
-    """A pixel library without colour, for servers that re-encode: chroma subsampling cannot touch it.
+    """A pixel library without colour, for servers that re-encode: chroma subsampling cannot touch
+    it.
 
     Deviation: ours.
     """
@@ -146,7 +158,8 @@ class LumaLibrary(PixelLibrary):
 
 
 LIBRARIES: dict[str, type[TokenLibrary]] = {
-    library.kind: library for library in (PixelLibrary, SmoothLibrary, LumaLibrary, LatentLibrary, ReachableLibrary)
+    library.kind: library
+    for library in (PixelLibrary, SmoothLibrary, LumaLibrary, LatentLibrary, ReachableLibrary)
 }
 
 

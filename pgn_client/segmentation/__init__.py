@@ -1,4 +1,6 @@
-"""Few-shot semantic segmentation: EXPRES's output tokens as prototypes of classes, and a linear baseline."""
+"""Few-shot semantic segmentation: EXPRES's output tokens as prototypes of classes, and a linear
+baseline.
+"""
 
 from __future__ import annotations
 

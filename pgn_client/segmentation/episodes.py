@@ -21,8 +21,8 @@ class Episode:
 
     Attributes:
         classes: N + 1 names, the background's first.
-        support: (N K, 3, H, W) uint8 pictures to learn from. support_masks: (N K, H, W) uint8 in [0, N], or
-            ``IGNORED``.
+        support: (N K, 3, H, W) uint8 pictures to learn from. support_masks: (N K, H, W) uint8 in
+            [0, N], or ``IGNORED``.
         query: (Q, 3, H, W) uint8 pictures to be tested on. query_masks: (Q, H, W) uint8.
     """
 
@@ -33,11 +33,14 @@ class Episode:
     query_masks: Tensor
 
 
-def sample(train: Masked, test: Masked, *, ways: int, shots: int, queries: int, seed: int) -> Episode:
+def sample(
+    train: Masked, test: Masked, *, ways: int, shots: int, queries: int, seed: int
+) -> Episode:
     """Draw an episode.
 
-    Only pictures are taken that show no class but the episode's: nothing has to be ignored, and no texture is called
-    background. Each class in turn gives a picture that shows it, until there are enough; none is taken twice.
+    Only pictures are taken that show no class but the episode's: nothing has to be ignored, and no
+    texture is called background. Each class in turn gives a picture that shows it, until there are
+    enough; none is taken twice.
 
     Args:
         train: where the support comes from.
@@ -48,13 +51,17 @@ def sample(train: Masked, test: Masked, *, ways: int, shots: int, queries: int, 
         seed: of the draw.
 
     Raises:
-        ConfigurationError: classes that differ, more classes or pictures than there are, or too few queries.
+        ConfigurationError: classes that differ, more classes or pictures than there are, or too few
+            queries.
     """
     if train.classes != test.classes:
-        raise ConfigurationError(f"episode: got test classes {test.classes}, expected those of train {train.classes}")
+        raise ConfigurationError(
+            f"episode: got test classes {test.classes}, expected those of train {train.classes}"
+        )
     if not 1 <= ways < len(train.classes) or shots < 1 or queries < ways:
         raise ConfigurationError(
-            f"episode: got {ways} ways, {shots} shots and {queries} queries, expected 1 to {len(train.classes) - 1} "
+            f"episode: got {ways} ways, {shots} shots and {queries} queries, expected 1 to "
+            f"{len(train.classes) - 1} "
             "ways, 1 shot or more, and as many queries as ways or more"
         )
     rng = np.random.default_rng(seed)
@@ -71,7 +78,9 @@ def sample(train: Masked, test: Masked, *, ways: int, shots: int, queries: int, 
 
 
 def _pictures(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw pictures that show nothing but the chosen classes, for each class in turn one that shows it."""
+    """Draw pictures that show nothing but the chosen classes, for each class in turn one that shows
+    it.
+    """
     shown = [set(np.unique(mask)) - {0, IGNORED} for mask in masked.masks.numpy()]
     order = [int(i) for i in rng.permutation(len(shown)) if shown[i] <= set(chosen)]
     drawn: list[int] = []
@@ -85,7 +94,8 @@ def _first(pictures: Iterable[int]) -> int:
     for picture in pictures:
         return picture
     raise ConfigurationError(
-        "episode: got too few pictures that show no class but the chosen, expected more; ask for fewer pictures, "
+        "episode: got too few pictures that show no class but the chosen, expected more; ask for "
+        "fewer pictures, "
         "or for more ways"
     )
 

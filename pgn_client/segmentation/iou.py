@@ -28,11 +28,17 @@ def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
         ShapeError: shapes that differ, or no pixel that counts.
     """
     if predicted.shape != masks.shape:
-        raise ShapeError(f"mean IoU: got predictions {tuple(predicted.shape)}, expected {tuple(masks.shape)}")
+        raise ShapeError(
+            f"mean IoU: got predictions {tuple(predicted.shape)}, expected {tuple(masks.shape)}"
+        )
     counts = masks != IGNORED
     if not counts.any():
-        raise ShapeError("mean IoU: got no pixel that counts, expected some; leave pictures that are ignored out")
+        raise ShapeError(
+            "mean IoU: got no pixel that counts, expected some; leave pictures that are ignored out"
+        )
     found, true = predicted[counts].long(), masks[counts].long()
-    table = torch.bincount(true * classes + found, minlength=classes**2).view(classes, classes).double()
+    table = (
+        torch.bincount(true * classes + found, minlength=classes**2).view(classes, classes).double()
+    )
     union = table.sum(0) + table.sum(1) - table.diagonal()
     return float((table.diagonal()[union > 0] / union[union > 0]).mean())

@@ -1,4 +1,6 @@
-"""A linear map from a frozen model's patch tokens to masks: the baseline, and where the training of prompts starts."""
+"""A linear map from a frozen model's patch tokens to masks: the baseline, and where the training of
+prompts starts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ BATCH = 8
 VERSIONS = 8
 """Of a square picture: turned by 0, 90, 180 or 270 degrees, mirrored or not."""
 TURNED = 4
-"""How many of them logistic regression learns from, none mirrored: half the time, nearly as good (``LOG.md``)."""
+"""How many of them logistic regression learns from, none mirrored: half the time, nearly as good
+(``LOG.md``).
+"""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Versions:
-    """All versions of some pictures, as a frozen model sees them: version by version, and in it picture by picture.
+    """All versions of some pictures, as a frozen model sees them: version by version, and in it
+    picture by picture.
 
     Attributes:
         tokens: (8 n, N, D) float32, patch tokens after the final norm.
         masks: (8 n, H, W) uint8.
-        quarters: (8 n, N) int64 in [0, 4 n): 4 times the picture, and the quarter of it that the patch is of.
+        quarters: (8 n, N) int64 in [0, 4 n): 4 times the picture, and the quarter of it that the
+            patch is of.
     """
 
     tokens: Tensor
@@ -71,7 +77,10 @@ def patch_tokens(backbone: Backbone, pictures: Tensor) -> Tensor:
     """
     check_size(backbone, pictures)
     nothing = EXPRES(torch.zeros(0, backbone.width), {}).to(backbone.device)
-    parts = [nothing.encoded(backbone.tokens(x), backbone)[0] for x in pictures.to(backbone.device).split(BATCH)]
+    parts = [
+        nothing.encoded(backbone.tokens(x), backbone)[0]
+        for x in pictures.to(backbone.device).split(BATCH)
+    ]
     return torch.cat(parts)
 
 
@@ -83,7 +92,10 @@ def check_size(backbone: Backbone, pictures: Tensor) -> None:
     """
     size = (backbone.input_size, backbone.input_size)
     if tuple(pictures.shape[-2:]) != size:
-        raise ShapeError(f"segmentation: got pictures of {tuple(pictures.shape[-2:])}, expected {size}; resize them")
+        raise ShapeError(
+            f"segmentation: got pictures of {tuple(pictures.shape[-2:])}, expected "
+            f"{size}; resize them"
+        )
 
 
 def versions(backbone: Backbone, pictures: Tensor, masks: Tensor) -> Versions:
@@ -97,7 +109,9 @@ def versions(backbone: Backbone, pictures: Tensor, masks: Tensor) -> Versions:
 
 
 def patch_targets(masks: Tensor, patch: int, classes: int) -> Tensor:
-    """(n, H, W) masks → (n, N) int64: the class that most of a patch's pixels have, ``IGNORED`` where most are."""
+    """(n, H, W) masks → (n, N) int64: the class that most of a patch's pixels have, ``IGNORED``
+    where most are.
+    """
     shown = torch.stack([masks == c for c in (*range(classes), IGNORED)], dim=1).float()
     most = F.avg_pool2d(shown, patch).flatten(2).argmax(1)
     return torch.where(most == classes, IGNORED, most)
@@ -111,15 +125,20 @@ def enlarged(scores: Tensor, size: int) -> Tensor:
 
 
 def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of enlarged (n, N, C) patch scores with (n, H, W) masks, in nats per pixel that counts."""
-    return F.cross_entropy(enlarged(scores, masks.shape[-1]), masks.to(scores.device).long(), ignore_index=IGNORED)
+    """Cross-entropy of enlarged (n, N, C) patch scores with (n, H, W) masks, in nats per pixel that
+    counts.
+    """
+    return F.cross_entropy(
+        enlarged(scores, masks.shape[-1]), masks.to(scores.device).long(), ignore_index=IGNORED
+    )
 
 
 def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
     """Fit multinomial logistic regression of patches' classes on standardised tokens.
 
-    The L2 strength is chosen by cross-validation. No fold parts a picture's versions, nor, where every class is shown
-    by two pictures or more, a picture; where one is not, quarters of pictures are held out.
+    The L2 strength is chosen by cross-validation. No fold parts a picture's versions, nor, where
+    every class is shown by two pictures or more, a picture; where one is not, quarters of pictures
+    are held out.
 
     Args:
         seen: the pictures to learn from.

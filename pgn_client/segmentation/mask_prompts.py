@@ -1,4 +1,6 @@
-"""EXPRES for masks: what comes out of a class's prompts is the class's prototype, held against every patch."""
+"""EXPRES for masks: what comes out of a class's prompts is the class's prototype, held against
+every patch.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,23 @@ from pgn_client.surrogate.backbone import Backbone
 SCALE = 10.0
 """Of cosines, before the training."""
 GATE = 1.0
-"""Before the training. From 0, where it begins as the linear head, the gate hardly opened (see ``LOG.md``)."""
+"""Before the training. From 0, where it begins as the linear head, the gate hardly opened (see
+``LOG.md``).
+"""
 
 
 class MaskPrompts(nn.Module):
     """Scores of patches, from prompts that travel through the frozen model beside them.
 
-    With patch tokens x and output tokens o after the final norm, r output tokens for each of C classes::
+    With patch tokens x and output tokens o after the final norm, r output tokens for each of C
+    classes::
 
         prototype_c = mean of o_{c r}, …, o_{c r + r - 1}
         prototype score of patch p and class c = scale · cos(x_p, prototype_c)
         score = x_p W + b + gate · prototype score
 
-    The patches read the prompts, so x is not what the frozen model says of the picture alone. With one term only
-    there is no gate.
+    The patches read the prompts, so x is not what the frozen model says of the picture alone. With
+    one term only there is no gate.
 
     Args:
         prompts: with C r of them.
@@ -42,33 +47,51 @@ class MaskPrompts(nn.Module):
         head: W and b to start from; ``None`` leaves that term out, and the gate too.
         prototypes: whether the prototype scores are added.
 
-    Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers", CVPR 2023, arXiv
+    Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers",
+        CVPR 2023, arXiv
     2303.15591, reports semantic segmentation. How tokens become masks is our own here.
 
     Raises:
         ConfigurationError: no term is left, or prompts that cannot be shared out evenly.
     """
 
-    def __init__(self, prompts: EXPRES, classes: int, head: LinearHead | None, *, prototypes: bool = True) -> None:
+    def __init__(
+        self, prompts: EXPRES, classes: int, head: LinearHead | None, *, prototypes: bool = True
+    ) -> None:
         super().__init__()
         if head is None and not prototypes:
-            raise ConfigurationError("mask prompts: got neither head nor prototypes, expected one of them or both")
+            raise ConfigurationError(
+                "mask prompts: got neither head nor prototypes, expected one of them or both"
+            )
         if len(prompts.prompts) % classes or not len(prompts.prompts):
             raise ConfigurationError(
-                f"mask prompts: got {len(prompts.prompts)} prompts, expected as many for each of {classes} classes"
+                f"mask prompts: got {len(prompts.prompts)} prompts, expected as many for each of "
+                f"{classes} classes"
             )
         self.prompts, self.classes, self.prototypes = prompts, classes, prototypes
-        self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
+        self.head = (
+            None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
+        )
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
         self.gate = nn.Parameter(torch.tensor(GATE))
 
     @classmethod
     def create(
-        cls, backbone: Backbone, classes: int, each: int, head: LinearHead | None, *, prototypes: bool = True
+        cls,
+        backbone: Backbone,
+        classes: int,
+        each: int,
+        head: LinearHead | None,
+        *,
+        prototypes: bool = True,
     ) -> MaskPrompts:
-        """Draw prompts, ``each`` of them for every class; residuals are at the method's own sites."""
+        """Draw prompts, ``each`` of them for every class; residuals are at the method's own
+        sites.
+        """
         canvas = Canvas.build(backbone.input_size, backbone.patch_size, "full")
-        setting = Setting(canvas, classes, backbone.width, backbone.depth, prompt_tokens=classes * each)
+        setting = Setting(
+            canvas, classes, backbone.width, backbone.depth, prompt_tokens=classes * each
+        )
         return cls(EXPRES.create(setting), classes, head, prototypes=prototypes).to(backbone.device)
 
     def forward(self, pictures: Tensor, backbone: Backbone) -> Tensor:
@@ -76,9 +99,11 @@ class MaskPrompts(nn.Module):
         return self._together(*self.parts(pictures, backbone))
 
     def loss(self, pictures: Tensor, masks: Tensor, backbone: Backbone) -> Tensor:
-        """Cross-entropy by pixels of the scores, and where there is a head also of the prototypes' alone.
+        """Cross-entropy by pixels of the scores, and where there is a head also of the prototypes'
+        alone.
 
-        Without the second term the head, which starts well, would leave the prototypes nothing to learn.
+        Without the second term the head, which starts well, would leave the prototypes nothing to
+        learn.
 
         Args:
             pictures: (n, 3, H, W) uint8.
@@ -100,12 +125,19 @@ class MaskPrompts(nn.Module):
         """
         check_size(backbone, pictures)
         size = pictures.shape[-1]
-        return torch.cat([enlarged(self(x, backbone), size).argmax(1).cpu() for x in pictures.split(BATCH)])
+        return torch.cat(
+            [enlarged(self(x, backbone), size).argmax(1).cpu() for x in pictures.split(BATCH)]
+        )
 
     def save(
-        self, path: str | os.PathLike[str], backbone: Backbone, classes: Sequence[str], profile: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        backbone: Backbone,
+        classes: Sequence[str],
+        profile: str | None = None,
     ) -> dict[str, Any]:
-        """Write what a server of adapters hosts for ``/v1/segment``; see ``tests/contract/adapters/README.md``.
+        """Write what a server of adapters hosts for ``/v1/segment``; see
+        ``tests/contract/adapters/README.md``.
 
         Args:
             path: of the file.
@@ -122,17 +154,26 @@ class MaskPrompts(nn.Module):
         """
         if len(classes) != self.classes:
             raise ConfigurationError(
-                f"mask prompts: got {len(classes)} names, expected one for each of {self.classes} classes"
+                f"mask prompts: got {len(classes)} names, expected one for each of "
+                f"{self.classes} classes"
             )
         width = self.prompts.prompts.shape[1]
         weight, bias = self.head or (torch.zeros(width, self.classes), torch.zeros(self.classes))
         scale = self.log_scale.exp() * (1 if self.head is None else self.gate) * self.prototypes
-        beside = {"mapping.weight": weight, "mapping.bias": bias, "prototypes.weight": scale.reshape(1)}
+        beside = {
+            "mapping.weight": weight,
+            "mapping.bias": bias,
+            "prototypes.weight": scale.reshape(1),
+        }
         return self.prompts.save(path, backbone, classes, beside, profile=profile)
 
     def parts(self, pictures: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
-        """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what is left out."""
-        patches, outputs = self.prompts.encoded(backbone.tokens(pictures.to(backbone.device)), backbone)
+        """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what
+        is left out.
+        """
+        patches, outputs = self.prompts.encoded(
+            backbone.tokens(pictures.to(backbone.device)), backbone
+        )
         by_head = None if self.head is None else LinearHead(*self.head)(patches)
         return by_head, self.prototype_scores(patches, outputs) if self.prototypes else None
 

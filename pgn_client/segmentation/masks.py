@@ -1,4 +1,6 @@
-"""A folder of pictures with masks: ``images/NAME.png`` and ``masks/NAME.png``, and ``classes.json`` beside it."""
+"""A folder of pictures with masks: ``images/NAME.png`` and ``masks/NAME.png``, and ``classes.json``
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,15 @@ def load_masked(folder: Path) -> Masked:
     """Read one split.
 
     Args:
-        folder: with ``images/*.png`` and ``masks/*.png``, 8-bit grey or with a palette; beside it ``classes.json``, a
-            list of names, the background's first.
+        folder: with ``images/*.png`` and ``masks/*.png``, 8-bit grey or with a palette; beside it
+            ``classes.json``, a list of names, the background's first.
 
     Returns:
         The pictures in the order of their names; all have one size.
 
     Raises:
-        ConfigurationError: no pictures, a mask or picture without its partner, a class that has no name, or no
-            readable ``classes.json``.
+        ConfigurationError: no pictures, a mask or picture without its partner, a class that has no
+            name, or no readable ``classes.json``.
         ShapeError: pictures or masks of another size.
         ImageError: a file that is no picture, or a mask in colour.
     """
@@ -57,13 +59,19 @@ def load_masked(folder: Path) -> Masked:
     masks = [_mask(folder / "masks" / name, len(classes)) for name in names]
     for name, picture, mask in zip(names, pictures, masks, strict=True):
         if picture.shape[:2] != mask.shape:
-            raise ShapeError(f"mask {name} in {folder}: got {mask.shape}, expected its picture's {picture.shape[:2]}")
+            raise ShapeError(
+                f"mask {name} in {folder}: got {mask.shape}, expected its picture's "
+                f"{picture.shape[:2]}"
+            )
         if picture.shape != pictures[0].shape:
             raise ShapeError(
-                f"picture {name} in {folder}: got {picture.shape[:2]}, expected {pictures[0].shape[:2]} as of the "
+                f"picture {name} in {folder}: got {picture.shape[:2]}, expected "
+                f"{pictures[0].shape[:2]} as of the "
                 "first; bring all to one size"
             )
-    return Masked(torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes)
+    return Masked(
+        torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes
+    )
 
 
 def _stacked(masks: list[Pixels]) -> Tensor:
@@ -72,13 +80,18 @@ def _stacked(masks: list[Pixels]) -> Tensor:
 
 def _names(folder: Path) -> list[str]:
     """Return the names of pictures, each of which has a mask."""
-    pictures, masks = ({p.name for p in (folder / kind).glob("*.png")} for kind in ("images", "masks"))
+    pictures, masks = (
+        {p.name for p in (folder / kind).glob("*.png")} for kind in ("images", "masks")
+    )
     if not pictures:
-        raise ConfigurationError(f"masked pictures: got none in {folder / 'images'}, expected NAME.png")
+        raise ConfigurationError(
+            f"masked pictures: got none in {folder / 'images'}, expected NAME.png"
+        )
     for name in sorted(pictures ^ masks):
         there, missing = ("images", "masks") if name in pictures else ("masks", "images")
         raise ConfigurationError(
-            f"masked pictures: got {there}/{name} alone in {folder}, expected {missing}/{name} too; add or remove one"
+            f"masked pictures: got {there}/{name} alone in {folder}, expected {missing}/{name} "
+            "too; add or remove one"
         )
     return sorted(pictures)
 
@@ -88,14 +101,17 @@ def _mask(path: Path, classes: int) -> Pixels:
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
-                raise ImageError(f"mask {path}: got mode {image.mode}, expected 8-bit grey or a palette (L, P)")
+                raise ImageError(
+                    f"mask {path}: got mode {image.mode}, expected 8-bit grey or a palette (L, P)"
+                )
             mask = np.array(image, dtype=np.uint8)
     except (OSError, UnidentifiedImageError) as error:
         raise ImageError(f"mask {path}: got {error}, expected a PNG; write it anew") from error
     foreign = np.setdiff1d(mask, [*range(classes), IGNORED])
     if len(foreign):
         raise ConfigurationError(
-            f"mask {path}: got the value {foreign[0]}, expected 0 to {classes - 1}, or {IGNORED} for ignored; name the "
+            f"mask {path}: got the value {foreign[0]}, expected 0 to {classes - 1}, or {IGNORED} "
+            "for ignored; name the "
             "class in classes.json"
         )
     return mask
@@ -105,8 +121,14 @@ def _classes(path: Path) -> tuple[str, ...]:
     try:
         names = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"classes {path}: got {error}, expected a JSON list of names") from error
-    if not isinstance(names, list) or not 2 <= len(names) <= IGNORED or not all(isinstance(n, str) for n in names):
+        raise ConfigurationError(
+            f"classes {path}: got {error}, expected a JSON list of names"
+        ) from error
+    if (
+        not isinstance(names, list)
+        or not 2 <= len(names) <= IGNORED
+        or not all(isinstance(n, str) for n in names)
+    ):
         raise ConfigurationError(
             f"classes {path}: expected a JSON list of 2 to {IGNORED} names, the background's first"
         )

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pgn_client.segmentation.episodes import Episode
-from pgn_client.segmentation.linear import VERSIONS, LinearHead, Versions, check_size, pixel_loss, version
+from pgn_client.segmentation.linear import (
+    VERSIONS,
+    LinearHead,
+    Versions,
+    check_size,
+    pixel_loss,
+    version,
+)
 from pgn_client.segmentation.mask_prompts import MaskPrompts
 from pgn_client.surrogate.backbone import Backbone
 
@@ -22,7 +29,8 @@ HEAD_STEPS = 20
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of the prompts' training; all were chosen on development episodes, which no table shows.
+    """Numbers of the prompts' training; all were chosen on development episodes, which no table
+    shows.
 
     Attributes:
         steps: of AdamW; its rates fall to zero as half a cosine.
@@ -41,7 +49,9 @@ class Numbers:
     gate_rate: float = 0.02
 
 
-def tuned(head: LinearHead, seen: Versions, *, batch: int = Numbers.batch, seed: int = 0) -> LinearHead:
+def tuned(
+    head: LinearHead, seen: Versions, *, batch: int = Numbers.batch, seed: int = 0
+) -> LinearHead:
     """Train a linear head on by the pixels' cross-entropy, on tokens that stay as they are.
 
     What prompts are compared with: the same loss and the same versions of the pictures.
@@ -59,7 +69,11 @@ def tuned(head: LinearHead, seen: Versions, *, batch: int = Numbers.batch, seed:
         rows = torch.randint(0, len(seen.masks), (batch,), generator=noise)
         return pixel_loss(seen.tokens[rows] @ weight + bias, seen.masks[rows])
 
-    minimise(loss, [{"params": [weight, bias], "lr": HEAD_RATE}], HEAD_STEPS * len(seen.masks) // VERSIONS)
+    minimise(
+        loss,
+        [{"params": [weight, bias], "lr": HEAD_RATE}],
+        HEAD_STEPS * len(seen.masks) // VERSIONS,
+    )
     return LinearHead(weight.detach(), bias.detach())
 
 
@@ -89,7 +103,9 @@ def fit_prompts(
     check_size(backbone, episode.support)
     numbers = numbers or Numbers()
     torch.manual_seed(seed)
-    model = MaskPrompts.create(backbone, len(episode.classes), numbers.each, head, prototypes=prototypes)
+    model = MaskPrompts.create(
+        backbone, len(episode.classes), numbers.each, head, prototypes=prototypes
+    )
     batches = drawn(episode, numbers.batch)
     minimise(lambda: model.loss(*next(batches), backbone), groups(model, numbers), numbers.steps)
     return model
@@ -106,7 +122,8 @@ def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (b, 3, H, W) pictures and (b, H, W) masks of the support without end, each turned and mirrored at random.
+    """Yield (b, 3, H, W) pictures and (b, H, W) masks of the support without end, each turned and
+    mirrored at random.
 
     Every picture comes once before any comes again, in a new order each time.
     """
@@ -121,7 +138,9 @@ def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
 def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], steps: int) -> None:
     """Take steps of AdamW without decay of weights; the rates fall to zero as half a cosine."""
     optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: (1 + math.cos(math.pi * i / max(steps, 1))) / 2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: (1 + math.cos(math.pi * i / max(steps, 1))) / 2
+    )
     for _ in range(steps):
         optimiser.zero_grad()
         loss().backward()

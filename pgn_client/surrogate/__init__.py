@@ -1,1 +1,3 @@
-"""The hosted model, imitated: a local backbone behind the canvas, and what the wire does to images."""
+"""The hosted model, imitated: a local backbone behind the canvas, and what the wire does to
+images.
+"""

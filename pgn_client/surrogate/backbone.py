@@ -1,8 +1,10 @@
 """A frozen classifier, and where it is a plain ViT its patch embedding.
 
-The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a plain ViT can be
-replaced one by one, which is how training mixes prompts in the embedding space instead of rendering pictures (see
-``inversion``). Other stems (convolutional, overlapping, of Swin or ConvNeXt) are trained through rendered pictures.
+The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a
+    plain ViT can be
+replaced one by one, which is how training mixes prompts in the embedding space instead of rendering
+pictures (see ``inversion``). Other stems (convolutional, overlapping, of Swin or ConvNeXt) are
+trained through rendered pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normal
 from pgn_client.types import ServerProfile
 
 CELL = 16
-"""Side of the canvas's cells where the model has no plain patches, in pixels, if its input size allows."""
+"""Side of the canvas's cells where the model has no plain patches, in pixels, if its input size
+allows.
+"""
 
 
 class Backbone:
@@ -37,18 +41,20 @@ class Backbone:
         model: any timm model with a classification head, (B, 3, H, W) → (B, S).
         name: what it is called on checkpoint cards.
         mean, std: of its normalised space.
-        labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock server does.
+        labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock
+            server does.
         profile: the geometry that its own preprocessing applies.
         input_size: H = W, in pixels; a plain ViT knows it itself.
         interpolation: of its own preprocessing: ``bicubic``, ``bilinear``, …
 
     Attributes:
-        plain: whether it is a ViT whose patch embedding is one affine map per patch, so that tokens can stand in for
-            pixels. Only then are there ``embedding``, ``positions`` and tokens.
+        plain: whether it is a ViT whose patch embedding is one affine map per patch, so that tokens
+            can stand in for pixels. Only then are there ``embedding``, ``positions`` and tokens.
         weights_sha256: SHA-256 over all weights, as they were when this object was made.
 
     Raises:
-        ConfigurationError: no classification head, labels that do not fit it, or an input size that is not told.
+        ConfigurationError: no classification head, labels that do not fit it, or an input size that
+            is not told.
     """
 
     def __init__(
@@ -70,16 +76,21 @@ class Backbone:
         classes = int(getattr(model, "num_classes", 0))
         if classes < 2:
             raise ConfigurationError(
-                f"backbone {name}: got no classification head, expected one; choose a classifier, or for an import "
+                f"backbone {name}: got no classification head, expected one; choose a classifier, "
+                "or for an import "
                 "name the endpoint's --labels"
             )
         self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
-            raise ConfigurationError(f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})")
+            raise ConfigurationError(
+                f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})"
+            )
         self.profile, self.interpolation = profile or ServerProfile("direct"), interpolation
         size = int(self.model.patch_embed.img_size[0]) if self.plain else input_size
         if size is None:
-            raise ConfigurationError(f"backbone {name}: got no input size, expected one for {type(model).__name__}")
+            raise ConfigurationError(
+                f"backbone {name}: got no input size, expected one for {type(model).__name__}"
+            )
         self.input_size = size
         """H = W, in pixels."""
         self._embedding: PatchEmbedding | None = None
@@ -93,7 +104,9 @@ class Backbone:
 
     @property
     def patch_size(self) -> int:
-        """P, side of the canvas's cells, in pixels; without plain patches it is what is nearest to ``CELL``."""
+        """P, side of the canvas's cells, in pixels; without plain patches it is what is nearest to
+        ``CELL``.
+        """
         if self.plain:
             return int(self.model.patch_embed.patch_size[0])
         divisors = (side for side in range(1, self.input_size + 1) if self.input_size % side == 0)
@@ -106,26 +119,35 @@ class Backbone:
 
     @property
     def embedding(self) -> PatchEmbedding:
-        """The patch embedding, sharing the model's weights; the same object as long as they stay where they are.
+        """The patch embedding, sharing the model's weights; the same object as long as they stay
+        where they are.
 
         Raises:
             ConfigurationError: there is no plain one.
         """
         if not self.plain:
             raise ConfigurationError(
-                f"backbone {self.name}: got {type(self.model).__name__}, expected a plain timm VisionTransformer "
-                "(patch embedding = one convolution with kernel = stride, no norm) where tokens stand in for pixels; "
+                f"backbone {self.name}: got {type(self.model).__name__}, expected a plain timm "
+                "VisionTransformer "
+                "(patch embedding = one convolution with kernel = stride, no norm) where tokens "
+                "stand in for pixels; "
                 "use a library of pixels, or choose a vit_* or deit_* model"
             )
         proj = self.model.patch_embed.proj
         if self._embedding is None or self._embedding.weight is not proj.weight:
-            bias = proj.bias if proj.bias is not None else torch.zeros(proj.out_channels, device=self.device)
+            bias = (
+                proj.bias
+                if proj.bias is not None
+                else torch.zeros(proj.out_channels, device=self.device)
+            )
             self._embedding = PatchEmbedding(proj.weight, bias, self.mean, self.std)
         return self._embedding
 
     @property
     def silent(self) -> bool:
-        """Whether a plain ViT's head is one of zeros, as ``load`` adds one: then it answers nothing."""
+        """Whether a plain ViT's head is one of zeros, as ``load`` adds one: then it answers
+        nothing.
+        """
         return not any(bool(p.any()) for p in self.model.get_classifier().parameters())
 
     @property
@@ -135,10 +157,14 @@ class Backbone:
 
     @property
     def positions(self) -> Tensor:
-        """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch tokens."""
+        """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch
+        tokens.
+        """
         cells, width = (self.input_size // self.patch_size) ** 2, self.embedding.width
         with torch.inference_mode():
-            sequence: Tensor = self.model._pos_embed(torch.zeros(1, cells, width, device=self.device))
+            sequence: Tensor = self.model._pos_embed(
+                torch.zeros(1, cells, width, device=self.device)
+            )
         return sequence[0, -cells:].clone()
 
     def card(self) -> dict[str, Any]:
@@ -160,7 +186,8 @@ class Backbone:
         return self
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no position added.
+        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no
+        position added.
 
         Gradients flow to grey values that ask for them.
         """
@@ -168,9 +195,11 @@ class Backbone:
         return tokens
 
     def features_from_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, D) pooled features after the final norm.
+        """(B, N, D) patch tokens, without position embedding → (B, D) pooled features after the
+        final norm.
 
-        Where the class token alone is pooled, the last block computes only its query: the same function, less work.
+        Where the class token alone is pooled, the last block computes only its query: the same
+        function, less work.
         """
         m = self.model
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
@@ -208,7 +237,9 @@ class Backbone:
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels as of :meth:`tokens` → (B, S) logits, by the model's own forward pass: the reference."""
+        """(B, 3, H, W) pixels as of :meth:`tokens` → (B, S) logits, by the model's own forward
+        pass: the reference.
+        """
         logits: Tensor = self.model(normalised(pixels.float() / 255, self.mean, self.std))
         return logits
 
@@ -220,7 +251,9 @@ class Backbone:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             if not name.startswith("head."):
-                digest.update(name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes())
+                digest.update(
+                    name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes()
+                )
         return digest.hexdigest()
 
     def verify_frozen(self) -> None:
@@ -230,7 +263,9 @@ class Backbone:
             PGNError: one has, so whatever was trained is not what the hosted model will compute.
         """
         if self._digest() != self.weights_sha256:
-            raise PGNError(f"backbone {self.name}: its weights changed; it must stay frozen, load it anew")
+            raise PGNError(
+                f"backbone {self.name}: its weights changed; it must stay frozen, load it anew"
+            )
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
@@ -240,7 +275,9 @@ class Backbone:
 
 
 def class_token_block(block: Any, x: Tensor) -> Tensor:
-    """Run a transformer block for the class token only: (B, T, D) → (B, 1, D). Keys and values still see all tokens."""
+    """Run a transformer block for the class token only: (B, T, D) → (B, 1, D). Keys and values
+    still see all tokens.
+    """
     attn, width = block.attn, x.shape[-1]
     h = block.norm1(x)
     bias = attn.qkv.bias
@@ -248,24 +285,33 @@ def class_token_block(block: Any, x: Tensor) -> Tensor:
     query = F.linear(h[:, :1], attn.qkv.weight[:width], query_bias)
     key, value = F.linear(h, attn.qkv.weight[width:], key_value_bias).chunk(2, dim=-1)
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-    mixed = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)  # (B, heads, 1, D/heads)
+    # (B, heads, 1, D/heads)
+    mixed = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
     y = x[:, :1] + block.ls1(attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2))))
     out: Tensor = y + block.ls2(block.mlp(block.norm2(y)))
     return out
 
 
 def class_token_alone(model: Any) -> bool:
-    """Whether the shortcut computes the model's function: class-token pooling and the standard block."""
+    """Whether the shortcut computes the model's function: class-token pooling and the standard
+    block.
+    """
     from timm.layers import Attention
     from timm.models.vision_transformer import Block
 
     block = model.blocks[-1]
-    standard = type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+    standard = (
+        type(block) is Block
+        and type(block.attn) is Attention
+        and getattr(block.attn, "gate", None) is None
+    )
     return standard and model.global_pool == "token" and model.attn_pool is None
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether the model's first layer is one affine map per patch; where it is not, latent prompts are no pixels."""
+    """Whether the model's first layer is one affine map per patch; where it is not, latent prompts
+    are no pixels.
+    """
     from timm.layers import PatchEmbed
     from timm.models import VisionTransformer
 
@@ -277,7 +323,9 @@ def is_plain(model: nn.Module) -> bool:
 
 
 def unique_labels(names: Sequence[str]) -> tuple[str, ...]:
-    """Give the second and later of equal class names a suffix: ``crane``, ``crane (2)``. Servers do the same."""
+    """Give the second and later of equal class names a suffix: ``crane``, ``crane (2)``. Servers do
+    the same.
+    """
     seen: dict[str, int] = {}
     out = []
     for name in names:
@@ -299,7 +347,8 @@ def read_labels(path: Path) -> list[str]:
         return [row if isinstance(row, str) else str(row["name"]) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigurationError(
-            f"labels file {path}: {error}; expected a JSON list of names or of objects with a 'name'"
+            f"labels file {path}: {error}; expected a JSON list of names or of objects with "
+            "a 'name'"
         ) from error
 
 
@@ -315,11 +364,12 @@ def load(
 
     Args:
         name: ``bundled`` (the small ViT that ships with ``mock_server``), or a timm model name.
-        weights: safetensors file, loaded strictly; without it timm fetches the published weights from its hub.
+        weights: safetensors file, loaded strictly; without it timm fetches the published weights
+            from its hub.
         labels: JSON file with the class names.
         device: where to put it.
-        new_head: where neither ``weights`` nor the model has a head for ``labels`` (DINO has none, CLIP a projection),
-            give it one of zeros, for uses that need the first layers alone.
+        new_head: where neither ``weights`` nor the model has a head for ``labels`` (DINO has none,
+            CLIP a projection), give it one of zeros, for uses that need the first layers alone.
 
     Raises:
         ConfigurationError: an unknown name, or a model that is no classifier.
@@ -333,10 +383,15 @@ def load(
 
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models())) or "vit_tiny_patch16_224"
-        raise ConfigurationError(f"backbone: got {name!r}, expected bundled or a timm model, for example {close}")
+        raise ConfigurationError(
+            f"backbone: got {name!r}, expected bundled or a timm model, for example {close}"
+        )
     own_head = names and weights and (not new_head or _head_size(weights, name) == len(names))
-    head = {"num_classes": len(names)} if names and own_head else {}  # fine-tuned weights bring a head of their own
-    model = _guarded(lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}")
+    # fine-tuned weights bring a head of their own
+    head = {"num_classes": len(names)} if names and own_head else {}
+    model = _guarded(
+        lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}"
+    )
     if weights is not None:
         _load_weights(model, weights, name)
     if new_head and names and model.num_classes != len(names):
@@ -344,7 +399,11 @@ def load(
     config = resolve_model_data_config(model)
     size = int(config["input_size"][-1])
     squash = config["crop_mode"] == "squash"
-    profile = ServerProfile("direct") if squash else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
+    profile = (
+        ServerProfile("direct")
+        if squash
+        else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
+    )
     return Backbone(
         model,
         name=name,
@@ -384,7 +443,9 @@ def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:
     card = json.loads((folder / "bundled.json").read_text(encoding="utf-8"))
     model = VisionTransformer(num_classes=len(card["classes"]), **card["architecture"])
     _load_weights(model, weights or folder / "bundled.safetensors", "bundled")
-    return Backbone(model, name="bundled", mean=card["mean"], std=card["std"], labels=names or card["classes"])
+    return Backbone(
+        model, name="bundled", mean=card["mean"], std=card["std"], labels=names or card["classes"]
+    )
 
 
 def bundled_folder() -> Path:
@@ -394,15 +455,23 @@ def bundled_folder() -> Path:
         ConfigurationError: that package, or its weights, are not installed.
     """
     spec = find_spec("mock_server")
-    folder = Path(spec.submodule_search_locations[0]) / "weights" if spec and spec.submodule_search_locations else None
+    folder = (
+        Path(spec.submodule_search_locations[0]) / "weights"
+        if spec and spec.submodule_search_locations
+        else None
+    )
     if folder is None or not (folder / "bundled.json").is_file():
-        raise ConfigurationError("backbone bundled: its weights are not installed; name a timm model, or reinstall")
+        raise ConfigurationError(
+            "backbone bundled: its weights are not installed; name a timm model, or reinstall"
+        )
     return folder
 
 
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
     if not path.is_file():
-        raise CheckpointError(f"backbone {name}: no weights file {path}; give --weights a safetensors file")
+        raise CheckpointError(
+            f"backbone {name}: no weights file {path}; give --weights a safetensors file"
+        )
     try:
         state = {k: v.float() for k, v in load_file(path).items()}
         model.load_state_dict(state, strict=True)
@@ -418,12 +487,15 @@ def _guarded(make: Callable[[], Any], what: str) -> Any:
     except Exception as error:  # timm and its hub raise many kinds: offline, unknown, gated
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(
-            f"{what}: its published weights could not be loaded ({type(error).__name__}: {reason}); "
+            f"{what}: its published weights could not be loaded ({type(error).__name__}: "
+            f"{reason}); "
             "give --weights a local safetensors file"
         ) from error
 
 
 def float32_convolutions() -> AbstractContextManager[None]:
     """Keep the patch embedding, a convolution, in float32 on a GPU, where cuDNN would take TF32."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=False
+    )
     return context

@@ -1,7 +1,9 @@
-"""What happens to a picture between client and model, so that training can meet it: rounding, JPEG, a moved grid.
+"""What happens to a picture between client and model, so that training can meet it: rounding, JPEG,
+a moved grid.
 
-Rounding and JPEG are done to the whole picture that is sent, and gradients pass straight through them (Bengio et al.
-2013, arXiv 1308.3432). A moved grid stands for a server's resize and crop where they are not known.
+Rounding and JPEG are done to the whole picture that is sent, and gradients pass straight through
+them (Bengio et al. 2013, arXiv 1308.3432). A moved grid stands for a server's resize and crop where
+they are not known.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from pgn_client.imaging.geometry import Canvas
 
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """As JPEG writes them → as Pillow counts them."""
-FORM = "uint8, jpeg:QUALITY or jpeg:QUALITY:444|422|420, shift:PIXELS, scale:SHARE, each once, joined by +"
+FORM = (
+    "uint8, jpeg:QUALITY or jpeg:QUALITY:444|422|420, shift:PIXELS, scale:SHARE, each once, "
+    "joined by +"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Wire:
     Attributes:
         quality: of JPEG, 1 to 100; ``None`` for a lossless way.
         subsampling: of its chroma, ``444``, ``422`` or ``420``.
-        shift: in training each picture is moved by up to so many pixels, for servers whose grid is not known.
+        shift: in training each picture is moved by up to so many pixels, for servers whose grid is
+            not known.
         scale: in training each picture grows or shrinks by up to this share.
 
     Raises:
@@ -45,7 +51,8 @@ class Wire:
 
     @classmethod
     def parse(cls, text: str) -> Wire:
-        """Read ``uint8``, ``jpeg:75:420``, ``shift:4``, ``scale:0.05``, or several of them joined by ``+``.
+        """Read ``uint8``, ``jpeg:75:420``, ``shift:4``, ``scale:0.05``, or several of them joined
+        by ``+``.
 
         Raises:
             ConfigurationError: it cannot be read, or a number makes no sense.
@@ -68,20 +75,30 @@ class Wire:
         return cls(**found)
 
     def __post_init__(self) -> None:
-        if self.quality is not None and not (1 <= self.quality <= 100 and self.subsampling in SUBSAMPLINGS):
+        if self.quality is not None and not (
+            1 <= self.quality <= 100 and self.subsampling in SUBSAMPLINGS
+        ):
             raise ConfigurationError(
-                f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to 100 and a "
+                f"wire: got jpeg:{self.quality}:{self.subsampling}, expected a quality from 1 to "
+                "100 and a "
                 f"subsampling of {', '.join(SUBSAMPLINGS)} (parts of a wire are joined by +)"
             )
         if not (0 <= self.shift < float("inf") and 0 <= self.scale < 1):
             raise ConfigurationError(
-                f"wire: got shift:{self.shift:g} and scale:{self.scale:g}, expected pixels of at least 0 and a share "
+                f"wire: got shift:{self.shift:g} and scale:{self.scale:g}, expected pixels of at "
+                "least 0 and a share "
                 "from 0 to less than 1"
             )
 
     def __str__(self) -> str:
-        parts = [f"jpeg:{self.quality}:{self.subsampling}"] if self.quality is not None else ["uint8"]
-        parts += [f"{name}:{value:g}" for name, value in (("shift", self.shift), ("scale", self.scale)) if value]
+        parts = (
+            [f"jpeg:{self.quality}:{self.subsampling}"] if self.quality is not None else ["uint8"]
+        )
+        parts += [
+            f"{name}:{value:g}"
+            for name, value in (("shift", self.shift), ("scale", self.scale))
+            if value
+        ]
         return "+".join(parts)
 
     @property
@@ -92,7 +109,8 @@ class Wire:
     def __call__(self, canvases: Tensor, canvas: Canvas) -> Tensor:
         """(B, 3, H, W) grey values in [0, 255], uint8 or float → float32 as the model gets them.
 
-        Rounded and re-encoded as they are sent; what is random comes after that, as a server's resize does.
+        Rounded and re-encoded as they are sent; what is random comes after that, as a server's
+        resize does.
         """
         x = canvases.float()
         arrived = x.detach().clamp(0, 255).round()
@@ -104,7 +122,8 @@ class Wire:
     def _moved(self, x: Tensor) -> Tensor:
         """Move and scale each picture at random; its edge is repeated, as the margin repeats it."""
         n, size = len(x), x.shape[-1]
-        theta = torch.zeros(n, 2, 3)  # drawn on the CPU, whose generator a resumed run takes up again
+        # drawn on the CPU, whose generator a resumed run takes up again
+        theta = torch.zeros(n, 2, 3)
         theta[:, 0, 0] = theta[:, 1, 1] = 1 + self.scale * (2 * torch.rand(n) - 1)
         theta[:, :, 2] = 2 * self.shift / size * (2 * torch.rand(n, 2) - 1)
         grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)

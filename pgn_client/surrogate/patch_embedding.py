@@ -56,7 +56,9 @@ class PatchEmbedding:
         return normalised(unit, self.mean, self.std)
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position embedding."""
+        """(..., 3, P, P) float in [0, 1], unit space → (..., D) tokens, without position
+        embedding.
+        """
         return F.linear(self.normalise(patches).flatten(-3), self.weight.flatten(1), self.bias)
 
     def to(self, device: str | torch.device) -> PatchEmbedding:
@@ -71,7 +73,9 @@ class PatchEmbedding:
 
 def normalised(unit: Tensor, mean: Triple, std: Triple) -> Tensor:
     """(..., 3, h, w) float in [0, 1], unit space → (unit - mean) / std, per channel."""
-    m, s = (torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (mean, std))
+    m, s = (
+        torch.tensor(v, device=unit.device, dtype=unit.dtype).view(3, 1, 1) for v in (mean, std)
+    )
     return (unit - m) / s
 
 

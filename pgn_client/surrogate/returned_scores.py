@@ -1,4 +1,6 @@
-"""What the endpoint will return of its scores (top k, rounded), as a differentiable torch function."""
+"""What the endpoint will return of its scores (top k, rounded), as a differentiable torch
+function.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from torch import Tensor
 from pgn_client.mapping.probability import FLOOR
 
 
-def returned_scores(logits: Tensor, *, top_k: int | None = None, decimals: int | None = None) -> Tensor:
+def returned_scores(
+    logits: Tensor, *, top_k: int | None = None, decimals: int | None = None
+) -> Tensor:
     """Turn a backbone's logits into the features that its answers will give.
 
     Args:
         logits: (B, S) float.
-        top_k: how many labels the endpoint returns; ``None`` for all. The residual mass is spread over the others.
+        top_k: how many labels the endpoint returns; ``None`` for all. The residual mass is spread
+            over the others.
         decimals: how it rounds probabilities; rounding passes gradients straight through.
 
     Returns:
@@ -25,7 +30,8 @@ def returned_scores(logits: Tensor, *, top_k: int | None = None, decimals: int |
     if top_k is not None and top_k < p.shape[-1]:
         p = _top(p, exact.topk(top_k, dim=-1).indices)  # a server ranks first, then rounds
     total = p.sum(dim=-1, keepdim=True)
-    p = (p / torch.where(total > 0, total, 1.0)).clamp_min(FLOOR)  # all zero where rounding leaves nothing
+    # all zero where rounding leaves nothing
+    p = (p / torch.where(total > 0, total, 1.0)).clamp_min(FLOOR)
     return (p / p.sum(dim=-1, keepdim=True)).log()
 
 

@@ -1,4 +1,6 @@
-"""The endpoint as training sees it: a local backbone behind the canvas, answering as the endpoint will."""
+"""The endpoint as training sees it: a local backbone behind the canvas, answering as the endpoint
+will.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,18 @@ class Surrogate:
 
     @property
     def latent(self) -> bool:
-        """Whether prompt tokens may stand in for prompt pixels: in a plain ViT, where nothing happens to the pixels."""
+        """Whether prompt tokens may stand in for prompt pixels: in a plain ViT, where nothing
+        happens to the pixels.
+        """
         return self.wire is None and self.backbone.plain
 
     def neutral(self, pictures: Tensor) -> Tensor:
         """(B, 3, h, w) uint8 fitted pictures → (B, 3, H, W) uint8 canvases with grey cells."""
         top, left, height, width = self.canvas.box
         size = self.canvas.size
-        canvases = torch.full((len(pictures), 3, size, size), GREY, dtype=torch.uint8, device=pictures.device)
+        canvases = torch.full(
+            (len(pictures), 3, size, size), GREY, dtype=torch.uint8, device=pictures.device
+        )
         canvases[:, :, top : top + height, left : left + width] = pictures
         return canvases
 
@@ -64,7 +70,9 @@ class Surrogate:
         cells = self.neutral(pictures).float().unflatten(3, (grid, side)).unflatten(2, (grid, side))
         cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, N, 3, P, P)
         cells = cells.index_copy(1, self._cells(pictures.device), 255 * painted.float())
-        canvases: Tensor = cells.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        canvases: Tensor = (
+            cells.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        )
         return canvases
 
     def scores(self, pictures: Tensor, prompts: Tensor | None = None) -> Tensor:
@@ -72,8 +80,8 @@ class Surrogate:
 
         Args:
             pictures: (B, 3, h, w) uint8.
-            prompts: (B, K, D) float32 tokens without position embedding, where ``latent``; ``None`` leaves the cells
-                grey, and takes the wire.
+            prompts: (B, K, D) float32 tokens without position embedding, where ``latent``; ``None``
+                leaves the cells grey, and takes the wire.
 
         Returns:
             (B, S) float32 log-probabilities.
@@ -84,7 +92,9 @@ class Surrogate:
         return self.token_scores(tokens.index_copy(1, self._cells(tokens.device), prompts))
 
     def pixel_scores(self, canvases: Tensor) -> Tensor:
-        """Answer to (B, 3, H, W) canvases, uint8 or float grey values in [0, 255], as the server does."""
+        """Answer to (B, 3, H, W) canvases, uint8 or float grey values in [0, 255], as the server
+        does.
+        """
         arrived = canvases if self.wire is None else self.wire(canvases, self.canvas)
         if self.backbone.plain:
             return self.token_scores(self.backbone.tokens(arrived))
@@ -93,7 +103,9 @@ class Surrogate:
         return returned_scores(logits, top_k=self.top_k, decimals=self.decimals)
 
     def token_scores(self, tokens: Tensor) -> Tensor:
-        """Answer to (B, N, D) patch tokens without position embedding: (B, S) float32 log-probabilities."""
+        """Answer to (B, N, D) patch tokens without position embedding: (B, S) float32
+        log-probabilities.
+        """
         with self._precision(tokens.device):
             logits = self.backbone.logits_from_tokens(tokens)
         return returned_scores(logits, top_k=self.top_k, decimals=self.decimals)

@@ -1,6 +1,8 @@
-"""Augmentation of fitted pictures: whole grey values in, whole grey values out, so that training sees what is sent.
+"""Augmentation of fitted pictures: whole grey values in, whole grey values out, so that training
+sees what is sent.
 
-Which one a task allows only its owner knows: digits may be shifted, never flipped; aerial pictures have no up.
+Which one a task allows only its owner knows: digits may be shifted, never flipped; aerial pictures
+    have no up.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from pgn_client.errors import ConfigurationError
 
 SHIFT = 1 / 12  # of the side, at most
 COPIES = 4
-"""Augmented copies of each training picture that a label mapping or linear probe may learn from (see ``LOG.md``)."""
+"""Augmented copies of each training picture that a label mapping or linear probe may learn from
+(see ``LOG.md``).
+"""
 
 Augmentation = Callable[[Tensor], Tensor]
 
@@ -32,17 +36,26 @@ def shift(pictures: Tensor) -> Tensor:
     padded = F.pad(pictures.float(), (dx, dx, dy, dy), mode="replicate").to(pictures.dtype)
     tops = torch.randint(0, 2 * dy + 1, (len(pictures),)).tolist()
     lefts = torch.randint(0, 2 * dx + 1, (len(pictures),)).tolist()
-    moved = [p[:, t : t + height, x : x + width] for p, t, x in zip(padded, tops, lefts, strict=True)]
+    moved = [
+        p[:, t : t + height, x : x + width] for p, t, x in zip(padded, tops, lefts, strict=True)
+    ]
     return torch.stack(moved)
 
 
 def flip(pictures: Tensor) -> Tensor:
     """Shift, and mirror half of the pictures left to right."""
-    return torch.stack([p.flip(-1) if coin else p for p, coin in zip(shift(pictures), _coins(pictures), strict=True)])
+    return torch.stack(
+        [
+            p.flip(-1) if coin else p
+            for p, coin in zip(shift(pictures), _coins(pictures), strict=True)
+        ]
+    )
 
 
 def dihedral(pictures: Tensor) -> Tensor:
-    """Shift, mirror half, and turn by 0, 90, 180 or 270 degrees (0 or 180 where the box is not square)."""
+    """Shift, mirror half, and turn by 0, 90, 180 or 270 degrees (0 or 180 where the box is not
+    square).
+    """
     square = pictures.shape[-1] == pictures.shape[-2]
     turns = torch.randint(0, 4, (len(pictures),)) * (1 if square else 2)
     turned = [p.rot90(k, (-2, -1)) for p, k in zip(flip(pictures), turns.tolist(), strict=True)]
@@ -50,7 +63,9 @@ def dihedral(pictures: Tensor) -> Tensor:
 
 
 def paper(pictures: Tensor) -> Tensor:
-    """The published recipe: RandomResizedCrop, colour jitter 0.4 (p 0.8), grey (p 0.2), solarize (p 0.2), flip."""
+    """The published recipe: RandomResizedCrop, colour jitter 0.4 (p 0.8), grey (p 0.2), solarize (p
+    0.2), flip.
+    """
     from torchvision.transforms import v2
 
     height, width = pictures.shape[-2:]
@@ -72,7 +87,9 @@ REGISTRY: dict[str, Augmentation] = {f.__name__: f for f in (none, shift, flip, 
 
 
 def copies(name: str) -> int:
-    """How many augmented copies of each training picture there are; copies of pictures left alone teach nothing."""
+    """How many augmented copies of each training picture there are; copies of pictures left alone
+    teach nothing.
+    """
     return 0 if name == none.__name__ else COPIES
 
 
@@ -83,5 +100,7 @@ def get(name: str) -> Augmentation:
         ConfigurationError: unknown.
     """
     if name not in REGISTRY:
-        raise ConfigurationError(f"augmentation: got {name!r}, expected one of {', '.join(REGISTRY)}")
+        raise ConfigurationError(
+            f"augmentation: got {name!r}, expected one of {', '.join(REGISTRY)}"
+        )
     return REGISTRY[name]

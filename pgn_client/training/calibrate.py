@@ -1,4 +1,6 @@
-"""After the last epoch: measure in latent space and as uint8 pictures, refit the mapping, choose α, fill the card."""
+"""After the last epoch: measure in latent space and as uint8 pictures, refit the mapping, choose α,
+fill the card.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,23 @@ EVALUATION_BATCH = 64
 
 
 @torch.inference_mode()
-def log_probs(model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int) -> Tensor:
-    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: over its wire, if any."""
+def log_probs(
+    model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int
+) -> Tensor:
+    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: over
+    its wire, if any.
+    """
     mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
     return mapped
 
 
 @torch.inference_mode()
 def outputs(
-    model: Method, surrogate: Surrogate, examples: Examples, resolution: int, augmented: Augmentation = none
+    model: Method,
+    surrogate: Surrogate,
+    examples: Examples,
+    resolution: int,
+    augmented: Augmentation = none,
 ) -> Tensor:
     """Return (n, S) of what the mapping reads, as training computes it."""
     model.eval()
@@ -54,13 +64,18 @@ def outputs(
 def deployed_features(
     adapter: PromptAdapter, surrogate: Surrogate, examples: Examples, augmented: Augmentation = none
 ) -> tuple[Floats, Floats]:
-    """Send uint8 canvases through the surrogate: (n, S) log-probabilities, and (n, C) of the local head."""
+    """Send uint8 canvases through the surrogate: (n, S) log-probabilities, and (n, C) of the local
+    head.
+    """
     features, opinions = [], []
     for originals, _ in examples.batches(EVALUATION_BATCH):
         pictures = augmented(originals)
         fitted = pictures.permute(0, 2, 3, 1).cpu().numpy()
         patches, local = adapter.render(fitted)
-        canvases = [compose(p, q, surrogate.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)]
+        canvases = [
+            compose(p, q, surrogate.canvas, margin=False)
+            for p, q in zip(fitted, patches, strict=True)
+        ]
         pixels = torch.from_numpy(np.stack([np.asarray(c) for c in canvases])).permute(0, 3, 1, 2)
         features.append(surrogate.pixel_scores(pixels.to(pictures.device)).cpu().double().numpy())
         opinions.append(local)
@@ -69,7 +84,9 @@ def deployed_features(
 
 @torch.inference_mode()
 def perplexity(model: Method, examples: Examples, resolution: int) -> float | None:
-    """Mean perplexity of the mixtures, in rows: 1 picks single rows, L mixes all alike (flat grey)."""
+    """Mean perplexity of the mixtures, in rows: 1 picks single rows, L mixes all alike (flat
+    grey).
+    """
     if not isinstance(model, PGN):
         return None
     model.eval()
@@ -88,10 +105,12 @@ def finish(
     val: Examples,
     augmented: Augmentation,
 ) -> PromptAdapter:
-    """Refit the mapping on prompted answers, choose α, measure, and write it all on the card; validation decides.
+    """Refit the mapping on prompted answers, choose α, measure, and write it all on the card;
+    validation decides.
 
-    The mapping is the one that was trained along, a fit on the answers to prompted training pictures, or one on those
-    and on the answers to augmented copies of each (what the raw rival is allowed as well).
+    The mapping is the one that was trained along, a fit on the answers to prompted training
+    pictures, or one on those and on the answers to augmented copies of each (what the raw rival is
+    allowed as well).
     """
     resolution = card["generator"]["resolution"]
     mapping = run.mapping.mapping()
@@ -100,12 +119,17 @@ def finish(
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
         again = range(copies(card["recipe"]["augment"]))
-        versions = [features, *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again)]
+        versions = [
+            features,
+            *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again),
+        ]
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
     kinds = labels.AUTO if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
     val_answers = val_features, val_targets
-    chosen, mapping = last_mapping(mapping, versions, targets, val_answers, kinds=kinds, seed=card["seed"])
+    chosen, mapping = last_mapping(
+        mapping, versions, targets, val_answers, kinds=kinds, seed=card["seed"]
+    )
     deployed = mapping.log_probs(val_features)
     alpha, fused = _fused(deployed, opinions, val_targets)
     metrics = {
@@ -120,7 +144,10 @@ def finish(
         "perplexity": perplexity(run.model, val, resolution),
         "history": run.history,
     }
-    card = card | {"learnable": learnable(run.model, mapping.weight.size + mapping.bias.size), "metrics": metrics}
+    card = card | {
+        "learnable": learnable(run.model, mapping.weight.size + mapping.bias.size),
+        "metrics": metrics,
+    }
     if isinstance(run.model, PGN) and card["inversion"] != "exact":
         embedding = surrogate.backbone.embedding
         card["reach"] = reach(run.model.library.tokens(embedding).detach(), embedding)
@@ -141,7 +168,8 @@ def last_mapping(
     kinds: Sequence[str],
     seed: int,
 ) -> tuple[str, LabelMapping]:
-    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and augmented copies.
+    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and
+    augmented copies.
 
     Args:
         mapping: trained along.
@@ -158,8 +186,15 @@ def last_mapping(
         return "fitted once", mapping
 
     def refitted(parts: Sequence[Floats]) -> LabelMapping:
-        x, y, source, classes = np.concatenate(parts), np.tile(targets, len(parts)), mapping.source, mapping.classes
-        return labels.fit(x, y, source, classes, val=val, kinds=kinds, copies=len(parts), seed=seed).mapping
+        x, y, source, classes = (
+            np.concatenate(parts),
+            np.tile(targets, len(parts)),
+            mapping.source,
+            mapping.classes,
+        )
+        return labels.fit(
+            x, y, source, classes, val=val, kinds=kinds, copies=len(parts), seed=seed
+        ).mapping
 
     fits = {
         "trained jointly": mapping,
@@ -178,13 +213,20 @@ def _part(
     opinions: Floats,
     targets: Integers,
 ) -> dict[str, Any]:
-    """What the card tells of one task of a union: its own α, and its pictures measured among its own classes alone."""
+    """What the card tells of one task of a union: its own α, and its pictures measured among its
+    own classes alone.
+    """
     columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])
     rows = np.isin(targets, columns)
     own = np.searchsorted(columns, targets[rows])
     prompted, local = deployed[rows][:, columns], opinions[rows][:, columns]
     alpha, fused = _fused(prompted, local, own)
-    measured = {"n": len(own), "uint8": _accuracy(prompted, own), "local": _accuracy(local, own), "fused": fused}
+    measured = {
+        "n": len(own),
+        "uint8": _accuracy(prompted, own),
+        "local": _accuracy(local, own),
+        "fused": fused,
+    }
     shared = {key: metrics[key] for key in ("split", "epoch", "mapping", "perplexity")}
     return {"fusion": alpha, "metrics": shared | measured}
 
@@ -196,7 +238,9 @@ def _fused(deployed: Floats, opinions: Floats, targets: Integers) -> tuple[float
 
 
 def learnable(model: Method, mapping: int) -> dict[str, int]:
-    """Return how many numbers were trained: of the prompt, of the mapping that reads it, of what is local beside it."""
+    """Return how many numbers were trained: of the prompt, of the mapping that reads it, of what is
+    local beside it.
+    """
     rates = Rates(0, 0, 0, 0, 0)
     everything = sum(p.numel() for group in model.parameter_groups(rates) for p in group["params"])
     prompt = model.learnable()
@@ -204,14 +248,24 @@ def learnable(model: Method, mapping: int) -> dict[str, int]:
 
 
 def assemble(
-    card: dict[str, Any], model: Method, mapping: LabelMapping, surrogate: Surrogate, *, fusion: float
+    card: dict[str, Any],
+    model: Method,
+    mapping: LabelMapping,
+    surrogate: Surrogate,
+    *,
+    fusion: float,
 ) -> PromptAdapter:
-    """Put card, model and mapping together; a latent library takes the patch embedding along for its inversion."""
+    """Put card, model and mapping together; a latent library takes the patch embedding along for
+    its inversion.
+    """
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
     if card["inversion"] != "exact":
         embedding = surrogate.backbone.embedding
-        tensors |= {"embedding.weight": embedding.weight.cpu().numpy(), "embedding.bias": embedding.bias.cpu().numpy()}
+        tensors |= {
+            "embedding.weight": embedding.weight.cpu().numpy(),
+            "embedding.bias": embedding.bias.cpu().numpy(),
+        }
     return PromptAdapter(card | {"mapping": mapping.card(), "fusion": fusion}, tensors)
 
 

@@ -1,4 +1,6 @@
-"""Everything that a training run is asked for, in one frozen value: for ``fit`` and for the command line."""
+"""Everything that a training run is asked for, in one frozen value: for ``fit`` and for the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ class TrainingConfig:
 
     Attributes:
         method: ``pgn``, or another method of ``methods.REGISTRY`` that can be deployed.
-        library: ``pixel`` (deploys exactly), ``smooth`` or ``luma`` (for servers that re-encode as JPEG), ``latent``
-            (as published; deploys by ``inversion``) or ``reachable`` (latent, kept within what pixels reach).
+        library: ``pixel`` (deploys exactly), ``smooth`` or ``luma`` (for servers that re-encode as
+            JPEG), ``latent`` (as published; deploys by ``inversion``) or ``reachable`` (latent,
+            kept within what pixels reach).
         layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
         profile: The server's resize and crop; ``None`` takes the backbone's own preprocessing.
         recipe: All numbers of the training.
@@ -35,11 +38,13 @@ class TrainingConfig:
         top_k: Number of labels that the endpoint returns; ``None`` for all.
         decimals: Decimals to which the endpoint rounds probabilities; ``None`` for no rounding.
         wire: Degradation of the images on their way to the model, for libraries of pixels (see
-            ``surrogate.degradation``); ``None`` for a lossless way, where training runs in the latent space.
+            ``surrogate.degradation``); ``None`` for a lossless way, where training runs in the
+            latent space.
         seed: Seed for all random choices.
 
     Raises:
-        ConfigurationError: An unknown name, a number that makes no sense, or options that exclude each other.
+        ConfigurationError: An unknown name, a number that makes no sense, or options that exclude
+            each other.
     """
 
     method: str = "pgn"
@@ -62,14 +67,17 @@ class TrainingConfig:
         route(self.inversion)
         if self.mapping not in ("auto", *labels.KINDS):
             known = ", ".join(labels.KINDS)
-            raise ConfigurationError(f"mapping: got {self.mapping!r}, expected auto or one of {known}")
+            raise ConfigurationError(
+                f"mapping: got {self.mapping!r}, expected auto or one of {known}"
+            )
         for name, least in (("top_k", 1), ("decimals", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
         if self.library != "pixel" and not issubclass(kind, PGN):
             raise ConfigurationError(
-                f"library: got {self.library} for method {self.method}, which mixes none; leave it out"
+                f"library: got {self.library} for method {self.method}, which mixes none; "
+                "leave it out"
             )
 
     @classmethod
@@ -84,7 +92,9 @@ class TrainingConfig:
         if unknown:
             raise ConfigurationError(f"fit: got {unknown[0]!r}, expected one of {', '.join(known)}")
         if config is not None and options:
-            raise ConfigurationError(f"fit: got a config and {sorted(options)[0]!r}; put it into the config")
+            raise ConfigurationError(
+                f"fit: got a config and {sorted(options)[0]!r}; put it into the config"
+            )
         return config if config is not None else cls(**options)
 
     @classmethod
@@ -119,19 +129,28 @@ class TrainingConfig:
         """Return the canvas for a backbone behind the server's resize and crop.
 
         Raises:
-            ConfigurationError: A library or a wire that does not go with the backbone or the canvas.
+            ConfigurationError: A library or a wire that does not go with the backbone or the
+                canvas.
         """
         profile = self.profile or backbone.profile
-        canvas = Canvas.build(backbone.input_size, backbone.patch_size, self.layout or self.kind.layout, profile)
+        canvas = Canvas.build(
+            backbone.input_size, backbone.patch_size, self.layout or self.kind.layout, profile
+        )
         if not (token_library(self.library).exact or (backbone.plain and self.wire is None)):
-            why = f"the wire {self.wire}" if backbone.plain else f"{backbone.name}, which is no plain ViT"
+            why = (
+                f"the wire {self.wire}"
+                if backbone.plain
+                else (f"{backbone.name}, which is no plain ViT")
+            )
             raise ConfigurationError(
-                f"library: got {self.library} for {why}, expected a library of pixels, since there tokens cannot "
+                f"library: got {self.library} for {why}, expected a library of pixels, since there "
+                "tokens cannot "
                 "stand in for them; use pixel, smooth or luma"
             )
         if self.wire is not None and self.wire.shift >= canvas.size / 2:
             raise ConfigurationError(
-                f"wire: got shift:{self.wire.shift:g}, expected less than half of the canvas's {canvas.size} pixels"
+                f"wire: got shift:{self.wire.shift:g}, expected less than half of the canvas's "
+                f"{canvas.size} pixels"
             )
         return canvas
 
@@ -145,7 +164,9 @@ class TrainingConfig:
             "backbone": backbone.card(),
             "profile": str(self.profile or backbone.profile),
             "layout": self.layout or self.kind.layout,
-            "library": {"kind": self.library, "size": self.recipe.library_size} if self.mixes else None,
+            "library": {"kind": self.library, "size": self.recipe.library_size}
+            if self.mixes
+            else None,
             "inversion": "exact" if token_library(self.library).exact else self.inversion,
             "generator": {"resolution": min(self.recipe.resolution, *canvas.box[2:])},
             "seed": self.seed,

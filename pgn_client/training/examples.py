@@ -33,7 +33,9 @@ class Examples:
         return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pictures, targets) in batches; a last batch of one is dropped in training (BatchNorm needs two)."""
+        """Yield (pictures, targets) in batches; a last batch of one is dropped in training
+        (BatchNorm needs two).
+        """
         order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         for rows in order.split(size):
             if len(rows) > 1 or not shuffle:
@@ -55,8 +57,12 @@ def load_pictures(split: Split, canvas: Canvas, tick: Callable[[], object] | Non
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-def load_examples(split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False) -> Examples:
-    """Load a split as :func:`load_pictures` does, where training computes; ``shown`` tells progress."""
+def load_examples(
+    split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False
+) -> Examples:
+    """Load a split as :func:`load_pictures` does, where training computes; ``shown`` tells
+    progress.
+    """
     with progress_bar(len(split), "reading", "img", shown=shown) as bar:
         pictures = load_pictures(split, canvas, bar.update)
     return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
@@ -69,7 +75,8 @@ class Pictures:
     Attributes:
         split: files and their targets.
         fitted: (n, h, w, 3) uint8, as they stand on the canvas.
-        looked_at: (n, r, r, 3) uint8, what the generator looks at; ``None`` where that is ``fitted``.
+        looked_at: (n, r, r, 3) uint8, what the generator looks at; ``None`` where that is
+            ``fitted``.
     """
 
     split: Split

@@ -1,7 +1,8 @@
-"""Fit a label mapping to what an endpoint itself answers, to prompted pictures or to pictures as they are: ``pgn map``.
+"""Fit a label mapping to what an endpoint itself answers, to prompted pictures or to pictures as
+they are: ``pgn map``.
 
-A checkpoint's mapping is fitted anew for another endpoint than the one of the training, one whose answers have changed,
-other classes, and for imports, which know no classes of their own.
+A checkpoint's mapping is fitted anew for another endpoint than the one of the training, one whose
+answers have changed, other classes, and for imports, which know no classes of their own.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def refit(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> PromptAdapter:
-    """Send the training and validation pictures as the checkpoint makes them; fit mapping and α to the answers.
+    """Send the training and validation pictures as the checkpoint makes them; fit mapping and α to
+    the answers.
 
-    Where the checkpoint's local head does not know these classes, a new one is fitted on its trunk's features.
+    Where the checkpoint's local head does not know these classes, a new one is fitted on its
+    trunk's features.
 
     Args:
         adapter: the checkpoint; its prompts stay as they are.
@@ -52,8 +55,8 @@ def refit(
         none_below: see :func:`none_of_these`.
 
     Returns:
-        A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the validation
-        pictures.
+        A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the
+        validation pictures.
 
     Raises:
         ConfigurationError: no kind is possible, or the task is too small.
@@ -62,27 +65,41 @@ def refit(
     source, unknown = _source(adapter, [*train, *val])
     rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
     held_out = val_rows, task.val.labels
-    fitted = labels.fit(rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed)
+    fitted = labels.fit(
+        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
+    )
     mapping = replace(fitted.mapping, open=unknown)
-    draft = adapter.with_mapping(mapping, {} if knows(adapter, task) else new_head(adapter, task), {})
+    draft = adapter.with_mapping(
+        mapping, {} if knows(adapter, task) else new_head(adapter, task), {}
+    )
     _, opinions = Pictures.of(task.val, draft).rendered(draft)
     deployed = mapping.log_probs(val_rows)
     alpha = best_fusion(deployed, opinions, task.val.labels)
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
     measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
-    card = _card(adapter, task, mapping, measured) | {"fusion": alpha} | none_of_these(ways["fused"], none_below)
+    card = (
+        _card(adapter, task, mapping, measured)
+        | {"fusion": alpha}
+        | none_of_these(ways["fused"], none_below)
+    )
     return draft.with_mapping(mapping, {}, card)
 
 
 def fit_raw(
-    task: Task, ask: Ask, *, kinds: Sequence[labels.MappingKind] = labels.AUTO, none_below: float | None = None
+    task: Task,
+    ask: Ask,
+    *,
+    kinds: Sequence[labels.MappingKind] = labels.AUTO,
+    none_below: float | None = None,
 ) -> MappingAdapter:
-    """Send the training and validation pictures as they are, and fit a mapping to the answers: no prompt at all.
+    """Send the training and validation pictures as they are, and fit a mapping to the answers: no
+    prompt at all.
 
     Args:
         task: labelled pictures, at least two classes and two training pictures.
         ask: the endpoint.
-        kinds: of mapping to choose among, by log-loss on the validation pictures; embeddings take ``linear`` alone.
+        kinds: of mapping to choose among, by log-loss on the validation pictures; embeddings take
+            ``linear`` alone.
         none_below: see :func:`none_of_these`; ``None`` always names a class.
 
     Raises:
@@ -92,7 +109,9 @@ def fit_raw(
     source = labels.vocabulary([*train, *val])
     rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
     held_out = val_rows, task.val.labels
-    fitted = labels.fit(rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed)
+    fitted = labels.fit(
+        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
+    )
     mapping, log_p = replace(fitted.mapping, open=True), fitted.mapping.log_probs(val_rows)
     card = {
         "method": RAW,
@@ -102,7 +121,9 @@ def fit_raw(
         "learnable": {"mapping": mapping.weight.size + mapping.bias.size},
         "data": task.card(),
         "seed": task.seed,
-        "metrics": {"uint8": float(right(log_p, task.val.labels).mean())} | FITTED | {"n": len(task.val)},
+        "metrics": {"uint8": float(right(log_p, task.val.labels).mean())}
+        | FITTED
+        | {"n": len(task.val)},
         "versions": {"pgn_client": __version__},
         "mapped": True,
     }
@@ -127,12 +148,16 @@ def none_of_these(log_p: Floats, share: float | None) -> Card:
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
-    """Whether the checkpoint's local head was taught these classes; an imported one was taught none."""
+    """Whether the checkpoint's local head was taught these classes; an imported one was taught
+    none.
+    """
     return "imported" not in adapter.info and tuple(adapter.info["classes"]) == task.classes
 
 
 def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
-    """Fit a local head for the task's classes: a linear probe on what the generator's trunk makes of a picture."""
+    """Fit a local head for the task's classes: a linear probe on what the generator's trunk makes
+    of a picture.
+    """
     pictures, features = Pictures.of(task.train, adapter), []
     trunk = adapter.runtime[0].generator.trunk
     hook = trunk.register_forward_hook(lambda *call: features.append(call[-1].double().numpy()))
@@ -140,14 +165,20 @@ def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
         pictures.rendered(adapter)
     finally:
         hook.remove()
-    probe = LinearProbe.fit(np.concatenate(features), task.train.labels, len(task.classes), seed=task.seed)
+    probe = LinearProbe.fit(
+        np.concatenate(features), task.train.labels, len(task.classes), seed=task.seed
+    )
     weight = probe.weight / probe.scale[:, None]
     arrays = {"weight": weight.T, "bias": probe.bias - probe.mean @ weight}
-    return {f"generator.local_head.{k}": np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()}
+    return {
+        f"generator.local_head.{k}": np.ascontiguousarray(v, dtype=np.float32)
+        for k, v in arrays.items()
+    }
 
 
 def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[str, ...], bool]:
-    """Keep the surrogate's labels, in its order, where they are all that was answered; otherwise what was seen.
+    """Keep the surrogate's labels, in its order, where they are all that was answered; otherwise
+    what was seen.
 
     Returns:
         The labels, and whether there may be others.
@@ -157,13 +188,17 @@ def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[st
     return (found, True) if strange else (known, False)
 
 
-def _card(adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, measured: dict[str, float]) -> Card:
+def _card(
+    adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, measured: dict[str, float]
+) -> Card:
     info = adapter.info
     kept = {key: info.get("metrics", {}).get(key) for key in ("epoch", "perplexity")}
     sizes = {"mapping": mapping.weight.size + mapping.bias.size}
     if not knows(adapter, task):
         width, old = TRUNK_WIDTH + 1, 0 if "imported" in info else len(info["classes"])
-        sizes["local"] = info.get("learnable", {}).get("local", 0) + width * (len(task.classes) - old)
+        sizes["local"] = info.get("learnable", {}).get("local", 0) + width * (
+            len(task.classes) - old
+        )
     card = {
         "learnable": info.get("learnable", {}) | sizes,
         "data": task.card(),

@@ -1,9 +1,10 @@
 """Gradient training through the surrogate: read :func:`fit` from top to bottom.
 
-    picture → generator → mixture weights → prompt tokens ─┐
-       └──────────→ canvas → patch tokens ────────────────→ frozen ViT → what the endpoint returns → mapping → loss
+    image → generator → mixture weights → prompt tokens ─┐
+      └─────────→ canvas → patch tokens ────────────────→ frozen ViT → scores → mapping → loss
 
-Only generator, library and label mapping learn. Selection is by validation; the test split is never opened.
+Only generator, library and label mapping learn. Selection is by validation; the test split is never
+opened.
 """
 
 from __future__ import annotations
@@ -52,18 +53,20 @@ def fit(
 
     Args:
         task: Classes and splits; only ``train`` and ``val`` are read.
-        backbone: The surrogate; it stays frozen, and that is verified. On a GPU it computes in bfloat16; on a CPU that
-            gained too little (a factor of 1.15 on a ViT-Tiny) for what it costs in precision.
+        backbone: The surrogate; it stays frozen, and that is verified. On a GPU it computes in
+            bfloat16; on a CPU that gained too little (a factor of 1.15 on a ViT-Tiny) for what it
+            costs in precision.
         config: What to train; ``None`` takes the defaults of ``TrainingConfig``.
-        state: File that keeps the run after each epoch, so that it can be resumed; yours to remove once the adapter is
-            saved.
+        state: File that keeps the run after each epoch, so that it can be resumed; yours to remove
+            once the adapter is saved.
         resume: Whether to go on from ``state``.
         progress: Whether to draw progress bars on stderr.
-        **options: Attributes of ``TrainingConfig`` by name, in place of ``config``: ``fit(task, backbone, seed=1)``.
+        **options: Attributes of ``TrainingConfig`` by name, in place of ``config``: ``fit(task,
+            backbone, seed=1)``.
 
     Returns:
-        The adapter with the best validation accuracy (ties: the lower log-loss). After Ctrl-C, the best so far, with
-        ``interrupted`` true on its card.
+        The adapter with the best validation accuracy (ties: the lower log-loss). After Ctrl-C, the
+        best so far, with ``interrupted`` true on its card.
 
     Raises:
         ConfigurationError: An option that is unknown or does not fit.
@@ -74,7 +77,9 @@ def fit(
     torch.manual_seed(config.seed)
     canvas = config.canvas(backbone)
     half = backbone.device.type == "cuda"
-    surrogate = Surrogate(backbone, canvas, config.top_k, config.decimals, half=half, wire=config.wire)
+    surrogate = Surrogate(
+        backbone, canvas, config.top_k, config.decimals, half=half, wire=config.wire
+    )
     card = config.card(backbone, canvas) | {
         "classes": list(task.classes),
         "data": task.card(),
@@ -119,25 +124,36 @@ class Loop:
 
     def __post_init__(self) -> None:
         settled = self.taught_by.wire.settled if self.taught_by.wire else None
-        self.surrogate = replace(self.taught_by, wire=settled)  # what is measured has nothing random on its way
+        # what is measured has nothing random on its way
+        self.surrogate = replace(self.taught_by, wire=settled)
         self.resolution: int = self.card["generator"]["resolution"]
         self.augmented = augment.get(self.recipe.augment)
-        if isinstance(self.model, PGN) and self.model.sees_picture:  # another's trunk has no other teacher
+        # another's trunk has no other teacher
+        if isinstance(self.model, PGN) and self.model.sees_picture:
             self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
 
     @classmethod
     def begin(
-        cls, model: Method, surrogate: Surrogate, task: Task, recipe: Recipe, card: dict[str, Any], progress: bool
+        cls,
+        model: Method,
+        surrogate: Surrogate,
+        task: Task,
+        recipe: Recipe,
+        card: dict[str, Any],
+        progress: bool,
     ) -> Loop:
         """Read the pictures that are trained and judged on."""
         device = surrogate.backbone.device
         train, val = (
-            load_examples(split, surrogate.canvas, device, shown=progress) for split in (task.train, task.val)
+            load_examples(split, surrogate.canvas, device, shown=progress)
+            for split in (task.train, task.val)
         )
         return cls(model.to(device), surrogate, train, val, recipe, card, card["seed"], progress)
 
     def start(self, mapping: str) -> Run:
-        """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral canvases."""
+        """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral
+        canvases.
+        """
         if isinstance(self.model, RGBMethod):
             self.model.start(peaked=self.recipe.peaked_start)
             if self.recipe.trunk_epochs:
@@ -154,7 +170,9 @@ class Loop:
     def resume(self, saved: dict[str, Any]) -> Run:
         """Go on where a saved run stopped, as if nothing had happened."""
         shape = saved["mapping"]["weight"].shape
-        run = self._run(_blank_mapping(saved["mapping_kind"], self._source(shape[0]), self._classes))
+        run = self._run(
+            _blank_mapping(saved["mapping_kind"], self._source(shape[0]), self._classes)
+        )
         run.load_state_dict(saved)
         return run
 
@@ -192,11 +210,17 @@ class Loop:
 
     def validate(self, run: Run) -> None:
         """Measure the run on the validation images, and keep it if it is the best so far."""
-        log_p = log_probs(self.model, run.mapping, self.surrogate, self.val_examples, self.resolution)
+        log_p = log_probs(
+            self.model, run.mapping, self.surrogate, self.val_examples, self.resolution
+        )
         run.judge(log_p, self.val_examples.targets)
 
-    def _loss(self, mapping: TorchMapping, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the endpoint would answer, (B, S), and the loss of the task classes that are read from it."""
+    def _loss(
+        self, mapping: TorchMapping, pictures: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the endpoint would answer, (B, S), and the loss of the task classes that are
+        read from it.
+        """
         code, local = self.model(generator_input(pictures, self.resolution))
         features = self.model.scores(code, pictures, self.taught_by)
         smoothing = self.recipe.label_smoothing
@@ -207,28 +231,50 @@ class Loop:
         return features, loss + self.recipe.local_weight * beside
 
     def _first_mapping(self, wanted: str) -> LabelMapping:
-        """Choose a mapping on the answers to neutral canvases; it is where the joint training starts."""
-        features, val = (self._neutral(examples) for examples in (self.train_examples, self.val_examples))
-        targets, val_targets = (x.targets.cpu().numpy() for x in (self.train_examples, self.val_examples))
-        source, kinds = self._source(features.shape[1]), labels.AUTO if wanted == "auto" else (wanted,)
+        """Choose a mapping on the answers to neutral canvases; it is where the joint training
+        starts.
+        """
+        features, val = (
+            self._neutral(examples) for examples in (self.train_examples, self.val_examples)
+        )
+        targets, val_targets = (
+            x.targets.cpu().numpy() for x in (self.train_examples, self.val_examples)
+        )
+        source, kinds = (
+            self._source(features.shape[1]),
+            labels.AUTO if wanted == "auto" else (wanted,),
+        )
         mapping = labels.fit(
-            features, targets, source, self._classes, val=(val, val_targets), kinds=kinds, seed=self.seed
+            features,
+            targets,
+            source,
+            self._classes,
+            val=(val, val_targets),
+            kinds=kinds,
+            seed=self.seed,
         ).mapping
         warm = self.recipe.warm_mapping or mapping.additive
         return mapping if warm else _blank_mapping("linear", source, self._classes)
 
     @torch.inference_mode()
     def _neutral(self, examples: Examples) -> Floats:
-        parts = [self.model.neutral(pictures, self.surrogate) for pictures, _ in examples.batches(EVALUATION_BATCH)]
+        parts = [
+            self.model.neutral(pictures, self.surrogate)
+            for pictures, _ in examples.batches(EVALUATION_BATCH)
+        ]
         return torch.cat(parts).cpu().double().numpy()
 
     def _run(self, mapping: LabelMapping) -> Run:
         torch_mapping = TorchMapping(mapping).to(self.surrogate.backbone.device)
         steps = self.train_examples.steps(self.recipe.batch_size) * self.recipe.epochs
-        return Run(self.model, torch_mapping, *optimisation(self.model, torch_mapping, self.recipe, steps))
+        return Run(
+            self.model, torch_mapping, *optimisation(self.model, torch_mapping, self.recipe, steps)
+        )
 
     def _source(self, count: int) -> tuple[str, ...]:
-        """Names of what the mapping reads: the endpoint's labels, or a white-box method's features."""
+        """Names of what the mapping reads: the endpoint's labels, or a white-box method's
+        features.
+        """
         names = self.surrogate.backbone.labels
         return names if len(names) == count else tuple(f"feature_{i}" for i in range(count))
 
@@ -246,21 +292,27 @@ def train_local_head(
     *,
     shown: bool = False,
 ) -> None:
-    """Teach trunk and local head the task alone, before any prompt is trained; the endpoint is not involved.
+    """Teach trunk and local head the task alone, before any prompt is trained; the endpoint is not
+    involved.
 
     Args:
         classifier: Trained in place, and left in training mode.
         examples: Training images as they stand on the canvas.
-        recipe: Its ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``, ``batch_size`` and ``label_smoothing``.
+        recipe: Its ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``, ``batch_size`` and
+            ``label_smoothing``.
         augmented: Augmentation of each batch.
         resolution: Side of the classifier's input, in pixels.
         shown: Whether a progress bar is drawn on stderr.
     """
     size = 2 * recipe.batch_size
     parameters = [*classifier.trunk.parameters(), *classifier.local_head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay
+    )
     steps = examples.steps(size) * recipe.trunk_epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.trunk_rate, total_steps=steps + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.trunk_rate, total_steps=steps + 1
+    )
     classifier.train()
     with progress_bar(steps, "local head", "step", shown=shown) as bar:
         for _ in range(recipe.trunk_epochs):
@@ -296,4 +348,6 @@ def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> S
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:
-    return LabelMapping(kind, source, classes, np.zeros((len(source), len(classes))), np.zeros(len(classes)))
+    return LabelMapping(
+        kind, source, classes, np.zeros((len(source), len(classes))), np.zeros(len(classes))
+    )

@@ -13,4 +13,6 @@ LOG_INTERVAL = 20.0  # seconds between lines where stderr is no terminal
 def bar(total: int, what: str, unit: str, *, shown: bool, initial: int = 0) -> Any:
     """Return a progress bar with rate and ETA; ``shown=False`` is silent."""
     seconds = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
-    return tqdm(total=total, initial=initial, desc=what, unit=unit, disable=not shown, mininterval=seconds)
+    return tqdm(
+        total=total, initial=initial, desc=what, unit=unit, disable=not shown, mininterval=seconds
+    )

@@ -1,6 +1,7 @@
 """Recipes: the numbers of a training run, in one frozen value that ends up on the checkpoint card.
 
-Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the one-cycle schedule to rise.
+Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the one-cycle schedule
+    to rise.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pgn_client.prompting.methods.base import RESIDUAL_SITES
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a prompt is trained. The defaults are ours (``default``); the published ones are ``paper``.
+    """How a prompt is trained. The defaults are ours (``default``); the published ones are
+    ``paper``.
 
     Attributes:
         epochs: passes over the training pictures.
         batch_size: B.
-        optimiser: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with warm-up, then cosine to 1 %.
+        optimiser: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with warm-up, then
+            cosine to 1 %.
         rates: learning rate of each part.
         warmup_epochs: of the ``sgd`` schedule.
         label_smoothing: of the cross-entropies.
@@ -29,20 +32,27 @@ class Recipe:
         library_size: L.
         resolution: side of the generator's input, at most, in pixels.
         peaked_start: start prompts with contrast (see ``PGN.start``).
-        warm_mapping: start the label mapping from a fit on the answers to neutral canvases; otherwise from zero.
-        trunk_epochs: passes in which the trunk first learns the task alone, as a local classifier; 0 skips it.
+        warm_mapping: start the label mapping from a fit on the answers to neutral canvases;
+            otherwise from zero.
+        trunk_epochs: passes in which the trunk first learns the task alone, as a local classifier;
+            0 skips it.
         trunk_rate: its learning rate (AdamW, one-cycle).
-        local_weight: weight of the local head's loss while the prompt is trained, so that the head stays in step with
-            the trunk.
-        head_teaches_trunk: whether that loss also reaches the trunk; published PGN has no such head.
-        prompt_tokens: m, of VPT and EXPRES. sites: where EXPRES adds residuals; none leaves shallow output tokens.
-        weight_decay: of ``adamw``, on all parts. trunk_weight_decay: while the trunk learns the task alone.
+        local_weight: weight of the local head's loss while the prompt is trained, so that the head
+            stays in step with the trunk.
+        head_teaches_trunk: whether that loss also reaches the trunk; published PGN has no such
+            head.
+        prompt_tokens: m, of VPT and EXPRES. sites: where EXPRES adds residuals; none leaves shallow
+            output tokens.
+        weight_decay: of ``adamw``, on all parts. trunk_weight_decay: while the trunk learns the
+            task alone.
     """
 
     epochs: int = 12
     batch_size: int = 16
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    rates: Rates = field(default=Rates(library=0.05, bias=0.05, mixture=3e-3, trunk=5e-4, mapping=5e-4))
+    rates: Rates = field(
+        default=Rates(library=0.05, bias=0.05, mixture=3e-3, trunk=5e-4, mapping=5e-4)
+    )
     warmup_epochs: int = 0
     label_smoothing: float = 0.05
     augment: str = "shift"
@@ -64,8 +74,9 @@ class Recipe:
         return asdict(self) | {"sites": list(self.sites)}
 
 
-# The published recipe has no label mapping (it trains a head or uses text labels) and no local head. Here the mapping
-# takes the same rate as the rest, and the local head learns on the trunk's features without touching them.
+# The published recipe has no label mapping (it trains a head or uses text labels) and no local
+# head. Here the mapping takes the same rate as the rest, and the local head learns on the trunk's
+# features without touching them.
 PAPER = Recipe(
     epochs=500,
     batch_size=128,
@@ -82,7 +93,8 @@ PAPER = Recipe(
     head_teaches_trunk=False,
 )
 
-# For tasks of many classes, or where a checkpoint must be small: most of a PGN's numbers are the mixture's, K·L each.
+# For tasks of many classes, or where a checkpoint must be small: most of a PGN's numbers are the
+# mixture's, K·L each.
 SMALL = Recipe(library_size=16)
 
 PRESETS = {"default": Recipe(), "small": SMALL, "paper": PAPER}
@@ -106,11 +118,21 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
     if preset not in PRESETS:
         raise ConfigurationError(f"preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     chosen = replace(PRESETS[preset], **{k: v for k, v in overrides.items() if v is not None})
-    for name, least in (("epochs", 1), ("batch_size", 2), ("library_size", 1), ("resolution", 1), ("prompt_tokens", 1)):
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 2),
+        ("library_size", 1),
+        ("resolution", 1),
+        ("prompt_tokens", 1),
+    ):
         if getattr(chosen, name) < least:
-            raise ConfigurationError(f"recipe: got {name} {getattr(chosen, name)}, expected at least {least}")
+            raise ConfigurationError(
+                f"recipe: got {name} {getattr(chosen, name)}, expected at least {least}"
+            )
     if chosen.optimiser not in ("adamw", "sgd"):
-        raise ConfigurationError(f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd")
+        raise ConfigurationError(
+            f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd"
+        )
     if chosen.warmup_epochs >= chosen.epochs:
         return replace(chosen, warmup_epochs=chosen.epochs // 10)
     return chosen

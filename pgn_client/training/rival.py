@@ -19,8 +19,8 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     """Read the splits that a checkpoint was trained with: same seed, same shots.
 
     Returns:
-        The task, and whether its training and validation pictures are the checkpoint's, byte for byte. Where they are
-        not, its test pictures may have been trained on.
+        The task, and whether its training and validation pictures are the checkpoint's, byte for
+        byte. Where they are not, its test pictures may have been trained on.
 
     Raises:
         ConfigurationError: other classes, or no test pictures.
@@ -28,35 +28,43 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     card = adapter.info.get("data")
     if card is None:
         raise ConfigurationError(
-            "checkpoint: got an imported one, which knows no data, expected one of pgn train or pgn map; fit it to "
+            "checkpoint: got an imported one, which knows no data, expected one of pgn train or "
+            "pgn map; fit it to "
             "your classes with pgn map"
         )
     task = load_task(folder, shots=card["shots"], seed=card["seed"])
     if task.classes != adapter.mapping.classes:
         got, expected = list(task.classes[:3]), list(adapter.mapping.classes[:3])
-        raise ConfigurationError(f"data: got classes {got}…, expected the checkpoint's {expected}…; give its own data")
+        raise ConfigurationError(
+            f"data: got classes {got}…, expected the checkpoint's {expected}…; give its own data"
+        )
     if not len(task.test):
-        raise ConfigurationError(f"data: got no test pictures in {folder}, expected some to evaluate on; add test/")
+        raise ConfigurationError(
+            f"data: got no test pictures in {folder}, expected some to evaluate on; add test/"
+        )
     digest = task.digest()
     return task, digest == card["digest"] == adapter.info.get("prompted_on", digest)
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
-    """Return the backbone, with the checkpoint's class names, if it is the one the checkpoint was trained through.
+    """Return the backbone, with the checkpoint's class names, if it is the one the checkpoint was
+    trained through.
 
     Raises:
-        ConfigurationError: any of its weights are others: rivals trained through it would not compare. Or the mapping
-            reads labels that it does not have.
+        ConfigurationError: any of its weights are others: rivals trained through it would not
+            compare. Or the mapping reads labels that it does not have.
     """
     card = adapter.info["backbone"]
     if adapter.mapping.open:
         raise ConfigurationError(
-            "surrogate: got a mapping that pgn map fitted to labels which only the endpoint knows, expected those of "
+            "surrogate: got a mapping that pgn map fitted to labels which only the endpoint knows, "
+            "expected those of "
             "the surrogate; what a surrogate answers cannot be read by it, so leave it out"
         )
     if backbone.weights_sha256 != card["weights_sha256"]:
         raise ConfigurationError(
-            f"surrogate: got {backbone.name} with other weights or another head, expected the {card['name']} that the "
+            f"surrogate: got {backbone.name} with other weights or another head, expected the "
+            f"{card['name']} that the "
             "checkpoint was made for; give its --backbone, --weights and --labels"
         )
     backbone.labels = adapter.mapping.source
@@ -80,13 +88,16 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
         differs.append("that it was interrupted")
     if differs:
         raise ConfigurationError(
-            f"rival: got a checkpoint that differs in {', '.join(differs)}, expected --method {RIVAL} with all else "
+            f"rival: got a checkpoint that differs in {', '.join(differs)}, expected --method "
+            f"{RIVAL} with all else "
             "as in --ckpt; train it so, or leave --rival out"
         )
     return rival
 
 
-def train_rival(adapter: PromptAdapter, task: Task, backbone: Backbone, *, progress: bool = False) -> PromptAdapter:
+def train_rival(
+    adapter: PromptAdapter, task: Task, backbone: Backbone, *, progress: bool = False
+) -> PromptAdapter:
     """Train the input-independent prompt with a checkpoint's own recipe, layout, profile and seed.
 
     Raises:

@@ -53,7 +53,12 @@ class Run:
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        self.model, self.mapping, self.optimiser, self.schedule = model, mapping, optimiser, schedule
+        self.model, self.mapping, self.optimiser, self.schedule = (
+            model,
+            mapping,
+            optimiser,
+            schedule,
+        )
         self.epoch = 0
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
@@ -73,13 +78,17 @@ class Run:
         return shown
 
     def refit(self, seen: list[tuple[Tensor, Tensor]], seed: int) -> None:
-        """Fit an additive mapping anew on the answers of the last epoch; ``flm`` is the one that stays."""
+        """Fit an additive mapping anew on the answers of the last epoch; ``flm`` is the one that
+        stays.
+        """
         if self.mapping.start.kind == "flm":
             return
         features = torch.cat([x for x, _ in seen]).cpu().double().numpy()
         targets = torch.cat([y for _, y in seen]).cpu().numpy()
         start = self.mapping.start
-        fitted = labels.fit(features, targets, start.source, start.classes, kinds=(start.kind,), seed=seed)
+        fitted = labels.fit(
+            features, targets, start.source, start.classes, kinds=(start.kind,), seed=seed
+        )
         self.mapping = TorchMapping(fitted.mapping).to(self.mapping.weight.device)
 
     def judge(self, log_p: Tensor, targets: Tensor) -> None:
@@ -93,7 +102,8 @@ class Run:
         loss = F.nll_loss(log_p, targets).item()
         if not math.isfinite(loss):
             raise ConfigurationError(
-                f"training: got a validation loss of {loss} in epoch {self.epoch}, expected a finite one; "
+                f"training: got a validation loss of {loss} in epoch {self.epoch}, expected a "
+                "finite one; "
                 "use lower learning rates"
             )
         self.history.append({"accuracy": accuracy, "log_loss": loss})
@@ -115,7 +125,9 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an interrupted run needs to go on as if nothing had happened."""
-        parts = {k: getattr(self, k).state_dict() for k in ("model", "mapping", "optimiser", "schedule")}
+        parts = {
+            k: getattr(self, k).state_dict() for k in ("model", "mapping", "optimiser", "schedule")
+        }
         return parts | {
             "mapping_kind": self.mapping.start.kind,
             "epoch": self.epoch,
@@ -139,11 +151,15 @@ def check_state(path: Path | None, resume: bool) -> None:
         ConfigurationError: it is there, and was not asked to be resumed.
     """
     if path is not None and path.exists() and not resume:
-        raise ConfigurationError(f"training: {path} is left of an unfinished run; go on with --resume, or delete it")
+        raise ConfigurationError(
+            f"training: {path} is left of an unfinished run; go on with --resume, or delete it"
+        )
 
 
 def save_state(path: Path, run: Run, identity: dict[str, Any]) -> None:
-    """Keep a run after an epoch, atomically; ``identity`` is the card, which says what run it is."""
+    """Keep a run after an epoch, atomically; ``identity`` is the card, which says what run it
+    is.
+    """
     with whole_file(path) as partial:
         torch.save({"identity": identity, "run": run.state_dict()}, partial)
 
@@ -159,7 +175,9 @@ def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         other = saved["identity"]
         run: dict[str, Any] = saved["run"]
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(f"training: {path} cannot be read; delete it and train anew") from error
+        raise CheckpointError(
+            f"training: {path} cannot be read; delete it and train anew"
+        ) from error
     different = sorted(k for k in identity if identity[k] != other.get(k))
     if different:
         raise CheckpointError(

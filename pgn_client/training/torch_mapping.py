@@ -1,6 +1,8 @@
-"""What the endpoint will return, and the label mapping on top of it, as differentiable torch functions.
+"""What the endpoint will return, and the label mapping on top of it, as differentiable torch
+functions.
 
-They compute what ``labels.log_scores`` and ``labels.LabelMapping`` compute from real answers; tests hold them equal.
+They compute what ``labels.log_scores`` and ``labels.LabelMapping`` compute from real answers; tests
+hold them equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Training of methods that need the inside of the model, in the loop that trains prompts, to be compared with."""
+"""Training of methods that need the inside of the model, in the loop that trains prompts, to be
+compared with.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ def fit_white_box(
 ) -> WhiteBoxModel:
     """Train a method that needs the inside of the model.
 
-    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear mapping reads what
-    the method lets it read (the backbone's features) and is warm-started alike.
+    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear
+    mapping reads what the method lets it read (the backbone's features) and is warm-started alike.
 
     Args:
         task: classes and splits; only ``train`` and ``val`` are read.
@@ -56,14 +58,23 @@ def fit_white_box(
     """
     recipe, kind = recipe or Recipe(), methods.get(method)
     if not issubclass(kind, methods.WhiteBox):
-        raise ConfigurationError(f"method: got {method}, which an endpoint can serve, expected a white box; use fit")
+        raise ConfigurationError(
+            f"method: got {method}, which an endpoint can serve, expected a white box; use fit"
+        )
     if not backbone.plain and kind.reads_features:
-        raise ConfigurationError(f"method {method}: got {backbone.name}, expected a plain ViT; leave it out")
+        raise ConfigurationError(
+            f"method {method}: got {backbone.name}, expected a plain ViT; leave it out"
+        )
     torch.manual_seed(seed)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
     surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
     model = kind.create(setting(surrogate, task, "pixel", recipe))
-    card = {"method": method, "generator": {"resolution": 1}, "classes": list(task.classes), "seed": seed}
+    card = {
+        "method": method,
+        "generator": {"resolution": 1},
+        "classes": list(task.classes),
+        "seed": seed,
+    }
     loop = Loop.begin(model, surrogate, task, recipe, card, progress)
     run = loop.start("linear" if kind.reads_features else "auto")
     loop.train(run)
@@ -74,15 +85,29 @@ def fit_white_box(
     def features(examples: Examples, augmented: augment.Augmentation = augment.none) -> Floats:
         return outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
 
-    copies = (features(loop.train_examples, loop.augmented) for _ in range(augment.copies(recipe.augment)))
-    versions, val = [features(loop.train_examples), *copies], (features(loop.val_examples), task.val.labels)
+    copies = (
+        features(loop.train_examples, loop.augmented) for _ in range(augment.copies(recipe.augment))
+    )
+    versions, val = (
+        [features(loop.train_examples), *copies],
+        (features(loop.val_examples), task.val.labels),
+    )
     kinds = ("linear",) if kind.reads_features else labels.AUTO
-    _, mapping = last_mapping(run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed)
+    _, mapping = last_mapping(
+        run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed
+    )
     card |= {
         "recipe": recipe.card(),
         "data": task.card(),
-        "metrics": {"split": "val", "n": len(task.val), "epoch": run.best["epoch"] if run.best else 0}
-        | {"uint8": float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()), "perplexity": None},
+        "metrics": {
+            "split": "val",
+            "n": len(task.val),
+            "epoch": run.best["epoch"] if run.best else 0,
+        }
+        | {
+            "uint8": float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()),
+            "perplexity": None,
+        },
         "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
     }
     return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly, card)
@@ -107,10 +132,15 @@ class WhiteBoxModel:
     def log_probs(self, split: Split) -> Floats:
         """Return (n, C) float64 log-probabilities for a split's pictures."""
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
-        return log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
+        return (
+            log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
+        )
 
-    def save(self, path: str | os.PathLike[str], profile: ServerProfile | None = None) -> dict[str, Any]:
-        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``. Returns the card.
+    def save(
+        self, path: str | os.PathLike[str], profile: ServerProfile | None = None
+    ) -> dict[str, Any]:
+        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``. Returns
+        the card.
 
         Args:
             path: of the file.
@@ -121,10 +151,17 @@ class WhiteBoxModel:
             CheckpointError: the file cannot be written.
         """
         if not isinstance(self.model, EXPRES):
-            raise ConfigurationError(f"save: got {self.method}, which no server hosts, expected expres")
+            raise ConfigurationError(
+                f"save: got {self.method}, which no server hosts, expected expres"
+            )
         mapping = {f"mapping.{name}": tensor for name, tensor in self.mapping.state_dict().items()}
-        told, wanted = self.card | {"learnable": self.learnable()}, str(profile) if profile else None
-        return self.model.save(path, self.surrogate.backbone, self.card["classes"], mapping, profile=wanted, told=told)
+        told, wanted = (
+            self.card | {"learnable": self.learnable()},
+            str(profile) if profile else None,
+        )
+        return self.model.save(
+            path, self.surrogate.backbone, self.card["classes"], mapping, profile=wanted, told=told
+        )
 
     def learnable(self) -> dict[str, int]:
         """Return how many numbers were trained: of the method, and of the head that reads it."""

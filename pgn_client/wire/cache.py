@@ -20,7 +20,9 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.types import Answer
 
 CANARIES = 8
-"""Pictures that are kept of each endpoint: a model that has changed answers none, or few, of them exactly as before."""
+"""Pictures that are kept of each endpoint: a model that has changed answers none, or few, of them
+exactly as before.
+"""
 
 _TABLES = {
     "answers": "answer TEXT NOT NULL",
@@ -30,7 +32,8 @@ _TABLES = {
 
 
 def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
-    """Return the fingerprint of an endpoint: the SHA-256, in hexadecimal, of its URL, its model and what is asked.
+    """Return the fingerprint of an endpoint: the SHA-256, in hexadecimal, of its URL, its model and
+    what is asked.
 
     Args:
         url: may hold a credential in its query.
@@ -43,12 +46,14 @@ def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
 def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
     """Return the SHA-256, in hexadecimal, of the endpoint, its model and the picture's bytes.
 
-    The parts are joined by a zero byte, which neither URL nor JSON holds, so that no two inputs are the same.
+    The parts are joined by a zero byte, which neither URL nor JSON holds, so that no two inputs are
+    the same.
 
     Args:
         url: may hold a credential in its query, of which the digest shows nothing.
         model: the caller's name for it.
-        identity: what the endpoint says of the model behind the URL, and the dialect it is asked in, as JSON.
+        identity: what the endpoint says of the model behind the URL, and the dialect it is asked
+            in, as JSON.
         body: the picture's bytes.
     """
     parts = [url.encode(), (model or "").encode(), identity.encode(), body]
@@ -73,17 +78,19 @@ class Recorded:
 class AnswerCache:
     """A persistent map from key to Answer (SQLite); safe to use from several threads and processes.
 
-    It also remembers the identity of the model that last answered at each endpoint, so that its answers can be
-    replayed while that cannot be reached, and the first ``CANARIES`` pictures that were sent there, as they were sent,
-    so that a drift of the model can be found by sending them again. An endpoint is named by its ``endpoint_key``.
+    It also remembers the identity of the model that last answered at each endpoint, so that its
+    answers can be replayed while that cannot be reached, and the first ``CANARIES`` pictures that
+    were sent there, as they were sent, so that a drift of the model can be found by sending them
+    again. An endpoint is named by its ``endpoint_key``.
 
     Args:
         path: the database file, made if missing; None keeps the answers in memory.
-        replay: only read what is recorded; a client then sends nothing at all, and a picture that is not recorded is
-            an error.
+        replay: only read what is recorded; a client then sends nothing at all, and a picture that
+            is not recorded is an error.
 
     Raises:
-        ConfigurationError: the file cannot be opened or is something else; or, to replay, is missing.
+        ConfigurationError: the file cannot be opened or is something else; or, to replay, is
+            missing.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, replay: bool = False) -> None:
@@ -92,7 +99,9 @@ class AnswerCache:
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
         if replay and (path is None or not Path(path).is_file()):
-            raise ConfigurationError(f"replay: got {self._name}, expected a file that a run with a cache has recorded")
+            raise ConfigurationError(
+                f"replay: got {self._name}, expected a file that a run with a cache has recorded"
+            )
         try:
             where = _only_reading(Path(self._name)) if replay else self._name
             self._db = sqlite3.connect(where, check_same_thread=False, timeout=30.0, uri=replay)
@@ -103,11 +112,14 @@ class AnswerCache:
             if replay:
                 self._db.execute("SELECT 1 FROM answers, models LIMIT 0")
                 return
-            self._db.execute("PRAGMA journal_mode = WAL")  # with NORMAL: one write per answer, and no wait for the disk
+            # with NORMAL: one write per answer, and no wait for the disk
+            self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             with self._db:
                 for table, columns in _TABLES.items():
-                    self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, {columns})")
+                    self._db.execute(
+                        f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, {columns})"
+                    )
         except sqlite3.Error as error:
             self._db.close()
             raise self._unusable(error) from error
@@ -125,13 +137,17 @@ class AnswerCache:
         labels, scores, kind, *took = json.loads(text)
         return Recorded(Answer(tuple(labels), tuple(scores), kind), *took)
 
-    def put(self, key: str, answer: Answer, attempts: int = 0, request_id: str | None = None) -> None:
+    def put(
+        self, key: str, answer: Answer, attempts: int = 0, request_id: str | None = None
+    ) -> None:
         """Record an answer, and what it took; a later one for the same key replaces it."""
         text = json.dumps([answer.labels, answer.scores, answer.kind, attempts, request_id])
         self._write("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
 
     def keep(self, endpoint: str, key: str, picture: bytes) -> None:
-        """Keep a picture as it was sent, for ``canaries``, unless there are enough of this endpoint."""
+        """Keep a picture as it was sent, for ``canaries``, unless there are enough of this
+        endpoint.
+        """
         if endpoint in self._enough:
             return
         counted = "(SELECT COUNT(*) FROM pictures WHERE endpoint = ?)"
@@ -141,8 +157,12 @@ class AnswerCache:
             self._enough.add(endpoint)
 
     def canaries(self, endpoint: str) -> list[tuple[Answer, bytes]]:
-        """Return the pictures that are kept of an endpoint, oldest first, each with its recorded answer."""
-        rows = self._rows("SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint)
+        """Return the pictures that are kept of an endpoint, oldest first, each with its recorded
+        answer.
+        """
+        rows = self._rows(
+            "SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint
+        )
         kept = ((self.get(key), bytes(picture)) for key, picture in rows)
         return [(found.answer, picture) for found, picture in kept if found is not None]
 
@@ -182,14 +202,17 @@ class AnswerCache:
 
     def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
         return ConfigurationError(
-            f"answer cache: cannot use {self._name!r} ({error}); give a new file in an existing, writable folder"
+            f"answer cache: cannot use {self._name!r} ({error}); give a new file in an existing, "
+            "writable folder"
         )
 
 
 def _only_reading(path: Path) -> str:
-    """Return the URI that opens a database without writing a byte, also from a folder that cannot be written.
+    """Return the URI that opens a database without writing a byte, also from a folder that cannot
+    be written.
 
-    A log beside it belongs to a run that is recording, or was killed while it did: its newest answers are in there.
+    A log beside it belongs to a run that is recording, or was killed while it did: its newest
+    answers are in there.
     """
     recording = path.with_name(path.name + "-wal").exists()
     return f"file:{pathname2url(os.path.abspath(path))}?{'mode=ro' if recording else 'immutable=1'}"

@@ -1,7 +1,9 @@
-"""``AdaptedClient`` and ``AsyncAdaptedClient``: a picture goes in, the hosted model's opinion about the task comes out.
+"""``AdaptedClient`` and ``AsyncAdaptedClient``: a picture goes in, the hosted model's opinion about
+the task comes out.
 
-The two differ in how they send and sleep; everything else is in ``session`` and ``exchange``. This is the only module
-that imports httpx. It imports no torch: the adapter does, when it first makes prompts.
+The two differ in how they send and sleep; everything else is in ``session`` and ``exchange``. This
+is the only module that imports httpx. It imports no torch: the adapter does, when it first makes
+prompts.
 """
 
 from __future__ import annotations
@@ -39,43 +41,48 @@ T = TypeVar("T")
 class AdaptedClient(Session):
     """Sends adapted pictures to a hosted model and reads its answers as classes of your task.
 
-    The constructor does no network I/O: the protocol is found, and the checkpoint compared with the model, at the
-    first picture. Safe to use from several threads.
+    The constructor does no network I/O: the protocol is found, and the checkpoint compared with the
+    model, at the first picture. Safe to use from several threads.
 
     Args:
         url: the endpoint.
-        pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send pictures as they are (then the labels are
-            the endpoint's own).
-        protocol: ``auto`` (the URL's path or the server's answers to cheap questions tell it), ``pgn``,
-            ``huggingface``, ``huggingface-zero-shot``, ``huggingface-features``, ``oip`` (Open Inference Protocol:
-            Triton, MLServer, KServe v2), ``kserve-v1`` (and TensorFlow Serving), ``vertex``, ``sagemaker``,
-            ``torchserve``, ``openai``, ``openai-embeddings``, or ``custom``, which an endpoint file describes.
+        pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send pictures as they are
+            (then the labels are the endpoint's own).
+        protocol: ``auto`` (the URL's path or the server's answers to cheap questions tell it),
+            ``pgn``, ``huggingface``, ``huggingface-zero-shot``, ``huggingface-features``, ``oip``
+            (Open Inference Protocol: Triton, MLServer, KServe v2), ``kserve-v1`` (and TensorFlow
+            Serving), ``vertex``, ``sagemaker``, ``torchserve``, ``openai``, ``openai-embeddings``,
+            or ``custom``, which an endpoint file describes.
         model: name of the model, for endpoints that serve several; it separates recorded answers.
-        api_key: sent as a bearer token; by default ``PGN_API_KEY``. It is in no repr, log or exception.
+        api_key: sent as a bearer token; by default ``PGN_API_KEY``. It is in no repr, log or
+            exception.
         timeout: seconds for one call in total, retries and slow answers included.
         max_retries: requests beyond the first of a call; see ``RetryPolicy``.
         max_concurrency: requests at the same time.
         requests_per_second: at most so many, evenly spaced; None is no limit.
-        bytes_per_second: of request bodies, at most so many; None is no limit. Waiting for either limit is not counted
-            against ``timeout``.
-        fusion: weight of the local head in [0, 1], ``auto`` for the checkpoint's own, None for none. With 1 nothing
-            is sent.
-        query_below: pictures of which the local head is at least this sure are answered locally and cost nothing.
-        budget: how often an image may be sent, retries included, since the provider may bill each; then
-            ``BudgetExceededError``. It never overshoots, whatever is sent at the same time.
+        bytes_per_second: of request bodies, at most so many; None is no limit. Waiting for either
+            limit is not counted against ``timeout``.
+        fusion: weight of the local head in [0, 1], ``auto`` for the checkpoint's own, None for
+            none. With 1 nothing is sent.
+        query_below: pictures of which the local head is at least this sure are answered locally and
+            cost nothing.
+        budget: how often an image may be sent, retries included, since the provider may bill each;
+            then ``BudgetExceededError``. It never overshoots, whatever is sent at the same time.
         price_per_image: for ``usage.cost``.
-        ledger: a file (or ``Ledger``) in which each image is written down before it is sent, by endpoint: the budget
-            then holds over all processes that share it, and after a crash and a restart. By default it is kept in
-            memory and ends with the client.
-        cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing. It belongs to the model
-            that the endpoint describes, which is asked for first; while the endpoint is out of reach, the recorded
-            answers are those of the model that was last seen there. With ``AnswerCache(file, replay=True)`` nothing is
-            sent at all. The file also holds the first 8 pictures as they were sent; see ``drift``.
+        ledger: a file (or ``Ledger``) in which each image is written down before it is sent, by
+            endpoint: the budget then holds over all processes that share it, and after a crash and
+            a restart. By default it is kept in memory and ends with the client.
+        cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing. It
+            belongs to the model that the endpoint describes, which is asked for first; while the
+            endpoint is out of reach, the recorded answers are those of the model that was last seen
+            there. With ``AnswerCache(file, replay=True)`` nothing is sent at all. The file also
+            holds the first 8 pictures as they were sent; see ``drift``.
         transport: an ``httpx`` transport, for tests and special networks.
-        labels: the S source labels: names for bare numbers, and what is sent along where a protocol asks for labels of
-            your choice (``huggingface-zero-shot``, ``openai``).
-        http: any of httpx's own ``verify`` (an ``ssl.SSLContext``, or False), ``cert``, ``proxy``, ``headers`` and
-            ``auth``. What they hold is in no repr, log or exception. With an ``authorization`` or ``auth`` of your own,
+        labels: the S source labels: names for bare numbers, and what is sent along where a protocol
+            asks for labels of your choice (``huggingface-zero-shot``, ``openai``).
+        http: any of httpx's own ``verify`` (an ``ssl.SSLContext``, or False), ``cert``, ``proxy``,
+            ``headers`` and ``auth``. What they hold is in no repr, log or exception. With an
+            ``authorization`` or ``auth`` of your own,
             ``PGN_API_KEY`` is not sent.
 
     Raises:
@@ -113,24 +120,33 @@ class AdaptedClient(Session):
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
         """Yield one result per picture, in order; a picture that fails does not stop the others.
 
-        At most a few times ``max_concurrency`` pictures are read ahead. What concerns every picture is raised: a
-        checkpoint that does not fit, a wrong option, an endpoint that cannot be reached at the first picture; a
-        refused key, after the results of what was on its way. When the budget is spent, the rest fail unread.
+        At most a few times ``max_concurrency`` pictures are read ahead. What concerns every picture
+        is raised: a checkpoint that does not fit, a wrong option, an endpoint that cannot be
+        reached at the first picture; a refused key, after the results of what was on its way. When
+        the budget is spent, the rest fail unread.
 
         Whatever is on its way when the iterator is left early, also by Ctrl-C, is broken off.
         """
         return self._stream(images, self._attempt)
 
     def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
-        """Return the endpoint's own answer for what would be sent, before any label mapping or fusion.
+        """Return the endpoint's own answer for what would be sent, before any label mapping or
+        fusion.
 
-        With ``as_it_is``, ``image`` is the bytes of a PNG file, which are sent to the model itself, recorded or not.
+        With ``as_it_is``, ``image`` is the bytes of a PNG file, which are sent to the model itself,
+        recorded or not.
         """
-        return self._finish(self._only_job(image, always=True, as_it_is=as_it_is), self._ready()).answer
+        return self._finish(
+            self._only_job(image, always=True, as_it_is=as_it_is), self._ready()
+        ).answer
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
-        """Return the endpoint's own answers in order; the first failure is raised (recorded answers are kept)."""
-        return list(self._stream(images, lambda _, job: self._finish(raised(job)).answer, always=True))
+        """Return the endpoint's own answers in order; the first failure is raised (recorded answers
+        are kept).
+        """
+        return list(
+            self._stream(images, lambda _, job: self._finish(raised(job)).answer, always=True)
+        )
 
     def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB picture that would be sent; nothing is sent."""
@@ -144,7 +160,8 @@ class AdaptedClient(Session):
     def drift(self, k: int = CANARIES) -> Drift:
         """Send the first pictures that were recorded in the cache again, and compare the answers.
 
-        This costs ``k`` images of the budget, and one more for each answer that is not as it was. Nothing is recorded.
+        This costs ``k`` images of the budget, and one more for each answer that is not as it was.
+        Nothing is recorded.
 
         Args:
             k: how many at most; the cache keeps ``CANARIES``.
@@ -156,7 +173,9 @@ class AdaptedClient(Session):
         recorded, jobs = self._canaries(k)
         deadline = self._ready() if jobs else None
         now = [self._finish(job, deadline if i == 0 else None).answer for i, job in enumerate(jobs)]
-        return judge(recorded, now, {i: self._finish(jobs[i]).answer for i in differing(recorded, now)})
+        return judge(
+            recorded, now, {i: self._finish(jobs[i]).answer for i in differing(recorded, now)}
+        )
 
     def close(self) -> None:
         """Close the connections, the cache and the ledger that this client opened."""
@@ -167,7 +186,12 @@ class AdaptedClient(Session):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _attempt(self, source: ImageSource, job: Job | PGNError) -> Prediction | ImageFailure:
@@ -201,7 +225,9 @@ class AdaptedClient(Session):
         *,
         always: bool = False,
     ) -> Iterator[T]:
-        """Prepare in small batches here, wait for the endpoint in threads, give results in order."""
+        """Prepare in small batches here, wait for the endpoint in threads, give results in
+        order.
+        """
         window: deque[Future[T]] = deque()
         leaving, settled = Leaving(), False
         pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
@@ -235,7 +261,11 @@ class AdaptedClient(Session):
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
-            outcome = self._send(step) if isinstance(step, Send) else cast(None, self._sleep(step.seconds))
+            outcome = (
+                self._send(step)
+                if isinstance(step, Send)
+                else cast(None, self._sleep(step.seconds))
+            )
 
     def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
@@ -259,19 +289,25 @@ class AdaptedClient(Session):
 
 
 class AsyncAdaptedClient(Session):
-    """``AdaptedClient`` for asyncio: the same arguments and methods, awaited; ``aclose`` and ``async for``.
+    """``AdaptedClient`` for asyncio: the same arguments and methods, awaited; ``aclose`` and
+    ``async for``.
 
-    Connections belong to an event loop and are made at the first use in each. Adapting runs in a thread.
+    Connections belong to an event loop and are made at the first use in each. Adapting runs in a
+    thread.
     """
 
     def _open(self) -> None:
         self._sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = (
+            weakref.WeakKeyDictionary()
+        )
 
     async def classify(self, image: ImageSource) -> Prediction:
         """Return the task's answer for one picture; see ``AdaptedClient.classify``."""
         job = await asyncio.to_thread(self._only_job, image, always=False)
-        return self._predict(job, await self._finish(job, await self._ready() if asks(job) else None))
+        return self._predict(
+            job, await self._finish(job, await self._ready() if asks(job) else None)
+        )
 
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
@@ -284,7 +320,9 @@ class AsyncAdaptedClient(Session):
         job = await asyncio.to_thread(self._only_job, image, always=True, as_it_is=as_it_is)
         return (await self._finish(job, await self._ready())).answer
 
-    async def answers(self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> list[Answer]:
+    async def answers(
+        self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
+    ) -> list[Answer]:
         """Return the endpoint's own answers in order; see ``AdaptedClient.answers``."""
 
         async def act(_: ImageSource, job: Job | PGNError) -> Answer:
@@ -302,15 +340,22 @@ class AsyncAdaptedClient(Session):
         return self._model.info
 
     async def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first pictures that were recorded in the cache again; see ``AdaptedClient.drift``."""
+        """Send the first pictures that were recorded in the cache again; see
+        ``AdaptedClient.drift``.
+        """
         recorded, jobs = await asyncio.to_thread(self._canaries, k)
         deadline = await self._ready() if jobs else None
-        now = [(await self._finish(job, deadline if i == 0 else None)).answer for i, job in enumerate(jobs)]
+        now = [
+            (await self._finish(job, deadline if i == 0 else None)).answer
+            for i, job in enumerate(jobs)
+        ]
         repeated = {i: (await self._finish(jobs[i])).answer for i in differing(recorded, now)}
         return judge(recorded, now, repeated)
 
     async def aclose(self) -> None:
-        """Close this event loop's connections, and the cache and the ledger that this client opened."""
+        """Close this event loop's connections, and the cache and the ledger that this client
+        opened.
+        """
         self._close()
         here = None if self._borrows else self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
@@ -320,7 +365,10 @@ class AsyncAdaptedClient(Session):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -375,7 +423,9 @@ class AsyncAdaptedClient(Session):
                 if not settled and any(map(asks, jobs)):
                     await self._ready()
                     settled = True
-                window.extend(asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True))
+                window.extend(
+                    asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True)
+                )
                 room, fatal = self.max_concurrency if chunk else 0, None
                 while window and (len(window) > room or window[0].done()):
                     result = await window.popleft()
@@ -396,7 +446,11 @@ class AsyncAdaptedClient(Session):
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
-            outcome = await self._send(step) if isinstance(step, Send) else cast(None, await self._sleep(step.seconds))
+            outcome = (
+                await self._send(step)
+                if isinstance(step, Send)
+                else cast(None, await self._sleep(step.seconds))
+            )
 
     async def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request

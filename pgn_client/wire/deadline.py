@@ -1,4 +1,6 @@
-"""What ends a thread’s work on the network: the deadline of its request, or that its stream is left."""
+"""What ends a thread’s work on the network: the deadline of its request, or that its stream is
+left.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ class Leaving:
         self._busy: set[socket.socket] = set()
 
     def now(self) -> None:
-        """Let every thread end: one that sleeps, one that waits for the network, one that would begin."""
+        """Let every thread end: one that sleeps, one that waits for the network, one that would
+        begin.
+        """
         with self._lock:
             self.flag.set()
             for connection in self._busy:
-                with contextlib.suppress(OSError):  # the plain method, also of a TLS socket; it wakes who reads
+                # the plain method, also of a TLS socket; it wakes who reads
+                with contextlib.suppress(OSError):
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     @contextlib.contextmanager
@@ -44,11 +49,13 @@ class Leaving:
 
 
 class Watch(threading.local):
-    """Makes all that a thread does on the network end at the deadline of its request, or when its stream is left.
+    """Makes all that a thread does on the network end at the deadline of its request, or when its
+    stream is left.
 
-    httpx restarts its timeout at every read and write, so that a server which takes or sends a byte now and then holds
-    a call for ever. httpx's ``trace`` extension shows each new connection's stream, whose ``read`` and ``write`` then
-    get the time that is left. (asyncio needs none of this: ``asyncio.timeout`` covers the whole request.)
+    httpx restarts its timeout at every read and write, so that a server which takes or sends a byte
+    now and then holds a call for ever. httpx's ``trace`` extension shows each new connection's
+    stream, whose ``read`` and ``write`` then get the time that is left. (asyncio needs none of
+    this: ``asyncio.timeout`` covers the whole request.)
     """
 
     deadline = 0.0

@@ -1,4 +1,6 @@
-"""Does a hosted model still answer as it did? Pictures that were sent before are sent again, and compared."""
+"""Does a hosted model still answer as it did? Pictures that were sent before are sent again, and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pgn_client.types import Answer, ScoreKind
 from pgn_client.wire.prediction import probabilities
 
 TOLERANCE = 1e-3
-"""Difference of a probability that batching and float32 may make on a server that has not changed."""
+"""Difference of a probability that batching and float32 may make on a server that has not changed.
+"""
 NOISES = 2.0
 """A drift is more than so many times what the same picture differs from itself, sent twice."""
 
@@ -23,9 +26,10 @@ class Drift:
     Attributes:
         pictures: how many were compared; 0 where none is kept.
         changed: share of them whose best label is another.
-        difference: largest difference of a score to the recorded one: of a probability (logits by softmax), or of an
-            embedding's numbers relative to its largest.
-        noise: the same between two answers of now, to the pictures that differed; 0.0 where none did.
+        difference: largest difference of a score to the recorded one: of a probability (logits by
+            softmax), or of an embedding's numbers relative to its largest.
+        noise: the same between two answers of now, to the pictures that differed; 0.0 where none
+            did.
     """
 
     pictures: int
@@ -40,11 +44,17 @@ class Drift:
 
 
 def differing(recorded: Sequence[Answer], now: Sequence[Answer]) -> list[int]:
-    """Return the rows whose answers differ by more than the tolerance; only these are worth sending once more."""
-    return [i for i, pair in enumerate(zip(recorded, now, strict=True)) if difference(*pair) > TOLERANCE]
+    """Return the rows whose answers differ by more than the tolerance; only these are worth sending
+    once more.
+    """
+    return [
+        i for i, pair in enumerate(zip(recorded, now, strict=True)) if difference(*pair) > TOLERANCE
+    ]
 
 
-def judge(recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[int, Answer]) -> Drift:
+def judge(
+    recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[int, Answer]
+) -> Drift:
     """Compare recorded answers with those of now.
 
     Args:
@@ -55,17 +65,20 @@ def judge(recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[i
     pairs = list(zip(recorded, now, strict=True))
     return Drift(
         len(pairs),
-        sum(a.labels[0] != b.labels[0] for a, b in pairs if a.kind != "embedding") / max(1, len(pairs)),
+        sum(a.labels[0] != b.labels[0] for a, b in pairs if a.kind != "embedding")
+        / max(1, len(pairs)),
         max((difference(a, b) for a, b in pairs), default=0.0),
         max((difference(now[i], answer) for i, answer in repeated.items()), default=0.0),
     )
 
 
 def difference(a: Answer, b: Answer) -> float:
-    """Return the largest difference of two answers to one picture, in [0, 1] where they are probabilities.
+    """Return the largest difference of two answers to one picture, in [0, 1] where they are
+    probabilities.
 
-    Of answers that hold the best labels only, a label that is missing has at most the last one's score, and no more
-    than what the others leave. Answers of another kind, or embeddings of another width, are not as they were: 1.
+    Of answers that hold the best labels only, a label that is missing has at most the last one's
+    score, and no more than what the others leave. Answers of another kind, or embeddings of another
+    width, are not as they were: 1.
     """
     if a.kind != b.kind or (a.kind == "embedding" and len(a.scores) != len(b.scores)):
         return 1.0
@@ -75,7 +88,10 @@ def difference(a: Answer, b: Answer) -> float:
     if a.kind == "embedding":
         largest = float(np.abs([x, y]).max())
         return float(np.abs(x - y).max()) / largest if largest else 0.0
-    before, after = dict(zip(a.labels, x.tolist(), strict=True)), dict(zip(b.labels, y.tolist(), strict=True))
+    before, after = (
+        dict(zip(a.labels, x.tolist(), strict=True)),
+        dict(zip(b.labels, y.tolist(), strict=True)),
+    )
     return max(_lost(before, after, a.kind), _lost(after, before, a.kind))
 
 

@@ -22,7 +22,8 @@ BEARER = "Authorization: Bearer {key}"
 
 
 class Credential:
-    """What authorises a request, which nothing prints, compares or pickles; a pickled copy is empty.
+    """What authorises a request, which nothing prints, compares or pickles; a pickled copy is
+    empty.
 
     Args:
         key: sent as a bearer token.
@@ -45,20 +46,26 @@ class Credential:
     ) -> None:
         if key is not None and not (_sendable(key) and " " not in key):
             raise ConfigurationError(
-                "api_key: got an empty key or one with spaces, line breaks or non-ASCII signs, expected printable "
+                "api_key: got an empty key or one with spaces, line breaks or non-ASCII signs, "
+                "expected printable "
                 "ASCII; check how it was copied"
             )
         for name, value in (headers or {}).items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not _sendable(value):
                 raise ConfigurationError(
-                    f"headers: got one named {name[:40]!r} that cannot be sent, expected a name and printable ASCII"
+                    f"headers: got one named {name[:40]!r} that cannot be sent, expected a name "
+                    "and printable ASCII"
                 )
         self._key = key
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}
-        words = (part for value in self._headers.values() for part in (value, value.rpartition(" ")[2]))
+        words = (
+            part for value in self._headers.values() for part in (value, value.rpartition(" ")[2])
+        )
         sent = [*([key] if key else []), *secrets]
         self._authorises = bool(sent or self._headers)
-        self._hidden = {text for text in (*sent, *hidden) if text} | {word for word in words if len(word) > 3}
+        self._hidden = {text for text in (*sent, *hidden) if text} | {
+            word for word in words if len(word) > 3
+        }
 
     def __bool__(self) -> bool:
         return self._authorises
@@ -76,18 +83,28 @@ class Credential:
         return self
 
     def headers(self, form: str = BEARER) -> dict[str, str]:
-        """Return the headers that authorise a request, names in lower case; ``form`` is as ``Name: {key}``."""
+        """Return the headers that authorise a request, names in lower case; ``form`` is as ``Name:
+        {key}``.
+        """
         name, _, value = form.partition(":")
-        key = {} if self._key is None else {name.strip().lower(): value.strip().replace("{key}", self._key)}
+        key = (
+            {}
+            if self._key is None
+            else {name.strip().lower(): value.strip().replace("{key}", self._key)}
+        )
         return self._headers | key
 
     def redact(self, text: str) -> str:
-        """Return a text without any secret, also where JSON, HTML, a URL or ``repr`` would spell it in another way."""
+        """Return a text without any secret, also where JSON, HTML, a URL or ``repr`` would spell it
+        in another way.
+        """
         if not self._hidden:
             return text
         spellings = {spelling for secret in self._hidden for spelling in _spellings(secret)}
         longest_first = sorted(spellings, key=len, reverse=True)
-        return re.sub("|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE)
+        return re.sub(
+            "|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE
+        )
 
 
 def _sendable(text: str) -> bool:
@@ -95,7 +112,12 @@ def _sendable(text: str) -> bool:
 
 
 def _spellings(secret: str) -> set[str]:
-    spelt = {json.dumps(secret)[1:-1], secret.replace("/", r"\/"), html.escape(secret), quote(secret, safe="")}
+    spelt = {
+        json.dumps(secret)[1:-1],
+        secret.replace("/", r"\/"),
+        html.escape(secret),
+        quote(secret, safe=""),
+    }
     return {secret, repr(secret)[1:-1], *spelt}
 
 
@@ -143,14 +165,16 @@ class Endpoint:
         model: the model's name, where one URL serves several or answers are cached.
         limits: the largest request.
         credential: the API key.
-        labels: the S source labels: names for answers that are bare numbers, and what is asked of a model that is sent
-            the labels along.
-        options: what only one wire format knows; see its class. ``key_header`` is for all of them: the header that
-            holds the key where it is no bearer token, for example ``X-API-Key: {key}``.
+        labels: the S source labels: names for answers that are bare numbers, and what is asked of a
+            model that is sent the labels along.
+        options: what only one wire format knows; see its class. ``key_header`` is for all of them:
+            the header that holds the key where it is no bearer token, for example ``X-API-Key:
+            {key}``.
         found: what a probe has measured.
 
     Raises:
-        ConfigurationError: a URL that is none, holds a password, or would carry the key in the clear.
+        ConfigurationError: a URL that is none, holds a password, or would carry the key in the
+            clear.
     """
 
     url: str
@@ -166,13 +190,20 @@ class Endpoint:
         parts = _split(self.url)
         if self.credential and parts.scheme == "http" and not self.loopback:
             raise ConfigurationError(
-                f"{self.name}: an API key would travel unencrypted over http; use https://, or remove the key "
+                f"{self.name}: an API key would travel unencrypted over http; use https://, or "
+                "remove the key "
                 "(api_key, PGN_API_KEY, headers, auth)"
             )
         form = self.options.get("key_header", BEARER)
-        if not isinstance(form, str) or not re.fullmatch(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*", form):
-            raise ConfigurationError(  # a form without {key} may be the key itself: it is not repeated
-                "options: key_header: got another text, expected a header's name and form such as 'X-API-Key: {key}', "
+        if not isinstance(form, str) or not re.fullmatch(
+            r"[A-Za-z0-9-]+: *[ "
+            r"-~]*\{key\}[ -~]*",
+            form,
+        ):
+            # a form without {key} may be the key itself: it is not repeated
+            raise ConfigurationError(
+                "options: key_header: got another text, expected a header's name and form such as "
+                "'X-API-Key: {key}', "
                 "with {key} as it stands; the key itself is given as api_key= or PGN_API_KEY"
             )
 
@@ -189,9 +220,13 @@ class Endpoint:
 
     @property
     def mark(self) -> str:
-        """The URL as a file may hold it: two models may differ in the query alone, which may hold a token."""
+        """The URL as a file may hold it: two models may differ in the query alone, which may hold a
+        token.
+        """
         address, query, _ = self.url.partition("?")
-        return address + (f"?sha256:{hashlib.sha256(self.url.encode()).hexdigest()[:16]}" if query else "")
+        return address + (
+            f"?sha256:{hashlib.sha256(self.url.encode()).hexdigest()[:16]}" if query else ""
+        )
 
     @property
     def loopback(self) -> bool:
@@ -203,17 +238,23 @@ class Endpoint:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Endpoint:
-        """Return the endpoint of a URL, or the one that a file (``.json``, ``.toml``, or any path object) describes."""
+        """Return the endpoint of a URL, or the one that a file (``.json``, ``.toml``, or any path
+        object) describes.
+        """
         name = os.fspath(url)
-        described = not isinstance(url, str) or (name.endswith((".json", ".toml")) and "://" not in name)
+        described = not isinstance(url, str) or (
+            name.endswith((".json", ".toml")) and "://" not in name
+        )
         return cls.read(name) if described else cls(name)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Endpoint:
         """Read ``endpoint.json``, as ``pgn probe`` writes it, or the same by hand as TOML.
 
-        Keys: ``url``, and as needed ``protocol``, ``model``, ``labels`` (a list), ``options``, ``limits`` and what is
-        in ``Found``. ``findings`` is for people: it is not read. No key, password or token belongs into the file.
+        Keys: ``url``, and as needed ``protocol``, ``model``, ``labels`` (a list), ``options``,
+            ``limits`` and what is
+        in ``Found``. ``findings`` is for people: it is not read. No key, password or token belongs
+            into the file.
 
         Raises:
             ConfigurationError: unreadable, an unknown key, or a value of a wrong type.
@@ -223,13 +264,20 @@ class Endpoint:
             with open(name, "rb") as file:
                 content = tomllib.load(file) if name.endswith(".toml") else json.load(file)
         except OSError as error:
-            raise ConfigurationError(f"endpoint file {name}: cannot be read ({error.strerror})") from error
+            raise ConfigurationError(
+                f"endpoint file {name}: cannot be read ({error.strerror})"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise ConfigurationError(f"endpoint file {name}: got no JSON or TOML ({error}); mend it") from error
+            raise ConfigurationError(
+                f"endpoint file {name}: got no JSON or TOML ({error}); mend it"
+            ) from error
         return cls(**_fields(name, content))
 
-    def write(self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None) -> None:
-        """Write ``endpoint.json``; the credential is not in it. The URL is, with its query, which may hold a token.
+    def write(
+        self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write ``endpoint.json``; the credential is not in it. The URL is, with its query, which
+        may hold a token.
 
         Raises:
             ConfigurationError: the file cannot be written.
@@ -246,9 +294,13 @@ class Endpoint:
         }
         content = {key: value for key, value in known.items() if value is not None}
         try:
-            Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            Path(path).write_text(
+                json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         except OSError as error:
-            raise ConfigurationError(f"endpoint file {path}: cannot be written ({error.strerror})") from error
+            raise ConfigurationError(
+                f"endpoint file {path}: cannot be written ({error.strerror})"
+            ) from error
 
 
 CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
@@ -272,46 +324,78 @@ _TYPES: dict[str, type] = {
 def _fields(name: str, content: Any) -> dict[str, Any]:
     """Return the arguments of ``Endpoint`` that are in a file."""
     if not isinstance(content, dict) or "url" not in content:
-        raise ConfigurationError(f"endpoint file {name}: got no url, expected at least url; write it, or pgn probe URL")
+        raise ConfigurationError(
+            f"endpoint file {name}: got no url, expected at least url; write it, or pgn probe URL"
+        )
     for key, value in content.items():
         if key not in _TYPES:
-            raise ConfigurationError(f"endpoint file {name}: got the key {key!r}, expected {', '.join(_TYPES)}")
+            raise ConfigurationError(
+                f"endpoint file {name}: got the key {key!r}, expected {', '.join(_TYPES)}"
+            )
         if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
             raise ConfigurationError(
-                f"endpoint file {name}: {key}: got {type(value).__name__}, expected {_TYPES[key].__name__}"
+                f"endpoint file {name}: {key}: got {type(value).__name__}, expected "
+                f"{_TYPES[key].__name__}"
             )
     if not all(isinstance(label, str) for label in content.get("labels", ())):
         raise ConfigurationError(f"endpoint file {name}: labels: expected a list of texts")
     own = {key: content[key] for key in ("url", "protocol", "model", "options") if key in content}
     limits = content.get("limits", {})
-    if not limits.keys() <= set(Limits.__slots__) or not all(type(n) is int and n > 0 for n in limits.values()):
-        raise ConfigurationError(f"endpoint file {name}: limits: expected body_bytes and pixels, whole numbers above 0")
+    if not limits.keys() <= set(Limits.__slots__) or not all(
+        type(n) is int and n > 0 for n in limits.values()
+    ):
+        raise ConfigurationError(
+            f"endpoint file {name}: limits: expected body_bytes and pixels, whole numbers above 0"
+        )
     if "profile" in content:
         ServerProfile.parse(content["profile"])
     if not CODEC.fullmatch(content.get("codec", "lossless")):
-        raise ConfigurationError(f"endpoint file {name}: codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING")
+        raise ConfigurationError(
+            f"endpoint file {name}: codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING"
+        )
     try:
         json.dumps(content.get("options"), allow_nan=False)
     except (TypeError, ValueError) as error:  # TOML knows dates
-        raise ConfigurationError(f"endpoint file {name}: options: {error}; expected what JSON can say") from error
+        raise ConfigurationError(
+            f"endpoint file {name}: options: {error}; expected what JSON can say"
+        ) from error
     found = Found(**{key: content[key] for key in Found.__slots__ if key in content})
-    return own | {"labels": tuple(content.get("labels", ())), "limits": Limits(**limits), "found": found}
+    return own | {
+        "labels": tuple(content.get("labels", ())),
+        "limits": Limits(**limits),
+        "found": found,
+    }
 
 
 def _split(url: str) -> SplitResult:
     """Check a URL without ever repeating more of it than host and path."""
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
-        valid = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = (
+            parts is not None
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
     except ValueError:  # a port that is no number, a broken IPv6 address
         parts, valid = None, False
     if parts is None or not valid or not url.isprintable() or " " in url:
-        shown = "" if isinstance(url, str) and ("@" in url or "?" in url) else f" got {str(url)[:100]!r},"
-        raise ConfigurationError(f"endpoint URL:{shown} expected http://HOST[:PORT][/PATH] or https://...")
+        shown = (
+            ""
+            if isinstance(url, str) and ("@" in url or "?" in url)
+            else f" got {str(url)[:100]!r},"
+        )
+        raise ConfigurationError(
+            f"endpoint URL:{shown} expected http://HOST[:PORT][/PATH] or https://..."
+        )
     if "@" in parts.netloc:
-        raise ConfigurationError("endpoint URL: got a user or password in it, expected none; use api_key= instead")
+        raise ConfigurationError(
+            "endpoint URL: got a user or password in it, expected none; use api_key= instead"
+        )
     if parts.fragment:
-        raise ConfigurationError("endpoint URL: got a #fragment, which is never sent, expected none; remove it")
+        raise ConfigurationError(
+            "endpoint URL: got a #fragment, which is never sent, expected none; remove it"
+        )
     return parts
 
 

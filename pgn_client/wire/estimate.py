@@ -21,7 +21,8 @@ class Estimate(NamedTuple):
     Attributes:
         images: how many would be sent, or answered by the local head.
         already_answered: how many are in the journal or the cache.
-        seconds: at least this long: the endpoint's own computing is not known before an image is sent.
+        seconds: at least this long: the endpoint's own computing is not known before an image is
+            sent.
     """
 
     images: int
@@ -30,7 +31,11 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    client: AdaptedClient, files: Sequence[Path], journal: PathLike | None = None, *, samples: int = 4
+    client: AdaptedClient,
+    files: Sequence[Path],
+    journal: PathLike | None = None,
+    *,
+    samples: int = 4,
 ) -> Estimate:
     """Plan a run without sending an image.
 
@@ -40,7 +45,11 @@ def estimate(
         journal: of an earlier run, if there is one.
         samples: pictures that are adapted and encoded here, to time the local work.
     """
-    known = {r["path"]: r["sha256"] for r in read_journal(Path(journal)) if r["label"]} if journal else {}
+    known = (
+        {r["path"]: r["sha256"] for r in read_journal(Path(journal)) if r["label"]}
+        if journal
+        else {}
+    )
     todo = [file for file in files if str(file) not in known or known[str(file)] != sha256_of(file)]
     each = seconds_each(client, todo[:samples])
     images = len(todo) - client.recorded(todo)
@@ -48,13 +57,15 @@ def estimate(
 
 
 def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float:
-    """Return the seconds that each picture takes at least: local work, a round trip, or the client's own limits.
+    """Return the seconds that each picture takes at least: local work, a round trip, or the
+    client's own limits.
 
     Args:
         client: asks the endpoint for its model card once, which carries no image and is timed.
         samples: pictures that are adapted and encoded here.
     """
-    for picture in samples[:1]:  # the first one also pays for loading torch and the checkpoint: not a cost of each
+    # the first one also pays for loading torch and the checkpoint: not a cost of each
+    for picture in samples[:1]:
         with contextlib.suppress(PGNError):
             client.adapt(picture)
     started = time.perf_counter()

@@ -1,7 +1,9 @@
-"""The decisions of one call, without I/O: a generator says Send or Sleep, and is sent what came of it.
+"""The decisions of one call, without I/O: a generator says Send or Sleep, and is sent what came of
+it.
 
-The synchronous and the asynchronous client drive the same generator (the idea of httpx's ``auth_flow``), and a test
-drives it with a list. At the end stands what makes a thread keep to such a deadline while httpx has it.
+The synchronous and the asynchronous client drive the same generator (the idea of httpx's
+``auth_flow``), and a test drives it with a list. At the end stands what makes a thread keep to such
+a deadline while httpx has it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,14 @@ from pgn_client.types import Answer
 from pgn_client.version import __version__
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.ledger import Account
-from pgn_client.wire.protocols import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.wire.protocols import (
+    Described,
+    MalformedAnswerError,
+    Payload,
+    Protocol,
+    WireRequest,
+    WireResponse,
+)
 from pgn_client.wire.protocols.base import excerpt
 from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
@@ -64,9 +73,9 @@ class Broken:
     """What came instead of a response.
 
     Attributes:
-        kind: ``late`` (the deadline passed), ``unsent`` (it passed before a connection stood), ``unreached`` (no
-            connection), ``cut`` (broke after the connection stood), ``refused`` (cannot work, for example a bad
-            certificate) or ``garbled`` (unreadable, or endless).
+        kind: ``late`` (the deadline passed), ``unsent`` (it passed before a connection stood),
+            ``unreached`` (no connection), ``cut`` (broke after the connection stood), ``refused``
+            (cannot work, for example a bad certificate) or ``garbled`` (unreadable, or endless).
         reason: for the message, whole and as it came.
     """
 
@@ -137,7 +146,9 @@ class Exchange:
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
-                response = yield from self.fetch(protocol, self._encode(protocol, image), picture=True)
+                response = yield from self.fetch(
+                    protocol, self._encode(protocol, image), picture=True
+                )
         finally:
             if self.carried and not self.counted:
                 self.account.asked()
@@ -147,7 +158,8 @@ class Exchange:
         return self._decode(response, protocol), protocol
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
-        """Ask what speaks at the URL, one candidate after the other, with requests that carry no picture.
+        """Ask what speaks at the URL, one candidate after the other, with requests that carry no
+        picture.
 
         Args:
             candidates: wire formats that may be spoken there.
@@ -157,7 +169,8 @@ class Exchange:
             AuthenticationError: 401 or 403 to the first question.
             EndpointError: nobody answers, or only "later", or a redirect.
         """
-        said: dict[tuple[str, str], WireResponse] = {}  # several wire formats have a question in common
+        # several wire formats have a question in common
+        said: dict[tuple[str, str], WireResponse] = {}
         for candidate in candidates:
             asking: Protocol | None = candidate
             while asking is not None and (question := asking.describe()) is not None:
@@ -168,13 +181,17 @@ class Exchange:
                 response = said[key]
                 if asking is candidates[0] and _decisive(response.status):
                     raise self.refusal(response, asking)
-                found = self._understood(asking, response, sure=candidate is otherwise or asking is not candidate)
+                found = self._understood(
+                    asking, response, sure=candidate is otherwise or asking is not candidate
+                )
                 if isinstance(found, Described):
                     return found
                 asking = found
         return Described(otherwise)
 
-    def _understood(self, asked: Protocol, response: WireResponse, *, sure: bool) -> Described | Protocol | None:
+    def _understood(
+        self, asked: Protocol, response: WireResponse, *, sure: bool
+    ) -> Described | Protocol | None:
         """Read the answer to a question; ``sure``: the wire format is known to be this one."""
         try:
             found = asked.described(response)
@@ -185,7 +202,11 @@ class Exchange:
             return found
         if not response.ok:
             raise self.refusal(response, asked)
-        text = f"not a description of a model in the protocol {asked.name!r}: {problem}; check the URL and protocol="
+        text = (
+            f"not a description of a model in the protocol {asked.name!r}: {problem}; "
+            "check the "
+            "URL and protocol="
+        )
         raise self._error(ProtocolMismatchError, text)
 
     def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
@@ -196,10 +217,14 @@ class Exchange:
             (image.pixels, limits.pixels, "pixels"),
         ):
             if limit is not None and got > limit:
-                raise ImageError(f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}")
+                raise ImageError(
+                    f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}"
+                )
         return request
 
-    def fetch(self, protocol: Protocol, request: WireRequest, *, picture: bool = False) -> Steps[WireResponse]:
+    def fetch(
+        self, protocol: Protocol, request: WireRequest, *, picture: bool = False
+    ) -> Steps[WireResponse]:
         """Send until there is a response that no retry would better."""
         failures: list[int | None] = []
         while True:
@@ -210,7 +235,9 @@ class Exchange:
             outcome = yield from self._send(protocol, request, picture=picture)
             if isinstance(outcome, WireResponse):
                 self.request_id = self._request_id(outcome)
-                self.rates |= {k: self._shown(v) for k, v in outcome.headers.items() if RATE.match(k)}
+                self.rates |= {
+                    k: self._shown(v) for k, v in outcome.headers.items() if RATE.match(k)
+                }
                 if outcome.ok:
                     return outcome
             elif outcome is not None:
@@ -225,7 +252,9 @@ class Exchange:
                 raise self._broken(outcome)
 
     def _send(self, protocol: Protocol, request: WireRequest, *, picture: bool) -> Steps[Outcome]:
-        """Send once; a picture is written down as spent before that, and given back if it never left."""
+        """Send once; a picture is written down as spent before that, and given back if it never
+        left.
+        """
         step = self._next(request)
         if picture:
             self.account.reserve()
@@ -234,7 +263,11 @@ class Exchange:
         self.attempts += 1
         started = self.clocks.monotonic()
         outcome = yield step
-        if picture and isinstance(outcome, Broken) and outcome.kind in ("unsent", "unreached", "refused"):
+        if (
+            picture
+            and isinstance(outcome, Broken)
+            and outcome.kind in ("unsent", "unreached", "refused")
+        ):
             self.account.release()
             self.carried -= 1
         self._tell(protocol, request, outcome, self.clocks.monotonic() - started)
@@ -263,10 +296,18 @@ class Exchange:
             headers["idempotency-key"] = self.key
         return Send(replace(request, headers=headers), remaining)
 
-    def _tell(self, protocol: Protocol, request: WireRequest, outcome: Outcome, seconds: float) -> None:
+    def _tell(
+        self, protocol: Protocol, request: WireRequest, outcome: Outcome, seconds: float
+    ) -> None:
         """Log one request, in words and as fields; neither pictures nor credentials are in it."""
         status = outcome.status if isinstance(outcome, WireResponse) else None
-        said = status if status is not None else outcome.kind if isinstance(outcome, Broken) else "no answer"
+        said = (
+            status
+            if status is not None
+            else outcome.kind
+            if isinstance(outcome, Broken)
+            else "no answer"
+        )
         fields = {
             "endpoint": self.endpoint.name,
             "protocol": protocol.name,
@@ -278,7 +319,11 @@ class Exchange:
             "bytes": len(request.body),
             "request_id": self._request_id(outcome) if isinstance(outcome, WireResponse) else None,
         }
-        _log.info("%(method)s %(endpoint)s: %(outcome)s, attempt %(attempt)d, %(seconds).3f s", fields, extra=fields)
+        _log.info(
+            "%(method)s %(endpoint)s: %(outcome)s, attempt %(attempt)d, %(seconds).3f s",
+            fields,
+            extra=fields,
+        )
 
     def _check(self, broken: Broken) -> None:
         """Raise at once what no retry can better."""
@@ -287,9 +332,13 @@ class Exchange:
         if broken.kind == "refused":
             raise self._broken(broken)
         if broken.kind == "garbled":
-            raise self._error(ProtocolMismatchError, f"unreadable answer: {self._shown(broken.reason)}")
+            raise self._error(
+                ProtocolMismatchError, f"unreadable answer: {self._shown(broken.reason)}"
+            )
 
-    def _wait(self, protocol: Protocol, failures: list[int | None], outcome: Outcome, *, picture: bool) -> float | None:
+    def _wait(
+        self, protocol: Protocol, failures: list[int | None], outcome: Outcome, *, picture: bool
+    ) -> float | None:
         response = outcome if isinstance(outcome, WireResponse) else None
         decision = self.policy.decide(
             failures,
@@ -316,11 +365,17 @@ class Exchange:
         except MalformedAnswerError as error:
             problem = error.tell(self.endpoint.credential.redact)
         # raised out here, so that the error drags no context along that holds the whole body
-        text = f"not an answer of the protocol {protocol.name!r}: {problem}; check the URL and protocol="
+        text = (
+            f"not an answer of the protocol {protocol.name!r}: {problem}; check the URL and "
+            "protocol="
+        )
         raise self._error(ProtocolMismatchError, text)
 
     def _late(self) -> EndpointError:
-        text = f"no complete answer within {self.timeout:g} s ({_times(self.attempts)}); raise timeout= to wait longer"
+        text = (
+            f"no complete answer within {self.timeout:g} s ({_times(self.attempts)}); raise "
+            "timeout= to wait longer"
+        )
         return self._error(TimedOutError, text)
 
     def _broken(self, broken: Broken | None) -> EndpointError:
@@ -330,11 +385,15 @@ class Exchange:
         elif broken and broken.kind == "refused" and "certificate" in reason.lower():
             what = "no trusted connection"
             remedy = (
-                "name the authority of its certificate, or a certificate of yours, in http= (--ca-file, --client-cert)"
+                "name the authority of its certificate, or a certificate of yours, in http= "
+                "(--ca-file, --client-cert)"
             )
         else:
             what, remedy = "cannot connect", "check the URL, and that the server is running"
-        return self._error(ConnectionFailedError, f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}")
+        return self._error(
+            ConnectionFailedError,
+            f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}",
+        )
 
     def refusal(self, response: WireResponse, protocol: Protocol) -> StatusError:
         """Return the error that a response without success is."""
@@ -351,14 +410,24 @@ class Exchange:
 
     def _error(self, kind: type[EndpointError], text: str) -> EndpointError:
         name = self.endpoint.name
-        return kind(f"{name}: {text}", endpoint=name, attempts=self.attempts, request_id=self.request_id)
+        return kind(
+            f"{name}: {text}", endpoint=name, attempts=self.attempts, request_id=self.request_id
+        )
 
     def _shown(self, text: str) -> str:
-        """Return what a server or httpx said as it may be shown: short, on one line, without the key."""
+        """Return what a server or httpx said as it may be shown: short, on one line, without the
+        key.
+        """
         return excerpt(text, self.endpoint.credential.redact)
 
     def _request_id(self, response: WireResponse) -> str | None:
-        names = ("x-request-id", "x-amzn-requestid", "request-id", "apim-request-id", "x-amzn-trace-id")
+        names = (
+            "x-request-id",
+            "x-amzn-requestid",
+            "request-id",
+            "apim-request-id",
+            "x-amzn-trace-id",
+        )
         found = next((response.headers[name] for name in names if response.headers.get(name)), None)
         return found and self._shown(found)
 
@@ -367,13 +436,19 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
     """Return the error of a status that is no success, and what it means to the caller."""
     status = response.status
     if status in (401, 403):
-        return AuthenticationError, "the key is missing, wrong or not allowed to do this; check api_key or PGN_API_KEY"
+        return AuthenticationError, (
+            "the key is missing, wrong or not allowed to do this; check api_key or PGN_API_KEY"
+        )
     if status == 429:
-        return RateLimitedError, "too many requests; set requests_per_second or a lower max_concurrency"
+        return RateLimitedError, (
+            "too many requests; set requests_per_second or a lower max_concurrency"
+        )
     if status >= 500:
         return ServerError, "the endpoint failed"
     if 300 <= status < 400:
-        return InvalidRequestError, "the endpoint redirects, and pictures are not sent on; use its final URL"
+        return InvalidRequestError, (
+            "the endpoint redirects, and pictures are not sent on; use its final URL"
+        )
     if status == 404:
         return InvalidRequestError, "nothing there; check the URL's path and the protocol"
     if status == 413:
@@ -382,7 +457,9 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
 
 
 def _decisive(status: int) -> bool:
-    """Whether an answer to "who is there?" ends the search: a refused key, a redirect, or "later"."""
+    """Whether an answer to "who is there?" ends the search: a refused key, a redirect, or
+    "later".
+    """
     return status in (401, 403) or 300 <= status < 400 or status in RETRYABLE - {409, 500}
 
 

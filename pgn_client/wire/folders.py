@@ -1,7 +1,9 @@
-"""Whole folders: predictions to a JSON Lines journal, adapted pictures to a mirrored tree; both resume.
+"""Whole folders: predictions to a JSON Lines journal, adapted pictures to a mirrored tree; both
+resume.
 
-A journal line is written at once and completely, so that whatever ends the process costs at most the pictures that
-were on their way. A rerun pays for nothing that is in the journal: same path, same bytes, with a label.
+A journal line is written at once and completely, so that whatever ends the process costs at most
+the pictures that were on their way. A rerun pays for nothing that is in the journal: same path,
+same bytes, with a label.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class FileResult(NamedTuple):
     """One file's line in the journal.
 
     Attributes:
-        record: ``path, label, score, scores, sha256, attempts, error``; a failed file has no label, but an error.
+        record: ``path, label, score, scores, sha256, attempts, error``; a failed file has no label,
+            but an error.
         resumed: whether an earlier run had written it.
     """
 
@@ -60,12 +63,15 @@ class AdaptedFile(NamedTuple):
     error: PGNError | None
 
 
-def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLike) -> Iterator[FileResult]:
-    """Classify files into a journal, one JSON line per file, and yield each result in the order of ``files``.
+def predict_files(
+    client: AdaptedClient, files: Sequence[Path], journal: PathLike
+) -> Iterator[FileResult]:
+    """Classify files into a journal, one JSON line per file, and yield each result in the order of
+    ``files``.
 
-    A file whose line is there already, for the same bytes and with a label, is not sent again; failed ones are. What
-    the predictions depend on (endpoint, model, checkpoint, fusion) is kept beside the journal in
-    ``JOURNAL.journal.json``, so that lines of two setups are never mixed.
+    A file whose line is there already, for the same bytes and with a label, is not sent again;
+    failed ones are. What the predictions depend on (endpoint, model, checkpoint, fusion) is kept
+    beside the journal in ``JOURNAL.journal.json``, so that lines of two setups are never mixed.
 
     Args:
         client: is not closed.
@@ -73,8 +79,8 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
         journal: the JSON Lines file; complete and in order when the iterator is exhausted.
 
     Raises:
-        ConfigurationError: the journal belongs to another setup, is no journal, cannot be written, or is being
-            written by another run.
+        ConfigurationError: the journal belongs to another setup, is no journal, cannot be written,
+            or is being written by another run.
         PGNError: what concerns every file; see ``AdaptedClient.classify_many``.
     """
     path = Path(journal)
@@ -85,7 +91,8 @@ def predict_files(client: AdaptedClient, files: Sequence[Path], journal: PathLik
 
 def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterator[FileResult]:
     known = {record["path"]: record for record in read_journal(path) if record["label"] is not None}
-    write_lines(path, (line_of(record) for record in known.values()))  # a torn or failed line is gone for good
+    # a torn or failed line is gone for good
+    write_lines(path, (line_of(record) for record in known.values()))
     plan: deque[tuple[Path, str | None, Record | None]] = deque()
     written: list[Record] = []
 
@@ -127,10 +134,12 @@ def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Re
 
 
 def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterator[AdaptedFile]:
-    """Write what would be sent for each picture of ``source`` as PNG into a mirrored tree; nothing is sent.
+    """Write what would be sent for each picture of ``source`` as PNG into a mirrored tree; nothing
+    is sent.
 
-    A picture that an earlier run adapted from the same bytes with the same checkpoint is skipped; that is noted in
-    ``TARGET/adapted.jsonl``. Each PNG appears under its name only when it is complete.
+    A picture that an earlier run adapted from the same bytes with the same checkpoint is skipped;
+    that is noted in ``TARGET/adapted.jsonl``. Each PNG appears under its name only when it is
+    complete.
 
     Args:
         adapter: for example a ``PromptAdapter``.
@@ -144,10 +153,16 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
     files = find_images(source)
     targets = _targets(files, _base(root, files, out), out)
     if {file.parent.resolve() for file in files} & {file.parent.resolve() for file in targets}:
-        raise ConfigurationError(f"output folder: got {out}, which holds the pictures themselves; choose another")
+        raise ConfigurationError(
+            f"output folder: got {out}, which holds the pictures themselves; choose another"
+        )
     out.mkdir(parents=True, exist_ok=True)
     journal, checkpoint = out / "adapted.jsonl", adapter.info.get("fingerprint")
-    done = {r["path"]: r for r in read_journal(journal) if r["label"] == "adapted" and r["checkpoint"] == checkpoint}
+    done = {
+        r["path"]: r
+        for r in read_journal(journal)
+        if r["label"] == "adapted" and r["checkpoint"] == checkpoint
+    }
     write_lines(journal, (line_of(record) for record in done.values()))
     todo = zip(files, targets, strict=True)
     with opened(journal) as log:
@@ -179,17 +194,23 @@ def _adapt_chunk(
 
 
 def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
-    """Return the folder that the tree mirrors, after checking that the output does not overlap with a given one."""
+    """Return the folder that the tree mirrors, after checking that the output does not overlap with
+    a given one.
+    """
     if root.is_dir():
         inside, outside = root.resolve(), out.resolve()
         if inside == outside or inside in outside.parents or outside in inside.parents:
-            raise ConfigurationError(f"output folder: got {out}, expected one that does not overlap with {root}")
+            raise ConfigurationError(
+                f"output folder: got {out}, expected one that does not overlap with {root}"
+            )
         return root
     return Path(os.path.commonpath([file.absolute().parent for file in files]))
 
 
 def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
-    """Return one PNG name per file: ``a.png`` for ``a.jpg``, or ``a.jpg.png`` where another file is called ``a``."""
+    """Return one PNG name per file: ``a.png`` for ``a.jpg``, or ``a.jpg.png`` where another file is
+    called ``a``.
+    """
     names: dict[Path, Path] = {}
     taken: set[Path] = set()
     for file in sorted(files, key=lambda path: path.suffix != ".png"):  # a PNG keeps its name

@@ -1,4 +1,6 @@
-"""How connections are made: TLS, proxies, headers, client certificates, under the names that httpx gives them."""
+"""How connections are made: TLS, proxies, headers, client certificates, under the names that httpx
+gives them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class HttpOptions:
     """Checked arguments of ``httpx.Client``; what they hold is shown nowhere.
 
     Args:
-        given: any of ``verify`` (an ``ssl.SSLContext`` or a bool), ``cert``, ``proxy``, ``headers`` and ``auth``.
+        given: any of ``verify`` (an ``ssl.SSLContext`` or a bool), ``cert``, ``proxy``, ``headers``
+            and ``auth``.
 
     Raises:
         ConfigurationError: another name, or a value of a wrong type.
@@ -28,11 +31,17 @@ class HttpOptions:
         unknown = sorted(set(given or {}) - set(NAMES))
         if unknown:
             raise ConfigurationError(f"http: got {', '.join(unknown)}, expected {', '.join(NAMES)}")
-        self._arguments = {name: value for name, value in (given or {}).items() if name != "headers"}
+        self._arguments = {
+            name: value for name, value in (given or {}).items() if name != "headers"
+        }
         headers = (given or {}).get("headers") or {}
-        texts = isinstance(headers, Mapping) and all(isinstance(x, str) for pair in headers.items() for x in pair)
+        texts = isinstance(headers, Mapping) and all(
+            isinstance(x, str) for pair in headers.items() for x in pair
+        )
         if not texts:
-            raise ConfigurationError("http: headers: expected a mapping of names to values, all of them texts")
+            raise ConfigurationError(
+                "http: headers: expected a mapping of names to values, all of them texts"
+            )
         self.headers: dict[str, str] = dict(headers)
 
     def __repr__(self) -> str:
@@ -43,12 +52,18 @@ class HttpOptions:
         return dict(self._arguments)
 
     def secrets(self) -> Iterator[str]:
-        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain connection carry it.
+        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain
+        connection carry it.
 
-        Of an ``auth`` that is no pair of texts nothing is known but that it authorises: an empty secret.
+        Of an ``auth`` that is no pair of texts nothing is known but that it authorises: an empty
+        secret.
         """
         auth = self._arguments.get("auth")
-        if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str | bytes) for part in auth):
+        if (
+            isinstance(auth, tuple)
+            and len(auth) == 2
+            and all(isinstance(part, str | bytes) for part in auth)
+        ):
             user, password = (part.encode() if isinstance(part, str) else part for part in auth)
             yield from (password.decode("latin-1"), password.decode("utf-8", "replace"))
             yield base64.b64encode(user + b":" + password).decode()

@@ -88,12 +88,20 @@ async def chunks_async(
 
 
 def ends_all(result: object) -> PGNError | None:
-    """Return the error of a picture's result that concerns every other picture too: a refused key, a wrong set-up."""
+    """Return the error of a picture's result that concerns every other picture too: a refused key,
+    a wrong set-up.
+    """
     wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
-    return result.error if isinstance(result, ImageFailure) and isinstance(result.error, wrong) else None
+    return (
+        result.error
+        if isinstance(result, ImageFailure) and isinstance(result.error, wrong)
+        else None
+    )
 
 
-def prepare_each(adapter: Adapter | None, images: Sequence[Image.Image | PGNError]) -> list[Prepared | PGNError]:
+def prepare_each(
+    adapter: Adapter | None, images: Sequence[Image.Image | PGNError]
+) -> list[Prepared | PGNError]:
     """Adapt pictures together; one that fails, now or before, leaves the others alone.
 
     Raises:

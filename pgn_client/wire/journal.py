@@ -1,4 +1,6 @@
-"""A journal of predictions: JSON Lines that survive whatever ends the process, and one writer at a time."""
+"""A journal of predictions: JSON Lines that survive whatever ends the process, and one writer at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ Record = dict[str, Any]
 
 def record_of(source: Path, digest: str | None, result: Prediction | ImageFailure) -> Record:
     """Return the record of one file: its prediction, or why there is none."""
-    record: Record = {"path": str(source), "label": None, "score": None, "scores": None, "sha256": digest}
+    record: Record = {
+        "path": str(source),
+        "label": None,
+        "score": None,
+        "scores": None,
+        "sha256": digest,
+    }
     if isinstance(result, ImageFailure):
         attempts = result.error.attempts if isinstance(result.error, EndpointError) else 0
         return {**record, "attempts": attempts, "error": str(result.error)}
@@ -44,14 +52,16 @@ def pin(journal: Path, setup: Mapping[str, Any]) -> None:
         earlier = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigurationError(
-            f"{journal}: exists, and {beside.name} does not say what made it; remove it or choose another file"
+            f"{journal}: exists, and {beside.name} does not say what made it; remove it or choose "
+            "another file"
         ) from None
     differ = sorted(key for key in {*earlier, *setup} if earlier.get(key) != setup.get(key))
     if differ and {record["label"] for record in read_journal(journal)} == {None}:
         write_lines(beside, [json.dumps(setup, indent=1, sort_keys=True) + "\n"])
     elif differ:
         raise ConfigurationError(
-            f"{journal}: was made with another {' and '.join(differ)} (then {_brief(earlier.get(differ[0]))}, now "
+            f"{journal}: was made with another {' and '.join(differ)} (then "
+            f"{_brief(earlier.get(differ[0]))}, now "
             f"{_brief(setup.get(differ[0]))}); choose another --out, or remove it to start again"
         )
 
@@ -76,11 +86,15 @@ def read_journal(journal: Path) -> Iterator[Record]:
             if complete:
                 yield record
             elif line.endswith(b"\n"):
-                raise ConfigurationError(f"{journal}: line {number} is no prediction; remove it or choose another file")
+                raise ConfigurationError(
+                    f"{journal}: line {number} is no prediction; remove it or choose another file"
+                )
 
 
 def sha256_of(file: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes; None when it cannot be read, which the client will explain."""
+    """Return the SHA-256 of a file's bytes; None when it cannot be read, which the client will
+    explain.
+    """
     try:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -110,7 +124,9 @@ def only_writer(journal: Path) -> Iterator[None]:
 
 
 def opened(path: Path, shown: Path | None = None) -> IO[str]:
-    """Open a file to append to; an error names ``shown``, where that is the file that the user knows."""
+    """Open a file to append to; an error names ``shown``, where that is the file that the user
+    knows.
+    """
     try:
         return path.open("a", encoding="utf-8")
     except OSError as error:

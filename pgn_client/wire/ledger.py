@@ -1,8 +1,8 @@
 """Images and money spent, with a hard cap that holds over threads, processes, crashes and restarts.
 
-What counts against a budget is every time that an image is sent, retries included: the provider may bill each of them.
-It is written down before the image is sent, so that whatever ends the process leaves it counted; only what provably
-never left this machine is given back.
+What counts against a budget is every time that an image is sent, retries included: the provider may
+bill each of them. It is written down before the image is sent, so that whatever ends the process
+leaves it counted; only what provably never left this machine is given back.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pgn_client.types import Usage
 
 
 class Ledger:
-    """How often images were sent to each endpoint, and what that cost (SQLite); a file outlives its process.
+    """How often images were sent to each endpoint, and what that cost (SQLite); a file outlives its
+    process.
 
-    Safe to use from several threads, and the file from several processes: all that spend together keep to one budget.
+    Safe to use from several threads, and the file from several processes: all that spend together
+    keep to one budget.
 
     Args:
         path: the database file, made if missing; None keeps the ledger in memory.
@@ -35,13 +37,20 @@ class Ledger:
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
         with self._telling():
-            self._db = sqlite3.connect(self._name, check_same_thread=False, timeout=30.0, isolation_level=None)
+            self._db = sqlite3.connect(
+                self._name, check_same_thread=False, timeout=30.0, isolation_level=None
+            )
         weakref.finalize(self, self._db.close)  # of one that nobody closes
         try:
             with self._telling():
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")  # money: also a power cut loses no image
-                columns = "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER NOT NULL, cost REAL NOT NULL"
+                # money: also a power cut loses no image
+                self._db.execute("PRAGMA synchronous = FULL")
+                columns = (
+                    "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER "
+                    "NOT NULL, "
+                    "cost REAL NOT NULL"
+                )
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS spent ({columns})")
         except ConfigurationError:
             self._db.close()
@@ -54,7 +63,9 @@ class Ledger:
             endpoint: its fingerprint, that of URL and model.
         """
         with self._telling(), self._lock:
-            row = self._db.execute("SELECT images, cost FROM spent WHERE endpoint = ?", (endpoint,)).fetchone()
+            row = self._db.execute(
+                "SELECT images, cost FROM spent WHERE endpoint = ?", (endpoint,)
+            ).fetchone()
         return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
 
     def reserve(self, endpoint: str, name: str, budget: int | None, price: float) -> None:
@@ -71,7 +82,9 @@ class Ledger:
         """
         with self._writing():
             if budget is not None:
-                row = self._db.execute("SELECT images FROM spent WHERE endpoint = ?", (endpoint,)).fetchone()
+                row = self._db.execute(
+                    "SELECT images FROM spent WHERE endpoint = ?", (endpoint,)
+                ).fetchone()
                 if (row[0] if row else 0) >= budget:
                     raise BudgetExceededError(row[0] if row else 0, budget)
             self._db.execute(
@@ -83,7 +96,9 @@ class Ledger:
     def release(self, endpoint: str, price: float) -> None:
         """Take back one image that never left this machine."""
         with self._writing():
-            change = "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?"
+            change = (
+                "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?"
+            )
             self._db.execute(change, (price, endpoint))
 
     def close(self) -> None:
@@ -92,7 +107,9 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold off all other writers, of other processes too, from before the first look to after the last change."""
+        """Hold off all other writers, of other processes too, from before the first look to after
+        the last change.
+        """
         with self._telling(), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -108,12 +125,14 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise ConfigurationError(
-                f"ledger: cannot use {self._name!r} ({error}); give a new file in an existing, writable folder"
+                f"ledger: cannot use {self._name!r} ({error}); give a new file in an existing, "
+                "writable folder"
             ) from error
 
 
 class Account:
-    """What one client, and the copies of it, spend at one endpoint. Safe to use from several threads.
+    """What one client, and the copies of it, spend at one endpoint. Safe to use from several
+    threads.
 
     Args:
         ledger: where it is written down.
@@ -127,13 +146,24 @@ class Account:
     """
 
     def __init__(
-        self, ledger: Ledger, endpoint: str, name: str, budget: int | None = None, price_per_image: float | None = None
+        self,
+        ledger: Ledger,
+        endpoint: str,
+        name: str,
+        budget: int | None = None,
+        price_per_image: float | None = None,
     ) -> None:
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
-            raise ConfigurationError(f"budget: got {budget!r}, expected a number of images, 0 or more, or None")
+        if budget is not None and (
+            isinstance(budget, bool) or not isinstance(budget, int) or budget < 0
+        ):
+            raise ConfigurationError(
+                f"budget: got {budget!r}, expected a number of images, 0 or more, or None"
+            )
         known = isinstance(price_per_image, int | float) and not isinstance(price_per_image, bool)
         if price_per_image is not None and not (known and 0 <= price_per_image < math.inf):
-            raise ConfigurationError(f"price_per_image: got {price_per_image!r}, expected 0 or more, or None")
+            raise ConfigurationError(
+                f"price_per_image: got {price_per_image!r}, expected 0 or more, or None"
+            )
         self.ledger, self.budget, self.price = ledger, budget, price_per_image
         self._endpoint, self._name = endpoint, name
         self._lock = threading.Lock()
@@ -180,4 +210,6 @@ class Account:
         """What the client has used so far."""
         with self._lock:
             cost = None if self.price is None else self._billable * self.price
-            return Usage(self._images, self._requests, self._retries, self._bytes, cost, self._billable)
+            return Usage(
+                self._images, self._requests, self._retries, self._bytes, cost, self._billable
+            )

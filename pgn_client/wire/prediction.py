@@ -1,4 +1,6 @@
-"""From an endpoint's answer to a prediction, and from its description to whether a checkpoint was made for it."""
+"""From an endpoint's answer to a prediction, and from its description to whether a checkpoint was
+made for it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Upload:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What pictures are adapted with, opened at the first use; shared by copies of a client that keep it."""
+    """What pictures are adapted with, opened at the first use; shared by copies of a client that
+    keep it.
+    """
 
     source: str | os.PathLike[str] | Adapter | None
     adapter: Adapter | None = None
@@ -85,8 +89,8 @@ def ranked(
 
     Args:
         labels: S names.
-        scores: (S,) probabilities, or log-probabilities where ``log``: two of these that differ may round to the same
-            probability, and must still be ranked as they are.
+        scores: (S,) probabilities, or log-probabilities where ``log``: two of these that differ may
+            round to the same probability, and must still be ranked as they are.
         source: Who answered.
         reply: What the answer took.
         log: Whether scores are log-probabilities.
@@ -99,7 +103,9 @@ def ranked(
 
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
-    """Warn, once, where an answer holds fewer labels than the checkpoint's mapping was fitted on."""
+    """Warn, once, where an answer holds fewer labels than the checkpoint's mapping was fitted
+    on.
+    """
     if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
     card, mapping = checkpoint.adapter.info, checkpoint.adapter.mapping
@@ -109,7 +115,8 @@ def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answe
         return
     checkpoint.warned = True
     _log.warning(
-        "%s answers %d labels, the mapping was fitted on %d: answers are misread; ask for all of them, "
+        "%s answers %d labels, the mapping was fitted on %d: answers are misread; ask for all "
+        "of them, "
         "train with --top-k, or fit the mapping to this endpoint with pgn map --ckpt",
         endpoint.name,
         len(answer.labels),
@@ -123,26 +130,37 @@ def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) 
     Raises:
         CheckpointError: made for another backbone, input size or preprocessing.
     """
-    if card.get("method") == "raw":  # pictures go as they are, to any model whose labels the mapping reads
+    # pictures go as they are, to any model whose labels the mapping reads
+    if card.get("method") == "raw":
         return
     backbone: Mapping[str, Any] = card.get("backbone") or {}
     made_for = (
-        ("patch embedding", backbone.get("patch_embedding_sha256"), info and info.patch_embedding_sha256),
+        (
+            "patch embedding",
+            backbone.get("patch_embedding_sha256"),
+            info and info.patch_embedding_sha256,
+        ),
         ("input size", backbone.get("input_size"), info and info.input_size),
         ("profile", card.get("profile"), endpoint.found.profile or (info and info.profile)),
     )
     for what, expected, got in made_for:
         if expected is not None and got is not None and str(expected) != str(got):
-            said, name = (excerpt(str(text), endpoint.credential.redact) for text in (got, info.name if info else got))
+            said, name = (
+                excerpt(str(text), endpoint.credential.redact)
+                for text in (got, info.name if info else got)
+            )
             remedy = f"--profile {said}" if what == "profile" else f"--backbone {name}"
             raise CheckpointError(
-                f"the checkpoint was made for another model: {what} of {endpoint.name}: got {said}, "
+                f"the checkpoint was made for another model: {what} of {endpoint.name}: got "
+                f"{said}, "
                 f"expected {expected} "
-                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with {remedy}"
+                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with "
+                f"{remedy}"
             )
     if made_for[0][1] is None or made_for[0][2] is None:
         who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
         _log.warning(
-            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the model is unverified",
+            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the "
+            "model is unverified",
             who,
         )

@@ -13,14 +13,18 @@ class Pacer:
     ``max(1 / per_second, n / bytes_per_second)`` seconds.
     """
 
-    def __init__(self, per_second: float | None = None, bytes_per_second: float | None = None) -> None:
+    def __init__(
+        self, per_second: float | None = None, bytes_per_second: float | None = None
+    ) -> None:
         self._gap = 1.0 / per_second if per_second else 0.0
         self._per_byte = 1.0 / bytes_per_second if bytes_per_second else 0.0
         self._next = -math.inf
         self._lock = threading.Lock()
 
     def wait(self, now: float, size: int = 0) -> float:
-        """Take the next free slot for a request with ``size`` body bytes, and return the seconds until it."""
+        """Take the next free slot for a request with ``size`` body bytes, and return the seconds
+        until it.
+        """
         with self._lock:
             slot = max(now, self._next)
             self._next = slot + self.seconds(size)

@@ -1,4 +1,6 @@
-"""What is known of the model behind an endpoint: who it is, how it is spoken to, and what is recorded of it."""
+"""What is known of the model behind an endpoint: who it is, how it is spoken to, and what is
+recorded of it.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,20 @@ class Discovery:
 
     Attributes:
         endpoint: with the limits that it told.
-        key: of what is recorded of it: other labels or options are another question, with other answers.
+        key: of what is recorded of it: other labels or options are another question, with other
+            answers.
         protocol: what it speaks, once that is known.
         info: what it says about its model.
         asked: whether it has said what it says.
         failure: of the last attempt to ask.
-        recalled: what the cache remembers of the model, while the endpoint is out of reach or is not to be asked.
+        recalled: what the cache remembers of the model, while the endpoint is out of reach or is
+            not to be asked.
         closed: whether the client that owns the connections is.
         rates: headers about limits of rate, as they came last.
 
     Raises:
-        ConfigurationError: recorded answers are to be replayed, and there are none of this endpoint.
+        ConfigurationError: recorded answers are to be replayed, and there are none of this
+            endpoint.
     """
 
     def __init__(self, endpoint: Endpoint, cache: AnswerCache | None) -> None:
@@ -61,7 +66,8 @@ class Discovery:
             self.recalled = self.recall()
             if self.recalled is None:
                 raise ConfigurationError(
-                    f"replay: got {cache.name}, in which no answer of {endpoint.name} to this question is recorded; "
+                    f"replay: got {cache.name}, in which no answer of {endpoint.name} to this "
+                    "question is recorded; "
                     "give the URL, model, protocol, labels and options of the recording"
                 )
 
@@ -69,8 +75,8 @@ class Discovery:
         """Whether nothing needs to be asked about the model before the first picture.
 
         Args:
-            before: the failure that was known when this call began. A newer one is shared by all who waited for it:
-                otherwise they would find it out again, one after the other.
+            before: the failure that was known when this call began. A newer one is shared by all
+                who waited for it: otherwise they would find it out again, one after the other.
             needed: whether somebody wants to know who the model is.
             for_info: whether the model's description is what is wanted.
 
@@ -96,7 +102,8 @@ class Discovery:
     def settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
         """Find out what is spoken, and what the model says of itself.
 
-        Where nobody can be reached, recorded answers of the model that was last seen there can still be given.
+        Where nobody can be reached, recorded answers of the model that was last seen there can
+        still be given.
         """
         try:
             found = yield from exchange.discover(*possible(self.endpoint))
@@ -122,7 +129,8 @@ class Discovery:
         answer, spoken = yield from exchange.ask(asked, payload)
         self.rates |= exchange.rates
         if asked.proven and self.protocol is not asked:
-            self.protocol = asked  # another picture was refused at the same time, and not for the dialect
+            # another picture was refused at the same time, and not for the dialect
+            self.protocol = asked
         elif spoken is not asked and not asked.proven:
             self.protocol = spoken
         if self.cache is not None and not again:
@@ -151,25 +159,35 @@ class Discovery:
         return None
 
     def is_recorded(self, payload: Payload) -> bool:
-        """Whether the answer of the model that was last seen there is recorded; nobody is asked who is there now."""
+        """Whether the answer of the model that was last seen there is recorded; nobody is asked who
+        is there now.
+        """
         identity = self.recall()
-        return bool(identity is not None and self.cache and self.cache.get(self._key_of(payload, identity)))
+        return bool(
+            identity is not None and self.cache and self.cache.get(self._key_of(payload, identity))
+        )
 
     def recall(self) -> str | None:
-        """Return the identity of the model whose answers were recorded or used last, in the protocol that is named."""
+        """Return the identity of the model whose answers were recorded or used last, in the
+        protocol that is named.
+        """
         found = None if self.cache is None else self.cache.recall(self.key)
         spoken = json.loads(found)[-1].split()[0] if found else None
         return found if self.endpoint.protocol in ("auto", spoken) else None
 
     def _note(self, protocol: Protocol) -> None:
-        """Remember whose answers are used, and the dialect; a later run with the same cache goes on in it."""
+        """Remember whose answers are used, and the dialect; a later run with the same cache goes on
+        in it.
+        """
         identity = self._identity(protocol)
         if self.cache is not None and identity != self._noted:
             self.cache.remember(self.key, identity)
             self._noted = identity
 
     def _identity(self, protocol: Protocol) -> str:
-        """Return what tells this model, and the form of its answers, from another behind the same URL."""
+        """Return what tells this model, and the form of its answers, from another behind the same
+        URL.
+        """
         info = self.info or ModelInfo("")
         told = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
         return json.dumps([*told, protocol.dialect])
@@ -184,5 +202,8 @@ class Discovery:
 
     def _not_recorded(self, what: str) -> NotRecordedError:
         name, file = self.endpoint.name, self.cache.name if self.cache is not None else ""
-        text = f"{name}: {what} in {file}, and a replay asks nobody; record it with cache= (--cache {file})"
+        text = (
+            f"{name}: {what} in {file}, and a replay asks nobody; record it with cache= "
+            f"(--cache {file})"
+        )
         return NotRecordedError(text, endpoint=name, attempts=0)

@@ -1,4 +1,6 @@
-"""Whether to send a request again, and when. Pure: nothing here sleeps, reads a clock or draws randomness."""
+"""Whether to send a request again, and when. Pure: nothing here sleeps, reads a clock or draws
+randomness.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,17 @@ class Stop:
 class RetryPolicy:
     """Exponential backoff with a cap, a server's own wish first.
 
-    Retry n (0, 1, ...) waits ``min(cap, base * 2**n) * jitter`` with jitter in [0.75, 1], drawn by the caller. With
-    the defaults: 0.5, 1, 2, 4 s at most, so the four retries give a server 5.6 to 7.5 s to recover; the jitter keeps
-    many clients from coming back in the same instant.
+    Retry n (0, 1, ...) waits ``min(cap, base * 2**n) * jitter`` with jitter in [0.75, 1], drawn by
+    the caller. With the defaults: 0.5, 1, 2, 4 s at most, so the four retries give a server 5.6 to
+    7.5 s to recover; the jitter keeps many clients from coming back in the same instant.
 
-    Retried: 408, 409, 425, 429, 502, 503, 504, 529 and broken connections; 500 once only, because it more often means
-    "this picture makes me fail" than "try later"; never 501 and 505. ``x-should-retry: true | false`` wins over that.
+    Retried: 408, 409, 425, 429, 502, 503, 504, 529 and broken connections; 500 once only, because
+        it more often means
+    "this picture makes me fail" than "try later"; never 501 and 505. ``x-should-retry: true |
+    false`` wins over that.
 
-    A wait that the server asks for replaces the backoff. One above ``max_retry_after``, or any wait that passes the
-    deadline, ends the call at once: waiting would only delay the same error.
+    A wait that the server asks for replaces the backoff. One above ``max_retry_after``, or any wait
+    that passes the deadline, ends the call at once: waiting would only delay the same error.
 
     Attributes:
         max_retries: requests beyond the first.
@@ -69,12 +73,14 @@ class RetryPolicy:
         """Say what to do after the last of ``failures``.
 
         Args:
-            failures: statuses of all failed requests of this call, oldest first; None is a broken connection.
+            failures: statuses of all failed requests of this call, oldest first; None is a broken
+                connection.
             headers: of the last response, names in lower case.
             jitter: factor in [0.75, 1].
             now: wall clock, seconds since the epoch; for HTTP dates.
             remaining: seconds until the deadline.
-            hint: a wait in seconds that the protocol found in the body (Hugging Face's ``estimated_time``).
+            hint: a wait in seconds that the protocol found in the body (Hugging Face's
+                ``estimated_time``).
             retryable: the protocol's own opinion, where it has one.
         """
         if not self._worth(failures, headers, retryable):
@@ -83,13 +89,21 @@ class RetryPolicy:
             return Stop(f"{self.max_retries} retries used up" if self.max_retries else "")
         asked = wished_wait(headers, now) or hint
         if asked is not None and asked > self.max_retry_after:
-            return Stop(f"the endpoint asks to wait {asked:.0f} s, more than the {self.max_retry_after:.0f} s allowed")
+            return Stop(
+                f"the endpoint asks to wait {asked:.0f} s, more than the "
+                f"{self.max_retry_after:.0f} s allowed"
+            )
         seconds = asked or self.backoff(len(failures) - 1, jitter)
         if seconds >= remaining:
-            return Stop(f"a retry in {seconds:.1f} s would pass the deadline, {max(remaining, 0.0):.1f} s away")
+            return Stop(
+                f"a retry in {seconds:.1f} s would pass the deadline, "
+                f"{max(remaining, 0.0):.1f} s away"
+            )
         return Wait(seconds)
 
-    def _worth(self, failures: Sequence[int | None], headers: Mapping[str, str], retryable: bool | None) -> bool:
+    def _worth(
+        self, failures: Sequence[int | None], headers: Mapping[str, str], retryable: bool | None
+    ) -> bool:
         wish = headers.get("x-should-retry", "").strip().lower()
         if wish in ("true", "false"):
             return wish == "true"
@@ -104,7 +118,8 @@ class RetryPolicy:
 def wished_wait(headers: Mapping[str, str], now: float) -> float | None:
     """Return the positive number of seconds that a response asks to wait, or None.
 
-    Read in this order: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), ``ratelimit`` (IETF: ``;t=``).
+    Read in this order: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), ``ratelimit``
+        (IETF: ``;t=``).
     """
     waits = (
         _seconds(headers.get("retry-after-ms"), scale=1e-3),

@@ -1,6 +1,7 @@
-"""Everything of a client but the waiting: options, local work, what to send, how to read the answer.
+"""Everything of a client but the waiting: options, local work, what to send, how to read the
+answer.
 
-    picture -> adapter (local) -> PNG -> endpoint -> answer -> label mapping -> (fusion) -> Prediction
+    image -> adapter (local) -> PNG -> endpoint -> answer -> mapping -> (fusion) -> Prediction
 
 ``AdaptedClient`` and ``AsyncAdaptedClient`` inherit this and add only sending and sleeping.
 """
@@ -81,28 +82,45 @@ class Session(ABC):
         http: Mapping[str, Any] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
-        _check("max_concurrency", max_concurrency, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
-        for name, limit in (("requests_per_second", requests_per_second), ("bytes_per_second", bytes_per_second)):
+        _check(
+            "max_concurrency",
+            max_concurrency,
+            "a whole number, 1 or more",
+            lambda x: x >= 1 and x == int(x),
+        )
+        for name, limit in (
+            ("requests_per_second", requests_per_second),
+            ("bytes_per_second", bytes_per_second),
+        ):
             if limit is not None:
                 _check(name, limit, "a number above 0, or None", lambda x: 0 < x < math.inf)
         self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
         self._checkpoint = Checkpoint(pgn_ckpt)
         self._http_options, self._transport = HttpOptions(http), transport
         endpoint = _endpoint(url, protocol, model, labels)
-        endpoint = replace(endpoint, credential=_credential(api_key, self._http_options, endpoint.url))
+        endpoint = replace(
+            endpoint, credential=_credential(api_key, self._http_options, endpoint.url)
+        )
         open_protocol(endpoint)  # a wrong name or option is told now, not at the first picture
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
         self._clocks = Clocks()
         self._local_work = threading.Lock()
         self._closed = self._borrows = False
-        with contextlib.ExitStack() as opened:  # nothing stays open where a later argument cannot work
-            book = ledger if isinstance(ledger, Ledger) else opened.enter_context(contextlib.closing(Ledger(ledger)))
+        # nothing stays open where a later argument cannot work
+        with contextlib.ExitStack() as opened:
+            book = (
+                ledger
+                if isinstance(ledger, Ledger)
+                else opened.enter_context(contextlib.closing(Ledger(ledger)))
+            )
             fingerprint = endpoint_key(endpoint.url, endpoint.model)
             self._account = Account(book, fingerprint, endpoint.name, budget, price_per_image)
             self._cache = cache if isinstance(cache, AnswerCache) else None
             if cache is not None and self._cache is None:
-                self._cache = opened.enter_context(contextlib.closing(AnswerCache(cast("str", cache))))
+                self._cache = opened.enter_context(
+                    contextlib.closing(AnswerCache(cast("str", cache)))
+                )
             self._model = Discovery(endpoint, self._cache)
             self._open()
             self._opened = opened.pop_all()
@@ -117,13 +135,25 @@ class Session(ABC):
     ) -> None:
         """Check and keep the options in which copies may differ."""
         _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
-        _check("max_retries", max_retries, "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
+        _check(
+            "max_retries",
+            max_retries,
+            "a whole number, 0 or more",
+            lambda x: x >= 0 and x == int(x),
+        )
         if fusion not in ("auto", None):
             _check("fusion", fusion, '"auto", None, or a number in [0, 1]', lambda x: 0 <= x <= 1)
         if query_below is not None:
-            _check("query_below", query_below, "a probability in [0, 1], or None", lambda x: 0 <= x <= 1)
+            _check(
+                "query_below",
+                query_below,
+                "a probability in [0, 1], or None",
+                lambda x: 0 <= x <= 1,
+            )
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
-            raise ConfigurationError("fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None")
+            raise ConfigurationError(
+                "fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None"
+            )
         self.timeout, self._policy = float(timeout), RetryPolicy(max_retries=int(max_retries))
         self._fusion, self._query_below = fusion, query_below
 
@@ -138,8 +168,9 @@ class Session(ABC):
     ) -> Self:
         """Return a client with other options that shares all else with this one.
 
-        Shared are the connections, the limits of rate and concurrency, budget and usage, the cache, and what was
-        found out about the endpoint. Closing the copy closes none of it; closing this client ends the copy too.
+        Shared are the connections, the limits of rate and concurrency, budget and usage, the cache,
+        and what was found out about the endpoint. Closing the copy closes none of it; closing this
+        client ends the copy too.
 
         Args:
             pgn_ckpt: as of the constructor, like the others; what is left out stays as it is.
@@ -182,19 +213,27 @@ class Session(ABC):
         return self._account.usage
 
     def pace(self, size: int) -> float:
-        """Return for how long one picture of ``size`` bytes keeps the next one back, by the client's own limits."""
+        """Return for how long one picture of ``size`` bytes keeps the next one back, by the
+        client's own limits.
+        """
         return self._pacer.seconds(size)
 
     def recorded(self, images: Iterable[ImageSource]) -> int:
-        """Return how many of these pictures the cache could answer for the model that was last seen; sends nothing."""
+        """Return how many of these pictures the cache could answer for the model that was last
+        seen; sends nothing.
+        """
         if self._cache is None:
             return 0
-        jobs = (job for chunk in chunks(images, self.chunk) for job in self._jobs(chunk, always=True))
+        jobs = (
+            job for chunk in chunks(images, self.chunk) for job in self._jobs(chunk, always=True)
+        )
         return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
 
     @property
     def rate_limits(self) -> dict[str, str]:
-        """What the endpoint's last answers said of their limits of rate: headers, names in lower case."""
+        """What the endpoint's last answers said of their limits of rate: headers, names in lower
+        case.
+        """
         return dict(self._model.rates)
 
     @property
@@ -217,7 +256,9 @@ class Session(ABC):
             **({"asked": digest(*told)} if any(told) else {}),
             "endpoint": self.endpoint.mark,
             "model": self.endpoint.model,
-            "checkpoint": adapter.info.get("fingerprint", "unnamed") if adapter is not None else None,
+            "checkpoint": adapter.info.get("fingerprint", "unnamed")
+            if adapter is not None
+            else None,
             "fusion": self._fusion,
             "query_below": self._query_below,
         }
@@ -250,15 +291,20 @@ class Session(ABC):
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
         pixels = item.image.width * item.image.height
-        return Job(Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image, item.hosted), local)
+        return Job(
+            Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image, item.hosted), local
+        )
 
     def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
         self._check_open()
         refusal = self._account.refusal
         if refusal is not None and self._always_asks():
-            return [refusal for _ in sources]  # none of them could be answered: spare their preparation
+            # none of them could be answered: spare their preparation
+            return [refusal for _ in sources]
         items = self._prepare(sources)
-        return [item if isinstance(item, PGNError) else self._job(item, always=always) for item in items]
+        return [
+            item if isinstance(item, PGNError) else self._job(item, always=always) for item in items
+        ]
 
     def _always_asks(self) -> bool:
         """Whether no picture can be answered without the endpoint."""
@@ -266,14 +312,22 @@ class Session(ABC):
             return False
         with self._local_work:
             adapter = self._open_adapter()
-        return (adapter.info.get("fusion") if adapter is not None and self._fusion == "auto" else self._fusion) != 1
+        return (
+            adapter.info.get("fusion")
+            if adapter is not None and self._fusion == "auto"
+            else self._fusion
+        ) != 1
 
     def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
         if as_it_is:
             if not isinstance(source, bytes):
-                raise ConfigurationError(f"as_it_is: got {describe(source)}, expected the bytes of a PNG file")
+                raise ConfigurationError(
+                    f"as_it_is: got {describe(source)}, expected the bytes of a PNG file"
+                )
             picture = open_image(source)
-            return Job(Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True)
+            return Job(
+                Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True
+            )
         return raised(self._jobs([source], always=always)[0])
 
     def _only_picture(self, source: ImageSource) -> Image.Image:
@@ -282,7 +336,9 @@ class Session(ABC):
     def _alpha(self, local: Floats | None) -> float:
         """Return the weight of the local head: the card's, or the caller's."""
         if local is None and self._query_below is not None:
-            raise ConfigurationError("query_below needs a checkpoint with a local head: got one without")
+            raise ConfigurationError(
+                "query_below needs a checkpoint with a local head: got one without"
+            )
         if self._fusion == "auto":
             adapter = self._checkpoint.adapter
             wish = adapter.info.get("fusion") if adapter is not None else None
@@ -300,10 +356,20 @@ class Session(ABC):
 
     def _exchange(self, deadline: float | None = None) -> Exchange:
         self._check_open()
-        return Exchange(self.endpoint, self._policy, self._account, self._pacer, self._clocks, self.timeout, deadline)
+        return Exchange(
+            self.endpoint,
+            self._policy,
+            self._account,
+            self._pacer,
+            self._clocks,
+            self.timeout,
+            deadline,
+        )
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether nothing needs to be asked before the first picture; see ``Discovery.is_ready``."""
+        """Whether nothing needs to be asked before the first picture; see
+        ``Discovery.is_ready``.
+        """
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
         self._verify_once()
@@ -334,23 +400,35 @@ class Session(ABC):
         def ask() -> Steps[Reply]:
             return self._model.ask(exchange, job.payload, again=job.again)
 
-        return hosted_reply(exchange, self._model.protocol, self._checkpoint, ask) if job.payload.hosted else ask()
+        return (
+            hosted_reply(exchange, self._model.protocol, self._checkpoint, ask)
+            if job.payload.hosted
+            else ask()
+        )
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
-        """Return the recorded answers to the first pictures that were sent, and what sends these once more."""
+        """Return the recorded answers to the first pictures that were sent, and what sends these
+        once more.
+        """
         if self._cache is None or self._cache.replay:
-            raise ConfigurationError("drift: got no cache that records, expected the one of an earlier run as cache=")
+            raise ConfigurationError(
+                "drift: got no cache that records, expected the one of an earlier run as cache="
+            )
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
         self._open_adapter()
         if self._checkpoint.hosted is not None:
-            raise ConfigurationError("drift: got a checkpoint that runs on the server, expected a prompt or none")
+            raise ConfigurationError(
+                "drift: got a checkpoint that runs on the server, expected a prompt or none"
+            )
         kept = self._cache.canaries(self._model.key)[: int(k)]
         pictures = [(data, open_image(data)) for _, data in kept]
         payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)
         return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
-        """Turn what is known into a Prediction; an unlikely one is none of the classes, where the card says so."""
+        """Turn what is known into a Prediction; an unlikely one is none of the classes, where the
+        card says so.
+        """
         found, adapter = self._likeliest(job, reply), self._checkpoint.adapter
         none_below = adapter.info.get("none_below", 0.0) if adapter is not None else 0.0
         return replace(found, label=NONE) if found.score < none_below else found
@@ -361,7 +439,8 @@ class Session(ABC):
         if adapter is None:
             if reply.answer.kind == "embedding":
                 raise ConfigurationError(
-                    f"{self.endpoint.name} answers with embeddings, which name no class: got pgn_ckpt=None, expected "
+                    f"{self.endpoint.name} answers with embeddings, which name no class: got "
+                    "pgn_ckpt=None, expected "
                     "a checkpoint that reads them; make one with pgn map"
                 )
             return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
@@ -385,7 +464,9 @@ class Session(ABC):
         self._opened.close()
 
 
-def _endpoint(url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None) -> Endpoint:
+def _endpoint(
+    url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None
+) -> Endpoint:
     """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of texts")
@@ -401,11 +482,14 @@ def _endpoint(url: str | os.PathLike[str], protocol: str, model: str | None, lab
 def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
     """Return what authorises requests: the key, or a header of the caller's own that says the same.
 
-    A value in the URL's query may be a token too: no message shows it, as none shows the query itself.
+    A value in the URL's query may be a token too: no message shows it, as none shows the query
+    itself.
     """
     own = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
     if api_key is not None and own:
-        raise ConfigurationError("api_key: got one, and another authorisation in http=; give one of them")
+        raise ConfigurationError(
+            "api_key: got one, and another authorisation in http=; give one of them"
+        )
     key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
     words = (part.partition("=")[2] or part for part in urlsplit(url).query.split("&"))
     queried = (spelt for word in words if len(word) > 3 for spelt in (word, unquote_plus(word)))

@@ -1,4 +1,6 @@
-"""What httpx does for us, and its exceptions in our words: the only place beside the clients that knows it."""
+"""What httpx does for us, and its exceptions in our words: the only place beside the clients that
+knows it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
-KEEPALIVE_EXPIRY = 4.0  # seconds; uvicorn closes idle connections after 5, and httpx would keep them just as long
+# seconds; uvicorn closes idle connections after 5, and httpx would keep them just as long
+KEEPALIVE_EXPIRY = 4.0
 
 
 class Body:
@@ -48,7 +51,8 @@ class Body:
         return self._broken or WireResponse(response.status_code, headers, b"".join(self._chunks))
 
 
-# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass through it.
+# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass
+# through it.
 FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
 KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ConnectTimeout, "unsent"),
@@ -67,12 +71,15 @@ KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
 def broken_by(error: Exception) -> Broken:
     """Translate httpx's exceptions; the only place that does."""
     kind = next(kind for foreign, kind in KINDS if isinstance(error, foreign))
-    if any(sign in str(error) for sign in ("CERTIFICATE", "UNKNOWN_CA")):  # theirs, or ours, is not trusted
+    # theirs, or ours, is not trusted
+    if any(sign in str(error) for sign in ("CERTIFICATE", "UNKNOWN_CA")):
         kind = "refused"
     return Broken(kind, str(error).strip() or type(error).__name__)
 
 
-def connecting(make: Callable[..., T], http: HttpOptions, endpoint: Endpoint, connections: int) -> T:
+def connecting(
+    make: Callable[..., T], http: HttpOptions, endpoint: Endpoint, connections: int
+) -> T:
     """Make httpx's client; no proxy of the environment comes between this machine and itself.
 
     Raises:
@@ -88,4 +95,6 @@ def connecting(make: Callable[..., T], http: HttpOptions, endpoint: Endpoint, co
         return make(limits=limits, trust_env=not endpoint.loopback, **given)
     except (AttributeError, ImportError, OSError, TypeError, ValueError, httpx.InvalidURL) as error:
         said = excerpt(str(error), endpoint.credential.redact)
-    raise ConfigurationError(f"http: got {', '.join(sorted(given)) or 'nothing'}, which httpx cannot use ({said})")
+    raise ConfigurationError(
+        f"http: got {', '.join(sorted(given)) or 'nothing'}, which httpx cannot use ({said})"
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints that run on the server: uploaded once, and again where the server has forgotten them."""
+"""Checkpoints that run on the server: uploaded once, and again where the server has forgotten
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ PAUSE = 0.02  # seconds between looks at what another one uploads
 
 
 def hosted_reply(
-    exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint, ask: Callable[[], Steps[Reply]]
+    exchange: Exchange,
+    protocol: Protocol | None,
+    checkpoint: Checkpoint,
+    ask: Callable[[], Steps[Reply]],
 ) -> Steps[Reply]:
-    """Ask what runs on the server; upload it before where it is not there, or no longer, as after a restart.
+    """Ask what runs on the server; upload it before where it is not there, or no longer, as after a
+    restart.
 
     Raises:
         ConfigurationError: the endpoint hosts no adapters.
@@ -79,7 +85,8 @@ def _upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoin
 
 def _no_host(name: str, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"checkpoint: got one of EXPRES, which runs where the model runs, for {name}, which {why}; expected a server "
+        f"checkpoint: got one of EXPRES, which runs where the model runs, for {name}, which {why}; "
+        "expected a server "
         "that hosts adapters (pgn serve), or a prompt made by pgn train"
     )
 

@@ -1,4 +1,6 @@
-"""A real server in its own process, and a checkpoint trained for a moment: what the end-to-end tests stand on."""
+"""A real server in its own process, and a checkpoint trained for a moment: what the end-to-end
+tests stand on.
+"""
 
 import importlib
 import io
@@ -56,7 +58,8 @@ def shared():
 def pgn(*arguments, **options):
     """Run the command as a user does; return what a finished process would.
 
-    Without options it runs in this process, which spares two seconds of imports; with some, in one of its own.
+    Without options it runs in this process, which spares two seconds of imports; with some, in one
+    of its own.
     """
     words = [str(a) for a in arguments]
     if options:
@@ -72,7 +75,9 @@ def pgn(*arguments, **options):
 def started(*arguments, **options):
     """Start the command and hand over its process; kill it in the end."""
     command = [sys.executable, "-m", "pgn_client", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
         try:
             yield process
         finally:

@@ -27,7 +27,9 @@ def script():
 def ablate(script, data, monkeypatch, capsys, tmp_path):
     def run(*only):
         words = [data, *SMALL, "--out", tmp_path / "ablation.jsonl", "--only", *only]
-        return run_script(script, words, monkeypatch, capsys), (tmp_path / "ablation.jsonl").read_text()
+        return run_script(script, words, monkeypatch, capsys), (
+            tmp_path / "ablation.jsonl"
+        ).read_text()
 
     return run
 
@@ -45,7 +47,8 @@ def test_variants_are_measured_on_the_same_pictures_and_run_once(ablate):
         accuracy = sum(map(int, line["hits"]["prompt"])) / 50
         assert float(rows[line["variant"]][1]) == pytest.approx(accuracy, abs=1e-3)
     difference = 2 * sum(
-        int(a) - int(b) for a, b in zip(control["hits"]["prompt"], first["hits"]["prompt"], strict=True)
+        int(a) - int(b)
+        for a, b in zip(control["hits"]["prompt"], first["hits"]["prompt"], strict=True)
     )
     assert float(rows["no_prompt"][2]) == pytest.approx(difference, abs=0.1)
 

@@ -37,7 +37,12 @@ def noise(mode="RGB", size=(40, 30)):
 def claims_to_be_huge():
     """A PNG header that promises 20,000 x 20,000 pixels, and nothing behind it."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+    )
 
 
 REFUSED = {
@@ -84,7 +89,17 @@ def test_an_unreadable_picture_is_one_line_and_status_1(server, checkpoint, tmp_
     picture = tmp_path / "secret.png"
     picture.write_bytes(encoded(noise()))
     picture.chmod(0)
-    command = [sys.executable, "-m", "pgn_client", "predict", picture, "--url", server, "--ckpt", checkpoint]
+    command = [
+        sys.executable,
+        "-m",
+        "pgn_client",
+        "predict",
+        picture,
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+    ]
     if os.geteuid() == 0:  # root may read everything, unless it gives that right up
         if not shutil.which("setpriv"):
             pytest.skip("root may read everything, and setpriv is not here to forbid it")
@@ -117,14 +132,18 @@ def test_an_unusual_picture_is_answered(server, checkpoint, tmp_path, name):
     assert ("first of 2 frames" in done.stderr) == (name == "animated.gif")
 
 
-def test_a_picture_that_carries_its_rotation_is_answered_upright(server, checkpoint, digits, tmp_path):
+def test_a_picture_that_carries_its_rotation_is_answered_upright(
+    server, checkpoint, digits, tmp_path
+):
     upright = Image.open(next((digits / "7").glob("*.png"))).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise by 90 degrees
     (tmp_path / "turned.png").write_bytes(encoded(upright.rotate(90, expand=True), exif=exif))
     (tmp_path / "upright.png").write_bytes(encoded(upright))
     scores = [
-        json.loads(pgn("predict", tmp_path / f"{name}.png", "--url", server, "--ckpt", checkpoint).stdout)["scores"]
+        json.loads(
+            pgn("predict", tmp_path / f"{name}.png", "--url", server, "--ckpt", checkpoint).stdout
+        )["scores"]
         for name in ("turned", "upright")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
@@ -149,7 +168,9 @@ def spoiled(kind, good, path):
 def test_a_bad_checkpoint_is_one_line_and_status_2(server, checkpoint, digits, tmp_path, kind):
     path = tmp_path / "bad.safetensors"
     spoiled(kind, checkpoint, path)
-    done = pgn("predict", digits / "1", "--url", server, "--ckpt", path, "--out", tmp_path / "p.jsonl")
+    done = pgn(
+        "predict", digits / "1", "--url", server, "--ckpt", path, "--out", tmp_path / "p.jsonl"
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert str(path) in done.stderr
@@ -160,13 +181,17 @@ def test_a_checkpoint_for_another_backbone_is_one_line_and_status_2(server, digi
     from timm.models import VisionTransformer
 
     torch.manual_seed(1)
-    other = VisionTransformer(img_size=64, patch_size=8, embed_dim=48, depth=1, num_heads=2, num_classes=12)
+    other = VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=48, depth=1, num_heads=2, num_classes=12
+    )
     surrogate = backbone.Backbone(other, name="other", mean=[0.5] * 3, std=[0.5] * 3)
     path = tmp_path / "other.safetensors"
     task = load_task(digits, shots=2)
     fit(task, surrogate, recipe=recipe(epochs=1, trunk_epochs=1), mapping="blm+").save(path)
     done = pgn(
-        *("predict", digits / "1", "--url", server, "--ckpt", path, "--out", tmp_path / "p.jsonl"), "--fusion", "none"
+        *("predict", digits / "1", "--url", server, "--ckpt", path, "--out", tmp_path / "p.jsonl"),
+        "--fusion",
+        "none",
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -175,7 +200,16 @@ def test_a_checkpoint_for_another_backbone_is_one_line_and_status_2(server, digi
 
 def test_a_checkpoint_for_another_profile_says_which_option_mends_it(digits, checkpoint, tmp_path):
     with local_server(["--profile", "resize_crop:72:64"]) as url:
-        arguments = ("predict", digits / "1", "--url", url, "--ckpt", checkpoint, "--out", tmp_path / "p.jsonl")
+        arguments = (
+            "predict",
+            digits / "1",
+            "--url",
+            url,
+            "--ckpt",
+            checkpoint,
+            "--out",
+            tmp_path / "p.jsonl",
+        )
         done = pgn(*arguments)
         assert done.returncode == 2
         assert "--profile resize_crop:72:64" in done.stderr
@@ -198,7 +232,18 @@ def test_a_failing_server_is_one_line_and_status_1(digits, checkpoint, tmp_path,
     faults.write_text(json.dumps({"rules": [rule]}))
     picture = next((digits / "1").glob("*.png"))
     with local_server(["--faults", str(faults)]) as url:
-        done = pgn("predict", picture, "--url", url, "--ckpt", checkpoint, "--timeout", "2", "--max-retries", "1")
+        done = pgn(
+            "predict",
+            picture,
+            "--url",
+            url,
+            "--ckpt",
+            checkpoint,
+            "--timeout",
+            "2",
+            "--max-retries",
+            "1",
+        )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert expected in done.stderr
@@ -206,7 +251,16 @@ def test_a_failing_server_is_one_line_and_status_1(digits, checkpoint, tmp_path,
 
 def test_a_server_that_is_down_is_one_line_and_status_1(digits, checkpoint):
     picture = next((digits / "1").glob("*.png"))
-    done = pgn("predict", picture, "--url", "http://127.0.0.1:9", "--ckpt", checkpoint, "--max-retries", "0")
+    done = pgn(
+        "predict",
+        picture,
+        "--url",
+        "http://127.0.0.1:9",
+        "--ckpt",
+        checkpoint,
+        "--max-retries",
+        "0",
+    )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "127.0.0.1:9" in done.stderr
@@ -216,11 +270,13 @@ def test_a_wrong_key_is_one_line_that_does_not_show_the_key(digits, checkpoint):
     picture = next((digits / "1").glob("*.png"))
     with local_server_with_key("right-key") as url:
         done = pgn(
-            *("predict", picture, "--url", url, "--ckpt", checkpoint), env={**os.environ, "PGN_API_KEY": "wrong-key"}
+            *("predict", picture, "--url", url, "--ckpt", checkpoint),
+            env={**os.environ, "PGN_API_KEY": "wrong-key"},
         )
         missing = pgn("predict", picture, "--url", url, "--ckpt", checkpoint, env=without_key())
         right = pgn(
-            *("predict", picture, "--url", url, "--ckpt", checkpoint), env={**os.environ, "PGN_API_KEY": "right-key"}
+            *("predict", picture, "--url", url, "--ckpt", checkpoint),
+            env={**os.environ, "PGN_API_KEY": "right-key"},
         )
     assert (done.returncode, missing.returncode, right.returncode) == (1, 1, 0)
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,6 @@
-"""``pgn benchmark`` and several tasks in one checkpoint: real server, real digits, trainings of a moment."""
+"""``pgn benchmark`` and several tasks in one checkpoint: real server, real digits, trainings of a
+moment.
+"""
 
 import json
 import shutil
@@ -27,7 +29,9 @@ def data(digits, tmp_path_factory):
 def bench(data, tmp_path_factory):
     """A finished benchmark: three methods on one set; and what it printed."""
     folder = tmp_path_factory.mktemp("bench")
-    done = pgn("benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder)
+    done = pgn(
+        "benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder
+    )
     assert done.returncode == 0, done.stderr
     return folder, "digits", done
 
@@ -57,7 +61,10 @@ class TestTable:
         hits = []
         for seed in (0, 1):
             run = folder / name / f"all-{seed}"
-            answers, targets = np.load(run / "padding.npz")["test"], np.load(run / "targets.npz")["test"]
+            answers, targets = (
+                np.load(run / "padding.npz")["test"],
+                np.load(run / "targets.npz")["test"],
+            )
             hits.append((answers.argmax(1) == targets).mean())
         row = rows(folder, name)["VP"]
         assert row["accuracy"] == pytest.approx(np.mean(hits))
@@ -65,8 +72,13 @@ class TestTable:
 
     def test_seeds_share_their_test_pictures_but_not_their_training(self, bench):
         folder, name, _ = bench
-        first, second = (np.load(folder / name / f"all-{seed}" / "targets.npz")["ids"] for seed in (0, 1))
-        cards = [PromptAdapter.load(folder / name / f"all-{seed}" / "padding.safetensors").info for seed in (0, 1)]
+        first, second = (
+            np.load(folder / name / f"all-{seed}" / "targets.npz")["ids"] for seed in (0, 1)
+        )
+        cards = [
+            PromptAdapter.load(folder / name / f"all-{seed}" / "padding.safetensors").info
+            for seed in (0, 1)
+        ]
         assert (first == second).all()
         assert cards[0]["data"]["digest"] != cards[1]["data"]["digest"]
 
@@ -89,7 +101,9 @@ class TestResume:
     def test_what_is_there_is_not_done_again(self, bench, data):
         folder, name, _ = bench
         stamps = {p: p.stat().st_mtime_ns for p in (folder / name).rglob("*.json")}
-        done = pgn("benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder)
+        done = pgn(
+            "benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder
+        )
         assert done.returncode == 0
         assert {p: p.stat().st_mtime_ns for p in (folder / name).rglob("*.json")} == stamps
 
@@ -98,10 +112,14 @@ class TestResume:
         run = folder / name / "all-0" / "padding.json"
         before = json.loads(run.read_text())
         run.unlink()
-        done = pgn("benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder)
+        done = pgn(
+            "benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", folder
+        )
         assert done.returncode == 0
         again = json.loads(run.read_text())
-        assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+        assert {k: v for k, v in again.items() if k != "seconds"} == {
+            k: v for k, v in before.items() if k != "seconds"
+        }
 
     def test_other_settings_are_not_mixed_in(self, bench, data):
         done = pgn("benchmark", data, "--methods", "padding", *LIMITS[:-1], "2", "--out", bench[0])
@@ -109,7 +127,18 @@ class TestResume:
         assert "differ in epochs" in done.stderr
 
     def test_another_endpoint_is_refused_also_when_nothing_is_missing(self, bench, data):
-        everything = ["benchmark", data, "--methods", *METHODS, *LIMITS, "--seeds", "0", "1", "--out", bench[0]]
+        everything = [
+            "benchmark",
+            data,
+            "--methods",
+            *METHODS,
+            *LIMITS,
+            "--seeds",
+            "0",
+            "1",
+            "--out",
+            bench[0],
+        ]
         done = pgn(*everything, "--profile", "direct")
         assert done.returncode == 2
         assert "differ in profile" in done.stderr
@@ -143,7 +172,9 @@ def several(digits, tmp_path_factory):
         for digit in wanted:
             shutil.copytree(digits / digit, folder / name / digit)
     out = folder / "both.safetensors"
-    done = pgn("train", folder / "even", folder / "odd", "--out", out, "--epochs", "1", "--shots", "8")
+    done = pgn(
+        "train", folder / "even", folder / "odd", "--out", out, "--epochs", "1", "--shots", "8"
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -151,12 +182,16 @@ def several(digits, tmp_path_factory):
 class TestSeveralTasks:
     def test_each_has_a_checkpoint_of_its_own_with_the_same_prompts(self, several):
         picture = Image.open(next((several / "odd" / "7").iterdir())).convert("RGB")
-        both, even, odd = (PromptAdapter.load(several / f"both{x}.safetensors") for x in ("", ".even", ".odd"))
+        both, even, odd = (
+            PromptAdapter.load(several / f"both{x}.safetensors") for x in ("", ".even", ".odd")
+        )
         sent = [np.asarray(a([picture])[0]) for a in (both, even, odd)]
         assert (sent[0] == sent[1]).all()
         assert (sent[0] == sent[2]).all()
         assert odd.info["classes"] == ["1", "3", "5", "7", "9"]
-        assert both.info["classes"] == [f"even/{d}" for d in "02468"] + [f"odd/{d}" for d in "13579"]
+        assert both.info["classes"] == [f"even/{d}" for d in "02468"] + [
+            f"odd/{d}" for d in "13579"
+        ]
 
     def test_its_answers_are_those_of_the_whole_among_its_own_classes(self, several):
         whole, odd = (PromptAdapter.load(several / f"both{x}.safetensors") for x in ("", ".odd"))
@@ -167,12 +202,22 @@ class TestSeveralTasks:
 
     def test_it_serves_like_any_other(self, several, server):
         picture = next((several / "odd" / "7").iterdir())
-        done = pgn("predict", picture, "--url", server, "--ckpt", several / "both.odd.safetensors", "--json")
+        done = pgn(
+            "predict",
+            picture,
+            "--url",
+            server,
+            "--ckpt",
+            several / "both.odd.safetensors",
+            "--json",
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["label"] in "13579"
 
     def test_the_card_tells_the_data_of_each(self, several):
-        both, odd = (PromptAdapter.load(several / f"both{x}.safetensors").info for x in ("", ".odd"))
+        both, odd = (
+            PromptAdapter.load(several / f"both{x}.safetensors").info for x in ("", ".odd")
+        )
         assert odd["data"] == both["data"]["parts"]["odd"]
         assert odd["fusion"] == both["parts"]["odd"]["fusion"]
 

@@ -1,4 +1,6 @@
-"""``benchmarks/compare_expres.py`` and ``benchmarks/serve_tenants.py``: resumable runs, tables that are true."""
+"""``benchmarks/compare_expres.py`` and ``benchmarks/serve_tenants.py``: resumable runs, tables that
+are true.
+"""
 
 import json
 
@@ -18,7 +20,17 @@ def folder(digits, tmp_path_factory):
 def test_runs_are_kept_and_the_table_is_of_them(folder, tmp_path, monkeypatch, capsys):
     out, plot = tmp_path / "runs.jsonl", tmp_path / "plot.png"
     variants = ("linear_probe", "expres", "vpt_deep", "expres, 1 prompts", "pgn")
-    words = [f"{folder}:none", "--backbone", "bundled", "--variants", *variants, "--seeds", "0", "--epochs", "1"]
+    words = [
+        f"{folder}:none",
+        "--backbone",
+        "bundled",
+        "--variants",
+        *variants,
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+    ]
     words += ["--train", "20", "--val", "10", "--test", "30", "--out", out, "--plot", plot]
     printed = run_script(compare, words, monkeypatch, capsys)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -32,20 +44,30 @@ def test_runs_are_kept_and_the_table_is_of_them(folder, tmp_path, monkeypatch, c
     assert rows[1]["learnable"] - rows[3]["learnable"] == 9 * 192 * (1 + 5 * 6)
     assert plot.stat().st_size > 5000
     assert "468,480" in printed
-    assert f"expres, 1 prompts: {by_name['expres, 1 prompts']:.3f}; vpt_deep reaches that with " in printed
+    assert (
+        f"expres, 1 prompts: {by_name['expres, 1 prompts']:.3f}; vpt_deep reaches that with "
+    ) in printed
     before = out.read_bytes()
     assert run_script(compare, words, monkeypatch, capsys) == printed
     assert out.read_bytes() == before, "what is there is not run again"
     other = [*words, "--epochs", "2", "--variants", "linear_probe"]
     assert "no set and seed has all points yet" in run_script(compare, other, monkeypatch, capsys)
     assert len(out.read_text().splitlines()) == len(variants) + 1, "other epochs are other runs"
-    assert run_script(compare, words, monkeypatch, capsys) == printed, "and are not told beside these"
+    assert run_script(compare, words, monkeypatch, capsys) == printed, (
+        "and are not told beside these"
+    )
 
 
 def runs(**accuracies):
-    """Rows of 10 test pictures: VARIANT=hits of set a and seed 0, or a list of hits of several sets."""
+    """Rows of 10 test pictures: VARIANT=hits of set a and seed 0, or a list of hits of several
+    sets.
+    """
     return [
-        {"variant": name.replace("_with_", ", ").replace("_prompts", " prompts"), "set": "abc"[i], "seed": 0}
+        {
+            "variant": name.replace("_with_", ", ").replace("_prompts", " prompts"),
+            "set": "abc"[i],
+            "seed": 0,
+        }
         | {"hits": [1] * right + [0] * (10 - right)}
         for name, found in accuracies.items()
         for i, right in enumerate(found)
@@ -53,7 +75,12 @@ def runs(**accuracies):
 
 
 def test_how_many_prompts_a_rival_needs():
-    found = runs(expres=[7, 7], expres_with_1_prompts=[5, 4], vpt_deep=[5, 5], vpt_deep_with_30_prompts=[7, 6])
+    found = runs(
+        expres=[7, 7],
+        expres_with_1_prompts=[5, 4],
+        vpt_deep=[5, 5],
+        vpt_deep_with_30_prompts=[7, 6],
+    )
     means, count = compare.curves(found)
     assert means["expres"] == pytest.approx({1: 0.45, 10: 0.7})
     assert means["vpt_deep"] == pytest.approx({10: 0.5, 30: 0.65})

@@ -30,15 +30,21 @@ def test_every_stage_is_told_and_what_is_there_is_not_run_again(compare):
     assert pixel["agreement"]["clipped"] == 1
     assert (lossy["inversion"], inverted["inversion"]) == ("exact", "pseudo_inverse")
     assert inverted["reach"]["pseudo_inverse"] >= inverted["reach"]["bounded"]
-    rows = {line[:30].strip(): line[30:].split() for line in printed.splitlines() if line[:1].islower()}
+    rows = {
+        line[:30].strip(): line[30:].split() for line in printed.splitlines() if line[:1].islower()
+    }
     shares = {stage: hits.count("1") / 40 for stage, hits in pixel["hits"].items()}
-    assert [float(x) for x in rows["pixel"]] == pytest.approx([*shares.values(), pixel["trained"]], abs=1e-3)
+    assert [float(x) for x in rows["pixel"]] == pytest.approx(
+        [*shares.values(), pixel["trained"]], abs=1e-3
+    )
     _, differences = printed.split("\n\n")
     paired = {line[:66].strip(): float(line[66:].split()[0]) for line in differences.splitlines()}
     costs = shares["http_png"] - shares["jpeg75_420"]
     assert paired["pixel: what JPEG 75 4:2:0 costs"] == pytest.approx(100 * costs, abs=0.05)
     of_raw = (raw["hits"]["http_png"].count("1") - raw["hits"]["jpeg75_420"].count("1")) / 40
-    assert paired["pixel - raw: what JPEG 75 4:2:0 costs"] == pytest.approx(100 * (costs - of_raw), abs=0.05)
+    assert paired["pixel - raw: what JPEG 75 4:2:0 costs"] == pytest.approx(
+        100 * (costs - of_raw), abs=0.05
+    )
 
 
 def test_seeds_are_averaged_picture_by_picture():
@@ -48,7 +54,9 @@ def test_seeds_are_averaged_picture_by_picture():
     def line(variant, seed, hits):
         return {"variant": variant, "seed": seed, "hits": dict.fromkeys(stages, hits)}
 
-    rows = script.averaged([line("pixel", 0, "1100"), line("pixel", 1, "1000"), line("grey frame", 0, "0000")])
+    rows = script.averaged(
+        [line("pixel", 0, "1100"), line("pixel", 1, "1000"), line("grey frame", 0, "0000")]
+    )
     assert rows["pixel"]["http_png"].tolist() == [1, 0.5, 0, 0]
     told = "\n".join(script.differences(rows))
     assert "grey frame - pixel, over HTTP" in told

@@ -8,7 +8,9 @@ from tests.e2e.conftest import dealt_out, load_script, run_script
 def test_every_kind_is_told_for_every_set(digits, tmp_path, monkeypatch, capsys):
     data = dealt_out(digits, tmp_path / "digits")
     words = [data, "--model", "bundled", "--train", "60", "--test", "40"]
-    head, *rows = run_script(load_script("compare_mappings"), words, monkeypatch, capsys).splitlines()
+    head, *rows = run_script(
+        load_script("compare_mappings"), words, monkeypatch, capsys
+    ).splitlines()
     assert head.split()[:2] == ["digits", "mean"]
     found = {row.split()[0]: [float(x) for x in row.split()[1:3]] for row in rows}
     assert list(found) == ["ilm", "blm", "blm+", "linear"]

@@ -38,17 +38,24 @@ def test_what_evaluate_sends_is_what_it_plans(few, checkpoint, server, tmp_path)
     with AdaptedClient(server, None, cache=tmp_path / "a.sqlite") as client:
         evaluate(few, lambda a: client.with_options(pgn_ckpt=a), adapter)
         for query in queries(few, adapter):
-            assert client.with_options(pgn_ckpt=query.adapter).recorded(query.images) == len(query.images)
+            assert client.with_options(pgn_ckpt=query.adapter).recorded(query.images) == len(
+                query.images
+            )
         controls = next(query for query in queries(few, adapter) if query.part == "controls")
         assert client.with_options(pgn_ckpt=adapter).recorded(controls.images) == 0
 
 
-def test_evaluate_plans_its_parts_and_sends_and_writes_nothing(digits, checkpoint, server, tmp_path):
+def test_evaluate_plans_its_parts_and_sends_and_writes_nothing(
+    digits, checkpoint, server, tmp_path
+):
     seen = images_seen(server)
-    plan = planned("evaluate", digits, "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "out")
+    plan = planned(
+        "evaluate", digits, "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "out"
+    )
     sizes = {name: part["images"] for name, part in plan["parts"].items()}
     train, val, test = sizes["training"], sizes["validation"] // 3, sizes["test"] // 3
-    assert (train, val, test) == (120, 120, 120)  # each split once as it is, once prompted, once through the rival
+    # each split once as it is, once prompted, once through the rival
+    assert (train, val, test) == (120, 120, 120)
     assert sizes["training, augmented"] == 4 * train
     assert sizes["controls"] % test == 0
     assert plan["already_answered"] == 0
@@ -58,9 +65,25 @@ def test_evaluate_plans_its_parts_and_sends_and_writes_nothing(digits, checkpoin
 
 def test_map_plans_what_is_left_to_send(digits, checkpoint, server, tmp_path):
     cache, out = tmp_path / "a.sqlite", tmp_path / "mapped.safetensors"
-    words = ("map", digits, "--url", server, "--ckpt", checkpoint, "--shots", "3", "--out", out, "--cache", cache)
+    words = (
+        "map",
+        digits,
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+        "--shots",
+        "3",
+        "--out",
+        out,
+        "--cache",
+        cache,
+    )
     plan = planned(*words)
-    assert {name: part["images"] for name, part in plan["parts"].items()} == {"training": 30, "validation": 120}
+    assert {name: part["images"] for name, part in plan["parts"].items()} == {
+        "training": 30,
+        "validation": 120,
+    }
     assert not list(tmp_path.iterdir())
     assert pgn(*words, "--budget", "1000").returncode == 0
     first = out.read_bytes()
@@ -72,12 +95,25 @@ def test_map_plans_what_is_left_to_send(digits, checkpoint, server, tmp_path):
     assert "0 images sent" in replayed.stderr
     assert images_seen(server) == seen
     assert out.read_bytes() == first
-    with_no_server = pgn("map", digits, "--url", server, "--replay", cache, *words[4:-2], "--dry-run")
+    with_no_server = pgn(
+        "map", digits, "--url", server, "--replay", cache, *words[4:-2], "--dry-run"
+    )
     assert json.loads(with_no_server.stdout)["images"] == 0
 
 
 def test_one_budget_holds_over_all_that_a_command_asks(digits, checkpoint, server, tmp_path):
-    words = ("map", digits, "--url", server, "--ckpt", checkpoint, "--shots", "3", "--out", tmp_path / "m.safetensors")
+    words = (
+        "map",
+        digits,
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+        "--shots",
+        "3",
+        "--out",
+        tmp_path / "m.safetensors",
+    )
     seen = images_seen(server)
     done = pgn(*words, "--budget", "60")  # 30 training pictures, and then 120 of the validation
     assert done.returncode == 2

@@ -30,4 +30,5 @@ def test_a_checkpoint_is_compared_and_its_report_is_left_in_a_folder(checkpoint,
     assert report["retention"]["http_png"] == rows["PGN"]["accuracy"]
     with Image.open(out / "steps.png") as sheet:
         assert sheet.width > sheet.height > 600
-    assert not list(out.glob("iip-*"))  # trained on other pictures than the checkpoint, so of no use to a later call
+    # trained on other pictures than the checkpoint, so of no use to a later call
+    assert not list(out.glob("iip-*"))

@@ -1,4 +1,5 @@
-"""Our client against our server over every public wire format: the same model gives the same answer everywhere.
+"""Our client against our server over every public wire format: the same model gives the same answer
+everywhere.
 
 The two share no code, so an agreement is one with the specification that both were written from.
 """
@@ -38,7 +39,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "oip by its url": {"protocol": "auto", "path": "/v2/models/vit"},
     "oip logits": {"options": {"output": "logits"}},
     "kserve-v1": {"labels": CLASSES},
-    "kserve-v1 by its url": {"protocol": "auto", "path": "/v1/models/vit:predict", "labels": CLASSES},
+    "kserve-v1 by its url": {
+        "protocol": "auto",
+        "path": "/v1/models/vit:predict",
+        "labels": CLASSES,
+    },
     "kserve-v1 image_bytes": {"labels": CLASSES, "options": {"instance": "image_bytes"}},
     "vertex": {"path": VERTEX},
     "sagemaker": {"options": {"parameters": {"top_k": 100}}},
@@ -70,13 +75,19 @@ def model():
     return wire_model()
 
 
-def ask(model, folder, name: str, way: dict[str, Any], picture: Image.Image, **settings: object) -> tuple[Answer, str]:
+def ask(
+    model, folder, name: str, way: dict[str, Any], picture: Image.Image, **settings: object
+) -> tuple[Answer, str]:
     """Return the answer about one picture, and the dialect that was spoken."""
     path = folder / "endpoint.json"
     protocol = way.get("protocol", name.partition(" ")[0])
     labels = way.get("labels", ())
     Endpoint(
-        URL + way.get("path", ""), protocol, way.get("model"), labels=labels, options=way.get("options", {})
+        URL + way.get("path", ""),
+        protocol,
+        way.get("model"),
+        labels=labels,
+        options=way.get("options", {}),
     ).write(path)
 
     async def run() -> tuple[Answer, str]:
@@ -112,19 +123,26 @@ def test_the_same_model_answers_the_same_over_every_protocol(model, tmp_path, na
     expected = reference(model)
     found = as_probabilities(answer)
     assert found == pytest.approx({label: expected[label] for label in found}, abs=1e-5)
-    assert len(found) == (5 if "/predictions/" in str(WAYS[name]) or name in ("torchserve", "sagemaker runtime") else 7)
+    assert len(found) == (
+        5
+        if "/predictions/" in str(WAYS[name]) or name in ("torchserve", "sagemaker runtime")
+        else 7
+    )
     assert dialect.startswith("pgn" if name == "auto" else name.partition(" ")[0])
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_the_same_model_embeds_the_same_over_every_protocol(model, tmp_path, name):
-    answer, _ = ask(model, tmp_path, name, EMBEDDINGS[name], Image.fromarray(PIXELS), output="embedding")
+    answer, _ = ask(
+        model, tmp_path, name, EMBEDDINGS[name], Image.fromarray(PIXELS), output="embedding"
+    )
     plain, _ = ask(model, tmp_path, "pgn", {}, Image.fromarray(PIXELS), output="embedding")
     assert answer.kind == "embedding"
     assert answer.scores == pytest.approx(plain.scores, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(WAYS.keys() - {"oip pixels"}))  # without metadata nobody knows of a limit
+# without metadata nobody knows of a limit
+@pytest.mark.parametrize("name", sorted(WAYS.keys() - {"oip pixels"}))
 @pytest.mark.parametrize("settings", [{"top_k": 2}, {"output": "label"}], ids=str)
 def test_what_the_owner_keeps_back_arrives_as_a_part(model, tmp_path, name, settings):
     answer, _ = ask(model, tmp_path, name, WAYS[name], Image.fromarray(PIXELS), **settings)

@@ -1,4 +1,6 @@
-"""EXPRES the whole way: trained by the command, hosted by a server with tenants, asked by command and client."""
+"""EXPRES the whole way: trained by the command, hosted by a server with tenants, asked by command
+and client.
+"""
 
 import base64
 import io
@@ -53,14 +55,18 @@ def test_the_command_classifies_through_what_it_trained(folder, expres, server, 
     done = pgn("predict", folder / "test" / "0", "--url", server, "--ckpt", expres, "--out", out)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert {record["label"] for record in records if "label" in record} <= set(load(expres).mapping.classes)
+    assert {record["label"] for record in records if "label" in record} <= set(
+        load(expres).mapping.classes
+    )
     assert sum(record.get("label") == "0" for record in records) > len(records) / 2
 
 
 def test_what_is_hosted_is_what_was_trained(folder, server, tmp_path):
     torch.set_num_threads(1)
     task = load_task(folder, shots=4)
-    model = fit_white_box(task, backbone.load("bundled"), "expres", recipe=recipe(epochs=1, prompt_tokens=2))
+    model = fit_white_box(
+        task, backbone.load("bundled"), "expres", recipe=recipe(epochs=1, prompt_tokens=2)
+    )
     model.save(tmp_path / "e.safetensors")
     some = task.test.take(range(0, len(task.test), 10))
     with AdaptedClient(server, tmp_path / "e.safetensors") as client:
@@ -83,10 +89,17 @@ def test_hosted_masks_are_what_was_trained(server, tmp_path, head, prototypes):
     assert "classes" in checkpoint_summary(card)
     pictures = torch.randint(0, 256, (4, 3, 64, 64)).to(torch.uint8)
     name = f"{server}/v1/adapters/masks-{head}-{prototypes}"
-    assert httpx.put(name, content=(tmp_path / "m.safetensors").read_bytes()).status_code in (200, 201)
+    assert httpx.put(name, content=(tmp_path / "m.safetensors").read_bytes()).status_code in (
+        200,
+        201,
+    )
     for picture, expected in zip(pictures, model.predict(pictures, frozen), strict=True):
-        answer = httpx.post(f"{server}/v1/segment?adapter=masks-{head}-{prototypes}", content=png_of(picture)).json()
-        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["predictions"][0]["mask"]))))
+        answer = httpx.post(
+            f"{server}/v1/segment?adapter=masks-{head}-{prototypes}", content=png_of(picture)
+        ).json()
+        found = np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(answer["predictions"][0]["mask"])))
+        )
         assert len(np.unique(expected)) > 1
         assert (found == expected.numpy()).mean() > 0.999, "but for ties"
     assert answer["classes"] == ["background", "a", "b"]
@@ -115,7 +128,10 @@ def test_each_tenant_has_its_own_and_a_wrong_key_has_none(folder, expres, tenant
     with AdaptedClient(tenants, expres, api_key=KEYS["bert"]) as client:
         client.classify(picture)
         assert client.usage.requests == uploaded, "another tenant uploads its own"
-    with AdaptedClient(tenants, expres, api_key="wrong") as client, pytest.raises(AuthenticationError):
+    with (
+        AdaptedClient(tenants, expres, api_key="wrong") as client,
+        pytest.raises(AuthenticationError),
+    ):
         client.classify(picture)
 
 
@@ -166,7 +182,16 @@ def test_options_of_prompts_in_pictures_are_refused(folder, tmp_path, words, sai
 
 
 def test_more_prompt_tokens_than_servers_take_are_refused_before_the_training(folder, tmp_path):
-    done = pgn("train", folder, "--method", "expres", "--prompt-tokens", "129", "--out", tmp_path / "e.safetensors")
+    done = pgn(
+        "train",
+        folder,
+        "--method",
+        "expres",
+        "--prompt-tokens",
+        "129",
+        "--out",
+        tmp_path / "e.safetensors",
+    )
     assert done.returncode == 2
     assert "--prompt-tokens: got 129, expected at most 128" in done.stderr
 
@@ -182,7 +207,9 @@ def test_commands_about_prompts_say_that_it_is_none(folder, expres, server, tmp_
     words = {"adapt": (folder / "test", tmp_path), "evaluate": (folder, "--url", server)}[command]
     done = pgn(command, *words, "--ckpt", expres)
     assert done.returncode == 2
-    assert "got EXPRES, which runs on the server, expected prompts in pictures; use pgn predict" in done.stderr
+    assert (
+        "got EXPRES, which runs on the server, expected prompts in pictures; use pgn predict"
+    ) in done.stderr
 
 
 def test_inspect_tells_what_it_is(expres):

@@ -1,4 +1,6 @@
-"""A published checkpoint on the command line, for a model without a classification head, as DINO's are."""
+"""A published checkpoint on the command line, for a model without a classification head, as DINO's
+are.
+"""
 
 import json
 
@@ -20,9 +22,18 @@ def surrogate(tmp_path_factory):
     """Options that name a DINO ViT with random weights, and the endpoint's labels."""
     folder = tmp_path_factory.mktemp("dino")
     torch.manual_seed(0)
-    save_file(timm.create_model(DINO, pretrained=False).state_dict(), folder / "weights.safetensors")
+    save_file(
+        timm.create_model(DINO, pretrained=False).state_dict(), folder / "weights.safetensors"
+    )
     (folder / "labels.json").write_text(json.dumps(["hen", "jay", "owl"]))
-    return ["--backbone", DINO, "--weights", folder / "weights.safetensors", "--labels", folder / "labels.json"]
+    return [
+        "--backbone",
+        DINO,
+        "--weights",
+        folder / "weights.safetensors",
+        "--labels",
+        folder / "labels.json",
+    ]
 
 
 def test_import_inspect_and_adapt(shared, surrogate, tmp_path):
@@ -45,7 +56,9 @@ def test_import_inspect_and_adapt(shared, surrogate, tmp_path):
 
 def test_what_is_left_of_it_needs_a_model_that_answers(shared, surrogate, tmp_path):
     checkpoint = tmp_path / "ours.safetensors"
-    imported = pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint)
+    imported = pgn(
+        "import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint
+    )
     assert "no head for these labels" in imported.stderr
     Image.new("RGB", (30, 20)).save(tmp_path / "picture.png")
     done = pgn("retain", tmp_path / "picture.png", "--ckpt", checkpoint, *surrogate)
@@ -59,12 +72,19 @@ def test_what_is_left_of_it_is_told_at_each_step(shared, tmp_path):
     save_file(timm.create_model("vit_small_patch32_224", pretrained=False).state_dict(), weights)
     model = ["--backbone", "vit_small_patch32_224", "--weights", weights]
     checkpoint, folder = tmp_path / "ours.safetensors", tmp_path / "pictures"
-    assert pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *model, "--out", checkpoint).returncode == 0
+    assert (
+        pgn(
+            "import", shared / "golden" / "pgn_dino_sun397.pt", *model, "--out", checkpoint
+        ).returncode
+        == 0
+    )
     outputs = np.load(shared / "golden" / "pgn_published_outputs.npz")
     folder.mkdir()
     for i, image in enumerate(outputs["images"]):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i}.png")
-    done = pgn("retain", folder, "--ckpt", checkpoint, *model, "--out", tmp_path / "steps.png", "--json")
+    done = pgn(
+        "retain", folder, "--ckpt", checkpoint, *model, "--out", tmp_path / "steps.png", "--json"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["pictures"] == 3
@@ -75,7 +95,13 @@ def test_what_is_left_of_it_is_told_at_each_step(shared, tmp_path):
 
 
 def test_without_labels_a_model_without_a_head_says_what_is_missing(shared, surrogate, tmp_path):
-    done = pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate[:4], "--out", tmp_path / "x.safetensors")
+    done = pgn(
+        "import",
+        shared / "golden" / "pgn_dino_sun397.pt",
+        *surrogate[:4],
+        "--out",
+        tmp_path / "x.safetensors",
+    )
     assert done.returncode == 2
     assert "no classification head" in done.stderr
     assert "--labels" in done.stderr

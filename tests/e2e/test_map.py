@@ -15,9 +15,24 @@ from pgn_client.evaluation.demo import local_server, write_digits
 from tests.e2e.conftest import dealt_out, pgn, without_key
 
 
-def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(digits, checkpoint, server, tmp_path):
+def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(
+    digits, checkpoint, server, tmp_path
+):
     out, cache = tmp_path / "mapped.safetensors", tmp_path / "answers.sqlite"
-    words = ["map", digits, "--url", server, "--ckpt", checkpoint, "--shots", "12", "--out", out, "--cache", cache]
+    words = [
+        "map",
+        digits,
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+        "--shots",
+        "12",
+        "--out",
+        out,
+        "--cache",
+        cache,
+    ]
     done = pgn(*words)
     assert done.returncode == 0, done.stderr
     found, before = PromptAdapter.load(out), PromptAdapter.load(checkpoint)
@@ -34,12 +49,18 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
     """Random weights: what is tested is the way, not what it gains."""
     torch.manual_seed(0)
     write_digits(tmp_path / "few", pictures=80)
-    weights, data = tmp_path / "weights.safetensors", dealt_out(tmp_path / "few", tmp_path / "digits")
+    weights, data = (
+        tmp_path / "weights.safetensors",
+        dealt_out(tmp_path / "few", tmp_path / "digits"),
+    )
     save_file(timm.create_model("vit_small_patch32_224", pretrained=False).state_dict(), weights)
     model = ["--backbone", "vit_small_patch32_224", "--weights", weights]
     quick = [*model, "--inversion", "pseudo_inverse"]  # bounded takes minutes
     ours, mapped = tmp_path / "ours.safetensors", tmp_path / "mapped.safetensors"
-    assert pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *quick, "--out", ours).returncode == 0
+    assert (
+        pgn("import", shared / "golden" / "pgn_dino_sun397.pt", *quick, "--out", ours).returncode
+        == 0
+    )
     with local_server(["--model", "vit_small_patch32_224", "--weights", str(weights)]) as url:
         refused = pgn("evaluate", data, "--url", url, "--ckpt", ours, *model)
         assert refused.returncode == 2
@@ -50,7 +71,16 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
         compared = pgn("evaluate", data, "--url", url, "--ckpt", mapped, *model, "--json")
     assert compared.returncode == 0, compared.stderr
     report = json.loads(compared.stdout)
-    stages = ["published", "latent", "float", "clipped", "uint8", "http_png", "jpeg95_444", "jpeg75_420"]
+    stages = [
+        "published",
+        "latent",
+        "float",
+        "clipped",
+        "uint8",
+        "http_png",
+        "jpeg95_444",
+        "jpeg75_420",
+    ]
     assert list(report["retention"]["agreement"]) == stages
     assert report["retention"]["http_png"] == pytest.approx(report["controls"]["own_prompt"])
     assert report["retention"]["http_png"] == pytest.approx(report["retention"]["uint8"], abs=0.1)
@@ -59,18 +89,25 @@ def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
     assert np.isfinite(list(rows.values())).all()
 
 
-def test_without_a_checkpoint_only_a_mapping_is_fitted_and_read_without_torch(digits, server, tmp_path):
+def test_without_a_checkpoint_only_a_mapping_is_fitted_and_read_without_torch(
+    digits, server, tmp_path
+):
     raw = tmp_path / "raw.safetensors"
-    done = pgn("map", digits, "--url", server, "--shots", "12", "--none-of-these", "0.3", "--out", raw)
+    done = pgn(
+        "map", digits, "--url", server, "--shots", "12", "--none-of-these", "0.3", "--out", raw
+    )
     assert done.returncode == 0, done.stderr
     assert "as they are" in done.stdout
     code = (
         "import sys; from pgn_client import AdaptedClient\n"
         f"with AdaptedClient({server!r}, {str(raw)!r}) as c:\n"
-        f"    found = list(c.classify_many(sorted(__import__('pathlib').Path({str(digits)!r}).rglob('*.png'))[::20]))\n"
+        "    found = "
+        f"list(c.classify_many(sorted(__import__('pathlib').Path({str(digits)!r}).rglob('*.png'))[::20]))\n"
         "print(sorted({p.label for p in found})); assert 'torch' not in sys.modules"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=without_key())
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=without_key()
+    )
     assert said.returncode == 0, said.stderr
     assert "none of these" in said.stdout
     assert "'0'" in said.stdout

@@ -1,4 +1,6 @@
-"""A model without plain patches, trained for and served over HTTP: all goes through the rendered picture."""
+"""A model without plain patches, trained for and served over HTTP: all goes through the rendered
+picture.
+"""
 
 import numpy as np
 import timm
@@ -22,15 +24,23 @@ def test_a_convnext_endpoint_answers_what_was_trained(digits, tmp_path):
     save_file(timm.create_model(MODEL, pretrained=False).state_dict(), weights)
     checkpoint = tmp_path / "pgn.safetensors"
     quick = ["--shots", "3", "--epochs", "1", "--library", "smooth"]
-    done = pgn("train", data, "--backbone", MODEL, "--weights", weights, *quick, "--out", checkpoint)
+    done = pgn(
+        "train", data, "--backbone", MODEL, "--weights", weights, *quick, "--out", checkpoint
+    )
     assert done.returncode == 0, done.stderr
     adapter = PromptAdapter.load(checkpoint)
     paths = sorted((data / "test").rglob("*.png"))[:40]
-    assert {image.size for image in adapter([open_image(path) for path in paths[:3]])} == {(168, 168)}
+    assert {image.size for image in adapter([open_image(path) for path in paths[:3]])} == {
+        (168, 168)
+    }
     fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
     expected = follow(adapter, backbone.load(MODEL, weights=weights), fitted)
-    with local_server(["--model", MODEL, "--weights", str(weights)]) as url, AdaptedClient(url, adapter) as client:
+    with (
+        local_server(["--model", MODEL, "--weights", str(weights)]) as url,
+        AdaptedClient(url, adapter) as client,
+    ):
         found = adapter.mapping(client.answers(paths))
     np.testing.assert_allclose(found, expected["uint8"], atol=1e-3)
-    np.testing.assert_allclose(found, expected["latent"], atol=0.2)  # rounding to whole grey values, in a random model
+    # rounding to whole grey values, in a random model
+    np.testing.assert_allclose(found, expected["latent"], atol=0.2)
     assert np.ptp(found, axis=0).max() > 1

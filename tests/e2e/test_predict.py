@@ -43,7 +43,9 @@ def test_a_run_killed_half_way_goes_on_and_sends_nothing_twice(five_hundred, che
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
-        journaled = [line for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        journaled = [
+            line for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
+        ]
         assert 200 <= len(journaled) < 500
         settled = images_seen(url)
         for _ in range(100):  # what was on its way when the client died is still answered
@@ -61,7 +63,16 @@ def test_a_run_killed_half_way_goes_on_and_sends_nothing_twice(five_hundred, che
 
 
 def test_a_second_run_sends_nothing(server, digits, checkpoint, tmp_path):
-    arguments = ("predict", digits / "3", "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "p.jsonl")
+    arguments = (
+        "predict",
+        digits / "3",
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+        "--out",
+        tmp_path / "p.jsonl",
+    )
     assert pgn(*arguments).returncode == 0
     seen = images_seen(server)
     again = pgn(*arguments)
@@ -70,13 +81,17 @@ def test_a_second_run_sends_nothing(server, digits, checkpoint, tmp_path):
     assert "0 images sent" in again.stderr
 
 
-def test_one_bad_picture_is_reported_and_the_others_are_answered(server, digits, checkpoint, tmp_path):
+def test_one_bad_picture_is_reported_and_the_others_are_answered(
+    server, digits, checkpoint, tmp_path
+):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, source in enumerate(sorted((digits / "5").glob("*.png"))[:3]):
         (folder / f"{i}.png").write_bytes(source.read_bytes())
     (folder / "1bad.png").write_text("no picture")
-    done = pgn("predict", folder, "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "p.jsonl")
+    done = pgn(
+        "predict", folder, "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "p.jsonl"
+    )
     assert done.returncode == 1
     records = read(tmp_path / "p.jsonl")
     assert [Path(r["path"]).name for r in records] == ["0.png", "1.png", "1bad.png", "2.png"]
@@ -97,15 +112,28 @@ def test_one_picture_goes_to_stdout_as_one_json_line(server, digits, checkpoint)
 
 def test_a_list_on_stdin_is_answered_in_its_own_order(server, digits, checkpoint):
     pictures = [str(p) for p in sorted((digits / "2").glob("*.png"))[:4]][::-1]
-    done = pgn("predict", "-", "--out", "-", "--url", server, "--ckpt", checkpoint, input="\n".join(pictures))
+    done = pgn(
+        "predict",
+        "-",
+        "--out",
+        "-",
+        "--url",
+        server,
+        "--ckpt",
+        checkpoint,
+        input="\n".join(pictures),
+    )
     assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == pictures
 
 
 def test_a_dry_run_sends_no_image_and_says_number_time_and_price(server, digits, checkpoint):
     seen = images_seen(server)
     done = pgn(
-        *("predict", digits, "--url", server, "--ckpt", checkpoint), "--dry-run", "--price-per-image", "0.001"
-    )  # fmt: skip
+        *("predict", digits, "--url", server, "--ckpt", checkpoint),
+        "--dry-run",
+        "--price-per-image",
+        "0.001",
+    )
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["images"] == 600
@@ -115,7 +143,9 @@ def test_a_dry_run_sends_no_image_and_says_number_time_and_price(server, digits,
     assert images_seen(server) == seen
 
 
-def test_a_budget_stops_before_it_is_exceeded_and_the_journal_is_kept(server, digits, checkpoint, tmp_path):
+def test_a_budget_stops_before_it_is_exceeded_and_the_journal_is_kept(
+    server, digits, checkpoint, tmp_path
+):
     out = tmp_path / "p.jsonl"
     seen = images_seen(server)
     arguments = ("predict", digits / "4", "--url", server, "--ckpt", checkpoint, "--out", out)
@@ -130,7 +160,10 @@ def test_a_budget_stops_before_it_is_exceeded_and_the_journal_is_kept(server, di
 
 def test_a_journal_of_another_checkpoint_is_not_mixed_up(server, digits, checkpoint, tmp_path):
     out = tmp_path / "p.jsonl"
-    assert pgn("predict", digits / "1", "--url", server, "--ckpt", checkpoint, "--out", out).returncode == 0
+    assert (
+        pgn("predict", digits / "1", "--url", server, "--ckpt", checkpoint, "--out", out).returncode
+        == 0
+    )
     before = out.read_bytes()
     done = pgn("predict", digits / "1", "--url", server, "--out", out)
     assert done.returncode == 2

@@ -23,7 +23,11 @@ def test_what_a_server_does_is_found_in_at_most_40_images(hard, tmp_path):
     found = Endpoint.read(out)
     assert (found.url, found.protocol) == (hard, "huggingface")
     measured = found.found
-    assert (measured.profile, measured.input_size, measured.codec) == ("resize_crop:72:64", 64, "jpeg:75:420")
+    assert (measured.profile, measured.input_size, measured.codec) == (
+        "resize_crop:72:64",
+        64,
+        "jpeg:75:420",
+    )
     assert (measured.output, measured.top_k, measured.decimals) == ("probabilities", 20, -1)
     findings = json.loads(done.stdout)
     assert findings == json.loads(out.read_text())["findings"]
@@ -47,7 +51,11 @@ def test_what_a_server_says_of_itself_is_taken_too(hard, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the endpoint tells so itself" in done.stdout
     found = Endpoint.read(out)
-    assert (found.protocol, found.found.profile, found.found.codec) == ("pgn", "resize_crop:72:64", None)
+    assert (found.protocol, found.found.profile, found.found.codec) == (
+        "pgn",
+        "resize_crop:72:64",
+        None,
+    )
     assert found.limits == Limits(8 * 2**20, 4096**2)
     assert "5 images sent" in done.stderr
 

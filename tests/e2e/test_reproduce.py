@@ -1,4 +1,6 @@
-"""The plumbing of ``benchmarks/reproduce_pgn.py``, which has not been run on its real sets and weights yet."""
+"""The plumbing of ``benchmarks/reproduce_pgn.py``, which has not been run on its real sets and
+weights yet.
+"""
 
 import json
 
@@ -43,7 +45,9 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("parts", [{"": 60}, {"train": 45, "test": 15}, {"train": 30, "val": 15, "test": 15}])
+@pytest.mark.parametrize(
+    "parts", [{"": 60}, {"train": 45, "test": 15}, {"train": 30, "val": 15, "test": 15}]
+)
 def test_exported_splits_are_disjoint_complete_and_seeded(script, monkeypatch, tmp_path, parts):
     given = {part: fake(count, 1000 * i) for i, (part, count) in enumerate(parts.items())}
     monkeypatch.setitem(script.SETS, "dtd", lambda root: given)
@@ -71,14 +75,17 @@ def test_a_set_is_exported_once_and_whole_or_not_at_all(script, monkeypatch, tmp
     folder = script.export("dtd", tmp_path / "data", tmp_path)
     monkeypatch.setitem(script.SETS, "dtd", "must not be asked again")
     assert script.export("dtd", tmp_path / "data", tmp_path) == folder
-    assert script.export("dtd", tmp_path, tmp_path / "another") == folder  # a folder of exported sets serves as DATA
+    # a folder of exported sets serves as DATA
+    assert script.export("dtd", tmp_path, tmp_path / "another") == folder
 
 
 def test_large_pictures_are_reduced_and_names_make_folders(script, tmp_path):
     class Pictures(list):
         classes = ("apartment_building/outdoor", "field")
 
-    script.write(Pictures([(Image.new("L", (600, 512)), 0), (Image.new("RGB", (80, 60)), 1)]), tmp_path)
+    script.write(
+        Pictures([(Image.new("L", (600, 512)), 0), (Image.new("RGB", (80, 60)), 1)]), tmp_path
+    )
     with Image.open(tmp_path / "000-apartment_building-outdoor" / "000000.png") as large:
         assert (large.size, large.mode) == ((300, 256), "RGB")
     with Image.open(tmp_path / "001-field" / "000001.png") as small:
@@ -87,16 +94,32 @@ def test_large_pictures_are_reduced_and_names_make_folders(script, tmp_path):
 
 def test_the_sets_are_the_twelve_of_the_paper_and_two_must_be_given_as_folders(script):
     assert list(script.SETS) == PAPER
-    assert [name for name, source in script.SETS.items() if isinstance(source, str)] == ["ucf101", "resisc45"]
+    assert [name for name, source in script.SETS.items() if isinstance(source, str)] == [
+        "ucf101",
+        "resisc45",
+    ]
 
 
 @pytest.mark.parametrize("name", [n for n in PAPER if n not in ("ucf101", "resisc45")])
-def test_each_set_is_asked_of_torchvision_with_options_it_takes(script, monkeypatch, name, tmp_path):
+def test_each_set_is_asked_of_torchvision_with_options_it_takes(
+    script, monkeypatch, name, tmp_path
+):
     def no_download(*_, **__):
         raise ConnectionError("no hub")
 
-    for module in ("cifar", "flowers102", "food101", "eurosat", "sun397", "oxford_iiit_pet", "dtd", "clevr"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_download)
+    for module in (
+        "cifar",
+        "flowers102",
+        "food101",
+        "eurosat",
+        "sun397",
+        "oxford_iiit_pet",
+        "dtd",
+        "clevr",
+    ):
+        monkeypatch.setattr(
+            f"torchvision.datasets.{module}.download_and_extract_archive", no_download
+        )
     monkeypatch.setattr("torchvision.datasets.svhn.download_url", no_download)
     with pytest.raises(ConnectionError):
         script.SETS[name](tmp_path)
@@ -117,8 +140,12 @@ def test_the_clip_image_tower_is_a_backbone_that_answers_its_projected_features(
 
 
 def test_random_weights_are_a_file_that_loads(script, tmp_path):
-    loaded = backbone.load("vit_tiny_patch16_224", weights=script.random_weights("vit_tiny_patch16_224", tmp_path))
-    again = backbone.load("vit_tiny_patch16_224", weights=script.random_weights("vit_tiny_patch16_224", tmp_path))
+    loaded = backbone.load(
+        "vit_tiny_patch16_224", weights=script.random_weights("vit_tiny_patch16_224", tmp_path)
+    )
+    again = backbone.load(
+        "vit_tiny_patch16_224", weights=script.random_weights("vit_tiny_patch16_224", tmp_path)
+    )
     assert loaded.weights_sha256 == again.weights_sha256
 
 
@@ -129,7 +156,9 @@ def test_a_finished_run_is_a_true_line_that_is_not_repeated_and_a_missing_set_st
         raise ConnectionError("no hub here")
 
     monkeypatch.setitem(script.SETS, "svhn", unreachable)
-    monkeypatch.setitem(script.SETS, "dtd", lambda root: {"train": coloured(60, 0), "test": coloured(30, 1)})
+    monkeypatch.setitem(
+        script.SETS, "dtd", lambda root: {"train": coloured(60, 0), "test": coloured(30, 1)}
+    )
     where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     what = ["--backbone", "bundled", "--presets", "default", "--epochs", "1", "--limit", "18"]
     command = [*where, *what, "--sets", "ucf101", "svhn", "dtd"]
@@ -141,7 +170,12 @@ def test_a_finished_run_is_a_true_line_that_is_not_repeated_and_a_missing_set_st
 
     results = tmp_path / "out" / "results.jsonl"
     assert [json.loads(text) for text in results.read_text().splitlines()] == [line]
-    assert (line["set"], line["preset"], line["seed"], line["backbone"]) == ("dtd", "default", 0, "bundled")
+    assert (line["set"], line["preset"], line["seed"], line["backbone"]) == (
+        "dtd",
+        "default",
+        0,
+        "bundled",
+    )
     assert line["split"] == {"train": 18, "val": 12, "test": 18, "seed": 0}
     assert line["ci95"][0] <= line["accuracy"] <= line["ci95"][1]
     assert line["accuracy"] > 0.6  # three colours
@@ -154,4 +188,7 @@ def test_a_finished_run_is_a_true_line_that_is_not_repeated_and_a_missing_set_st
     monkeypatch.setattr(script, "local_server", lambda _: pytest.fail("there is nothing to serve"))
     assert script.main(command) == 0
     assert len(results.read_text().splitlines()) == 1
-    assert [json.loads(text)["set"] for text in capsys.readouterr().out.splitlines()] == ["ucf101", "svhn"]
+    assert [json.loads(text)["set"] for text in capsys.readouterr().out.splitlines()] == [
+        "ucf101",
+        "svhn",
+    ]

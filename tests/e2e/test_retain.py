@@ -47,13 +47,24 @@ def test_only_bad_pictures_leave_nothing_to_tell(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["steps.jpg", "missing/steps.png"])
-def test_a_picture_that_cannot_be_written_is_told_before_the_work(folder, checkpoint, tmp_path, out):
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    folder, checkpoint, tmp_path, out
+):
     done = pgn("retain", folder, "--ckpt", checkpoint, "--out", tmp_path / out)
     assert done.returncode == 2
     assert "expected a .png file in a folder that exists" in done.stderr
 
 
 def test_other_weights_are_refused(folder, checkpoint):
-    done = pgn("retain", folder, "--ckpt", checkpoint, "--backbone", "bundled", "--weights", "nowhere.safetensors")
+    done = pgn(
+        "retain",
+        folder,
+        "--ckpt",
+        checkpoint,
+        "--backbone",
+        "bundled",
+        "--weights",
+        "nowhere.safetensors",
+    )
     assert done.returncode == 2
     assert "nowhere.safetensors" in done.stderr

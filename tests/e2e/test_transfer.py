@@ -1,4 +1,6 @@
-"""``benchmarks/transfer.py``, ``answer_bank.py`` and ``replay.py``: what is answered, kept, replayed and concluded."""
+"""``benchmarks/transfer.py``, ``answer_bank.py`` and ``replay.py``: what is answered, kept,
+replayed and concluded.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,16 @@ from pgn_client.surrogate import backbone
 from pgn_client.types import Answer
 from tests.e2e.conftest import dealt_out, load_script
 
-ARMS = ["iip", "pgn", "swapped_in_class", "random_frames", "swapped", "gray_image", "blind_trunk", "class_prompts"]
+ARMS = [
+    "iip",
+    "pgn",
+    "swapped_in_class",
+    "random_frames",
+    "swapped",
+    "gray_image",
+    "blind_trunk",
+    "class_prompts",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,9 @@ def summary():
 def collected(script, digits, tmp_path, monkeypatch):
     """A bank of the digits, in which the bundled ViT plays all models."""
     bundled = backbone.load("bundled")
-    monkeypatch.setattr(script.Models, "by_name", dict.fromkeys((script.VIT, script.LITE0, script.LITE1), bundled))
+    monkeypatch.setattr(
+        script.Models, "by_name", dict.fromkeys((script.VIT, script.LITE0, script.LITE1), bundled)
+    )
     bundled.name = script.VIT
     for name, value in (("FIT", 30), ("CHOOSE", 20), ("EPOCHS", 1), ("FOLDS", 2)):
         monkeypatch.setattr(script, name, value)
@@ -40,13 +53,17 @@ def collected(script, digits, tmp_path, monkeypatch):
     cell = script.Cell(dealt_out(digits, tmp_path / "digits"), "shift", 0)
 
     def collect(arms=ARMS):
-        script.collect(cell, (script.VIT, script.LITE0), arms, bank, script.Models(tmp_path, tmp_path))
+        script.collect(
+            cell, (script.VIT, script.LITE0), arms, bank, script.Models(tmp_path, tmp_path)
+        )
         return bank
 
     return collect
 
 
-def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(script, summary, collected, tmp_path):
+def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(
+    script, summary, collected, tmp_path
+):
     collected(["iip"])
     bank = collected()
     (place,) = bank.places()
@@ -57,7 +74,12 @@ def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(script, su
     assert set(bank.names(place)) == prompted | plain | others
     targets = bank.get(place, "targets")
     raw, pgn = (bank.get(place, f"{script.LITE0}/{name}") for name in ("raw", f"{script.VIT}-pgn"))
-    assert {part: len(rows) for part, rows in pgn.items()} == {"fit": 30, "choose": 20, "test": 150, "copy0": 30}
+    assert {part: len(rows) for part, rows in pgn.items()} == {
+        "fit": 30,
+        "choose": 20,
+        "test": 150,
+        "copy0": 30,
+    }
     assert {"copy0", "copy1", "copy2"} < set(raw)
     assert not set(targets["fit_ids"]) & (set(targets["choose_ids"]) | set(targets["test_ids"]))
     np.testing.assert_allclose(np.exp(pgn["test"]).sum(axis=1), 1, atol=1e-5)
@@ -80,14 +102,19 @@ def test_controls_take_prompts_from_where_they_say(script):
     local = {"fit": one_hot[[0, 0, 1]], "test": one_hot[[0, 1, 2, 0]], "copy0": one_hot[[2, 2, 2]]}
     patches = {"fit": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1, 1).repeat(3, axis=4)}
     prompts = script.Prompts(None, {}, patches, local)
-    donors = [script.donors_in_class(prompts, "test", np.random.default_rng(seed)) for seed in range(20)]
+    donors = [
+        script.donors_in_class(prompts, "test", np.random.default_rng(seed)) for seed in range(20)
+    ]
     first, second, third, _ = (set(row) for row in zip(*donors, strict=True))
     assert first == {("test", 3)}  # its own part before others, never itself
     assert second == {("fit", 2)}  # none in its own part
     assert third == {("test", 2)}  # none but copies: its own prompt
     frames = script.frames_by_class(prompts, "class_prompts", rng)
     assert frames[1].max() == 2
-    assert len(np.unique(script.frames_by_class(prompts, "random_frames", rng).reshape(3, -1), axis=0)) == 3
+    assert (
+        len(np.unique(script.frames_by_class(prompts, "random_frames", rng).reshape(3, -1), axis=0))
+        == 3
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
@@ -129,7 +156,12 @@ def test_replay_prints_views_budgets_and_gates(replay, collected, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("interval", "verdict"),
-    [((-2, 0.9), "stay an option"), ((0.1, 0.9), "stay an option"), ((0.1, 3), "candidates"), ((-1, 2), "more seeds")],
+    [
+        ((-2, 0.9), "stay an option"),
+        ((0.1, 0.9), "stay an option"),
+        ((0.1, 3), "candidates"),
+        ((-1, 2), "more seeds"),
+    ],
 )
 def test_the_rule_decides_as_it_was_written(summary, interval, verdict):
     assert verdict in summary.decision(*interval)
@@ -144,7 +176,9 @@ def test_a_difference_averages_seeds_and_pairs_image_by_image(summary, tmp_path)
         bank.put(place, "targets", targets | {"classes": np.array(["x", "y"])})
 
     def always(rows):
-        return summary.Measure(f"always {rows[0, 0]:.1f}", lambda results, pair: summary.Reading(rows, rows))
+        return summary.Measure(
+            f"always {rows[0, 0]:.1f}", lambda results, pair: summary.Reading(rows, rows)
+        )
 
     def by_seed(results, pair):
         return summary.Reading(sure, sure if results.place.seed else sure[::-1])

@@ -1,4 +1,6 @@
-"""What a benchmark's table says, computed from runs that are written here by hand; real runs are in e2e."""
+"""What a benchmark's table says, computed from runs that are written here by hand; real runs are in
+e2e.
+"""
 
 import json
 from dataclasses import replace
@@ -41,15 +43,36 @@ def write(out, name, row, wrong, *, local=None, seed=0, learnable=None, **record
 
 @pytest.fixture
 def out(tmp_path):
-    """Two sets, two seeds, PGN and VP: PGN has 4 (easy) or 8 (hard) of 40 wrong in seed 0, 2 more in seed 1."""
+    """Two sets, two seeds, PGN and VP: PGN has 4 (easy) or 8 (hard) of 40 wrong in seed 0, 2 more
+    in seed 1.
+    """
     for name, wrong in (("easy", 4), ("hard", 8)):
         for seed in (0, 1):
             write(tmp_path, name, "raw", wrong + 12, seed=seed)
             write(tmp_path, name, "linear_probe", wrong + 10, seed=seed)
             more = wrong + 2 * seed
-            write(tmp_path, name, "pgn", more, local=30, seed=seed, seconds=10 + seed, agreement=1 - 0.01 * seed)
+            write(
+                tmp_path,
+                name,
+                "pgn",
+                more,
+                local=30,
+                seed=seed,
+                seconds=10 + seed,
+                agreement=1 - 0.01 * seed,
+            )
             prompt = {"prompt": 2}
-            write(tmp_path, name, "padding", wrong + 8, local=30, seed=seed, seconds=5, agreement=1.0, learnable=prompt)
+            write(
+                tmp_path,
+                name,
+                "padding",
+                wrong + 8,
+                local=30,
+                seed=seed,
+                seconds=5,
+                agreement=1.0,
+                learnable=prompt,
+            )
     return tmp_path
 
 
@@ -89,7 +112,9 @@ class TestSummary:
         assert rows(table(out))["PGN"].agreement == pytest.approx(0.99)
 
     def test_fusion_is_chosen_on_validation(self, out):
-        """The local head is wrong on 30 of 40: it gets no say, and the fused row is the prompt alone."""
+        """The local head is wrong on 30 of 40: it gets no say, and the fused row is the prompt
+        alone.
+        """
         found = rows(table(out))
         assert found["PGN ⊕ local"].accuracy == found["PGN"].accuracy
 
@@ -157,7 +182,9 @@ PLAN = Plan({"easy": Path("easy")}, ("pgn",))
 
 class TestPlan:
     def test_methods_are_named_once(self):
-        assert replace(PLAN, methods=("pgn", "pgn@default", "pgn@small", "pgn")).checked().methods == (
+        assert replace(
+            PLAN, methods=("pgn", "pgn@default", "pgn@small", "pgn")
+        ).checked().methods == (
             "pgn",
             "pgn@small",
         )
@@ -182,11 +209,17 @@ class TestPlan:
         assert [(c.set, c.seed) for c in plan.cells()] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
 
     def test_what_is_missing_is_what_has_no_mark(self, out):
-        assert missing_rows(out, Cell("easy", None, 0), replace(PLAN, methods=("pgn", "low_rank"))) == ["low_rank"]
+        assert missing_rows(
+            out, Cell("easy", None, 0), replace(PLAN, methods=("pgn", "low_rank"))
+        ) == ["low_rank"]
 
-    def test_all_seeds_are_tested_on_the_same_pictures_and_on_no_training_picture(self, make_folder, tmp_path):
+    def test_all_seeds_are_tested_on_the_same_pictures_and_on_no_training_picture(
+        self, make_folder, tmp_path
+    ):
         """Also where the folder has no test split of its own."""
-        plan = Plan({"plain": make_folder(tmp_path / "plain", 15)}, ("pgn",), test=6, train=12, val=6)
+        plan = Plan(
+            {"plain": make_folder(tmp_path / "plain", 15)}, ("pgn",), test=6, train=12, val=6
+        )
         first, second = (Cell("plain", None, seed).task(plan) for seed in (0, 1))
         assert first.test.paths == second.test.paths
         assert first.train.paths != second.train.paths

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgn_client.evaluation.baselines import augmented_blocks, augmented_copies, probe, without_prompt
+from pgn_client.evaluation.baselines import (
+    augmented_blocks,
+    augmented_copies,
+    probe,
+    without_prompt,
+)
 from pgn_client.evaluation.candidate import (
     FRAME,
     LOCAL,
@@ -23,7 +28,15 @@ from pgn_client.evaluation.candidate import (
 from pgn_client.evaluation.comparison import compare
 from pgn_client.evaluation.results import Comparison
 from pgn_client.evaluation.selection import advised, cheapest, choose, gated
-from pgn_client.evaluation.verdict import ADVICE, CONTAMINATED, advice, judge, kind_of, money, verdict
+from pgn_client.evaluation.verdict import (
+    ADVICE,
+    CONTAMINATED,
+    advice,
+    judge,
+    kind_of,
+    money,
+    verdict,
+)
 from pgn_client.mapping.probability import log_loss
 from pgn_client.prompting.methods import REGISTRY
 from pgn_client.training import Split, Task, load_task
@@ -50,11 +63,17 @@ def task():
 
 
 class TestProbe:
-    def test_it_learns_from_augmented_copies_where_validation_says_so(self, make_backbone, make_folder, tmp_path):
-        """Validation images with colors as changed as the copies' need the copies; plain ones are read without."""
+    def test_it_learns_from_augmented_copies_where_validation_says_so(
+        self, make_backbone, make_folder, tmp_path
+    ):
+        """Validation images with colors as changed as the copies' need the copies; plain ones are
+        read without.
+        """
         backbone, plain = make_backbone(), load_task(make_folder(tmp_path, train=5, val=6))
         copies = []
-        for path, copy in zip(plain.val.paths, augmented_copies(plain.val, "paper", 50), strict=True):
+        for path, copy in zip(
+            plain.val.paths, augmented_copies(plain.val, "paper", 50), strict=True
+        ):
             copies.append(tmp_path / f"{path.parent.name}-{path.name}")
             copy.save(copies[-1])
         changed = replace(plain, val=Split(tuple(copies), plain.val.labels))
@@ -62,13 +81,19 @@ class TestProbe:
         for name, task in (("plain", plain), ("changed", changed)):
             task = replace(task, test=task.val)
             for augmentation in ("none", "paper"):
-                loss[name, augmentation] = log_loss(probe(backbone, task, augmentation, 0).val, task.val.labels)
+                loss[name, augmentation] = log_loss(
+                    probe(backbone, task, augmentation, 0).val, task.val.labels
+                )
         assert loss["changed", "paper"] < loss["changed", "none"]
         assert loss["plain", "paper"] <= loss["plain", "none"]
 
-    def test_blocks_of_copies_differ_and_there_are_none_without_augmentation(self, make_folder, tmp_path):
+    def test_blocks_of_copies_differ_and_there_are_none_without_augmentation(
+        self, make_folder, tmp_path
+    ):
         split = load_task(make_folder(tmp_path, train=3, val=2)).train
-        blocks = [[copy.tobytes() for copy in block] for block in augmented_blocks(split, "paper", 0)]
+        blocks = [
+            [copy.tobytes() for copy in block] for block in augmented_blocks(split, "paper", 0)
+        ]
         assert [len(block) for block in blocks] == [len(split)] * COPIES
         assert len({block[0] for block in blocks}) == COPIES
         assert list(augmented_blocks(split, "none", 0)) == []
@@ -83,11 +108,17 @@ class TestProbe:
 
 class TestChoose:
     def test_takes_the_least_log_loss_on_validation(self):
-        rows = [candidate(LOCAL, range(40)), candidate(RAW, range(30)), candidate(PGN, range(5), range(90))]
+        rows = [
+            candidate(LOCAL, range(40)),
+            candidate(RAW, range(30)),
+            candidate(PGN, range(5), range(90)),
+        ]
         assert choose(rows, TARGETS).name == PGN
 
     def test_among_equals_takes_the_cheapest(self):
-        assert choose([candidate(name, range(5)) for name in ADVICE], TARGETS).name == next(iter(ADVICE))
+        assert choose([candidate(name, range(5)) for name in ADVICE], TARGETS).name == next(
+            iter(ADVICE)
+        )
 
     def test_certainty_counts_where_accuracy_is_equal(self):
         unsure = Candidate(RAW, np.log(np.eye(C)[TARGETS] * 0.4 + 0.2), candidate(RAW).test, 7)
@@ -106,8 +137,9 @@ class TestCheapest:
 
     @pytest.mark.parametrize(("more", "name"), [(1, RAW), (2, PGN)])
     def test_within_one_paired_standard_error_is_the_cheaper(self, more, name):
-        # One more mistake of 100: gap 0.01, standard error sqrt(0.01·0.99)/10 = 0.00995, so it is out by a hair; with
-        # one swap besides (RAW right where PGN is wrong) the gap stays 0.01 and the error grows to 0.0173.
+        # One more mistake of 100: gap 0.01, standard error sqrt(0.01·0.99)/10 = 0.00995, so it is
+        # out by a hair; with one swap besides (RAW right where PGN is wrong) the gap stays 0.01 and
+        # the error grows to 0.0173.
         best = candidate(PGN, [99])
         cheaper = candidate(RAW, [0, 1] if more == 1 else [0, 1, 2, 3, 4])
         assert cheapest([cheaper, best], best, TARGETS).name == name
@@ -148,7 +180,9 @@ class TestGated:
 
 
 class TestWithoutPrompt:
-    """On validation the local head is right where the others err, and wrong where they are right."""
+    """On validation the local head is right where the others err, and wrong where they are
+    right.
+    """
 
     def rows(self, *, probe):
         raw, local = candidate(RAW, range(50)), replace(candidate(LOCAL, range(50, N)), sent=0.0)
@@ -162,7 +196,9 @@ class TestWithoutPrompt:
             assert log_loss(rows[with_local(name)].val, TARGETS) < alone - 0.1
 
     def test_only_raw_answers_are_paid_for(self):
-        paid = {name: (row.sent, row.queries) for name, row in self.rows(probe=True).items() if row.sent}
+        paid = {
+            name: (row.sent, row.queries) for name, row in self.rows(probe=True).items() if row.sent
+        }
         assert paid == {RAW: (1.0, 7), with_local(RAW): (1.0, 7)}
 
     def test_without_a_surrogate_there_is_no_probe(self):
@@ -172,7 +208,9 @@ class TestWithoutPrompt:
 def row_of(title):
     """A row by its title, fused with the local head where the title says so."""
     base = (
-        "VP" if title == with_local("VP") else next((n for n in (RAW, PROBE, "IIP", PGN) if with_local(n) == title), "")
+        "VP"
+        if title == with_local("VP")
+        else next((n for n in (RAW, PROBE, "IIP", PGN) if with_local(n) == title), "")
     )
     return replace(candidate(title), fuses=base)
 
@@ -201,7 +239,12 @@ class TestAdvice:
         assert [row_of(title).key for title in titles] == keys
 
     def test_titles_of_prompts_are_those_of_their_methods(self):
-        methods = {"pgn": PGN, "input_independent": "IIP", "no_prompt": NO_PROMPT, "grey_frame": FRAME}
+        methods = {
+            "pgn": PGN,
+            "input_independent": "IIP",
+            "no_prompt": NO_PROMPT,
+            "grey_frame": FRAME,
+        }
         assert {name: REGISTRY[name].title for name in methods} == methods
 
     def test_of_a_prompt_recommends_the_prompt_and_of_raw_answers_none(self):
@@ -242,7 +285,9 @@ class TestCompare:
 
 
 class TestAdvised:
-    """Here, too, the local head is sure of every picture; where it errs on validation, its gate sends all."""
+    """Here, too, the local head is sure of every picture; where it errs on validation, its gate
+    sends all.
+    """
 
     head = candidate(LOCAL, range(40))
 
@@ -250,7 +295,11 @@ class TestAdvised:
         return replace(candidate(name, wrong_val), local=self.head)
 
     def test_is_the_cheapest_that_validation_cannot_tell_from_what_is_served(self):
-        best, raw, free = self.prompt(with_local(PGN)), self.prompt(RAW, [0]), replace(candidate(LOCAL, [1]), sent=0.0)
+        best, raw, free = (
+            self.prompt(with_local(PGN)),
+            self.prompt(RAW, [0]),
+            replace(candidate(LOCAL, [1]), sent=0.0),
+        )
         assert advised([free, raw, best], best, TARGETS).name == LOCAL
         assert advised([raw, best], best, TARGETS).name == RAW
 
@@ -263,7 +312,8 @@ class TestAdvised:
         best = replace(self.prompt(with_local(PGN)), fuses=PGN)
         assert advised([self.prompt(PGN), best], best, TARGETS).name == best.name
         best = self.prompt(with_local(RAW))
-        assert advised([self.prompt(RAW), best], best, TARGETS).name == RAW  # which needs no checkpoint at all
+        # which needs no checkpoint at all
+        assert advised([self.prompt(RAW), best], best, TARGETS).name == RAW
 
     def test_what_sends_more_than_the_gated_best_saves_nothing(self):
         good = candidate(LOCAL)
@@ -273,7 +323,8 @@ class TestAdvised:
     def test_is_held_against_what_is_served_as_it_would_serve_itself(self):
         raw = replace(candidate(RAW, range(60), range(60)), local=candidate(LOCAL, wrong_test=[0]))
         best = self.prompt(PGN)
-        found = advised([raw, best], best, TARGETS)  # raw answers err, but behind their gate none is needed
+        # raw answers err, but behind their gate none is needed
+        found = advised([raw, best], best, TARGETS)
         assert (found.name, found.sent) == (RAW, 0.0)
         assert (found.test == raw.local.test).all()
 
@@ -295,7 +346,8 @@ class TestCost:
         assert replace(candidate(LOCAL), sent=0.0).cost(1000, None) == 0
 
     @pytest.mark.parametrize(
-        ("amount", "text"), [(0, "0.00"), (0.004321, "0.0043"), (0.01, "0.01"), (2.5, "2.50"), (12345.6, "12,345.60")]
+        ("amount", "text"),
+        [(0, "0.00"), (0.004321, "0.0043"), (0.01, "0.01"), (2.5, "2.50"), (12345.6, "12,345.60")],
     )
     def test_is_told_with_two_decimals_or_two_digits(self, amount, text):
         assert money(amount) == text
@@ -303,7 +355,14 @@ class TestCost:
 
 class TestVerdict:
     def say(self, best, cheaper=None, paired=(), price=None):
-        found = verdict(best.name, replace(best, name=SERVED), cheaper or best, TARGETS, paired, price_per_image=price)
+        found = verdict(
+            best.name,
+            replace(best, name=SERVED),
+            cheaper or best,
+            TARGETS,
+            paired,
+            price_per_image=price,
+        )
         return str(found)
 
     def test_begins_with_the_advice_and_its_accuracy(self):
@@ -323,14 +382,18 @@ class TestVerdict:
     )
     def test_says_whether_the_prompts_gain_is_established(self, interval, established):
         text = self.say(candidate(PGN), paired=[Comparison(PGN, RAW, 0.03, interval, 5, 2, 0.45)])
-        assert f"PGN − {RAW} is +3.0 [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}] points" in text
+        assert (
+            f"PGN − {RAW} is +3.0 [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}] points"
+        ) in text
         assert ("not established" in text) != established
 
     def test_without_that_comparison_says_nothing_of_it(self):
         paired = [Comparison(PGN, LOCAL, 0.1, (-0.1, 0.3), 12, 2, 0.01)]
         assert "established" not in self.say(candidate(LOCAL), paired=paired)
 
-    def test_names_what_is_cheaper_and_was_as_good_on_validation_first_and_then_what_is_served(self):
+    def test_names_what_is_cheaper_and_was_as_good_on_validation_first_and_then_what_is_served(
+        self,
+    ):
         free = replace(candidate(LOCAL, (), range(7)), sent=0.0)
         text = self.say(candidate(PGN, (), range(5)), free)
         assert text.startswith(f"{ADVICE[LOCAL]}: local head reaches 0.930 [")
@@ -338,9 +401,15 @@ class TestVerdict:
         assert "what is served, PGN, which reaches 0.950 [" in text
         assert text.index("nothing") < text.index("1,000 of 1,000 pictures")
 
-    def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(self):
+    def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(
+        self,
+    ):
         free = replace(candidate(LOCAL, (), range(20)), sent=0.0)
-        assert re.search(r"pictures: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points on these", self.say(candidate(PGN), free))
+        assert re.search(
+            r"pictures: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points "
+            r"on these",
+            self.say(candidate(PGN), free),
+        )
         free = replace(candidate(LOCAL, (), [5]), sent=0.0)
         assert "+0.0 [" in (text := self.say(candidate(PGN, (), [7]), free))
         assert "points, not established on these pictures" in text
@@ -349,7 +418,9 @@ class TestVerdict:
         assert "no worse" not in self.say(candidate(PGN))
 
     def test_tells_the_share_that_is_sent(self):
-        assert "sends 640 of 1,000 pictures, those of which" in self.say(replace(candidate(PGN), sent=0.64))
+        assert ("sends 640 of 1,000 pictures, those of which") in self.say(
+            replace(candidate(PGN), sent=0.64)
+        )
         assert "those of which" not in self.say(candidate(PGN))
 
     def test_tells_what_1000_pictures_cost_where_a_price_is_known(self):

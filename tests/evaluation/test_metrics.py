@@ -2,11 +2,20 @@ import numpy as np
 import pytest
 
 from pgn_client.errors import ShapeError
-from pgn_client.evaluation.metrics import Bin, ClassScore, by_class, calibration_error, confusion, reliability
+from pgn_client.evaluation.metrics import (
+    Bin,
+    ClassScore,
+    by_class,
+    calibration_error,
+    confusion,
+    reliability,
+)
 
 
 def answers(confidences, answered):
-    """Log-probabilities over three classes: this confidence in this class, the rest shared by the other two."""
+    """Log-probabilities over three classes: this confidence in this class, the rest shared by the
+    other two.
+    """
     p = np.asarray(confidences, float)[:, None]
     return np.log(np.where(np.eye(3, dtype=bool)[answered], p, (1 - p) / 2))
 
@@ -29,7 +38,8 @@ class TestCalibration:
         assert calibration_error(reliability(certain, np.array([1, 2, 0]))) == 1
 
     def test_a_case_by_hand(self):
-        # Bins of 1/15: 0.62 and 0.65 share ((9/15, 10/15]) and are both right; 0.95 is in the last, one of two right.
+        # Bins of 1/15: 0.62 and 0.65 share ((9/15, 10/15]) and are both right; 0.95 is in the last,
+        # one of two right.
         log_p = answers([0.62, 0.65, 0.95, 0.95], [0, 1, 2, 2])
         low, high = bins = reliability(log_p, np.array([0, 1, 2, 0]))
         assert (low.count, low.confidence, low.accuracy) == (2, pytest.approx(0.635), 1.0)
@@ -48,7 +58,9 @@ class TestCalibration:
         assert [b.count for b in reliability(log_p, np.array([0, 0]))] == [1, 1]
 
     def test_bins_go_from_the_least_sure_and_hold_every_image_once(self):
-        bins = reliability(answers(np.linspace(0.34, 1 - 1e-9, 50), np.zeros(50, int)), np.zeros(50, np.int64))
+        bins = reliability(
+            answers(np.linspace(0.34, 1 - 1e-9, 50), np.zeros(50, int)), np.zeros(50, np.int64)
+        )
         assert sum(b.count for b in bins) == 50
         assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)
         assert len(bins) == 10  # from 5/15 on
@@ -64,7 +76,8 @@ class TestCalibration:
 
 
 class TestByClass:
-    # Of class a three: two so answered, one as b. Of b one, answered as a. Of c none, and none so answered.
+    # Of class a three: two so answered, one as b. Of b one, answered as a. Of c none, and none so
+    # answered.
     labels = np.array([0, 0, 0, 1])
     log_p = answers([0.9] * 4, [0, 0, 1, 0])
 

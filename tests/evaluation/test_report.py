@@ -42,12 +42,17 @@ def report_of(classes=(EVIL, "hen", "jay"), *, price=None, retention=True, local
     task = Task(tuple(classes), split, split, split)
 
     def row(name, right, seed, **options):
-        val, test = (noisy(targets, right=right, seed=seed + k, classes=len(classes)) for k in (0, 1))
+        val, test = (
+            noisy(targets, right=right, seed=seed + k, classes=len(classes)) for k in (0, 1)
+        )
         return Candidate(name, val, test, 500, **options)
 
     head = row(LOCAL, local, 0, sent=0.0)
     head = replace(head, queries=0)
-    raw, prompt = (replace(row(name, right, seed), local=head) for name, right, seed in ((RAW, 0.6, 2), (PGN, 0.9, 4)))
+    raw, prompt = (
+        replace(row(name, right, seed), local=head)
+        for name, right, seed in ((RAW, 0.6, 2), (PGN, 0.9, 4))
+    )
     candidates = [raw, head, fused(raw, head, 0.5), prompt, fused(prompt, head, 0.25)]
     steps = {"latent": 0.9, "http_png": 0.9, "agreement": {"latent": 1.0, "http_png": 0.99}}
     return Report(
@@ -146,7 +151,8 @@ class TestPage:
         assert not set(found.tags) & {"script", "link", "iframe", "object", "embed", "base", "form"}
         assert all(src.startswith("data:image/png;base64,") for src in found.values("img", "src"))
         assert not re.search(
-            r"https?://|//[a-z]|url\(|@import|@font-face|srcset|\bhref\b", re.sub(r"data:[^\"]+", "", text)
+            r"https?://|//[a-z]|url\(|@import|@font-face|srcset|\bhref\b",
+            re.sub(r"data:[^\"]+", "", text),
         )
         assert not [name for _, name, _ in found.attributes if name.startswith("on")]
 
@@ -179,7 +185,9 @@ class TestPage:
         for row in report.rows:
             assert any(cell.startswith(row.title) for cell in cells)
             assert f"{row.accuracy:.3f}" in cells
-        assert all(f"{c.a} − {c.b}" in cells and f"{c.only_a} : {c.only_b}" in cells for c in report.paired)
+        assert all(
+            f"{c.a} − {c.b}" in cells and f"{c.only_a} : {c.only_b}" in cells for c in report.paired
+        )
         assert {"hen", "jay", "own prompt", "http_png"} <= set(cells)
 
     def test_every_picture_has_a_text_with_its_label_and_what_is_served(self, report, text):
@@ -269,7 +277,9 @@ class TestTable:
         lines = table(report).splitlines()
         row = report.row(PGN)
         assert f"{row.accuracy:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
-        assert f"{row.log_loss:.3f}  {row.ece:.3f}" in next(line for line in lines if line.startswith(f"  {PGN} "))
+        assert (f"{row.log_loss:.3f}  {row.ece:.3f}") in next(
+            line for line in lines if line.startswith(f"  {PGN} ")
+        )
         c = report.paired[0]
         line = next(line for line in lines if line.startswith(f"  {c.a} − {c.b}"))
         assert re.search(rf"{c.only_a} : {c.only_b}   p [<=] 0\.\d{{3}}$", line)
@@ -279,16 +289,24 @@ class TestTable:
         assert "sent per 1,000" in table(report)
         priced = table(report_of(price=0.002))
         assert "cost per 1,000" in priced
-        assert next(line for line in priced.splitlines() if line.startswith(f"  {PGN} ")).endswith(" 2.00")
-        assert next(line for line in priced.splitlines() if line.startswith(f"  {LOCAL} ")).endswith(" 0.00")
+        assert next(line for line in priced.splitlines() if line.startswith(f"  {PGN} ")).endswith(
+            " 2.00"
+        )
+        assert next(
+            line for line in priced.splitlines() if line.startswith(f"  {LOCAL} ")
+        ).endswith(" 0.00")
 
     def test_is_no_wider_than_a_terminal_should_be(self, report):
         verdict = table(report).splitlines()
-        assert max(len(line) for line in verdict if not line.startswith(("verdict", "weakest"))) <= 120
+        assert (
+            max(len(line) for line in verdict if not line.startswith(("verdict", "weakest"))) <= 120
+        )
 
     def test_perfect_classes_are_not_called_weak(self, report):
         perfect = [replace(score, f1=1.0) for score in report.per_class[SERVED]]
-        assert "weakest" not in table(replace(report, per_class=report.per_class | {SERVED: perfect}))
+        assert "weakest" not in table(
+            replace(report, per_class=report.per_class | {SERVED: perfect})
+        )
 
 
 class TestJson:
@@ -298,7 +316,14 @@ class TestJson:
         assert found["verdict"] == f"{found['advice']['advice']}: {found['advice']['reason']}"
         assert found["advice"]["recommended"] in {row["key"] for row in found["rows"]}
         assert all({"name", "accuracy", "ci95", "queries"} <= set(row) for row in found["rows"])
-        assert [row["name"] for row in found["rows"]] == [RAW, LOCAL, with_local(RAW), PGN, with_local(PGN), SERVED]
+        assert [row["name"] for row in found["rows"]] == [
+            RAW,
+            LOCAL,
+            with_local(RAW),
+            PGN,
+            with_local(PGN),
+            SERVED,
+        ]
 
     def test_queries_are_those_of_fitting_and_of_the_test_pictures(self, report):
         for row in report.rows:
@@ -309,8 +334,12 @@ class TestJson:
     def test_cost_is_of_serving_alone(self, report):
         assert {row.cost_per_1000 for row in report.rows if row.sent} == {None}
         priced = report_of(price=0.002)
-        assert [row.cost_per_1000 for row in priced.rows] == pytest.approx([2 * row.sent for row in priced.rows])
-        assert [p["cost_per_1000"] for p in priced.curve] == pytest.approx([2 * p["sent"] for p in priced.curve])
+        assert [row.cost_per_1000 for row in priced.rows] == pytest.approx(
+            [2 * row.sent for row in priced.rows]
+        )
+        assert [p["cost_per_1000"] for p in priced.curve] == pytest.approx(
+            [2 * p["sent"] for p in priced.curve]
+        )
 
     def test_served_and_raw_are_told_class_by_class(self, report):
         found = report.to_json()
@@ -328,7 +357,9 @@ class TestSheet:
         assert told.height == plain.height + 2 * TEXT
         below = np.asarray(told)[GAP + TILE : GAP + TILE + TEXT]
         assert (below < 128).any()
-        assert not (np.asarray(told)[GAP + 2 * TILE + TEXT + GAP : GAP + 2 * TILE + TEXT + GAP + TEXT] < 128).any()
+        assert not (
+            np.asarray(told)[GAP + 2 * TILE + TEXT + GAP : GAP + 2 * TILE + TEXT + GAP + TEXT] < 128
+        ).any()
 
 
 class TestWrite:

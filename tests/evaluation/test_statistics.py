@@ -8,8 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgn_client.errors import ConfigurationError, MissingDependencyError, ShapeError
-from pgn_client.evaluation.statistics import accuracy_interval, discordant, mcnemar, paired_bootstrap, pooled_bootstrap
-from pgn_client.mapping.fusion import ALPHAS, GatePoint, best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.evaluation.statistics import (
+    accuracy_interval,
+    discordant,
+    mcnemar,
+    paired_bootstrap,
+    pooled_bootstrap,
+)
+from pgn_client.mapping.fusion import (
+    ALPHAS,
+    GatePoint,
+    best_fusion,
+    best_gate,
+    fuse,
+    gate,
+    gate_curve,
+)
 
 DISCORDANT = list(combinations_with_replacement((0, 1, 7, 40, 101, 500, 1450, 1550, 3000), 2))
 """How many images only one of two methods gets right, from none to thousands."""
@@ -41,7 +55,9 @@ class TestAccuracyInterval:
     def test_ends_satisfy_the_score_equation(self):
         accuracy, *ends = accuracy_interval(np.arange(30) < 7)
         for end in ends:
-            assert abs(accuracy - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / 30))
+            assert abs(accuracy - end) == pytest.approx(
+                1.959963984540054 * math.sqrt(end * (1 - end) / 30)
+            )
 
     def test_an_empty_row_is_refused(self):
         with pytest.raises(ShapeError, match="n >= 1"):
@@ -55,7 +71,10 @@ class TestPairedBootstrap:
         difference, low, high = paired_bootstrap(a, b, seed=0)
         half = 1.96 * math.sqrt((0.3 - 0.1**2) / 2000)
         assert difference == pytest.approx(0.1)
-        assert (low, high) == (pytest.approx(0.1 - half, abs=2e-3), pytest.approx(0.1 + half, abs=2e-3))
+        assert (low, high) == (
+            pytest.approx(0.1 - half, abs=2e-3),
+            pytest.approx(0.1 + half, abs=2e-3),
+        )
 
     def test_it_agrees_with_drawing_the_images_one_by_one(self):
         a, b = pair(9, 4, 20, 7)
@@ -73,7 +92,10 @@ class TestPairedBootstrap:
         difference, low, high = paired_bootstrap(a, b, seed=0)
         flipped, flipped_low, flipped_high = paired_bootstrap(b, a, seed=0)
         assert flipped == -difference
-        assert (flipped_low, flipped_high) == (pytest.approx(-high, abs=0.02), pytest.approx(-low, abs=0.02))
+        assert (flipped_low, flipped_high) == (
+            pytest.approx(-high, abs=0.02),
+            pytest.approx(-low, abs=0.02),
+        )
 
     def test_the_same_seed_gives_the_same_interval(self):
         a, b = pair(30, 10, 60)
@@ -92,7 +114,9 @@ class TestPooledBootstrap:
     def test_one_run_is_the_paired_bootstrap(self):
         a, b = pair(30, 12, 50, 8)
         row = a.astype(int) - b.astype(int)
-        assert pooled_bootstrap([row], seed=3) == pytest.approx(paired_bootstrap(a, b, seed=3), abs=0.011)
+        assert pooled_bootstrap([row], seed=3) == pytest.approx(
+            paired_bootstrap(a, b, seed=3), abs=0.011
+        )
 
     def test_seeds_are_averaged_image_by_image(self):
         # Four images, two seeds that agree on all: as sure as one seed, not surer.
@@ -100,17 +124,23 @@ class TestPooledBootstrap:
         assert pooled_bootstrap([(row + row) / 2], seed=0) == pooled_bootstrap([row], seed=0)
 
     def test_every_run_counts_the_same_whatever_its_size(self):
-        mean, _, _ = pooled_bootstrap([np.array([1]), np.zeros(99, int), -np.ones(4, int), np.ones(2, int)], seed=0)
+        mean, _, _ = pooled_bootstrap(
+            [np.array([1]), np.zeros(99, int), -np.ones(4, int), np.ones(2, int)], seed=0
+        )
         assert mean == (1 + 0 - 1 + 1) / 4
 
     def test_interval_has_the_analytic_width(self):
-        # Variances of one difference: 0.5 - 0.1² and 0.2; of the mean of the runs: (0.49/1000 + 0.2/4000) / 4.
+        # Variances of one difference: 0.5 - 0.1² and 0.2; of the mean of the runs: (0.49/1000 +
+        # 0.2/4000) / 4.
         first = np.repeat([1, -1, 0], [300, 200, 500])
         second = np.repeat([1, -1, 0], [400, 400, 3200])
         mean, low, high = pooled_bootstrap([first, second], seed=0)
         half = 1.96 * math.sqrt((0.49 / 1000 + 0.2 / 4000) / 4)
         assert mean == pytest.approx(0.05)
-        assert (low, high) == (pytest.approx(0.05 - half, abs=2e-3), pytest.approx(0.05 + half, abs=2e-3))
+        assert (low, high) == (
+            pytest.approx(0.05 - half, abs=2e-3),
+            pytest.approx(0.05 + half, abs=2e-3),
+        )
 
     def test_runs_are_drawn_independently(self):
         # Drawn together, two opposite runs would always cancel.
@@ -186,7 +216,9 @@ class TestMcNemar:
         )
         by_logs = min(1.0, 2 * math.fsum(map(math.exp, logs)))
         tolerance = 1e-12 if m <= 1000 else 1e-11
-        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(by_logs, rel=tolerance, abs=1e-300)
+        assert mcnemar(*pair(only_a, only_b, 1)) == pytest.approx(
+            by_logs, rel=tolerance, abs=1e-300
+        )
 
     def test_without_scipy_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "scipy.stats", None)
@@ -207,7 +239,9 @@ class TestFusion:
 
     def test_the_middle_is_the_normalised_geometric_mean(self):
         mean = np.sqrt(np.exp(self.endpoint + self.local))
-        np.testing.assert_allclose(np.exp(fuse(self.endpoint, self.local, 0.5)), mean / mean.sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(
+            np.exp(fuse(self.endpoint, self.local, 0.5)), mean / mean.sum(axis=1, keepdims=True)
+        )
 
     def test_impossible_classes_of_the_other_side_do_not_matter_at_the_ends(self):
         with np.errstate(divide="ignore"):
@@ -231,7 +265,8 @@ class TestFusion:
         assert best_fusion(right, wrong, labels) == 0.0
 
     def test_the_lowest_log_loss_decides_not_the_accuracy(self):
-        # alpha = 1 alone is right on both images, but by a hair; alpha = 0 is right on one, with certainty.
+        # alpha = 1 alone is right on both images, but by a hair; alpha = 0 is right on one, with
+        # certainty.
         endpoint = np.log([[0.999, 0.001], [0.51, 0.49]])
         local = np.log([[0.51, 0.49], [0.49, 0.51]])
         alpha = best_fusion(endpoint, local, np.array([0, 1]))
@@ -248,9 +283,13 @@ class TestFusion:
 
 
 def answers(confidences, right):
-    """Return log-probabilities over two classes: the true one is 0, named with this confidence where right."""
+    """Return log-probabilities over two classes: the true one is 0, named with this confidence
+    where right.
+    """
     p = np.asarray(confidences, float)
-    return np.log(np.where(np.asarray(right, bool)[:, None], np.stack([p, 1 - p], 1), np.stack([1 - p, p], 1)))
+    return np.log(
+        np.where(np.asarray(right, bool)[:, None], np.stack([p, 1 - p], 1), np.stack([1 - p, p], 1))
+    )
 
 
 def zeros(n):
@@ -269,7 +308,9 @@ class TestGate:
     def test_a_confidence_equal_to_the_threshold_is_not_sent(self):
         threshold = math.exp(self.local[1].max())
         np.testing.assert_array_equal(gate(self.served, self.local, threshold)[1], self.local[1])
-        np.testing.assert_array_equal(gate(self.served, self.local, math.nextafter(threshold, 1))[1], self.served[1])
+        np.testing.assert_array_equal(
+            gate(self.served, self.local, math.nextafter(threshold, 1))[1], self.served[1]
+        )
 
     def test_zero_sends_nothing(self):
         np.testing.assert_array_equal(gate(self.served, self.local, 0), self.local)
@@ -316,7 +357,9 @@ class TestGate:
 
 
 class TestBestGate:
-    """Served gives each true class 0.9 here; a local head that is right and surer than that is the better one."""
+    """Served gives each true class 0.9 here; a local head that is right and surer than that is the
+    better one.
+    """
 
     def served(self, n):
         return answers([0.9] * n, [True] * n)
@@ -329,10 +372,13 @@ class TestBestGate:
         assert best_gate(self.served(3), self.served(3), zeros(3)) == 0.0
 
     def test_a_loss_among_the_sure_may_be_made_up_by_the_less_sure(self):
-        # Kept alone, the surest loses log(0.9 / 0.89); the next three gain log(0.91 / 0.9) each. The last loses more.
+        # Kept alone, the surest loses log(0.9 / 0.89); the next three gain log(0.91 / 0.9) each.
+        # The last loses more.
         local = answers([0.97, 0.96, 0.96, 0.55], [True, True, True, False])
         local[0] = np.log([0.89, 0.11])
-        local[0, 1] = math.log(0.97)  # it is sure of another class, but gives the true one 0.89 (not normalised)
+        local[0, 1] = math.log(
+            0.97
+        )  # it is sure of another class, but gives the true one 0.89 (not normalised)
         assert best_gate(self.served(4), local, zeros(4)) == math.exp(local[1].max())
 
     def test_a_local_head_that_only_loses_sends_everything(self):
@@ -356,11 +402,17 @@ class TestBestGate:
         assert best_gate(self.served(2), local, zeros(2)) == 1.0
 
     @given(
-        st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.8, 0.95, 0.99]), st.booleans(), st.booleans()), min_size=1),
+        st.lists(
+            st.tuples(st.sampled_from([0.5, 0.6, 0.8, 0.95, 0.99]), st.booleans(), st.booleans()),
+            min_size=1,
+        ),
     )
     def test_it_agrees_with_trying_every_threshold(self, images):
         confidences, local_right, served_right = zip(*images, strict=True)
-        local, served = answers(confidences, local_right), answers([0.9] * len(images), served_right)
+        local, served = (
+            answers(confidences, local_right),
+            answers([0.9] * len(images), served_right),
+        )
         labels = zeros(len(images))
 
         def score(threshold):
@@ -368,7 +420,9 @@ class TestBestGate:
 
         # The lowest threshold sends the fewest.
         tries = [0.0, *sorted({math.exp(row.max()) for row in local})]
-        expected = next((threshold for threshold in tries if score(threshold) >= score(None) - 1e-9), None)
+        expected = next(
+            (threshold for threshold in tries if score(threshold) >= score(None) - 1e-9), None
+        )
         assert best_gate(served, local, labels) == expected
 
     @given(
@@ -384,7 +438,9 @@ class TestBestGate:
         for point in gate_curve(served, local, labels, thresholds):
             gated = gate(served, local, point.query_below)
             sent = sum(math.exp(row.max()) < point.query_below for row in local)
-            assert point == GatePoint(point.query_below, sent / n, int((gated.argmax(axis=1) == labels).sum()) / n)
+            assert point == GatePoint(
+                point.query_below, sent / n, int((gated.argmax(axis=1) == labels).sum()) / n
+            )
 
     @pytest.mark.parametrize("labels", [zeros(2), zeros(0)])
     def test_labels_of_another_length_are_refused(self, labels):

@@ -43,7 +43,9 @@ def test_encoding_drops_metadata(codec):
     assert b"xxxx" not in data
 
 
-@pytest.mark.parametrize("make", [str, Path, lambda p: Path(p).read_bytes(), lambda p: bytearray(Path(p).read_bytes())])
+@pytest.mark.parametrize(
+    "make", [str, Path, lambda p: Path(p).read_bytes(), lambda p: bytearray(Path(p).read_bytes())]
+)
 def test_path_and_bytes_give_the_same_picture(make, tmp_path):
     path = tmp_path / "ä picture.png"
     path.write_bytes(file_bytes(picture(3)))
@@ -74,7 +76,12 @@ def test_a_broken_exif_block_is_no_reason_to_fail_or_warn():
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    assert pixels(open_image(file_bytes(Image.fromarray(grey))))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert pixels(open_image(file_bytes(Image.fromarray(grey))))[0, :, 0].tolist() == [
+        0,
+        1,
+        128,
+        255,
+    ]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -93,7 +100,10 @@ def test_a_palette_with_transparent_entries_is_laid_over_white():
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "HSV", "LAB", "P"])
 def test_every_pil_mode_becomes_rgb(mode):
-    assert open_image(Image.new("RGB", (3, 2)).convert("L" if mode in ("1", "LAB") else mode)).mode == "RGB"
+    assert (
+        open_image(Image.new("RGB", (3, 2)).convert("L" if mode in ("1", "LAB") else mode)).mode
+        == "RGB"
+    )
 
 
 def test_a_cmyk_jpeg_keeps_its_colours():
@@ -174,7 +184,10 @@ def test_a_broken_file_is_one_line_that_names_it(name, tmp_path):
 
 
 @settings(deadline=None, max_examples=150)
-@given(data=st.binary(max_size=400), start=st.sampled_from([b"", *BROKEN.values(), b"GIF89a", b"RIFF\0\0\0\0WEBPVP8L"]))
+@given(
+    data=st.binary(max_size=400),
+    start=st.sampled_from([b"", *BROKEN.values(), b"GIF89a", b"RIFF\0\0\0\0WEBPVP8L"]),
+)
 def test_no_bytes_raise_anything_but_image_errors(data, start):
     with contextlib.suppress(ImageError, ShapeError):
         open_image(start + data)
@@ -205,10 +218,17 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nothing of it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [8001, 10_000, 12_000, 20_000, 60_000])

@@ -8,8 +8,15 @@ from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_se
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.types import ServerProfile
 
-PROFILES = ["direct", "resize_crop:36:32", "resize_crop:37:32", "resize_crop:41:32", "resize_crop:32:32",
-            "shortest_edge:32", "letterbox:32"]  # fmt: skip
+PROFILES = [
+    "direct",
+    "resize_crop:36:32",
+    "resize_crop:37:32",
+    "resize_crop:41:32",
+    "resize_crop:32:32",
+    "shortest_edge:32",
+    "letterbox:32",
+]
 
 
 def noise(*shape, seed=0):
@@ -29,7 +36,9 @@ def by_hand(canvas, picture, patches):
     pixels[top : top + height, left : left + width] = picture
     for cell, patch in zip(canvas.cells, patches, strict=True):
         row, column = divmod(cell, canvas.size // canvas.patch)
-        pixels[row * canvas.patch :, column * canvas.patch :][: canvas.patch, : canvas.patch] = patch
+        pixels[row * canvas.patch :, column * canvas.patch :][: canvas.patch, : canvas.patch] = (
+            patch
+        )
     return pixels
 
 
@@ -42,7 +51,9 @@ class TestCompose:
     @pytest.mark.parametrize("layout", ["ring", "corner", "rows:1", "rows:3"])
     def test_every_prompt_lands_exactly_on_its_cell(self, layout):
         canvas, picture, patches = parts(layout)
-        assert (np.asarray(compose(picture, patches, canvas)) == by_hand(canvas, picture, patches)).all()
+        assert (
+            np.asarray(compose(picture, patches, canvas)) == by_hand(canvas, picture, patches)
+        ).all()
 
     @pytest.mark.parametrize("profile", PROFILES)
     def test_the_server_sees_the_canvas_bit_for_bit(self, profile):
@@ -66,7 +77,8 @@ class TestCompose:
         assert (torchvision_sees(bare, 37, 32) != np.asarray(bare)).any()
 
     def test_the_margin_repeats_the_edge(self):
-        canvas, picture, patches = parts(profile="resize_crop:37:32")  # offset round(2.5) = 2, so 2 before and 3 after
+        # offset round(2.5) = 2, so 2 before and 3 after
+        canvas, picture, patches = parts(profile="resize_crop:37:32")
         nearest = np.clip(np.arange(37) - 2, 0, 31)
         expected = by_hand(canvas, picture, patches)[nearest][:, nearest]
         assert (np.asarray(compose(picture, patches, canvas)) == expected).all()
@@ -146,7 +158,9 @@ class TestFitPicture:
 
 
 class TestSeenByServer:
-    @pytest.mark.parametrize("size", [(50, 41), (41, 50), (33, 97), (97, 33), (31, 31), (20, 64), (37, 37), (101, 100)])
+    @pytest.mark.parametrize(
+        "size", [(50, 41), (41, 50), (33, 97), (97, 33), (31, 31), (20, 64), (37, 37), (101, 100)]
+    )
     @pytest.mark.parametrize("resize", [32, 37])
     def test_resize_and_crop_are_torchvisions(self, size, resize):
         image = Image.fromarray(noise(size[1], size[0], 3))
@@ -160,7 +174,9 @@ class TestSeenByServer:
         assert (seen_by_server(image, ServerProfile("direct"), 32) == expected).all()
 
     def test_letterbox_keeps_the_shape_and_pads_with_grey(self):
-        seen = seen_by_server(Image.new("RGB", (64, 32), (200, 0, 0)), ServerProfile("letterbox", 32), 32)
+        seen = seen_by_server(
+            Image.new("RGB", (64, 32), (200, 0, 0)), ServerProfile("letterbox", 32), 32
+        )
         assert seen.shape == (32, 32, 3)
         assert (seen[:8] == GREY).all()
         assert (seen[24:] == GREY).all()

@@ -29,7 +29,9 @@ def counts(part):
 
 
 def made_up(*sizes):
-    """A task of files that are not there: so many of each class in every split, the classes mixed."""
+    """A task of files that are not there: so many of each class in every split, the classes
+    mixed.
+    """
 
     def part(name):
         labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -41,7 +43,11 @@ def made_up(*sizes):
 class TestPlainTree:
     def test_is_split_60_20_20_in_every_class(self, plain):
         task = load_task(plain)
-        assert [counts(part) for part in (task.train, task.val, task.test)] == [[6] * 3, [2] * 3, [2] * 3]
+        assert [counts(part) for part in (task.train, task.val, task.test)] == [
+            [6] * 3,
+            [2] * 3,
+            [2] * 3,
+        ]
 
     def test_splits_are_disjoint_and_lose_nothing(self, plain):
         task = load_task(plain)
@@ -56,7 +62,9 @@ class TestPlainTree:
         task = load_task(plain)
         assert task.classes == ("blue", "red", "white")
         for part in (task.train, task.val, task.test):
-            assert [task.classes[i] for i in part.labels] == [path.parent.name for path in part.paths]
+            assert [task.classes[i] for i in part.labels] == [
+                path.parent.name for path in part.paths
+            ]
 
 
 class TestGivenSplits:
@@ -70,7 +78,11 @@ class TestGivenSplits:
     def test_a_missing_val_is_split_off_train(self, split):
         shutil.rmtree(split / "val")
         task = load_task(split)
-        assert [counts(part) for part in (task.train, task.val, task.test)] == [[4] * 3, [1] * 3, [3] * 3]
+        assert [counts(part) for part in (task.train, task.val, task.test)] == [
+            [4] * 3,
+            [1] * 3,
+            [3] * 3,
+        ]
         assert not set(task.train.paths) & set(task.val.paths)
 
     def test_a_missing_test_is_empty(self, split):
@@ -120,7 +132,10 @@ class TestLimited:
         assert counts(made_up(1, 3, 9).limited(train=limit).train) == left
 
     def test_the_remainder_goes_to_classes_by_chance(self):
-        extra = {np.argmax(counts(made_up(9, 9, 9).limited(train=7, seed=seed).train)) for seed in range(20)}
+        extra = {
+            np.argmax(counts(made_up(9, 9, 9).limited(train=7, seed=seed).train))
+            for seed in range(20)
+        }
         assert extra == {0, 1, 2}
 
     def test_the_pictures_of_a_class_are_drawn_by_the_seed(self):
@@ -134,7 +149,9 @@ class TestLimited:
 
     def test_labels_stay_with_their_pictures(self):
         part = made_up(9, 5, 2).limited(train=11).train
-        assert [path.name.split("_")[1] for path in part.paths] == [str(label) for label in part.labels]
+        assert [path.name.split("_")[1] for path in part.paths] == [
+            str(label) for label in part.labels
+        ]
 
     def test_fewer_are_among_more(self):
         task = made_up(9, 5, 2)
@@ -159,7 +176,10 @@ class TestLimited:
     def test_one_of_each_class_is_allowed_and_fewer_are_refused(self, name):
         task = made_up(1, 9, 9)
         assert counts(getattr(task.limited(**{name: 3}), name)) == [1, 1, 1]
-        with pytest.raises(ConfigurationError, match=f"limit of {name}: got 2, expected at least 3, one of each class"):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"limit of {name}: got 2, expected at least 3, one of each class",
+        ):
             task.limited(**{name: 2})
 
     def test_test_may_be_a_single_picture_but_not_none(self):
@@ -181,7 +201,9 @@ class TestUnion:
     def test_classes_follow_the_order_given(self, tasks):
         assert union(tasks).classes == ("zoo/blue", "zoo/red", "zoo/white", "art/green", "art/red")
 
-    @pytest.mark.parametrize(("name", "sizes"), [("train", [5, 5, 5, 2, 2]), ("val", [2, 2, 2, 1, 1])])
+    @pytest.mark.parametrize(
+        ("name", "sizes"), [("train", [5, 5, 5, 2, 2]), ("val", [2, 2, 2, 1, 1])]
+    )
     def test_labels_are_shifted(self, tasks, name, sizes):
         part = getattr(union(tasks), name)
         assert (counts(part), part.labels.dtype) == (sizes, np.int64)
@@ -190,11 +212,15 @@ class TestUnion:
     def test_labels_are_still_the_folders(self, tasks, name):
         whole = union(tasks)
         part = getattr(whole, name)
-        assert [whole.classes[i].split("/")[1] for i in part.labels] == [path.parent.name for path in part.paths]
+        assert [whole.classes[i].split("/")[1] for i in part.labels] == [
+            path.parent.name for path in part.paths
+        ]
 
     @pytest.mark.parametrize("name", ["train", "val", "test"])
     def test_paths_follow_one_another(self, tasks, name):
-        assert getattr(union(tasks), name).paths == sum((getattr(task, name).paths for task in tasks.values()), ())
+        assert getattr(union(tasks), name).paths == sum(
+            (getattr(task, name).paths for task in tasks.values()), ()
+        )
 
     def test_an_empty_test_adds_nothing(self, tasks):
         tasks["zoo"] = dataclasses.replace(tasks["zoo"], test=tasks["zoo"].test.take([]))
@@ -207,7 +233,14 @@ class TestUnion:
     def test_card_has_the_card_of_every_part(self, tasks):
         whole = union(tasks)
         parts = {"zoo": tasks["zoo"].card(), "art": tasks["art"].card()}
-        expected = {"digest": whole.digest(), "train": 19, "val": 8, "shots": None, "seed": 7, "parts": parts}
+        expected = {
+            "digest": whole.digest(),
+            "train": 19,
+            "val": 8,
+            "shots": None,
+            "seed": 7,
+            "parts": parts,
+        }
         assert whole.card() == expected
 
     def test_limited_has_cards_of_what_is_left_of_the_parts(self, tasks):
@@ -222,7 +255,9 @@ class TestUnion:
 
     @pytest.mark.parametrize("name", ["", "a/b"])
     def test_a_name_that_would_be_ambiguous_is_refused(self, name):
-        with pytest.raises(ConfigurationError, match=f"union: got the name '{name}', expected one without a slash"):
+        with pytest.raises(
+            ConfigurationError, match=f"union: got the name '{name}', expected one without a slash"
+        ):
             union({name: made_up(2, 2)})
 
     def test_a_name_given_twice_is_refused(self):
@@ -236,12 +271,18 @@ class TestUnion:
     @pytest.mark.parametrize(("what", "value"), [("shots", None), ("seed", 1)])
     def test_tasks_drawn_in_different_ways_are_refused(self, what, value):
         tasks = {"x": made_up(2, 2), "y": dataclasses.replace(made_up(2, 2), **{what: value})}
-        with pytest.raises(ConfigurationError, match=f"union: got {what} .*'y': {value}.*, expected the same in all"):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"union: got {what} .*'y': {value}.*, expected the same in all",
+        ):
             union(tasks)
 
     def test_a_union_of_unions_is_refused(self):
         inner = union({"x": made_up(2, 2), "y": made_up(2, 2)})
-        with pytest.raises(ConfigurationError, match="got a union as 'z', expected a plain task; give x, y themselves"):
+        with pytest.raises(
+            ConfigurationError,
+            match="got a union as 'z', expected a plain task; give x, y themselves",
+        ):
             union({"z": inner})
 
 
@@ -272,12 +313,17 @@ class TestDigest:
 
     def test_card_tells_sizes_and_how_they_were_drawn(self, split):
         task = load_task(split, shots=2, seed=7)
-        assert task.card() == {"digest": task.digest(), "train": 6, "val": 6, "shots": 2, "seed": 7}  # and no parts
+        # and no parts
+        assert task.card() == {"digest": task.digest(), "train": 6, "val": 6, "shots": 2, "seed": 7}
 
 
 class TestRefusal:
     def test_of_a_missing_folder(self, tmp_path):
-        with pytest.raises(ConfigurationError, match=r"nowhere, expected a folder with train/, val/, test/"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"nowhere, expected a folder with train/, "
+            r"val/, test/",
+        ):
             load_task(tmp_path / "nowhere")
 
     def test_of_one_class(self, make_folder, tmp_path):
@@ -305,7 +351,8 @@ class TestRefusal:
     def test_of_a_class_that_train_has_not(self, split, part):
         (split / part / "mauve").mkdir()
         with pytest.raises(
-            ConfigurationError, match=f"{part} has classes \\['mauve'\\] that the training split has not"
+            ConfigurationError,
+            match=f"{part} has classes \\['mauve'\\] that the training split has not",
         ):
             load_task(split)
 

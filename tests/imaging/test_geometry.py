@@ -61,7 +61,8 @@ class TestLayouts:
         assert cells == sorted(cells)
 
     @pytest.mark.parametrize(
-        "layout", ["", "Ring", "rows", "rows:", "rows:0", "rows:-1", "rows:1.5", "ring:2", "full:1", "frame"]
+        "layout",
+        ["", "Ring", "rows", "rows:", "rows:0", "rows:-1", "rows:1.5", "ring:2", "full:1", "frame"],
     )
     def test_an_unknown_layout_is_told_the_known_ones(self, layout):
         with pytest.raises(ConfigurationError, match=r"ring, corner, full, rows:N"):
@@ -98,7 +99,9 @@ class TestCanvas:
         with pytest.raises(ShapeError, match=r"225.*16"):
             Canvas.build(225, 16)
 
-    @pytest.mark.parametrize("profile", ["resize_crop:256:240", "shortest_edge:256", "letterbox:196"])
+    @pytest.mark.parametrize(
+        "profile", ["resize_crop:256:240", "shortest_edge:256", "letterbox:196"]
+    )
     def test_a_profile_that_ends_at_another_size_is_refused_by_name(self, profile):
         with pytest.raises(ConfigurationError, match=rf"{profile}.*224 px"):
             Canvas.build(224, 16, profile=ServerProfile.parse(profile))
@@ -123,7 +126,9 @@ class TestCropOffset:
     def test_is_where_torchvision_crops(self, resize, crop):
         from torchvision.transforms import CenterCrop
 
-        rows = Image.fromarray(np.repeat(np.arange(resize, dtype=np.int32)[:, None], resize, axis=1))
+        rows = Image.fromarray(
+            np.repeat(np.arange(resize, dtype=np.int32)[:, None], resize, axis=1)
+        )
         assert np.asarray(CenterCrop(crop)(rows))[0, 0] == crop_offset(resize, crop)
 
     @pytest.mark.parametrize(("difference", "offset"), [(1, 0), (3, 2), (5, 2), (7, 4)])
@@ -136,17 +141,34 @@ class TestProfile:
     def test_text_round_trips(self, profile):
         assert ServerProfile.parse(str(profile)) == profile
 
-    @pytest.mark.parametrize("text", ["direct", "resize_crop:256:224", "shortest_edge:224", "letterbox:224"])
+    @pytest.mark.parametrize(
+        "text", ["direct", "resize_crop:256:224", "shortest_edge:224", "letterbox:224"]
+    )
     def test_every_documented_form_is_read(self, text):
         assert str(ServerProfile.parse(text)) == text
 
     @pytest.mark.parametrize(
         "text",
-        ["", "crop", "direct:224", "resize_crop", "resize_crop:256", "resize_crop:256:0", "letterbox:-1", "letterbox:x",
-         "shortest_edge:224:224", "resize_crop:256:224:1", "DIRECT"],
-    )  # fmt: skip
+        [
+            "",
+            "crop",
+            "direct:224",
+            "resize_crop",
+            "resize_crop:256",
+            "resize_crop:256:0",
+            "letterbox:-1",
+            "letterbox:x",
+            "shortest_edge:224:224",
+            "resize_crop:256:224:1",
+            "DIRECT",
+        ],
+    )
     def test_an_unknown_form_is_told_the_known_ones(self, text):
-        with pytest.raises(ConfigurationError, match=r"direct, resize_crop:R:C, shortest_edge:R or letterbox:R"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"direct, resize_crop:R:C, shortest_edge:R or "
+            r"letterbox:R",
+        ):
             ServerProfile.parse(text)
 
     def test_a_crop_larger_than_the_resize_is_refused(self):
@@ -164,10 +186,23 @@ class TestExplicitCells:
     @pytest.mark.parametrize(
         "text",
         [
-            "", "15", "15@", "@0,0,2,2", "a@0,0,2,2", "15@0,0,2", "15@0,0,2,2,2", "16@0,0,2,2", "-1@0,0,2,2",
-            "15,15@0,0,2,2", "5@0,0,2,2", "0@0,0,1000000000,1000000000", "15@3,0,2,2", "15@0,0,0,2", "15@-1,0,2,2",
+            "",
+            "15",
+            "15@",
+            "@0,0,2,2",
+            "a@0,0,2,2",
+            "15@0,0,2",
+            "15@0,0,2,2,2",
+            "16@0,0,2,2",
+            "-1@0,0,2,2",
+            "15,15@0,0,2,2",
+            "5@0,0,2,2",
+            "0@0,0,1000000000,1000000000",
+            "15@3,0,2,2",
+            "15@0,0,0,2",
+            "15@-1,0,2,2",
         ],
-    )  # fmt: skip
+    )
     def test_what_does_not_fit_is_refused(self, text):
         with pytest.raises(ConfigurationError, match="cells:"):
             Canvas.build(32, 8, f"cells:{text}")
@@ -179,4 +214,5 @@ class TestExplicitCells:
         assert canvas.prompts == prompts
         height, width = canvas.box[2] // 8, canvas.box[3] // 8
         assert abs(height - width) <= 1
-        assert grid * grid - min(height + 1, grid) * min(width + 1, grid) < prompts  # none larger leaves that room
+        # none larger leaves that room
+        assert grid * grid - min(height + 1, grid) * min(width + 1, grid) < prompts

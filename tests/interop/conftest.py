@@ -1,7 +1,7 @@
 """Software that we did not write, each in an environment of its own, on both sides of ours.
 
-Nothing here runs unless it is asked for by its marker (``make interop``). An environment is made on first use below
-``.venvs`` and kept; where it cannot be made, its tests are skipped and say why.
+Nothing here runs unless it is asked for by its marker (``make interop``). An environment is made on
+first use below ``.venvs`` and kept; where it cannot be made, its tests are skipped and say why.
 """
 
 import functools
@@ -46,7 +46,9 @@ PINS = {
 
 
 def python_of(name):
-    """Return the Python of a package's environment, which is made if it is not there; skip where that fails."""
+    """Return the Python of a package's environment, which is made if it is not there; skip where
+    that fails.
+    """
     python, failure = environment(name)
     if failure:
         pytest.skip(f"{PINS[name][0]} cannot be installed: {failure}")
@@ -55,7 +57,9 @@ def python_of(name):
 
 @functools.cache
 def environment(name):
-    """Return the Python of a package's environment, and why it could not be made, if so; it is tried once."""
+    """Return the Python of a package's environment, and why it could not be made, if so; it is
+    tried once.
+    """
     version = "{}.{}".format(*sys.version_info)
     digest = hashlib.sha256("\n".join([version, *PINS[name]]).encode()).hexdigest()[:12]
     folder = ENVIRONMENTS / f"{name}-{digest}"
@@ -64,7 +68,10 @@ def environment(name):
         return python, ""
     shutil.rmtree(folder, ignore_errors=True)
     if shutil.which("uv"):
-        commands = [["uv", "venv", "--python", version, folder], ["uv", "pip", "install", "--python", python]]
+        commands = [
+            ["uv", "venv", "--python", version, folder],
+            ["uv", "pip", "install", "--python", python],
+        ]
     else:
         commands = [[sys.executable, "-m", "venv", folder], [python, "-m", "pip", "install"]]
     failure = failure_of(commands[0]) or failure_of(commands[1] + PINS[name])
@@ -76,7 +83,9 @@ def environment(name):
 def failure_of(command):
     """Run a command; return why it failed, if it did."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_INSTALL, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS_TO_INSTALL, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"not within {SECONDS_TO_INSTALL} seconds"
     return " ".join(done.stderr.split())[-300:] or "no reason given" if done.returncode else ""
@@ -145,16 +154,28 @@ def truth(ours, picture):
 @pytest.fixture(scope="session")
 def model(ours):
     """What our server says about its model."""
-    return httpx.get(f"{ours}/v1/model", headers={"authorization": f"Bearer {KEY}"}).raise_for_status().json()
+    return (
+        httpx.get(f"{ours}/v1/model", headers={"authorization": f"Bearer {KEY}"})
+        .raise_for_status()
+        .json()
+    )
 
 
 @functools.cache
 def drive(package, driver, url, picture, *, key=KEY, labels=()):
-    """Run all tasks of a real client in its own environment, once; return what each of them answered, by its name."""
+    """Run all tasks of a real client in its own environment, once; return what each of them
+    answered, by its name.
+    """
     given = {"url": url, "picture": str(picture), "key": key, "labels": labels}
     command = [python_of(package), HERE / "drivers" / f"{driver}.py"]
     done = subprocess.run(
-        command, input=json.dumps(given), capture_output=True, text=True, timeout=120, check=False, env=_environment()
+        command,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=_environment(),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -163,7 +184,11 @@ def drive(package, driver, url, picture, *, key=KEY, labels=()):
 def _environment():
     """Return ours, without what would change the other's: a Python path, proxies, credentials."""
     dropped = ("PYTHON", "PGN_", "HF_", "AWS_", "OPENAI_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped) and not k.lower().endswith("_proxy")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(dropped) and not k.lower().endswith("_proxy")
+    }
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
@@ -213,7 +238,8 @@ def _await(process, url, says, log):
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-2000:]
         try:
-            answer = httpx.get(url, headers={"x-api-key": KEY})  # LitServe wants it of this question too
+            # LitServe wants it of this question too
+            answer = httpx.get(url, headers={"x-api-key": KEY})
             if answer.status_code == 200 and says in answer.text:
                 return
         except httpx.TransportError:

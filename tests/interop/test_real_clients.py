@@ -1,4 +1,6 @@
-"""Clients that we did not write get from our server what our own format answers for the same picture."""
+"""Clients that we did not write get from our server what our own format answers for the same
+picture.
+"""
 
 from itertools import pairwise
 
@@ -7,13 +9,16 @@ import pytest
 
 from tests.interop.conftest import asked, drive
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # an environment may have to be made first
+# an environment may have to be made first
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]
 
 SET = ("tabby", "goldfish", "koala", "slug", "lion")  # classes of the bundled model, in no order
 
 
 def client(package, driver):
-    """Return a fixture: a function that runs one task of a real client, on the picture unless told otherwise."""
+    """Return a fixture: a function that runs one task of a real client, on the picture unless told
+    otherwise.
+    """
 
     @pytest.fixture
     def ask(ours, picture):
@@ -78,7 +83,9 @@ def test_huggingface_hub_classifies(hub, truth, task):
 def test_huggingface_hub_asks_for_three_logits(hub, logits_by_label, truth):
     found = hub("image_classification_with_parameters")
     assert [label for label, _ in found] == truth[0][:3]
-    differ_by_a_constant([score for _, score in found], [logits_by_label[label] for label, _ in found])
+    differ_by_a_constant(
+        [score for _, score in found], [logits_by_label[label] for label, _ in found]
+    )
 
 
 def test_huggingface_hub_classifies_among_given_labels(hub, truth):
@@ -130,7 +137,10 @@ def test_tritonclient_sees_that_server_and_model_are_ready(triton):
 
 @pytest.mark.parametrize(
     ("task", "given", "message"),
-    [("binary", {"key": "wrong"}, "wants its API key"), ("wrong_shape", {}, "expected [-1,3,64,64]")],
+    [
+        ("binary", {"key": "wrong"}, "wants its API key"),
+        ("wrong_shape", {}, "expected [-1,3,64,64]"),
+    ],
 )
 def test_tritonclient_is_told_what_is_wrong(triton, task, given, message):
     refused = triton(task, **given)
@@ -175,7 +185,9 @@ def test_boto3_classifies(boto3, truth):
 def test_boto3_asks_for_three_logits(boto3, logits_by_label, truth):
     found = boto3("with_parameters")
     assert [label for label, _ in found] == truth[0][:3]
-    differ_by_a_constant([score for _, score in found], [logits_by_label[label] for label, _ in found])
+    differ_by_a_constant(
+        [score for _, score in found], [logits_by_label[label] for label, _ in found]
+    )
 
 
 def test_boto3_is_told_of_a_bad_key(boto3):
@@ -186,7 +198,11 @@ def test_boto3_is_told_of_a_bad_key(boto3):
 
 def test_boto3_is_told_that_the_model_refused_a_bad_picture(boto3, no_picture):
     refused = boto3("refused", picture=no_picture)
-    assert (refused["type"], refused["code"], refused["status"]) == ("ModelError", "ModelError", 424)
+    assert (refused["type"], refused["code"], refused["status"]) == (
+        "ModelError",
+        "ModelError",
+        424,
+    )
     assert refused["original"] == 400
 
 
@@ -237,8 +253,15 @@ def test_a_client_of_a_sagemaker_container_gets_the_best_five(requests, truth):
 
 @pytest.mark.parametrize(
     ("task", "bad_key", "bad_picture"),
-    [("kserve_v1", 401, 400), ("vertex", 401, 400), ("torchserve", 401, 503), ("sagemaker_container", 401, 400)],
+    [
+        ("kserve_v1", 401, 400),
+        ("vertex", 401, 400),
+        ("torchserve", 401, 503),
+        ("sagemaker_container", 401, 400),
+    ],
 )
-def test_a_plain_client_gets_the_status_that_its_format_has(requests, no_picture, task, bad_key, bad_picture):
+def test_a_plain_client_gets_the_status_that_its_format_has(
+    requests, no_picture, task, bad_key, bad_picture
+):
     assert requests(task, key="wrong")["status"] == bad_key
     assert requests(task, picture=no_picture)["status"] == bad_picture

@@ -1,4 +1,6 @@
-"""Our client gets from servers that we did not write what their classifier, computed again here, says."""
+"""Our client gets from servers that we did not write what their classifier, computed again here,
+says.
+"""
 
 import json
 import shutil
@@ -14,7 +16,8 @@ from tests.e2e.conftest import pgn
 from tests.interop.conftest import KEY, hosted, painted
 from tests.interop.servers import known
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # an environment may have to be made first
+# an environment may have to be made first
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]
 
 BINARY = "inference-header-content-length"
 TENSORS = {"mean": [known.MEAN], "std": [known.STD]}
@@ -43,7 +46,9 @@ mlserver = server("mlserver", "ml_server", ready=f"/v2/models/{known.NAME}/ready
 triton = server("pytriton", "py_triton", ready=f"/v2/models/{known.NAME}/ready")
 litserve = server("litserve", "lit_serve", ready="/health")
 chat = server("litserve", "lit_serve_chat", ready="/health")
-java = server("torchserve", "torch_serve", ready=f"/models/{known.NAME}", says='"status": "READY"', ports=5)
+java = server(
+    "torchserve", "torch_serve", ready=f"/models/{known.NAME}", says='"status": "READY"', ports=5
+)
 
 
 @pytest.fixture
@@ -102,7 +107,9 @@ def check(endpoint, pictures, **options):
 
 
 class Eavesdropper(httpx.HTTPTransport):
-    """Passes everything on and notes it; refuses the binary form where told to, as a proxy in between may."""
+    """Passes everything on and notes it; refuses the binary form where told to, as a proxy in
+    between may.
+    """
 
     def __init__(self, *, refuses=False):
         super().__init__()
@@ -114,7 +121,11 @@ class Eavesdropper(httpx.HTTPTransport):
             return super().handle_request(request)
         binary = BINARY in request.headers
         refused = binary and self.refuses
-        answer = httpx.Response(415, json={"error": "no binary"}) if refused else super().handle_request(request)
+        answer = (
+            httpx.Response(415, json={"error": "no binary"})
+            if refused
+            else super().handle_request(request)
+        )
         self.forms.append((binary, answer.status_code))
         return answer
 
@@ -128,7 +139,9 @@ def test_the_pictures_differ_in_what_they_show(pictures):
 @pytest.mark.parametrize("hosts", ["kserve", "triton"])
 def test_tensors_go_as_binary(request, tmp_path, pictures, hosts, protocol):
     transport = Eavesdropper()
-    endpoint = described(tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS)
+    endpoint = described(
+        tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS
+    )
     check(endpoint, pictures, protocol=protocol, model=known.NAME, transport=transport)
     assert transport.forms == [(True, 200)] * len(pictures)
 
@@ -142,10 +155,14 @@ def test_kserve_gets_json_where_binary_is_refused(kserve, tmp_path, pictures):
 
 @pytest.mark.parametrize("protocol", ["oip", "auto"])
 def test_mlserver_refuses_binary_and_gets_json(mlserver, tmp_path, pictures, protocol):
-    """It echoes the body in its refusal, and where that is no UTF-8 it fails and closes the connection unannounced."""
+    """It echoes the body in its refusal, and where that is no UTF-8 it fails and closes the
+    connection unannounced.
+    """
     transport = Eavesdropper()
     endpoint = described(tmp_path, mlserver, labels=known.CLASSES, options=TENSORS)
-    check(endpoint, pictures, protocol=protocol, model=known.NAME, transport=transport, max_retries=2)
+    check(
+        endpoint, pictures, protocol=protocol, model=known.NAME, transport=transport, max_retries=2
+    )
     assert {status for binary, status in transport.forms if binary} <= {422, 500}
     assert transport.forms.count((False, 200)) == len(pictures)
     assert transport.forms[0][0], "binary is tried first"
@@ -153,19 +170,28 @@ def test_mlserver_refuses_binary_and_gets_json(mlserver, tmp_path, pictures, pro
 
 @pytest.mark.parametrize("hosts", ["kserve", "mlserver"])
 def test_the_only_model_needs_no_name(request, tmp_path, pictures, hosts):
-    endpoint = described(tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS)
+    endpoint = described(
+        tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS
+    )
     check(endpoint, pictures[:2], max_retries=2)
 
 
 def test_triton_hides_its_models_so_that_one_must_be_named(triton, tmp_path, pictures):
     endpoint = described(tmp_path, triton, labels=known.CLASSES, options=TENSORS)
-    with AdaptedClient(endpoint, None) as client, pytest.raises(ConfigurationError, match="give model="):
+    with (
+        AdaptedClient(endpoint, None) as client,
+        pytest.raises(ConfigurationError, match="give model="),
+    ):
         client.classify(pictures[0])
 
 
 @pytest.mark.parametrize("hosts", ["kserve", "mlserver", "triton"])
-def test_a_model_that_is_not_there_is_an_error_in_the_servers_words(request, tmp_path, pictures, hosts):
-    endpoint = described(tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS)
+def test_a_model_that_is_not_there_is_an_error_in_the_servers_words(
+    request, tmp_path, pictures, hosts
+):
+    endpoint = described(
+        tmp_path, request.getfixturevalue(hosts), labels=known.CLASSES, options=TENSORS
+    )
     with (
         AdaptedClient(endpoint, None, protocol="oip", model="nobody") as client,
         pytest.raises(InvalidRequestError, match=r"got 404 \(.*nobody"),
@@ -204,19 +230,28 @@ def test_litserve_as_its_owner_likes_it(own, pictures):
 
 
 def test_litserve_refuses_a_wrong_key(own, pictures):
-    with AdaptedClient(own, None, api_key="not-the-key") as client, pytest.raises(AuthenticationError) as caught:
+    with (
+        AdaptedClient(own, None, api_key="not-the-key") as client,
+        pytest.raises(AuthenticationError) as caught,
+    ):
         client.classify(pictures[0])
     assert "Invalid API Key" in str(caught.value)
     assert "not-the-key" not in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", ["", "/v1/chat/completions"])
-def test_litserve_as_an_openai_server_names_the_best_of_a_closed_set(chat, tmp_path, pictures, ending):
+def test_litserve_as_an_openai_server_names_the_best_of_a_closed_set(
+    chat, tmp_path, pictures, ending
+):
     """By name at its address, and by the path of a chat."""
     some = known.CLASSES[1:]
-    endpoint = described(tmp_path, chat + ending, labels=some, options={"key_header": "X-API-Key: {key}"})
+    endpoint = described(
+        tmp_path, chat + ending, labels=some, options={"key_header": "X-API-Key: {key}"}
+    )
     protocol = "auto" if ending else "openai"
-    with AdaptedClient(endpoint, None, protocol=protocol, model="lit", api_key=KEY, max_retries=0) as client:
+    with AdaptedClient(
+        endpoint, None, protocol=protocol, model="lit", api_key=KEY, max_retries=0
+    ) as client:
         for path, found in zip(pictures, client.classify_many(pictures), strict=True):
             assert isinstance(found, Prediction), found
             assert found.label == next(label for label, _ in said(path) if label in some)

@@ -19,12 +19,16 @@ class TestBayesianMapping:
         np.testing.assert_allclose(weight, [[1, 0], [0, q1 / (q1 + q2)], [0, q2 / (q1 + q2)]])
 
     def test_a_source_label_shared_by_two_classes_is_split_by_its_posterior(self):
-        weight = blm_plus(np.array([[0.75, 0.25], [0.625, 0.375], [0.0, 1.0]]), np.array([0, 1, 1]), 2)
+        weight = blm_plus(
+            np.array([[0.75, 0.25], [0.625, 0.375], [0.0, 1.0]]), np.array([0, 1, 1]), 2
+        )
         # N+ = [[0.75, 0.625], [0, 1]]; P = [[0.75/2.375, 0.625/2.375], [0, 1/2]].
         a, b = 0.625 / 2.375, 0.5
         np.testing.assert_allclose(weight, [[1, a / (a + b)], [0, b / (a + b)]])
 
-    @pytest.mark.parametrize(("C", "k"), [(2, 1), (6, 1), (7, 1), (13, 1), (14, 2), (20, 3), (100, 15)])
+    @pytest.mark.parametrize(
+        ("C", "k"), [(2, 1), (6, 1), (7, 1), (13, 1), (14, 2), (20, 3), (100, 15)]
+    )
     def test_k_is_fifteen_percent_of_the_classes_and_at_least_one(self, C, k):
         p = np.arange(40, 0, -1.0)[None] / 820
         assert int((blm_plus(p, np.array([0]), C)[:, 0] > 0).sum()) == k
@@ -57,12 +61,15 @@ class TestBLM:
 
 class TestOneToOne:
     def test_the_assignment_is_the_best_and_not_the_greedy_one(self):
-        # Counts [[3, 2], [2, 0]]: the greedy way takes (s0, t0) first and gets 3; the best way gets 2 + 2.
+        # Counts [[3, 2], [2, 0]]: the greedy way takes (s0, t0) first and gets 3; the best way gets
+        # 2 + 2.
         rows, labels = [], []
         for s, t, times in ((0, 0, 3), (0, 1, 2), (1, 0, 2)):
             rows += [np.eye(2)[s]] * times
             labels += [t] * times
-        np.testing.assert_array_equal(one_to_one(np.array(rows), np.array(labels), 2), [[0, 1], [1, 0]])
+        np.testing.assert_array_equal(
+            one_to_one(np.array(rows), np.array(labels), 2), [[0, 1], [1, 0]]
+        )
 
     def test_no_source_label_serves_two_classes(self):
         p = np.random.default_rng(0).dirichlet(np.ones(12), size=60)
@@ -71,7 +78,8 @@ class TestOneToOne:
         assert weight.sum(axis=1).max() == 1
 
     def test_where_counts_tie_the_mean_probability_decides(self):
-        p = np.array([[0.6, 0.3, 0.1], [0.6, 0.1, 0.3]])  # both classes' likeliest label is the first
+        # both classes' likeliest label is the first
+        p = np.array([[0.6, 0.3, 0.1], [0.6, 0.1, 0.3]])
         assert one_to_one(p, np.array([0, 1]), 2).argmax(axis=0).tolist() in ([0, 2], [1, 0])
         assert one_to_one(np.array([[0.9, 0.1, 0.0], [0.5, 0.1, 0.4]]), np.array([0, 1]), 2).argmax(
             axis=0

@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError, ShapeError
+from pgn_client.errors import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    ShapeError,
+)
 from pgn_client.mapping.label_mapping import KINDS, LabelMapping, fit, log_scores, vocabulary
-from pgn_client.mapping.logistic_regression import _Rotated, logistic_regression, logistic_regression_cv
+from pgn_client.mapping.logistic_regression import (
+    _Rotated,
+    logistic_regression,
+    logistic_regression_cv,
+)
 from pgn_client.mapping.probability import FLOOR
 from pgn_client.types import Answer
 
@@ -32,31 +41,44 @@ def softmax(logits):
 
 class TestFeatures:
     def test_vocabulary_is_the_sorted_union(self):
-        assert vocabulary([Answer(("b", "a"), (0.6, 0.4)), Answer(("c", "a"), (0.6, 0.4))]) == ("a", "b", "c")
+        assert vocabulary([Answer(("b", "a"), (0.6, 0.4)), Answer(("c", "a"), (0.6, 0.4))]) == (
+            "a",
+            "b",
+            "c",
+        )
 
     def test_full_probabilities_come_back_in_the_order_of_the_source(self):
-        np.testing.assert_allclose(probabilities(Answer(("b", "a"), (0.7, 0.3)), ("a", "b")), [0.3, 0.7])
+        np.testing.assert_allclose(
+            probabilities(Answer(("b", "a"), (0.7, 0.3)), ("a", "b")), [0.3, 0.7]
+        )
 
     def test_residual_mass_is_spread_evenly_over_missing_labels(self):
-        np.testing.assert_allclose(probabilities(Answer(("a",), (0.7,)), ("a", "b", "c")), [0.7, 0.15, 0.15])
+        np.testing.assert_allclose(
+            probabilities(Answer(("a",), (0.7,)), ("a", "b", "c")), [0.7, 0.15, 0.15]
+        )
 
     def test_no_missing_label_exceeds_a_returned_one(self):
         # r = 0.49 would go to c alone; the cap of 0.01 leaves (0.5, 0.01, 0.01) / 0.52.
         answer = Answer(("a", "b"), (0.5, 0.01))
         np.testing.assert_allclose(
-            probabilities(answer, ("a", "b", "c")), [0.5 / 0.52, 0.01 / 0.52, 0.01 / 0.52], rtol=1e-6
+            probabilities(answer, ("a", "b", "c")),
+            [0.5 / 0.52, 0.01 / 0.52, 0.01 / 0.52],
+            rtol=1e-6,
         )
 
     def test_hard_label_is_one_hot_with_the_floor(self):
         expected = np.array([FLOOR, 1.0, FLOOR]) / (1 + 2 * FLOOR)
-        np.testing.assert_allclose(probabilities(Answer(("b",), (1.0,), "label"), ("a", "b", "c")), expected)
+        np.testing.assert_allclose(
+            probabilities(Answer(("b",), (1.0,), "label"), ("a", "b", "c")), expected
+        )
 
     def test_logits_and_their_softmax_give_the_same_row(self):
         logits = np.array([3.0, 1.0, -40.0])
         p = tuple(np.exp(logits) / np.exp(logits).sum())
         names = ("a", "b", "c")
         np.testing.assert_allclose(
-            log_scores([Answer(names, tuple(logits), "logits")], names), log_scores([Answer(names, p)], names)
+            log_scores([Answer(names, tuple(logits), "logits")], names),
+            log_scores([Answer(names, p)], names),
         )
 
     def test_missing_logits_get_the_floor(self):
@@ -64,17 +86,23 @@ class TestFeatures:
         np.testing.assert_allclose(p, np.array([0.5, 0.5, FLOOR]) / (1 + FLOOR))
 
     def test_labels_returned_twice_are_summed(self):
-        np.testing.assert_allclose(probabilities(Answer(("a", "b", "a"), (0.4, 0.4, 0.2)), ("a", "b")), [0.6, 0.4])
+        np.testing.assert_allclose(
+            probabilities(Answer(("a", "b", "a"), (0.4, 0.4, 0.2)), ("a", "b")), [0.6, 0.4]
+        )
 
     def test_unknown_labels_lose_their_mass(self):
-        np.testing.assert_allclose(probabilities(Answer(("x", "a", "b"), (0.6, 0.3, 0.1)), ("a", "b")), [0.75, 0.25])
+        np.testing.assert_allclose(
+            probabilities(Answer(("x", "a", "b"), (0.6, 0.3, 0.1)), ("a", "b")), [0.75, 0.25]
+        )
 
     def test_answer_without_a_known_label_names_both_sides(self):
         with pytest.raises(ConfigurationError, match=r"'x'.*'a'"):
             log_scores([Answer(("x",), (1.0,), "label")], ("a", "b"))
 
     def test_answer_without_a_known_label_is_uniform_when_not_strict(self):
-        rows = log_scores([Answer(("x",), (1.0,), "label"), Answer(("x",), (0.2,))], ("a", "b"), strict=False)
+        rows = log_scores(
+            [Answer(("x",), (1.0,), "label"), Answer(("x",), (0.2,))], ("a", "b"), strict=False
+        )
         np.testing.assert_allclose(np.exp(rows), 0.5)
 
     @pytest.mark.parametrize("scores", [(float("nan"), 0.5), (float("inf"), 0.5), (0.5,)])
@@ -97,7 +125,9 @@ class TestFeatures:
 
 class TestAdditiveMapping:
     def test_score_is_the_normalised_weighted_sum(self):
-        mapping = LabelMapping("blm+", ("a", "b"), ("x", "y"), np.array([[1.0, 0.2], [0.0, 0.8]]), np.zeros(2))
+        mapping = LabelMapping(
+            "blm+", ("a", "b"), ("x", "y"), np.array([[1.0, 0.2], [0.0, 0.8]]), np.zeros(2)
+        )
         # f = (0.7, 0.7·0.2 + 0.3·0.8) = (0.7, 0.38)
         got = np.exp(mapping([Answer(("a", "b"), (0.7, 0.3))]))
         np.testing.assert_allclose(got, [[0.7 / 1.08, 0.38 / 1.08]])
@@ -109,10 +139,16 @@ class TestLogisticRegression:
     def test_agrees_with_scikit_learn(self, n, d, C, l2):
         linear_model = pytest.importorskip("sklearn.linear_model")
         X, y = gaussian_task(n, d, C)
-        reference = linear_model.LogisticRegression(C=1 / (n * l2), tol=1e-10, max_iter=5000).fit(X, y)
+        reference = linear_model.LogisticRegression(C=1 / (n * l2), tol=1e-10, max_iter=5000).fit(
+            X, y
+        )
         weight, bias = logistic_regression(X, y, C, l2)
-        np.testing.assert_allclose(softmax(X @ weight + bias), reference.predict_proba(X), atol=1e-4)
-        np.testing.assert_allclose(weight, reference.coef_.T, atol=1e-3 * abs(reference.coef_).max())
+        np.testing.assert_allclose(
+            softmax(X @ weight + bias), reference.predict_proba(X), atol=1e-4
+        )
+        np.testing.assert_allclose(
+            weight, reference.coef_.T, atol=1e-3 * abs(reference.coef_).max()
+        )
 
     def test_gradient_agrees_with_finite_differences(self):
         X, y = gaussian_task(20, 4, 3)
@@ -197,9 +233,17 @@ class TestFit:
         p /= p.sum(axis=1, keepdims=True)
         y = np.array([rng.choice(3, p=row) for row in p])
         y_in_class_order = np.array([1, 2, 0])[y]  # classes are (c, a, b)
-        fitted = fit(np.log(p), y_in_class_order, ("a", "b", "c"), ("c", "a", "b"), kinds=("identity", "blm+"))
+        fitted = fit(
+            np.log(p),
+            y_in_class_order,
+            ("a", "b", "c"),
+            ("c", "a", "b"),
+            kinds=("identity", "blm+"),
+        )
         assert fitted.mapping.kind == "identity"
-        np.testing.assert_allclose(np.exp(fitted.mapping.log_probs(np.log(p))), p[:, [2, 0, 1]], rtol=1e-4)
+        np.testing.assert_allclose(
+            np.exp(fitted.mapping.log_probs(np.log(p))), p[:, [2, 0, 1]], rtol=1e-4
+        )
 
     def test_a_fitted_kind_wins_where_the_names_are_wrong(self):
         X, y, names = self.permuted()
@@ -211,7 +255,9 @@ class TestFit:
     def test_validation_examples_choose_the_kind_where_there_are_some(self):
         """The training labels are permuted; the validation labels are as the endpoint says."""
         X, y, names = self.permuted()
-        alone, judged = (fit(X, y, names, names, val=val) for val in (None, (X[:50], X[:50].argmax(axis=1))))
+        alone, judged = (
+            fit(X, y, names, names, val=val) for val in (None, (X[:50], X[:50].argmax(axis=1)))
+        )
         assert (alone.mapping.kind, judged.mapping.kind) == ("linear", "identity")
         for kind, loss in judged.log_loss.items():
             p = np.exp(fit(X, y, names, names, kinds=(kind,)).mapping.log_probs(X[:50])).clip(FLOOR)
@@ -219,12 +265,16 @@ class TestFit:
             assert loss == pytest.approx(-log_p[np.arange(50), X[:50].argmax(axis=1)].mean())
 
     def test_copies_of_a_picture_are_held_out_together(self):
-        """A copy in the training folds would give its picture away: noise would look like something to be learnt."""
+        """A copy in the training folds would give its picture away: noise would look like something
+        to be learnt.
+        """
         rng = np.random.default_rng(0)
         X, y = np.log(softmax(rng.normal(size=(60, 80)))), np.arange(60) % 3
         twice = np.concatenate([X, X + rng.normal(0, 1e-3, X.shape)]), np.tile(y, 2)
         source, classes = tuple(map(str, range(80))), ("a", "b", "c")
-        parted, together = (fit(*twice, source, classes, kinds=("linear",), copies=n) for n in (1, 2))
+        parted, together = (
+            fit(*twice, source, classes, kinds=("linear",), copies=n) for n in (1, 2)
+        )
         assert parted.log_loss["linear"] < 0.5 < np.log(3) - 0.05 < together.log_loss["linear"]
         assert together.l2 > 100 * parted.l2
 
@@ -238,14 +288,17 @@ class TestFit:
             fit(X, y, names, ("a", "b", "c", "z"), kinds=("identity",))
 
     def test_residual_form_starts_from_the_endpoint_where_labels_are_the_classes(self):
-        # Four examples cannot teach a mapping; the endpoint is right, and the residual form keeps it right.
+        # Four examples cannot teach a mapping; the endpoint is right, and the residual form keeps
+        # it right.
         y = np.array([0, 1, 2, 3])
         X = np.log(softmax(6.0 * np.eye(4)[y]))
         linear = fit(X, y, tuple("abcd"), tuple("abcd"), kinds=("linear",)).mapping
         np.testing.assert_array_equal(linear.log_probs(X).argmax(axis=1), y)
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("y", [[0, 0], [0, 1], [0, 1, 2], [0, 0, 0, 0, 3], [1, 1, 1, 1, 1, 1, 2]])
+    @pytest.mark.parametrize(
+        "y", [[0, 0], [0, 1], [0, 1, 2], [0, 0, 0, 0, 3], [1, 1, 1, 1, 1, 1, 2]]
+    )
     def test_tiny_and_lopsided_sets_give_finite_probabilities(self, y, kind):
         labels = np.array(y)
         X = np.log(softmax(np.random.default_rng(0).normal(size=(len(y), 4))))
@@ -257,15 +310,24 @@ class TestFit:
 
     @pytest.mark.parametrize("kind", ["blm+", "linear"])
     def test_answers_that_are_all_the_same_still_fit(self, kind):
-        fitted = fit(np.log(np.full((10, 2), 0.5)), np.arange(10) % 2, ("s", "t"), ("a", "b"), kinds=(kind,))
-        np.testing.assert_allclose(fitted.mapping.log_probs(np.log(np.full((1, 2), 0.5))), np.log(0.5), atol=1e-6)
+        fitted = fit(
+            np.log(np.full((10, 2), 0.5)), np.arange(10) % 2, ("s", "t"), ("a", "b"), kinds=(kind,)
+        )
+        np.testing.assert_allclose(
+            fitted.mapping.log_probs(np.log(np.full((1, 2), 0.5))), np.log(0.5), atol=1e-6
+        )
 
     def test_hard_labels_of_unrelated_names_are_learned(self):
-        answers = [Answer((name,), (1.0,), "label") for name in ("cat", "dog", "cat", "cow", "dog", "cow") * 5]
+        answers = [
+            Answer((name,), (1.0,), "label")
+            for name in ("cat", "dog", "cat", "cow", "dog", "cow") * 5
+        ]
         y = np.array([0, 1, 0, 1, 1, 1] * 5)
         source = vocabulary(answers)
         for kind in ("blm", "blm+", "linear"):
-            mapping = fit(log_scores(answers, source), y, source, ("pet", "other"), kinds=(kind,)).mapping
+            mapping = fit(
+                log_scores(answers, source), y, source, ("pet", "other"), kinds=(kind,)
+            ).mapping
             np.testing.assert_array_equal(mapping(answers).argmax(axis=1), y)
 
     def test_the_same_seed_gives_the_same_fit(self):
@@ -288,7 +350,12 @@ class TestFit:
         ],
     )
     def test_input_that_does_not_fit_says_so(self, change, error, message):
-        given_ = {"X": np.zeros((2, 2)), "y": np.array([0, 1]), "classes": ("a", "b"), "kinds": ("linear",)} | change
+        given_ = {
+            "X": np.zeros((2, 2)),
+            "y": np.array([0, 1]),
+            "classes": ("a", "b"),
+            "kinds": ("linear",),
+        } | change
         with pytest.raises(error, match=message):
             fit(given_["X"], given_["y"], ("s", "t"), given_["classes"], kinds=given_["kinds"])
 
@@ -301,7 +368,9 @@ class TestFit:
 
 
 class TestParts:
-    mapping = LabelMapping("linear", ("ä", "b"), ("x", "y"), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([5.0, 6.0]))
+    mapping = LabelMapping(
+        "linear", ("ä", "b"), ("x", "y"), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([5.0, 6.0])
+    )
 
     def test_card_and_arrays_rebuild_the_mapping(self):
         card = json.loads(json.dumps(self.mapping.card()))
@@ -340,7 +409,9 @@ class TestParts:
 ANSWERS = {
     "all probabilities": lambda p, names: Answer(names, tuple(p)),
     "logits": lambda p, names: Answer(names, tuple(np.log(p + 1e-9)), "logits"),
-    "top 2": lambda p, names: Answer(*zip(*sorted(zip(names, p, strict=True), key=lambda x: -x[1])[:2], strict=True)),
+    "top 2": lambda p, names: Answer(
+        *zip(*sorted(zip(names, p, strict=True), key=lambda x: -x[1])[:2], strict=True)
+    ),
     "one decimal": lambda p, names: Answer(names, tuple(p.round(1))),
     "one label": lambda p, names: Answer((names[int(p.argmax())],), (1.0,), "label"),
 }
@@ -352,10 +423,15 @@ class TestEveryKindReadsEveryAnswer:
     @settings(max_examples=15, deadline=None)
     @given(data=st.data())
     def test_without_losing_a_number(self, kind, output, data):
-        """Imbalanced and absent classes, labels never seen while fitting, more classes than labels and fewer."""
+        """Imbalanced and absent classes, labels never seen while fitting, more classes than labels
+        and fewer.
+        """
         S, C = data.draw(st.integers(2, 7)), data.draw(st.integers(2, 9))
         y = np.array(data.draw(st.lists(st.integers(0, C - 1), min_size=2, max_size=12)))
-        seed, concentration = data.draw(st.integers(0, 99)), data.draw(st.sampled_from([0.01, 0.3, 5.0]))
+        seed, concentration = (
+            data.draw(st.integers(0, 99)),
+            data.draw(st.sampled_from([0.01, 0.3, 5.0])),
+        )
         p = np.random.default_rng(seed).dirichlet(np.full(S, concentration), size=len(y) + 3)
         names = tuple(f"s{i}" for i in range(S))
         classes = names[:C] if kind == "identity" else tuple(f"c{i}" for i in range(C))
@@ -370,7 +446,10 @@ class TestEveryKindReadsEveryAnswer:
 
 
 def embedded(X):
-    return [Answer(tuple(f"dim {i}" for i in range(X.shape[1])), tuple(row), "embedding") for row in X.tolist()]
+    return [
+        Answer(tuple(f"dim {i}" for i in range(X.shape[1])), tuple(row), "embedding")
+        for row in X.tolist()
+    ]
 
 
 class TestEmbeddings:
@@ -378,13 +457,17 @@ class TestEmbeddings:
         X, y = gaussian_task(200, 12, 3, spread=4.0)
         rows = [log_scores(embedded(X * scale), vocabulary(embedded(X))) for scale in (1.0, 1e4)]
         fits = [fit(x, y, vocabulary(embedded(X)), ("0", "1", "2")) for x in rows]
-        np.testing.assert_allclose(*(f.mapping.log_probs(x) for f, x in zip(fits, rows, strict=True)), atol=1e-4)
+        np.testing.assert_allclose(
+            *(f.mapping.log_probs(x) for f, x in zip(fits, rows, strict=True)), atol=1e-4
+        )
         assert fits[0].mapping.kind == "linear"
         assert (fits[0].mapping(embedded(X)).argmax(axis=1) == y).mean() > 0.9
 
     def test_the_order_of_the_features_is_kept_beyond_ten(self):
         answers = embedded(np.arange(24.0).reshape(2, 12))
-        np.testing.assert_array_equal(log_scores(answers, vocabulary(answers)), np.arange(24.0).reshape(2, 12))
+        np.testing.assert_array_equal(
+            log_scores(answers, vocabulary(answers)), np.arange(24.0).reshape(2, 12)
+        )
 
     def test_no_other_kind_reads_them(self):
         X, y = gaussian_task(20, 4, 2)

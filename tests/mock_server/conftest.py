@@ -47,7 +47,13 @@ def shared() -> Path:
 
 def tiny_vit(img_size: int = 32, patch_size: int = 8, **options: bool) -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {"img_size": img_size, "patch_size": patch_size, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    sizes = {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+    }
     network = timm.models.VisionTransformer(**sizes, num_classes=len(CLASSES), **options)
     torch.nn.init.normal_(network.head.weight)  # timm's zeros would answer the same to everything
     return network
@@ -60,14 +66,18 @@ def served() -> ServedModel:
 
 def tiny_served(**options: bool) -> ServedModel:
     half = (0.5, 0.5, 0.5)
-    preprocessing = Preprocessing(Profile(), input_size=32, interpolation="bicubic", mean=half, std=half)
+    preprocessing = Preprocessing(
+        Profile(), input_size=32, interpolation="bicubic", mean=half, std=half
+    )
     return host(tiny_vit(**options), name="tiny", classes=CLASSES, preprocessing=preprocessing)
 
 
 def wire_model() -> ServedModel:
     """Return the model of the golden exchanges: so small that its tensors fit onto a page."""
     half = (0.5, 0.5, 0.5)
-    preprocessing = Preprocessing(Profile(), input_size=4, interpolation="bicubic", mean=half, std=half)
+    preprocessing = Preprocessing(
+        Profile(), input_size=4, interpolation="bicubic", mean=half, std=half
+    )
     classes = ["goldfish", "crane", "tabby", "cat", "lynx", "dog", "jay"]
     return host(tiny_vit(4, 2), name="vit", classes=classes, preprocessing=preprocessing)
 
@@ -87,7 +97,9 @@ def open_client(served: ServedModel) -> Open:
     """Return a context manager that serves the tiny model with the given settings."""
 
     @asynccontextmanager
-    async def start(model: ServedModel = served, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    async def start(
+        model: ServedModel = served, **settings: object
+    ) -> AsyncIterator[httpx.AsyncClient]:
         app = create_app(Settings(**settings), model)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
         async with (
@@ -137,10 +149,17 @@ def bomb_bytes(side: int) -> bytes:
     """Return a PNG whose header claims side x side pixels and which holds none."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture

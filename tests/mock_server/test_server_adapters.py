@@ -1,4 +1,6 @@
-"""Tenants' adapters: golden files, isolation, refusals, and that an answer does not depend on its company."""
+"""Tenants' adapters: golden files, isolation, refusals, and that an answer does not depend on its
+company.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,14 @@ ANNA, BERT = ({"X-API-Key": key} for key in KEYS.values())
 
 @pytest.fixture(scope="module")
 def golden_model():
-    network = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3)
+    network = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3
+    )
     network.load_state_dict(safetensors.torch.load_file(GOLDEN / "backbone.safetensors"))
     half = (0.5, 0.5, 0.5)
-    preprocessing = Preprocessing(Profile(), input_size=8, interpolation="bicubic", mean=half, std=half)
+    preprocessing = Preprocessing(
+        Profile(), input_size=8, interpolation="bicubic", mean=half, std=half
+    )
     return host(network, name="golden", classes=["a", "b", "c"], preprocessing=preprocessing)
 
 
@@ -58,7 +64,9 @@ def changed(card=None, drop=(), **tensors):
 
 def scores_of(answer, name):
     """Log-probabilities in the classes' order of an answer's first prediction."""
-    classes = [f"class {i}" for i in range(2 + ["default", "every_site", "plain", "some"].index(name))]
+    classes = [
+        f"class {i}" for i in range(2 + ["default", "every_site", "plain", "some"].index(name))
+    ]
     [prediction] = answer.json()["predictions"]
     found = dict(zip(prediction["labels"], prediction["scores"], strict=True))
     return [found[label] for label in classes]
@@ -75,7 +83,8 @@ async def test_golden_adapters_answer_what_the_equations_say(open_client, golden
 
 def masks_of(answer):
     return [
-        np.asarray(Image.open(BytesIO(base64.b64decode(one["mask"])))).tolist() for one in answer.json()["predictions"]
+        np.asarray(Image.open(BytesIO(base64.b64decode(one["mask"])))).tolist()
+        for one in answer.json()["predictions"]
     ]
 
 
@@ -134,7 +143,11 @@ async def test_an_adapter_is_put_listed_replaced_and_deleted(open_client, golden
         made = await client.put("/v1/adapters/one", content=file_of())
         assert made.status_code == 201
         card = made.json()
-        assert (card["name"], card["classes"], card["prompts"]) == ("one", ["class 0", "class 1"], 3)
+        assert (card["name"], card["classes"], card["prompts"]) == (
+            "one",
+            ["class 0", "class 1"],
+            3,
+        )
         assert card["bytes"] == 4 * (3 * 8 + 5 * 2 * 3 * 8 + 8 * 2 + 2) + len("class 0class 1")
         assert (await client.get("/v1/adapters/one")).json() == card
         again = await client.put("/v1/adapters/one", content=file_of("some"))
@@ -154,7 +167,11 @@ async def test_an_adapter_is_put_listed_replaced_and_deleted(open_client, golden
 async def test_a_hash_beside_the_name_is_that_file_or_nothing(open_client, golden_model):
     async with open_client(golden_model) as client:
         sha256 = (await client.put("/v1/adapters/one", content=file_of())).json()["sha256"]
-        for reference, status in ((f"one@{sha256}", 200), ("one@" + "0" * 64, 404), (f"two@{sha256}", 404)):
+        for reference, status in (
+            (f"one@{sha256}", 200),
+            ("one@" + "0" * 64, 404),
+            (f"two@{sha256}", 404),
+        ):
             answer = await client.post(f"/v1/classify?adapter={reference}", content=PICTURES[0])
             assert answer.status_code == status
 
@@ -192,11 +209,15 @@ async def test_the_model_itself_answers_as_before(open_client, golden_model):
 async def test_owners_limits_hold_for_adapters_too(open_client, golden_model):
     async with open_client(golden_model, top_k=1) as client:
         await client.put("/v1/adapters/one", content=file_of("every_site"))
-        [found] = (await client.post("/v1/classify?adapter=one", content=PICTURES[0])).json()["predictions"]
+        [found] = (await client.post("/v1/classify?adapter=one", content=PICTURES[0])).json()[
+            "predictions"
+        ]
         assert len(found["labels"]) == 1
     async with open_client(golden_model, output="label") as client:
         await client.put("/v1/adapters/one", content=file_of("every_site"))
-        [found] = (await client.post("/v1/classify?adapter=one", content=PICTURES[0])).json()["predictions"]
+        [found] = (await client.post("/v1/classify?adapter=one", content=PICTURES[0])).json()[
+            "predictions"
+        ]
         assert found["scores"] == [1.0]
 
 
@@ -204,10 +225,14 @@ async def test_in_a_batch_a_bad_picture_hurts_nobody(open_client, golden_model):
     async with open_client(golden_model, output="logits") as client:
         await client.put("/v1/adapters/one", content=file_of())
         body = {"images": [EXPECTED["pictures"][0], "bm8=", EXPECTED["pictures"][1]]}
-        first, bad, last = (await client.post("/v1/classify?adapter=one", json=body)).json()["predictions"]
+        first, bad, last = (await client.post("/v1/classify?adapter=one", json=body)).json()[
+            "predictions"
+        ]
     assert bad["error"]["code"] == "invalid_image"
     for found, expected in ((first, 0), (last, 1)):
-        assert max(found["scores"]) == pytest.approx(max(EXPECTED["log_probs"]["default"][expected]), abs=1e-4)
+        assert max(found["scores"]) == pytest.approx(
+            max(EXPECTED["log_probs"]["default"][expected]), abs=1e-4
+        )
 
 
 # ---- tenants
@@ -226,7 +251,9 @@ async def test_a_tenant_sees_nothing_of_anothers(open_client, golden_model):
         for ask in (
             lambda name: client.get(f"/v1/adapters/{name}", headers=BERT),
             lambda name: client.delete(f"/v1/adapters/{name}", headers=BERT),
-            lambda name: client.post(f"/v1/classify?adapter={name}", content=PICTURES[0], headers=BERT),
+            lambda name: client.post(
+                f"/v1/classify?adapter={name}", content=PICTURES[0], headers=BERT
+            ),
         ):
             taken, free = told(await ask("taken")), told(await ask("free"))
             assert taken == free
@@ -239,10 +266,16 @@ async def test_one_name_of_two_tenants_is_two_adapters(open_client, golden_model
     async with open_client(golden_model, tenants=KEYS, output="logits") as client:
         for headers, name in ((ANNA, "default"), (BERT, "some")):
             put = await client.put("/v1/adapters/mine", content=file_of(name), headers=headers)
-            assert put.status_code == 201, "for the second tenant the name is as new as for the first"
+            assert put.status_code == 201, (
+                "for the second tenant the name is as new as for the first"
+            )
         for headers, name in ((ANNA, "default"), (BERT, "some")):
-            answer = await client.post("/v1/classify?adapter=mine", content=PICTURES[0], headers=headers)
-            assert scores_of(answer, name) == pytest.approx(EXPECTED["log_probs"][name][0], abs=1e-4)
+            answer = await client.post(
+                "/v1/classify?adapter=mine", content=PICTURES[0], headers=headers
+            )
+            assert scores_of(answer, name) == pytest.approx(
+                EXPECTED["log_probs"][name][0], abs=1e-4
+            )
         await client.delete("/v1/adapters/mine", headers=BERT)
         assert (await client.get("/v1/adapters/mine", headers=ANNA)).status_code == 200
 
@@ -252,9 +285,13 @@ async def test_a_full_tenant_leaves_the_others_their_room(open_client, golden_mo
         for name, status in (("a", 201), ("b", 201), ("c", 400), ("b", 200)):
             put = await client.put(f"/v1/adapters/{name}", content=file_of(), headers=ANNA)
             assert put.status_code == status
-        assert (await client.put("/v1/adapters/a", content=file_of(), headers=BERT)).status_code == 201
+        assert (
+            await client.put("/v1/adapters/a", content=file_of(), headers=BERT)
+        ).status_code == 201
         full = await client.put("/v1/adapters/c", content=file_of(), headers=ANNA)
-        assert "you have 2 adapters, and may have no more; DELETE one" in full.json()["error"]["message"]
+        assert ("you have 2 adapters, and may have no more; DELETE one") in full.json()["error"][
+            "message"
+        ]
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer anna"}])
@@ -304,14 +341,18 @@ def test_a_file_of_tenants_that_cannot_work_is_refused(tmp_path, text):
 
 
 def test_a_tenants_key_is_not_the_owners():
-    with pytest.raises(ConfigurationError, match="different from each other and from --api-key-env's"):
+    with pytest.raises(
+        ConfigurationError, match="different from each other and from --api-key-env's"
+    ):
         Settings(tenants={"a": "k" * 16}, api_key="k" * 16)
 
 
 def test_keys_of_tenants_are_in_no_repr(tmp_path):
     path = tmp_path / "tenants.json"
     path.write_text(json.dumps(KEYS))
-    settings = Settings.from_arguments(["--tenants", str(path), "--max-adapters", "3", "--max-adapter-bytes", "9"])
+    settings = Settings.from_arguments(
+        ["--tenants", str(path), "--max-adapters", "3", "--max-adapter-bytes", "9"]
+    )
     assert (settings.tenants, settings.max_adapters, settings.max_adapter_bytes) == (KEYS, 3, 9)
     assert "key-0123" not in repr(settings)
 
@@ -322,8 +363,14 @@ NAN, INF = torch.full((3, 8), float("nan")), torch.full((3, 8), float("inf"))
 REFUSED = {
     "no safetensors": (b"hello, this is no adapter", "no safetensors file with a card"),
     "cut short": (file_of()[:-5], "its tensors cannot be read"),
-    "header length beyond the end": (b"\xff" * 8 + file_of()[8:], "no safetensors file with a card"),
-    "without a card": (safetensors.torch.save({"prompts": torch.zeros(3, 8)}), "no safetensors file with a card"),
+    "header length beyond the end": (
+        b"\xff" * 8 + file_of()[8:],
+        "no safetensors file with a card",
+    ),
+    "without a card": (
+        safetensors.torch.save({"prompts": torch.zeros(3, 8)}),
+        "no safetensors file with a card",
+    ),
     "another method": (changed({"method": "pgn"}), "not one of method expres"),
     "another schema": (changed({"schema": 2}), "its schema is another than 1"),
     "another backbone": (changed({"backbone": {"features_sha256": "0" * 64}}), "another backbone"),
@@ -331,11 +378,16 @@ REFUSED = {
     "classes twice": (changed({"classes": ["a", "a"]}), "different names"),
     "one class": (changed({"classes": ["a"]}), "different names"),
     "classes that are no texts": (changed({"classes": [1, 2]}), "a class must be text"),
-    "a class without a name": (changed({"classes": ["", "a"]}), "a class must be text of 1 to 256 characters"),
+    "a class without a name": (
+        changed({"classes": ["", "a"]}),
+        "a class must be text of 1 to 256 characters",
+    ),
     "half of a pair of surrogates": (changed({"classes": ["\ud800", "a"]}), "a class must be text"),
     "an endless name": (changed({"classes": ["a" * 257, "b"]}), "a class must be text"),
     "another normalisation": (
-        changed({"backbone": {"features_sha256": EXPECTED["features_sha256"], "mean": [0.4, 0.5, 0.5]}}),
+        changed(
+            {"backbone": {"features_sha256": EXPECTED["features_sha256"], "mean": [0.4, 0.5, 0.5]}}
+        ),
         "trained with another mean",
     ),
     "more classes than numbers": (changed({"classes": ["a", "b", "c"]}), "must have the shape"),
@@ -345,8 +397,14 @@ REFUSED = {
     "no prompts": (changed(drop=["prompts"]), "prompts must be (m, 8), m from 1 to 128"),
     "empty prompts": (changed(prompts=torch.zeros(0, 8)), "m from 1 to 128"),
     "too many prompts": (changed(prompts=torch.zeros(129, 8)), "m from 1 to 128"),
-    "prompts of another width": (changed(prompts=torch.zeros(3, 9)), "prompts must have the shape (3, 8)"),
-    "no mapping": (changed(drop=["mapping.bias"]), "it must have prompts, mapping.weight, mapping.bias"),
+    "prompts of another width": (
+        changed(prompts=torch.zeros(3, 9)),
+        "prompts must have the shape (3, 8)",
+    ),
+    "no mapping": (
+        changed(drop=["mapping.bias"]),
+        "it must have prompts, mapping.weight, mapping.bias",
+    ),
     "an unknown tensor": (changed(extra=torch.zeros(1)), "and nothing else"),
     "more than 255 classes for masks": (
         changed(
@@ -357,13 +415,21 @@ REFUSED = {
         ),
         "at most 255 classes",
     ),
-    "prompts that classes cannot share": (changed(prototypes__weight=torch.zeros(1)), "as many prompts for each"),
-    "another depth": (changed(residuals__q=torch.zeros(3, 3, 8)), "residuals.q must have the shape (2, 3, 8)"),
+    "prompts that classes cannot share": (
+        changed(prototypes__weight=torch.zeros(1)),
+        "as many prompts for each",
+    ),
+    "another depth": (
+        changed(residuals__q=torch.zeros(3, 3, 8)),
+        "residuals.q must have the shape (2, 3, 8)",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_malformed_adapter_is_refused_with_its_reason_and_the_old_one_stays(open_client, golden_model, case):
+async def test_a_malformed_adapter_is_refused_with_its_reason_and_the_old_one_stays(
+    open_client, golden_model, case
+):
     data, reason = REFUSED[case]
     async with open_client(golden_model) as client:
         old = (await client.put("/v1/adapters/one", content=file_of())).json()
@@ -378,7 +444,9 @@ async def test_an_oversized_adapter_is_refused(open_client, golden_model, packed
     body = bytes(200_000)
     headers = {"Content-Encoding": "gzip"} if packed else {}
     async with open_client(golden_model, max_adapter_bytes=100_000) as client:
-        answer = await client.put("/v1/adapters/one", content=gzip.compress(body) if packed else body, headers=headers)
+        answer = await client.put(
+            "/v1/adapters/one", content=gzip.compress(body) if packed else body, headers=headers
+        )
     assert answer.status_code == 413
     assert "100000" in answer.json()["error"]["message"]
 
@@ -392,12 +460,16 @@ async def test_odd_names_are_refused(open_client, golden_model, name):
 async def test_a_name_of_digits_is_a_name(open_client, golden_model):
     async with open_client(golden_model) as client:
         await client.put("/v1/adapters/12", content=file_of())
-        assert (await client.post("/v1/classify?adapter=12", content=PICTURES[0])).status_code == 200
+        assert (
+            await client.post("/v1/classify?adapter=12", content=PICTURES[0])
+        ).status_code == 200
 
 
 def test_a_model_that_is_no_plain_vit_takes_no_adapters(golden_model):
     with pytest.raises(RequestError, match="no plain ViT"):
-        adapters.read(file_of(), "one", replace(golden_model, network=timm.create_model("resnet18")))
+        adapters.read(
+            file_of(), "one", replace(golden_model, network=timm.create_model("resnet18"))
+        )
 
 
 # ---- one batch for many
@@ -419,7 +491,9 @@ def many(golden_model):
 def test_a_batch_of_many_tenants_is_what_each_gets_alone(golden_model):
     own = many(golden_model)
     draw = np.random.default_rng(3)
-    asked = [Asked(draw.normal(size=(3, 8, 8)).astype(np.float32), adapter=own[i % 8]) for i in range(32)]
+    asked = [
+        Asked(draw.normal(size=(3, 8, 8)).astype(np.float32), adapter=own[i % 8]) for i in range(32)
+    ]
     asked.insert(5, Asked(asked[0].pixels))  # one for the model itself
     together, alone = golden_model.run(asked), [golden_model.run([one])[0] for one in asked]
     for a, b in zip(together, alone, strict=True):
@@ -439,15 +513,21 @@ def test_what_an_adapter_makes_of_its_numbers_stays_its_own(golden_model):
 
 async def test_tenants_at_the_same_time_get_their_own_answers(open_client, golden_model):
     keys = {f"tenant{i}": f"key-of-tenant-number-{i}" for i in range(8)}
-    async with open_client(golden_model, tenants=keys, output="logits", max_batch_size=32, max_wait=0.05) as client:
+    async with open_client(
+        golden_model, tenants=keys, output="logits", max_batch_size=32, max_wait=0.05
+    ) as client:
         for i, key in enumerate(keys.values()):
             headers = {"X-API-Key": key}
-            put = await client.put("/v1/adapters/mine", content=file_of(NAMES[i % 4]), headers=headers)
+            put = await client.put(
+                "/v1/adapters/mine", content=file_of(NAMES[i % 4]), headers=headers
+            )
             assert put.status_code == 201
 
         async def ask(i):
             headers = {"X-API-Key": list(keys.values())[i % 8]}
-            answer = await client.post("/v1/classify?adapter=mine", content=PICTURES[i % 3], headers=headers)
+            answer = await client.post(
+                "/v1/classify?adapter=mine", content=PICTURES[i % 3], headers=headers
+            )
             return scores_of(answer, NAMES[i % 4])
 
         for i, found in enumerate(await asyncio.gather(*map(ask, range(32)))):

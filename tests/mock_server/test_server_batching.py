@@ -170,11 +170,17 @@ async def test_an_overloaded_server_is_503_with_retry_after(open_client, served,
 
 async def test_pictures_of_other_shapes_can_share_a_batch(open_client, make_served, png):
     flexible = make_served(dynamic_img_size=True, dynamic_img_pad=True)
-    images = [base64.b64encode(png(i, size)).decode() for i, size in enumerate([(32, 32), (50, 32), (32, 40)])]
+    images = [
+        base64.b64encode(png(i, size)).decode()
+        for i, size in enumerate([(32, 32), (50, 32), (32, 40)])
+    ]
     async with open_client(model=flexible, profile=Profile.parse("shortest_edge:32")) as client:
-        together = (await client.post("/v1/classify", json={"images": images})).json()["predictions"]
+        together = (await client.post("/v1/classify", json={"images": images})).json()[
+            "predictions"
+        ]
         alone = [
-            (await client.post("/v1/classify", json={"images": [image]})).json()["predictions"][0] for image in images
+            (await client.post("/v1/classify", json={"images": [image]})).json()["predictions"][0]
+            for image in images
         ]
     for prediction, single in zip(together, alone, strict=True):
         assert prediction["labels"] == single["labels"]

@@ -23,7 +23,9 @@ EMBEDDING = {"output": "embedding"}
 def all_are_labels(answer: httpx.Response, count: int) -> None:
     content = answer.json()
     assert len(content) == count
-    assert all(isinstance(entry["label"], str) and isinstance(entry["score"], float) for entry in content)
+    assert all(
+        isinstance(entry["label"], str) and isinstance(entry["score"], float) for entry in content
+    )
 
 
 def five_labels(answer: httpx.Response) -> None:
@@ -52,7 +54,9 @@ def a_chat_message(answer: httpx.Response) -> None:
     content = answer.json()
     assert content["object"] == "chat.completion"
     assert isinstance(content["choices"][0]["message"]["content"], str)
-    assert content["usage"]["total_tokens"] == sum(content["usage"][f"{k}_tokens"] for k in ("prompt", "completion"))
+    assert content["usage"]["total_tokens"] == sum(
+        content["usage"][f"{k}_tokens"] for k in ("prompt", "completion")
+    )
 
 
 def a_chat_with_logprobs(answer: httpx.Response) -> None:
@@ -157,7 +161,12 @@ def an_index(answer: httpx.Response) -> None:
 
 def confidences(answer: httpx.Response) -> None:
     [prediction] = answer.json()["predictions"]
-    assert len(prediction["ids"]) == len(prediction["displayNames"]) == len(prediction["confidences"]) <= 5
+    assert (
+        len(prediction["ids"])
+        == len(prediction["displayNames"])
+        == len(prediction["confidences"])
+        <= 5
+    )
 
 
 def a_display_name(answer: httpx.Response) -> None:
@@ -176,7 +185,8 @@ def labels_and_its_attributes(answer: httpx.Response) -> None:
     assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "trace=1"
 
 
-# file name without .http: status, how the client reads it, the server's switches, the path if it was another endpoint's
+# file name without .http: status, how the client reads it, the server's switches, the path if it
+# was another endpoint's
 CASES: dict[str, tuple[int, Callable[[httpx.Response], None], dict[str, Any], str | None]] = {
     **{
         f"hf_hub_{version}__{case}": (200, read, {}, "/")
@@ -220,7 +230,8 @@ CASES: dict[str, tuple[int, Callable[[httpx.Response], None], dict[str, Any], st
     "tritonclient_2.73.0__infer_opts": (200, the_id_comes_back, {}, None),
     "tritonclient_2.73.0__infer_class": (200, two_classes, {"top_k": 3}, None),
     "tritonclient_2.73.0__infer_fp16_json": (400, an_error_text, {}, None),
-    "tritonclient_2.73.0__infer_BYTES_bin": (400, an_error_text, {}, None),  # its input has another name: image
+    # its input has another name: image
+    "tritonclient_2.73.0__infer_BYTES_bin": (400, an_error_text, {}, None),
     "tritonclient_2.73.0__aio_infer": (200, binary_logits, {}, None),
     "tritonclient_2.73.0__async_infer": (200, binary_logits, {}, None),
     "tritonclient_2.73.0__infer_err": (400, an_error_text, {"top_k": 3}, None),
@@ -257,14 +268,19 @@ def captured(file: Path) -> tuple[str, str, dict[str, str], bytes]:
     """Return method, path, headers and body of a captured HTTP/1.1 request."""
     head, _, body = file.read_bytes().replace(b"\r\n\r\n", b"\n\n", 1).partition(b"\n\n")
     first, *lines = head.decode("latin-1").splitlines()
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
     method, path, _ = first.split(" ")
     return method, path, headers, body[: int(headers.get("content-length", 0))]
 
 
 @pytest.mark.skipif(not CAPTURED.is_dir(), reason="needs the shared folder beside the repository")
 @pytest.mark.parametrize("case", CASES)
-async def test_a_real_clients_request_is_answered_as_that_client_parses_it(open_client, wire_served, case):
+async def test_a_real_clients_request_is_answered_as_that_client_parses_it(
+    open_client, wire_served, case
+):
     status, read, settings, path = CASES[case]
     method, captured_path, headers, body = captured(CAPTURED / f"{case}.http")
     async with open_client(wire_served, **settings) as client:

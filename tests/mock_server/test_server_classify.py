@@ -30,7 +30,9 @@ def softmax(logits):
     return torch.softmax(torch.from_numpy(logits), 0).numpy()
 
 
-async def test_a_raw_picture_gets_the_models_own_probabilities_best_first(open_client, png, direct_logits):
+async def test_a_raw_picture_gets_the_models_own_probabilities_best_first(
+    open_client, png, direct_logits
+):
     async with open_client() as client:
         answer = (await client.post("/v1/classify", content=png(1), headers=PNG)).json()
     expected = softmax(direct_logits(1))
@@ -46,7 +48,9 @@ async def test_a_raw_picture_gets_the_models_own_probabilities_best_first(open_c
 async def test_the_bytes_are_sniffed_whatever_the_content_type_says(open_client, png, content_type):
     headers = {} if content_type is None else {"Content-Type": content_type}
     async with open_client() as client:
-        assert (await client.post("/v1/classify", content=png(), headers=headers)).status_code == 200
+        assert (
+            await client.post("/v1/classify", content=png(), headers=headers)
+        ).status_code == 200
 
 
 async def test_json_without_a_content_type_is_json(open_client, png):
@@ -57,9 +61,13 @@ async def test_json_without_a_content_type_is_json(open_client, png):
 
 async def test_pictures_in_one_request_and_alone_agree_to_float_noise(open_client, png):
     async with open_client(max_batch_size=4) as client:
-        together = (await client.post("/v1/classify", json={"images": [b64(png(i)) for i in range(6)]})).json()
+        together = (
+            await client.post("/v1/classify", json={"images": [b64(png(i)) for i in range(6)]})
+        ).json()
         for i, prediction in enumerate(together["predictions"]):
-            [alone] = (await client.post("/v1/classify", content=png(i), headers=PNG)).json()["predictions"]
+            [alone] = (await client.post("/v1/classify", content=png(i), headers=PNG)).json()[
+                "predictions"
+            ]
             assert prediction["labels"] == alone["labels"]
             assert prediction["scores"] == pytest.approx(alone["scores"], abs=1e-5)
 
@@ -67,20 +75,31 @@ async def test_pictures_in_one_request_and_alone_agree_to_float_noise(open_clien
 async def test_a_bad_picture_in_a_list_does_not_hurt_its_neighbours(open_client, png):
     images = [b64(png(0)), "not base64!", b64(b"no picture"), b64(png(1))]
     async with open_client() as client:
-        predictions = (await client.post("/v1/classify", json={"images": images})).json()["predictions"]
+        predictions = (await client.post("/v1/classify", json={"images": images})).json()[
+            "predictions"
+        ]
     assert ["error" in prediction for prediction in predictions] == [False, True, True, False]
     assert predictions[1]["error"]["code"] == predictions[2]["error"]["code"] == "invalid_image"
 
 
 @pytest.mark.parametrize(
     ("server", "query", "body", "expected"),
-    [(None, None, None, 7), (3, None, None, 3), (3, 5, None, 3), (5, 2, None, 2), (None, 9, 4, 4), (None, 3, 4, 3)],
+    [
+        (None, None, None, 7),
+        (3, None, None, 3),
+        (3, 5, None, 3),
+        (5, 2, None, 2),
+        (None, 9, 4, 4),
+        (None, 3, 4, 3),
+    ],
 )
 async def test_the_smallest_top_k_wins(open_client, png, server, query, body, expected):
     content = {"images": [b64(png())]} | ({} if body is None else {"top_k": body})
     params = {} if query is None else {"top_k": query}
     async with open_client(top_k=server) as client:
-        [prediction] = (await client.post("/v1/classify", params=params, json=content)).json()["predictions"]
+        [prediction] = (await client.post("/v1/classify", params=params, json=content)).json()[
+            "predictions"
+        ]
     assert len(prediction["labels"]) == len(prediction["scores"]) == expected
 
 
@@ -88,7 +107,9 @@ async def test_the_label_output_is_one_label_with_score_one(open_client, png, di
     async with open_client(output="label") as client:
         answer = (await client.post("/v1/classify", content=png(2))).json()
     assert answer["output"] == "label"
-    assert answer["predictions"] == [{"labels": [NAMES[direct_logits(2).argmax()]], "scores": [1.0]}]
+    assert answer["predictions"] == [
+        {"labels": [NAMES[direct_logits(2).argmax()]], "scores": [1.0]}
+    ]
 
 
 async def test_the_logits_output_is_the_models_logits(open_client, png, direct_logits):
@@ -108,7 +129,10 @@ async def test_the_model_card_tells_what_a_client_must_know(open_client, served)
         card = (await client.get("/v1/model")).json()
     weight, bias = served.network.patch_embed.proj.weight, served.network.patch_embed.proj.bias
     numbers = [*weight.flatten().tolist(), *bias.tolist()]
-    assert card.pop("patch_embedding_sha256") == hashlib.sha256(struct.pack(f"<{len(numbers)}f", *numbers)).hexdigest()
+    assert (
+        card.pop("patch_embedding_sha256")
+        == hashlib.sha256(struct.pack(f"<{len(numbers)}f", *numbers)).hexdigest()
+    )
     assert len(card.pop("weights_sha256")) == 64
     assert card == {
         "name": "tiny",
@@ -164,7 +188,9 @@ async def test_more_pictures_than_the_queue_holds_are_400(open_client, png):
     assert answer.status_code == 400
 
 
-@pytest.mark.parametrize("data", [b"no picture", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+@pytest.mark.parametrize(
+    "data", [b"no picture", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+)
 async def test_bytes_that_are_no_picture_are_422(open_client, data):
     async with open_client() as client:
         answer = await client.post("/v1/classify", content=data, headers=PNG)
@@ -185,7 +211,9 @@ async def test_a_body_announced_too_long_is_413(open_client, png):
         assert (await client.post("/v1/classify", content=png(), headers=PNG)).status_code == 413
 
 
-async def test_a_body_that_grows_too_long_while_streaming_is_413_without_reading_the_rest(open_client):
+async def test_a_body_that_grows_too_long_while_streaming_is_413_without_reading_the_rest(
+    open_client,
+):
     sent = 0
 
     async def endless():
@@ -200,9 +228,13 @@ async def test_a_body_that_grows_too_long_while_streaming_is_413_without_reading
     assert sent < 10
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cr\u00e9t"])
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Basic s3cret", "Bearer", "Bearer s3cr\u00e9t"]
+)
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/classify"), ("GET", "/v1/model")])
-async def test_a_missing_or_wrong_key_is_401_with_a_challenge(open_client, png, authorization, method, path):
+async def test_a_missing_or_wrong_key_is_401_with_a_challenge(
+    open_client, png, authorization, method, path
+):
     headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
     async with open_client(api_key="s3cret") as client:
         answer = await client.request(method, path, content=png(), headers=headers)
@@ -214,7 +246,9 @@ async def test_a_missing_or_wrong_key_is_401_with_a_challenge(open_client, png, 
 async def test_the_right_key_is_let_in(open_client, png):
     async with open_client(api_key="s3cret") as client:
         headers = {"Authorization": "bearer s3cret"}
-        assert (await client.post("/v1/classify", content=png(), headers=headers)).status_code == 200
+        assert (
+            await client.post("/v1/classify", content=png(), headers=headers)
+        ).status_code == 200
 
 
 def test_the_key_is_in_no_repr():
@@ -237,13 +271,19 @@ async def test_the_frameworks_own_errors_have_our_form(open_client, method, path
     assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("settings", [{"profile": Profile.parse("resize_crop:32:32")}, {"jpeg": Jpeg(75)}])
-async def test_a_picture_too_long_to_prepare_is_refused_beside_its_neighbours(open_client, png, settings):
+@pytest.mark.parametrize(
+    "settings", [{"profile": Profile.parse("resize_crop:32:32")}, {"jpeg": Jpeg(75)}]
+)
+async def test_a_picture_too_long_to_prepare_is_refused_beside_its_neighbours(
+    open_client, png, settings
+):
     """60 000 is too much to resize by its other edge, and 65 501 is more than a JPEG can hold."""
     long = BytesIO()
     Image.new("RGB", (65_501 if "jpeg" in settings else 60_000, 1)).save(long, "PNG")
     async with open_client(**settings) as client:
-        both = await client.post("/v1/classify", json={"images": [b64(long.getvalue()), b64(png())]})
+        both = await client.post(
+            "/v1/classify", json={"images": [b64(long.getvalue()), b64(png())]}
+        )
         alone = await client.post("/v1/classify", content=long.getvalue(), headers=PNG)
         theirs = await client.post("/", content=long.getvalue(), headers=PNG)
     bad, good = both.json()["predictions"]
@@ -253,7 +293,9 @@ async def test_a_picture_too_long_to_prepare_is_refused_beside_its_neighbours(op
 
 
 @pytest.mark.parametrize("failure", [OSError, MemoryError, ValueError])
-async def test_any_failure_to_prepare_is_the_pictures_own(open_client, png, monkeypatch, caplog, failure):
+async def test_any_failure_to_prepare_is_the_pictures_own(
+    open_client, png, monkeypatch, caplog, failure
+):
     def fail(self, image):
         raise failure("secret path")
 
@@ -277,7 +319,11 @@ async def test_a_mistake_of_ours_is_500_in_the_protocols_form_with_every_header(
         counted = (await client.get("/metrics")).text
     error = answer.json()["error"]
     assert answer.status_code == 500
-    assert error == "the server made a mistake; see its log" if path == "/" else error["request_id"] == "abc"
+    assert (
+        error == ("the server made a mistake; see its log")
+        if path == "/"
+        else error["request_id"] == "abc"
+    )
     assert answer.headers["x-request-id"] == "abc"
     assert answer.headers["idempotency-key"] == "once"
     assert answer.headers.keys() >= {"x-compute-time", "x-compute-type"}
@@ -338,11 +384,15 @@ async def test_ids_are_repeated_and_times_are_told(open_client, png):
 
 async def test_a_request_id_is_made_where_none_was_sent(open_client, png):
     async with open_client() as client:
-        first, second = [(await client.post("/v1/classify", content=png())).headers["x-request-id"] for _ in "ab"]
+        first, second = [
+            (await client.post("/v1/classify", content=png())).headers["x-request-id"] for _ in "ab"
+        ]
     assert first != second
 
 
 async def test_openapi_describes_both_forms_of_the_body(open_client):
     async with open_client() as client:
-        content = (await client.get("/openapi.json")).json()["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+        content = (await client.get("/openapi.json")).json()["paths"]["/v1/classify"]["post"][
+            "requestBody"
+        ]["content"]
     assert {"image/png", "image/webp", "image/jpeg", "application/json"} <= content.keys()

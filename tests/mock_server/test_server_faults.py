@@ -31,7 +31,9 @@ def naps() -> list[float]:
 
 @pytest.fixture
 def client(naps) -> Callable[..., httpx.AsyncClient]:
-    """Return a function from rules to a client of an app with one answer; waiting is only written down."""
+    """Return a function from rules to a client of an app with one answer; waiting is only written
+    down.
+    """
 
     async def sleep(seconds: float) -> None:
         naps.append(seconds)
@@ -58,7 +60,9 @@ def test_chance_is_the_same_for_a_seed_and_near_its_probability():
 
 def test_a_number_s_faults_do_not_depend_on_what_was_asked_before():
     faults = plan({"kind": "close", "probability": 0.5})
-    assert acting(faults, 50) == [n for n in reversed(range(1, 51)) if list(faults.meeting(n))][::-1]
+    assert (
+        acting(faults, 50) == [n for n in reversed(range(1, 51)) if list(faults.meeting(n))][::-1]
+    )
 
 
 @pytest.mark.anyio
@@ -71,14 +75,18 @@ async def test_requests_without_a_fault_and_all_gets_pass_untouched(client):
 
 @pytest.mark.anyio
 async def test_latencies_add_up(client, naps):
-    async with client({"kind": "latency", "seconds": 0.5}, {"kind": "latency", "seconds": 2}) as http:
+    async with client(
+        {"kind": "latency", "seconds": 0.5}, {"kind": "latency", "seconds": 2}
+    ) as http:
         assert (await http.post("/v1/classify")).json() == ANSWER
     assert naps == [0.5, 2]
 
 
 @pytest.mark.anyio
 async def test_the_first_rule_that_meets_acts(client):
-    async with client({"kind": "status", "status": 429, "count": 1}, {"kind": "status", "status": 503}) as http:
+    async with client(
+        {"kind": "status", "status": 429, "count": 1}, {"kind": "status", "status": 503}
+    ) as http:
         assert [(await http.post("/v1/classify")).status_code for _ in range(3)] == [429, 503, 503]
 
 
@@ -94,7 +102,9 @@ async def test_the_first_rule_that_meets_acts(client):
 async def test_a_status_carries_the_asked_retry_headers_and_no_other(client, rule, headers):
     async with client({"kind": "status", "status": 429, **rule}) as http:
         answer = await http.post("/v1/classify")
-    assert {name: value for name, value in answer.headers.items() if name.startswith("retry")} == headers
+    assert {
+        name: value for name, value in answer.headers.items() if name.startswith("retry")
+    } == headers
     assert answer.json()["error"]["code"] == "rate_limited"
 
 

@@ -34,7 +34,9 @@ async def client(open_client):
 
 @pytest.fixture
 def features(served, picture):
-    """Return a function from a picture's seed to its tokens (N, D) and pooled features (D,), by the plain model."""
+    """Return a function from a picture's seed to its tokens (N, D) and pooled features (D,), by the
+    plain model.
+    """
 
     def ask(seed=0):
         pixels = torch.from_numpy(np.asarray(picture(seed)).copy()).permute(2, 0, 1)[None]
@@ -67,7 +69,9 @@ async def test_every_form_of_a_picture_is_accepted(client, png, inputs):
     if inputs == "raw":
         answer = await client.post(f"{EXTRACT}?pool=true", content=png())
     else:
-        answer = await client.post(EXTRACT, json={"inputs": forms[inputs], "parameters": {"pool": True}})
+        answer = await client.post(
+            EXTRACT, json={"inputs": forms[inputs], "parameters": {"pool": True}}
+        )
     assert np.array(answer.json()).shape == (1, 24)
 
 
@@ -99,9 +103,13 @@ async def test_a_wrong_request_is_400(client, content):
 
 @pytest.mark.parametrize("settings", [{"top_k": 5}, {"output": "label"}])
 @pytest.mark.parametrize("pool", [True, False])
-async def test_features_are_refused_where_the_owner_keeps_scores_back(open_client, png, settings, pool):
+async def test_features_are_refused_where_the_owner_keeps_scores_back(
+    open_client, png, settings, pool
+):
     async with open_client(**settings) as client:
-        answer = await client.post(EXTRACT, json={"inputs": b64(png()), "parameters": {"pool": pool}})
+        answer = await client.post(
+            EXTRACT, json={"inputs": b64(png()), "parameters": {"pool": pool}}
+        )
     assert answer.status_code == 400
 
 
@@ -115,7 +123,9 @@ async def test_the_owners_rounding_holds(open_client, png):
 
 
 @pytest.mark.parametrize("path", ["/", "/models/x", "/hf-inference/models/x", *PATHS])
-async def test_every_hugging_face_path_of_an_embedding_server_is_pooled_features(open_client, png, features, path):
+async def test_every_hugging_face_path_of_an_embedding_server_is_pooled_features(
+    open_client, png, features, path
+):
     async with open_client(output="embedding") as client:
         raw = await client.post(path, content=png())
         packed = await client.post(path, json={"inputs": b64(png()), "parameters": {"pool": True}})
@@ -123,10 +133,14 @@ async def test_every_hugging_face_path_of_an_embedding_server_is_pooled_features
     assert np.allclose(packed.json(), raw.json(), atol=1e-6)
 
 
-@pytest.mark.parametrize("parameters", [{"pool": False}, {"top_k": 2}, {"candidate_labels": ["hen"]}])
+@pytest.mark.parametrize(
+    "parameters", [{"pool": False}, {"top_k": 2}, {"candidate_labels": ["hen"]}]
+)
 async def test_an_embedding_server_has_no_tokens_and_no_labels(open_client, png, parameters):
     async with open_client(output="embedding") as client:
-        assert (await client.post("/", json={"inputs": b64(png()), "parameters": parameters})).status_code == 400
+        assert (
+            await client.post("/", json={"inputs": b64(png()), "parameters": parameters})
+        ).status_code == 400
 
 
 async def test_our_own_protocol_names_the_places_of_an_embedding(open_client, png, features):
@@ -171,7 +185,9 @@ def test_what_is_asked_together_shares_one_pass(make_served):
     passes = []
     served.network.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     pixels = np.zeros((3, 32, 32), np.float32)
-    logits, embedding, tokens = served.run([Asked(pixels, want) for want in ("logits", "embedding", "tokens")])
+    logits, embedding, tokens = served.run(
+        [Asked(pixels, want) for want in ("logits", "embedding", "tokens")]
+    )
     assert len(passes) == 1
     assert (logits.shape, embedding.shape, tokens.shape) == ((7,), (24,), (17, 24))
     assert np.allclose(logits, served.run([Asked(pixels)])[0], atol=1e-5)
@@ -180,8 +196,13 @@ def test_what_is_asked_together_shares_one_pass(make_served):
 def test_asking_for_logits_alone_is_the_plain_network(served):
     pixels = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
     with torch.no_grad():
-        assert np.array_equal(served.run([Asked(pixels)])[0], served.network(torch.from_numpy(pixels[None]))[0].numpy())
+        assert np.array_equal(
+            served.run([Asked(pixels)])[0],
+            served.network(torch.from_numpy(pixels[None]))[0].numpy(),
+        )
 
 
 def test_the_width_is_that_of_an_embedding(served):
-    assert served.width == len(served.run([Asked(np.zeros((3, 32, 32), np.float32), "embedding")])[0])
+    assert served.width == len(
+        served.run([Asked(np.zeros((3, 32, 32), np.float32), "embedding")])[0]
+    )

@@ -21,7 +21,9 @@ async def test_health_wants_no_key(open_client, path):
 
 async def test_ready_is_503_until_the_model_is_warm_and_after_it_stopped(served):
     app = create_app(Settings(), served)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server"
+    ) as client:
         before = await client.get("/readyz")
         async with app.router.lifespan_context(app):
             during = await client.get("/readyz")

@@ -26,7 +26,9 @@ def b64(data: bytes) -> str:
 @pytest.mark.parametrize("path", ["/", "/models/any/name", "/hf-inference/models/any/name"])
 async def test_the_default_is_the_top_five_by_softmax(open_client, png, direct_logits, path):
     async with open_client() as client:
-        answer = (await client.post(path, content=png(3), headers={"Content-Type": "image/png"})).json()
+        answer = (
+            await client.post(path, content=png(3), headers={"Content-Type": "image/png"})
+        ).json()
     expected = torch.softmax(torch.from_numpy(direct_logits(3)), 0).sort(descending=True).values[:5]
     assert [entry.keys() for entry in answer] == [{"label", "score"}] * 5
     assert [entry["score"] for entry in answer] == pytest.approx(expected.tolist(), abs=1e-5)
@@ -34,14 +36,20 @@ async def test_the_default_is_the_top_five_by_softmax(open_client, png, direct_l
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("form", ["query", "json"])
-async def test_the_parameters_choose_function_and_count(open_client, png, direct_logits, function, form):
+async def test_the_parameters_choose_function_and_count(
+    open_client, png, direct_logits, function, form
+):
     parameters = {"top_k": 6, "function_to_apply": function}
     async with open_client() as client:
         if form == "query":
             answer = (await client.post("/", params=parameters, content=png(3))).json()
         else:
-            answer = (await client.post("/", json={"inputs": b64(png(3)), "parameters": parameters})).json()
-    expected = FUNCTIONS[function](torch.from_numpy(direct_logits(3))).sort(descending=True).values[:6]
+            answer = (
+                await client.post("/", json={"inputs": b64(png(3)), "parameters": parameters})
+            ).json()
+    expected = (
+        FUNCTIONS[function](torch.from_numpy(direct_logits(3))).sort(descending=True).values[:6]
+    )
     assert [entry["score"] for entry in answer] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
@@ -118,7 +126,11 @@ async def test_openapi_describes_the_answers_to_one_picture_and_to_a_list(open_c
     async with open_client() as client:
         operation = (await client.get("/openapi.json")).json()["paths"][path]["post"]
     one, several = operation["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
-    assert one == several["items"] == {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
+    assert (
+        one
+        == several["items"]
+        == {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
+    )
     assert several["type"] == "array"
 
 
@@ -145,7 +157,9 @@ async def test_a_wrong_method_has_their_form(open_client):
 
 async def test_a_loading_model_is_503_with_an_estimate(served, png):
     app = create_app(Settings(), served)  # its lifespan has not begun
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server"
+    ) as client:
         answer = await client.post("/", content=png())
     assert answer.status_code == 503
     assert answer.json()["estimated_time"] == 20.0

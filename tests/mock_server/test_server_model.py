@@ -17,7 +17,14 @@ from mock_server.model import Asked, distinct, load, read_labels
 from mock_server.preprocess import Profile
 from mock_server.settings import Settings
 
-ARCHITECTURE = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2, "global_pool": "token"}
+ARCHITECTURE = {
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 1,
+    "num_heads": 2,
+    "global_pool": "token",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,9 @@ def bundle(tmp_path, monkeypatch):
     """Install float16 weights and a card as the bundled model; return the network they hold."""
     torch.manual_seed(0)
     network = timm.models.VisionTransformer(num_classes=3, **ARCHITECTURE).half().float()
-    save_file({k: v.half() for k, v in network.state_dict().items()}, tmp_path / "bundled.safetensors")
+    save_file(
+        {k: v.half() for k, v in network.state_dict().items()}, tmp_path / "bundled.safetensors"
+    )
     card = {
         "name": "bundled",
         "architecture": ARCHITECTURE,
@@ -84,10 +93,17 @@ def test_a_shortest_edge_profile_lets_the_model_take_other_shapes(bundle):
 
 
 def test_equal_class_names_get_a_suffix_in_the_models_order():
-    assert distinct(["crane", "hen", "crane", "crane"]) == ("crane", "hen", "crane (2)", "crane (3)")
+    assert distinct(["crane", "hen", "crane", "crane"]) == (
+        "crane",
+        "hen",
+        "crane (2)",
+        "crane (3)",
+    )
 
 
-@pytest.mark.parametrize("rows", [["x", "y"], [{"wnid": "n1", "name": "x"}, {"wnid": "n2", "name": "y"}]])
+@pytest.mark.parametrize(
+    "rows", [["x", "y"], [{"wnid": "n1", "name": "x"}, {"wnid": "n2", "name": "y"}]]
+)
 def test_labels_are_names_or_objects_with_a_name(tmp_path, rows):
     file = tmp_path / "labels.json"
     file.write_text(json.dumps(rows))
@@ -139,7 +155,9 @@ def test_a_model_without_a_patch_embedding_is_served_and_says_so(tmp_path):
     served = load(Settings(model="test_resnet", weights=tmp_path / "w"))
     assert (served.patch_size, served.patch_embedding_sha256) == (None, None)
     x = torch.randn(1, 3, 96, 96)
-    np.testing.assert_allclose(served.run([Asked(x[0].numpy())])[0], network(x)[0].detach(), atol=1e-5)
+    np.testing.assert_allclose(
+        served.run([Asked(x[0].numpy())])[0], network(x)[0].detach(), atol=1e-5
+    )
 
 
 def test_convolutions_take_any_shape_as_they_are(tmp_path):
@@ -151,7 +169,8 @@ def test_convolutions_take_any_shape_as_they_are(tmp_path):
 
 
 def test_a_model_without_a_head_exits_2_with_one_line(monkeypatch, capsys):
-    headless = timm.create_model("test_vit", pretrained=False, num_classes=0)  # as DINO's and MAE's are
+    # as DINO's and MAE's are
+    headless = timm.create_model("test_vit", pretrained=False, num_classes=0)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: headless)
     assert main(["--model", "vit_small_patch16_224.dino", "--device", "cpu", "--port", "0"]) == 2
     out, err = capsys.readouterr()
@@ -173,8 +192,11 @@ def test_a_missing_device_is_a_configuration_error(bundle):
 
 
 def test_a_patch_embedding_without_bias_is_hashed_with_zeros(served):
-    network = timm.models.VisionTransformer(num_classes=3, **ARCHITECTURE, pre_norm=True)  # timm: then without bias
+    # timm: then without bias
+    network = timm.models.VisionTransformer(num_classes=3, **ARCHITECTURE, pre_norm=True)
     assert network.patch_embed.proj.bias is None
-    hosted = model_module.host(network, name="x", classes=["a", "b", "c"], preprocessing=replace(served.preprocessing))
+    hosted = model_module.host(
+        network, name="x", classes=["a", "b", "c"], preprocessing=replace(served.preprocessing)
+    )
     expected = network.patch_embed.proj.weight.numpy().astype("<f4").tobytes() + bytes(4 * 24)
     assert hosted.patch_embedding_sha256 == hashlib.sha256(expected).hexdigest()

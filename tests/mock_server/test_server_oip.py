@@ -20,19 +20,32 @@ SIZE = {"binary_data_size": 192}
 
 def images(**changes):
     """Return a JSON request for the logits of `TENSOR`; None removes a field of its input."""
-    tensor = {"name": "images", "shape": [1, 3, 4, 4], "datatype": "FP32", "data": TENSOR.ravel().tolist()} | changes
+    tensor = {
+        "name": "images",
+        "shape": [1, 3, 4, 4],
+        "datatype": "FP32",
+        "data": TENSOR.ravel().tolist(),
+    } | changes
     tensor = {name: value for name, value in tensor.items() if value is not None}
     return {"inputs": [tensor], "outputs": [{"name": "logits"}]}
 
 
 def pictures(*data, shape=None, **changes):
-    tensor = {"name": "pictures", "shape": shape or [len(data)], "datatype": "BYTES", "data": list(data)} | changes
+    tensor = {
+        "name": "pictures",
+        "shape": shape or [len(data)],
+        "datatype": "BYTES",
+        "data": list(data),
+    } | changes
     return {"inputs": [tensor], "outputs": [{"name": "logits"}]}
 
 
 def binary(content, tail):
     header = json.dumps(content).encode()
-    return {"content": header + tail, "headers": {"Inference-Header-Content-Length": str(len(header))}}
+    return {
+        "content": header + tail,
+        "headers": {"Inference-Header-Content-Length": str(len(header))},
+    }
 
 
 def elements(*files):
@@ -81,7 +94,10 @@ async def test_uint8_pixels_are_normalised_and_nothing_else(client, wire_served,
     if form == "json":
         request = {"json": images(datatype="UINT8", data=PIXELS.tolist())}
     else:
-        request = binary(images(datatype="UINT8", data=None, parameters={"binary_data_size": 48}), PIXELS.tobytes())
+        request = binary(
+            images(datatype="UINT8", data=None, parameters={"binary_data_size": 48}),
+            PIXELS.tobytes(),
+        )
     found = output(await client.post(INFER, **request))
     assert np.abs(found - plain(wire_served.network, (PIXELS / 255 - 0.5) / 0.5)).max() < 1e-4
 
@@ -117,7 +133,9 @@ async def test_pictures_go_through_the_servers_preprocessing(client, png, form):
 
 async def test_a_batch_keeps_its_order(client, wire_served):
     batch = np.concatenate([TENSOR, -TENSOR, TENSOR * 0.5])
-    found = output(await client.post(INFER, json=images(shape=[3, 3, 4, 4], data=batch.ravel().tolist())))
+    found = output(
+        await client.post(INFER, json=images(shape=[3, 3, 4, 4], data=batch.ravel().tolist()))
+    )
     assert np.abs(found - plain(wire_served.network, batch)).max() < 1e-4
 
 
@@ -142,7 +160,9 @@ async def test_probabilities_are_the_softmax_of_the_logits(client):
 
 
 @pytest.mark.parametrize(("chosen", "first"), [("probs", "probabilities"), ("logits", "logits")])
-async def test_the_owners_output_is_listed_and_answered_first(open_client, wire_served, chosen, first):
+async def test_the_owners_output_is_listed_and_answered_first(
+    open_client, wire_served, chosen, first
+):
     async with open_client(wire_served, output=chosen) as client:
         listed = (await client.get("/v2/models/vit")).json()["outputs"]
         answered = (await client.post(INFER, json={"inputs": images()["inputs"]})).json()["outputs"]
@@ -166,7 +186,9 @@ async def test_json_and_binary_say_the_same(client):
     packed = await client.post(INFER, json=asked)
     length = int(packed.headers["inference-header-content-length"])
     plain_json = output(await client.post(INFER, json=images()))
-    assert np.array_equal(np.frombuffer(packed.content[length:], "<f4"), plain_json[0].astype(np.float32))
+    assert np.array_equal(
+        np.frombuffer(packed.content[length:], "<f4"), plain_json[0].astype(np.float32)
+    )
 
 
 async def test_the_owners_rounding_holds(open_client, wire_served):
@@ -177,7 +199,9 @@ async def test_the_owners_rounding_holds(open_client, wire_served):
 
 async def test_a_raw_request_is_the_tensor_alone_and_answered_in_binary(client, wire_served):
     two = np.concatenate([TENSOR, -TENSOR])
-    answer = await client.post(INFER, content=two.tobytes(), headers={"Inference-Header-Content-Length": "0"})
+    answer = await client.post(
+        INFER, content=two.tobytes(), headers={"Inference-Header-Content-Length": "0"}
+    )
     length = int(answer.headers["inference-header-content-length"])
     outputs = json.loads(answer.content[:length])["outputs"]
     logits = np.frombuffer(answer.content[length + 56 :], "<f4").reshape(2, 7)
@@ -208,8 +232,12 @@ async def test_classification_is_value_index_and_label_best_first(client):
     ("settings", "asked", "given"),
     [({}, 100, 7), ({"top_k": 2}, 5, 2), ({"top_k": 5}, 2, 2), ({"output": "label"}, 5, 1)],
 )
-async def test_classification_holds_the_owners_limit(open_client, wire_served, settings, asked, given):
-    request = images() | {"outputs": [{"name": "probabilities", "parameters": {"classification": asked}}]}
+async def test_classification_holds_the_owners_limit(
+    open_client, wire_served, settings, asked, given
+):
+    request = images() | {
+        "outputs": [{"name": "probabilities", "parameters": {"classification": asked}}]
+    }
     async with open_client(wire_served, **settings) as client:
         assert output(await client.post(INFER, json=request), "probabilities").shape == (1, given)
 
@@ -279,10 +307,12 @@ WRONG = {
     "outputs are an object": images() | {"outputs": {"name": "logits"}},
     "an output is a text": images() | {"outputs": ["logits"]},
     "parameters are a list": images() | {"parameters": [1]},
-    "classification is negative": images() | {"outputs": [{"name": "logits", "parameters": {"classification": -1}}]},
+    "classification is negative": images()
+    | {"outputs": [{"name": "logits", "parameters": {"classification": -1}}]},
     "classification is a truth value": images()
     | {"outputs": [{"name": "logits", "parameters": {"classification": True}}]},
-    "binary_data is a text": images() | {"outputs": [{"name": "logits", "parameters": {"binary_data": "yes"}}]},
+    "binary_data is a text": images()
+    | {"outputs": [{"name": "logits", "parameters": {"binary_data": "yes"}}]},
     "output parameters are a list": images() | {"outputs": [{"name": "logits", "parameters": [1]}]},
 }
 
@@ -304,7 +334,12 @@ def with_length(content, length):
 
 
 def of_files(data, count=1):
-    tensor = {"name": "pictures", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}
+    tensor = {
+        "name": "pictures",
+        "shape": [count],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(data)},
+    }
     return binary({"inputs": [tensor]}, data)
 
 
@@ -312,7 +347,9 @@ WRONG_BYTES = {
     "bytes are missing": binary(BINARY, TAIL[:-1]),
     "bytes are left": binary(BINARY, TAIL + b"x"),
     "bytes that nobody announced": binary(images(), TAIL),
-    "a size that is a text": binary(images(data=None, parameters={"binary_data_size": "192"}), TAIL),
+    "a size that is a text": binary(
+        images(data=None, parameters={"binary_data_size": "192"}), TAIL
+    ),
     "a shape of other bytes": binary(images(data=None, shape=[2, 3, 4, 4], parameters=SIZE), TAIL),
     "not a number": binary(BINARY, np.full(48, np.nan, np.float32).tobytes()),
     "length beyond the body": with_length(BODY + TAIL, "99999"),
@@ -350,7 +387,13 @@ async def test_more_pictures_than_the_queue_holds_are_400(open_client, wire_serv
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/models/x/infer", "/v2/models/vit/versions/2/infer", "/v2/models/VIT/infer", "/v2/models//infer"]
+    "path",
+    [
+        "/v2/models/x/infer",
+        "/v2/models/vit/versions/2/infer",
+        "/v2/models/VIT/infer",
+        "/v2/models//infer",
+    ],
 )
 async def test_an_unknown_model_or_version_is_404_and_not_repeated(client, path):
     answer = await client.post(path, json=images())
@@ -378,7 +421,9 @@ async def test_an_embedding_server_answers_the_pooled_features(open_client, wire
         ranked = await client.post(INFER, json=images() | {"outputs": [one]})
     with torch.no_grad():
         network = wire_served.network
-        expected = network.forward_head(network.forward_features(torch.from_numpy(TENSOR)), pre_logits=True).numpy()
+        expected = network.forward_head(
+            network.forward_features(torch.from_numpy(TENSOR)), pre_logits=True
+        ).numpy()
     assert np.abs(found - expected).max() < 1e-5
     assert listed == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 24]}]
     assert [logits.status_code, ranked.status_code] == [400, 400]

@@ -25,8 +25,16 @@ def request(*parts, **fields):
 
 def enum(*labels, name="label"):
     value = {"type": "string", "enum": list(labels)}
-    schema = {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    schema = {
+        "type": "object",
+        "properties": {name: value},
+        "required": [name],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": schema},
+    }
 
 
 def plain_enum(*labels):
@@ -60,8 +68,13 @@ async def test_without_a_closed_set_the_answer_is_the_best_class(client, png):
 
 async def test_the_answer_is_the_best_of_the_closed_set(client, png):
     best, *others = await ranked(client, png(3))
-    assert json.loads(await content_of(client, image(png(3)), response_format=enum(*others))) == {"label": others[0]}
-    assert await content_of(client, image(png(3)), response_format=plain_enum(*others[1:])) == others[1]
+    assert json.loads(await content_of(client, image(png(3)), response_format=enum(*others))) == {
+        "label": others[0]
+    }
+    assert (
+        await content_of(client, image(png(3)), response_format=plain_enum(*others[1:]))
+        == others[1]
+    )
     assert best not in others
 
 
@@ -77,7 +90,9 @@ async def test_the_other_response_formats_hold_every_class(client, png, kind):
     assert label == (await ranked(client, png()))[0]
 
 
-async def test_the_logarithms_are_of_the_softmax_over_the_closed_set(client, png, direct_logits, served):
+async def test_the_logarithms_are_of_the_softmax_over_the_closed_set(
+    client, png, direct_logits, served
+):
     labels = ["hen", "jay", "lynx"]
     fields = {"response_format": enum(*labels), "logprobs": True, "top_logprobs": 20}
     answer = (await client.post(CHAT, json=request(image(png(3)), **fields))).json()
@@ -115,32 +130,48 @@ async def test_nobody_gets_logprobs_unasked(client, png, fields):
 
 async def test_the_owners_top_k_holds_for_logprobs(open_client, png):
     async with open_client(top_k=2) as client:
-        answer = (await client.post(CHAT, json=request(image(png()), logprobs=True, top_logprobs=20))).json()
+        answer = (
+            await client.post(CHAT, json=request(image(png()), logprobs=True, top_logprobs=20))
+        ).json()
     assert len(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
 
 
 async def test_a_server_of_labels_has_no_logprobs(open_client, png):
     async with open_client(output="label") as client:
-        answer = (await client.post(CHAT, json=request(image(png()), logprobs=True, top_logprobs=3))).json()
+        answer = (
+            await client.post(CHAT, json=request(image(png()), logprobs=True, top_logprobs=3))
+        ).json()
     assert answer["choices"][0]["logprobs"] is None
     assert answer["choices"][0]["message"]["content"]
 
 
 async def test_the_usage_counts_words_and_patches(client, png):
     text = {"type": "text", "text": "which of these is it"}
-    messages = [{"role": "system", "content": "one label"}, *request(text, image(png()))["messages"]]
+    messages = [
+        {"role": "system", "content": "one label"},
+        *request(text, image(png()))["messages"],
+    ]
     answer = (await client.post(CHAT, json={"model": "tiny", "messages": messages})).json()
-    assert answer["usage"] == {"prompt_tokens": 2 + 5 + 16, "completion_tokens": 1, "total_tokens": 24}
+    assert answer["usage"] == {
+        "prompt_tokens": 2 + 5 + 16,
+        "completion_tokens": 1,
+        "total_tokens": 24,
+    }
 
 
 async def test_parameters_of_sampling_change_nothing(client, png):
-    steered = await content_of(client, image(png()), temperature=1.5, max_tokens=1, seed=3, top_p=0.1, user="me", n=1)
+    steered = await content_of(
+        client, image(png()), temperature=1.5, max_tokens=1, seed=3, top_p=0.1, user="me", n=1
+    )
     assert steered == await content_of(client, image(png()))
 
 
 @pytest.mark.parametrize("form", ["a text as the url", "webp"])
 async def test_other_forms_of_a_picture_are_read(client, png, form):
-    part = {"type": "image_url", "image_url": url(png()) if form != "webp" else {"url": url(png(), "image/webp")}}
+    part = {
+        "type": "image_url",
+        "image_url": url(png()) if form != "webp" else {"url": url(png(), "image/webp")},
+    }
     assert await content_of(client, part) == await content_of(client, image(png()))
 
 
@@ -149,10 +180,21 @@ WRONG_SCHEMAS = {
     "a schema that is a list": {"type": "json_schema", "json_schema": {"schema": []}},
     "two properties": {
         "type": "json_schema",
-        "json_schema": {"schema": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}},
+        "json_schema": {
+            "schema": {
+                "type": "object",
+                "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
+            }
+        },
     },
-    "no property": {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": {}}}},
-    "properties are a list": {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": []}}},
+    "no property": {
+        "type": "json_schema",
+        "json_schema": {"schema": {"type": "object", "properties": {}}},
+    },
+    "properties are a list": {
+        "type": "json_schema",
+        "json_schema": {"schema": {"type": "object", "properties": []}},
+    },
     "a number": {
         "type": "json_schema",
         "json_schema": {"schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
@@ -161,7 +203,10 @@ WRONG_SCHEMAS = {
     "an empty enum": enum(),
     "an enum of numbers": enum(1, 2),
     "a label twice": plain_enum("hen", "hen"),
-    "an enum that is a text": {"type": "json_schema", "json_schema": {"schema": {"type": "string", "enum": "hen"}}},
+    "an enum that is a text": {
+        "type": "json_schema",
+        "json_schema": {"schema": {"type": "string", "enum": "hen"}},
+    },
     "an unknown type": {"type": "grammar"},
     "a text": "json",
     "a list": ["hen"],
@@ -197,15 +242,43 @@ async def test_a_closed_set_that_cannot_be_read_is_400(client, png, response_for
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": ["text"]}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 3}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://h/a.png"}}]}]},
         {
             "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 3}}]}
             ]
         },
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:text/html,x"}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png,x"}}]}]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "http://h/a.png"}}],
+                }
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+                }
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "data:text/html,x"}}],
+                }
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "data:image/png,x"}}],
+                }
+            ]
+        },
     ],
 )
 async def test_a_wrong_request_is_400_in_their_form(client, png, fields):
@@ -244,10 +317,14 @@ async def test_an_embedding_server_does_not_chat(open_client, png):
 
 @pytest.mark.parametrize("path", [EMBED, "/embeddings"])
 async def test_embeddings_are_the_pooled_features_in_order(client, png, path):
-    answer = (await client.post(path, json={"model": "tiny", "input": [url(png(0)), url(png(1))]})).json()
+    answer = (
+        await client.post(path, json={"model": "tiny", "input": [url(png(0)), url(png(1))]})
+    ).json()
     assert [row["index"] for row in answer["data"]] == [0, 1]
     for seed, row in enumerate(answer["data"]):
-        [expected] = (await client.post("/pipeline/feature-extraction?pool=true", content=png(seed))).json()
+        [expected] = (
+            await client.post("/pipeline/feature-extraction?pool=true", content=png(seed))
+        ).json()
         assert row["embedding"] == pytest.approx(expected, abs=1e-5)
     assert answer["usage"] == {"prompt_tokens": 32, "total_tokens": 32}
 
@@ -255,7 +332,9 @@ async def test_embeddings_are_the_pooled_features_in_order(client, png, path):
 async def test_base64_is_little_endian_float32(client, png):
     fields = {"model": "tiny", "input": url(png())}
     floats, packed = [
-        (await client.post(EMBED, json=fields | {"encoding_format": name})).json()["data"][0]["embedding"]
+        (await client.post(EMBED, json=fields | {"encoding_format": name})).json()["data"][0][
+            "embedding"
+        ]
         for name in ("float", "base64")
     ]
     assert np.frombuffer(base64.b64decode(packed), "<f4").tolist() == floats
@@ -267,7 +346,9 @@ async def test_messages_and_modality_are_two_dialects_of_the_same(client, png):
         {"input": [url(png())], "modality": "image", "dimensions": 24},
         {"messages": request(image(png()))["messages"], "input": "x"},
     ]
-    answers = [(await client.post(EMBED, json={"model": "tiny", **form})).json()["data"] for form in forms]
+    answers = [
+        (await client.post(EMBED, json={"model": "tiny", **form})).json()["data"] for form in forms
+    ]
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -299,4 +380,6 @@ async def test_wrong_embeddings_are_400(client, fields):
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"output": "label"}])
 async def test_embeddings_are_refused_where_the_owner_keeps_scores_back(open_client, png, settings):
     async with open_client(**settings) as client:
-        assert (await client.post(EMBED, json={"model": "tiny", "input": url(png())})).status_code == 400
+        assert (
+            await client.post(EMBED, json={"model": "tiny", "input": url(png())})
+        ).status_code == 400

@@ -18,8 +18,12 @@ MANY = 10**7
 SIZES = [(32, 32), (40, 31), (31, 40), (100, 57), (57, 100), (20, 20)]
 
 
-def preprocessing(profile: str, *, jpeg: Jpeg | None = None, interpolation: str = "bicubic", size: int = 32):
-    return Preprocessing(Profile.parse(profile), size, interpolation, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), jpeg)
+def preprocessing(
+    profile: str, *, jpeg: Jpeg | None = None, interpolation: str = "bicubic", size: int = 32
+):
+    return Preprocessing(
+        Profile.parse(profile), size, interpolation, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), jpeg
+    )
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -41,7 +45,9 @@ def test_resize_crop_equals_torchvision(picture, size, interpolation):
 def test_shortest_edge_equals_torchvision_without_a_crop(picture):
     image = picture(0, (100, 57))
     expected = Resize(32, InterpolationMode.BICUBIC)(image)
-    assert np.array_equal(np.asarray(preprocessing("shortest_edge:32").picture(image)), np.asarray(expected))
+    assert np.array_equal(
+        np.asarray(preprocessing("shortest_edge:32").picture(image)), np.asarray(expected)
+    )
 
 
 def test_shortest_edge_refuses_a_picture_that_would_become_huge(picture):
@@ -63,7 +69,9 @@ def test_resize_crop_takes_a_panorama(picture):
 
 def test_direct_squashes(picture):
     expected = picture(0, (50, 70)).resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(np.asarray(preprocessing("direct").picture(picture(0, (50, 70)))), np.asarray(expected))
+    assert np.array_equal(
+        np.asarray(preprocessing("direct").picture(picture(0, (50, 70)))), np.asarray(expected)
+    )
 
 
 def test_letterbox_centres_and_pads_with_the_mean():
@@ -74,17 +82,25 @@ def test_letterbox_centres_and_pads_with_the_mean():
     assert (seen[24:] == padding).all()
 
 
-@pytest.mark.parametrize("profile", ["direct", "resize_crop:32:32", "shortest_edge:32", "letterbox:32"])
+@pytest.mark.parametrize(
+    "profile", ["direct", "resize_crop:32:32", "shortest_edge:32", "letterbox:32"]
+)
 def test_a_picture_of_the_models_size_arrives_unchanged(picture, profile):
-    assert np.array_equal(np.asarray(preprocessing(profile).picture(picture(1))), np.asarray(picture(1)))
+    assert np.array_equal(
+        np.asarray(preprocessing(profile).picture(picture(1))), np.asarray(picture(1))
+    )
 
 
 def test_normalised_equals_torchvision(picture):
     expected = normalize(to_tensor(picture(1)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    assert torch.allclose(torch.from_numpy(preprocessing("direct").normalise(picture(1))), expected, atol=1e-6)
+    assert torch.allclose(
+        torch.from_numpy(preprocessing("direct").normalise(picture(1))), expected, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("setting", "subsampling"), [("75", "4:2:0"), ("75:444", "4:4:4"), ("60:422", "4:2:2")])
+@pytest.mark.parametrize(
+    ("setting", "subsampling"), [("75", "4:2:0"), ("75:444", "4:4:4"), ("60:422", "4:2:2")]
+)
 def test_jpeg_is_applied_to_the_sent_picture_before_the_resize(picture, setting, subsampling):
     image = picture(2, (48, 40))
     data = encoded(image, "JPEG", quality=int(setting[:2]), subsampling=subsampling)
@@ -99,14 +115,25 @@ def test_a_bad_jpeg_setting_is_a_configuration_error(text):
         Jpeg.parse(text)
 
 
-@pytest.mark.parametrize("text", ["direct", "resize_crop:256:224", "shortest_edge:224", "letterbox:224"])
+@pytest.mark.parametrize(
+    "text", ["direct", "resize_crop:256:224", "shortest_edge:224", "letterbox:224"]
+)
 def test_a_profile_is_printed_as_it_was_read(text):
     assert str(Profile.parse(text)) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "squash", "direct:3", "resize_crop", "resize_crop:224", "resize_crop:200:224", "letterbox:0", "letterbox:x"],
+    [
+        "",
+        "squash",
+        "direct:3",
+        "resize_crop",
+        "resize_crop:224",
+        "resize_crop:200:224",
+        "letterbox:0",
+        "letterbox:x",
+    ],
 )
 def test_a_bad_profile_is_a_configuration_error(text):
     with pytest.raises(ConfigurationError, match="bad profile"):
@@ -118,9 +145,13 @@ def test_a_profile_of_another_size_than_the_models_is_a_configuration_error():
         preprocessing("direct").configured(Profile.parse("resize_crop:32:24"), None)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
+)
 def test_lossless_formats_are_decoded_exactly(picture, kind, options):
-    assert np.array_equal(np.asarray(decode(encoded(picture(1), kind, **options), MANY)), np.asarray(picture(1)))
+    assert np.array_equal(
+        np.asarray(decode(encoded(picture(1), kind, **options), MANY)), np.asarray(picture(1))
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK"])

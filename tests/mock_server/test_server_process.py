@@ -33,13 +33,29 @@ FAULTS = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str]]:
     folder: Path = tmp_path_factory.mktemp("server")
     torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), folder / "w.safetensors")
+    save_file(
+        timm.create_model("test_vit", pretrained=False).state_dict(), folder / "w.safetensors"
+    )
     (folder / "faults.json").write_text(json.dumps(FAULTS))
-    command = [sys.executable, "-m", "mock_server", "--port", "0", "--device", "cpu", "--model", "test_vit"]
+    command = [
+        sys.executable,
+        "-m",
+        "mock_server",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--model",
+        "test_vit",
+    ]
     files = ["--weights", str(folder / "w.safetensors"), "--faults", str(folder / "faults.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*command, *files], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, *files],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         yield process, process.stdout.readline()
@@ -61,7 +77,9 @@ def test_faults_reach_the_socket_and_leave_the_server_whole(url, png):
         first = client.post("/v1/classify", content=png())
         with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
             client.post("/v1/classify", content=png())
-        with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+        with pytest.raises(
+            httpx.RemoteProtocolError, match="without sending complete message body"
+        ):
             client.post("/v1/classify", content=png())
         later = [client.post("/v1/classify", content=png()) for _ in range(2)]
     assert [answer.json() for answer in later] == [first.json()] * 2
@@ -92,15 +110,33 @@ def test_a_missing_extra_exits_2_with_what_to_install(monkeypatch, capsys):
 def test_a_taken_port_is_a_configuration_error(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         save_file(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w")
-        line = ["--model", "test_vit", "--weights", str(tmp_path / "w"), "--port", str(taken.getsockname()[1])]
+        line = [
+            "--model",
+            "test_vit",
+            "--weights",
+            str(tmp_path / "w"),
+            "--port",
+            str(taken.getsockname()[1]),
+        ]
         assert main(line) == 2
     assert "error: cannot listen on 127.0.0.1" in capsys.readouterr().err
 
 
-def test_a_model_that_fails_its_first_picture_exits_3_and_announces_nothing(tmp_path, monkeypatch, capsys):
+def test_a_model_that_fails_its_first_picture_exits_3_and_announces_nothing(
+    tmp_path, monkeypatch, capsys
+):
     save_file(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w")
     monkeypatch.setattr(ServedModel, "run", lambda *_: 1 / 0)
-    line = ["--model", "test_vit", "--weights", str(tmp_path / "w"), "--port", "0", "--device", "cpu"]
+    line = [
+        "--model",
+        "test_vit",
+        "--weights",
+        str(tmp_path / "w"),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(SystemExit) as caught:
         sys.exit(main(line))  # some versions of uvicorn exit by themselves
     assert caught.value.code == 3

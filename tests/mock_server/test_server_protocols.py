@@ -1,4 +1,6 @@
-"""What holds on every protocol: keys, limits, error forms, faults, metrics, and nothing that is not JSON."""
+"""What holds on every protocol: keys, limits, error forms, faults, metrics, and nothing that is not
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,12 @@ class Way:
     unauthorized: int = 401
     method: str = "POST"
 
-    async def send(self, client: httpx.AsyncClient, picture: bytes, **headers: str) -> httpx.Response:
-        return await client.request(self.method, self.path, content=self.content(picture), headers=headers)
+    async def send(
+        self, client: httpx.AsyncClient, picture: bytes, **headers: str
+    ) -> httpx.Response:
+        return await client.request(
+            self.method, self.path, content=self.content(picture), headers=headers
+        )
 
 
 def as_json(make: Callable[[bytes], Any]) -> Callable[[bytes], bytes]:
@@ -73,13 +79,22 @@ WAYS = {
     "features": Way("/pipeline/feature-extraction", raw, "huggingface"),
     "oip": Way("/v2/models/vit/infer", as_json(pictures_input), "oip"),
     "v1": Way("/v1/models/vit:predict", as_json(lambda p: {"instances": [{"b64": b64(p)}]}), "v1"),
-    "vertex": Way(f"{ENDPOINT}:predict", as_json(lambda p: {"instances": [{"content": b64(p)}]}), "vertex"),
+    "vertex": Way(
+        f"{ENDPOINT}:predict", as_json(lambda p: {"instances": [{"content": b64(p)}]}), "vertex"
+    ),
     "sagemaker": Way("/invocations", raw, "sagemaker"),
     "sagemaker runtime": Way(
-        "/endpoints/e/invocations", raw, "sagemaker_runtime", bad_image=424, bad_json=424, unauthorized=403
+        "/endpoints/e/invocations",
+        raw,
+        "sagemaker_runtime",
+        bad_image=424,
+        bad_json=424,
+        unauthorized=403,
     ),
     "torchserve": Way("/predictions/vit", raw, "torchserve", bad_image=503, bad_json=503),
-    "torchserve put": Way("/predictions/vit/1.0", raw, "torchserve", bad_image=503, bad_json=503, method="PUT"),
+    "torchserve put": Way(
+        "/predictions/vit/1.0", raw, "torchserve", bad_image=503, bad_json=503, method="PUT"
+    ),
     "chat": Way("/v1/chat/completions", as_json(chat), "openai"),
     "embeddings": Way("/v1/embeddings", as_json(chat), "openai"),
 }
@@ -87,7 +102,9 @@ every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 def message_of(protocol: str, answer: httpx.Response) -> str:
-    """Return the message of an error where its protocol keeps it, and check that nothing else is there."""
+    """Return the message of an error where its protocol keeps it, and check that nothing else is
+    there.
+    """
     content = answer.json()
     if protocol in ("pgn", "vertex", "openai"):
         keys = {"pgn": {"code", "message", "request_id"}, "vertex": {"code", "message", "status"}}
@@ -122,7 +139,12 @@ async def test_no_content_type_is_needed(open_client, wire_served, png, way):
 @every_way
 async def test_a_key_is_wanted_and_never_repeated(open_client, wire_served, png, way):
     async with open_client(wire_served, api_key="s3cret") as client:
-        for headers in ({}, {"Authorization": "Bearer wr0ng"}, {"X-API-Key": "wr0ng"}, {"Authorization": "s3cret"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wr0ng"},
+            {"X-API-Key": "wr0ng"},
+            {"Authorization": "s3cret"},
+        ):
             answer = await way.send(client, png(), **headers)
             assert answer.status_code == way.unauthorized
             assert not {"s3cret", "wr0ng"} & set(message_of(way.protocol, answer).split())
@@ -130,9 +152,16 @@ async def test_a_key_is_wanted_and_never_repeated(open_client, wire_served, png,
 
 @every_way
 @pytest.mark.parametrize(
-    "headers", [{"Authorization": "Bearer s3cret"}, {"authorization": "bearer  s3cret"}, {"X-API-Key": "s3cret"}]
+    "headers",
+    [
+        {"Authorization": "Bearer s3cret"},
+        {"authorization": "bearer  s3cret"},
+        {"X-API-Key": "s3cret"},
+    ],
 )
-async def test_the_key_opens_as_bearer_token_and_as_header(open_client, wire_served, png, way, headers):
+async def test_the_key_opens_as_bearer_token_and_as_header(
+    open_client, wire_served, png, way, headers
+):
     async with open_client(wire_served, api_key="s3cret") as client:
         assert (await way.send(client, png(), **headers)).status_code == 200
 
@@ -164,7 +193,9 @@ async def test_what_describes_the_model_wants_the_key(open_client, wire_served, 
         assert (await client.get(path)).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/ping", "/v2/health/ready", "/v2/models/vit/ready", "/v1/models/vit"])
+@pytest.mark.parametrize(
+    "path", ["/ping", "/v2/health/ready", "/v2/models/vit/ready", "/v1/models/vit"]
+)
 async def test_readiness_is_503_while_loading(wire_served, path):
     async with loading(wire_served) as client:
         assert (await client.get(path)).status_code == 503
@@ -172,7 +203,9 @@ async def test_readiness_is_503_while_loading(wire_served, path):
 
 def loading(served: Any) -> httpx.AsyncClient:
     """Return a client of a server whose lifespan has not begun."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(Settings(), served)), base_url="http://server")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(Settings(), served)), base_url="http://server"
+    )
 
 
 @every_way
@@ -230,11 +263,15 @@ async def test_a_bomb_of_pixels_is_413(open_client, wire_served, bomb, way):
 
 
 @every_way
-@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
 async def test_a_packed_body_is_unpacked(open_client, wire_served, png, way, encoding, pack):
     async with open_client(wire_served) as client:
         packed = pack(way.content(png()))
-        answer = await client.request(way.method, way.path, content=packed, headers={"Content-Encoding": encoding})
+        answer = await client.request(
+            way.method, way.path, content=packed, headers={"Content-Encoding": encoding}
+        )
     assert answer.status_code == 200
 
 
@@ -242,7 +279,9 @@ async def test_a_packed_body_is_unpacked(open_client, wire_served, png, way, enc
 async def test_a_packed_bomb_is_413(open_client, wire_served, way):
     async with open_client(wire_served, max_body_bytes=10_000) as client:
         headers = {"Content-Encoding": "gzip"}
-        answer = await client.request(way.method, way.path, content=gzip.compress(bytes(10**6)), headers=headers)
+        answer = await client.request(
+            way.method, way.path, content=gzip.compress(bytes(10**6)), headers=headers
+        )
     assert answer.status_code == 413
     assert "unpacked" in message_of(way.protocol, answer)
 
@@ -257,7 +296,9 @@ async def test_a_packed_bomb_is_413(open_client, wire_served, way):
         ("gzip, gzip", lambda packed: packed),
     ],
 )
-async def test_a_body_that_cannot_be_unpacked_is_400(open_client, wire_served, png, encoding, spoil):
+async def test_a_body_that_cannot_be_unpacked_is_400(
+    open_client, wire_served, png, encoding, spoil
+):
     async with open_client(wire_served) as client:
         body, headers = spoil(gzip.compress(png())), {"Content-Encoding": encoding}
         assert (await client.post("/", content=body, headers=headers)).status_code == 400
@@ -312,7 +353,10 @@ async def test_a_mistake_of_the_server_has_the_protocols_form(open_client, wire_
 
 @every_way
 async def test_faults_reach_every_way(open_client, wire_served, png, way):
-    rules = [{"kind": "status", "status": 429, "retry_after": "7", "count": 1}, {"kind": "malformed_json", "first": 2}]
+    rules = [
+        {"kind": "status", "status": 429, "retry_after": "7", "count": 1},
+        {"kind": "malformed_json", "first": 2},
+    ]
     async with open_client(wire_served, faults=FaultPlan.parse({"rules": rules})) as client:
         limited = await way.send(client, png())
         cut = await way.send(client, png())
@@ -372,7 +416,9 @@ COMPLETE = {"features", "oip", "embeddings"}
 @pytest.mark.parametrize("settings", [{"top_k": 2}, {"output": "label"}], ids=["top-k", "label"])
 @every_way
 async def test_what_the_owner_keeps_back_stays(open_client, wire_served, png, way, settings):
-    """At most two of the seven class names are in any answer; where there is no such form it is a 400."""
+    """At most two of the seven class names are in any answer; where there is no such form it is a
+    400.
+    """
     async with open_client(wire_served, **settings) as client:
         answer = await way.send(client, png())
     if way in [WAYS[name] for name in COMPLETE]:
@@ -384,7 +430,16 @@ async def test_what_the_owner_keeps_back_stays(open_client, wire_served, png, wa
     assert 1 <= len(named) <= 2
 
 
-EMBEDDING_WAYS = {"pgn", "huggingface", "features", "oip", "v1", "vertex", "sagemaker", "sagemaker runtime"} | {
+EMBEDDING_WAYS = {
+    "pgn",
+    "huggingface",
+    "features",
+    "oip",
+    "v1",
+    "vertex",
+    "sagemaker",
+    "sagemaker runtime",
+} | {
     "torchserve",
     "torchserve put",
     "embeddings",
@@ -401,7 +456,9 @@ def numbers(value: Any) -> list[float]:
 
 
 @every_way
-async def test_an_embedding_server_answers_the_same_vector_everywhere(open_client, wire_served, png, way):
+async def test_an_embedding_server_answers_the_same_vector_everywhere(
+    open_client, wire_served, png, way
+):
     async with open_client(wire_served, output="embedding", decimals=3) as client:
         expected = (await WAYS["pgn"].send(client, png())).json()["predictions"][0]["scores"]
         picture = png()

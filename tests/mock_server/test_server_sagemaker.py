@@ -33,11 +33,16 @@ async def test_the_answer_is_hugging_faces(client, png, path):
         {"json": {"inputs": b64(png()), "parameters": {"candidate_labels": ["hen", "jay"]}}},
     ]
     for request in requests:
-        assert (await client.post(path, **request)).json() == (await client.post("/", **request)).json()
+        assert (await client.post(path, **request)).json() == (
+            await client.post("/", **request)
+        ).json()
 
 
 async def test_the_runtime_adds_its_headers(client, png):
-    headers = {"X-Amzn-SageMaker-Custom-Attributes": "trace=1", "X-Amzn-SageMaker-Target-Variant": "v1"}
+    headers = {
+        "X-Amzn-SageMaker-Custom-Attributes": "trace=1",
+        "X-Amzn-SageMaker-Target-Variant": "v1",
+    }
     answer = await client.post(RUNTIME, content=png(), headers=headers)
     assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "trace=1"
     assert answer.headers["x-amzn-requestid"] == answer.headers["x-request-id"]
@@ -45,11 +50,15 @@ async def test_the_runtime_adds_its_headers(client, png):
 
 
 async def test_long_attributes_are_cut(client, png):
-    answer = await client.post(RUNTIME, content=png(), headers={"X-Amzn-SageMaker-Custom-Attributes": "x" * 5000})
+    answer = await client.post(
+        RUNTIME, content=png(), headers={"X-Amzn-SageMaker-Custom-Attributes": "x" * 5000}
+    )
     assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "x" * 1024
 
 
-@pytest.mark.parametrize("body", [b"no picture", b"{", b'{"inputs": "aGk="}', b'{"inputs": "x", "parameters": [1]}'])
+@pytest.mark.parametrize(
+    "body", [b"no picture", b"{", b'{"inputs": "aGk="}', b'{"inputs": "x", "parameters": [1]}']
+)
 async def test_the_runtime_wraps_the_containers_errors(client, body):
     inside = await client.post("/invocations", content=body)
     outside = await client.post(RUNTIME, content=body)
@@ -71,7 +80,12 @@ async def test_a_model_that_fails_is_a_model_error_of_500(open_client, png):
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, "ModelError"), (429, "ThrottlingException"), (503, "ServiceUnavailable"), (401, "AccessDeniedException")],
+    [
+        (400, "ModelError"),
+        (429, "ThrottlingException"),
+        (503, "ServiceUnavailable"),
+        (401, "AccessDeniedException"),
+    ],
 )
 async def test_a_fault_has_amazons_name(open_client, png, status, kind):
     faults = FaultPlan.parse({"rules": [{"kind": "status", "status": status}]})
@@ -81,10 +95,16 @@ async def test_a_fault_has_amazons_name(open_client, png, status, kind):
 
 
 async def test_a_signature_is_no_key(open_client, png):
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/sagemaker/aws4_request, Signature=0"}
+    signed = {
+        "Authorization": "AWS4-HMAC-SHA256 "
+        "Credential=A/20260101/us-east-1/sagemaker/aws4_request, "
+        "Signature=0"
+    }
     async with open_client(api_key="s3cret") as client:
         refused = await client.post(RUNTIME, content=png(), headers=signed)
-        accepted = await client.post(RUNTIME, content=png(), headers=signed | {"X-API-Key": "s3cret"})
+        accepted = await client.post(
+            RUNTIME, content=png(), headers=signed | {"X-API-Key": "s3cret"}
+        )
     assert (refused.status_code, accepted.status_code) == (403, 200)
     assert refused.headers["x-amzn-errortype"] == "AccessDeniedException"
 

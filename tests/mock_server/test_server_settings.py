@@ -20,11 +20,15 @@ def test_every_switch_arrives(tmp_path, monkeypatch):
         file.write_text('{"rules": []}')
     monkeypatch.setenv("KEY", "s3cret")
     line = (
-        "--model test_vit --profile resize_crop:168:160 --top-k 3 --output logits --jpeg 75:444 --round 4 --host ::1 "
-        "--port 0 --device cpu --max-batch-size 2 --max-wait 0.1 --max-queue 5 --max-body-bytes 100 --max-pixels 50 "
+        "--model test_vit --profile resize_crop:168:160 --top-k 3 --output logits --jpeg 75:444 "
+        "--round 4 --host ::1 "
+        "--port 0 --device cpu --max-batch-size 2 --max-wait 0.1 --max-queue 5 --max-body-bytes "
+        "100 --max-pixels 50 "
         "--api-key-env KEY --seed 7"
     )
-    given = Settings.from_arguments([*line.split(), *(part for n, f in files.items() for part in (f"--{n}", str(f)))])
+    given = Settings.from_arguments(
+        [*line.split(), *(part for n, f in files.items() for part in (f"--{n}", str(f)))]
+    )
     assert given.faults is not None
     assert given.faults.seed == 7
     assert given == Settings(

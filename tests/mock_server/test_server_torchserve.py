@@ -21,7 +21,9 @@ async def client(open_client):
 
 async def own(client, picture, count=5):
     """Return label to score as our own protocol says it."""
-    [prediction] = (await client.post(f"/v1/classify?top_k={count}", content=picture)).json()["predictions"]
+    [prediction] = (await client.post(f"/v1/classify?top_k={count}", content=picture)).json()[
+        "predictions"
+    ]
     return dict(zip(prediction["labels"], prediction["scores"], strict=True))
 
 
@@ -34,7 +36,9 @@ async def test_the_answer_maps_the_best_five_labels_to_scores(client, png, metho
     assert list(answer.json()) == list(await own(client, png()))
 
 
-@pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream", "text/plain", "a/b; c=d"])
+@pytest.mark.parametrize(
+    "content_type", [None, "image/png", "application/octet-stream", "text/plain", "a/b; c=d"]
+)
 async def test_any_content_type_will_do_for_a_raw_picture(client, png, content_type):
     headers = {} if content_type is None else {"Content-Type": content_type}
     assert (await client.post(PREDICT, content=png(), headers=headers)).status_code == 200
@@ -92,9 +96,15 @@ FORM = "multipart/form-data; boundary=b"
     ],
 )
 async def test_whatever_the_handler_trips_over_is_prediction_failed(client, content_type, body):
-    answer = await client.post(PREDICT, content=body, headers={"Content-Type": content_type.encode("latin-1")})
+    answer = await client.post(
+        PREDICT, content=body, headers={"Content-Type": content_type.encode("latin-1")}
+    )
     assert answer.status_code == 503
-    assert answer.json() == {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+    assert answer.json() == {
+        "code": 503,
+        "type": "InternalServerException",
+        "message": "Prediction failed",
+    }
 
 
 @pytest.mark.parametrize("path", ["/predictions/x", f"{PREDICT}/2.0", "/predictions/Tiny"])
@@ -104,7 +114,9 @@ async def test_an_unknown_model_or_version_is_404(client, png, path):
     assert (answer.json()["code"], answer.json()["type"]) == (404, "ModelNotFoundException")
 
 
-@pytest.mark.parametrize(("settings", "count"), [({"top_k": 2}, 2), ({"top_k": 6}, 5), ({"output": "label"}, 1)])
+@pytest.mark.parametrize(
+    ("settings", "count"), [({"top_k": 2}, 2), ({"top_k": 6}, 5), ({"output": "label"}, 1)]
+)
 async def test_the_owners_limit_holds(open_client, png, settings, count):
     async with open_client(**settings) as client:
         answer = (await client.post(PREDICT, content=png())).json()

@@ -27,7 +27,9 @@ async def scores(client, served, picture):
 
 
 async def test_a_prediction_is_every_score_in_the_models_order(client, wire_served, png):
-    answer = await client.post(PREDICT, json={"instances": [{"b64": b64(png(i))} for i in range(3)]})
+    answer = await client.post(
+        PREDICT, json={"instances": [{"b64": b64(png(i))} for i in range(3)]}
+    )
     expected = [await scores(client, wire_served, png(i)) for i in range(3)]
     for found, row in zip(answer.json()["predictions"], expected, strict=True):
         assert found == pytest.approx(row, abs=1e-5)
@@ -46,24 +48,36 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("path", [PREDICT, "/v1/models/vit/versions/1:predict", "/v1/models/vit/labels/stable:predict"])
+@pytest.mark.parametrize(
+    "path", [PREDICT, "/v1/models/vit/versions/1:predict", "/v1/models/vit/labels/stable:predict"]
+)
 async def test_every_form_of_an_instance_is_one_picture(client, wire_served, png, form, path):
-    answer = await client.post(path, json={"instances": [form(b64(png()))], "signature_name": "any"})
-    assert answer.json()["predictions"][0] == pytest.approx(await scores(client, wire_served, png()), abs=1e-5)
+    answer = await client.post(
+        path, json={"instances": [form(b64(png()))], "signature_name": "any"}
+    )
+    assert answer.json()["predictions"][0] == pytest.approx(
+        await scores(client, wire_served, png()), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("named", [True, False])
 async def test_columns_are_answered_as_columns(client, png, named):
     column = [{"b64": b64(png(i))} for i in range(2)]
-    columns = await client.post(PREDICT, json={"inputs": {"image_bytes": column} if named else column})
+    columns = await client.post(
+        PREDICT, json={"inputs": {"image_bytes": column} if named else column}
+    )
     rows = await client.post(PREDICT, json={"instances": column})
     assert columns.json() == {"outputs": rows.json()["predictions"]}
 
 
 @pytest.mark.parametrize(("settings", "count"), [({"top_k": 2}, 2), ({"output": "label"}, 1)])
-async def test_where_scores_are_kept_back_a_prediction_names_its_labels(open_client, wire_served, png, settings, count):
+async def test_where_scores_are_kept_back_a_prediction_names_its_labels(
+    open_client, wire_served, png, settings, count
+):
     async with open_client(wire_served, **settings) as client:
-        [prediction] = (await client.post(PREDICT, json={"instances": [b64(png())]})).json()["predictions"]
+        [prediction] = (await client.post(PREDICT, json={"instances": [b64(png())]})).json()[
+            "predictions"
+        ]
         own = (await client.post("/v1/classify", content=png())).json()["predictions"][0]
     assert prediction == own
     assert len(prediction["labels"]) == count
@@ -71,7 +85,9 @@ async def test_where_scores_are_kept_back_a_prediction_names_its_labels(open_cli
 
 async def test_the_owners_output_and_rounding_hold(open_client, wire_served, png):
     async with open_client(wire_served, output="logits", decimals=2) as client:
-        [found] = (await client.post(PREDICT, json={"instances": [b64(png())]})).json()["predictions"]
+        [found] = (await client.post(PREDICT, json={"instances": [b64(png())]})).json()[
+            "predictions"
+        ]
         assert found == await scores(client, wire_served, png())
     assert sum(found) != pytest.approx(1)
     assert found == [round(score, 2) for score in found]
@@ -121,7 +137,11 @@ async def test_one_bad_picture_refuses_the_request(client, png):
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/models/x:predict", "/v1/models/vit/versions/2:predict", "/v1/models/vit/labels/canary:predict"],
+    [
+        "/v1/models/x:predict",
+        "/v1/models/vit/versions/2:predict",
+        "/v1/models/vit/labels/canary:predict",
+    ],
 )
 async def test_an_unknown_model_version_or_label_is_404(client, png, path):
     answer = await client.post(path, json={"instances": [b64(png())]})

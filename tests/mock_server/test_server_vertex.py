@@ -23,7 +23,9 @@ async def client(open_client, wire_served):
 
 
 async def predict(client, *pictures, **parameters):
-    answer = await client.post(f"{ENDPOINT}:predict?$alt=json", json=request(*pictures, **parameters))
+    answer = await client.post(
+        f"{ENDPOINT}:predict?$alt=json", json=request(*pictures, **parameters)
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()
 

@@ -39,13 +39,21 @@ def codes(value: Any) -> list[str]:
         return [code for entry in value for code in codes(entry)]
     if not isinstance(value, dict):
         return []
-    return [value["code"]] if "code" in value else [code for entry in value.values() for code in codes(entry)]
+    return (
+        [value["code"]]
+        if "code" in value
+        else [code for entry in value.values() for code in codes(entry)]
+    )
 
 
 @asynccontextmanager
-async def serving(served: Any, settings: dict[str, Any], *, warm: bool) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(
+    served: Any, settings: dict[str, Any], *, warm: bool
+) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Settings(api_key="wire-key", **settings), served)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server"
+    ) as client:
         if not warm:  # its lifespan has not begun: this is how a loading server answers
             yield client
             return
@@ -66,9 +74,15 @@ async def test_the_server_answers_a_golden_request_with_the_golden_names(wire_se
     body = {"content": base64.b64decode(request["body_base64"])} if "body_base64" in request else {}
     if "json" in request:
         body = {"json": request["json"]}
-    async with serving(wire_served, exchange.get("server", {}), warm=not file.stem.endswith("_503")) as client:
+    async with serving(
+        wire_served, exchange.get("server", {}), warm=not file.stem.endswith("_503")
+    ) as client:
         answer = await client.request(
-            request["method"], request["path"], params=request["query"], headers=request["headers"], **body
+            request["method"],
+            request["path"],
+            params=request["query"],
+            headers=request["headers"],
+            **body,
         )
     assert answer.status_code == expected["status"], answer.text
     assert expected["headers"].keys() <= answer.headers.keys()
@@ -79,13 +93,18 @@ async def test_the_server_answers_a_golden_request_with_the_golden_names(wire_se
         return
     content = answer.json()
     if file.stem == "pgn_model":  # the example names fewer classes
-        content["classes"], expected["json"]["classes"] = content["classes"][:1], expected["json"]["classes"][:1]
+        content["classes"], expected["json"]["classes"] = (
+            content["classes"][:1],
+            expected["json"]["classes"][:1],
+        )
     assert names(content) == names(expected["json"])
     assert codes(content) == codes(expected["json"])
 
 
 def tensors(headers: Any, body: bytes) -> tuple[Any, int]:
-    """Return the JSON part of a binary answer and the number of bytes behind it, which that must announce."""
+    """Return the JSON part of a binary answer and the number of bytes behind it, which that must
+    announce.
+    """
     length = int(headers["inference-header-content-length"])
     header = json.loads(body[:length])
     behind = len(body) - length

@@ -22,8 +22,12 @@ async def client(open_client):
         yield client
 
 
-@pytest.mark.parametrize("path", ["/", "/models/any/name", "/hf-inference/models/any/name", "/invocations"])
-async def test_the_scores_are_the_softmax_over_the_candidates_alone(client, png, direct_logits, served, path):
+@pytest.mark.parametrize(
+    "path", ["/", "/models/any/name", "/hf-inference/models/any/name", "/invocations"]
+)
+async def test_the_scores_are_the_softmax_over_the_candidates_alone(
+    client, png, direct_logits, served, path
+):
     labels = ["tabby", "hen", "crane (2)"]
     answer = (await client.post(path, json=request(b64(png(3)), *labels))).json()
     logits = direct_logits(3)[[served.classes.index(label) for label in labels]]
@@ -31,7 +35,9 @@ async def test_the_scores_are_the_softmax_over_the_candidates_alone(client, png,
     assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(
         dict(zip(labels, expected, strict=True)), abs=1e-5
     )
-    assert [entry["score"] for entry in answer] == sorted((entry["score"] for entry in answer), reverse=True)
+    assert [entry["score"] for entry in answer] == sorted(
+        (entry["score"] for entry in answer), reverse=True
+    )
 
 
 async def test_every_spelling_of_the_picture_and_a_template_change_nothing(client, png):
@@ -39,7 +45,11 @@ async def test_every_spelling_of_the_picture_and_a_template_change_nothing(clien
     forms = [picture, {"image": picture}, f"data:image/png;base64,{picture}"]
     answers = [(await client.post("/", json=request(form, "hen", "jay"))).json() for form in forms]
     answers.append(
-        (await client.post("/", json=request(picture, "hen", "jay", hypothesis_template="a bad photo of {}"))).json()
+        (
+            await client.post(
+                "/", json=request(picture, "hen", "jay", hypothesis_template="a bad photo of {}")
+            )
+        ).json()
     )
     assert all(answer == answers[0] for answer in answers)
 
@@ -51,7 +61,9 @@ async def test_the_order_of_the_candidates_changes_nothing(client, png):
 
 
 async def test_a_list_of_pictures_gives_a_list_of_answers(client, png):
-    together = (await client.post("/", json=request([b64(png(i)) for i in range(2)], "hen", "jay"))).json()
+    together = (
+        await client.post("/", json=request([b64(png(i)) for i in range(2)], "hen", "jay"))
+    ).json()
     for i, answer in enumerate(together):
         alone = (await client.post("/", json=request(b64(png(i)), "hen", "jay"))).json()
         assert [entry["label"] for entry in answer] == [entry["label"] for entry in alone]
@@ -63,7 +75,9 @@ async def test_more_than_five_candidates_are_all_answered(client, png, served):
 
 
 async def test_one_candidate_has_all_the_probability(client, png):
-    assert (await client.post("/", json=request(b64(png()), "hen"))).json() == [{"label": "hen", "score": 1.0}]
+    assert (await client.post("/", json=request(b64(png()), "hen"))).json() == [
+        {"label": "hen", "score": 1.0}
+    ]
 
 
 @pytest.mark.parametrize(("settings", "count"), [({"top_k": 2}, 2), ({"output": "label"}, 1)])

@@ -1,4 +1,6 @@
-"""What a probe says of endpoints that are known: NumPy ones here, and a few of the bundled model."""
+"""What a probe says of endpoints that are known: NumPy ones here, and a few of the bundled
+model.
+"""
 
 import dataclasses
 import importlib.util
@@ -66,7 +68,10 @@ FOUR = Answer(("a", "b", "c", "d"), (0.41237891234, 0.3, 0.2, 0.08762108766))
 
 
 def told(findings: Findings):
-    return {name: getattr(findings, name).value for name in ("profile", "input_size", "codec", "output", "top_k")}
+    return {
+        name: getattr(findings, name).value
+        for name in ("profile", "input_size", "codec", "output", "top_k")
+    }
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,12 @@ def told(findings: Findings):
     [
         (
             {"profile": "resize_crop:73:64", "jpeg": "75:420", "top_k": 5},
-            {"profile": "resize_crop:73:64", "codec": "jpeg:75:420", "output": "probabilities", "top_k": 5},
+            {
+                "profile": "resize_crop:73:64",
+                "codec": "jpeg:75:420",
+                "output": "probabilities",
+                "top_k": 5,
+            },
         ),
         (
             {"profile": "letterbox:64", "output": "logits"},
@@ -82,7 +92,12 @@ def told(findings: Findings):
         ),
         (
             {"profile": "shortest_edge:64", "decimals": 4},
-            {"profile": "shortest_edge:64", "codec": "lossless", "output": "probabilities", "top_k": "all"},
+            {
+                "profile": "shortest_edge:64",
+                "codec": "lossless",
+                "output": "probabilities",
+                "top_k": "all",
+            },
         ),
         (
             {"profile": "direct", "jpeg": "90:444", "decimals": 5, "top_k": 10},
@@ -101,7 +116,13 @@ def test_a_bundled_model_is_found_as_it_was_configured(changes, expected):
 
 def test_a_server_that_answers_labels_alone_leaves_the_rest_unknown():
     findings = probe(server(output="label"))
-    assert told(findings) == {"profile": None, "input_size": None, "codec": None, "output": "label", "top_k": 1}
+    assert told(findings) == {
+        "profile": None,
+        "input_size": None,
+        "codec": None,
+        "output": "label",
+        "top_k": 1,
+    }
     assert findings.profile.certainty == findings.codec.certainty == "unknown"
 
 
@@ -131,7 +152,9 @@ def test_a_limit_that_leaves_no_room_for_a_repeat_is_refused():
 
 def test_a_seed_below_zero_is_refused_before_anything_is_sent():
     endpoint = Constant(FOUR)
-    with pytest.raises(ConfigurationError, match="got a seed of -1, expected a whole number from 0 on"):
+    with pytest.raises(
+        ConfigurationError, match="got a seed of -1, expected a whole number from 0 on"
+    ):
         probe(endpoint, seed=-1)
     assert not endpoint.seen
 
@@ -172,7 +195,11 @@ def test_pictures_beyond_the_limit_are_not_sent_in_part():
 def test_one_score_per_answer_makes_nothing_certain():
     findings = probe(server(top_k=1))
     assert findings.top_k.value == 1
-    assert "certain" not in {findings.profile.certainty, findings.codec.certainty, findings.input_size.certainty}
+    assert "certain" not in {
+        findings.profile.certainty,
+        findings.codec.certainty,
+        findings.input_size.certainty,
+    }
 
 
 def test_a_server_with_another_codec_than_jpeg_is_never_certainly_jpeg():
@@ -193,7 +220,9 @@ def test_a_server_with_another_codec_than_jpeg_is_never_certainly_jpeg():
 
 def test_a_server_that_drops_colours_is_not_taken_for_one_that_subsamples_them():
     inner = server()
-    finding = probe(lambda pictures: inner([image.convert("L").convert("RGB") for image in pictures])).codec
+    finding = probe(
+        lambda pictures: inner([image.convert("L").convert("RGB") for image in pictures])
+    ).codec
     assert finding.value == "lossless"
 
 
@@ -213,9 +242,12 @@ def test_a_needle_vanishes_at_its_own_size_alone(target, kernel):
 def test_metamers_are_one_picture_for_their_own_quality_alone(quality, subsampling):
     one, other = metamers(quality, subsampling, mosaic(32, 0))
     assert rms(one - other) > 0.5
-    np.testing.assert_array_equal(recode(one, quality, subsampling), recode(other, quality, subsampling))
+    np.testing.assert_array_equal(
+        recode(one, quality, subsampling), recode(other, quality, subsampling)
+    )
     finer, coarser = (
-        rms(recode(one, q, subsampling) - recode(other, q, subsampling)) for q in (quality + 3, quality - 3)
+        rms(recode(one, q, subsampling) - recode(other, q, subsampling))
+        for q in (quality + 3, quality - 3)
     )
     assert min(finer, coarser) > 0.3
 
@@ -235,7 +267,9 @@ def test_patterns_keep_clear_of_black_and_white():
     assert max((base + overlay.values).max() for overlay in _library()) <= 255
 
 
-@pytest.mark.parametrize(("score", "digits"), [(0.25, 2), (1.0, 0), (1e-05, 5), (0.1, 1), (-2.125, 3), (12.0, 0)])
+@pytest.mark.parametrize(
+    ("score", "digits"), [(0.25, 2), (1.0, 0), (1e-05, 5), (0.1, 1), (-2.125, 3), (12.0, 0)]
+)
 def test_the_digits_after_the_point_are_counted(score, digits):
     assert decimals(score) == digits
 
@@ -260,7 +294,9 @@ class TestWaves:
             resize = target + away
             for crop in (resize, resize - 12):
                 first = round((resize - crop) / 2)
-                assert rms(wave(resize)[first : first + crop]) == pytest.approx(wave.seen(resize, crop), abs=1.5)
+                assert rms(wave(resize)[first : first + crop]) == pytest.approx(
+                    wave.seen(resize, crop), abs=1.5
+                )
 
     def test_in_the_middle_a_phase_tells_odd_from_even_and_a_width_how_near(self):
         narrow, wide = middle(250)[0], middle(250)[3]
@@ -283,7 +319,12 @@ class TestWaves:
     def test_amplitudes_are_what_pillow_leaves(self, resize, crop, kernel):
         known = hypotheses()
         place = 0 if kernel == Image.Resampling.BICUBIC else 1
-        one = (known.resize == resize) & (known.crop == crop) & (known.kernel == place) & (known.heard == 1)
+        one = (
+            (known.resize == resize)
+            & (known.crop == crop)
+            & (known.kernel == place)
+            & (known.heard == 1)
+        )
         (index,) = np.flatnonzero(one)
         grey = np.full((SIDE, SIDE, 3), 110.0)
         for question in (
@@ -311,7 +352,9 @@ class TestBelief:
     def belief():
         asker = Asker(Constant(FOUR), 40)
         asker(Image.new("RGB", (8, 8)))
-        found = Belief(asker, np.array([0.5, 0.3, 0.2]), lambda question, which: np.array(question)[which])
+        found = Belief(
+            asker, np.array([0.5, 0.3, 0.2]), lambda question, which: np.array(question)[which]
+        )
         found.learn((CONTROL, CONTROL, CONTROL), 1.0)
         return found
 

@@ -5,7 +5,13 @@ import io
 import pytest
 from PIL import Image
 
-from pgn_client.errors import BudgetExceededError, ConnectionFailedError, ImageError, InvalidRequestError, ServerError
+from pgn_client.errors import (
+    BudgetExceededError,
+    ConnectionFailedError,
+    ImageError,
+    InvalidRequestError,
+    ServerError,
+)
 from pgn_client.probe import find_bytes, find_pixels
 from pgn_client.probe.limits import flat_file, long_file
 
@@ -20,7 +26,9 @@ def endpoint(*, most_bytes=10**9, most_pixels=10**9, error=None, wire=1.0):
         size = Image.open(io.BytesIO(data)).size
         sent.append((len(data), size[0] * size[1]))
         if len(data) > most_bytes or sent[-1][1] > most_pixels:
-            raise error or InvalidRequestError("too large", status=413, endpoint="h", attempts=1, request_id=None)
+            raise error or InvalidRequestError(
+                "too large", status=413, endpoint="h", attempts=1, request_id=None
+            )
         return int(len(data) * wire)
 
     send.sent = sent
@@ -55,9 +63,12 @@ def test_the_limit_lies_between_the_last_taken_and_the_first_refused():
 def test_a_limit_of_bytes_is_that_of_the_requests_body():
     found = find_bytes(endpoint(most_bytes=6 * MIB, wire=1.25), left=9)
     assert found.value == 12.5 * MIB - 1
-    assert "files: 5,242,880 bytes are taken, 10,485,760 refused (status 413); the limit lies between" in found.evidence
+    assert (
+        "files: 5,242,880 bytes are taken, 10,485,760 refused (status 413); the limit lies between"
+    ) in found.evidence
     nothing_taken = find_bytes(endpoint(most_bytes=10), left=9)
-    assert nothing_taken.value >= MIB * 4 / 3 - 2  # base64, at worst: nothing is refused that might be taken
+    # base64, at worst: nothing is refused that might be taken
+    assert nothing_taken.value >= MIB * 4 / 3 - 2
 
 
 def test_a_budget_that_ends_leaves_the_limit_unknown():
@@ -75,7 +86,10 @@ def test_without_a_refusal_no_limit_is_claimed():
     ("error", "certainty"),
     [
         (ImageError("the endpoint takes less"), "certain"),
-        (InvalidRequestError("bad", status=400, endpoint="h", attempts=1, request_id=None), "likely"),
+        (
+            InvalidRequestError("bad", status=400, endpoint="h", attempts=1, request_id=None),
+            "likely",
+        ),
         (ServerError("failed", status=500, endpoint="h", attempts=1, request_id=None), "likely"),
         (ConnectionFailedError("cut", endpoint="h", attempts=1), "likely"),
     ],

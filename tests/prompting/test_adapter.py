@@ -13,8 +13,14 @@ from pgn_client.imaging.compositor import compose, fit_picture
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.types import Answer, ServerProfile
 
-BESIDE = [{"method": "pgn"}, {"method": "pgn", "library": "latent"}, {"method": "input_independent"}]
-WHOLE = [{"method": method, "layout": "full"} for method in ("padding", "masked", "low_rank", "blend")]
+BESIDE = [
+    {"method": "pgn"},
+    {"method": "pgn", "library": "latent"},
+    {"method": "input_independent"},
+]
+WHOLE = [
+    {"method": method, "layout": "full"} for method in ("padding", "masked", "low_rank", "blend")
+]
 
 
 def each(*kinds):
@@ -31,7 +37,9 @@ class TestPrepare:
         adapter = make_adapter(**kind)
         fitted = np.stack([fit_picture(image, adapter.canvas) for image in pictures])
         patches, local = adapter.render(fitted)
-        for prepared, picture, prompt, row in zip(adapter.prepare(pictures), fitted, patches, local, strict=True):
+        for prepared, picture, prompt, row in zip(
+            adapter.prepare(pictures), fitted, patches, local, strict=True
+        ):
             assert same(prepared.image, compose(picture, prompt, adapter.canvas))
             assert (prepared.local_log_probs == row).all()
 
@@ -39,7 +47,10 @@ class TestPrepare:
     def test_one_by_one_gives_the_pixels_of_a_batch(self, make_adapter, pictures, kind):
         adapter = make_adapter(**kind)
         together = adapter(pictures)  # recorded answers go by the bytes sent
-        assert all(same(adapter([image])[0], other) for image, other in zip(pictures, together, strict=True))
+        assert all(
+            same(adapter([image])[0], other)
+            for image, other in zip(pictures, together, strict=True)
+        )
 
     def test_many_pictures_keep_their_order(self, make_adapter, pictures):
         adapter = make_adapter()
@@ -55,7 +66,8 @@ class TestPrepare:
         assert all(same(a, b) for a, b in zip(adapter(pictures), adapter(pictures), strict=True))
 
     @pytest.mark.parametrize(
-        ("profile", "side"), [("direct", 32), ("resize_crop:37:32", 37), ("shortest_edge:32", 32), ("letterbox:32", 32)]
+        ("profile", "side"),
+        [("direct", 32), ("resize_crop:37:32", 37), ("shortest_edge:32", 32), ("letterbox:32", 32)],
     )
     def test_size_sent_follows_the_profile(self, make_adapter, pictures, profile, side):
         assert {image.size for image in make_adapter(profile=profile)(pictures)} == {(side, side)}
@@ -131,7 +143,9 @@ class TestSaveAndLoad:
         adapter = make_adapter()
         adapter.save(tmp_path / "a")
         answers = [Answer(("class_3", "class_1"), (0.6, 0.3))]
-        assert (PromptAdapter.load(tmp_path / "a").mapping(answers) == adapter.mapping(answers)).all()
+        assert (
+            PromptAdapter.load(tmp_path / "a").mapping(answers) == adapter.mapping(answers)
+        ).all()
 
     def test_another_profile_changes_the_margin_alone(self, make_adapter, pictures):
         adapter = make_adapter(profile="resize_crop:37:32")
@@ -140,12 +154,18 @@ class TestSaveAndLoad:
             assert theirs.size == (40, 40)
             assert (np.asarray(ours)[2:34, 2:34] == np.asarray(theirs)[4:36, 4:36]).all()
 
-    def test_another_profile_has_the_fingerprint_of_what_it_would_save(self, make_adapter, tmp_path):
+    def test_another_profile_has_the_fingerprint_of_what_it_would_save(
+        self, make_adapter, tmp_path
+    ):
         make_adapter().save(tmp_path / "a")
         other = PromptAdapter.load(tmp_path / "a").with_profile(ServerProfile("direct"))
         before = other.info["fingerprint"]
         other.save(tmp_path / "b")
-        assert before == other.info["fingerprint"] != PromptAdapter.load(tmp_path / "a").info["fingerprint"]
+        assert (
+            before
+            == other.info["fingerprint"]
+            != PromptAdapter.load(tmp_path / "a").info["fingerprint"]
+        )
 
     def test_another_profile_must_end_at_the_models_size(self, make_adapter):
         with pytest.raises(ConfigurationError, match="32 px"):
@@ -181,7 +201,9 @@ class TestRefusal:
     @pytest.mark.parametrize("missing", ["backbone", "layout", "profile", "mapping"])
     def test_of_a_card_without_a_needed_part(self, make_adapter, tmp_path, missing):
         whole = make_adapter()
-        checkpoint.write(tmp_path / "a", {k: v for k, v in whole.info.items() if k != missing}, whole._tensors)
+        checkpoint.write(
+            tmp_path / "a", {k: v for k, v in whole.info.items() if k != missing}, whole._tensors
+        )
         with pytest.raises(CheckpointError, match=f"card is not complete.*{missing}"):
             PromptAdapter.load(tmp_path / "a")
 
@@ -211,7 +233,11 @@ class TestRefusal:
             return original(name, *rest, **more)
 
         monkeypatch.setattr(builtins, "__import__", without_torch)
-        with pytest.raises(MissingDependencyError, match=r"pip install 'pgn-client\[train\]'") as error:
+        with pytest.raises(
+            MissingDependencyError,
+            match=r"pip install "
+            r"'pgn-client\[train\]'",
+        ) as error:
             adapter.prepare(pictures)
         assert error.value.command == "pip install 'pgn-client[train]'"
 
@@ -225,5 +251,7 @@ adapter = PromptAdapter.load(sys.argv[1])
 adapter.mapping([Answer(("class_1",), (0.5,))])
 print(adapter.canvas.sent, "torch" in sys.modules)
 """
-        run = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True
+        )
         assert run.stdout.split() == ["37", "False"]

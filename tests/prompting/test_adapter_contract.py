@@ -1,4 +1,6 @@
-"""EXPRES as it is trained against the golden files of ``tests/contract/adapters``, which the server reads as well."""
+"""EXPRES as it is trained against the golden files of ``tests/contract/adapters``, which the server
+reads as well.
+"""
 
 import base64
 import io
@@ -29,7 +31,9 @@ HALF = (0.5, 0.5, 0.5)
 
 @pytest.fixture(scope="module")
 def golden_backbone():
-    model = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3)
+    model = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3
+    )
     model.load_state_dict(load_file(GOLDEN / "backbone.safetensors"))
     return Backbone(model, name="golden", mean=HALF, std=HALF)
 
@@ -37,12 +41,18 @@ def golden_backbone():
 @pytest.mark.parametrize("name", sorted(EXPECTED["log_probs"]))
 def test_training_computes_what_golden_adapters_answer(golden_backbone, name):
     tensors = load_file(GOLDEN / f"adapter_{name}.safetensors")
-    sites = {k.removeprefix("residuals."): v for k, v in tensors.items() if k.startswith("residuals.")}
+    sites = {
+        k.removeprefix("residuals."): v for k, v in tensors.items() if k.startswith("residuals.")
+    }
     model = EXPRES(tensors["prompts"], sites)
     files = (io.BytesIO(base64.b64decode(text)) for text in EXPECTED["pictures"])
-    pictures = torch.stack([torch.from_numpy(np.asarray(Image.open(f)).copy()).permute(2, 0, 1) for f in files])
+    pictures = torch.stack(
+        [torch.from_numpy(np.asarray(Image.open(f)).copy()).permute(2, 0, 1) for f in files]
+    )
     with torch.no_grad():
-        features = model.scores(None, pictures, Surrogate(golden_backbone, Canvas.build(8, 4, "full")))
+        features = model.scores(
+            None, pictures, Surrogate(golden_backbone, Canvas.build(8, 4, "full"))
+        )
         found = (features @ tensors["mapping.weight"] + tensors["mapping.bias"]).log_softmax(-1)
     np.testing.assert_allclose(found, EXPECTED["log_probs"][name], atol=1e-4)
 
@@ -64,7 +74,9 @@ def task(make_folder, tmp_path_factory):
 
 @pytest.fixture
 def trained(make_backbone, task):
-    return fit_white_box(task, make_backbone(), "expres", recipe=recipe(epochs=1, prompt_tokens=3), seed=0)
+    return fit_white_box(
+        task, make_backbone(), "expres", recipe=recipe(epochs=1, prompt_tokens=3), seed=0
+    )
 
 
 def test_what_is_saved_is_of_the_contract(trained, tmp_path):
@@ -76,7 +88,9 @@ def test_what_is_saved_is_of_the_contract(trained, tmp_path):
     assert {str(t.dtype) for t in tensors.values()} == {"torch.float32"}
     assert card["backbone"]["features_sha256"] == trained.surrogate.backbone.features_sha256()
     assert card["recipe"]["prompt_tokens"] == 3
-    assert card["learnable"]["prompt"] == sum(v.numel() for k, v in tensors.items() if not k.startswith("mapping."))
+    assert card["learnable"]["prompt"] == sum(
+        v.numel() for k, v in tensors.items() if not k.startswith("mapping.")
+    )
     assert checkpoint.read_card(path) == card
     assert "linear over output tokens, on the server" in checkpoint.summary(card)
 
@@ -90,7 +104,11 @@ def test_a_hosted_checkpoint_needs_no_torch_side(trained, tmp_path):
     assert found.hosted.name == f"expres-{card['fingerprint'][:24]}"
     assert found.mapping.classes == tuple(card["classes"])
     (prepared,) = found.prepare([Image.new("RGB", (50, 20), "red")])
-    assert (prepared.image.size, prepared.hosted, prepared.local_log_probs) == ((32, 32), found.hosted.reference, None)
+    assert (prepared.image.size, prepared.hosted, prepared.local_log_probs) == (
+        (32, 32),
+        found.hosted.reference,
+        None,
+    )
 
 
 def test_behind_a_crop_the_model_sees_the_whole_picture(trained, tmp_path):
@@ -105,13 +123,17 @@ def test_behind_a_crop_the_model_sees_the_whole_picture(trained, tmp_path):
 
 def test_other_methods_are_not_hosted(make_backbone, task, tmp_path):
     model = fit_white_box(task, make_backbone(), "vpt_deep", recipe=recipe(epochs=1))
-    with pytest.raises(ConfigurationError, match="got vpt_deep, which no server hosts, expected expres"):
+    with pytest.raises(
+        ConfigurationError, match="got vpt_deep, which no server hosts, expected expres"
+    ):
         model.save(tmp_path / "v.safetensors")
 
 
 def test_a_card_that_lacks_parts_is_refused(tmp_path):
     path = tmp_path / "e.safetensors"
-    checkpoint.write(path, {"method": "expres", "classes": ["a", "b"]}, {"prompts": np.zeros((1, 2))})
+    checkpoint.write(
+        path, {"method": "expres", "classes": ["a", "b"]}, {"prompts": np.zeros((1, 2))}
+    )
     with pytest.raises(CheckpointError, match="its card is not complete"):
         load(path)
     path.write_bytes(save({"prompts": torch.zeros(1)}))

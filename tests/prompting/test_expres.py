@@ -39,7 +39,9 @@ def written_out(backbone, model, pictures):
         u = add(block.norm1(z), "norm1", i)
         parts = [add(t, site, i) for t, site in zip(a.qkv(u).chunk(3, -1), "qkv", strict=True)]
         q, k, v = (t.unflatten(-1, (a.num_heads, -1)).transpose(1, 2) for t in parts)
-        attention = (a.q_norm(q) @ a.k_norm(k).transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        attention = (a.q_norm(q) @ a.k_norm(k).transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(
+            -1
+        )
         y = add(a.proj((attention @ v).transpose(1, 2).flatten(2)), "proj", i)
         z = z + block.ls1(y)
         z = z + block.ls2(add(block.mlp(add(block.norm2(z), "norm2", i)), "mlp", i))
@@ -53,7 +55,9 @@ def test_features_are_what_the_equations_say(make_backbone, sites, options):
     model = drawn(backbone, sites=sites)
     with torch.no_grad():
         found = model.scores(None, pictures, Surrogate(backbone, CANVAS))
-        torch.testing.assert_close(found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -64,7 +68,9 @@ def test_each_site_is_a_switch_of_its_own(make_backbone, site):
     with torch.no_grad():
         plain.prompts.copy_(model.prompts)
         found = model.scores(None, pictures, surrogate)
-        torch.testing.assert_close(found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5
+        )
         assert (found - plain.scores(None, pictures, surrogate)).abs().max() > 1e-3
     assert plain.learnable() == 10 * 24
     assert model.learnable() == 10 * 24 * (1 + backbone.depth)
@@ -75,7 +81,9 @@ def test_with_qk_norm_the_residuals_come_before_it(make_backbone):
     model = drawn(backbone)
     with torch.no_grad():
         found = model.scores(None, pictures, Surrogate(backbone, CANVAS))
-        torch.testing.assert_close(found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, written_out(backbone, model, pictures), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_training_starts_from_plain_output_tokens(make_backbone):
@@ -100,14 +108,19 @@ def test_vit_b_with_ten_prompts_learns_as_many_numbers_as_the_design_says():
     torch.manual_seed(0)
     model = EXPRES.create(Setting(Canvas.build(224, 16, "full"), 3, 768, depth=12))
     assert model.learnable() == 468_480
-    assert model.prompts.abs().max().item() == pytest.approx(math.sqrt(6 / (3 * 16 * 16 + 768)), rel=0.01)
+    assert model.prompts.abs().max().item() == pytest.approx(
+        math.sqrt(6 / (3 * 16 * 16 + 768)), rel=0.01
+    )
 
 
 def test_gradients_reach_prompts_and_residuals_and_nothing_else(make_backbone):
     backbone = make_backbone(depth=3)
     model = drawn(backbone, sites=SITES).train()
     model.scores(None, pixels(4), Surrogate(backbone, CANVAS)).square().sum().backward()
-    assert {name for name, _ in model.named_parameters()} == {"prompts", *(f"residuals.{site}" for site in SITES)}
+    assert {name for name, _ in model.named_parameters()} == {
+        "prompts",
+        *(f"residuals.{site}" for site in SITES),
+    }
     for name, parameter in model.named_parameters():
         assert (parameter.grad.abs().sum(-1) > 0).all(), name
     assert all(p.grad is None for p in backbone.model.parameters())
@@ -127,7 +140,9 @@ def test_the_model_is_left_as_it_was_even_after_a_failure(make_backbone):
 def test_in_half_precision_the_features_are_nearly_the_same(make_backbone):
     backbone = make_backbone(depth=3)
     model = drawn(backbone)
-    exact, half = (model.scores(None, pixels(4), Surrogate(backbone, CANVAS, half=h)) for h in (False, True))
+    exact, half = (
+        model.scores(None, pixels(4), Surrogate(backbone, CANVAS, half=h)) for h in (False, True)
+    )
     assert half.dtype == torch.float32
     assert 0 < (exact - half).abs().max() < 0.1 * exact.std()
 
@@ -137,7 +152,9 @@ def test_blocks_of_another_kind_are_refused(make_backbone):
     model = create(EXPRES, backbone)
     del backbone.model.blocks[1].norm1
     with pytest.raises(
-        ConfigurationError, match=r"tiny: got a Block without norm1, expected the blocks of a plain ViT"
+        ConfigurationError,
+        match=r"tiny: got a Block without norm1, expected the blocks of a "
+        r"plain ViT",
     ):
         model.scores(None, pixels(1), Surrogate(backbone, CANVAS))
     assert not any(module._forward_hooks for module in backbone.model.modules())
@@ -145,10 +162,13 @@ def test_blocks_of_another_kind_are_refused(make_backbone):
 
 def test_an_unknown_site_and_a_layout_with_cells_are_refused():
     with pytest.raises(
-        ConfigurationError, match="got the site 'ln', expected some of norm1, q, k, v, proj, norm2, mlp"
+        ConfigurationError,
+        match="got the site 'ln', expected some of norm1, q, k, v, proj, norm2, mlp",
     ):
         EXPRES.create(Setting(CANVAS, 3, 24, sites=("q", "ln")))
-    with pytest.raises(ConfigurationError, match="expres: got 12 prompt cells, expected layout full"):
+    with pytest.raises(
+        ConfigurationError, match="expres: got 12 prompt cells, expected layout full"
+    ):
         EXPRES.create(Setting(Canvas.build(32, 8), 3, 24))
 
 
@@ -159,5 +179,6 @@ def test_prompts_and_residuals_learn_at_one_rate_without_decay(make_backbone):
 
 def test_multiply_adds_are_the_formula():
     n, d = 197 + 10, 768
-    per_block = 3 * n * d * d + n * d * d + 8 * n * d * d + 2 * n * n * d  # q, k, v; projection; MLP; scores and values
+    # q, k, v; projection; MLP; scores and values
+    per_block = 3 * n * d * d + n * d * d + 8 * n * d * d + 2 * n * n * d
     assert multiply_adds(n, d, 12) == 12 * per_block

@@ -11,11 +11,17 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 def import_published(state):
     """Build a generator and a library from the keys of the authors' state dict."""
     rows = state["tl_vectors"]
-    names = {"model.input_net": "trunk.input_net", "model.blocks": "trunk.blocks", "model.output_net.2": "mixture"}
+    names = {
+        "model.input_net": "trunk.input_net",
+        "model.blocks": "trunk.blocks",
+        "model.output_net.2": "mixture",
+    }
     renamed = {ours + k.removeprefix(theirs): v for theirs, ours in names.items()
                for k, v in state.items() if k.startswith(theirs + ".")}  # fmt: skip
     assert len(renamed) == len(state) - 1  # all but the library
-    generator = PromptGenerator(len(state["model.output_net.2.bias"]) // len(rows), len(rows), classes=2)
+    generator = PromptGenerator(
+        len(state["model.output_net.2.bias"]) // len(rows), len(rows), classes=2
+    )
     missing, unexpected = generator.load_state_dict(renamed, strict=False)
     assert (sorted(missing), unexpected) == (["local_head.bias", "local_head.weight"], [])
     return generator.eval(), LatentLibrary(rows)
@@ -36,10 +42,14 @@ class TestPublished:
         np.testing.assert_allclose(prompts.numpy(), published[name], atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(
-        ("size", "width", "parameters"), [(256, 768, 1_032_304), (128, 768, 669_808), (128, 384, 620_656)]
+        ("size", "width", "parameters"),
+        [(256, 768, 1_032_304), (128, 768, 669_808), (128, 384, 620_656)],
     )
     def test_sizes_are_the_published_ones_without_the_local_head(self, size, width, parameters):
-        generator, library = PromptGenerator(16, size, classes=10), LatentLibrary.create(size, 8, width)
+        generator, library = (
+            PromptGenerator(16, size, classes=10),
+            LatentLibrary.create(size, 8, width),
+        )
         count = sum(p.numel() for p in [*generator.parameters(), *library.parameters()])
         assert count - sum(p.numel() for p in generator.local_head.parameters()) == parameters
 
@@ -108,8 +118,12 @@ class TestInput:
         torch.testing.assert_close(found[1], torch.ones(3, 8, 8))
 
     def test_halving_with_antialias_keeps_the_mean(self):
-        x = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-        torch.testing.assert_close(generator_input(x, 16).mean(), x.float().mean() / 127.5 - 1, rtol=0, atol=0.01)
+        x = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(
+            torch.uint8
+        )
+        torch.testing.assert_close(
+            generator_input(x, 16).mean(), x.float().mean() / 127.5 - 1, rtol=0, atol=0.01
+        )
 
     def test_at_its_own_size_it_is_the_picture(self):
         x = torch.randint(0, 256, (1, 3, 8, 8)).to(torch.uint8)

@@ -1,4 +1,6 @@
-"""Published checkpoints: the three at hand, and ones of any size that are drawn here in the authors' form."""
+"""Published checkpoints: the three at hand, and ones of any size that are drawn here in the
+authors' form.
+"""
 
 import pickle
 from contextlib import suppress
@@ -66,21 +68,30 @@ class TestTheThree:
         images = [Image.fromarray(image.transpose(1, 2, 0)) for image in outputs["images"]]
         np.testing.assert_allclose(adapter.prompt_tokens(images), outputs[name], atol=1e-5)
 
-    @pytest.mark.parametrize(("name", "count"), list(zip(THREE, [1_032_304, 669_808, 620_656], strict=True)))
+    @pytest.mark.parametrize(
+        ("name", "count"), list(zip(THREE, [1_032_304, 669_808, 620_656], strict=True))
+    )
     def test_learnable_numbers_are_those_of_the_paper(self, name, count, shared, make_backbone):
         rows = read(shared / "golden" / f"{name}.pt")["tl_vectors"]
         backbone = make_backbone(img_size=224, patch_size=32, embed_dim=rows.shape[1])
-        assert import_published(shared / "golden" / f"{name}.pt", backbone).info["learnable"]["prompt"] == count
+        assert (
+            import_published(shared / "golden" / f"{name}.pt", backbone).info["learnable"]["prompt"]
+            == count
+        )
 
 
 class TestAsPublished:
-    """The forward pass of the authors' code: whole pictures, CLIP's normalisation, prompts behind all tokens."""
+    """The forward pass of the authors' code: whole pictures, CLIP's normalisation, prompts behind
+    all tokens.
+    """
 
     def test_logits_are_those_of_the_sequence_that_they_trained(self, file, make_backbone):
         backbone = make_backbone(img_size=224, patch_size=32)
         adapter = import_published(file(), backbone)
         images = [Image.effect_noise((224, 224), 90).convert("RGB") for _ in range(2)]
-        seen = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        seen = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(
+            0, 3, 1, 2
+        )
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         with torch.inference_mode():
             prompts = torch.from_numpy(adapter.prompt_tokens(images))
@@ -93,7 +104,9 @@ class TestAsPublished:
         backbone = make_backbone(img_size=224, patch_size=32)
         adapter = import_published(file(scale=1.0), backbone)
         rng = np.random.default_rng(0)
-        images = [Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)]
+        images = [
+            Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)
+        ]
         fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
         looked_at = adapter.looked_at(images)
         found = follow(adapter, backbone, fitted, looked_at=looked_at)
@@ -120,7 +133,9 @@ class TestImport:
         many = imported.prompt_tokens(pictures * 8)
         np.testing.assert_allclose(many[35:], imported.prompt_tokens(pictures), atol=1e-5)
 
-    @pytest.mark.parametrize(("prompts", "size", "width"), [(1, 1, 8), (5, 6, 24), (7, 3, 40), (12, 20, 16)])
+    @pytest.mark.parametrize(
+        ("prompts", "size", "width"), [(1, 1, 8), (5, 6, 24), (7, 3, 40), (12, 20, 16)]
+    )
     def test_any_size_is_read_from_the_file(self, prompts, size, width, file, make_backbone):
         path = file(prompts=prompts, size=size, width=width)
         adapter = import_published(path, make_backbone(embed_dim=width))
@@ -133,7 +148,9 @@ class TestImport:
         square = Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8))
         wide = Image.new("RGB", (448, 224), "red")
         wide.paste(square, (112, 0))  # the centre crop of the wide one is the square one
-        np.testing.assert_array_equal(*(imported.prompt_tokens([image]) for image in (square, wide)))
+        np.testing.assert_array_equal(
+            *(imported.prompt_tokens([image]) for image in (square, wide))
+        )
 
     @pytest.mark.parametrize("size", [(300, 200), (90, 64)])
     def test_it_looks_as_the_authors_test_pictures_are_made(self, imported, size):
@@ -146,7 +163,9 @@ class TestImport:
     def test_what_the_model_finds_at_a_cell_is_the_prompt_without_that_position(
         self, imported, make_backbone, pictures
     ):
-        """Small rows are within what pixels reach: position added, the published token stands there."""
+        """Small rows are within what pixels reach: position added, the published token stands
+        there.
+        """
         backbone = make_backbone()
         tokens = torch.from_numpy(imported.prompt_tokens(pictures))
         sent = np.stack([np.asarray(image) for image in imported(pictures)])
@@ -154,7 +173,8 @@ class TestImport:
         with torch.inference_mode():
             seen = backbone.tokens(torch.from_numpy(sent).permute(0, 3, 1, 2)) + backbone.positions
         cells = list(imported.canvas.cells)
-        step = 0.01 * backbone.embedding.weight.flatten(1).norm(dim=1).max()  # rounding to whole grey values
+        # rounding to whole grey values
+        step = 0.01 * backbone.embedding.weight.flatten(1).norm(dim=1).max()
         assert (seen[:, cells] - tokens).abs().max() < 2 * step * 24**0.5
 
     def test_the_picture_is_in_the_box_and_unused_cells_are_grey(self, imported, pictures):
@@ -179,9 +199,13 @@ class TestImport:
         np.testing.assert_allclose(imported.mapping.log_probs(rows), rows, atol=1e-4)
 
     @pytest.mark.parametrize("inversion", ["bounded", "pseudo_inverse"])
-    def test_what_is_saved_paints_the_same(self, inversion, file, make_backbone, pictures, tmp_path):
+    def test_what_is_saved_paints_the_same(
+        self, inversion, file, make_backbone, pictures, tmp_path
+    ):
         profile = ServerProfile("resize_crop", 37, 32)
-        adapter = import_published(file(), make_backbone(), layout=LAYOUT, profile=profile, inversion=inversion)
+        adapter = import_published(
+            file(), make_backbone(), layout=LAYOUT, profile=profile, inversion=inversion
+        )
         adapter.save(tmp_path / "ours.safetensors")
         again = PromptAdapter.load(tmp_path / "ours.safetensors")
         assert [a.tobytes() for a in again(pictures)] == [a.tobytes() for a in adapter(pictures)]
@@ -196,11 +220,14 @@ class TestImport:
 
     def test_large_rows_are_told_to_be_out_of_reach(self, file, make_backbone):
         small, large = (
-            import_published(file(scale=scale), make_backbone(), layout=LAYOUT).info["reach"] for scale in (0.1, 50)
+            import_published(file(scale=scale), make_backbone(), layout=LAYOUT).info["reach"]
+            for scale in (0.1, 50)
         )
         assert small["bounded"] < 0.01 < large["bounded"] <= large["pseudo_inverse"]
 
-    def test_it_cannot_be_evaluated_as_if_it_were_trained_here(self, imported, make_folder, tmp_path):
+    def test_it_cannot_be_evaluated_as_if_it_were_trained_here(
+        self, imported, make_folder, tmp_path
+    ):
         with pytest.raises(ConfigurationError, match="imported"):
             task_of(imported, make_folder(tmp_path, train=2, val=2, test=2))
 
@@ -223,7 +250,9 @@ class TestRefusals:
                 import_published(evil, make_backbone())
         assert not (tmp_path / "touched").exists()
 
-    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", b"\x80\x02."])
+    @pytest.mark.parametrize(
+        "content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", b"\x80\x02."]
+    )
     def test_what_is_no_checkpoint(self, content, tmp_path, make_backbone):
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"x\.pt"):
@@ -253,7 +282,9 @@ class TestRefusals:
         with pytest.raises(CheckpointError):
             import_published(path, make_backbone())
 
-    @pytest.mark.parametrize("state", [[torch.zeros(3)], {"tl_vectors": 3}, {"epoch": 1, "state_dict": {}}])
+    @pytest.mark.parametrize(
+        "state", [[torch.zeros(3)], {"tl_vectors": 3}, {"epoch": 1, "state_dict": {}}]
+    )
     def test_something_else_than_a_dict_of_tensors(self, state, file, make_backbone):
         with pytest.raises(CheckpointError, match="expected a dict of tensors"):
             import_published(file(state), make_backbone())
@@ -273,7 +304,10 @@ class TestRefusals:
 
     def test_a_bias_without_a_dimension(self, file, make_backbone):
         with pytest.raises(CheckpointError, match="expected tl_vectors"):
-            import_published(file(published_state() | {"model.output_net.2.bias": torch.tensor(1.0)}), make_backbone())
+            import_published(
+                file(published_state() | {"model.output_net.2.bias": torch.tensor(1.0)}),
+                make_backbone(),
+            )
 
     @pytest.mark.parametrize("at", range(0, 4000, 97))
     def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(self, at, file, make_backbone):
@@ -293,7 +327,10 @@ class TestRefusals:
             state["model.extra"] = torch.zeros(1)
         else:
             state[name] = torch.zeros(3)
-        with pytest.raises(CheckpointError, match=r"model\.extra" if change == "unknown" else r"2\.downsample\.bias"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"model\.extra" if change == "unknown" else r"2\.downsample\.bias",
+        ):
             import_published(file(state), make_backbone())
 
     def test_another_backbones_prompts(self, file, make_backbone):

@@ -17,7 +17,9 @@ def embedding(width, patch, seed=0, decay=0.0):
     W = torch.randn(width, 3 * patch * patch, generator=noise) / (3 * patch * patch) ** 0.5
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     W = U @ torch.diag(S * torch.logspace(0, -decay, len(S))) @ V
-    return PatchEmbedding(W.view(width, 3, patch, patch), torch.randn(width, generator=noise), MEAN, STD)
+    return PatchEmbedding(
+        W.view(width, 3, patch, patch), torch.randn(width, generator=noise), MEAN, STD
+    )
 
 
 def rand(*shape, seed=1):
@@ -33,7 +35,9 @@ class TestExact:
     def test_embedding_the_mixed_patches_is_mixing_the_embedded_rows(self):
         E, rows = embedding(24, 8), rand(10, 3, 8, 8)
         weights = rand(2, 5, 10, seed=2).mul(5).softmax(-1)
-        torch.testing.assert_close(E(inversion.exact(weights, rows)), weights @ E(rows), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            E(inversion.exact(weights, rows)), weights @ E(rows), rtol=1e-5, atol=1e-5
+        )
 
     def test_a_mixture_stays_in_the_gamut(self):
         mixed = inversion.exact(rand(2, 5, 10).mul(9).softmax(-1), rand(10, 3, 8, 8).round())
@@ -59,7 +63,9 @@ class TestPseudoInverse:
         E = embedding(24, 8)
         tokens = E(0.5 + 0.02 * (rand(1, 3, 8, 8) - 0.5))
         found = E.normalise(inversion.pseudo_inverse(tokens, E)).flatten(1)
-        expected = np.linalg.lstsq(E.weight.flatten(1).double(), (tokens - E.bias).double()[0], rcond=None)[0]
+        expected = np.linalg.lstsq(
+            E.weight.flatten(1).double(), (tokens - E.bias).double()[0], rcond=None
+        )[0]
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
     def test_is_clipped_to_the_gamut(self):
@@ -73,7 +79,9 @@ class TestUnclipped:
         E, tokens = embedding(24, 8), 100 * rand(3, 24)
         assert residual(inversion.unclipped(tokens, E), tokens, E).max() < 1e-3
         assert residual(inversion.pseudo_inverse(tokens, E), tokens, E).min() > 1
-        torch.testing.assert_close(inversion.unclipped(tokens, E).clamp(0, 1), inversion.pseudo_inverse(tokens, E))
+        torch.testing.assert_close(
+            inversion.unclipped(tokens, E).clamp(0, 1), inversion.pseudo_inverse(tokens, E)
+        )
 
 
 class TestReach:
@@ -89,7 +97,8 @@ class TestReach:
         assert inversion.reach(rand(4, 24), E)["condition"] == pytest.approx(
             np.linalg.cond(E.weight.flatten(1).numpy()), rel=1e-3
         )
-        assert inversion.reach(rand(4, 60), embedding(60, 4))["condition"] is None  # 48 pixels, 60 directions
+        # 48 pixels, 60 directions
+        assert inversion.reach(rand(4, 60), embedding(60, 4))["condition"] is None
 
 
 class TestBounded:
@@ -101,7 +110,9 @@ class TestBounded:
         decay=st.sampled_from([0.0, 2.0]),
         steps=st.sampled_from([1, 5, 40, 200]),
     )
-    def test_no_token_is_worse_than_by_the_clipped_pseudo_inverse(self, width, seed, scale, decay, steps):
+    def test_no_token_is_worse_than_by_the_clipped_pseudo_inverse(
+        self, width, seed, scale, decay, steps
+    ):
         E = embedding(width, 2, seed, decay)
         tokens = scale * (rand(3, 4, width, seed=seed) - 0.5)
         patches = inversion.bounded(tokens, E, steps=steps)
@@ -114,7 +125,8 @@ class TestBounded:
     def test_recovers_tokens_of_real_patches(self):
         E = embedding(24, 8)
         tokens = E(rand(8, 3, 8, 8).round())  # black-and-white patches: the corners of the gamut
-        assert residual(inversion.pseudo_inverse(tokens, E), tokens, E).mean() > 0.1  # clipping wrecks them
+        # clipping wrecks them
+        assert residual(inversion.pseudo_inverse(tokens, E), tokens, E).mean() > 0.1
         assert residual(inversion.bounded(tokens, E), tokens, E).max() < 1e-3
 
     @pytest.mark.parametrize(("width", "patch"), [(8, 2), (12, 2), (16, 2), (24, 4)])
@@ -127,20 +139,27 @@ class TestBounded:
         found = residual(inversion.bounded(tokens, E, steps=2000), tokens, E).tolist()
         for token, error in zip(tokens, found, strict=True):
             target = (token - E.bias).double().numpy()
-            solved = optimize.lsq_linear(E.weight.flatten(1).double().numpy(), target, (lo, hi), tol=1e-12)
+            solved = optimize.lsq_linear(
+                E.weight.flatten(1).double().numpy(), target, (lo, hi), tol=1e-12
+            )
             assert error == pytest.approx(2 * solved.cost, rel=1e-3, abs=1e-4)
 
     def test_two_hundred_steps_are_nearly_enough(self):
         E = embedding(24, 4)
         tokens = 2 * torch.randn(4, 24, generator=torch.Generator().manual_seed(3))
-        short, long = (residual(inversion.bounded(tokens, E, steps=n), tokens, E) for n in (200, 5000))
+        short, long = (
+            residual(inversion.bounded(tokens, E, steps=n), tokens, E) for n in (200, 5000)
+        )
         torch.testing.assert_close(short, long, rtol=1e-2, atol=1e-3)
 
 
 class TestGamut:
     def test_is_the_normalised_black_and_white(self):
         lo, hi = inversion.gamut(embedding(3, 2))
-        expected = [[(value - m) / s for m, s in zip(MEAN, STD, strict=True) for _ in range(4)] for value in (0, 1)]
+        expected = [
+            [(value - m) / s for m, s in zip(MEAN, STD, strict=True) for _ in range(4)]
+            for value in (0, 1)
+        ]
         np.testing.assert_allclose(torch.stack([lo, hi]), expected, rtol=1e-6)
 
 

@@ -17,7 +17,9 @@ RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 
 
 def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(
+        torch.uint8
+    )
 
 
 def create(method=PGN, library="pixel"):
@@ -30,7 +32,9 @@ def create(method=PGN, library="pixel"):
 
 
 def rate_of(model, parameter):
-    return [g["lr"] for g in model.parameter_groups(RATES) if any(p is parameter for p in g["params"])]
+    return [
+        g["lr"] for g in model.parameter_groups(RATES) if any(p is parameter for p in g["params"])
+    ]
 
 
 class TestRegistry:
@@ -66,7 +70,9 @@ class TestPGN:
         assert rate_of(model, model.library.rows) == [1.0]
         assert rate_of(model, g.mixture.bias) == [2.0]
         assert rate_of(model, g.mixture.weight) == [3.0]
-        assert all(rate_of(model, p) == [4.0] for p in [*g.trunk.parameters(), *g.local_head.parameters()])
+        assert all(
+            rate_of(model, p) == [4.0] for p in [*g.trunk.parameters(), *g.local_head.parameters()]
+        )
 
     def test_everything_learns_once(self):
         model = create()
@@ -76,7 +82,11 @@ class TestPGN:
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_is_restored_whole(self, library):
         model = create(library=library)
-        card = {"library": {"kind": library, "size": 6}, "classes": ["a", "b", "c"], "layout": "ring"}
+        card = {
+            "library": {"kind": library, "size": 6},
+            "classes": ["a", "b", "c"],
+            "layout": "ring",
+        }
         card["backbone"] = {"input_size": 32, "patch_size": 8}
         again = PGN.restore(card, model.state_dict())
         x = torch.randn(2, 3, 16, 16)
@@ -109,7 +119,9 @@ class TestInputIndependent:
     def test_the_prompt_is_the_bias(self):
         model = create(InputIndependent)
         mixed = torch.einsum(
-            "kl,lcyx->kyxc", model.generator.mixture.bias.view(12, 6).softmax(-1), model.library.patches()
+            "kl,lcyx->kyxc",
+            model.generator.mixture.bias.view(12, 6).softmax(-1),
+            model.library.patches(),
         )
         patches, _ = model.render(pixels(1, 3, 16, 16), resolution=16)
         assert (patches[0] == (255 * mixed).round()).all()
@@ -117,14 +129,22 @@ class TestInputIndependent:
     def test_all_but_the_mixtures_weights_learn(self):
         model = create(InputIndependent)
         listed = {id(p) for group in model.parameter_groups(RATES) for p in group["params"]}
-        assert {name for name, p in model.named_parameters() if id(p) not in listed} == {"generator.mixture.weight"}
-        assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["generator.mixture.weight"]
+        assert {name for name, p in model.named_parameters() if id(p) not in listed} == {
+            "generator.mixture.weight"
+        }
+        assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+            "generator.mixture.weight"
+        ]
 
     def test_the_prompts_loss_trains_bias_and_library_alone(self, make_backbone):
         model = create(InputIndependent).train()
         weights, _ = model(torch.randn(4, 3, 16, 16))
         model.prompt_tokens(weights, make_backbone().embedding).square().sum().backward()
-        moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        moved = {
+            name
+            for name, p in model.named_parameters()
+            if p.grad is not None and p.grad.abs().max() > 0
+        }
         assert moved == {"generator.mixture.bias", "library.rows"}
 
 
@@ -137,13 +157,19 @@ def both_ways(backbone, canvas, library="pixel"):
     fitted, surrogate = pixels(3, 3, *canvas.box[2:]), Surrogate(backbone, canvas)
     with torch.no_grad():
         weights, _ = model(generator_input(fitted, 16))
-        prompts, canvases = model.prompt_tokens(weights, backbone.embedding), surrogate.neutral(fitted)
+        prompts, canvases = (
+            model.prompt_tokens(weights, backbone.embedding),
+            surrogate.neutral(fitted),
+        )
         tokens, painted = backbone.tokens(canvases), canvases.float()
         tokens[:, list(canvas.cells)] = prompts
         for k, (row, column) in enumerate(canvas.corners()):
-            painted[:, :, row : row + P, column : column + P] = 255 * model.prompt_patches(weights, None)[:, k]
+            painted[:, :, row : row + P, column : column + P] = (
+                255 * model.prompt_patches(weights, None)[:, k]
+            )
         logits = backbone.logits_from_tokens(tokens)
-        torch.testing.assert_close(surrogate.scores(fitted, prompts), returned_scores(logits))  # as training asks
+        # as training asks
+        torch.testing.assert_close(surrogate.scores(fitted, prompts), returned_scores(logits))
         return logits, backbone.logits(painted)
 
 
@@ -158,7 +184,9 @@ class TestLatentPathIsThePixelPath:
         torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
 
     def test_logits_are_equal_in_every_plain_vit(self, plain_vit):
-        latent, rgb = both_ways(plain_vit, Canvas.build(plain_vit.input_size, plain_vit.patch_size, "ring"))
+        latent, rgb = both_ways(
+            plain_vit, Canvas.build(plain_vit.input_size, plain_vit.patch_size, "ring")
+        )
         torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
         assert rgb.std() > 0.01
 
@@ -174,12 +202,16 @@ class TestLatentPathIsThePixelPath:
 
         adapter, backbone = make_adapter(profile="direct"), make_backbone()
         surrogate = Surrogate(backbone, adapter.canvas)
-        fitted = torch.from_numpy(np.stack([fit_picture(p, adapter.canvas) for p in pictures])).permute(0, 3, 1, 2)
+        fitted = torch.from_numpy(
+            np.stack([fit_picture(p, adapter.canvas) for p in pictures])
+        ).permute(0, 3, 1, 2)
         model, _ = adapter.runtime
         with torch.no_grad():
             weights, _ = model(generator_input(fitted, 16))
             latent = surrogate.scores(fitted, model.prompt_tokens(weights, backbone.embedding))
-            sent = torch.from_numpy(np.stack([np.asarray(image) for image in adapter(pictures)])).permute(0, 3, 1, 2)
+            sent = torch.from_numpy(
+                np.stack([np.asarray(image) for image in adapter(pictures)])
+            ).permute(0, 3, 1, 2)
             deployed = backbone.logits(sent).log_softmax(-1)
         assert (latent.argmax(1) == deployed.argmax(1)).all()
         assert 0 < (latent - deployed).abs().max() < 0.1
@@ -189,7 +221,9 @@ class TestLatentPathIsThePixelPath:
 
         canvas, fitted = Canvas.build(32, 8, "corner"), pixels(1, 3, 24, 24)
         ours = np.asarray(compose(fitted[0].permute(1, 2, 0).numpy(), None, canvas))
-        assert (Surrogate(make_backbone(), canvas).neutral(fitted)[0].permute(1, 2, 0).numpy() == ours).all()
+        assert (
+            Surrogate(make_backbone(), canvas).neutral(fitted)[0].permute(1, 2, 0).numpy() == ours
+        ).all()
 
 
 class TestLinearProbe:

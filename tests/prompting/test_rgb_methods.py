@@ -21,7 +21,8 @@ RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 RGB = [name for name, method in REGISTRY.items() if issubclass(method, RGBMethod)]
 WHOLE = [name for name in RGB if REGISTRY[name].layout == "full"]
 ADDED = ["padding", "masked", "low_rank"]  # to the picture, and starting from nothing added
-TRUNK = 307_312  # numbers of the ResNet10: 464 + 4,672 + 14,496 + 57,664 + 230,016 of stem and blocks
+# numbers of the ResNet10: 464 + 4,672 + 14,496 + 57,664 + 230,016 of stem and blocks
+TRUNK = 307_312
 
 each_rgb = pytest.mark.parametrize("name", RGB)
 each_whole = pytest.mark.parametrize("name", WHOLE)
@@ -29,21 +30,30 @@ each_added = pytest.mark.parametrize("name", ADDED)
 
 
 def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(
+        torch.uint8
+    )
 
 
 def create(name, size=32, patch=8, **options):
     method = methods.get(name)
-    return method.create(Setting(Canvas.build(size, patch, method.layout), 3, 24, **{"library_size": 6} | options))
+    return method.create(
+        Setting(Canvas.build(size, patch, method.layout), 3, 24, **{"library_size": 6} | options)
+    )
 
 
 def prompted(name, scale=1.0, seed=0, **options):
-    """A method in evaluation mode whose prompt is N(0, scale²) wherever it learns something but in its networks."""
+    """A method in evaluation mode whose prompt is N(0, scale²) wherever it learns something but in
+    its networks.
+    """
     torch.manual_seed(seed)
     model = create(name, **options)
     with torch.no_grad():
         for part, parameter in model.named_parameters():
-            if not part.startswith(("generator.trunk", "generator.local_head", "mask.")) and parameter.requires_grad:
+            if (
+                not part.startswith(("generator.trunk", "generator.local_head", "mask."))
+                and parameter.requires_grad
+            ):
                 parameter.normal_(std=scale)
     return model.eval()
 
@@ -69,7 +79,9 @@ def channels_last(pictures):
 
 
 def of_masks(masks):
-    """A masked prompt that adds a hundredth of ``masks`` to middle grey: (B, 3, h, w) → what is added."""
+    """A masked prompt that adds a hundredth of ``masks`` to middle grey: (B, 3, h, w) → what is
+    added.
+    """
     model = create("masked")
     with torch.no_grad():
         model.pattern.fill_(0.01)
@@ -90,18 +102,29 @@ class TestNumbersThatAPaperWouldCount:
         assert create("masked", 224, 16).learnable() == 102_339 + 3 * 224 * 224
 
     def test_pgn_is_trunk_mixture_and_library(self):
-        assert create("pgn", 224, 16, library_size=64).learnable() == TRUNK + 129 * 52 * 64 + 64 * 3 * 16**2
+        assert (
+            create("pgn", 224, 16, library_size=64).learnable()
+            == TRUNK + 129 * 52 * 64 + 64 * 3 * 16**2
+        )
 
     def test_input_independent_prompt_is_library_and_bias(self):
-        assert create("input_independent", 224, 16, library_size=64).learnable() == 52 * 64 + 64 * 3 * 16**2
+        assert (
+            create("input_independent", 224, 16, library_size=64).learnable()
+            == 52 * 64 + 64 * 3 * 16**2
+        )
 
     def test_blend_is_a_pgn_on_all_patches_and_its_share(self):
-        assert create("blend", 224, 16, library_size=64).learnable() == TRUNK + 129 * 196 * 64 + 64 * 3 * 16**2 + 1
+        assert (
+            create("blend", 224, 16, library_size=64).learnable()
+            == TRUNK + 129 * 196 * 64 + 64 * 3 * 16**2 + 1
+        )
 
     @each_rgb
     def test_the_local_head_is_not_counted(self, name):
         few, many = (
-            methods.get(name).create(Setting(Canvas.build(32, 8, methods.get(name).layout), classes, 24))
+            methods.get(name).create(
+                Setting(Canvas.build(32, 8, methods.get(name).layout), classes, 24)
+            )
             for classes in (2, 200)
         )
         assert few.learnable() == many.learnable()
@@ -129,12 +152,16 @@ class TestWhatLearns:
     def test_the_endpoints_answer_teaches_the_whole_prompt(self, name, make_backbone):
         model = prompted(name, 0.1).train()
         model.start(peaked=False)
-        pictures = pixels(4, 3, *Canvas.build(32, 8, model.layout).box[2:]) // 4 + 96  # so that little is clamped
+        # so that little is clamped
+        pictures = pixels(4, 3, *Canvas.build(32, 8, model.layout).box[2:]) // 4 + 96
         code, _ = model(generator_input(pictures, 16))
         surrogate = Surrogate(make_backbone(), Canvas.build(32, 8, model.layout))
         model.scores(code, pictures, surrogate)[:, 0].sum().backward()
         untaught = [
-            p.shape for g in model.prompt_groups(RATES) for p in g["params"] if p.grad is None or not p.grad.any()
+            p.shape
+            for g in model.prompt_groups(RATES)
+            for p in g["params"]
+            if p.grad is None or not p.grad.any()
         ]
         assert untaught == []
 
@@ -159,7 +186,11 @@ class TestGamut:
             first = model.prompt_groups(RATES)[0]["params"][0]
             first.mul_(sign)
         found = painted(model.eval(), pixels(2, 3, 32, 32))
-        changed = border_mask(32).expand_as(found) if name == "padding" else torch.ones_like(found, dtype=torch.bool)
+        changed = (
+            border_mask(32).expand_as(found)
+            if name == "padding"
+            else torch.ones_like(found, dtype=torch.bool)
+        )
         assert (found[changed] == (sign > 0)).all()
 
 
@@ -176,7 +207,8 @@ class TestNothingLearnt:
     @each_added
     def test_sends_the_picture_bit_for_bit(self, name):
         torch.manual_seed(0)
-        ramp = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 4).view(2, 3, 32, 32)  # every grey value
+        # every grey value
+        ramp = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 4).view(2, 3, 32, 32)
         assert torch.equal(render(create(name).eval(), ramp), channels_last(ramp))
 
     @each_added
@@ -185,7 +217,9 @@ class TestNothingLearnt:
         surrogate = Surrogate(make_backbone(), Canvas.build(32, 8, "full"))
         with torch.no_grad():
             code, _ = model(generator_input(pictures, 16))
-            assert torch.equal(model.scores(code, pictures, surrogate), model.neutral(pictures, surrogate))
+            assert torch.equal(
+                model.scores(code, pictures, surrogate), model.neutral(pictures, surrogate)
+            )
 
 
 class TestPadding:
@@ -207,7 +241,8 @@ class TestPadding:
         assert torch.equal(render(model, grey)[0, :, :, 0] == 110, border_mask(32))
 
     def test_its_numbers_lie_in_reading_order_channel_by_channel(self):
-        border = Border(torch.arange(1.0, 1 + 3 * 112).view(3, 112), 16)  # 2 pixels wide: 16² - 12² = 112
+        # 2 pixels wide: 16² - 12² = 112
+        border = Border(torch.arange(1.0, 1 + 3 * 112).view(3, 112), 16)
         expected, number = np.zeros((3, 16, 16)), 0
         for channel in range(3):
             for row in range(16):
@@ -305,7 +340,9 @@ class TestBlend:
         torch.nn.init.constant_(model.share, np.log(3))  # sigmoid(ln 3) = 3/4
         assert (render(model, white) == 64).all()  # round(255 / 4)
 
-    @pytest.mark.parametrize("options", [{}, {"patch_size": 16, "img_size": 64}, {"global_pool": "avg"}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"patch_size": 16, "img_size": 64}, {"global_pool": "avg"}]
+    )
     @pytest.mark.parametrize("share", [-2.0, 0.0, 2.0])
     def test_blended_tokens_are_the_tokens_of_the_blend(self, make_backbone, options, share):
         backbone = make_backbone(**options)
@@ -314,7 +351,9 @@ class TestBlend:
         torch.nn.init.constant_(model.share, share)
         with torch.no_grad():
             code, _ = model(generator_input(pictures, 16))
-            latent = model.scores(code, pictures, Surrogate(backbone, Canvas.build(size, patch, "full")))
+            latent = model.scores(
+                code, pictures, Surrogate(backbone, Canvas.build(size, patch, "full"))
+            )
             rgb = backbone.logits(255 * painted(model, pictures)).log_softmax(-1)
         torch.testing.assert_close(latent, rgb, rtol=1e-4, atol=1e-4)
 
@@ -330,7 +369,9 @@ class TestBlend:
         assert torch.equal(found, expected)
 
     def test_a_latent_library_is_refused(self):
-        with pytest.raises(ConfigurationError, match="method blend: got a latent library, expected pixel"):
+        with pytest.raises(
+            ConfigurationError, match="method blend: got a latent library, expected pixel"
+        ):
             create("blend", library="latent")
 
 
@@ -344,14 +385,17 @@ class TestTrainingIsServing:
         surrogate = Surrogate(backbone, canvas)
         sent = [
             np.asarray(compose(p, q, canvas))
-            for p, q in zip(channels_last(pictures).numpy(), render(model, pictures).numpy(), strict=True)
+            for p, q in zip(
+                channels_last(pictures).numpy(), render(model, pictures).numpy(), strict=True
+            )
         ]
         with torch.no_grad():
             code, _ = model(generator_input(pictures, 16))
             trained = model.scores(code, pictures, surrogate)
             served = surrogate.pixel_scores(torch.from_numpy(np.stack(sent)).permute(0, 3, 1, 2))
         assert (trained.argmax(1) == served.argmax(1)).all()
-        assert (trained.exp() - served.exp()).abs().max() < 0.1  # a random ViT is steep: rounding moves it a little
+        # a random ViT is steep: rounding moves it a little
+        assert (trained.exp() - served.exp()).abs().max() < 0.1
 
     @each_whole
     def test_what_is_sent_is_rounded_to_the_nearest_grey_value(self, name):
@@ -363,7 +407,9 @@ class TestTrainingIsServing:
     @each_whole
     def test_the_server_sees_exactly_the_canvas(self, make_adapter, pictures, name):
         adapter = make_adapter(method=name, layout="full", profile="resize_crop:37:32")
-        canvases, _ = adapter.render(np.stack([fit_picture(image, adapter.canvas) for image in pictures]))
+        canvases, _ = adapter.render(
+            np.stack([fit_picture(image, adapter.canvas) for image in pictures])
+        )
         for image, canvas in zip(adapter(pictures), canvases, strict=True):
             assert image.size == (37, 37)
             assert (seen_by_server(image, ServerProfile("resize_crop", 37, 32), 32) == canvas).all()
@@ -446,18 +492,28 @@ class TestLayout:
     @pytest.mark.parametrize("name", [name for name in RGB if name not in WHOLE])
     def test_a_method_with_prompt_cells_is_refused_on_the_full_canvas(self, name):
         with pytest.raises(
-            ConfigurationError, match=f"method {name}: got a layout without prompt cells, expected layout ring, corner"
+            ConfigurationError,
+            match=f"method {name}: got a layout without prompt cells, expected layout ring, corner",
         ):
             methods.get(name).create(Setting(Canvas.build(32, 8, "full"), 3, 24))
 
     @each_whole
     @pytest.mark.parametrize(("layout", "cells"), [("ring", 12), ("corner", 7), ("rows:1", 4)])
-    def test_a_method_that_paints_the_picture_is_refused_beside_prompt_cells(self, name, layout, cells):
-        with pytest.raises(ConfigurationError, match=f"method {name}: got {cells} prompt cells, expected layout full"):
+    def test_a_method_that_paints_the_picture_is_refused_beside_prompt_cells(
+        self, name, layout, cells
+    ):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"method {name}: got {cells} prompt cells, expected layout full",
+        ):
             methods.get(name).create(Setting(Canvas.build(32, 8, layout), 3, 24))
 
-    @pytest.mark.parametrize(("name", "layout"), [("padding", "ring"), ("blend", "corner"), ("pgn", "full")])
-    def test_training_refuses_a_layout_that_does_not_suit(self, make_backbone, make_folder, tmp_path, name, layout):
+    @pytest.mark.parametrize(
+        ("name", "layout"), [("padding", "ring"), ("blend", "corner"), ("pgn", "full")]
+    )
+    def test_training_refuses_a_layout_that_does_not_suit(
+        self, make_backbone, make_folder, tmp_path, name, layout
+    ):
         task = load_task(make_folder(tmp_path, train=2, val=1))
         with pytest.raises(ConfigurationError, match=f"method {name}: got .* expected layout"):
             fit(task, make_backbone(), method=name, layout=layout, recipe=recipe(epochs=1))
@@ -471,11 +527,16 @@ class TestDeployable:
     @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in RGB])
     def test_a_white_box_is_told_what_can_be_sent(self, name):
         with pytest.raises(
-            ConfigurationError, match=f"got {name}, which needs the inside.*pgn, input_independent, .*blend"
+            ConfigurationError,
+            match=f"got {name}, which needs the inside.*pgn, input_independent, .*blend",
         ):
             methods.deployable(name)
 
-    def test_training_for_an_endpoint_refuses_a_white_box(self, make_backbone, make_folder, tmp_path):
+    def test_training_for_an_endpoint_refuses_a_white_box(
+        self, make_backbone, make_folder, tmp_path
+    ):
         task = load_task(make_folder(tmp_path, train=2, val=1))
-        with pytest.raises(ConfigurationError, match="padding_published, which needs the inside of the model"):
+        with pytest.raises(
+            ConfigurationError, match="padding_published, which needs the inside of the model"
+        ):
             fit(task, make_backbone(), method="padding_published", recipe=recipe(epochs=1))

@@ -18,7 +18,9 @@ def draw(kind, size=6, patch=16, width=24):
 
 
 def after_jpeg(patches):
-    """(L, 3, P, P) in [0, 1] → the same through one JPEG of quality 75 with 4:2:0, patches side by side."""
+    """(L, 3, P, P) in [0, 1] → the same through one JPEG of quality 75 with 4:2:0, patches side by
+    side.
+    """
     pixels = (patches.detach() * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
     Image.fromarray(pixels).save(buffer := io.BytesIO(), "JPEG", quality=75, subsampling=2)
     found = torch.from_numpy(np.asarray(Image.open(buffer)).copy()).float() / 255
@@ -52,7 +54,9 @@ class TestExactKinds:
         assert torch.equal(green, blue)
 
     def test_what_is_made_for_jpeg_survives_it_better(self):
-        error = {kind: (after_jpeg(p := draw(kind).patches()) - p).abs().mean().item() for kind in EXACT}
+        error = {
+            kind: (after_jpeg(p := draw(kind).patches()) - p).abs().mean().item() for kind in EXACT
+        }
         assert error["smooth"] < error["luma"] < error["pixel"]
 
 
@@ -74,7 +78,9 @@ class TestReachable:
 
     def residual(self, tokens, embedding):
         with torch.no_grad():
-            return (embedding(inversion.bounded(tokens, embedding)) - tokens).norm(dim=-1) / tokens.norm(dim=-1)
+            return (embedding(inversion.bounded(tokens, embedding)) - tokens).norm(
+                dim=-1
+            ) / tokens.norm(dim=-1)
 
     def test_rows_and_their_mixtures_are_reached(self, rows, embedding):
         assert self.residual(self.before, embedding).min() > 0.1

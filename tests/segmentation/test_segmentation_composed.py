@@ -26,7 +26,9 @@ def source(root, names, base):
         for c, name in enumerate(names):
             (root / split / name).mkdir(parents=True)
             for i in range(2):
-                Image.new("RGB", (40, 30), (grey, base + 10 * c, 0)).save(root / split / name / f"{i}.png")
+                Image.new("RGB", (40, 30), (grey, base + 10 * c, 0)).save(
+                    root / split / name / f"{i}.png"
+                )
     return root
 
 

@@ -34,7 +34,9 @@ def painted(count, seed=0):
     masks = torch.zeros(count, 32, 32, dtype=torch.uint8)
     for i, mask in enumerate(masks):
         mask[:16] = 1 + i % 2
-    pictures = COLOURS[masks.long()].permute(0, 3, 1, 2) + torch.randint(-20, 21, (count, 3, 32, 32), generator=noise)
+    pictures = COLOURS[masks.long()].permute(0, 3, 1, 2) + torch.randint(
+        -20, 21, (count, 3, 32, 32), generator=noise
+    )
     return pictures.clamp(0, 255).to(torch.uint8), masks
 
 
@@ -44,7 +46,9 @@ def episode(shots=2):
 
 def head(backbone, seed=0):
     noise = torch.Generator().manual_seed(seed)
-    return LinearHead(torch.randn(backbone.width, 3, generator=noise), torch.randn(3, generator=noise))
+    return LinearHead(
+        torch.randn(backbone.width, 3, generator=noise), torch.randn(3, generator=noise)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,9 @@ class TestLinear:
         pictures, _ = painted(3)
         m = backbone.model
         pixels = backbone.embedding.normalise(pictures / 255)
-        torch.testing.assert_close(patch_tokens(backbone, pictures), m.forward_features(pixels)[:, 2:])
+        torch.testing.assert_close(
+            patch_tokens(backbone, pictures), m.forward_features(pixels)[:, 2:]
+        )
 
     def test_a_patch_has_the_class_of_most_of_its_pixels(self):
         mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -96,7 +102,8 @@ class TestLinear:
         learnt, asked = painted(2 * shots), painted(4, seed=9)
         fitted = fit_linear(versions(backbone, *learnt), 8, 3)
         found = enlarged(fitted(patch_tokens(backbone, asked[0])), 32).argmax(1)
-        assert (found[:, [4, 12, 20, 28]] == asked[1][:, [4, 12, 20, 28]]).all()  # the patches' middle rows
+        # the patches' middle rows
+        assert (found[:, [4, 12, 20, 28]] == asked[1][:, [4, 12, 20, 28]]).all()
 
     def test_ignored_pixels_teach_nothing(self, backbone):
         pictures, masks = painted(4)
@@ -110,10 +117,16 @@ class TestLinear:
         before = start.weight.clone()
         found = tuned(start, seen)
         assert torch.equal(start.weight, before)
-        assert pixel_loss(found(seen.tokens), seen.masks) < pixel_loss(start(seen.tokens), seen.masks)
+        assert pixel_loss(found(seen.tokens), seen.masks) < pixel_loss(
+            start(seen.tokens), seen.masks
+        )
 
     def test_pictures_of_another_size_are_refused(self, backbone):
-        with pytest.raises(ShapeError, match=r"got pictures of \(30, 32\), expected \(32, 32\); resize them"):
+        with pytest.raises(
+            ShapeError,
+            match=r"got pictures of \(30, 32\), expected \(32, 32\); "
+            r"resize them",
+        ):
             patch_tokens(backbone, torch.zeros(1, 3, 30, 32, dtype=torch.uint8))
 
 
@@ -121,7 +134,9 @@ class TestFolds:
     def test_no_fold_parts_a_group(self):
         groups = torch.arange(7).repeat_interleave(3).numpy()
         held = [
-            set(groups[out]) for train, out in grouped(groups, 3, seed=0) if not set(groups[train]) & set(groups[out])
+            set(groups[out])
+            for train, out in grouped(groups, 3, seed=0)
+            if not set(groups[train]) & set(groups[out])
         ]
         assert sorted(len(h) for h in held) == [2, 2, 3]
         assert set.union(*held) == set(range(7))
@@ -166,7 +181,8 @@ class TestPrompts:
             first, second = both.parts(pictures, backbone)
             assert torch.equal(by_prototypes(pictures, backbone), second)
             assert torch.equal(both(pictures, backbone), first + both.gate * second)
-            assert not torch.equal(first, start(patch_tokens(backbone, pictures)))  # the patches read the prompts
+            # the patches read the prompts
+            assert not torch.equal(first, start(patch_tokens(backbone, pictures)))
 
     def test_the_loss_is_of_the_sum_and_of_the_prototypes(self, backbone):
         model, (pictures, masks) = MaskPrompts.create(backbone, 3, 2, head(backbone)), painted(2)
@@ -179,7 +195,9 @@ class TestPrompts:
                 counts = masks != IGNORED
                 picked = log_p.gather(1, masks.clamp(max=2).long()[:, None])[:, 0]
                 expected -= picked[counts].mean()
-            assert model.loss(pictures, masks, backbone).item() == pytest.approx(expected.item(), rel=1e-5)
+            assert model.loss(pictures, masks, backbone).item() == pytest.approx(
+                expected.item(), rel=1e-5
+            )
 
     def test_gradients_reach_all_that_learns_and_nothing_else(self, backbone):
         model, (pictures, masks) = MaskPrompts.create(backbone, 3, 2, head(backbone)), painted(4)
@@ -197,7 +215,9 @@ class TestPrompts:
         numbers = Numbers(steps=15)
         trained = fit_prompts(task, backbone, start, numbers=numbers)
         fresh = fit_prompts(task, backbone, start, numbers=Numbers(steps=0))
-        losses = [m.loss(task.support, task.support_masks, backbone).item() for m in (trained, fresh)]
+        losses = [
+            m.loss(task.support, task.support_masks, backbone).item() for m in (trained, fresh)
+        ]
         assert losses[0] < 0.7 * losses[1]
         backbone.verify_frozen()
         assert torch.equal(start.weight, before)
@@ -205,15 +225,21 @@ class TestPrompts:
 
     def test_a_seed_gives_the_same_again(self, backbone):
         first, again, other = (
-            fit_prompts(episode(), backbone, None, numbers=Numbers(steps=2), seed=s).prompts.prompts for s in (0, 0, 1)
+            fit_prompts(episode(), backbone, None, numbers=Numbers(steps=2), seed=s).prompts.prompts
+            for s in (0, 0, 1)
         )
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
     def test_queries_are_not_looked_at(self, backbone):
         task = episode()
-        blind = Episode(task.classes, task.support, task.support_masks, task.query * 0, task.query_masks * 0)
-        a, b = (fit_prompts(t, backbone, None, numbers=Numbers(steps=2)).prompts.prompts for t in (task, blind))
+        blind = Episode(
+            task.classes, task.support, task.support_masks, task.query * 0, task.query_masks * 0
+        )
+        a, b = (
+            fit_prompts(t, backbone, None, numbers=Numbers(steps=2)).prompts.prompts
+            for t in (task, blind)
+        )
         assert torch.equal(a, b)
 
     def test_pictures_and_masks_are_turned_together_and_each_comes_once(self):
@@ -227,14 +253,18 @@ class TestPrompts:
             assert sorted((masks == 1).any((1, 2)).tolist()) == [False, False, True, True]
 
     def test_prompts_that_do_not_fit_and_nothing_to_score_with(self, backbone):
-        with pytest.raises(ConfigurationError, match="got 7 prompts, expected as many for each of 3 classes"):
+        with pytest.raises(
+            ConfigurationError, match="got 7 prompts, expected as many for each of 3 classes"
+        ):
             MaskPrompts(EXPRES(torch.zeros(7, 24), {}), 3, None)
         with pytest.raises(ConfigurationError, match="got neither head nor prototypes"):
             MaskPrompts.create(backbone, 3, 2, None, prototypes=False)
 
     def test_pictures_of_another_size_are_refused(self, backbone):
         task = episode()
-        wrong = Episode(task.classes, task.support[..., :24], task.support_masks, task.query, task.query_masks)
+        wrong = Episode(
+            task.classes, task.support[..., :24], task.support_masks, task.query, task.query_masks
+        )
         with pytest.raises(ShapeError, match=r"got pictures of \(32, 24\), expected \(32, 32\)"):
             fit_prompts(wrong, backbone, None)
         model = MaskPrompts.create(backbone, 3, 1, None)

@@ -19,7 +19,9 @@ def write(folder, masks, classes=CLASSES):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for name, mask in masks.items():
-        Image.fromarray(rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)).save(folder / "images" / f"{name}.png")
+        Image.fromarray(rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)).save(
+            folder / "images" / f"{name}.png"
+        )
         Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
     (folder.parent / "classes.json").write_text(json.dumps(classes))
     return folder
@@ -64,7 +66,11 @@ class TestReading:
     def test_what_has_no_partner_is_named(self, tmp_path, kind, other):
         folder = write(tmp_path / "train", {"a": plain(), "b": plain()})
         (folder / other / "b.png").unlink()
-        with pytest.raises(ConfigurationError, match=rf"got {kind}/b.png alone in .*, expected {other}/b.png too"):
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"got {kind}/b.png alone in .*, expected "
+            rf"{other}/b.png too",
+        ):
             load_masked(folder)
 
     def test_no_pictures(self, tmp_path):
@@ -74,16 +80,26 @@ class TestReading:
     def test_a_mask_of_another_size(self, tmp_path):
         folder = write(tmp_path / "train", {"a": plain()})
         Image.fromarray(plain(shape=(6, 5))).save(folder / "masks" / "a.png")
-        with pytest.raises(ShapeError, match=r"mask a.png in .*: got \(6, 5\), expected its picture's \(6, 6\)"):
+        with pytest.raises(
+            ShapeError,
+            match=r"mask a.png in .*: got \(6, 5\), expected its "
+            r"picture's \(6, 6\)",
+        ):
             load_masked(folder)
 
     def test_a_picture_of_another_size(self, tmp_path):
         folder = write(tmp_path / "train", {"a": plain(), "b": plain(shape=(6, 7))})
-        with pytest.raises(ShapeError, match=r"picture b.png in .*: got \(6, 7\), expected \(6, 6\)"):
+        with pytest.raises(
+            ShapeError,
+            match=r"picture b.png in .*: got \(6, 7\), expected "
+            r"\(6, 6\)",
+        ):
             load_masked(folder)
 
     def test_a_class_without_a_name(self, tmp_path):
-        with pytest.raises(ConfigurationError, match="got the value 4, expected 0 to 3, or 255 for ignored"):
+        with pytest.raises(
+            ConfigurationError, match="got the value 4, expected 0 to 3, or 255 for ignored"
+        ):
             load_masked(write(tmp_path / "train", {"a": plain(4)}))
 
     def test_a_mask_in_colour_and_one_that_is_no_picture(self, tmp_path):
@@ -108,7 +124,9 @@ class TestEpisodes:
     TEST = masked([(c,) for c in (3, 2, 1)] * 4)
 
     def draw(self, seed=0, **options):
-        return sample(self.TRAIN, self.TEST, **{"ways": 2, "shots": 2, "queries": 4, "seed": seed} | options)
+        return sample(
+            self.TRAIN, self.TEST, **{"ways": 2, "shots": 2, "queries": 4, "seed": seed} | options
+        )
 
     def test_shapes_and_names(self):
         episode = self.draw()
@@ -141,7 +159,14 @@ class TestEpisodes:
 
     def test_what_is_ignored_stays_ignored(self):
         train = masked([(1, IGNORED)])
-        episode = sample(train, train, ways=1, shots=1, queries=1, seed=next(filter(self.draws_the_first, range(20))))
+        episode = sample(
+            train,
+            train,
+            ways=1,
+            shots=1,
+            queries=1,
+            seed=next(filter(self.draws_the_first, range(20))),
+        )
         assert episode.support_masks.unique().tolist() == [0, 1, IGNORED]
 
     @staticmethod
@@ -149,17 +174,30 @@ class TestEpisodes:
         return np.random.default_rng(seed).choice(np.arange(1, 4), size=1, replace=False)[0] == 1
 
     def test_too_few_pictures(self):
-        with pytest.raises(ConfigurationError, match="too few pictures that show no class but the chosen"):
+        with pytest.raises(
+            ConfigurationError, match="too few pictures that show no class but the chosen"
+        ):
             self.draw(shots=7)
 
     @pytest.mark.parametrize("wrong", [{"ways": 4}, {"ways": 0}, {"shots": 0}, {"queries": 1}])
     def test_numbers_that_make_no_episode(self, wrong):
-        with pytest.raises(ConfigurationError, match=r"episode: got .* ways, .*expected 1 to 3 ways"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"episode: got .* ways, .*expected 1 "
+            r"to 3 ways",
+        ):
             self.draw(**wrong)
 
     def test_other_classes_in_test(self):
         with pytest.raises(ConfigurationError, match="expected those of train"):
-            sample(self.TRAIN, masked([(1,)], ("background", "x", "y", "z")), ways=1, shots=1, queries=1, seed=0)
+            sample(
+                self.TRAIN,
+                masked([(1,)], ("background", "x", "y", "z")),
+                ways=1,
+                shots=1,
+                queries=1,
+                seed=0,
+            )
 
 
 class TestOverlap:
@@ -175,7 +213,10 @@ class TestOverlap:
         assert mean_iou((true + 1) % 3, true, 3) == 0
 
     def test_pooled_over_pictures_and_not_their_mean(self):
-        true, found = torch.tensor([[[1, 1, 1, 1]], [[1, 0, 0, 0]]]), torch.tensor([[[1, 1, 1, 1]], [[0, 0, 0, 0]]])
+        true, found = (
+            torch.tensor([[[1, 1, 1, 1]], [[1, 0, 0, 0]]]),
+            torch.tensor([[[1, 1, 1, 1]], [[0, 0, 0, 0]]]),
+        )
         assert mean_iou(found, true, 2) == pytest.approx((4 / 5 + 3 / 4) / 2)
 
     def test_a_class_that_is_nowhere_is_left_out(self):

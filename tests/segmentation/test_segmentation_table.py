@@ -22,7 +22,11 @@ def test_differences_are_of_common_episodes():
 
 def test_shots_are_kept_apart():
     found = rows("linear", {0: 0.2}) + rows("linear", {0: 0.6}, shots=5)
-    assert [line.split()[-1] for line in segment_episodes.table(found).splitlines() if "  linear" in line[:9]] == [
+    assert [
+        line.split()[-1]
+        for line in segment_episodes.table(found).splitlines()
+        if "  linear" in line[:9]
+    ] == [
         "0.200",
         "0.600",
     ]

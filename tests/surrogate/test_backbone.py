@@ -20,7 +20,9 @@ HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(
+        torch.uint8
+    )
 
 
 def one_line(error):
@@ -54,13 +56,21 @@ class TestForward:
             x = tokens.clone().requires_grad_()
             function(x).square().sum().backward()
             gradients.append(x.grad)
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * gradients[1].abs().max().item())
+        torch.testing.assert_close(
+            *gradients, rtol=1e-4, atol=1e-4 * gradients[1].abs().max().item()
+        )
 
-    @pytest.mark.parametrize(("options", "taken"), [({}, 1), ({"global_pool": "avg"}, 0), ({"global_pool": "map"}, 0)])
-    def test_the_shortcut_is_taken_for_the_class_token_only(self, make_backbone, monkeypatch, options, taken):
+    @pytest.mark.parametrize(
+        ("options", "taken"), [({}, 1), ({"global_pool": "avg"}, 0), ({"global_pool": "map"}, 0)]
+    )
+    def test_the_shortcut_is_taken_for_the_class_token_only(
+        self, make_backbone, monkeypatch, options, taken
+    ):
         backbone, calls = make_backbone(**options), []
         shortcut = backbone_module.class_token_block
-        monkeypatch.setattr(backbone_module, "class_token_block", lambda *a: calls.append(1) or shortcut(*a))
+        monkeypatch.setattr(
+            backbone_module, "class_token_block", lambda *a: calls.append(1) or shortcut(*a)
+        )
         backbone.logits_from_tokens(backbone.tokens(pixels(1, 3, 32, 32)))
         assert len(calls) == taken
 
@@ -68,9 +78,13 @@ class TestForward:
         backbone, x = make_backbone(), pixels(2, 3, 32, 32)
         with torch.no_grad():
             features = backbone.features_from_tokens(backbone.tokens(x))
-            torch.testing.assert_close(features, backbone.model.forward_head(
-                backbone.model.forward_features(backbone.embedding.normalise(x / 255)), pre_logits=True
-            ))  # fmt: skip
+            torch.testing.assert_close(
+                features,
+                backbone.model.forward_head(
+                    backbone.model.forward_features(backbone.embedding.normalise(x / 255)),
+                    pre_logits=True,
+                ),
+            )
 
     def test_logits_are_of_the_normalised_picture(self, make_backbone):
         backbone, x = make_backbone(), pixels(2, 3, 32, 32)
@@ -82,19 +96,25 @@ class TestForward:
 class TestMoreTokens:
     """The sequence of published checkpoints."""
 
-    @pytest.mark.parametrize("options", [{}, {"pre_norm": True}, {"global_pool": "avg"}, {"reg_tokens": 2}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"pre_norm": True}, {"global_pool": "avg"}, {"reg_tokens": 2}]
+    )
     def test_stand_behind_all_others_as_they_are(self, make_backbone, options):
         backbone = make_backbone(**options)
         more, x = torch.randn(2, 3, 24), torch.randn(2, 3, 32, 32)
         reference = copy.deepcopy(backbone.model)
-        reference.norm_pre.register_forward_pre_hook(lambda _, inputs: torch.cat([inputs[0], more], dim=1))
+        reference.norm_pre.register_forward_pre_hook(
+            lambda _, inputs: torch.cat([inputs[0], more], dim=1)
+        )
         with torch.no_grad():
             torch.testing.assert_close(backbone.logits_with_more_tokens(x, more), reference(x))
 
     def test_none_of_them_change_nothing(self, make_backbone):
         backbone, x = make_backbone(), torch.randn(2, 3, 32, 32)
         with torch.no_grad():
-            torch.testing.assert_close(backbone.logits_with_more_tokens(x, torch.zeros(2, 0, 24)), backbone.model(x))
+            torch.testing.assert_close(
+                backbone.logits_with_more_tokens(x, torch.zeros(2, 0, 24)), backbone.model(x)
+            )
 
 
 class TestPositions:
@@ -109,7 +129,9 @@ class TestPositions:
         ],
     )
     def test_a_token_moved_against_its_position_is_the_same_anywhere(self, make_backbone, options):
-        """The last block's input at every cell is token + position, whatever stands before the patch tokens."""
+        """The last block's input at every cell is token + position, whatever stands before the
+        patch tokens.
+        """
         backbone = make_backbone(**options)
         tokens = torch.randn(1, 16, 24)
         found = backbone.model._pos_embed(tokens - backbone.positions)[:, -16:]
@@ -133,7 +155,9 @@ class TestFrozen:
             backbone.verify_frozen()
 
     def test_dropout_is_off(self, make_vit):
-        backbone = Backbone(make_vit(drop_rate=0.5, proj_drop_rate=0.5).train(), name="tiny", **HALF)
+        backbone = Backbone(
+            make_vit(drop_rate=0.5, proj_drop_rate=0.5).train(), name="tiny", **HALF
+        )
         x = pixels(1, 3, 32, 32)
         assert torch.equal(backbone.logits(x), backbone.logits(x))
 
@@ -174,12 +198,16 @@ def padded(make_vit):
 
 
 def swin(make_vit):
-    return SwinTransformer(32, 4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=10)
+    return SwinTransformer(
+        32, 4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=10
+    )
 
 
 STEMS = {
     "swin": swin,
-    "convnext": lambda make_vit: timm.create_model("test_convnext", pretrained=False, num_classes=10),
+    "convnext": lambda make_vit: timm.create_model(
+        "test_convnext", pretrained=False, num_classes=10
+    ),
     "hybrid": lambda make_vit: timm.create_model(
         "vit_tiny_r_s16_p8_224", pretrained=False, img_size=32, depth=1, num_classes=10
     ),
@@ -203,7 +231,11 @@ class TestOtherStems:
 
     @pytest.mark.parametrize("what", ["embedding", "positions"])
     def test_have_no_tokens_that_could_be_pixels(self, odd, what):
-        with pytest.raises(ConfigurationError, match=r"odd.*plain timm VisionTransformer.*library of pixels") as error:
+        with pytest.raises(
+            ConfigurationError,
+            match=r"odd.*plain timm VisionTransformer.*library "
+            r"of pixels",
+        ) as error:
             getattr(odd, what)
         assert one_line(error)
 
@@ -219,12 +251,16 @@ class TestOtherStems:
         assert not is_plain(padded(make_vit))
 
     def test_must_tell_their_input_size(self, make_vit):
-        with pytest.raises(ConfigurationError, match="got no input size, expected one for SwinTransformer"):
+        with pytest.raises(
+            ConfigurationError, match="got no input size, expected one for SwinTransformer"
+        ):
             Backbone(swin(make_vit), name="odd", **HALF)
 
     def test_something_without_a_head_is_refused(self):
         with pytest.raises(ConfigurationError, match="no classification head"):
-            Backbone(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), name="odd", input_size=32, **HALF)
+            Backbone(
+                nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), name="odd", input_size=32, **HALF
+            )
 
 
 class TestNewHead:
@@ -249,7 +285,9 @@ class TestNewHead:
 
     def test_the_models_own_stays_where_it_fits(self, small_weights, tmp_path):
         (tmp_path / "labels.json").write_text(json.dumps([f"class {i}" for i in range(1000)]))
-        found = load("test_vit3", weights=small_weights, labels=tmp_path / "labels.json", new_head=True)
+        found = load(
+            "test_vit3", weights=small_weights, labels=tmp_path / "labels.json", new_head=True
+        )
         assert not found.silent
         assert found.weights_sha256 == load("test_vit3", weights=small_weights).weights_sha256
 
@@ -259,23 +297,34 @@ class TestLabels:
         assert make_backbone(num_classes=3).labels == ("class_0", "class_1", "class_2")
 
     def test_equal_names_get_a_suffix(self):
-        assert unique_labels(["crane", "hen", "crane", "crane"]) == ("crane", "hen", "crane (2)", "crane (3)")
+        assert unique_labels(["crane", "hen", "crane", "crane"]) == (
+            "crane",
+            "hen",
+            "crane (2)",
+            "crane (3)",
+        )
 
     def test_their_number_must_be_that_of_the_classes(self, make_backbone):
         with pytest.raises(ConfigurationError, match="got 2, expected 10"):
             make_backbone(labels=["a", "b"])
 
-    @pytest.mark.parametrize("rows", [["tench", "crane"], [{"name": "tench", "id": 0}, {"name": "crane"}]])
+    @pytest.mark.parametrize(
+        "rows", [["tench", "crane"], [{"name": "tench", "id": 0}, {"name": "crane"}]]
+    )
     def test_file_of_names_or_of_objects(self, tmp_path, rows):
         path = tmp_path / "labels.json"
         path.write_text(json.dumps(rows))
         assert read_labels(path) == ["tench", "crane"]
 
-    @pytest.mark.parametrize("text", ["tench\ncrane", "[1, 2]", '[{"label": "tench"}]', '{"0": "tench"}', "3", '"ab"'])
+    @pytest.mark.parametrize(
+        "text", ["tench\ncrane", "[1, 2]", '[{"label": "tench"}]', '{"0": "tench"}', "3", '"ab"']
+    )
     def test_another_form_is_refused_in_one_line(self, tmp_path, text):
         path = tmp_path / "labels.json"
         path.write_text(text)
-        with pytest.raises(ConfigurationError, match="expected a JSON list of names or of objects with a 'name'") as e:
+        with pytest.raises(
+            ConfigurationError, match="expected a JSON list of names or of objects with a 'name'"
+        ) as e:
             read_labels(path)
         assert one_line(e)
 
@@ -288,7 +337,9 @@ class TestLoad:
     def test_local_weights_are_loaded_whole(self, small_weights):
         backbone = load("test_vit3", weights=small_weights)
         loaded = backbone.model.state_dict()
-        assert all(torch.equal(loaded[name], value) for name, value in load_file(small_weights).items())
+        assert all(
+            torch.equal(loaded[name], value) for name, value in load_file(small_weights).items()
+        )
 
     def test_geometry_is_the_published_one(self, small_weights):
         backbone = load("test_vit3", weights=small_weights)
@@ -305,17 +356,25 @@ class TestLoad:
         assert (labels[1], labels[999]) == ("class 1", "class 0 (2)")
 
     def test_an_unknown_model_is_told_close_names(self):
-        with pytest.raises(ConfigurationError, match=r"got 'vit_tiny_patch16_244'.*vit_tiny_patch16_224") as error:
+        with pytest.raises(
+            ConfigurationError, match=r"got 'vit_tiny_patch16_244'.*vit_tiny_patch16_224"
+        ) as error:
             load("vit_tiny_patch16_244")
         assert one_line(error)
 
     def test_missing_weights_are_named(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no weights file .*gone.safetensors; give --weights") as error:
+        with pytest.raises(
+            CheckpointError,
+            match=r"no weights file .*gone.safetensors; give "
+            r"--weights",
+        ) as error:
             load("test_vit3", weights=tmp_path / "gone.safetensors")
         assert one_line(error)
 
     @pytest.mark.parametrize("damage", ["shape", "missing", "extra"])
-    def test_weights_of_another_model_are_refused_in_one_line(self, small_weights, tmp_path, damage):
+    def test_weights_of_another_model_are_refused_in_one_line(
+        self, small_weights, tmp_path, damage
+    ):
         state = load_file(small_weights)
         if damage == "shape":
             state["norm.weight"] = state["norm.weight"][:-1].clone()
@@ -341,15 +400,22 @@ class TestLoad:
             raise OSError("no\nnetwork")
 
         monkeypatch.setattr(timm, "create_model", fail)
-        with pytest.raises(ConfigurationError, match=r"test_vit3.*OSError: no network.*give --weights") as error:
+        with pytest.raises(
+            ConfigurationError,
+            match=r"test_vit3.*OSError: no network.*give "
+            r"--weights",
+        ) as error:
             load("test_vit3")
         assert one_line(error)
 
     @pytest.mark.shared
     def test_the_shared_vit_tiny_loads_strictly(self, shared):
         folder = shared / "weights"
-        backbone = load("vit_tiny_patch16_224", weights=folder / "vit_tiny_patch16_224.safetensors",
-                        labels=folder / "imagenet_labels.json")  # fmt: skip
+        backbone = load(
+            "vit_tiny_patch16_224",
+            weights=folder / "vit_tiny_patch16_224.safetensors",
+            labels=folder / "imagenet_labels.json",
+        )
         assert sum(p.numel() for p in backbone.model.parameters()) == 5_717_416
         assert str(backbone.profile) == "resize_crop:248:224"
         assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
@@ -360,20 +426,35 @@ class TestBundled:
     @pytest.fixture
     def package(self, tmp_path, monkeypatch):
         spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-        monkeypatch.setattr(backbone_module, "find_spec", lambda name: spec if name == "mock_server" else None)
+        monkeypatch.setattr(
+            backbone_module, "find_spec", lambda name: spec if name == "mock_server" else None
+        )
         (tmp_path / "weights").mkdir()
         return tmp_path / "weights"
 
     def test_is_built_from_its_card(self, package, make_vit):
-        architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-        card = {"architecture": architecture, "classes": ["hen", "jay"], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 1]}
+        architecture = {
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 2,
+        }
+        card = {
+            "architecture": architecture,
+            "classes": ["hen", "jay"],
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.5, 0.5, 1],
+        }
         (package / "bundled.json").write_text(json.dumps(card))
         model = make_vit(num_classes=2)
         save_file(model.state_dict(), package / "bundled.safetensors")
         backbone = load("bundled")
         assert backbone.labels == ("hen", "jay")
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 1.0))
-        assert backbone.embedding.sha256() == Backbone(model, name="same", **HALF).embedding.sha256()
+        assert (
+            backbone.embedding.sha256() == Backbone(model, name="same", **HALF).embedding.sha256()
+        )
 
     def test_is_told_when_it_is_not_there(self, package):
         with pytest.raises(ConfigurationError, match="not installed; name a timm model"):

@@ -21,7 +21,9 @@ RGB = [name for name, method in REGISTRY.items() if issubclass(method, RGBMethod
 
 
 def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(
+        torch.uint8
+    )
 
 
 class TestParse:
@@ -49,9 +51,28 @@ class TestParse:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "png", "jpeg", "jpeg:", "jpeg:x", "jpeg:0", "jpeg:101", "jpeg:75:411", "shift", "shift:-1", "shift:nan",
-         "shift:inf", "scale:1", "scale:-0.1", "scale:x", "uint8:3", "jpeg:75+", "jpeg:75+jpeg:50", "shift:1+shift:2"],
-    )  # fmt: skip
+        [
+            "",
+            "png",
+            "jpeg",
+            "jpeg:",
+            "jpeg:x",
+            "jpeg:0",
+            "jpeg:101",
+            "jpeg:75:411",
+            "shift",
+            "shift:-1",
+            "shift:nan",
+            "shift:inf",
+            "scale:1",
+            "scale:-0.1",
+            "scale:x",
+            "uint8:3",
+            "jpeg:75+",
+            "jpeg:75+jpeg:50",
+            "shift:1+shift:2",
+        ],
+    )
     def test_what_makes_no_sense_is_refused(self, text):
         with pytest.raises(ConfigurationError, match="wire: got"):
             Wire.parse(text)
@@ -74,7 +95,9 @@ class TestWay:
     def test_jpeg_is_done_to_the_whole_sent_picture_and_then_cropped(self, subsampling, profile):
         """As the real way: composed with margin, encoded by Pillow, then resize and crop."""
         canvas = Canvas.build(32, 8, "ring", profile)
-        picture, patches = (np.ascontiguousarray(pixels(*s).numpy()) for s in ((16, 16, 3), (12, 8, 8, 3)))
+        picture, patches = (
+            np.ascontiguousarray(pixels(*s).numpy()) for s in ((16, 16, 3), (12, 8, 8, 3))
+        )
         sent = compose(picture, patches, canvas)
         expected = seen_by_server(jpeg(sent, 60, SUBSAMPLINGS[subsampling]), profile, 32)
         bare = np.asarray(compose(picture, patches, canvas, margin=False))
@@ -101,7 +124,9 @@ class TestWay:
         assert 8 / 1.2 - 0.5 < side.min() < 7.5 < 8.5 < side.max() < 8 / 0.8 + 0.5
 
     def test_jpeg_comes_before_the_move_as_on_the_way(self):
-        """What moves is the decoded picture: shifted by whole pixels it is that picture's, not a new JPEG's."""
+        """What moves is the decoded picture: shifted by whole pixels it is that picture's, not a
+        new JPEG's.
+        """
         x = pixels(1, 3, 32, 32)
         torch.manual_seed(1)
         moved = Wire(30, "420", shift=6)(x, CANVAS)
@@ -119,7 +144,9 @@ class TestThroughASurrogate:
     @pytest.mark.parametrize("name", RGB)
     @pytest.mark.parametrize("wire", [Wire(), Wire(70)])
     def test_training_computes_what_is_served(self, name, wire, make_backbone):
-        """In the loop: painted, rounded, re-encoded. Served: rendered as uint8, composed, re-encoded."""
+        """In the loop: painted, rounded, re-encoded. Served: rendered as uint8, composed,
+        re-encoded.
+        """
         torch.manual_seed(3)
         layout = methods.get(name).layout
         canvas = Canvas.build(32, 8, layout, PROFILE)
@@ -135,12 +162,15 @@ class TestThroughASurrogate:
             loop = model.scores(code, pictures, surrogate)
         patches, _ = model.render(pictures, resolution=16)
         sent = [
-            compose(p, q, canvas) for p, q in zip(pictures.permute(0, 2, 3, 1).numpy(), patches.numpy(), strict=True)
+            compose(p, q, canvas)
+            for p, q in zip(pictures.permute(0, 2, 3, 1).numpy(), patches.numpy(), strict=True)
         ]
         if wire.quality:
             sent = [jpeg(image, wire.quality, 2) for image in sent]
         seen = np.stack([seen_by_server(image, PROFILE, 32) for image in sent])
-        served = Surrogate(surrogate.backbone, canvas).pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2))
+        served = Surrogate(surrogate.backbone, canvas).pixel_scores(
+            torch.from_numpy(seen).permute(0, 3, 1, 2)
+        )
         torch.testing.assert_close(loop, served, rtol=1e-4, atol=1e-4)
 
     def test_a_neutral_canvas_takes_the_same_way(self, make_backbone):
@@ -148,7 +178,9 @@ class TestThroughASurrogate:
         pictures = pixels(2, 3, 16, 16)
         sent = [compose(p, None, CANVAS) for p in pictures.permute(0, 2, 3, 1).numpy()]
         seen = np.stack([np.asarray(jpeg(image, 20, 2)) for image in sent])
-        expected = Surrogate(surrogate.backbone, CANVAS).pixel_scores(torch.from_numpy(seen).permute(0, 3, 1, 2))
+        expected = Surrogate(surrogate.backbone, CANVAS).pixel_scores(
+            torch.from_numpy(seen).permute(0, 3, 1, 2)
+        )
         torch.testing.assert_close(surrogate.scores(pictures), expected)
 
     @pytest.mark.parametrize("name", ["pgn", "input_independent", "blend"])

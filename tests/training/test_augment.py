@@ -5,7 +5,9 @@ import torch
 from pgn_client.errors import ConfigurationError
 from pgn_client.training import augment
 
-RAMP = torch.arange(12 * 12 * 3).view(1, 12, 12, 3).permute(0, 3, 1, 2).remainder(251).to(torch.uint8)
+RAMP = (
+    torch.arange(12 * 12 * 3).view(1, 12, 12, 3).permute(0, 3, 1, 2).remainder(251).to(torch.uint8)
+)
 
 
 def many(name, n=400, picture=RAMP):
@@ -58,7 +60,9 @@ def test_shift_moves_and_never_flips():
 
 
 def test_flip_moves_and_mirrors_left_to_right():
-    mirrored = {np.frombuffer(p, np.uint8).reshape(3, 12, 12)[:, :, ::-1].tobytes() for p in shifted(RAMP)}
+    mirrored = {
+        np.frombuffer(p, np.uint8).reshape(3, 12, 12)[:, :, ::-1].tobytes() for p in shifted(RAMP)
+    }
     assert not mirrored & shifted(RAMP)
     assert seen(many("flip")) == mirrored | shifted(RAMP)
 
@@ -70,7 +74,9 @@ def test_flip_mirrors_half():
 
 
 def orientations(pictures, flat):
-    """How often each of the eight turned and mirrored forms of a flat-coloured corner picture occurs."""
+    """How often each of the eight turned and mirrored forms of a flat-coloured corner picture
+    occurs.
+    """
     forms = [np.rot90(f, k, (1, 2)) for k in range(4) for f in (flat, flat[:, :, ::-1])]
     return [sum(np.abs(p - f.astype(int)).mean() < 20 for p in pictures) for f in forms]
 

@@ -13,7 +13,10 @@ from pgn_client.training.fit_mapping import fit_raw, knows, new_head, none_of_th
 from pgn_client.training.rival import same_surrogate, task_of
 from pgn_client.types import Answer, ServerProfile
 
-CARD = {"metrics": {"epoch": 3, "perplexity": 2.0}, "recipe": {"augment": "none", "mapping": "auto"}}
+CARD = {
+    "metrics": {"epoch": 3, "perplexity": 2.0},
+    "recipe": {"augment": "none", "mapping": "auto"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,12 @@ def ask(make_backbone):
             server = ServerProfile.parse(adapter.info["profile"])
             seen = np.stack([seen_by_server(image, server, 32) for image in images])
             with torch.inference_mode():
-                scores = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).softmax(1).double().numpy()
+                scores = (
+                    backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2))
+                    .softmax(1)
+                    .double()
+                    .numpy()
+                )
             best = np.argsort(-scores, axis=1)[:, :top]
             return [
                 Answer(tuple(rename(backbone.labels[i]) for i in row), tuple(p[row]))
@@ -110,14 +118,23 @@ class TestNewHead:
             key = f"generator.local_head.{name}"
             assert (found._tensors[key] == adapter._tensors[key]).all()
 
-    def test_the_same_classes_from_other_pictures_are_not_the_checkpoints_own_data(self, make_adapter, task, ask):
+    def test_the_same_classes_from_other_pictures_are_not_the_checkpoints_own_data(
+        self, make_adapter, task, ask
+    ):
         card = CARD | {"classes": list(task.classes), "data": {"digest": task.digest()}}
-        own, other = (make_adapter(card=card | {"data": {"digest": d}}) for d in (task.digest(), "another"))
+        own, other = (
+            make_adapter(card=card | {"data": {"digest": d}}) for d in (task.digest(), "another")
+        )
         folder = task.train.paths[0].parents[2]
-        assert [task_of(refit(adapter, task, ask()), folder)[1] for adapter in (own, other)] == [True, False]
+        assert [task_of(refit(adapter, task, ask()), folder)[1] for adapter in (own, other)] == [
+            True,
+            False,
+        ]
 
     def test_that_of_an_import_knows_none(self, make_adapter, task):
-        adapter = make_adapter(card=CARD | {"classes": list(task.classes), "imported": {"file": "x.pt"}})
+        adapter = make_adapter(
+            card=CARD | {"classes": list(task.classes), "imported": {"file": "x.pt"}}
+        )
         assert not knows(adapter, task)
 
     def test_a_new_one_reads_the_trunk(self, make_adapter, task):
@@ -131,7 +148,9 @@ class TestNewHead:
 
 
 def hosted(make_backbone, kind="probabilities"):
-    """An endpoint that hosts the tiny ViT and sees pictures as they are, or answers with their mean colours."""
+    """An endpoint that hosts the tiny ViT and sees pictures as they are, or answers with their mean
+    colours.
+    """
     backbone = make_backbone()
 
     def answer(paths, adapter=None):
@@ -140,7 +159,12 @@ def hosted(make_backbone, kind="probabilities"):
             colours = seen.mean(axis=(1, 2)) * [1e3, 1.0, 1e-3]
             return [Answer(("dim 0", "dim 1", "dim 2"), tuple(row), "embedding") for row in colours]
         with torch.inference_mode():
-            scores = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).softmax(1).double().numpy()
+            scores = (
+                backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2))
+                .softmax(1)
+                .double()
+                .numpy()
+            )
         return [Answer(tuple(backbone.labels), tuple(row)) for row in scores]
 
     return answer
@@ -148,7 +172,9 @@ def hosted(make_backbone, kind="probabilities"):
 
 class TestRaw:
     @pytest.mark.parametrize("kind", ["probabilities", "embedding"])
-    def test_pictures_as_they_are_are_read_by_a_mapping_alone(self, make_backbone, task, kind, tmp_path):
+    def test_pictures_as_they_are_are_read_by_a_mapping_alone(
+        self, make_backbone, task, kind, tmp_path
+    ):
         ask = hosted(make_backbone, kind)
         fitted = fit_raw(task, ask)
         hits = (fitted.mapping(ask(task.val.paths)).argmax(axis=1) == task.val.labels).mean()
@@ -178,4 +204,6 @@ class TestNoneOfThese:
 
     def test_nothing_is_refused_unless_it_is_asked_for(self, make_adapter, task, ask):
         assert "none_below" not in refit(make_adapter(card=CARD), task, ask()).info
-        assert 0 < refit(make_adapter(card=CARD), task, ask(), none_below=0.2).info["none_below"] < 1
+        assert (
+            0 < refit(make_adapter(card=CARD), task, ask(), none_below=0.2).info["none_below"] < 1
+        )

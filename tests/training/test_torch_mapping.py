@@ -51,7 +51,8 @@ class TestReturnedScores:
         expected = labels.log_scores(answers(x, top_k, decimals), SOURCE)
         found = returned_scores(x, top_k=top_k, decimals=decimals)
         assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.exp().numpy(), np.exp(expected), rtol=1e-5, atol=5e-7)  # a half of the floor
+        # a half of the floor
+        np.testing.assert_allclose(found.exp().numpy(), np.exp(expected), rtol=1e-5, atol=5e-7)
 
     @pytest.mark.parametrize("top_k", [None, 3])
     def test_are_uniform_where_rounding_leaves_nothing(self, top_k):
@@ -75,7 +76,9 @@ class TestReturnedScores:
 
     def test_rounding_passes_gradients_straight_through(self):
         x = logits(spread=0.1).requires_grad_()  # so flat that rounding changes little
-        fine, coarse = (torch.autograd.grad(returned_scores(x, decimals=d)[:, 0].sum(), x)[0] for d in (None, 3))
+        fine, coarse = (
+            torch.autograd.grad(returned_scores(x, decimals=d)[:, 0].sum(), x)[0] for d in (None, 3)
+        )
         assert fine.abs().max() > 0.1
         torch.testing.assert_close(coarse, fine, rtol=0.05, atol=0.01)
 
@@ -91,7 +94,9 @@ class TestReturnedScores:
         step = torch.zeros_like(x)
         step[0, int(x.argmax())] = 1e-2
         x.requires_grad_()
-        found = torch.autograd.grad(returned_scores(x, top_k=4)[0, int(x.argmax())], x)[0][0, int(x.argmax())]
+        found = torch.autograd.grad(returned_scores(x, top_k=4)[0, int(x.argmax())], x)[0][
+            0, int(x.argmax())
+        ]
         with torch.no_grad():
             up, down = (returned_scores(x + s * step, top_k=4)[0, int(x.argmax())] for s in (1, -1))
         assert found.item() == pytest.approx(((up - down) / 2e-2).item(), rel=1e-2)
@@ -113,7 +118,9 @@ class TestTorchMapping:
         np.testing.assert_allclose(again.weight, plain.weight, rtol=1e-6)
         assert again.weight.dtype == again.bias.dtype == np.float64
 
-    @pytest.mark.parametrize(("kind", "learns"), [("identity", False), ("blm+", False), ("linear", True)])
+    @pytest.mark.parametrize(
+        ("kind", "learns"), [("identity", False), ("blm+", False), ("linear", True)]
+    )
     def test_only_the_linear_kind_learns(self, kind, learns):
         assert {p.requires_grad for p in TorchMapping(mapping(kind)).parameters()} == {learns}
 

@@ -53,13 +53,18 @@ def task(make_folder, tmp_path_factory):
 
 @pytest.fixture
 def train(task, backbone, tmp_path):
-    """Train shortly: ``train(epochs=2)``, with options of a recipe or of ``fit``; the state is kept in ``tmp_path``."""
+    """Train shortly: ``train(epochs=2)``, with options of a recipe or of ``fit``; the state is kept
+    in ``tmp_path``.
+    """
 
     def run(preset="default", **options):
         numbers = {k: options.pop(k) for k in list(options) if k in asdict(recipe())}
         kept = {"state": tmp_path / "state.pt", "mapping": "identity"} | options
         adapter = fit(
-            kept.pop("task", task), kept.pop("backbone", backbone), recipe=recipe(preset, **SHORT | numbers), **kept
+            kept.pop("task", task),
+            kept.pop("backbone", backbone),
+            recipe=recipe(preset, **SHORT | numbers),
+            **kept,
         )
         if kept["state"] and not adapter.info["interrupted"]:
             kept["state"].unlink()  # as the command line does once the checkpoint is saved
@@ -96,9 +101,13 @@ def pictures(split):
 
 
 def served(adapter, backbone, split):
-    """Accuracy over the pictures that would be sent, through the server's geometry, the model and the mapping."""
+    """Accuracy over the pictures that would be sent, through the server's geometry, the model and
+    the mapping.
+    """
     profile = ServerProfile.parse(adapter.info["profile"])
-    seen = [seen_by_server(image, profile, backbone.input_size) for image in adapter(pictures(split))]
+    seen = [
+        seen_by_server(image, profile, backbone.input_size) for image in adapter(pictures(split))
+    ]
     p = backbone.logits(torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)).softmax(-1)
     log_p = adapter.mapping([Answer(backbone.labels, tuple(row)) for row in p.double().tolist()])
     return (log_p.argmax(1) == split.labels).mean(), log_p
@@ -111,9 +120,16 @@ def learnt(task, backbone):
 
 class TestLearning:
     def test_a_prompt_alone_makes_a_random_model_name_the_colours(self, learnt, task, backbone):
-        raw = backbone.logits(torch.from_numpy(np.stack(
-            [seen_by_server(image, ServerProfile("direct"), 32) for image in pictures(task.val)]
-        )).permute(0, 3, 1, 2))[:, :3].argmax(1)  # fmt: skip
+        raw = backbone.logits(
+            torch.from_numpy(
+                np.stack(
+                    [
+                        seen_by_server(image, ServerProfile("direct"), 32)
+                        for image in pictures(task.val)
+                    ]
+                )
+            ).permute(0, 3, 1, 2)
+        )[:, :3].argmax(1)
         assert (raw.numpy() == task.val.labels).mean() < 0.7
         assert learnt.info["mapping"]["kind"] == "identity"  # nothing but the prompt has learnt
         assert served(learnt, backbone, task.val)[0] >= 0.9
@@ -138,30 +154,55 @@ class TestLearning:
 
     def test_fusion_on_the_card_is_the_best_on_validation(self, learnt, task, backbone):
         local = np.stack([p.local_log_probs for p in learnt.prepare(pictures(task.val))])
-        assert learnt.info["fusion"] == best_fusion(served(learnt, backbone, task.val)[1], local, task.val.labels)
-        assert learnt.info["metrics"]["fused"] >= max(learnt.info["metrics"][k] for k in ("uint8", "local"))
+        assert learnt.info["fusion"] == best_fusion(
+            served(learnt, backbone, task.val)[1], local, task.val.labels
+        )
+        assert learnt.info["metrics"]["fused"] >= max(
+            learnt.info["metrics"][k] for k in ("uint8", "local")
+        )
 
     def test_the_linear_mapping_learns_along(self, task, backbone):
         rates = Rates(library=0.0, bias=0.0, mixture=0.0, trunk=0.0, mapping=0.05)
-        numbers = {"epochs": 6, "trunk_epochs": 0, "warm_mapping": False, "rates": rates, "augment": "none"}
-        history = fit(task, backbone, recipe=recipe(**numbers), mapping="linear", seed=1).info["metrics"]["history"]
-        assert history[0]["log_loss"] > 0.7 > history[-1]["log_loss"]  # it starts from ln 3, at zero
+        numbers = {
+            "epochs": 6,
+            "trunk_epochs": 0,
+            "warm_mapping": False,
+            "rates": rates,
+            "augment": "none",
+        }
+        history = fit(task, backbone, recipe=recipe(**numbers), mapping="linear", seed=1).info[
+            "metrics"
+        ]["history"]
+        # it starts from ln 3, at zero
+        assert history[0]["log_loss"] > 0.7 > history[-1]["log_loss"]
 
     @pytest.mark.parametrize("preset", ["default", "paper"])
-    @pytest.mark.parametrize("method", [name for name, m in REGISTRY.items() if issubclass(m, RGBMethod)])
+    @pytest.mark.parametrize(
+        "method", [name for name, m in REGISTRY.items() if issubclass(m, RGBMethod)]
+    )
     def test_every_preset_and_method_runs_and_saves(self, train, tmp_path, preset, method):
         adapter = train(preset, epochs=1, method=method)
         adapter.save(tmp_path / "a")
         assert PromptAdapter.load(tmp_path / "a").info["method"] == method
 
-    @pytest.mark.parametrize(("method", "reached"), [("pgn", False), ("input_independent", True), ("padding", True)])
-    def test_a_trunk_that_no_prompt_teaches_is_always_taught_by_its_head(self, train, method, reached):
-        """In the published recipe PGN's head keeps off the trunk; a rival's trunk would otherwise stay random."""
+    @pytest.mark.parametrize(
+        ("method", "reached"), [("pgn", False), ("input_independent", True), ("padding", True)]
+    )
+    def test_a_trunk_that_no_prompt_teaches_is_always_taught_by_its_head(
+        self, train, method, reached
+    ):
+        """In the published recipe PGN's head keeps off the trunk; a rival's trunk would otherwise
+        stay random.
+        """
         numbers = {"epochs": 2, "trunk_epochs": 0, "head_teaches_trunk": False, "warmup_epochs": 0}
         trunks = []
         for weight in (0.0, 1.0):
             arrays = tensors(train(method=method, local_weight=weight, **numbers))
-            trunks.append(np.concatenate([v.ravel() for k, v in arrays.items() if k.startswith("generator.trunk")]))
+            trunks.append(
+                np.concatenate(
+                    [v.ravel() for k, v in arrays.items() if k.startswith("generator.trunk")]
+                )
+            )
         assert (trunks[0] != trunks[1]).any() == reached
 
     def test_the_input_independent_prompt_is_the_same_for_all(self, train, task):
@@ -176,11 +217,15 @@ class TestLearning:
 
 class TestLatentLibrary:
     @pytest.mark.parametrize("inversion", ["bounded", "pseudo_inverse"])
-    def test_trains_and_its_adapter_renders_as_measured(self, train, task, backbone, tmp_path, inversion):
+    def test_trains_and_its_adapter_renders_as_measured(
+        self, train, task, backbone, tmp_path, inversion
+    ):
         train(library="latent", inversion=inversion).save(tmp_path / "a")
         adapter = PromptAdapter.load(tmp_path / "a")
         assert (adapter.info["library"]["kind"], adapter.info["inversion"]) == ("latent", inversion)
-        assert served(adapter, backbone, task.val)[0] == pytest.approx(adapter.info["metrics"]["uint8"])
+        assert served(adapter, backbone, task.val)[0] == pytest.approx(
+            adapter.info["metrics"]["uint8"]
+        )
 
     def test_reachable_rows_lose_nothing_where_latent_rows_do(self, train):
         fast = replace(recipe().rates, library=100.0)  # latent rows run far away within a few steps
@@ -192,7 +237,9 @@ class TestLatentLibrary:
     def test_other_libraries_of_pixels_deploy_exactly(self, train, task, backbone, library):
         adapter = train(library=library, epochs=2)
         assert adapter.info["inversion"] == "exact"
-        assert served(adapter, backbone, task.val)[0] == pytest.approx(adapter.info["metrics"]["uint8"])
+        assert served(adapter, backbone, task.val)[0] == pytest.approx(
+            adapter.info["metrics"]["uint8"]
+        )
 
     def test_carries_the_patch_embedding_along(self, train, backbone):
         found = tensors(train(library="latent", epochs=1))
@@ -224,11 +271,15 @@ class TestOtherStems:
         adapter = train(backbone=odd, library=library, epochs=2)
         assert adapter.info["backbone"]["patch_embedding_sha256"] is None
         assert adapter.canvas.patch == 16
-        assert adapter.info["metrics"]["latent"] == pytest.approx(adapter.info["metrics"]["uint8"], abs=0.1)
+        assert adapter.info["metrics"]["latent"] == pytest.approx(
+            adapter.info["metrics"]["uint8"], abs=0.1
+        )
 
     @pytest.mark.parametrize("library", ["latent", "reachable"])
     def test_a_latent_library_is_refused(self, train, odd, library):
-        with pytest.raises(ConfigurationError, match=f"got {library} for odd, which is no plain ViT"):
+        with pytest.raises(
+            ConfigurationError, match=f"got {library} for odd, which is no plain ViT"
+        ):
             train(backbone=odd, library=library)
 
     def test_a_white_box_that_reads_inside_is_refused(self, odd, task):
@@ -238,13 +289,20 @@ class TestOtherStems:
 
 class TestWire:
     def test_what_is_measured_took_the_wire(self, train, task, backbone):
-        """Behind a brutal JPEG the card tells what such a server answers, not what a lossless one does."""
+        """Behind a brutal JPEG the card tells what such a server answers, not what a lossless one
+        does.
+        """
         adapter = train(epochs=2, wire=Wire.parse("jpeg:5:420+shift:2"))
         assert adapter.info["recipe"]["wire"] == "jpeg:5:420+shift:2"
         lossy = [jpeg(image, 5, 2) for image in adapter(pictures(task.val))]
         seen = np.stack([seen_by_server(image, backbone.profile, 32) for image in lossy])
         with torch.no_grad():
-            logits = backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2)).double().log_softmax(1).numpy()
+            logits = (
+                backbone.logits(torch.from_numpy(seen).permute(0, 3, 1, 2))
+                .double()
+                .log_softmax(1)
+                .numpy()
+            )
         hits = adapter.mapping.log_probs(logits).argmax(1) == task.val.labels
         assert adapter.info["metrics"]["uint8"] == pytest.approx(hits.mean())
 
@@ -253,7 +311,10 @@ class TestWire:
             train(library="latent", wire=Wire())
 
     def test_a_shift_off_the_canvas_is_refused(self, train):
-        with pytest.raises(ConfigurationError, match="got shift:16, expected less than half of the canvas's 32 pixels"):
+        with pytest.raises(
+            ConfigurationError,
+            match="got shift:16, expected less than half of the canvas's 32 pixels",
+        ):
             train(wire=Wire(shift=16))
 
     def test_a_rival_takes_the_same(self, train, task, backbone):
@@ -285,12 +346,18 @@ class TestWhatIsTouched:
         shutil.rmtree(tmp_path / "data" / "test")
         train(task=with_test, epochs=1)
 
-    def test_validation_pictures_teach_nothing(self, train, task, make_folder, tmp_path, monkeypatch):
-        """With other validation pictures the epochs go the same way; what is kept and chosen may differ."""
+    def test_validation_pictures_teach_nothing(
+        self, train, task, make_folder, tmp_path, monkeypatch
+    ):
+        """With other validation pictures the epochs go the same way; what is kept and chosen may
+        differ.
+        """
         monkeypatch.setattr(Run, "restore_best", lambda self: None)
         other = load_task(make_folder(tmp_path / "data", train=8, val=7))
         first, second = (tensors(train(task=t, epochs=2, mapping="linear")) for t in (task, other))
-        assert all((first[k] == second[k]).all() for k in first if k.startswith(("generator.", "library.")))
+        assert all(
+            (first[k] == second[k]).all() for k in first if k.startswith(("generator.", "library."))
+        )
 
     def test_no_mapping_is_fitted_on_validation_pictures(self, train, monkeypatch):
         fitted, original = [], labels.fit
@@ -301,7 +368,8 @@ class TestWhatIsTouched:
 
         monkeypatch.setattr(labels, "fit", recording)
         train(mapping="blm+", epochs=1)
-        assert fitted == [24, 24, 24, 24 * 5]  # the first, after the epoch, the last, and that with augmented copies
+        # the first, after the epoch, the last, and that with augmented copies
+        assert fitted == [24, 24, 24, 24 * 5]
 
 
 class TestSeed:
@@ -319,14 +387,20 @@ class TestSeed:
         assert (a != b).any()
 
 
-CASES = {"linear": {"mapping": "linear"}, "blm+": {"mapping": "blm+"}, "identity": {"mapping": "identity"},
-         "paper": {"preset": "paper", "batch_size": 16},
-         "IIP": {"method": "input_independent"}, "latent": {"library": "latent"}}  # fmt: skip
+CASES = {
+    "linear": {"mapping": "linear"},
+    "blm+": {"mapping": "blm+"},
+    "identity": {"mapping": "identity"},
+    "paper": {"preset": "paper", "batch_size": 16},
+    "IIP": {"method": "input_independent"},
+    "latent": {"library": "latent"},
+}
 
 
 class TestInterruption:
     @pytest.mark.parametrize(
-        ("case", "error"), [*((case, KeyboardInterrupt) for case in CASES), ("identity", RuntimeError)]
+        ("case", "error"),
+        [*((case, KeyboardInterrupt) for case in CASES), ("identity", RuntimeError)],
     )
     def test_resumed_equals_uninterrupted(self, train, stop, tmp_path, case, error):
         whole = train(**CASES[case], state=None)
@@ -357,7 +431,9 @@ class TestInterruption:
             train()
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_whole_run_says_that_it_is_one_and_keeps_its_state_until_it_is_saved(self, task, backbone, tmp_path):
+    def test_a_whole_run_says_that_it_is_one_and_keeps_its_state_until_it_is_saved(
+        self, task, backbone, tmp_path
+    ):
         state = tmp_path / "state.pt"
         adapter = fit(task, backbone, recipe=recipe(**SHORT), mapping="identity", state=state)
         assert adapter.info["interrupted"] is False
@@ -367,7 +443,11 @@ class TestInterruption:
         stop(4)
         train()
         stop(0)
-        with pytest.raises(ConfigurationError, match=r"state\.pt is left of an unfinished run; go on with --resume"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"state\.pt is left of an unfinished run; go "
+            r"on with --resume",
+        ):
             train()
 
     @pytest.mark.parametrize(
@@ -398,12 +478,18 @@ class TestInterruption:
             train(resume=True, task=load_task(make_folder(tmp_path / "more", train=7, val=4)))
 
     def test_resuming_what_is_not_there_starts_anew(self, train):
-        assert (tensors(train(resume=True))["library.rows"] == tensors(train())["library.rows"]).all()
+        assert (
+            tensors(train(resume=True))["library.rows"] == tensors(train())["library.rows"]
+        ).all()
 
     @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut"])
     def test_a_damaged_state_is_refused_in_one_line(self, train, tmp_path, content):
         (tmp_path / "state.pt").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"state\.pt cannot be read; delete it and train anew") as error:
+        with pytest.raises(
+            CheckpointError,
+            match=r"state\.pt cannot be read; delete it and "
+            r"train anew",
+        ) as error:
             train(resume=True)
         assert "\n" not in str(error.value)
 
@@ -448,7 +534,9 @@ class TestSelection:
         run = self.run()
         self.judge(run, 0.8, 0.5001, 0.2)
         expected = -np.log([0.8, 0.5001, 0.2]).mean()
-        assert run.history == [{"accuracy": pytest.approx(2 / 3), "log_loss": pytest.approx(expected, rel=1e-5)}]
+        assert run.history == [
+            {"accuracy": pytest.approx(2 / 3), "log_loss": pytest.approx(expected, rel=1e-5)}
+        ]
 
     def test_later_steps_do_not_reach_what_is_kept(self):
         run = self.run()
@@ -462,7 +550,11 @@ class TestSelection:
             self.run().restore_best()
 
     def test_divergence_is_told_with_a_remedy(self):
-        with pytest.raises(ConfigurationError, match=r"loss of nan in epoch 1.*lower learning rates"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"loss of nan in epoch 1.*lower "
+            r"learning rates",
+        ):
             self.judge(self.run(), float("nan"), 0.5)
 
     def test_a_run_keeps_the_epoch_that_the_judge_prefers(self, train, monkeypatch):
@@ -511,23 +603,33 @@ class TestMapping:
         run = TestSelection().run()
         start = LabelMapping("blm+", ("a", "b"), ("x", "y"), np.full((2, 2), 0.5), np.zeros(2))
         run.mapping = TorchMapping(start)
-        logits, targets = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
+        logits, targets = (
+            torch.randn(10, 2, generator=torch.Generator().manual_seed(0)),
+            torch.arange(10) % 2,
+        )
         features = returned_scores(logits)
         run.refit([(features[:6], targets[:6]), (features[6:], targets[6:])], seed=0)
         expected = blm_plus(features.double().exp().numpy(), targets.numpy(), 2)
         np.testing.assert_allclose(run.mapping.weight.numpy(), expected, rtol=1e-6)
 
     def test_auto_passes_over_the_identity_between_other_names(self, task, make_backbone):
-        assert fit(task, make_backbone(), recipe=recipe(**SHORT)).info["mapping"]["kind"] in ("blm+", "linear")
+        assert fit(task, make_backbone(), recipe=recipe(**SHORT)).info["mapping"]["kind"] in (
+            "blm+",
+            "linear",
+        )
 
-    @pytest.mark.parametrize("options", [{"top_k": 2}, {"decimals": 2}, {"top_k": 1, "decimals": 1}])
+    @pytest.mark.parametrize(
+        "options", [{"top_k": 2}, {"decimals": 2}, {"top_k": 1, "decimals": 1}]
+    )
     def test_poor_answers_train_too(self, train, options):
         assert train(**options).info["recipe"].items() >= options.items()
 
 
 @pytest.fixture(scope="module")
 def info(task, backbone):
-    return fit(task, backbone, recipe=recipe(**SHORT), profile=ServerProfile("resize_crop", 36, 32), seed=3).info
+    return fit(
+        task, backbone, recipe=recipe(**SHORT), profile=ServerProfile("resize_crop", 36, 32), seed=3
+    ).info
 
 
 class TestCard:
@@ -549,7 +651,10 @@ class TestCard:
 
     def test_without_a_profile_the_backbones_own_is_taken(self, task, make_backbone):
         own = make_backbone(labels=NAMES, depth=1, profile=ServerProfile("resize_crop", 37, 32))
-        assert fit(task, own, recipe=recipe(**SHORT | {"epochs": 1})).info["profile"] == "resize_crop:37:32"
+        assert (
+            fit(task, own, recipe=recipe(**SHORT | {"epochs": 1})).info["profile"]
+            == "resize_crop:37:32"
+        )
 
 
 class TestRefusal:
@@ -584,7 +689,12 @@ class TestRecipe:
     def test_paper_is_the_published_one(self):
         p = recipe("paper")
         assert (p.optimiser, p.epochs, p.batch_size, p.warmup_epochs) == ("sgd", 500, 128, 50)
-        assert (p.library_size, p.resolution, p.augment, p.label_smoothing) == (256, 224, "paper", 0.0)
+        assert (p.library_size, p.resolution, p.augment, p.label_smoothing) == (
+            256,
+            224,
+            "paper",
+            0.0,
+        )
         assert {p.rates.library, p.rates.bias, p.rates.mixture, p.rates.trunk} == {0.1}
 
     def test_warm_up_shrinks_with_a_shorter_run(self):
@@ -597,7 +707,10 @@ class TestRecipe:
 
     @pytest.mark.parametrize("name", ["epochs", "batch_size", "library_size", "resolution"])
     def test_a_number_below_one_is_refused(self, name):
-        with pytest.raises(ConfigurationError, match=f"{name} 0, expected at least {2 if name == 'batch_size' else 1}"):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"{name} 0, expected at least {2 if name == 'batch_size' else 1}",
+        ):
             recipe(**{name: 0})
 
     def test_an_unknown_optimiser_is_told_the_known_ones(self):
@@ -613,7 +726,9 @@ class TestSchedule:
     def rates(self, chosen, steps, method=PGN):
         """Rate of each group in each step."""
         model = method.create(Setting(Canvas.build(4, 2, "rows:1"), 2, 3, library_size=2))
-        mapping = TorchMapping(LabelMapping("linear", ("a", "b"), ("a", "b"), np.eye(2), np.zeros(2)))
+        mapping = TorchMapping(
+            LabelMapping("linear", ("a", "b"), ("a", "b"), np.eye(2), np.zeros(2))
+        )
         optimiser, schedule = optimisation(model, mapping, chosen, steps)
         out = []
         for _ in range(steps):
@@ -633,7 +748,9 @@ class TestSchedule:
         chosen = recipe()
         rates = self.rates(chosen, 999)
         r = chosen.rates
-        np.testing.assert_allclose(rates.max(0), [r.library, r.bias, r.mixture, r.trunk, r.trunk, r.mapping], rtol=1e-6)
+        np.testing.assert_allclose(
+            rates.max(0), [r.library, r.bias, r.mixture, r.trunk, r.trunk, r.mapping], rtol=1e-6
+        )
         assert set(rates.argmax(0)) == {199}
         assert (rates[-1] < 1e-3 * rates.max(0)).all()
 
@@ -646,7 +763,9 @@ class TestLoss:
     def test_is_the_smoothed_cross_entropy(self, smoothing):
         logits, targets = torch.randn(7, 4), torch.arange(7) % 4
         expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        torch.testing.assert_close(smoothed_nll(logits.log_softmax(1), targets, smoothing), expected)
+        torch.testing.assert_close(
+            smoothed_nll(logits.log_softmax(1), targets, smoothing), expected
+        )
 
 
 class TestPerplexity:
@@ -654,7 +773,9 @@ class TestPerplexity:
         model = InputIndependent.create(Setting(Canvas.build(4, 2, "rows:1"), 2, 3, library_size=8))
         with torch.no_grad():
             model.generator.mixture.bias.copy_(bias.flatten())
-        return perplexity(model, Examples(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long()), 16)
+        return perplexity(
+            model, Examples(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long()), 16
+        )
 
     def test_of_a_flat_mixture_is_the_number_of_rows(self):
         assert self.of(torch.zeros(2, 8)) == pytest.approx(8, rel=1e-5)

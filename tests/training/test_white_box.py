@@ -32,7 +32,9 @@ each_kind = pytest.mark.parametrize(
 
 
 def pixels(count, seed=0):
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed)
+    ).to(torch.uint8)
 
 
 def create(method, backbone, **options):
@@ -46,7 +48,11 @@ def entering(backbone, pictures):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
     x = m.patch_embed.proj((pictures / 255 - mean) / std).flatten(2).transpose(1, 2)
     prefix = [t.expand(len(x), -1, -1) for t in (m.cls_token, m.reg_token) if t is not None]
-    x = torch.cat([*prefix, x + m.pos_embed], 1) if m.no_embed_class else torch.cat([*prefix, x], 1) + m.pos_embed
+    x = (
+        torch.cat([*prefix, x + m.pos_embed], 1)
+        if m.no_embed_class
+        else torch.cat([*prefix, x], 1) + m.pos_embed
+    )
     return m.norm_pre(x)
 
 
@@ -63,7 +69,8 @@ class TestVPT:
         model = create(VPTShallow, backbone)
         with torch.no_grad():
             own = entering(backbone, pictures)
-            x = torch.cat([own, model.prompts.expand(3, -1, -1)], 1)  # attention does not care where they stand
+            # attention does not care where they stand
+            x = torch.cat([own, model.prompts.expand(3, -1, -1)], 1)
             x = backbone.model.blocks(x)[:, : own.shape[1]]
             found = model.scores(None, pictures, Surrogate(backbone, CANVAS))
         torch.testing.assert_close(found, read(backbone.model, x), rtol=1e-4, atol=1e-5)
@@ -91,18 +98,25 @@ class TestVPT:
                 inputs.append(block(inputs[-1]))
             model = method(torch.cat(inputs if method is VPTDeep else inputs[:1]))
             surrogate = Surrogate(backbone, CANVAS)
-            found, expected = model.scores(None, picture, surrogate), model.neutral(picture, surrogate)
+            found, expected = (
+                model.scores(None, picture, surrogate),
+                model.neutral(picture, surrogate),
+            )
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     @each_vpt
     @each_kind
-    def test_where_tokens_do_not_attend_the_prompts_are_not_seen(self, make_backbone, method, options):
+    def test_where_tokens_do_not_attend_the_prompts_are_not_seen(
+        self, make_backbone, method, options
+    ):
         """So they are in no mean."""
         backbone, pictures = make_backbone(**options), pixels(2)
         for block in backbone.model.blocks:
             torch.nn.init.zeros_(block.attn.proj.weight)
         surrogate, model = Surrogate(backbone, CANVAS), create(method, backbone)
-        torch.testing.assert_close(model.scores(None, pictures, surrogate), model.neutral(pictures, surrogate))
+        torch.testing.assert_close(
+            model.scores(None, pictures, surrogate), model.neutral(pictures, surrogate)
+        )
 
     def test_with_one_block_deep_is_shallow(self, make_backbone):
         backbone = make_backbone(depth=1)
@@ -113,7 +127,9 @@ class TestVPT:
     def test_without_prompts_the_features_are_those_that_the_head_reads(self, make_backbone):
         backbone = make_backbone()
         features = create(VPTShallow, backbone).neutral(pixels(2), Surrogate(backbone, CANVAS))
-        torch.testing.assert_close(backbone.model.head(features), backbone.logits(pixels(2)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            backbone.model.head(features), backbone.logits(pixels(2)), rtol=1e-4, atol=1e-4
+        )
 
     @pytest.mark.parametrize(("method", "blocks"), [(VPTShallow, 1), (VPTDeep, 12)])
     def test_ten_prompts_are_drawn_as_published(self, method, blocks):
@@ -141,7 +157,10 @@ class TestVPT:
     def test_in_half_precision_the_features_are_nearly_the_same(self, make_backbone, method):
         backbone = make_backbone(depth=3)
         model = create(method, backbone)
-        exact, half = (model.scores(None, pixels(4), Surrogate(backbone, CANVAS, half=h)) for h in (False, True))
+        exact, half = (
+            model.scores(None, pixels(4), Surrogate(backbone, CANVAS, half=h))
+            for h in (False, True)
+        )
         assert half.dtype == torch.float32
         assert 0 < (exact - half).abs().max() < 0.1 * exact.std()
 
@@ -149,13 +168,20 @@ class TestVPT:
     def test_other_pooling_is_refused(self, make_backbone, pooling):
         backbone = make_backbone(global_pool=pooling)
         model, surrogate = create(VPTShallow, backbone), Surrogate(backbone, CANVAS)
-        for answer in (lambda: model.neutral(pixels(1), surrogate), lambda: model.scores(None, pixels(1), surrogate)):
-            with pytest.raises(ConfigurationError, match=f"tiny: got pooling {pooling}, expected token or avg"):
+        for answer in (
+            lambda: model.neutral(pixels(1), surrogate),
+            lambda: model.scores(None, pixels(1), surrogate),
+        ):
+            with pytest.raises(
+                ConfigurationError, match=f"tiny: got pooling {pooling}, expected token or avg"
+            ):
                 answer()
 
     @each_vpt
     def test_a_layout_with_prompt_cells_is_refused(self, method):
-        with pytest.raises(ConfigurationError, match=f"{method.name}: got 12 prompt cells, expected layout full"):
+        with pytest.raises(
+            ConfigurationError, match=f"{method.name}: got 12 prompt cells, expected layout full"
+        ):
             method.create(Setting(Canvas.build(32, 8), 3, 24))
 
 
@@ -164,7 +190,9 @@ class TestFineTune:
     def test_starts_as_the_backbone_is(self, make_backbone, options):
         backbone = make_backbone(**options)
         model, surrogate = create(FineTune, backbone), Surrogate(backbone, CANVAS)
-        assert torch.equal(model.scores(None, pixels(2), surrogate), model.neutral(pixels(2), surrogate))
+        assert torch.equal(
+            model.scores(None, pixels(2), surrogate), model.neutral(pixels(2), surrogate)
+        )
 
     def test_all_of_the_backbone_but_its_head_learns(self, make_backbone):
         backbone = make_backbone()
@@ -223,14 +251,26 @@ class TestTraining:
 
     @pytest.mark.parametrize("method", WHITE)
     def test_the_seed_decides(self, train, task, method):
-        assert np.array_equal(*(train(method, again=again).log_probs(task.val) for again in (False, True)))
+        assert np.array_equal(
+            *(train(method, again=again).log_probs(task.val) for again in (False, True))
+        )
 
-    @pytest.mark.parametrize("method", ["padding_published", "vpt_shallow", "vpt_deep", "fine_tune"])
+    @pytest.mark.parametrize(
+        "method", ["padding_published", "vpt_shallow", "vpt_deep", "fine_tune"]
+    )
     def test_counts_what_was_trained(self, train, method):
         border = 3 * (32 * 32 - 24 * 24)  # 30 pixels of 224 are 4 of 32
-        whole = sum(p.numel() for name, p in train(method).surrogate.backbone.model.named_parameters()
-                    if not name.startswith("head"))  # fmt: skip
-        prompt = {"padding_published": border, "vpt_shallow": 240, "vpt_deep": 480, "fine_tune": whole}[method]
+        whole = sum(
+            p.numel()
+            for name, p in train(method).surrogate.backbone.model.named_parameters()
+            if not name.startswith("head")
+        )
+        prompt = {
+            "padding_published": border,
+            "vpt_shallow": 240,
+            "vpt_deep": 480,
+            "fine_tune": whole,
+        }[method]
         read = 10 if method == "padding_published" else 24
         assert train(method).learnable() == {"prompt": prompt, "mapping": 3 * read + 3, "local": 0}
 
@@ -240,11 +280,18 @@ class TestTraining:
         v = math.sqrt(6 / (3 * 8 * 8 + 24))
         assert model.prompts.abs().max() > v  # none was drawn there
 
-    def test_fine_tuning_changes_every_weight_of_the_copy_and_none_of_the_backbone(self, train, make_backbone):
+    def test_fine_tuning_changes_every_weight_of_the_copy_and_none_of_the_backbone(
+        self, train, make_backbone
+    ):
         result, original = train("fine_tune"), make_backbone().model
-        assert all(torch.equal(v, original.state_dict()[k])
-                   for k, v in result.surrogate.backbone.model.state_dict().items())  # fmt: skip
-        assert all((v != original.state_dict()[k]).any() for k, v in result.model.model.state_dict().items())
+        assert all(
+            torch.equal(v, original.state_dict()[k])
+            for k, v in result.surrogate.backbone.model.state_dict().items()
+        )
+        assert all(
+            (v != original.state_dict()[k]).any()
+            for k, v in result.model.model.state_dict().items()
+        )
 
     def test_none_of_them_is_sent_to_an_endpoint(self, task, make_backbone):
         with pytest.raises(ConfigurationError) as told:

@@ -1,4 +1,6 @@
-"""Recorded exchanges: those of the contract, and those of real servers and clients outside the repository."""
+"""Recorded exchanges: those of the contract, and those of real servers and clients outside the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ CAPTURED = ROOT.parent / "shared/golden/wire"
 
 def ok(document: object, status: int = 200, **headers: str) -> WireResponse:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return WireResponse(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    return WireResponse(
+        status, {name.replace("_", "-"): value for name, value in headers.items()}, body
+    )
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -32,12 +36,18 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def body(part: dict[str, Any]) -> bytes:
-    return base64.b64decode(part["body_base64"]) if "body_base64" in part else json.dumps(part.get("json")).encode()
+    return (
+        base64.b64decode(part["body_base64"])
+        if "body_base64" in part
+        else json.dumps(part.get("json")).encode()
+    )
 
 
 def answer_of(name: str) -> WireResponse:
     response = golden(name)["response"]
-    return WireResponse(response["status"], {k.lower(): v for k, v in response["headers"].items()}, body(response))
+    return WireResponse(
+        response["status"], {k.lower(): v for k, v in response["headers"].items()}, body(response)
+    )
 
 
 def captured(name: str) -> WireResponse:
@@ -49,7 +59,9 @@ def captured(name: str) -> WireResponse:
     status, _, fields = head.partition(b"\r\n")
     headers = {k.lower(): v for k, v in BytesHeaderParser().parsebytes(fields).items()}
     return WireResponse(
-        int(status.split()[1]), headers, unchunked(content) if "transfer-encoding" in headers else content
+        int(status.split()[1]),
+        headers,
+        unchunked(content) if "transfer-encoding" in headers else content,
     )
 
 
@@ -74,7 +86,9 @@ def unchunked(content: bytes) -> bytes:
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (4, 4)) -> Payload:
-    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    )
     return of_image(image)
 
 
@@ -84,10 +98,17 @@ def of_image(image: Image.Image) -> Payload:
     return Payload(buffer.getvalue(), "image/png", image.width * image.height, image)
 
 
-WORDS = """predictions label score labels scores choices message content logprobs refusal data embedding outputs name
-datatype shape parameters binary_data_size displayNames token confidences top_logprobs logprob classes a"""
+WORDS = """predictions label score labels scores choices message content logprobs refusal data
+embedding outputs name datatype shape parameters binary_data_size displayNames token confidences
+top_logprobs logprob classes a"""
 KEYS = st.sampled_from(WORDS.split())
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["FP32", "BYTES", "cat", "0.5:1:x"])
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["FP32", "BYTES", "cat", "0.5:1:x"])
+)
 ANYTHING = st.recursive(
     VALUES | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),

@@ -16,11 +16,19 @@ from pgn_client import AdaptedClient, AsyncAdaptedClient
 from pgn_client.types import Answer, Prepared
 
 URL = "http://127.0.0.1:9"
-CARD = {"name": "toy", "input_size": 8, "profile": "direct", "patch_embedding_sha256": "ab" * 32, "classes": ["a", "b"]}
+CARD = {
+    "name": "toy",
+    "input_size": 8,
+    "profile": "direct",
+    "patch_embedding_sha256": "ab" * 32,
+    "classes": ["a", "b"],
+}
 
 
 def picture(seed: int = 0, size: int = 8) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    )
 
 
 def file_bytes(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -29,13 +37,21 @@ def file_bytes(image: Image.Image, format: str = "PNG", **options: Any) -> bytes
     return buffer.getvalue()
 
 
-def answered(labels: Sequence[str] = ("a", "b"), scores: Sequence[float] = (0.75, 0.25)) -> httpx.Response:
-    body = {"model": "toy", "output": "probs", "predictions": [{"labels": list(labels), "scores": list(scores)}]}
+def answered(
+    labels: Sequence[str] = ("a", "b"), scores: Sequence[float] = (0.75, 0.25)
+) -> httpx.Response:
+    body = {
+        "model": "toy",
+        "output": "probs",
+        "predictions": [{"labels": list(labels), "scores": list(scores)}],
+    }
     return httpx.Response(200, json=body, headers={"x-request-id": "req-7"})
 
 
 class Server:
-    """Our protocol on a MockTransport; ``script`` is used up first, one response or exception per picture."""
+    """Our protocol on a MockTransport; ``script`` is used up first, one response or exception per
+    picture.
+    """
 
     def __init__(self, script: Iterable[httpx.Response | Exception] = (), card: Any = CARD) -> None:
         self.script, self.card = list(script), card
@@ -47,8 +63,13 @@ class Server:
             self.card_requests += 1
             if isinstance(self.card, Exception):
                 raise self.card
-            return self.card if isinstance(self.card, httpx.Response) else httpx.Response(200, json=self.card)
-        if request.method == "GET" or request.url.path.endswith("/v2/repository/index"):  # which protocol, which model?
+            return (
+                self.card
+                if isinstance(self.card, httpx.Response)
+                else httpx.Response(200, json=self.card)
+            )
+        # which protocol, which model?
+        if request.method == "GET" or request.url.path.endswith("/v2/repository/index"):
             return httpx.Response(404)
         self.requests.append(request)
         step = self.script.pop(0) if self.script else answered()
@@ -75,8 +96,12 @@ class Clock:
         self.sleep(seconds)
 
 
-def client(server: Callable[[httpx.Request], httpx.Response], ckpt: Any = None, **options: Any) -> AdaptedClient:
-    made = AdaptedClient(options.pop("url", URL), ckpt, transport=httpx.MockTransport(server), **options)
+def client(
+    server: Callable[[httpx.Request], httpx.Response], ckpt: Any = None, **options: Any
+) -> AdaptedClient:
+    made = AdaptedClient(
+        options.pop("url", URL), ckpt, transport=httpx.MockTransport(server), **options
+    )
     made.clock = Clock()  # type: ignore[attr-defined]
     made._sleep = made.clock.sleep  # type: ignore[attr-defined]
     made._clocks.monotonic = made.clock  # type: ignore[attr-defined]
@@ -86,7 +111,9 @@ def client(server: Callable[[httpx.Request], httpx.Response], ckpt: Any = None, 
 
 
 def async_client(server: Any, ckpt: Any = None, **options: Any) -> AsyncAdaptedClient:
-    made = AsyncAdaptedClient(options.pop("url", URL), ckpt, transport=httpx.MockTransport(server), **options)
+    made = AsyncAdaptedClient(
+        options.pop("url", URL), ckpt, transport=httpx.MockTransport(server), **options
+    )
     made.clock = Clock()  # type: ignore[attr-defined]
     made._sleep = made.clock.sleep_async  # type: ignore[attr-defined]
     made._clocks.monotonic = made.clock  # type: ignore[attr-defined]
@@ -104,7 +131,9 @@ class ToyMapping:
 class ToyAdapter:
     """Inverts the picture; the local head says ``local``."""
 
-    def __init__(self, local: Sequence[float] | None = None, fusion: float | None = None, **card: Any) -> None:
+    def __init__(
+        self, local: Sequence[float] | None = None, fusion: float | None = None, **card: Any
+    ) -> None:
         self.info = {
             "classes": ["x", "y"],
             "fusion": fusion,

@@ -1,4 +1,6 @@
-"""A budget on the wire: what a server counts, over threads, retries, crashes, restarts and processes."""
+"""A budget on the wire: what a server counts, over threads, retries, crashes, restarts and
+processes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ BODY = json.dumps({"output": "probs", "predictions": [{"labels": ["a"], "scores"
 
 
 class Counting:
-    """A server that counts pictures, and fails every third of them for the moment; ``gate`` holds its answers back."""
+    """A server that counts pictures, and fails every third of them for the moment; ``gate`` holds
+    its answers back.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -93,12 +97,16 @@ def test_a_budget_of_100_sends_100_images_at_concurrency_32_retries_included():
             assert c.usage.billable == server.pictures == 100
     answered = sum(isinstance(result, Prediction) for result in results)
     assert answered == 100 - 33  # every third was refused
-    assert all(isinstance(r.error, BudgetExceededError) or "budget" in str(r.error) for r in results[-20:])
+    assert all(
+        isinstance(r.error, BudgetExceededError) or "budget" in str(r.error) for r in results[-20:]
+    )
 
 
 def test_an_asyncio_budget_holds_too():
     async def ask(url: str) -> None:
-        async with AsyncAdaptedClient(url, None, protocol="pgn", budget=40, max_concurrency=32) as c:
+        async with AsyncAdaptedClient(
+            url, None, protocol="pgn", budget=40, max_concurrency=32
+        ) as c:
             assert len([r async for r in c.classify_many([picture()] * 60)]) == 60
 
     with counting() as server:
@@ -115,8 +123,20 @@ def folder(tmp_path):
 
 
 def test_a_run_killed_in_the_middle_and_started_again_keeps_to_one_budget(folder, tmp_path):
-    """SIGKILL among 32 requests that are on their way; the second run does not know which of them arrived."""
-    words = [sys.executable, "-m", "pgn_client", "predict", folder, "--protocol", "pgn", "--budget", "100"]
+    """SIGKILL among 32 requests that are on their way; the second run does not know which of them
+    arrived.
+    """
+    words = [
+        sys.executable,
+        "-m",
+        "pgn_client",
+        "predict",
+        folder,
+        "--protocol",
+        "pgn",
+        "--budget",
+        "100",
+    ]
     words += ["--max-concurrency", "32", "--max-retries", "20", "--out", tmp_path / "out.jsonl"]
     with counting(free=40) as server:
         command = [str(word) for word in (*words, "--url", server.url)]
@@ -145,7 +165,8 @@ SENDER = """
     sys.path.insert(0, {tests!r})
     from pgn_client import AdaptedClient
     from wire.fakes import picture
-    with AdaptedClient({url!r}, None, protocol="pgn", budget=60, ledger={path!r}, max_concurrency=16) as c:
+    options = {{"protocol": "pgn", "budget": 60, "ledger": {path!r}, "max_concurrency": 16}}
+    with AdaptedClient({url!r}, None, **options) as c:
         list(c.classify_many(picture(i) for i in range(80)))
 """
 
@@ -162,7 +183,9 @@ def test_processes_that_share_a_ledger_keep_to_one_budget(tmp_path):
 
 def test_what_never_left_this_machine_is_given_back(tmp_path):
     path = tmp_path / "l.sqlite"
-    with AdaptedClient("http://127.0.0.1:1", None, protocol="pgn", budget=1, max_retries=0, ledger=path) as c:
+    with AdaptedClient(
+        "http://127.0.0.1:1", None, protocol="pgn", budget=1, max_retries=0, ledger=path
+    ) as c:
         for _ in range(3):
             with pytest.raises(ConnectionFailedError):
                 c.classify(picture())
@@ -184,7 +207,9 @@ def test_clients_of_one_ledger_share_a_budget_and_other_endpoints_do_not(tmp_pat
 
 def test_the_money_of_all_runs_is_in_the_ledger(tmp_path):
     for _ in range(3):
-        with client(Server(), protocol="pgn", price_per_image=0.25, ledger=tmp_path / "l.sqlite") as c:
+        with client(
+            Server(), protocol="pgn", price_per_image=0.25, ledger=tmp_path / "l.sqlite"
+        ) as c:
             c.classify(picture())
             assert c.usage.cost == 0.25
     with client(Server(), ledger=tmp_path / "l.sqlite") as c:
@@ -221,7 +246,16 @@ def test_a_budget_is_kept_beside_the_journal_or_the_cache_and_a_higher_one_goes_
     words = [word.format(tmp_path) for word in words]
     with counting(fails=0) as server:
         for budget, sent in ((5, 5), (5, 5), (8, 8)):
-            command = ["predict", str(folder), "--url", server.url, "--protocol", "pgn", "--budget", str(budget)]
+            command = [
+                "predict",
+                str(folder),
+                "--url",
+                server.url,
+                "--protocol",
+                "pgn",
+                "--budget",
+                str(budget),
+            ]
             assert main([*command, *words]) == 1
             assert server.pictures == sent
     assert "budget" in capsys.readouterr().err
@@ -231,8 +265,19 @@ def test_a_budget_is_kept_beside_the_journal_or_the_cache_and_a_higher_one_goes_
 def test_a_dry_run_leaves_no_file_behind(folder, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     with counting() as server:
-        words = ["--out", f"{tmp_path}/j", "--cache", f"{tmp_path}/a", "--ledger", f"{tmp_path}/l", "--budget", "5"]
-        ended = main(["predict", str(folder), "--url", server.url, "--protocol", "pgn", "--dry-run", *words])
+        words = [
+            "--out",
+            f"{tmp_path}/j",
+            "--cache",
+            f"{tmp_path}/a",
+            "--ledger",
+            f"{tmp_path}/l",
+            "--budget",
+            "5",
+        ]
+        ended = main(
+            ["predict", str(folder), "--url", server.url, "--protocol", "pgn", "--dry-run", *words]
+        )
         assert (ended, server.pictures) == (0, 0)
     assert json.loads(capsys.readouterr().out)["images"] == 150
     assert sorted(tmp_path.rglob("*")) == before

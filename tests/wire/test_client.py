@@ -40,11 +40,23 @@ from pgn_client.wire.cache import AnswerCache
 from pgn_client.wire.exchange import BrokenKind
 from pgn_client.wire.transport import FOREIGN, broken_by
 
-from .fakes import CARD, URL, Server, ToyAdapter, answered, async_client, client, file_bytes, picture
+from .fakes import (
+    CARD,
+    URL,
+    Server,
+    ToyAdapter,
+    answered,
+    async_client,
+    client,
+    file_bytes,
+    picture,
+)
 
 
 def refused(status: int, message: str = "no", **headers: str) -> httpx.Response:
-    return httpx.Response(status, json={"error": {"code": "c", "message": message}}, headers=headers)
+    return httpx.Response(
+        status, json={"error": {"code": "c", "message": message}}, headers=headers
+    )
 
 
 # ---- what is sent
@@ -85,7 +97,12 @@ def test_one_idempotency_key_per_call_across_retries():
         c.classify(picture())
     keys = [request.headers["idempotency-key"] for request in server.requests]
     assert keys[0] == keys[1] == keys[2] != keys[3]
-    assert [request.headers["x-pgn-retry-count"] for request in server.requests] == ["0", "1", "2", "0"]
+    assert [request.headers["x-pgn-retry-count"] for request in server.requests] == [
+        "0",
+        "1",
+        "2",
+        "0",
+    ]
 
 
 def test_the_key_comes_from_the_environment_by_default(monkeypatch):
@@ -99,7 +116,12 @@ def test_the_key_comes_from_the_environment_by_default(monkeypatch):
 def test_the_key_is_in_no_repr_log_or_exception(caplog):
     key = "sk-very-secret"
     caplog.set_level(logging.DEBUG)
-    for step in (refused(401), refused(500), httpx.ConnectError("down"), httpx.LocalProtocolError("x")):
+    for step in (
+        refused(401),
+        refused(500),
+        httpx.ConnectError("down"),
+        httpx.LocalProtocolError("x"),
+    ):
         with client(Server([step] * 9), api_key=key) as c:
             with pytest.raises(EndpointError) as caught:
                 c.classify(picture())
@@ -114,20 +136,30 @@ SECRET = "sk-very/secret&0123456789"
 
 
 @pytest.mark.parametrize("shift", [0, 120, 150, 180, 190])
-@pytest.mark.parametrize("spelling", [SECRET, json.dumps(SECRET).replace("/", r"\/"), html.escape(SECRET)])
+@pytest.mark.parametrize(
+    "spelling", [SECRET, json.dumps(SECRET).replace("/", r"\/"), html.escape(SECRET)]
+)
 def test_a_server_that_echoes_the_key_leaves_no_part_of_it_in_an_error(shift, spelling):
-    echo, html_page = " " * 8190 + "x" * shift + f"Bearer {spelling}", f"<html>{'x' * shift} {spelling}"
+    echo, html_page = (
+        " " * 8190 + "x" * shift + f"Bearer {spelling}",
+        (f"<html>{'x' * shift} {spelling}"),
+    )
     steps = [
         httpx.Response(200, text=echo),
         httpx.Response(200, json={"output": "probs", "predictions": [echo.strip()]}),
-        httpx.Response(200, json={"output": "probs", "predictions": [{"labels": [[echo]], "scores": [1]}]}),
+        httpx.Response(
+            200, json={"output": "probs", "predictions": [{"labels": [[echo]], "scores": [1]}]}
+        ),
         httpx.Response(400, text=echo),
         httpx.Response(400, text=html_page),
         httpx.Response(400, json={"error": {"message": echo}}),
         httpx.RemoteProtocolError(f"illegal status line: {echo}"),
     ]
     for step in steps:
-        with client(Server([step]), api_key=SECRET, max_retries=0) as c, pytest.raises(EndpointError) as caught:
+        with (
+            client(Server([step]), api_key=SECRET, max_retries=0) as c,
+            pytest.raises(EndpointError) as caught,
+        ):
             c.classify(picture())
         error = caught.value
         everything = f"{error}{error.__context__!r}{error.__cause__!r}{vars(error)}"
@@ -144,7 +176,10 @@ def test_a_server_that_echoes_the_key_in_a_header_leaves_it_in_no_request_id():
 
 def test_a_model_card_that_echoes_the_key_leaves_it_in_no_error():
     server = Server(card={**CARD, "profile": f"direct {SECRET}"})
-    with client(server, ToyAdapter(), api_key=SECRET) as c, pytest.raises(CheckpointError) as caught:
+    with (
+        client(server, ToyAdapter(), api_key=SECRET) as c,
+        pytest.raises(CheckpointError) as caught,
+    ):
         c.classify(picture())
     assert "sk-v" not in str(caught.value)
 
@@ -159,7 +194,13 @@ def test_the_constructor_sends_nothing():
 
 
 def test_passing_failures_are_retried_with_the_documented_waits():
-    server = Server([refused(503), refused(429, **{"retry-after": "3"}), httpx.RemoteProtocolError("disconnected")])
+    server = Server(
+        [
+            refused(503),
+            refused(429, **{"retry-after": "3"}),
+            httpx.RemoteProtocolError("disconnected"),
+        ]
+    )
     with client(server) as c:
         assert c.classify(picture()).attempts == 4
         assert c.clock.slept == [0.5, 3.0, 2.0]
@@ -214,14 +255,21 @@ def test_lasting_failures_are_told_at_once(step, kind):
 
 def test_a_status_error_carries_message_request_id_and_attempts():
     server = Server([refused(422, "not a picture", **{"x-request-id": "r-9"})])
-    with client(server) as c, pytest.raises(InvalidRequestError, match=r"got 422 \(not a picture\)") as caught:
+    with (
+        client(server) as c,
+        pytest.raises(InvalidRequestError, match=r"got 422 \(not a picture\)") as caught,
+    ):
         c.classify(picture())
     assert (caught.value.request_id, caught.value.attempts, caught.value.status) == ("r-9", 1, 422)
 
 
 def test_a_server_that_is_down_is_named_with_a_remedy():
     with client(Server(card=httpx.ConnectError("Connection refused"))) as c:
-        with pytest.raises(ConnectionFailedError, match=r"127\.0\.0\.1:9: cannot connect \(Connection refused; 5 att"):
+        with pytest.raises(
+            ConnectionFailedError,
+            match=r"127\.0\.0\.1:9: cannot connect "
+            r"\(Connection refused; 5 att",
+        ):
             c.classify(picture())
         assert c.usage.images == 0
 
@@ -230,7 +278,9 @@ def every(kind: type) -> list[type]:
     return [kind, *itertools.chain(*(every(child) for child in kind.__subclasses__()))]
 
 
-@pytest.mark.parametrize("name", sorted(n for n in httpx.__all__ if isinstance(getattr(httpx, n), type)))
+@pytest.mark.parametrize(
+    "name", sorted(n for n in httpx.__all__ if isinstance(getattr(httpx, n), type))
+)
 def test_every_exception_of_httpx_is_mapped(name):
     kind = getattr(httpx, name)
     if not issubclass(kind, Exception):
@@ -242,10 +292,19 @@ def test_every_exception_of_httpx_is_mapped(name):
 def test_the_map_of_httpx_says_what_is_worth_a_retry():
     kinds = {kind.__name__: broken_by(kind("x")).kind for kind in every(httpx.TransportError)}
     retried = {name for name, kind in kinds.items() if kind in ("unreached", "cut")}
-    assert retried == {"ConnectError", "ReadError", "WriteError", "CloseError", "NetworkError", "ProxyError"} | {
-        "RemoteProtocolError"
+    assert retried == {
+        "ConnectError",
+        "ReadError",
+        "WriteError",
+        "CloseError",
+        "NetworkError",
+        "ProxyError",
+    } | {"RemoteProtocolError"}
+    assert {n for n, kind in kinds.items() if kind == "late"} == {
+        "TimeoutException",
+        "ReadTimeout",
+        "WriteTimeout",
     }
-    assert {n for n, kind in kinds.items() if kind == "late"} == {"TimeoutException", "ReadTimeout", "WriteTimeout"}
     assert {n for n, kind in kinds.items() if kind == "unsent"} == {"ConnectTimeout", "PoolTimeout"}
 
 
@@ -256,9 +315,16 @@ HF_ANSWER = [{"label": "cat", "score": 0.6}, {"label": "dog", "score": 0.4}]
 
 
 @pytest.mark.parametrize(
-    "card", [httpx.Response(404), httpx.Response(200, json={"ok": "ok"}), httpx.Response(200, text="Ok"), refused(405),
-             refused(500), refused(400)]
-)  # fmt: skip
+    "card",
+    [
+        httpx.Response(404),
+        httpx.Response(200, json={"ok": "ok"}),
+        httpx.Response(200, text="Ok"),
+        refused(405),
+        refused(500),
+        refused(400),
+    ],
+)
 def test_what_has_no_model_card_speaks_huggingface_at_the_url_verbatim(card):
     server = Server([httpx.Response(200, json=HF_ANSWER)], card=card)
     with client(server, url=f"{URL}/models/vit") as c:
@@ -286,17 +352,26 @@ def test_a_named_protocol_without_checkpoint_needs_no_model_card():
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_missing_key_is_found_at_the_model_card(status):
-    with client(Server(card=refused(status))) as c, pytest.raises(AuthenticationError, match="PGN_API_KEY"):
+    with (
+        client(Server(card=refused(status))) as c,
+        pytest.raises(AuthenticationError, match="PGN_API_KEY"),
+    ):
         c.classify(picture())
 
 
 def test_huggingface_remembers_that_parameters_are_refused():
-    steps = [refused(400, "unexpected keyword argument 'top_k'"), *[httpx.Response(200, json=HF_ANSWER)] * 3]
+    steps = [
+        refused(400, "unexpected keyword argument 'top_k'"),
+        *[httpx.Response(200, json=HF_ANSWER)] * 3,
+    ]
     server = Server(steps)
     with client(server, protocol="huggingface") as c:
         assert [c.classify(picture()).attempts for _ in range(3)] == [2, 1, 1]
         assert c.usage.images == 3
-    assert [r.headers["content-type"] for r in server.requests] == ["application/json", *["image/png"] * 3]
+    assert [r.headers["content-type"] for r in server.requests] == [
+        "application/json",
+        *["image/png"] * 3,
+    ]
 
 
 def test_a_refused_picture_does_not_make_huggingface_forget_its_parameters():
@@ -309,7 +384,9 @@ def test_a_refused_picture_does_not_make_huggingface_forget_its_parameters():
 
 
 def test_a_refused_picture_after_a_success_is_that_pictures_error():
-    server = Server([httpx.Response(200, json=HF_ANSWER), refused(400), httpx.Response(200, json=HF_ANSWER)])
+    server = Server(
+        [httpx.Response(200, json=HF_ANSWER), refused(400), httpx.Response(200, json=HF_ANSWER)]
+    )
     with client(server, protocol="huggingface") as c:
         c.classify(picture())
         with pytest.raises(InvalidRequestError):
@@ -328,27 +405,39 @@ def test_another_body_has_another_idempotency_key():
 
 def test_the_first_answer_decides_what_huggingface_scores_are():
     def scored(*scores):
-        return httpx.Response(200, json=[{"label": str(i), "score": s} for i, s in enumerate(scores)])
+        return httpx.Response(
+            200, json=[{"label": str(i), "score": s} for i, s in enumerate(scores)]
+        )
 
     with client(Server([scored(3.0, -1.0), scored(0.5, 0.1)]), protocol="huggingface") as c:
         assert [answer.kind for answer in c.answers([picture()])] == ["logits"]
         assert c.answer(picture()).kind == "logits"
     with client(Server([scored(0.5, 0.1), scored(0.9, 0.8)]), protocol="huggingface") as c:
         c.answer(picture())
-        with pytest.raises(ProtocolMismatchError, match=r"sum 1\.7, expected probabilities as in the first answer"):
+        with pytest.raises(
+            ProtocolMismatchError,
+            match=r"sum 1\.7, expected probabilities as in "
+            r"the first answer",
+        ):
             c.answer(picture())
 
 
 def test_a_loading_model_is_waited_for():
-    server = Server([httpx.Response(503, json={"error": "loading", "estimated_time": 12.5}),
-                     httpx.Response(200, json=HF_ANSWER)])  # fmt: skip
+    server = Server(
+        [
+            httpx.Response(503, json={"error": "loading", "estimated_time": 12.5}),
+            httpx.Response(200, json=HF_ANSWER),
+        ]
+    )
     with client(server, protocol="huggingface") as c:
         c.classify(picture())
         assert c.clock.slept == [12.5]
 
 
 def test_logits_become_probabilities_by_softmax():
-    server = Server([httpx.Response(200, json=[{"label": "a", "score": 2.0}, {"label": "b", "score": 1.0}])])
+    server = Server(
+        [httpx.Response(200, json=[{"label": "a", "score": 2.0}, {"label": "b", "score": 1.0}])]
+    )
     with client(server, protocol="huggingface") as c:
         assert c.classify(picture()).score == pytest.approx(1 / (1 + math.exp(-1)))
 
@@ -392,7 +481,9 @@ def test_a_model_card_without_patch_embedding_is_our_protocol_and_unverified(cap
 
 
 def test_an_unverified_match_is_warned_about_once(caplog):
-    server = Server([httpx.Response(200, json=[{"label": "a", "score": 0.6}, {"label": "b", "score": 0.4}])] * 3)
+    server = Server(
+        [httpx.Response(200, json=[{"label": "a", "score": 0.6}, {"label": "b", "score": 0.4}])] * 3
+    )
     with client(server, ToyAdapter(), protocol="huggingface") as c:
         c.classify(picture())
         c.classify(picture())
@@ -407,7 +498,10 @@ def test_labels_are_the_tasks_classes():
 def test_answers_are_raw_and_in_order():
     server = Server([answered(scores=(0.75, 0.25)), answered(scores=(0.125, 0.875))])
     with client(server, ToyAdapter([0.5, 0.5], 1.0), max_concurrency=1) as c:
-        assert [answer.labels for answer in c.answers([picture(0), picture(1)])] == [("a", "b"), ("b", "a")]
+        assert [answer.labels for answer in c.answers([picture(0), picture(1)])] == [
+            ("a", "b"),
+            ("b", "a"),
+        ]
         assert c.answer(picture()).scores == (0.75, 0.25)
 
 
@@ -427,7 +521,9 @@ def test_fusion_is_the_normalised_weighted_geometric_mean():
     assert result.source == "both"
 
 
-@pytest.mark.parametrize(("fusion", "source"), [("auto", "both"), (None, "endpoint"), (0, "endpoint"), (0.5, "both")])
+@pytest.mark.parametrize(
+    ("fusion", "source"), [("auto", "both"), (None, "endpoint"), (0, "endpoint"), (0.5, "both")]
+)
 def test_auto_fusion_is_the_checkpoints(fusion, source):
     with client(Server(), ToyAdapter([0.2, 0.8], 0.5), fusion=fusion) as c:
         assert c.classify(picture()).source == source
@@ -442,7 +538,9 @@ def test_an_alpha_of_one_is_answered_locally_and_sends_nothing():
         assert c.usage.requests == server.card_requests == 0
 
 
-@pytest.mark.parametrize(("threshold", "source", "images"), [(0.8, "local", 0), (0.81, "endpoint", 1)])
+@pytest.mark.parametrize(
+    ("threshold", "source", "images"), [(0.8, "local", 0), (0.81, "endpoint", 1)]
+)
 def test_confident_pictures_cost_nothing(threshold, source, images):
     with client(Server(), ToyAdapter([0.2, 0.8]), query_below=threshold) as c:
         assert c.classify(picture()).source == source
@@ -452,7 +550,10 @@ def test_confident_pictures_cost_nothing(threshold, source, images):
 def test_fusion_without_a_local_head_is_refused():
     with pytest.raises(ConfigurationError, match="local head"):
         client(Server(), None, fusion=0.5)
-    with client(Server(), ToyAdapter(), fusion=0.5) as c, pytest.raises(ConfigurationError, match="local head"):
+    with (
+        client(Server(), ToyAdapter(), fusion=0.5) as c,
+        pytest.raises(ConfigurationError, match="local head"),
+    ):
         c.classify(picture())
 
 
@@ -491,7 +592,9 @@ def test_a_spent_budget_fails_the_rest_of_many_and_keeps_the_start():
     with client(Server(), budget=3) as c:
         results = list(c.classify_many([picture(i) for i in range(6)]))
     assert sum(isinstance(r, Prediction) for r in results) == 3
-    assert all(isinstance(r.error, BudgetExceededError) for r in results if isinstance(r, ImageFailure))
+    assert all(
+        isinstance(r.error, BudgetExceededError) for r in results if isinstance(r, ImageFailure)
+    )
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectTimeout("x"), httpx.PoolTimeout("x")])
@@ -518,7 +621,13 @@ def test_a_spent_budget_still_answers_what_costs_nothing():
 
 
 def test_two_models_behind_one_url_share_no_recorded_answers(tmp_path):
-    for changed in ({}, {"weights_sha256": "1"}, {"weights_sha256": "2"}, {"profile": "x"}, {"name": "other"}):
+    for changed in (
+        {},
+        {"weights_sha256": "1"},
+        {"weights_sha256": "2"},
+        {"profile": "x"},
+        {"name": "other"},
+    ):
         server = Server(card={**CARD, **changed})
         for sent in (1, 0):
             with client(server, cache=tmp_path / "a.sqlite", protocol="pgn") as c:
@@ -549,7 +658,10 @@ def test_a_picture_that_is_not_recorded_fails_at_once_while_the_endpoint_is_out_
 def test_a_cache_that_cannot_be_used_ends_many_in_one_line(tmp_path):
     cache = AnswerCache(tmp_path / "a.sqlite")
     cache._db.execute("DROP TABLE answers")
-    with client(Server(), cache=cache) as c, pytest.raises(ConfigurationError, match="answer cache: cannot use"):
+    with (
+        client(Server(), cache=cache) as c,
+        pytest.raises(ConfigurationError, match="answer cache: cannot use"),
+    ):
         list(c.classify_many([picture()] * 50))
     cache.close()
 
@@ -636,7 +748,9 @@ def test_a_revoked_key_ends_many_after_what_was_on_its_way():
         results.extend(c.classify_many([picture()] * 50))
     assert len(server.requests) == len(results) <= 12
     assert sum(isinstance(r, Prediction) for r in results) == 1
-    assert all(isinstance(r.error, AuthenticationError) for r in results if isinstance(r, ImageFailure))
+    assert all(
+        isinstance(r.error, AuthenticationError) for r in results if isinstance(r, ImageFailure)
+    )
 
 
 def test_a_missing_package_ends_many_at_once():
@@ -644,7 +758,10 @@ def test_a_missing_package_ends_many_at_once():
         def prepare(self, images):
             raise MissingDependencyError("making prompts", "train")
 
-    with client(Server(), NoTorch()) as c, pytest.raises(MissingDependencyError, match=r"pip install 'pgn-client"):
+    with (
+        client(Server(), NoTorch()) as c,
+        pytest.raises(MissingDependencyError, match=r"pip install 'pgn-client"),
+    ):
         list(c.classify_many([picture()]))
 
 
@@ -673,12 +790,26 @@ def test_pacing_is_not_counted_against_the_timeout():
 @pytest.mark.parametrize(
     "options",
     [
-        {"timeout": 0}, {"timeout": None}, {"timeout": math.inf}, {"max_retries": -1}, {"max_retries": 1.5},
-        {"max_concurrency": 0}, {"requests_per_second": 0}, {"fusion": 1.1}, {"fusion": "on"}, {"query_below": 2},
-        {"protocol": "grpc"}, {"labels": "cat,dog"}, {"labels": [1, 2]},
-        {"budget": -1}, {"price_per_image": -1}, {"price_per_image": "1"}, {"timeout": math.nan}, {"timeout": True},
+        {"timeout": 0},
+        {"timeout": None},
+        {"timeout": math.inf},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"max_concurrency": 0},
+        {"requests_per_second": 0},
+        {"fusion": 1.1},
+        {"fusion": "on"},
+        {"query_below": 2},
+        {"protocol": "grpc"},
+        {"labels": "cat,dog"},
+        {"labels": [1, 2]},
+        {"budget": -1},
+        {"price_per_image": -1},
+        {"price_per_image": "1"},
+        {"timeout": math.nan},
+        {"timeout": True},
     ],
-)  # fmt: skip
+)
 def test_an_option_that_cannot_work_is_refused(options):
     with pytest.raises(ConfigurationError, match="expected"):
         client(Server(), ToyAdapter([0.5, 0.5]), **options)
@@ -686,8 +817,10 @@ def test_an_option_that_cannot_work_is_refused(options):
 
 def test_both_clients_have_the_documented_signature():
     expected = (
-        "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, requests_per_second, "
-        "bytes_per_second, fusion, query_below, budget, price_per_image, ledger, cache, transport, http, labels"
+        "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, "
+        "requests_per_second, "
+        "bytes_per_second, fusion, query_below, budget, price_per_image, ledger, cache, transport, "
+        "http, labels"
     )
     for kind in (AdaptedClient, AsyncAdaptedClient):
         assert ", ".join(inspect.signature(kind).parameters) == expected
@@ -717,7 +850,13 @@ def test_the_async_client_gives_the_same_results():
     async def ask():
         async with async_client(Server([refused(503)]), ToyAdapter([0.2, 0.8], 0.25)) as c:
             one = await c.classify(picture())
-            return one, c.clock.slept, await c.answer(picture()), await c.info(), await c.adapt(picture())
+            return (
+                one,
+                c.clock.slept,
+                await c.answer(picture()),
+                await c.info(),
+                await c.adapt(picture()),
+            )
 
     one, slept, answer, info, adapted = run(ask())
     assert (one.source, one.attempts, len(slept)) == ("both", 2, 1)
@@ -790,7 +929,9 @@ def test_cancelling_a_call_closes_the_response():
     async def ask():
         global started
         started = asyncio.Event()
-        async with async_client(lambda _: httpx.Response(200, stream=Endless()), protocol="pgn") as c:
+        async with async_client(
+            lambda _: httpx.Response(200, stream=Endless()), protocol="pgn"
+        ) as c:
             task = asyncio.create_task(c.classify(picture()))
             await started.wait()
             task.cancel()

@@ -26,10 +26,14 @@ def test_the_key_is_in_no_repr_and_no_pickle():
 
 
 def test_a_copy_keeps_the_key():
-    assert copy.deepcopy(with_key("https://h")).credential.headers() == {"authorization": f"Bearer {KEY}"}
+    assert copy.deepcopy(with_key("https://h")).credential.headers() == {
+        "authorization": f"Bearer {KEY}"
+    }
 
 
-@pytest.mark.parametrize("url", ["http://api.example.org/m", "http://10.0.0.7:8000", "http://localhost.example.org"])
+@pytest.mark.parametrize(
+    "url", ["http://api.example.org/m", "http://10.0.0.7:8000", "http://localhost.example.org"]
+)
 def test_a_key_is_never_sent_in_the_clear(url):
     with pytest.raises(ConfigurationError, match="use https://") as caught:
         with_key(url)
@@ -37,7 +41,8 @@ def test_a_key_is_never_sent_in_the_clear(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://api.example.org", "http://localhost:8000", "http://127.0.0.1", "http://[::1]:9"]
+    "url",
+    ["https://api.example.org", "http://localhost:8000", "http://127.0.0.1", "http://[::1]:9"],
 )
 def test_a_key_may_travel_encrypted_or_within_this_machine(url):
     assert with_key(url).credential
@@ -47,7 +52,16 @@ def test_without_a_key_http_is_fine_anywhere():
     assert Endpoint("http://api.example.org").name == "api.example.org"
 
 
-NO_URLS = ["", "localhost:8000", "ftp://h", "http://", "http:///m", "http://h:99999", "http://h:x", "http://[::1"]
+NO_URLS = [
+    "",
+    "localhost:8000",
+    "ftp://h",
+    "http://",
+    "http:///m",
+    "http://h:99999",
+    "http://h:x",
+    "http://[::1",
+]
 
 
 @pytest.mark.parametrize("url", [*NO_URLS, "http://h/a b", "http://h/\n", None, 3])
@@ -98,7 +112,13 @@ def written(folder: Path, name: str = "endpoint.json", **content: object) -> Pat
 def test_an_endpoint_file_is_read_as_it_was_written(tmp_path):
     found = Found(profile="resize_crop:72:64", codec="jpeg:75:420", top_k=5, decimals=-1)
     endpoint = Endpoint(
-        "http://h/m", "huggingface", "vit", Limits(body_bytes=9), labels=("a", "b"), options={"x": 1}, found=found
+        "http://h/m",
+        "huggingface",
+        "vit",
+        Limits(body_bytes=9),
+        labels=("a", "b"),
+        options={"x": 1},
+        found=found,
     )
     endpoint.write(tmp_path / "endpoint.json", {"profile": "certain: seen"})
     assert Endpoint.read(tmp_path / "endpoint.json") == endpoint
@@ -130,7 +150,10 @@ def test_an_endpoint_file_may_be_written_by_hand_as_toml(tmp_path):
         ({"url": "http://h", "options": {"scale": float("nan")}}, "what JSON can say"),
         ({"url": "ftp://h"}, "http"),
         ({"url": "http://h", "profile": "bogus"}, "profile"),
-        ({"url": "http://h", "codec": "jpeg:75"}, "codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING"),
+        (
+            {"url": "http://h", "codec": "jpeg:75"},
+            "codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING",
+        ),
     ],
 )
 def test_an_endpoint_file_with_a_mistake_is_refused(tmp_path, content, words):

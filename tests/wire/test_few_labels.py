@@ -29,11 +29,15 @@ def mapping(open: bool = False) -> LabelMapping:
         (("a",), None, True, False),  # pgn map fitted it to what this endpoint says
     ],
 )
-def test_an_answer_of_fewer_labels_than_the_mapping_was_fitted_on_is_told(labels, top_k, open, told, caplog):
+def test_an_answer_of_fewer_labels_than_the_mapping_was_fitted_on_is_told(
+    labels, top_k, open, told, caplog
+):
     adapter = ToyAdapter(recipe={"top_k": top_k})
     adapter.mapping = mapping(open)
     with caplog.at_level(logging.WARNING, "pgn_client"):
-        warn_of_few_labels(Checkpoint(adapter, adapter), Endpoint("http://h"), Answer(labels, (0.5,) * len(labels)))
+        warn_of_few_labels(
+            Checkpoint(adapter, adapter), Endpoint("http://h"), Answer(labels, (0.5,) * len(labels))
+        )
     assert bool(caplog.records) == told
 
 

@@ -27,7 +27,9 @@ def folder(tmp_path):
     for i, name in enumerate(["b.png", "B.png", "a/x.jpg", "a/x.png", "ä ö.webp"]):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file_bytes(picture(i), {".jpg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG")))
+        path.write_bytes(
+            file_bytes(picture(i), {".jpg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG"))
+        )
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "._b.png").write_text("a resource fork")
     return tmp_path / "in"
@@ -85,7 +87,10 @@ def test_one_line_per_image_in_order_with_the_documented_fields(folder, tmp_path
     records = lines(out)
     assert [r.record for r in results] == records
     assert [r["path"] for r in records] == [str(path) for path in find_images(folder)]
-    assert all(set(r) == {"path", "label", "score", "scores", "sha256", "attempts", "error"} for r in records)
+    assert all(
+        set(r) == {"path", "label", "score", "scores", "sha256", "attempts", "error"}
+        for r in records
+    )
     good, bad = records[0], next(r for r in records if r["path"].endswith("broken.png"))
     assert (good["label"], good["score"], good["error"]) == ("a", 0.75, None)
     assert bad["label"] is None
@@ -113,7 +118,11 @@ def test_changed_and_failed_and_new_files_are_sent(folder, tmp_path):
     (folder / "A.png").write_bytes(file_bytes(picture(32)))
     server = Server()
     results = predict(server, find_images(folder), out)
-    assert [Path(r.record["path"]).name for r in results if not r.resumed] == ["A.png", "b.png", "c.png"]
+    assert [Path(r.record["path"]).name for r in results if not r.resumed] == [
+        "A.png",
+        "b.png",
+        "c.png",
+    ]
     assert len(server.requests) == 3
     assert [r["path"] for r in lines(out)] == [str(path) for path in find_images(folder)]
 
@@ -191,7 +200,12 @@ def test_models_that_differ_in_the_query_share_no_journal(folder, tmp_path):
 def test_a_stream_that_ends_for_a_revoked_key_keeps_what_was_answered(folder, tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(AuthenticationError):
-        predict(Server([answered(), *[httpx.Response(401)] * 9]), find_images(folder), out, max_concurrency=1)
+        predict(
+            Server([answered(), *[httpx.Response(401)] * 9]),
+            find_images(folder),
+            out,
+            max_concurrency=1,
+        )
     server = Server()
     assert len(predict(server, find_images(folder), out)) == 5
     assert len(server.requests) == 4
@@ -199,7 +213,9 @@ def test_a_stream_that_ends_for_a_revoked_key_keeps_what_was_answered(folder, tm
 
 def test_the_journal_holds_no_key(folder, tmp_path):
     predict(Server(), find_images(folder), tmp_path / "out.jsonl", api_key="sk-secret")
-    assert all(b"sk-secret" not in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    assert all(
+        b"sk-secret" not in path.read_bytes() for path in tmp_path.iterdir() if path.is_file()
+    )
 
 
 KILLED = """
@@ -255,7 +271,9 @@ def test_adapting_again_skips_what_is_done(folder, tmp_path):
 
 def test_another_checkpoint_adapts_everything_again(folder, tmp_path):
     list(adapt_files(ToyAdapter(), folder, tmp_path / "out"))
-    assert not any(result.skipped for result in adapt_files(ToyAdapter([0.5, 0.5]), folder, tmp_path / "out"))
+    assert not any(
+        result.skipped for result in adapt_files(ToyAdapter([0.5, 0.5]), folder, tmp_path / "out")
+    )
 
 
 def test_a_broken_picture_does_not_stop_the_folder(folder, tmp_path):
@@ -281,10 +299,14 @@ def test_a_single_picture_is_not_overwritten(folder, monkeypatch):
 
 def test_nothing_half_written_is_left(folder, tmp_path):
     list(adapt_files(ToyAdapter(), folder, tmp_path / "out"))
-    assert not [name for _, _, names in os.walk(tmp_path / "out") for name in names if name.endswith(".tmp")]
+    assert not [
+        name for _, _, names in os.walk(tmp_path / "out") for name in names if name.endswith(".tmp")
+    ]
 
 
-def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_picture(tmp_path, monkeypatch):
+def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_picture(
+    tmp_path, monkeypatch
+):
     class Clock:
         now, first = 0.0, True
 
@@ -314,7 +336,8 @@ def test_an_estimate_does_not_count_the_loading_of_the_checkpoint_for_every_pict
     monkeypatch.setattr("pgn_client.wire.estimate.time.perf_counter", lambda: clock.now)
     found = estimate(SlowToStart(), files)
     assert (found.images, found.already_answered) == (40, 0)
-    assert found.seconds == pytest.approx(40 * 0.5)  # local work; the round trip, 0.8 s for 8 at a time, is faster
+    # local work; the round trip, 0.8 s for 8 at a time, is faster
+    assert found.seconds == pytest.approx(40 * 0.5)
 
 
 def test_an_estimate_tells_what_is_left_and_keeps_to_the_clients_own_limits(folder, tmp_path):
@@ -332,4 +355,6 @@ def test_an_estimate_knows_how_long_bodies_take(folder):
     files = find_images(folder)
     with client(Server(), protocol="pgn", bytes_per_second=10) as c:
         sizes = [len(c._only_job(file, always=True).payload.data) for file in files]
-        assert estimate(c, files, samples=len(files)).seconds == pytest.approx(sum(sizes) / 10, rel=0.01)
+        assert estimate(c, files, samples=len(files)).seconds == pytest.approx(
+            sum(sizes) / 10, rel=0.01
+        )

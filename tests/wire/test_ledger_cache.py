@@ -55,7 +55,11 @@ def test_what_is_given_back_can_be_spent_again():
     spending = account(1, 0.5)
     spending.reserve()
     spending.release()
-    assert (spending.usage.billable, spending.usage.cost, spending.ledger.spent("e")) == (0, 0.0, (0, 0.0))
+    assert (spending.usage.billable, spending.usage.cost, spending.ledger.spent("e")) == (
+        0,
+        0.0,
+        (0, 0.0),
+    )
     spending.reserve()
     assert spending.refusal is not None
 
@@ -66,14 +70,18 @@ def test_an_image_counts_once_and_costs_each_time_that_it_is_sent():
     for retry in (False, True):
         spending.reserve()
         spending.sent(10, retry=retry)
-    assert spending.usage == Usage(images=1, requests=2, retries=1, bytes_sent=20, cost=0.5, billable=2)
+    assert spending.usage == Usage(
+        images=1, requests=2, retries=1, bytes_sent=20, cost=0.5, billable=2
+    )
 
 
 def test_without_a_price_the_cost_is_unknown():
     assert account().usage.cost is None
 
 
-@pytest.mark.parametrize("options", [{"budget": b} for b in (-1, 1.5, True, "7")] + [{"price_per_image": -1}])
+@pytest.mark.parametrize(
+    "options", [{"budget": b} for b in (-1, 1.5, True, "7")] + [{"price_per_image": -1}]
+)
 def test_a_budget_or_price_that_is_none_is_refused(options):
     with pytest.raises(ConfigurationError):
         account(**options)
@@ -173,7 +181,12 @@ def test_the_cache_may_be_used_from_many_threads(tmp_path):
 
 def test_endpoint_model_and_bytes_all_matter_for_the_key():
     base = ("u", "m", "i", b"x")
-    others = [("v", "m", "i", b"x"), ("u", None, "i", b"x"), ("u", "m", "j", b"x"), ("u", "m", "i", b"y")]
+    others = [
+        ("v", "m", "i", b"x"),
+        ("u", None, "i", b"x"),
+        ("u", "m", "j", b"x"),
+        ("u", "m", "i", b"y"),
+    ]
     assert len({cache_key(*parts) for parts in [base, *others]}) == 5
     assert cache_key(*base) == cache_key(*base)
 
@@ -229,7 +242,9 @@ def test_the_first_pictures_of_each_endpoint_are_kept(tmp_path):
         kept = cache.canaries("u")
         assert cache.canaries("w") == []
         cache.close()
-    assert [(a.labels[0], p) for a, p in kept] == [(str(i), b"picture %d" % i) for i in range(CANARIES)]
+    assert [(a.labels[0], p) for a, p in kept] == [
+        (str(i), b"picture %d" % i) for i in range(CANARIES)
+    ]
 
 
 # ---- replay

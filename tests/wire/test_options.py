@@ -30,10 +30,16 @@ from .test_sockets import read_request, response, serving
 
 def test_a_copy_has_other_options_and_shares_all_else(tmp_path):
     server = Server()
-    with client(server, ToyAdapter([0.2, 0.8]), budget=3, cache=tmp_path / "a.sqlite", requests_per_second=1) as c:
+    with client(
+        server, ToyAdapter([0.2, 0.8]), budget=3, cache=tmp_path / "a.sqlite", requests_per_second=1
+    ) as c:
         c.classify(picture(0))
         copy = c.with_options(fusion=1.0, timeout=5, max_retries=0)
-        assert (copy.timeout, copy._policy.max_retries, copy.max_concurrency) == (5.0, 0, c.max_concurrency)
+        assert (copy.timeout, copy._policy.max_retries, copy.max_concurrency) == (
+            5.0,
+            0,
+            c.max_concurrency,
+        )
         assert copy.classify(picture(1)).source == "local"
         assert c.classify(picture(1)).source == "endpoint"
         plain = c.with_options(pgn_ckpt=None)
@@ -82,7 +88,9 @@ def test_closing_a_copy_leaves_the_client_open_and_not_the_other_way_round(tmp_p
         other.classify(picture(3))
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"max_retries": -1}, {"fusion": 2}, {"query_below": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"timeout": 0}, {"max_retries": -1}, {"fusion": 2}, {"query_below": 0.5}]
+)
 def test_an_option_of_a_copy_that_cannot_work_is_refused(options):
     with client(Server()) as c, pytest.raises(ConfigurationError):
         c.with_options(**options)
@@ -126,7 +134,9 @@ def test_threads_share_one_pace():
 
 
 def test_a_retry_that_waits_for_its_pace_is_not_late():
-    with client(Server([httpx.Response(503)]), protocol="pgn", requests_per_second=0.01, timeout=5) as c:
+    with client(
+        Server([httpx.Response(503)]), protocol="pgn", requests_per_second=0.01, timeout=5
+    ) as c:
         assert c.classify(picture()).attempts == 2
 
 
@@ -150,7 +160,9 @@ def sent_headers(**options):
 
 def test_headers_are_sent_with_every_request_and_the_protocols_own_win(monkeypatch):
     monkeypatch.setenv("PGN_API_KEY", "k")
-    headers = sent_headers(http={"headers": {"X-Tenant": "blue", "Content-Type": "text/plain", "User-Agent": "me"}})
+    headers = sent_headers(
+        http={"headers": {"X-Tenant": "blue", "Content-Type": "text/plain", "User-Agent": "me"}}
+    )
     assert headers["x-tenant"] == "blue"
     assert headers["content-type"] == "image/png"
     assert headers["user-agent"] == "me"
@@ -164,7 +176,9 @@ def test_headers_are_sent_with_every_request_and_the_protocols_own_win(monkeypat
         ({"auth": ("me", SECRET)}, "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()),
     ],
 )
-def test_an_authorisation_of_the_callers_own_replaces_the_environments_key(http, expected, monkeypatch):
+def test_an_authorisation_of_the_callers_own_replaces_the_environments_key(
+    http, expected, monkeypatch
+):
     monkeypatch.setenv("PGN_API_KEY", "k")
     assert sent_headers(http=http)["authorization"] == expected
     with pytest.raises(ConfigurationError, match="api_key"):
@@ -172,7 +186,8 @@ def test_an_authorisation_of_the_callers_own_replaces_the_environments_key(http,
 
 
 @pytest.mark.parametrize(
-    "http", [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}, {"auth": (b"me", SECRET.encode())}]
+    "http",
+    [{"headers": {"X-Key": SECRET}}, {"auth": ("me", SECRET)}, {"auth": (b"me", SECRET.encode())}],
 )
 def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
     caplog.set_level(logging.DEBUG)
@@ -181,7 +196,10 @@ def test_what_authorises_is_in_no_repr_log_or_exception(http, caplog):
         for step in (httpx.Response(400, text=f"you said {echo}"), httpx.Response(200, text=echo)):
             with client(Server([step]), http=http) as c, pytest.raises(EndpointError) as caught:
                 c.classify(picture())
-            everything = "".join(traceback.format_exception(caught.value)) + f"{c!r}{vars(c)}{vars(caught.value)}"
+            everything = (
+                "".join(traceback.format_exception(caught.value))
+                + f"{c!r}{vars(c)}{vars(caught.value)}"
+            )
             assert "t0ken" not in everything
             if "auth" in http:
                 assert basic not in everything
@@ -205,7 +223,9 @@ def test_secrets_never_travel_in_the_clear(http):
 
 
 def test_a_proxys_password_goes_to_the_proxy_alone_and_forbids_no_plain_connection():
-    """A proxy passes on what it is not meant to keep: everything but its own Proxy-Authorization."""
+    """A proxy passes on what it is not meant to keep: everything but its own
+    Proxy-Authorization.
+    """
     seen = []
 
     def proxy(connection, _):
@@ -220,7 +240,9 @@ def test_a_proxys_password_goes_to_the_proxy_alone_and_forbids_no_plain_connecti
     lines = seen[0].split(b"\r\n\r\n")[0].split(b"\r\n")
     secret = base64.b64encode(b"me:p4ssword")
     assert lines[0].startswith(b"POST http://api.example.org/v1/classify")
-    assert [line.split(b":")[0].lower() for line in lines if secret in line] == [b"proxy-authorization"]
+    assert [line.split(b":")[0].lower() for line in lines if secret in line] == [
+        b"proxy-authorization"
+    ]
     assert not any(b"p4ssword" in line for line in lines)
 
 
@@ -228,24 +250,37 @@ def test_a_proxys_password_goes_to_the_proxy_alone_and_forbids_no_plain_connecti
 def test_a_token_in_the_urls_query_is_in_no_message(echo):
     server = Server([httpx.Response(404, text=echo)])
     url = f"http://127.0.0.1:9/?v=2&code={SECRET}%2Fx=="
-    with client(server, url=url, protocol="huggingface") as c, pytest.raises(InvalidRequestError) as caught:
+    with (
+        client(server, url=url, protocol="huggingface") as c,
+        pytest.raises(InvalidRequestError) as caught,
+    ):
         c.classify(picture())
     assert SECRET not in f"{caught.value}{vars(caught.value)}"
 
 
 def test_a_short_value_of_a_header_leaves_messages_readable():
     server = Server([httpx.Response(400, text="22 of 2")])
-    with client(server, http={"headers": {"X-Version": "2"}}) as c, pytest.raises(InvalidRequestError, match="22 of 2"):
+    with (
+        client(server, http={"headers": {"X-Version": "2"}}) as c,
+        pytest.raises(InvalidRequestError, match="22 of 2"),
+    ):
         c.classify(picture())
 
 
 @pytest.mark.parametrize(
     "http",
     [
-        {"timeout": 3}, {"headers": 7}, {"headers": {"X": "a\nb"}}, {"headers": {"a b": "x"}}, {"headers": {"X": ""}},
-        {"proxy": "ftp://127.0.0.1"}, {"proxy": 7}, {"auth": 7}, {"headers": {"X": None}},
+        {"timeout": 3},
+        {"headers": 7},
+        {"headers": {"X": "a\nb"}},
+        {"headers": {"a b": "x"}},
+        {"headers": {"X": ""}},
+        {"proxy": "ftp://127.0.0.1"},
+        {"proxy": 7},
+        {"auth": 7},
+        {"headers": {"X": None}},
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sent_is_refused_in_one_line(http):
     with pytest.raises(ConfigurationError) as caught:
         AdaptedClient("http://127.0.0.1:9", None, http=http)
@@ -283,18 +318,32 @@ def parsed(*words):
 
 def test_headers_and_a_proxy_on_the_command_line(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    args = parsed("--header", "X-Tenant: blue: 1", "--header", "X-Key:env:MY_TOKEN", "--proxy", "http://127.0.0.1:9")
-    assert http_options(args) == {"headers": {"X-Tenant": "blue: 1", "X-Key": SECRET}, "proxy": "http://127.0.0.1:9"}
+    args = parsed(
+        "--header",
+        "X-Tenant: blue: 1",
+        "--header",
+        "X-Key:env:MY_TOKEN",
+        "--proxy",
+        "http://127.0.0.1:9",
+    )
+    assert http_options(args) == {
+        "headers": {"X-Tenant": "blue: 1", "X-Key": SECRET},
+        "proxy": "http://127.0.0.1:9",
+    }
     assert http_options(parsed()) is None
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--header", f"nocolon{SECRET}"], ["--header", "X: "], ["--header", "X: env:PGN_IS_NOT_SET"],
-        ["--ca-file", "missing.pem"], ["--client-cert", "missing.pem:key.pem"], ["--proxy", "env:PGN_IS_NOT_SET"],
+        ["--header", f"nocolon{SECRET}"],
+        ["--header", "X: "],
+        ["--header", "X: env:PGN_IS_NOT_SET"],
+        ["--ca-file", "missing.pem"],
+        ["--client-cert", "missing.pem:key.pem"],
+        ["--proxy", "env:PGN_IS_NOT_SET"],
     ],
-)  # fmt: skip
+)
 def test_wrong_words_about_the_connection_are_one_line(words):
     with pytest.raises(ConfigurationError) as caught:
         http_options(parsed(*words))
@@ -325,7 +374,11 @@ def test_a_header_reaches_the_server(tmp_path, capsys, monkeypatch):
 
 def test_each_request_is_logged_with_its_fields(caplog):
     caplog.set_level(logging.INFO, "pgn_client")
-    with client(Server([httpx.Response(503), httpx.ConnectError("down")]), protocol="pgn", api_key="sk-secret") as c:
+    with client(
+        Server([httpx.Response(503), httpx.ConnectError("down")]),
+        protocol="pgn",
+        api_key="sk-secret",
+    ) as c:
         c.classify(picture())
         size = c.usage.bytes_sent // 3
     records = [record for record in caplog.records if hasattr(record, "attempt")]
@@ -371,7 +424,16 @@ def test_the_environment_says_what_the_command_logs(wish, monkeypatch, capsys, l
         assert "INFO POST 127.0.0.1:9: 200, attempt 1" in lines[0]
     else:
         (found,) = map(json.loads, lines)
-        assert found.keys() >= {"time", "level", "message", "endpoint", "status", "attempt", "seconds", "bytes"}
+        assert found.keys() >= {
+            "time",
+            "level",
+            "message",
+            "endpoint",
+            "status",
+            "attempt",
+            "seconds",
+            "bytes",
+        }
         assert abs(found["time"] - time.time()) < 60
         assert json.loads(last)["message"] == "careful"
 

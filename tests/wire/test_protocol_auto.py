@@ -11,7 +11,15 @@ import pytest
 
 from pgn_client.errors import AuthenticationError, ConfigurationError
 from pgn_client.wire.endpoint import Credential, Endpoint
-from pgn_client.wire.protocols import ASKED, PROTOCOLS, TOLD, Described, MalformedAnswerError, open_protocol, possible
+from pgn_client.wire.protocols import (
+    ASKED,
+    PROTOCOLS,
+    TOLD,
+    Described,
+    MalformedAnswerError,
+    open_protocol,
+    possible,
+)
 from pgn_client.wire.protocols.base import excerpt
 from tests.wire.exchanges import CAPTURED, CONTRACT, answer_of, captured, ok, picture
 from tests.wire.fakes import URL, Server, client
@@ -24,7 +32,9 @@ URLS = {"vertex": "https://h/v1/projects/p/locations/l/endpoints/e:predict"}
 
 
 def endpoint(name: str, **fields) -> Endpoint:
-    return Endpoint(URLS.get(name, "https://h"), name, "m", credential=Credential(KEY), labels=LABELS, **fields)
+    return Endpoint(
+        URLS.get(name, "https://h"), name, "m", credential=Credential(KEY), labels=LABELS, **fields
+    )
 
 
 # ---- paths
@@ -54,7 +64,9 @@ def test_a_path_tells_its_protocol(path, name):
     assert found.name == otherwise.name == name
 
 
-@pytest.mark.parametrize("path", ["", "/", "/models/vit", "/predictions", "/predict", "/score", "/v1", "/v2/users/u/x"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/models/vit", "/predictions", "/predict", "/score", "/v1", "/v2/users/u/x"]
+)
 def test_any_other_path_is_asked_about(path):
     candidates, otherwise = possible(Endpoint(f"http://h{path}"))
     assert [each.name for each in candidates] == list(ASKED)
@@ -76,11 +88,19 @@ def hub(request: httpx.Request) -> httpx.Response:
 
 def toolkit(request: httpx.Request) -> httpx.Response:
     """Answer as the Endpoints' server does."""
-    return httpx.Response(404, text="Not Found") if request.method == "GET" else httpx.Response(200, json=HF_ANSWER)
+    return (
+        httpx.Response(404, text="Not Found")
+        if request.method == "GET"
+        else httpx.Response(200, json=HF_ANSWER)
+    )
 
 
 def plain(request: httpx.Request) -> httpx.Response:
-    return httpx.Response(200, text="Ok") if request.method == "GET" else httpx.Response(200, json=HF_ANSWER)
+    return (
+        httpx.Response(200, text="Ok")
+        if request.method == "GET"
+        else httpx.Response(200, json=HF_ANSWER)
+    )
 
 
 def lists(request: httpx.Request) -> httpx.Response:
@@ -120,7 +140,9 @@ def test_a_model_of_kserve_without_tensors_speaks_its_first_version(options):
     def server(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/models/vit:predict":
             return httpx.Response(200, json={"predictions": [HF_ANSWER]})
-        return httpx.Response(200 if request.url.path in told else 404, json=told.get(request.url.path, {}))
+        return httpx.Response(
+            200 if request.url.path in told else 404, json=told.get(request.url.path, {})
+        )
 
     with client(server, **options) as c:
         assert c.classify(image()).label == "cat"
@@ -149,7 +171,10 @@ def test_the_protocol_is_told_once_it_is_known(caplog):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigurationError, match="oip, openai, openai-embeddings, pgn, sagemaker, torchserve, vertex"):
+    with pytest.raises(
+        ConfigurationError,
+        match="oip, openai, openai-embeddings, pgn, sagemaker, torchserve, vertex",
+    ):
         client(Server(), protocol="grpc")
 
 
@@ -175,7 +200,9 @@ def test_no_protocol_shows_or_places_the_key(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_unknown_options_are_refused_with_the_known_ones(name):
-    with pytest.raises(ConfigurationError, match=f"options of {name}: got 'nonsense', expected .*key_header"):
+    with pytest.raises(
+        ConfigurationError, match=f"options of {name}: got 'nonsense', expected .*key_header"
+    ):
         open_protocol(endpoint(name, options={"nonsense": 1}))
 
 
@@ -185,7 +212,9 @@ def test_every_protocol_sends_the_key_in_any_header(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-@pytest.mark.parametrize("document", [None, {}, [], {"ok": "ok"}, "Ok", 3, [[]], {"object": "list"}, {"name": "x"}])
+@pytest.mark.parametrize(
+    "document", [None, {}, [], {"ok": "ok"}, "Ok", 3, [[]], {"object": "list"}, {"name": "x"}]
+)
 def test_no_protocol_mistakes_another_answer_for_a_description(name, document):
     protocol = open_protocol(endpoint(name))
     if protocol.describe() is not None:
@@ -196,7 +225,12 @@ def test_no_protocol_mistakes_another_answer_for_a_description(name, document):
 def test_no_error_becomes_a_description(name):
     protocol = open_protocol(endpoint(name))
     try:
-        assert protocol.described(ok({"name": "m", "inputs": [], "ready": True, "status": "Healthy"}, 500)) is None
+        assert (
+            protocol.described(
+                ok({"name": "m", "inputs": [], "ready": True, "status": "Healthy"}, 500)
+            )
+            is None
+        )
     except MalformedAnswerError:
         pytest.fail("an error is no answer of this protocol")
 
@@ -208,7 +242,9 @@ def test_every_plainer_dialect_has_another_name(name):
     assert plainer is None or plainer.dialect != protocol.dialect
 
 
-CAPTURES = sorted(path.stem for path in CAPTURED.glob("resp_*.txt") if path.read_bytes().startswith(b"HTTP"))
+CAPTURES = sorted(
+    path.stem for path in CAPTURED.glob("resp_*.txt") if path.read_bytes().startswith(b"HTTP")
+)
 
 
 @pytest.mark.shared
@@ -224,7 +260,9 @@ def test_no_real_answer_makes_a_protocol_fail_otherwise(name):
             assert all(answer.labels for answer in protocol.decode(response))
 
 
-@pytest.mark.parametrize("path", sorted(CONTRACT.glob("*_error_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(CONTRACT.glob("*_error_*.json")), ids=lambda path: path.stem
+)
 def test_every_error_of_the_contract_is_told_in_words(path):
     response = answer_of(path.stem)
     for protocol in map(open_protocol, map(endpoint, PROTOCOLS)):
@@ -239,6 +277,8 @@ def test_lists_of_protocols_are_of_known_ones():
 
 def test_options_of_another_protocol_do_not_end_a_search(tmp_path):
     path = tmp_path / "endpoint.json"
-    path.write_text(json.dumps({"url": URL, "options": {"prompt": "which? {labels}", "mean": [0.5]}}))
+    path.write_text(
+        json.dumps({"url": URL, "options": {"prompt": "which? {labels}", "mean": [0.5]}})
+    )
     with client(toolkit, url=path) as c:
         assert c.classify(image()).label == "cat"

@@ -17,7 +17,17 @@ from pgn_client.wire.protocols import MalformedAnswerError, Payload
 from pgn_client.wire.protocols.base import explain
 from pgn_client.wire.protocols.sagemaker import SageMaker
 from pgn_client.wire.protocols.torchserve import TorchServe
-from tests.wire.exchanges import ANYTHING, answer_of, body, captured, decodes_or_says_so, golden, ok, picture, sent
+from tests.wire.exchanges import (
+    ANYTHING,
+    answer_of,
+    body,
+    captured,
+    decodes_or_says_so,
+    golden,
+    ok,
+    picture,
+    sent,
+)
 from tests.wire.fakes import async_client, client
 from tests.wire.fakes import picture as image
 
@@ -35,12 +45,19 @@ def torchserve(url: str = "http://h", model: str | None = "vit", **endpoint) -> 
 # ---- SageMaker
 
 
-@pytest.mark.parametrize(("name", "model"), [("sagemaker_raw", "vit"), ("sagemaker_container", None)])
+@pytest.mark.parametrize(
+    ("name", "model"), [("sagemaker_raw", "vit"), ("sagemaker_container", None)]
+)
 def test_sagemaker_posts_the_raw_picture_of_the_contract(name, model):
     request = golden(name)["request"]
-    made = sagemaker(model=model).encode([Payload(body(request), request["headers"]["Content-Type"])])
+    made = sagemaker(model=model).encode(
+        [Payload(body(request), request["headers"]["Content-Type"])]
+    )
     assert made.url == f"http://h{request['path']}"
-    assert (made.body, made.headers["content-type"]) == (body(request), request["headers"]["Content-Type"])
+    assert (made.body, made.headers["content-type"]) == (
+        body(request),
+        request["headers"]["Content-Type"],
+    )
 
 
 def test_sagemaker_with_parameters_posts_the_json_of_the_contract():
@@ -80,7 +97,10 @@ def test_sagemaker_embeddings_of_the_contract_are_understood():
         (ok({"OriginalStatusCode": 500}, 424), False),
         (ok({"OriginalStatusCode": "503"}, 424), False),
         (ok(b"", 424), False),
-        (ok({"message": "Rate exceeded"}, 400, x_amzn_errortype="ThrottlingException:http://x"), True),
+        (
+            ok({"message": "Rate exceeded"}, 400, x_amzn_errortype="ThrottlingException:http://x"),
+            True,
+        ),
         (ok({"__type": "com.amazonaws#ProvisionedThroughputExceededException"}, 400), True),
         (ok({"message": "bad"}, 400, x_amzn_errortype="ValidationError"), None),
         (ok([], 400), None),
@@ -93,8 +113,13 @@ def test_sagemaker_says_what_is_worth_a_retry(response, retry):
 
 
 def test_throttling_with_400_is_waited_for():
-    steps = [httpx.Response(400, json={"__type": "ThrottlingException"}), httpx.Response(200, json=ANSWER)]
-    with client(lambda request: steps.pop(0), url="http://127.0.0.1:9/invocations", protocol="sagemaker") as c:
+    steps = [
+        httpx.Response(400, json={"__type": "ThrottlingException"}),
+        httpx.Response(200, json=ANSWER),
+    ]
+    with client(
+        lambda request: steps.pop(0), url="http://127.0.0.1:9/invocations", protocol="sagemaker"
+    ) as c:
         assert c.classify(image()).attempts == 2
 
 
@@ -102,7 +127,10 @@ def test_a_broken_picture_in_the_container_is_told_with_its_own_words():
     def server(request: httpx.Request) -> httpx.Response:
         return httpx.Response(424, json={"Message": "from primary", "OriginalStatusCode": 400})
 
-    with client(server, protocol="sagemaker") as c, pytest.raises(InvalidRequestError, match="from primary") as caught:
+    with (
+        client(server, protocol="sagemaker") as c,
+        pytest.raises(InvalidRequestError, match="from primary") as caught,
+    ):
         c.classify(image())
     assert caught.value.attempts == 1
 
@@ -110,7 +138,9 @@ def test_a_broken_picture_in_the_container_is_told_with_its_own_words():
 @pytest.mark.parametrize("protocol", ["auto", "sagemaker"])
 def test_sagemaker_is_told_by_its_url(protocol):
     with client(
-        lambda _: httpx.Response(200, json=ANSWER), url="http://127.0.0.1:9/invocations", protocol=protocol
+        lambda _: httpx.Response(200, json=ANSWER),
+        url="http://127.0.0.1:9/invocations",
+        protocol=protocol,
     ) as c:
         assert c.classify(image()).label == "cat"
         assert c.protocol == "sagemaker raw"
@@ -120,7 +150,9 @@ class Signature(httpx.Auth):
     requires_request_body = True
 
     def auth_flow(self, request):
-        request.headers["authorization"] = f"AWS4-HMAC-SHA256 {hashlib.sha256(request.content).hexdigest()}"
+        request.headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 {hashlib.sha256(request.content).hexdigest()}"
+        )
         yield request
 
 
@@ -131,7 +163,9 @@ def test_the_callers_signature_covers_each_request():
         seen.append((request.headers["authorization"], hashlib.sha256(request.content).hexdigest()))
         return httpx.Response(200, json=ANSWER)
 
-    with client(server, url="http://127.0.0.1:9/endpoints/vit/invocations", http={"auth": Signature()}) as c:
+    with client(
+        server, url="http://127.0.0.1:9/endpoints/vit/invocations", http={"auth": Signature()}
+    ) as c:
         c.classify(image())
 
     async def alike() -> None:
@@ -149,7 +183,11 @@ def test_the_callers_signature_covers_each_request():
 def test_torchserve_posts_the_raw_picture_of_the_contract():
     request = golden("torchserve_raw")["request"]
     made = torchserve().encode([Payload(body(request), "image/png")])
-    assert (made.method, made.url, made.body) == (request["method"], f"http://h{request['path']}", body(request))
+    assert (made.method, made.url, made.body) == (
+        request["method"],
+        f"http://h{request['path']}",
+        body(request),
+    )
     assert made.headers["content-type"] == request["headers"]["Content-Type"]
 
 
@@ -168,14 +206,18 @@ def test_torchserve_by_name_asks_for_a_model_before_any_picture():
         found.encode([picture()])
 
 
-@pytest.mark.parametrize("name", ["torchserve_raw", "torchserve_json", "torchserve_multipart", "torchserve_label"])
+@pytest.mark.parametrize(
+    "name", ["torchserve_raw", "torchserve_json", "torchserve_multipart", "torchserve_label"]
+)
 def test_torchserve_answers_of_the_contract_are_understood(name):
     (answer,) = torchserve().decode(answer_of(name))
     assert (answer.labels[0], answer.kind) == ("cat", "probabilities")
 
 
 def test_torchserve_embeddings_of_the_contract_are_understood():
-    (answer,) = torchserve(options={"output": "embedding"}).decode(answer_of("torchserve_embedding"))
+    (answer,) = torchserve(options={"output": "embedding"}).decode(
+        answer_of("torchserve_embedding")
+    )
     assert (answer.kind, len(answer.scores)) == ("embedding", 24)
 
 
@@ -188,7 +230,10 @@ def test_a_failed_prediction_is_one_attempt():
     def server(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, json={"code": 503, "message": "Prediction failed"})
 
-    with client(server, protocol="torchserve", model="vit") as c, pytest.raises(ServerError, match="failed") as caught:
+    with (
+        client(server, protocol="torchserve", model="vit") as c,
+        pytest.raises(ServerError, match="failed") as caught,
+    ):
         c.classify(image())
     assert caught.value.attempts == 1
 
@@ -205,10 +250,14 @@ def test_a_real_torchserve_is_understood():
 def healthy(request: httpx.Request) -> httpx.Response:
     if request.url.path == "/ping":
         return httpx.Response(200, text='{\n  "status": "Healthy"\n}')
-    return httpx.Response(200 if request.url.path == "/predictions/vit" else 404, text='{"cat": 0.7, "dog": 0.3}')
+    return httpx.Response(
+        200 if request.url.path == "/predictions/vit" else 404, text='{"cat": 0.7, "dog": 0.3}'
+    )
 
 
-@pytest.mark.parametrize("options", [{"model": "vit"}, {"url": "http://127.0.0.1:9/predictions/vit"}])
+@pytest.mark.parametrize(
+    "options", [{"model": "vit"}, {"url": "http://127.0.0.1:9/predictions/vit"}]
+)
 def test_torchserve_is_found(options):
     with client(healthy, **options) as c:
         assert c.classify(image()).label == "cat"
@@ -224,7 +273,9 @@ def test_torchserve_without_a_model_says_so():
 
 
 @pytest.mark.parametrize("make", [sagemaker, torchserve])
-@pytest.mark.parametrize("document", [b"", b"Ok", None, [], {}, "cat", [None], {"cat": None}, {"cat": "0.5"}, [[]], 3])
+@pytest.mark.parametrize(
+    "document", [b"", b"Ok", None, [], {}, "cat", [None], {"cat": None}, {"cat": "0.5"}, [[]], 3]
+)
 def test_what_is_not_their_form_is_refused(make, document):
     with pytest.raises(MalformedAnswerError):
         make().decode(ok(document))
@@ -245,5 +296,10 @@ def test_wrong_options_are_refused(make):
 
 
 def test_other_forms_are_other_dialects():
-    kinds = [{}, {"options": {"parameters": {"top_k": 2}}}, {"labels": ("a", "b")}, {"options": {"output": "logits"}}]
+    kinds = [
+        {},
+        {"options": {"parameters": {"top_k": 2}}},
+        {"labels": ("a", "b")},
+        {"options": {"output": "logits"}},
+    ]
     assert len({sagemaker(**kind).dialect for kind in kinds}) == len(kinds)

@@ -33,7 +33,9 @@ AZURE = {
 GOOGLE = {
     "path": "/v1/images:annotate",
     "key_header": "x-goog-api-key: {key}",
-    "body": {"requests": [{"image": {"content": "{base64}"}, "features": [{"type": "LABEL_DETECTION"}]}]},
+    "body": {
+        "requests": [{"image": {"content": "{base64}"}, "features": [{"type": "LABEL_DETECTION"}]}]
+    },
     "labels": "responses[0].labelAnnotations[*].description",
     "scores": "responses[0].labelAnnotations[*].score",
     "error": "responses[0].error.message",
@@ -57,8 +59,13 @@ COG = {
     "scores": "output[*].score",
     "error": "status != 'succeeded' && (error || status)",
 }
-LITSERVE = {"path": "/predict", "body": {"image_b64": "{base64}"}, "labels": "output[*].label",
-            "scores": "output[*].score", "key_header": "X-API-Key: {key}"}  # fmt: skip
+LITSERVE = {
+    "path": "/predict",
+    "body": {"image_b64": "{base64}"},
+    "labels": "output[*].label",
+    "scores": "output[*].score",
+    "key_header": "X-API-Key: {key}",
+}
 CLARIFAI = {
     "path": "/v2/models/{model}/outputs",
     "key_header": "Authorization: Key {key}",
@@ -70,15 +77,57 @@ CLARIFAI = {
 }
 
 ANSWERS = {
-    "azure": (AZURE, {"predictions": [{"tagName": "dog", "probability": 0.3}, {"tagName": "cat", "probability": 0.7}]}),
-    "google": (GOOGLE, {"responses": [{"labelAnnotations": [{"description": "cat", "score": 0.98},
-                                                            {"description": "dog", "score": 0.42}]}]}),
-    "rekognition": (REKOGNITION, {"Labels": [{"Name": "cat", "Confidence": 98.0}, {"Name": "dog", "Confidence": 42}]}),
-    "cog": (COG, {"status": "succeeded", "output": [{"label": "cat", "score": 0.7}, {"label": "dog", "score": 0.3}]}),
-    "litserve": (LITSERVE, {"output": [{"label": "cat", "score": 0.7}, {"label": "dog", "score": 0.3}]}),
-    "clarifai": (CLARIFAI, {"status": {"code": 10000}, "outputs": [{"data": {"concepts": [
-        {"name": "cat", "value": 0.7}, {"name": "dog", "value": 0.3}]}}]}),
-}  # fmt: skip
+    "azure": (
+        AZURE,
+        {
+            "predictions": [
+                {"tagName": "dog", "probability": 0.3},
+                {"tagName": "cat", "probability": 0.7},
+            ]
+        },
+    ),
+    "google": (
+        GOOGLE,
+        {
+            "responses": [
+                {
+                    "labelAnnotations": [
+                        {"description": "cat", "score": 0.98},
+                        {"description": "dog", "score": 0.42},
+                    ]
+                }
+            ]
+        },
+    ),
+    "rekognition": (
+        REKOGNITION,
+        {"Labels": [{"Name": "cat", "Confidence": 98.0}, {"Name": "dog", "Confidence": 42}]},
+    ),
+    "cog": (
+        COG,
+        {
+            "status": "succeeded",
+            "output": [{"label": "cat", "score": 0.7}, {"label": "dog", "score": 0.3}],
+        },
+    ),
+    "litserve": (
+        LITSERVE,
+        {"output": [{"label": "cat", "score": 0.7}, {"label": "dog", "score": 0.3}]},
+    ),
+    "clarifai": (
+        CLARIFAI,
+        {
+            "status": {"code": 10000},
+            "outputs": [
+                {
+                    "data": {
+                        "concepts": [{"name": "cat", "value": 0.7}, {"name": "dog", "value": 0.3}]
+                    }
+                }
+            ],
+        },
+    ),
+}
 
 
 # ---- managed services
@@ -95,8 +144,16 @@ def test_a_managed_services_answer_is_understood(name):
 @pytest.mark.parametrize(
     ("options", "document", "words"),
     [
-        (GOOGLE, {"responses": [{"error": {"code": 3, "message": "Bad image data."}}]}, "failure: .*Bad image data"),
-        (COG, {"status": "failed", "error": "cannot identify image", "output": None}, "failure: .*cannot identify"),
+        (
+            GOOGLE,
+            {"responses": [{"error": {"code": 3, "message": "Bad image data."}}]},
+            "failure: .*Bad image data",
+        ),
+        (
+            COG,
+            {"status": "failed", "error": "cannot identify image", "output": None},
+            "failure: .*cannot identify",
+        ),
         (COG, {"status": "canceled", "error": None}, "failure: .*canceled"),
         (CLARIFAI, {"status": {"code": 11005, "description": "throttled"}}, "throttled"),
     ],
@@ -110,7 +167,10 @@ def test_a_failure_inside_a_success_reaches_the_caller(tmp_path):
     path = tmp_path / "cog.json"
     Endpoint("http://127.0.0.1:9", "custom", options=COG).write(path)
     with (
-        client(lambda _: httpx.Response(200, json={"status": "failed", "error": "no picture"}), url=path) as c,
+        client(
+            lambda _: httpx.Response(200, json={"status": "failed", "error": "no picture"}),
+            url=path,
+        ) as c,
         pytest.raises(ProtocolMismatchError, match="no picture"),
     ):
         c.classify(image())
@@ -120,8 +180,12 @@ def test_a_failure_inside_a_success_reaches_the_caller(tmp_path):
 def test_a_form_is_the_one_of_azures_client():
     headers, theirs = sent("azure_customvision_3.1.1__classify_image")
     request = custom(**AZURE).encode([picture()])
-    ours = BytesParser().parsebytes(f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode() + request.body)
-    other = BytesParser().parsebytes(f"Content-Type: {headers['content-type']}\r\n\r\n".encode() + theirs)
+    ours = BytesParser().parsebytes(
+        (f"Content-Type: {request.headers['content-type']}\r\n\r\n").encode() + request.body
+    )
+    other = BytesParser().parsebytes(
+        (f"Content-Type: {headers['content-type']}\r\n\r\n").encode() + theirs
+    )
     (part,), (reference,) = ours.get_payload(), other.get_payload()
     assert part.get_param("name", header="content-disposition") == "imageData"
     assert reference.get_param("name", header="content-disposition") == "imageData"
@@ -130,10 +194,16 @@ def test_a_form_is_the_one_of_azures_client():
 
 @pytest.mark.shared
 def test_googles_and_amazons_bodies_are_those_of_their_clients():
-    for name, options in (("gvision_3.16.0__label_detection", GOOGLE), ("boto3_1.44.5__detect_labels", REKOGNITION)):
+    for name, options in (
+        ("gvision_3.16.0__label_detection", GOOGLE),
+        ("boto3_1.44.5__detect_labels", REKOGNITION),
+    ):
         headers, theirs = sent(name)
         request = custom(**options).encode([picture()])
-        assert shape(json.loads(request.body)) >= shape(json.loads(theirs)) - {"maxResults", "MaxLabels"}
+        assert shape(json.loads(request.body)) >= shape(json.loads(theirs)) - {
+            "maxResults",
+            "MaxLabels",
+        }
         assert request.headers["content-type"] == headers["content-type"]
         assert request.headers.get("x-amz-target") == headers.get("x-amz-target")
 
@@ -168,20 +238,24 @@ def test_a_template_is_filled_wherever_a_placeholder_stands():
 
 
 def test_a_text_is_sent_as_text():
-    request = custom(body="img={base64}", headers={"Content-Type": "application/x-www-form-urlencoded"}).encode(
-        [picture()]
-    )
+    request = custom(
+        body="img={base64}", headers={"Content-Type": "application/x-www-form-urlencoded"}
+    ).encode([picture()])
     assert request.body == f"img={B64}".encode()
     assert request.headers["content-type"] == "application/x-www-form-urlencoded"
 
 
 def test_path_and_method_are_the_callers():
-    request = custom("http://h/a?v=1", "vit", path="/models/{model}", method="PUT").encode([picture()])
+    request = custom("http://h/a?v=1", "vit", path="/models/{model}", method="PUT").encode(
+        [picture()]
+    )
     assert (request.method, request.url) == ("PUT", "http://h/a/models/vit?v=1")
 
 
 def test_a_retry_sends_the_same_form():
-    assert custom(multipart="file").encode([picture()]) == custom(multipart="file").encode([picture()])
+    assert custom(multipart="file").encode([picture()]) == custom(multipart="file").encode(
+        [picture()]
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,14 +275,18 @@ def test_the_key_goes_into_the_header_that_the_service_wants(form, header, value
         return httpx.Response(200, json={"cat": 1.0})
 
     path = tmp_path / "endpoint.json"
-    Endpoint("http://127.0.0.1:9", "custom", options={"key_header": form} if form else {}).write(path)
+    Endpoint("http://127.0.0.1:9", "custom", options={"key_header": form} if form else {}).write(
+        path
+    )
     with client(server, url=path, api_key=KEY) as c:
         c.classify(image())
     assert seen[header] == value
     assert header == "authorization" or "authorization" not in seen
 
 
-@pytest.mark.parametrize("form", [f"X-API-Key: {KEY}", KEY, "X Key: {key}", "{key}", "X-Key: {key}\nY: z", 3])
+@pytest.mark.parametrize(
+    "form", [f"X-API-Key: {KEY}", KEY, "X Key: {key}", "{key}", "X-Key: {key}\nY: z", 3]
+)
 def test_a_key_header_without_its_placeholder_is_refused_and_not_shown(form):
     with pytest.raises(ConfigurationError, match=r"key_header.*\{key\}") as caught:
         Endpoint("http://h", "custom", options={"key_header": form})
@@ -230,7 +308,11 @@ def test_the_key_is_in_no_error_and_no_repr(tmp_path):
 
 
 BAD = [b"", b"Ok", None, [], {}, {"predictions": None}, {"predictions": []}, {"predictions": [{}]}]
-BAD_ONES = [{"tagName": "cat"}, {"tagName": 1, "probability": 0.5}, {"tagName": "cat", "probability": "0.5"}]
+BAD_ONES = [
+    {"tagName": "cat"},
+    {"tagName": 1, "probability": 0.5},
+    {"tagName": "cat", "probability": "0.5"},
+]
 
 
 @pytest.mark.parametrize("document", [*BAD, *({"predictions": [one]} for one in BAD_ONES)], ids=str)
@@ -250,7 +332,9 @@ def test_bare_scores_get_the_given_labels():
 
 
 def test_an_embedding_is_read_by_its_path():
-    (answer,) = custom(scores="data[0].vector", output="embedding").decode(ok({"data": [{"vector": [1, -2]}]}))
+    (answer,) = custom(scores="data[0].vector", output="embedding").decode(
+        ok({"data": [{"vector": [1, -2]}]})
+    )
     assert (answer.kind, answer.scores) == ("embedding", (1.0, -2.0))
 
 
@@ -291,7 +375,16 @@ def test_wrong_options_are_refused_with_what_is_right(options, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["Authorization", "X-API-Key", "Prediction-key", "x-auth-token", "X-Auth", "X-Password", "Cookie"]
+    "name",
+    [
+        "Authorization",
+        "X-API-Key",
+        "Prediction-key",
+        "x-auth-token",
+        "X-Auth",
+        "X-Password",
+        "Cookie",
+    ],
 )
 def test_a_key_among_the_headers_is_refused_and_not_shown(name):
     with pytest.raises(ConfigurationError, match="api_key=") as caught:

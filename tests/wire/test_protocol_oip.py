@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from pgn_client.errors import AuthenticationError, ConfigurationError, InvalidRequestError, ProtocolMismatchError
+from pgn_client.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidRequestError,
+    ProtocolMismatchError,
+)
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols import Described, MalformedAnswerError, WireResponse
 from pgn_client.wire.protocols.oip import OpenInference
@@ -70,7 +75,11 @@ def test_a_file_goes_as_base64_in_json_as_in_the_contract():
     exchange = golden("oip_json_bytes")["request"]["json"]["inputs"][0]
     protocol = bound(options={"input": "pictures"}).plainer()
     sent_input = json.loads(protocol.encode([picture()]).body)["inputs"][0]
-    assert sent_input == {**exchange, "shape": [1], "data": [base64.b64encode(picture().data).decode()]}
+    assert sent_input == {
+        **exchange,
+        "shape": [1],
+        "data": [base64.b64encode(picture().data).decode()],
+    }
 
 
 def test_a_file_follows_its_length_in_binary():
@@ -79,9 +88,13 @@ def test_a_file_follows_its_length_in_binary():
     assert tail == len(picture().data).to_bytes(4, "little") + picture().data
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("CHW", [1, 3, 4, 4]), ("HWC", [1, 4, 4, 3]), ("CHW", [3, 4, 4])])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("CHW", [1, 3, 4, 4]), ("HWC", [1, 4, 4, 3]), ("CHW", [3, 4, 4])]
+)
 def test_pixels_are_normalised_by_what_the_metadata_say(layout, shape):
-    protocol = bound(metadata({**FP32, "shape": shape}, mean=[0.1, 0.2, 0.3], std="0.5, 0.25, 1"), options={}).plainer()
+    protocol = bound(
+        metadata({**FP32, "shape": shape}, mean=[0.1, 0.2, 0.3], std="0.5, 0.25, 1"), options={}
+    ).plainer()
     tensor = json.loads(protocol.encode([picture()]).body)["inputs"][0]
     pixels = (np.asarray(picture().image) / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1]
     expected = pixels.transpose(2, 0, 1) if layout == "CHW" else pixels
@@ -103,7 +116,12 @@ def test_a_picture_of_another_size_is_squashed_to_the_models():
 
 def test_a_model_that_takes_any_size_gets_the_picture_as_it_is():
     protocol = bound(metadata({**FP32, "shape": [-1, 3, -1, -1]}, **HALF)).plainer()
-    assert json.loads(protocol.encode([picture(size=(9, 5))]).body)["inputs"][0]["shape"] == [1, 3, 5, 9]
+    assert json.loads(protocol.encode([picture(size=(9, 5))]).body)["inputs"][0]["shape"] == [
+        1,
+        3,
+        5,
+        9,
+    ]
 
 
 def test_a_picture_without_pixels_is_decoded():
@@ -126,7 +144,15 @@ def test_a_real_client_sends_the_same_binary_form():
 
 
 @pytest.mark.parametrize(
-    "name", ["oip_json", "oip_binary", "oip_raw", "oip_binary_in_json_out", "oip_json_logits_first", "oip_binary_uint8"]
+    "name",
+    [
+        "oip_json",
+        "oip_binary",
+        "oip_raw",
+        "oip_binary_in_json_out",
+        "oip_json_logits_first",
+        "oip_binary_uint8",
+    ],
 )
 def test_logits_of_the_contract_are_understood(name):
     (answer,) = bound(options={"scores": "logits"}).decode(answer_of(name))
@@ -142,13 +168,16 @@ def test_the_owners_choice_is_read_where_all_outputs_come(name):
 
 @pytest.mark.parametrize("name", ["oip_json_embedding", "oip_binary_embedding"])
 def test_an_embedding_of_the_contract_is_understood(name):
-    found = OpenInference.of(Endpoint("http://h", "oip", "vit")).described(answer_of("oip_metadata_embedding"))
+    found = OpenInference.of(Endpoint("http://h", "oip", "vit")).described(
+        answer_of("oip_metadata_embedding")
+    )
     for answer in found.protocol.decode(answer_of(name)):
         assert (answer.kind, len(answer.scores)) == ("embedding", 24)
 
 
 @pytest.mark.parametrize(
-    "name", ["oip_json_classification", "oip_binary_classification", "oip_json_classification_label"]
+    "name",
+    ["oip_json_classification", "oip_binary_classification", "oip_json_classification_label"],
 )
 def test_a_classification_names_its_labels(name):
     for answer in bound(options={"scores": golden_output(name)}).decode(answer_of(name)):
@@ -162,24 +191,42 @@ def golden_output(name: str) -> str:
 
 def test_a_server_that_keeps_scores_back_is_asked_for_a_classification():
     protocol = bound(metadata(FP32, **HALF, top_k=3, classes=["a", "b"])).plainer()
-    assert json.loads(protocol.encode([picture()]).body)["outputs"][0]["parameters"]["classification"] == 3
+    assert (
+        json.loads(protocol.encode([picture()]).body)["outputs"][0]["parameters"]["classification"]
+        == 3
+    )
 
 
 def test_indices_without_labels_are_named_by_the_given_ones():
-    said = {"outputs": [{"name": "out", "datatype": "BYTES", "shape": [1, 2], "data": ["0.7:1", "0.3:0"]}]}
+    said = {
+        "outputs": [
+            {"name": "out", "datatype": "BYTES", "shape": [1, 2], "data": ["0.7:1", "0.3:0"]}
+        ]
+    }
     (answer,) = bound(metadata(FP32, **HALF), labels=("a", "b")).decode(ok(said))
     assert (answer.labels, answer.scores) == (("b", "a"), (0.7, 0.3))
 
 
 def test_without_names_the_classes_are_numbered():
-    said = {"outputs": [{"name": "out", "datatype": "FP32", "shape": [1, 2], "data": [[-1.0, 2.0]]}]}
+    said = {
+        "outputs": [{"name": "out", "datatype": "FP32", "shape": [1, 2], "data": [[-1.0, 2.0]]}]
+    }
     (answer,) = bound(metadata(FP32, **HALF)).decode(ok(said))
     assert (answer.labels, answer.kind) == (("class 1", "class 0"), "logits")
 
 
 @pytest.mark.parametrize("shape", [[1, 5, 3], [3], [1, 3]])
 def test_an_embedding_is_the_class_token(shape):
-    said = {"outputs": [{"name": "out", "datatype": "FP32", "shape": shape, "data": list(range(int(np.prod(shape))))}]}
+    said = {
+        "outputs": [
+            {
+                "name": "out",
+                "datatype": "FP32",
+                "shape": shape,
+                "data": list(range(int(np.prod(shape)))),
+            }
+        ]
+    }
     (answer,) = bound(metadata(FP32, **HALF), options={"output": "embedding"}).decode(ok(said))
     assert answer.scores == (0, 1, 2)
 
@@ -192,7 +239,11 @@ BAD = [
     {"outputs": [{"name": "other", "datatype": "FP32", "shape": [1], "data": [1.0]}]},
     {"outputs": [{"name": "out", "datatype": "INT64", "shape": [1], "data": [1]}]},
     {"outputs": [{"name": "out", "datatype": "FP32", "shape": [2, 2, 2], "data": [1.0] * 8}]},
-    {"outputs": [{"name": "out", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}]},
+    {
+        "outputs": [
+            {"name": "out", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
+        ]
+    },
     {"outputs": [{"name": "out", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]},
     b'{"outputs":[{"name":"out","datatype":"FP32","shape":[2],"data":[NaN,1]}]}',
 ]
@@ -218,7 +269,13 @@ def test_an_input_that_no_picture_fits_is_refused(side):
 
 def test_datatypes_that_are_no_text_are_passed_over():
     outs = [{"name": "x", "datatype": {}}, {"name": "y", "datatype": "FP32"}]
-    found = bound({"inputs": [{"name": "a", "datatype": [], "shape": [1]}, FP32], "outputs": outs, "parameters": HALF})
+    found = bound(
+        {
+            "inputs": [{"name": "a", "datatype": [], "shape": [1]}, FP32],
+            "outputs": outs,
+            "parameters": HALF,
+        }
+    )
     assert (found.input.name, found.output) == ("images", "y")
 
 
@@ -228,7 +285,9 @@ def test_elements_of_bytes_end_where_their_length_says(last, read):
     head = json.dumps(
         {"outputs": [{"name": "x", "datatype": "BYTES", "shape": [3], "parameters": parameters}]}
     ).encode()
-    response = WireResponse(200, {HEADER: str(len(head))}, head + bytes(8) + bytes([last, 0, 0, 0]) + b"ab")
+    response = WireResponse(
+        200, {HEADER: str(len(head))}, head + bytes(8) + bytes([last, 0, 0, 0]) + b"ab"
+    )
     if read is not None:
         assert outputs(response)[0].data == read
         return
@@ -239,7 +298,9 @@ def test_elements_of_bytes_end_where_their_length_says(last, read):
 def test_a_binary_answer_that_was_cut_is_refused():
     whole = answer_of("oip_binary")
     with pytest.raises(MalformedAnswerError):
-        bound(options={"scores": "logits"}).decode(WireResponse(200, whole.headers, whole.body[:-4]))
+        bound(options={"scores": "logits"}).decode(
+            WireResponse(200, whole.headers, whole.body[:-4])
+        )
 
 
 @given(ANYTHING)
@@ -250,7 +311,9 @@ def test_no_json_makes_it_fail_otherwise(document):
 @given(ANYTHING)
 def test_no_metadata_make_it_fail_otherwise(document):
     try:
-        OpenInference.of(Endpoint("http://h", "oip", "vit")).described(ok({"inputs": document, "parameters": document}))
+        OpenInference.of(Endpoint("http://h", "oip", "vit")).described(
+            ok({"inputs": document, "parameters": document})
+        )
     except ConfigurationError:
         return
 
@@ -269,7 +332,9 @@ def test_no_metadata_make_it_fail_otherwise(document):
     ],
 )
 def test_real_servers_are_understood(name):
-    (answer,) = bound(metadata(FP32, **HALF), options={"scores": "logits"}).decode(captured(f"resp_{name}"))
+    (answer,) = bound(metadata(FP32, **HALF), options={"scores": "logits"}).decode(
+        captured(f"resp_{name}")
+    )
     assert answer.labels[:2] == ("class 9", "class 6")
     assert answer.scores[0] == pytest.approx(0.640563, abs=1e-5)
 
@@ -277,7 +342,9 @@ def test_real_servers_are_understood(name):
 @pytest.mark.shared
 def test_a_real_servers_nan_is_refused():
     with pytest.raises(MalformedAnswerError, match="finite"):
-        bound(metadata(FP32, **HALF), options={"scores": "logits"}).decode(captured("resp_triton2.51__nan_json"))
+        bound(metadata(FP32, **HALF), options={"scores": "logits"}).decode(
+            captured("resp_triton2.51__nan_json")
+        )
 
 
 @pytest.mark.shared
@@ -293,21 +360,36 @@ def test_what_no_binary_server_says_leads_to_json_at_once(name):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://h/a", "http://h/a/", "http://h/a/v2", "http://h/a/v2/models/vit", "http://h/a/v2/models/vit/infer"],
+    [
+        "http://h/a",
+        "http://h/a/",
+        "http://h/a/v2",
+        "http://h/a/v2/models/vit",
+        "http://h/a/v2/models/vit/infer",
+    ],
 )
 def test_the_address_may_be_that_of_the_server_or_the_model(url):
     assert bound(url=url).encode([picture()]).url == "http://h/a/v2/models/vit/infer"
 
 
 def test_a_version_in_the_address_is_kept():
-    assert bound(url="http://h/v2/models/vit/versions/2").encode([picture()]).url.endswith("/vit/versions/2/infer")
+    assert (
+        bound(url="http://h/v2/models/vit/versions/2")
+        .encode([picture()])
+        .url.endswith("/vit/versions/2/infer")
+    )
 
 
 class Triton:
     """A server of OIP; ``binary`` says whether it knows the extension, ``index`` what it hosts."""
 
     def __init__(
-        self, *, binary: bool = True, index: object = (("vit", "READY"),), models: object = None, **told: object
+        self,
+        *,
+        binary: bool = True,
+        index: object = (("vit", "READY"),),
+        models: object = None,
+        **told: object,
     ):
         self.binary, self.index, self.models, self.told = binary, index, models, told
         self.refusal = 422
@@ -322,7 +404,9 @@ class Triton:
             return (
                 httpx.Response(403, text='{"error":"This API is restricted"}')
                 if self.index is None
-                else httpx.Response(200, json=[{"name": name, "state": state} for name, state in self.index])
+                else httpx.Response(
+                    200, json=[{"name": name, "state": state} for name, state in self.index]
+                )
             )
         if path == "/v1/models" and self.models is not None:
             return httpx.Response(200, json={"models": self.models})
@@ -337,8 +421,14 @@ class Triton:
 
 
 @pytest.mark.parametrize("protocol", ["auto", "oip"])
-@pytest.mark.parametrize("server", [Triton(), Triton(index=[("vit", "READY"), ("old", "UNAVAILABLE")]),
-                                    Triton(index=None, models=["vit"])])  # fmt: skip
+@pytest.mark.parametrize(
+    "server",
+    [
+        Triton(),
+        Triton(index=[("vit", "READY"), ("old", "UNAVAILABLE")]),
+        Triton(index=None, models=["vit"]),
+    ],
+)
 def test_a_servers_only_model_is_found(server, protocol):
     with client(server, protocol=protocol, labels=["cat", "dog"]) as c:
         assert c.classify(image()).label == "dog"
@@ -346,7 +436,9 @@ def test_a_servers_only_model_is_found(server, protocol):
         assert (c.info().name, c.info().input_size, c.info().profile) == ("vit", 4, "direct")
 
 
-@pytest.mark.parametrize("server", [Triton(index=[("a", ""), ("b", "")]), Triton(index=None, models=["a", "b"])])
+@pytest.mark.parametrize(
+    "server", [Triton(index=[("a", ""), ("b", "")]), Triton(index=None, models=["a", "b"])]
+)
 def test_several_models_are_named(server):
     with client(server) as c, pytest.raises(ConfigurationError, match=r"hosts a, b.*give model="):
         c.classify(image())
@@ -366,11 +458,15 @@ def test_a_server_that_does_not_list_its_models_says_what_is_missing():
 
 
 def test_a_model_that_is_not_there_is_told():
-    with client(Triton(), protocol="oip", model="nope") as c, pytest.raises(InvalidRequestError, match="Not Found"):
+    with (
+        client(Triton(), protocol="oip", model="nope") as c,
+        pytest.raises(InvalidRequestError, match="Not Found"),
+    ):
         c.classify(image())
 
 
-@pytest.mark.parametrize("status", [400, 415, 422, 500])  # 500: MLServer trips over its own refusal, which echoes
+# 500: MLServer trips over its own refusal, which echoes
+@pytest.mark.parametrize("status", [400, 415, 422, 500])
 def test_json_is_spoken_to_a_server_without_the_extension_and_stays(status):
     server = Triton(binary=False)
     server.refusal = status
@@ -381,7 +477,9 @@ def test_json_is_spoken_to_a_server_without_the_extension_and_stays(status):
 
 def test_a_failure_after_a_success_is_no_reason_for_json():
     protocol = bound(metadata(FP32, **HALF))
-    protocol.decode(ok({"outputs": [{"name": "out", "datatype": "FP32", "shape": [2], "data": [0.5, 0.5]}]}))
+    protocol.decode(
+        ok({"outputs": [{"name": "out", "datatype": "FP32", "shape": [2], "data": [0.5, 0.5]}]})
+    )
     assert protocol.fallback(WireResponse(500, {})) is None
     assert protocol.retryable(WireResponse(500, {})) is None
 
@@ -409,7 +507,10 @@ def test_metadata_that_are_none_are_a_mismatch():
     def server(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"ok": "ok"})
 
-    with client(server, protocol="oip", model="vit") as c, pytest.raises(ProtocolMismatchError, match="description"):
+    with (
+        client(server, protocol="oip", model="vit") as c,
+        pytest.raises(ProtocolMismatchError, match="description"),
+    ):
         c.classify(image())
 
 
@@ -431,7 +532,9 @@ def test_metadata_that_do_not_tell_enough_say_which_option_does(shape, parameter
         protocol.described(ok(metadata({**FP32, "shape": shape}, **parameters)))
 
 
-@pytest.mark.parametrize("options", [{"meen": [0]}, {"mean": "0.5"}, {"output": "votes"}, {"classification": True}])
+@pytest.mark.parametrize(
+    "options", [{"meen": [0]}, {"mean": "0.5"}, {"output": "votes"}, {"classification": True}]
+)
 def test_wrong_options_are_refused_at_once(options, tmp_path):
     path = tmp_path / "endpoint.json"
     Endpoint("http://h", "oip", "vit", options=options).write(path)
@@ -440,5 +543,10 @@ def test_wrong_options_are_refused_at_once(options, tmp_path):
 
 
 def test_other_normalisations_and_labels_are_other_dialects():
-    kinds = [{}, {"options": {"mean": 0}}, {"options": {"scores": "logits"}}, {"labels": CLASSES[:2]}]
+    kinds = [
+        {},
+        {"options": {"mean": 0}},
+        {"options": {"scores": "logits"}},
+        {"labels": CLASSES[:2]},
+    ]
     assert len({bound(metadata(FP32, **HALF), **kind).dialect for kind in kinds}) == len(kinds)

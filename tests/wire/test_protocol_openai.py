@@ -16,7 +16,16 @@ from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols import MalformedAnswerError, Payload, WireResponse
 from pgn_client.wire.protocols.base import explain
 from pgn_client.wire.protocols.openai import Chat, Embeddings
-from tests.wire.exchanges import ANYTHING, answer_of, captured, decodes_or_says_so, golden, ok, picture, sent
+from tests.wire.exchanges import (
+    ANYTHING,
+    answer_of,
+    captured,
+    decodes_or_says_so,
+    golden,
+    ok,
+    picture,
+    sent,
+)
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image
 
@@ -68,7 +77,12 @@ def test_openais_client_sends_the_same_fields():
     ours, document = json.loads(request.body), json.loads(theirs)
     assert request.url == f"http://h{headers[':path']}"
     assert request.headers["content-type"] == headers["content-type"]
-    assert ours.keys() <= document.keys() | {"max_tokens", "temperature", "logprobs", "top_logprobs"}
+    assert ours.keys() <= document.keys() | {
+        "max_tokens",
+        "temperature",
+        "logprobs",
+        "top_logprobs",
+    }
     assert ours["response_format"].keys() == document["response_format"].keys()
     assert ours["messages"][0]["content"][1].keys() == document["messages"][1]["content"][1].keys()
 
@@ -79,7 +93,10 @@ def test_openais_client_sends_the_same_fields():
         ("http://h", "/v1/chat/completions"),
         ("http://h/api/v1/", "/api/v1/chat/completions"),
         ("http://h/v1/chat/completions", "/v1/chat/completions"),
-        ("http://h/deployments/d/chat/completions?api-version=1", "/deployments/d/chat/completions?api-version=1"),
+        (
+            "http://h/deployments/d/chat/completions?api-version=1",
+            "/deployments/d/chat/completions?api-version=1",
+        ),
     ],
 )
 def test_the_address_may_be_that_of_the_server_or_the_method(url, path):
@@ -87,14 +104,19 @@ def test_the_address_may_be_that_of_the_server_or_the_method(url, path):
 
 
 def test_a_parameter_can_be_added_and_taken_away():
-    made = json.loads(chat(options={"parameters": {"max_tokens": None, "seed": 1}}).encode([picture()]).body)
+    made = json.loads(
+        chat(options={"parameters": {"max_tokens": None, "seed": 1}}).encode([picture()]).body
+    )
     assert "max_tokens" not in made
     assert made["seed"] == 1
 
 
 def test_what_a_server_may_refuse_is_left_out_in_the_plainer_form():
     plain = chat().fallback(WireResponse(400, {}))
-    assert not {"logprobs", "top_logprobs", "response_format"} & json.loads(plain.encode([picture()]).body).keys()
+    assert (
+        not {"logprobs", "top_logprobs", "response_format"}
+        & json.loads(plain.encode([picture()]).body).keys()
+    )
     assert plain.fallback(WireResponse(400, {})) is None
     assert plain.dialect != chat().dialect
 
@@ -114,14 +136,26 @@ def test_other_labels_and_words_are_other_dialects():
 
 
 @pytest.mark.parametrize(
-    "content", ["cat", '{"label": "cat"}', '{"label":"Cat"}', '"cat"', "Cat.", " cat\n", "`cat`", '{"label": "cat" }']
+    "content",
+    [
+        "cat",
+        '{"label": "cat"}',
+        '{"label":"Cat"}',
+        '"cat"',
+        "Cat.",
+        " cat\n",
+        "`cat`",
+        '{"label": "cat" }',
+    ],
 )
 def test_a_label_is_understood(content):
     (answer,) = chat().decode(ok(said(content)))
     assert (answer.labels, answer.scores, answer.kind) == (("cat",), (1.0,), "label")
 
 
-@pytest.mark.parametrize("content", ["a cat", "bird", "", '{"label": "bird"}', '{"label": 3}', '{"x": "cat"}', None, 3])
+@pytest.mark.parametrize(
+    "content", ["a cat", "bird", "", '{"label": "bird"}', '{"label": 3}', '{"x": "cat"}', None, 3]
+)
 def test_what_is_none_of_the_labels_is_refused_and_told(content):
     with pytest.raises(MalformedAnswerError) as caught:
         chat().decode(ok(said(content)))
@@ -135,7 +169,12 @@ def test_a_refusal_is_told():
 
 def test_what_was_said_instead_of_a_label_reaches_the_caller():
     with (
-        client(lambda _: httpx.Response(200, json=said("a bird")), protocol="openai", model="m", labels=LABELS) as c,
+        client(
+            lambda _: httpx.Response(200, json=said("a bird")),
+            protocol="openai",
+            model="m",
+            labels=LABELS,
+        ) as c,
         pytest.raises(ProtocolMismatchError, match="a bird"),
     ):
         c.classify(image())
@@ -163,16 +202,25 @@ def test_the_first_token_decides_where_it_leaves_one_label():
     document = as_json("lynx", token("ly", 0.6, ca=0.3, d=0.05), token("nx", 1.0))
     (answer,) = chat().decode(ok(document))
     assert answer.kind == "probabilities"
-    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx({"lynx": 0.6, "cat": 0.3, "dog": 0.05})
+    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx(
+        {"lynx": 0.6, "cat": 0.3, "dog": 0.05}
+    )
 
 
 def test_spellings_of_one_label_are_added_up():
     (answer,) = chat().decode(ok(as_json("cat", token("cat", 0.5, ca=0.2, dog=0.3))))
-    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx({"cat": 0.7, "dog": 0.3})
+    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx(
+        {"cat": 0.7, "dog": 0.3}
+    )
 
 
 def test_a_token_may_begin_before_the_label():
-    document = said('{"label":"dog"}', token('{"label":', 1.0), token('"dog', 0.8, **{'"cat': 0.2}), token('"}', 1.0))
+    document = said(
+        '{"label":"dog"}',
+        token('{"label":', 1.0),
+        token('"dog', 0.8, **{'"cat': 0.2}),
+        token('"}', 1.0),
+    )
     (answer,) = chat().decode(ok(document))
     assert answer.scores == pytest.approx((0.8, 0.2))
 
@@ -187,17 +235,25 @@ def test_a_token_that_leaves_several_labels_gives_the_label_alone():
 
 def test_tokens_that_are_no_label_are_left_out():
     (answer,) = chat().decode(ok(said("cat", token("cat", 0.5, dog=0.2, The=0.2, do=0.05))))
-    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx({"cat": 0.5, "dog": 0.2})
+    assert dict(zip(answer.labels, answer.scores, strict=True)) == pytest.approx(
+        {"cat": 0.5, "dog": 0.2}
+    )
 
 
 def test_a_token_of_no_probability_worth_the_name_is_none():
-    document = said("cat", {"token": "cat", "logprob": 0, "top_logprobs": [{"token": "dog", "logprob": -(10**400)}]})
+    document = said(
+        "cat",
+        {"token": "cat", "logprob": 0, "top_logprobs": [{"token": "dog", "logprob": -(10**400)}]},
+    )
     (answer,) = chat().decode(ok(document))
     assert dict(zip(answer.labels, answer.scores, strict=True)) == {"cat": 1.0, "dog": 0.0}
 
 
 def test_several_tokens_of_a_plain_text_give_the_label_alone():
-    assert chat().decode(ok(said("lynx", token("ly", 0.6, cat=0.4), token("nx", 1.0))))[0].kind == "label"
+    assert (
+        chat().decode(ok(said("lynx", token("ly", 0.6, cat=0.4), token("nx", 1.0))))[0].kind
+        == "label"
+    )
 
 
 def test_probabilities_that_contradict_what_was_said_are_not_used():
@@ -214,7 +270,9 @@ def test_a_label_is_found_in_json_with_its_own_signs():
 # ---- whatever comes
 
 
-@pytest.mark.parametrize("document", [b"", [], {}, {"choices": []}, {"choices": [None]}, {"choices": [{"message": 1}]}])
+@pytest.mark.parametrize(
+    "document", [b"", [], {}, {"choices": []}, {"choices": [None]}, {"choices": [{"message": 1}]}]
+)
 def test_what_is_no_chat_is_refused(document):
     with pytest.raises(MalformedAnswerError):
         chat().decode(ok(document))
@@ -223,20 +281,29 @@ def test_what_is_no_chat_is_refused(document):
 @given(ANYTHING, st.sampled_from(["cat", '{"label":"cat"}']))
 def test_no_json_makes_it_fail_otherwise(document, content):
     decodes_or_says_so(chat, document)
-    decodes_or_says_so(chat, {"choices": [{"message": {"content": content}, "logprobs": {"content": document}}]})
+    decodes_or_says_so(
+        chat, {"choices": [{"message": {"content": content}, "logprobs": {"content": document}}]}
+    )
     decodes_or_says_so(embeddings, {"data": [document]})
 
 
-@pytest.mark.parametrize("name", ["openai_error_401", "openai_error_404", "openai_error_503", "openai_error_bad_image"])
+@pytest.mark.parametrize(
+    "name", ["openai_error_401", "openai_error_404", "openai_error_503", "openai_error_bad_image"]
+)
 def test_an_error_of_the_contract_is_told(name):
     assert explain(answer_of(name)) == golden(name)["response"]["json"]["error"]["message"]
 
 
 def test_an_empty_account_is_not_asked_again():
     def server(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(429, json={"error": {"message": "no money", "code": "insufficient_quota"}})
+        return httpx.Response(
+            429, json={"error": {"message": "no money", "code": "insufficient_quota"}}
+        )
 
-    with client(server, protocol="openai", model="m", labels=LABELS) as c, pytest.raises(RateLimitedError) as caught:
+    with (
+        client(server, protocol="openai", model="m", labels=LABELS) as c,
+        pytest.raises(RateLimitedError) as caught,
+    ):
         c.classify(image())
     assert caught.value.attempts == 1
 
@@ -273,16 +340,22 @@ def test_a_picture_is_embedded_as_in_the_contract():
 @pytest.mark.shared
 def test_openais_client_sends_the_same_embedding_request():
     _, theirs = sent("openai_3.52.0__emb_infinity_modality")
-    assert json.loads(theirs).keys() >= json.loads(embeddings().encode([picture()]).body).keys() - {"encoding_format"}
+    assert json.loads(theirs).keys() >= json.loads(embeddings().encode([picture()]).body).keys() - {
+        "encoding_format"
+    }
 
 
 def test_infinitys_own_address_has_no_v1():
-    assert embeddings("http://h:7997/embeddings").encode([picture()]).url == "http://h:7997/embeddings"
+    assert (
+        embeddings("http://h:7997/embeddings").encode([picture()]).url == "http://h:7997/embeddings"
+    )
     assert embeddings("http://h:7997/embeddings", None).describe().url == "http://h:7997/models"
 
 
 def test_numbers_and_base64_are_the_same_embedding():
-    numbers, packed = (embeddings().decode(answer_of(f"openai_embeddings{form}")) for form in ("", "_base64"))
+    numbers, packed = (
+        embeddings().decode(answer_of(f"openai_embeddings{form}")) for form in ("", "_base64")
+    )
     assert numbers[0].kind == "embedding"
     assert packed[0].scores == pytest.approx(numbers[0].scores)
 
@@ -296,8 +369,13 @@ def test_what_is_no_embedding_is_refused(value):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["emb_img", "emb_img_b64"])
 def test_real_infinity_is_understood(name):
-    assert all(answer.kind == "embedding" for answer in embeddings().decode(captured(f"resp_infinity0.0.78__{name}")))
-    found = embeddings("http://h/embeddings", None).described(captured("resp_infinity0.0.78__models"))
+    assert all(
+        answer.kind == "embedding"
+        for answer in embeddings().decode(captured(f"resp_infinity0.0.78__{name}"))
+    )
+    found = embeddings("http://h/embeddings", None).described(
+        captured("resp_infinity0.0.78__models")
+    )
     assert found.protocol.model == "clip"
 
 
@@ -310,7 +388,9 @@ class OpenAI:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"object": "list", "data": [{"id": m, **self.card} for m in self.models]})
+            return httpx.Response(
+                200, json={"object": "list", "data": [{"id": m, **self.card} for m in self.models]}
+            )
         if request.url.path == "/v1/chat/completions":
             return httpx.Response(200, json=said('{"label":"dog"}'))
         if request.url.path == "/v1/embeddings":
@@ -343,7 +423,10 @@ def test_capabilities_in_another_form_are_those_of_a_chat(capabilities):
 
 
 def test_several_models_are_named():
-    with client(OpenAI("a", "b"), labels=LABELS) as c, pytest.raises(ConfigurationError, match="hosts a, b"):
+    with (
+        client(OpenAI("a", "b"), labels=LABELS) as c,
+        pytest.raises(ConfigurationError, match="hosts a, b"),
+    ):
         c.classify(image())
 
 

@@ -14,7 +14,16 @@ from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols import MalformedAnswerError, Payload, WireResponse
 from pgn_client.wire.protocols.base import explain
 from pgn_client.wire.protocols.kserve_v1 import V1, Vertex
-from tests.wire.exchanges import ANYTHING, answer_of, captured, decodes_or_says_so, golden, ok, picture, sent
+from tests.wire.exchanges import (
+    ANYTHING,
+    answer_of,
+    captured,
+    decodes_or_says_so,
+    golden,
+    ok,
+    picture,
+    sent,
+)
 from tests.wire.fakes import client
 from tests.wire.fakes import picture as image
 
@@ -43,7 +52,8 @@ def of_golden(name: str) -> tuple[Payload, dict]:
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("v1_predict_top_k", "b64"), ("v1_predict_label", "b64"), ("v1_predict_plain", "text")]
+    ("name", "form"),
+    [("v1_predict_top_k", "b64"), ("v1_predict_label", "b64"), ("v1_predict_plain", "text")],
 )
 def test_instances_are_those_of_the_contract(name, form):
     payload, request = of_golden(name)
@@ -67,7 +77,9 @@ def test_vertex_sends_the_body_of_the_contract():
 
 def test_vertex_sends_its_parameters_along():
     payload, request = of_golden("vertex_predict_parameters")
-    made = json.loads(vertex(options={"parameters": request["json"]["parameters"]}).encode([payload]).body)
+    made = json.loads(
+        vertex(options={"parameters": request["json"]["parameters"]}).encode([payload]).body
+    )
     assert made["parameters"] == request["json"]["parameters"]
 
 
@@ -82,14 +94,19 @@ def test_googles_client_sends_the_same_body():
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h/a", "http://h/a/", "http://h/a/v1/models/vit", "http://h/a/v1/models/vit:predict"]
+    "url",
+    ["http://h/a", "http://h/a/", "http://h/a/v1/models/vit", "http://h/a/v1/models/vit:predict"],
 )
 def test_the_address_may_be_that_of_the_server_or_the_model(url):
     assert v1(url).encode([picture()]).url == "http://h/a/v1/models/vit:predict"
 
 
 def test_a_version_in_the_address_is_kept():
-    assert v1("http://h/v1/models/vit/versions/3:predict").encode([picture()]).url.endswith("/vit/versions/3:predict")
+    assert (
+        v1("http://h/v1/models/vit/versions/3:predict")
+        .encode([picture()])
+        .url.endswith("/vit/versions/3:predict")
+    )
 
 
 # ---- what comes back
@@ -122,11 +139,15 @@ def test_named_scores_need_no_names(name):
 def test_an_embedding_is_one_where_the_option_says_so():
     for answer in v1(options={"output": "embedding"}).decode(answer_of("v1_predict_embedding")):
         assert (answer.kind, answer.labels[0]) == ("embedding", "dim 0")
-    for answer in vertex(options={"output": "embedding"}).decode(answer_of("vertex_predict_embedding")):
+    for answer in vertex(options={"output": "embedding"}).decode(
+        answer_of("vertex_predict_embedding")
+    ):
         assert answer.kind == "embedding"
 
 
-@pytest.mark.parametrize("name", ["vertex_predict", "vertex_predict_label", "vertex_predict_parameters"])
+@pytest.mark.parametrize(
+    "name", ["vertex_predict", "vertex_predict_label", "vertex_predict_parameters"]
+)
 def test_vertex_answers_of_the_contract_are_understood(name):
     assert all(answer.labels[0] == "cat" for answer in vertex().decode(answer_of(name)))
 
@@ -146,10 +167,22 @@ def test_vertex_answers_of_the_contract_are_understood(name):
 )
 def test_every_form_of_a_prediction_is_understood(prediction):
     (answer,) = v1(labels=("cat", "dog")).decode(ok({"predictions": [prediction]}))
-    assert (answer.labels, answer.scores, answer.kind) == (("cat", "dog"), (0.7, 0.3), "probabilities")
+    assert (answer.labels, answer.scores, answer.kind) == (
+        ("cat", "dog"),
+        (0.7, 0.3),
+        "probabilities",
+    )
 
 
-BAD = [b"", b"<html>", [], {}, {"predictions": []}, {"predictions": {}}, b'{"predictions":[[NaN,1]]}']
+BAD = [
+    b"",
+    b"<html>",
+    [],
+    {},
+    {"predictions": []},
+    {"predictions": {}},
+    b'{"predictions":[[NaN,1]]}',
+]
 BAD_ONES = [None, [], {}, "cat", [True, 0.5], [["x"], 1], {"labels": ["a"], "scores": [1, 2]}]
 
 
@@ -208,7 +241,10 @@ def test_the_list_and_the_word_about_one_model_are_the_contracts():
 
 
 def test_tensorflow_serving_is_recognised():
-    assert v1().described(ok({"model_version_status": [{"version": "1", "state": "AVAILABLE"}]})) is not None
+    assert (
+        v1().described(ok({"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}))
+        is not None
+    )
 
 
 def test_several_models_are_named():
@@ -222,7 +258,9 @@ def test_vertex_is_told_by_its_url(protocol):
         assert request.url.path == "/v1/projects/p/locations/us-central1/endpoints/42:predict"
         return httpx.Response(200, json=golden("vertex_predict")["response"]["json"])
 
-    with client(server, url=VERTEX.replace("http://h", "http://127.0.0.1:9"), protocol=protocol) as c:
+    with client(
+        server, url=VERTEX.replace("http://h", "http://127.0.0.1:9"), protocol=protocol
+    ) as c:
         assert c.classify(image()).label == "cat"
         assert c.protocol.startswith("vertex")
 
@@ -232,14 +270,21 @@ def test_vertex_wants_the_url_of_a_method():
         client(KServe(), protocol="vertex")
 
 
-@pytest.mark.parametrize("options", [{"instance": "png"}, {"instance": {"b64": "x"}}, {"instance": 3}, {"inst": "b64"}])
+@pytest.mark.parametrize(
+    "options", [{"instance": "png"}, {"instance": {"b64": "x"}}, {"instance": 3}, {"inst": "b64"}]
+)
 def test_wrong_options_are_refused_at_once(options):
     with pytest.raises(ConfigurationError, match="options"):
         v1(options=options)
 
 
 def test_other_instances_parameters_and_labels_are_other_dialects():
-    kinds = [{}, {"options": {"instance": "text"}}, {"options": {"parameters": {"k": 1}}}, {"labels": CLASSES}]
+    kinds = [
+        {},
+        {"options": {"instance": "text"}},
+        {"options": {"parameters": {"k": 1}}},
+        {"labels": CLASSES},
+    ]
     assert len({v1(**kind).dialect for kind in kinds}) == len(kinds)
 
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
-from pgn_client.wire.protocols import PGN, HuggingFace, MalformedAnswerError, Payload, WireResponse, open_protocol
+from pgn_client.wire.protocols import (
+    PGN,
+    HuggingFace,
+    MalformedAnswerError,
+    Payload,
+    WireResponse,
+    open_protocol,
+)
 from pgn_client.wire.protocols.base import excerpt, explain
 from pgn_client.wire.protocols.huggingface import ALL
 from pgn_client.wire.protocols.pgn import decode_model, join
@@ -20,11 +27,13 @@ from pgn_client.wire.protocols.pgn import decode_model, join
 ROOT = Path(__file__).parents[2]
 CONTRACT = sorted(
     file
-    for pattern in ("pgn_[!e]*", "pgn_error_*", "hf_[!fz]*")  # classification by the two protocols that are tested here
+    # classification by the two protocols that are tested here
+    for pattern in ("pgn_[!e]*", "pgn_error_*", "hf_[!fz]*")
     for file in (ROOT / "tests/contract/wire").glob(f"{pattern}.json")
 )
 CAPTURED = ROOT.parent / "shared/golden/wire"
-HF, RAW = HuggingFace("http://h/m"), HuggingFace("http://h/m", top_k=None)  # decode with a fresh one: they learn
+# decode with a fresh one: they learn
+HF, RAW = HuggingFace("http://h/m"), HuggingFace("http://h/m", top_k=None)
 PNG = Payload(b"\x89PNG...", "image/png")
 
 
@@ -39,7 +48,11 @@ def ok(document: object) -> WireResponse:
 @pytest.mark.parametrize("media_type", ["image/png", "image/webp"])
 def test_pgn_posts_the_raw_bytes_of_one_picture(media_type):
     request = PGN("http://h:1/base/").encode([Payload(b"abc", media_type)])
-    assert (request.method, request.url, request.body) == ("POST", "http://h:1/base/v1/classify", b"abc")
+    assert (request.method, request.url, request.body) == (
+        "POST",
+        "http://h:1/base/v1/classify",
+        b"abc",
+    )
     assert request.headers == {"content-type": media_type, "accept": "application/json"}
 
 
@@ -156,7 +169,10 @@ def test_huggingface_refuses_what_is_not_its_form_in_few_words(document):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["label", "score", "x"]), inner),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["label", "score", "x"]), inner)
+        ),
         max_leaves=12,
     )
 )
@@ -169,17 +185,23 @@ def test_no_json_makes_a_decoder_fail_otherwise(document):
 
 
 @pytest.mark.parametrize(
-    ("scores", "crane"), [([0.25, 0.5, 0.25], 0.5), ([1.0, 2.0, 3.0], math.log(math.exp(1) + math.exp(3)))]
+    ("scores", "crane"),
+    [([0.25, 0.5, 0.25], 0.5), ([1.0, 2.0, 3.0], math.log(math.exp(1) + math.exp(3)))],
 )
 def test_classes_of_one_name_are_added_up(scores, crane):
-    document = [{"label": label, "score": s} for label, s in zip(["crane", "crow", "crane"], scores, strict=True)]
+    document = [
+        {"label": label, "score": s}
+        for label, s in zip(["crane", "crow", "crane"], scores, strict=True)
+    ]
     (answer,) = HuggingFace("http://h/m").decode(ok(document))
     assert answer.labels == ("crane", "crow")
     assert answer.scores == pytest.approx((crane, scores[1]))
 
 
 def test_scores_whose_sum_no_float_holds_are_logits():
-    (answer,) = HuggingFace("http://h").decode(ok([{"label": each, "score": 1e308} for each in ("a", "b")]))
+    (answer,) = HuggingFace("http://h").decode(
+        ok([{"label": each, "score": 1e308} for each in ("a", "b")])
+    )
     assert (answer.kind, answer.scores) == ("logits", (1e308, 1e308))
 
 
@@ -189,7 +211,9 @@ def test_a_label_that_no_file_takes_is_refused():
 
 
 def test_a_batch_of_lists_is_one_answer_each():
-    answers = HuggingFace("http://h/m").decode(ok([[{"label": "a", "score": 0.9}], [{"label": "b", "score": 0.8}]]))
+    answers = HuggingFace("http://h/m").decode(
+        ok([[{"label": "a", "score": 0.9}], [{"label": "b", "score": 0.8}]])
+    )
     assert [answer.labels for answer in answers] == [("a",), ("b",)]
 
 
@@ -208,7 +232,9 @@ def test_huggingface_scores_are_probabilities_unless_they_cannot_be(scores, kind
     assert HuggingFace("http://h/m").decode(ok(document))[0].kind == kind
 
 
-@pytest.mark.parametrize(("time", "seconds"), [(20.0, 20.0), (3, 3.0), ("20", None), (-1, None), (None, None)])
+@pytest.mark.parametrize(
+    ("time", "seconds"), [(20.0, 20.0), (3, 3.0), ("20", None), (-1, None), (None, None)]
+)
 def test_huggingface_reads_the_time_until_a_model_is_loaded(time, seconds):
     assert HF.wait(ok({"error": "loading", "estimated_time": time})) == seconds
     assert HF.wait(ok(b"busy")) is None
@@ -229,7 +255,10 @@ def test_huggingface_reads_the_time_until_a_model_is_loaded(time, seconds):
         ("just text", "just text"),
         (b"plain text\nin two lines", "plain text in two lines"),
         (b"", "an empty body"),
-        (b"<html><head><style>x{}</style></head><body><h1>502 Bad&nbsp;Gateway</h1>", "502 Bad Gateway"),
+        (
+            b"<html><head><style>x{}</style></head><body><h1>502 Bad&nbsp;Gateway</h1>",
+            "502 Bad Gateway",
+        ),
         ({"error": None}, '{"error": null}'),
         (b"\x00\x1b[31mred", "[31mred"),
     ],
@@ -261,7 +290,15 @@ def test_a_description_of_no_model_is_not_our_protocol():
 
 def test_fields_of_a_wrong_type_are_left_out():
     info, limits = decode_model(
-        ok({"patch_embedding_sha256": "x", "name": 3, "input_size": "64", "classes": [1], "limits": {"pixels": -1}})
+        ok(
+            {
+                "patch_embedding_sha256": "x",
+                "name": 3,
+                "input_size": "64",
+                "classes": [1],
+                "limits": {"pixels": -1},
+            }
+        )
     )
     assert (info.name, info.input_size, info.classes, limits) == ("unnamed", None, None, {})
 
@@ -277,7 +314,9 @@ def headers_of(exchange: dict) -> dict[str, str]:
 def test_every_exchange_of_the_contract_is_understood(path):
     exchange = json.loads(path.read_text())
     protocol = HuggingFace("http://h") if path.name.startswith("hf") else PGN("http://h")
-    response = WireResponse(exchange["response"]["status"], {}, json.dumps(exchange["response"]["json"]).encode())
+    response = WireResponse(
+        exchange["response"]["status"], {}, json.dumps(exchange["response"]["json"]).encode()
+    )
     if exchange["request"]["path"].endswith("/v1/model") and response.ok:
         assert decode_model(response) is not None
     elif not response.ok:
@@ -285,7 +324,9 @@ def test_every_exchange_of_the_contract_is_understood(path):
     elif b'"error"' in response.body:
         with pytest.raises(MalformedAnswerError):
             protocol.decode(response)
-    elif "predictions" in exchange["response"]["json"] or isinstance(exchange["response"]["json"], list):
+    elif "predictions" in exchange["response"]["json"] or isinstance(
+        exchange["response"]["json"], list
+    ):
         assert all(answer.labels for answer in protocol.decode(response))
 
 
@@ -331,7 +372,9 @@ def test_real_servers_answers_are_understood_or_explained(name):
     elif response.body.startswith(b"["):
         for answer in HuggingFace("http://h/m").decode(response):
             assert all(label.startswith("class_") for label in answer.labels)
-            assert answer.kind == ("logits" if "json_fn" in name or "sigmoid" in name else "probabilities")
+            assert answer.kind == (
+                "logits" if "json_fn" in name or "sigmoid" in name else "probabilities"
+            )
     else:
         with pytest.raises(MalformedAnswerError):
             HuggingFace("http://h/m").decode(response)
@@ -346,6 +389,13 @@ def test_the_community_servers_refusal_of_top_k_leads_to_the_raw_form():
 
 
 def test_an_embedding_keeps_its_order_and_is_not_ranked():
-    document = {"output": "embedding", "predictions": [{"labels": ["0", "1"], "scores": [-1.5, 2.0]}]}
+    document = {
+        "output": "embedding",
+        "predictions": [{"labels": ["0", "1"], "scores": [-1.5, 2.0]}],
+    }
     (answer,) = PGN("http://h").decode(ok(document))
-    assert (answer.labels, answer.scores, answer.kind) == (("dim 0", "dim 1"), (-1.5, 2.0), "embedding")
+    assert (answer.labels, answer.scores, answer.kind) == (
+        ("dim 0", "dim 1"),
+        (-1.5, 2.0),
+        "embedding",
+    )

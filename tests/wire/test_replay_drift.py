@@ -1,4 +1,6 @@
-"""Recorded runs: replayed without a request, and sent again to find out whether the model has changed."""
+"""Recorded runs: replayed without a request, and sent again to find out whether the model has
+changed.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def zero_shot(labels, cache, server):
     return client(server, cache=cache, protocol="huggingface-zero-shot", labels=labels)
 
 
-@pytest.mark.parametrize("other", [{"labels": ["c", "d"]}, {"protocol": "huggingface", "labels": ["a", "b"]}])
+@pytest.mark.parametrize(
+    "other", [{"labels": ["c", "d"]}, {"protocol": "huggingface", "labels": ["a", "b"]}]
+)
 def test_answers_to_other_labels_or_in_another_protocol_are_not_replayed(other, tmp_path):
     said = httpx.Response(200, json=[{"label": "a", "score": 0.6}, {"label": "b", "score": 0.4}])
     with zero_shot(["a", "b"], tmp_path / "a.sqlite", Server([said])) as c:
@@ -111,7 +115,9 @@ def test_an_asyncio_replay_sends_nothing_either(tmp_path):
     first = record(tmp_path / "a.sqlite", [picture(i) for i in range(3)])
 
     async def ask():
-        async with async_client(Nobody(), cache=AnswerCache(tmp_path / "a.sqlite", replay=True)) as c:
+        async with async_client(
+            Nobody(), cache=AnswerCache(tmp_path / "a.sqlite", replay=True)
+        ) as c:
             return [r async for r in c.classify_many([picture(i) for i in range(3)])]
 
     assert asyncio.run(ask()) == first
@@ -136,7 +142,9 @@ def test_a_recorded_command_is_replayed_byte_for_byte_with_the_server_gone(tmp_p
 def test_a_command_that_replays_records_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["predict", "x", "--url", "http://h", "--replay", "a", "--cache", "b"])
-    assert main(["predict", str(tmp_path), "--url", "http://127.0.0.1:9", "--replay", "missing"]) == 2
+    assert (
+        main(["predict", str(tmp_path), "--url", "http://127.0.0.1:9", "--replay", "missing"]) == 2
+    )
     assert "not allowed with" in capsys.readouterr().err
 
 
@@ -172,7 +180,9 @@ def test_a_model_that_answers_otherwise_has_drifted_although_it_keeps_its_labels
 
 
 def test_other_labels_are_told(tmp_path):
-    found, *_ = drift([scored(0.75, 0.25), *[scored(0.25, 0.75)] * 9], tmp_path / "a.sqlite", pictures=4)
+    found, *_ = drift(
+        [scored(0.75, 0.25), *[scored(0.25, 0.75)] * 9], tmp_path / "a.sqlite", pictures=4
+    )
     assert (found.changed, found.difference, found.drifted) == (0.75, 0.5, True)
 
 
@@ -225,7 +235,10 @@ def test_an_asyncio_client_finds_drift_too(tmp_path):
 
 @pytest.mark.parametrize("k", [0, 1.5, True])
 def test_a_number_of_pictures_that_is_none_is_refused(k, tmp_path):
-    with client(Server(), cache=tmp_path / "a.sqlite") as c, pytest.raises(ConfigurationError, match="k: got"):
+    with (
+        client(Server(), cache=tmp_path / "a.sqlite") as c,
+        pytest.raises(ConfigurationError, match="k: got"),
+    ):
         c.drift(k)
 
 
@@ -238,15 +251,25 @@ def test_without_a_cache_there_is_nothing_to_compare():
     ("a", "b", "expected"),
     [
         (Answer(("a", "b"), (0.6, 0.4)), Answer(("b", "a"), (0.5, 0.5)), 0.1),
-        (Answer(("a", "b"), (0.5, 0.2)), Answer(("a", "c"), (0.5, 0.19)), 0.01),  # b has at most what c has
-        (Answer(("a", "b"), (0.6, 0.3)), Answer(("a", "c"), (0.6, 0.28)), 0.18),  # and at most what a and c leave
+        # b has at most what c has
+        (Answer(("a", "b"), (0.5, 0.2)), Answer(("a", "c"), (0.5, 0.19)), 0.01),
+        # and at most what a and c leave
+        (Answer(("a", "b"), (0.6, 0.3)), Answer(("a", "c"), (0.6, 0.28)), 0.18),
         (Answer(("a",), (1.0,)), Answer(("b",), (1.0,)), 1.0),
-        (Answer(("a", "b"), (0.0, 0.0), "logits"), Answer(("a", "b"), (900.0, 900.0), "logits"), 0.0),
+        (
+            Answer(("a", "b"), (0.0, 0.0), "logits"),
+            Answer(("a", "b"), (900.0, 900.0), "logits"),
+            0.0,
+        ),
         (Answer(("a", "b"), (2.0, 1.0), "logits"), Answer(("a", "c"), (2.0, 1.0), "logits"), 0.0),
         (Answer(("a",), (1.0,), "label"), Answer(("b",), (1.0,), "label"), 1.0),
         (Answer(("a",), (1.0,), "label"), Answer(("a",), (1.0,), "label"), 0.0),
         (Answer(("a",), (1.0,), "label"), Answer(("a",), (1.0,)), 1.0),
-        (Answer(("d", "e"), (4.0, -2.0), "embedding"), Answer(("d", "e"), (4.0, -1.0), "embedding"), 0.25),
+        (
+            Answer(("d", "e"), (4.0, -2.0), "embedding"),
+            Answer(("d", "e"), (4.0, -1.0), "embedding"),
+            0.25,
+        ),
         (Answer(("d",), (0.0,), "embedding"), Answer(("d",), (0.0,), "embedding"), 0.0),
         (Answer(("d",), (1.0,), "embedding"), Answer(("d", "e"), (1.0, 1.0), "embedding"), 1.0),
     ],
@@ -273,7 +296,13 @@ def test_the_command_says_drift_by_its_status(tmp_path, capsys):
         capsys.readouterr()
         assert main(["drift", *words, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found == {"pictures": 1, "changed": 0.0, "difference": 0.0, "noise": 0.0, "drifted": False}
+        assert found == {
+            "pictures": 1,
+            "changed": 0.0,
+            "difference": 0.0,
+            "noise": 0.0,
+            "drifted": False,
+        }
         assert server.pictures == 2
         _change_the_record(cache)
         assert main(["drift", *words]) == 1
@@ -284,7 +313,9 @@ def test_the_command_says_drift_by_its_status(tmp_path, capsys):
 
 def _change_the_record(path):
     cache = AnswerCache(path)
-    cache._db.execute("UPDATE answers SET answer = ?", (json.dumps([["b"], [1.0], "probabilities"]),))
+    cache._db.execute(
+        "UPDATE answers SET answer = ?", (json.dumps([["b"], [1.0], "probabilities"]),)
+    )
     cache._db.commit()
     cache.close()
 

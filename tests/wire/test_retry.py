@@ -62,7 +62,9 @@ def test_a_wait_that_the_server_asks_for_is_honoured(headers, seconds):
     assert decide(429, headers=headers) == Wait(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3", "0", "nan", "inf", "1e999", formatdate(NOW - 9, usegmt=True)])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-3", "0", "nan", "inf", "1e999", formatdate(NOW - 9, usegmt=True)]
+)
 def test_a_senseless_retry_after_falls_back_to_the_backoff(text):
     assert decide(429, headers={"retry-after": text}) == Wait(0.5)
 
@@ -81,7 +83,10 @@ def test_a_wait_above_the_cap_ends_the_call_with_the_reason():
 
 
 def test_a_wait_beyond_the_deadline_ends_the_call_with_the_reason():
-    assert "would pass the deadline" in decide(429, headers={"retry-after": "20"}, remaining=10.0).reason
+    assert (
+        "would pass the deadline"
+        in decide(429, headers={"retry-after": "20"}, remaining=10.0).reason
+    )
     assert "would pass the deadline" in decide(503, remaining=0.5).reason
     assert decide(503, remaining=0.6) == Wait(0.5)
 

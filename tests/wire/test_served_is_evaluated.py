@@ -39,5 +39,7 @@ def test_served_and_evaluated_log_probabilities_agree_and_choose_the_same_label(
 
 
 def test_log_probabilities_that_round_to_the_same_probability_are_still_ranked() -> None:
-    served = ranked(("a", "b", "c"), np.array([-800.0, -790.0, 0.0]), "both", Reply(Answer((), ())), log=True)
+    served = ranked(
+        ("a", "b", "c"), np.array([-800.0, -790.0, 0.0]), "both", Reply(Answer((), ())), log=True
+    )
     assert list(served.scores.items()) == [("c", 1.0), ("b", 0.0), ("a", 0.0)]

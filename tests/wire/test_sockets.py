@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient
-from pgn_client.errors import ConnectionFailedError, EndpointError, ProtocolMismatchError, ServerError, TimedOutError
+from pgn_client.errors import (
+    ConnectionFailedError,
+    EndpointError,
+    ProtocolMismatchError,
+    ServerError,
+    TimedOutError,
+)
 
 from .fakes import picture
 
@@ -31,7 +37,11 @@ def read_request(connection: socket.socket) -> bytes:
             return b""
         data += chunk
     head, _, body = data.partition(b"\r\n\r\n")
-    lengths = (line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    lengths = (
+        line.split(b":")[1]
+        for line in head.lower().split(b"\r\n")
+        if line.startswith(b"content-length")
+    )
     length = int(next(lengths, b"0"))
     while len(body) < length:
         chunk = connection.recv(65536)
@@ -42,7 +52,11 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 def response(body: bytes = BODY, status: bytes = b"200 OK", length: int | None = None) -> bytes:
-    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body) if length is None else length, body)
+    return (b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s") % (
+        status,
+        len(body) if length is None else length,
+        body,
+    )
 
 
 @contextlib.contextmanager
@@ -75,7 +89,10 @@ def serving(handle: Callable[[socket.socket, int], None]) -> Iterator[str]:
 
 def sync_error(url: str, seen: list[int] | None = None, **options: object) -> EndpointError:
     """Return the error of one call; ``seen`` gets the number of images that count as sent."""
-    with AdaptedClient(url, None, protocol="pgn", **options) as c, pytest.raises(EndpointError) as caught:
+    with (
+        AdaptedClient(url, None, protocol="pgn", **options) as c,
+        pytest.raises(EndpointError) as caught,
+    ):
         c.classify(picture())
     if seen is not None:
         seen.append(c.usage.images)
@@ -105,7 +122,9 @@ def test_a_trickling_answer_honours_the_total_deadline(ask, part):
 
     def trickle(connection: socket.socket, _: int) -> None:
         read_request(connection)
-        connection.sendall(response(b"", length=10_000) if part == "body" else b"HTTP/1.1 200 OK\r\nx-slow: ")
+        connection.sendall(
+            response(b"", length=10_000) if part == "body" else b"HTTP/1.1 200 OK\r\nx-slow: "
+        )
         while not stop.wait(0.1):
             connection.sendall(b"x")
 
@@ -240,7 +259,9 @@ def test_a_silent_server_is_found_out_once_for_all_pictures(silent):
 def test_calls_that_wait_for_the_same_discovery_fail_with_it(silent):
     async def ask() -> list[object]:
         async with AsyncAdaptedClient(silent, None, timeout=0.5) as c:
-            return await asyncio.gather(*(c.classify(picture(i)) for i in range(8)), return_exceptions=True)
+            return await asyncio.gather(
+                *(c.classify(picture(i)) for i in range(8)), return_exceptions=True
+            )
 
     started = time.monotonic()
     assert all(isinstance(error, TimedOutError) for error in asyncio.run(ask()))
@@ -276,7 +297,9 @@ def test_leaving_a_stream_ends_at_once_and_leaves_the_client_usable(end, kind):
                 done.wait(5)
                 return
             else:
-                connection.sendall(b"HTTP/1.1 503 No\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n")
+                connection.sendall(
+                    b"HTTP/1.1 503 No\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
+                )
 
     with serving(handle) as url, AdaptedClient(url, None, protocol="pgn", max_concurrency=4) as c:
         started = time.monotonic()
@@ -292,10 +315,14 @@ def test_a_server_that_reads_slowly_honours_the_total_deadline():
 
     def drip(connection: socket.socket, _: int) -> None:
         while not stop.wait(0.1):
-            connection.recv(2**18)  # slow, but every single send makes progress well within the timeout
+            # slow, but every single send makes progress well within the timeout
+            connection.recv(2**18)
 
     noise = np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), dtype=np.uint8)
-    with serving(drip) as url, AdaptedClient(url, None, protocol="pgn", timeout=1, max_retries=0) as c:
+    with (
+        serving(drip) as url,
+        AdaptedClient(url, None, protocol="pgn", timeout=1, max_retries=0) as c,
+    ):
         job = c._only_job(noise, always=True)
         started = time.monotonic()
         with pytest.raises(TimedOutError):

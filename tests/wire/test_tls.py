@@ -1,4 +1,6 @@
-"""TLS as a company has it: an authority of its own, and a server that asks for the client's certificate."""
+"""TLS as a company has it: an authority of its own, and a server that asks for the client's
+certificate.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def keys(tmp_path_factory):
     ours.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
     ours.private_key_pem.write_to_path(folder / "key.pem")
     ours.cert_chain_pems[0].write_to_path(folder / "cert.pem")
-    return SimpleNamespace(folder=folder, authority=authority, server=authority.issue_cert("127.0.0.1"))
+    return SimpleNamespace(
+        folder=folder, authority=authority, server=authority.issue_cert("127.0.0.1")
+    )
 
 
 @contextlib.contextmanager
@@ -99,13 +103,18 @@ def test_verification_can_be_switched_off(ask, keys):
 
 
 def test_a_certificate_that_is_demanded_and_missing_is_told_at_once(keys):
-    with tls(keys, demands=True) as url, pytest.raises(ConnectionFailedError, match="--client-cert") as caught:
+    with (
+        tls(keys, demands=True) as url,
+        pytest.raises(ConnectionFailedError, match="--client-cert") as caught,
+    ):
         ask_sync(url, {"verify": trusting(keys)})
     assert (caught.value.attempts, ask_sync.spent) == (1, 0)
 
 
 def test_a_certificate_that_is_demanded_and_missing_fails_in_asyncio_too(keys):
-    """Only now and then does asyncio hand on what the server said; otherwise the connection has just ended."""
+    """Only now and then does asyncio hand on what the server said; otherwise the connection has
+    just ended.
+    """
     with tls(keys, demands=True) as url, pytest.raises(ConnectionFailedError):
         ask_async(url, {"verify": trusting(keys)})
 

@@ -1,4 +1,6 @@
-"""Checkpoints that run on the server: uploaded once, asked for by name, put there again where they are forgotten."""
+"""Checkpoints that run on the server: uploaded once, asked for by name, put there again where they
+are forgotten.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Hosting(Server):
                 self.asked.append(("POST", wanted))
                 kept = self.kept.get(wanted)
                 if wanted and (kept is None or hashlib.sha256(kept).hexdigest() != sha256):
-                    return httpx.Response(404, json={"error": {"code": "not_found", "message": "no such adapter"}})
+                    return httpx.Response(
+                        404, json={"error": {"code": "not_found", "message": "no such adapter"}}
+                    )
             return super().__call__(request)
         self.asked.append((request.method, name))
         if request.method == "PUT":
@@ -58,8 +62,12 @@ class Hosting(Server):
                 return self.refusal
             self.kept[name] = request.content
         if name not in self.kept:
-            return httpx.Response(404, json={"error": {"code": "not_found", "message": "you have no adapter"}})
-        return httpx.Response(200, json={"name": name, "sha256": hashlib.sha256(self.kept[name]).hexdigest()})
+            return httpx.Response(
+                404, json={"error": {"code": "not_found", "message": "you have no adapter"}}
+            )
+        return httpx.Response(
+            200, json={"name": name, "sha256": hashlib.sha256(self.kept[name]).hexdigest()}
+        )
 
 
 def test_it_is_uploaded_once_and_every_picture_names_it():
@@ -95,7 +103,15 @@ def test_what_the_server_forgot_is_put_there_again():
         c.classify(picture(0))
         server.kept.clear()
         assert c.classify(picture(1)).label == "x"
-    assert [method for method, _ in server.asked] == ["GET", "PUT", "POST", "POST", "GET", "PUT", "POST"]
+    assert [method for method, _ in server.asked] == [
+        "GET",
+        "PUT",
+        "POST",
+        "POST",
+        "GET",
+        "PUT",
+        "POST",
+    ]
 
 
 def test_what_another_has_replaced_meanwhile_is_noticed():
@@ -138,19 +154,27 @@ def test_many_threads_share_one_upload_and_one_failure():
 @pytest.mark.parametrize("status", [404, 405])
 def test_a_server_of_our_protocol_without_adapters_is_a_wrong_set_up_too(status):
     server = Hosting(refusal=httpx.Response(status, json={"error": {"message": "no"}}))
-    with client(server, HostedToy()) as c, pytest.raises(ConfigurationError, match="has no /v1/adapters; expected"):
+    with (
+        client(server, HostedToy()) as c,
+        pytest.raises(ConfigurationError, match="has no /v1/adapters; expected"),
+    ):
         c.classify(picture())
 
 
 def test_a_local_head_is_not_there():
-    with client(Hosting(), HostedToy(), query_below=0.9) as c, pytest.raises(ConfigurationError, match="query_below"):
+    with (
+        client(Hosting(), HostedToy(), query_below=0.9) as c,
+        pytest.raises(ConfigurationError, match="query_below"),
+    ):
         c.classify(picture())
 
 
 def test_drift_is_of_the_model_itself(tmp_path):
     with client(Hosting(), HostedToy(), cache=tmp_path / "a.sqlite") as c:
         c.classify(picture())
-        with pytest.raises(ConfigurationError, match="drift: got a checkpoint that runs on the server"):
+        with pytest.raises(
+            ConfigurationError, match="drift: got a checkpoint that runs on the server"
+        ):
             c.drift()
 
 
@@ -162,17 +186,24 @@ def test_a_server_that_never_remembers_is_not_asked_for_ever():
             return answer
 
     server = Forgetful()
-    with client(server, HostedToy()) as c, pytest.raises(InvalidRequestError, match="no such adapter"):
+    with (
+        client(server, HostedToy()) as c,
+        pytest.raises(InvalidRequestError, match="no such adapter"),
+    ):
         c.classify(picture())
     assert [method for method, _ in server.asked] == ["GET", "PUT", "POST", "GET", "PUT", "POST"]
 
 
 @pytest.mark.parametrize("status", [400, 413])
 def test_a_refused_checkpoint_says_why_and_sends_no_picture(status):
-    refusal = httpx.Response(status, json={"error": {"code": "c", "message": "it was trained on another backbone"}})
+    refusal = httpx.Response(
+        status, json={"error": {"code": "c", "message": "it was trained on another backbone"}}
+    )
     server = Hosting(refusal=refusal)
     with client(server, HostedToy()) as c:
-        with pytest.raises(CheckpointError, match="refuses the checkpoint: it was trained on another backbone"):
+        with pytest.raises(
+            CheckpointError, match="refuses the checkpoint: it was trained on another backbone"
+        ):
             c.classify(picture())
         assert c.usage.images == 0
     assert "POST" not in [method for method, _ in server.asked]
@@ -190,7 +221,11 @@ def test_an_endpoint_without_adapters_is_a_wrong_set_up():
         return httpx.Response(200, json=[{"label": "a", "score": 1.0}])
 
     with client(hugging_face, HostedToy(), protocol="huggingface") as c:
-        with pytest.raises(ConfigurationError, match=r"runs where the model runs.* speaks huggingface"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"runs where the model runs.* speaks "
+            r"huggingface",
+        ):
             c.classify(picture())
         with pytest.raises(ConfigurationError, match="runs where the model runs"):
             list(c.classify_many([picture()]))
@@ -249,4 +284,7 @@ def test_the_query_of_an_address_stays(tmp_path):
     server = Hosting()
     with client(server, HostedToy(), url="http://127.0.0.1:9/?token=abcd") as c:
         c.classify(picture())
-    assert dict(server.requests[0].url.params) == {"token": "abcd", "adapter": HostedToy().hosted.reference}
+    assert dict(server.requests[0].url.params) == {
+        "token": "abcd",
+        "adapter": HostedToy().hosted.reference,
+    }

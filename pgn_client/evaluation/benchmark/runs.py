@@ -1,8 +1,9 @@
 """One table for all methods: sets × shots × seeds × methods, over HTTP, resumable run by run.
 
-Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test pictures), ``ROW.json`` (what
-it cost) and, if it can be deployed, ``ROW.safetensors``. A run whose ``.json`` is there is not repeated; the table is
-computed from the files, so more sets, seeds and methods may be added to the same ``OUT`` later.
+Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test pictures),
+``ROW.json`` (what it cost) and, if it can be deployed, ``ROW.safetensors``. A run whose ``.json``
+is there is not repeated; the table is computed from the files, so more sets, seeds and methods may
+be added to the same ``OUT`` later.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from pgn_client.imaging.files import whole_file, write_whole
 from pgn_client.imaging.geometry import place
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
-from pgn_client.training import Recipe, Task, TrainingConfig, augment, fit, fit_white_box, load_task, recipe
+from pgn_client.training import (
+    Recipe,
+    Task,
+    TrainingConfig,
+    augment,
+    fit,
+    fit_white_box,
+    load_task,
+    recipe,
+)
 from pgn_client.training.examples import Pictures
 from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
@@ -47,7 +57,8 @@ class Plan:
 
     Attributes:
         sets: name → folder, as of ``training.load_task``.
-        methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and ``training.PRESETS``.
+        methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and
+            ``training.PRESETS``.
         seeds: of shots, limits and training.
         shots: training pictures per class, at most; ``None`` for all.
         augment: set name → what its pictures allow (see ``training.augment``).
@@ -71,7 +82,8 @@ class Plan:
         """Return the plan with every method named once, as ``METHOD`` or ``METHOD@PRESET``.
 
         Raises:
-            ConfigurationError: an unknown name or a number that makes no sense, before anything is written or trained.
+            ConfigurationError: an unknown name or a number that makes no sense, before anything is
+                written or trained.
         """
         specs = tuple(dict.fromkeys(_spec(*parse(text)) for text in self.methods))
         for spec in specs:
@@ -80,16 +92,20 @@ class Plan:
             augment.get(self.augment.get(name, "shift"))
         if self.layout == "full":
             raise ConfigurationError(
-                "layout: got full, expected ring, corner or rows:N, for the methods with prompt cells"
+                "layout: got full, expected ring, corner or rows:N, for the methods with "
+                "prompt cells"
             )
         if not any(deploys(spec) for spec in specs):
             raise ConfigurationError(
-                f"methods: got {', '.join(specs)}, expected at least one that an endpoint can serve; add pgn"
+                f"methods: got {', '.join(specs)}, expected at least one that an endpoint can "
+                "serve; add pgn"
             )
         return replace(self, methods=specs)
 
     def cells(self) -> Iterator[Cell]:
-        """Return every (set, shots, seed), seeds outermost, so that an early look shows all sets."""
+        """Return every (set, shots, seed), seeds outermost, so that an early look shows all
+        sets.
+        """
         for seed in self.seeds:
             for shots in self.shots:
                 for name in self.sets:
@@ -114,10 +130,14 @@ class Cell:
         return out / self.set / f"{'all' if self.shots is None else self.shots}-{self.seed}"
 
     def task(self, plan: Plan) -> Task:
-        """Read its pictures: test pictures by a seed of their own, training and validation pictures by the cell's."""
+        """Read its pictures: test pictures by a seed of their own, training and validation pictures
+        by the cell's.
+        """
         whole = load_task(plan.sets[self.set], seed=TEST_SEED)
         if not len(whole.test):
-            raise ConfigurationError(f"data: got no test pictures in {plan.sets[self.set]}, expected some; add test/")
+            raise ConfigurationError(
+                f"data: got no test pictures in {plan.sets[self.set]}, expected some; add test/"
+            )
         tested = whole.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
         return tested.limited(train=plan.train, val=plan.val, seed=self.seed)
 
@@ -130,9 +150,12 @@ class Bench:
         plan: what is measured.
         out: where runs are kept.
         surrogate: the backbone that training goes through.
-        connect: opens a client of the endpoint for an adapter, or for pictures as they are (``None``).
-        endpoint: what the table is of, for its settings: an URL, or the name of what is hosted here.
-        profile: what the endpoint does to a picture's geometry; ``None`` takes the backbone's own preprocessing.
+        connect: opens a client of the endpoint for an adapter, or for pictures as they are
+            (``None``).
+        endpoint: what the table is of, for its settings: an URL, or the name of what is hosted
+            here.
+        profile: what the endpoint does to a picture's geometry; ``None`` takes the backbone's own
+            preprocessing.
         note: told what is going on.
         progress: show bars on stderr.
     """
@@ -150,17 +173,23 @@ class Bench:
         """Do all runs that are not there yet.
 
         Raises:
-            ConfigurationError: an unknown method or preset, or ``out`` holds runs with other settings.
+            ConfigurationError: an unknown method or preset, or ``out`` holds runs with other
+                settings.
         """
         if not self.surrogate.plain:
             for spec in self.plan.methods:
                 method = methods.get(parse(spec)[0])
                 if issubclass(method, methods.WhiteBox) and method.reads_features:
                     raise ConfigurationError(
-                        f"method {spec}: got {self.surrogate.name}, expected a plain ViT; leave it out"
+                        f"method {spec}: got {self.surrogate.name}, expected a plain ViT; "
+                        "leave it out"
                     )
         place(self.plan.layout or "ring", self.surrogate.input_size // self.surrogate.patch_size)
-        todo = [(cell, rows) for cell in self.plan.cells() if (rows := missing_rows(self.out, cell, self.plan))]
+        todo = [
+            (cell, rows)
+            for cell in self.plan.cells()
+            if (rows := missing_rows(self.out, cell, self.plan))
+        ]
         tasks = [cell.task(self.plan) for cell, _ in todo]
         self._claim()
         for (cell, rows), task in zip(todo, tasks, strict=True):
@@ -168,8 +197,15 @@ class Bench:
 
     def _claim(self) -> None:
         """Write down what all runs of this table share, or refuse to mix."""
-        ours = self.plan.settings() | {"weights_sha256": self.surrogate.weights_sha256, "endpoint": self.endpoint}
-        ours |= {"profile": str(self.profile or ""), "version": __version__, "copies": augment.COPIES}
+        ours = self.plan.settings() | {
+            "weights_sha256": self.surrogate.weights_sha256,
+            "endpoint": self.endpoint,
+        }
+        ours |= {
+            "profile": str(self.profile or ""),
+            "version": __version__,
+            "copies": augment.COPIES,
+        }
         theirs = _require_settings(self.out, ours)
         ours["augment"] = theirs.get("augment", {}) | ours["augment"]
         self.out.mkdir(parents=True, exist_ok=True)
@@ -179,14 +215,20 @@ class Bench:
         folder = cell.folder(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         ids = np.array([f"{path.parent.name}/{path.name}" for path in task.test.paths])
-        targets = {"val": task.val.labels, "test": task.test.labels, "ids": ids, "digest": np.array(task.digest())}
+        targets = {
+            "val": task.val.labels,
+            "test": task.test.labels,
+            "ids": ids,
+            "digest": np.array(task.digest()),
+        }
         path = folder / "targets.npz"
         if not path.exists():
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, **targets)  # type: ignore[arg-type]
         elif not _same(np.load(path), targets):
             raise ConfigurationError(
-                f"benchmark: {folder} holds runs on other pictures than {self.plan.sets[cell.set]} has; "
+                f"benchmark: {folder} holds runs on other pictures than "
+                f"{self.plan.sets[cell.set]} has; "
                 "choose another --out"
             )
         for row in missing:
@@ -195,7 +237,8 @@ class Bench:
             np.savez_compressed(folder / f"{row}.npz", **arrays)  # type: ignore[arg-type]
             sizes = {"train": len(task.train), "val": len(task.val), "test": len(task.test)}
             text = json.dumps(
-                asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record, indent=1
+                asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record,
+                indent=1,
             )
             # Written last: a run that was killed leaves no such mark.
             write_whole(folder / f"{row}.json", (text + "\n").encode())
@@ -208,7 +251,10 @@ class Bench:
         if row == PROBE_RUN:
             found = baselines.probe(self.surrogate, task, self._augment(cell), cell.seed)
             width = self.surrogate.width
-            return _arrays(found), {"queries": 0, "learnable": {"mapping": (width + 1) * len(task.classes)}}
+            return _arrays(found), {
+                "queries": 0,
+                "learnable": {"mapping": (width + 1) * len(task.classes)},
+            }
         if deploys(row):
             return self._deployed(cell, task, row)
         return self._white_box(cell, task, row)
@@ -239,7 +285,8 @@ class Bench:
             "seconds": seconds,
             "recipe": numbers.card(),
             "queries": found.queries,
-            "learnable": adapter.info["learnable"] | {"classifier": sum(p.numel() for p in classifier)},
+            "learnable": adapter.info["learnable"]
+            | {"classifier": sum(p.numel() for p in classifier)},
             "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
             "fusion": adapter.info["fusion"],
             "perplexity": adapter.info["metrics"]["perplexity"],
@@ -249,7 +296,9 @@ class Bench:
     def _white_box(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
         (method, _), numbers = parse(row), self._recipe(cell, row)
         started = time.monotonic()
-        model = fit_white_box(task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress)
+        model = fit_white_box(
+            task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress
+        )
         record = {
             "seconds": round(time.monotonic() - started, 1),
             "recipe": numbers.card(),
@@ -277,7 +326,9 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
-    differs += [f"augment of {k}" for k, v in ours["augment"].items() if theirs["augment"].get(k, v) != v]
+    differs += [
+        f"augment of {k}" for k, v in ours["augment"].items() if theirs["augment"].get(k, v) != v
+    ]
     if differs:
         raise ConfigurationError(
             f"benchmark: {out} holds runs that differ in {', '.join(differs)}; choose another --out"
@@ -287,20 +338,27 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
     """Return the rows of a cell that are not there yet."""
-    return [row for row in (RAW_RUN, PROBE_RUN, *plan.methods) if not (cell.folder(out) / f"{row}.json").exists()]
+    return [
+        row
+        for row in (RAW_RUN, PROBE_RUN, *plan.methods)
+        if not (cell.folder(out) / f"{row}.json").exists()
+    ]
 
 
 def parse(spec: str) -> tuple[str, str]:
     """``METHOD`` or ``METHOD@PRESET`` → both.
 
     Raises:
-        ConfigurationError: either is unknown, or the preset is of token libraries and the method has none.
+        ConfigurationError: either is unknown, or the preset is of token libraries and the method
+            has none.
     """
     method, _, preset = spec.partition("@")
     kind = methods.get(method)
     recipe(preset or "default")
     if preset not in ("", "default") and not issubclass(kind, methods.PGN):
-        raise ConfigurationError(f"methods: got {spec}, but {method} has no presets; leave @{preset} out")
+        raise ConfigurationError(
+            f"methods: got {spec}, but {method} has no presets; leave @{preset} out"
+        )
     return method, preset or "default"
 
 

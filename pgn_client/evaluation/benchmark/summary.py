@@ -1,8 +1,10 @@
-"""What the runs of a benchmark say together. Computed from the files alone: nothing is trained or sent.
+"""What the runs of a benchmark say together. Computed from the files alone: nothing is trained or
+sent.
 
-Accuracies and differences are averaged over seeds picture by picture (all seeds share the test pictures), and intervals
-come from drawing pictures; over sets the mean is unweighted. So an interval speaks for these sets and these seeds, not
-for sets in general. The fusion weight, the served way and its gate are chosen in each run on its validation pictures.
+Accuracies and differences are averaged over seeds picture by picture (all seeds share the test
+pictures), and intervals come from drawing pictures; over sets the mean is unweighted. So an
+interval speaks for these sets and these seeds, not for sets in general. The fusion weight, the
+served way and its gate are chosen in each run on its validation pictures.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ class Row:
         deployable: whether an endpoint can serve it; white box otherwise.
         accuracy, ci95: mean over seeds and test pictures.
         sent: share of the test pictures that are sent.
-        learnable: how many numbers were trained, local head included where it has a say; ``None`` for ``served``.
+        learnable: how many numbers were trained, local head included where it has a say; ``None``
+            for ``served``.
         seconds: of training, mean over seeds.
-        agreement: least share, over seeds, of test pictures whose label over HTTP is that of latent float32.
+        agreement: least share, over seeds, of test pictures whose label over HTTP is that of latent
+            float32.
     """
 
     name: str
@@ -57,7 +61,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Row ``a`` minus row ``b`` in accuracy, on the same pictures of one set; the mean over sets has no ``set``."""
+    """Row ``a`` minus row ``b`` in accuracy, on the same pictures of one set; the mean over sets
+    has no ``set``.
+    """
 
     a: str
     b: str
@@ -77,7 +83,8 @@ class Summary:
         rows: set → rows; under ``""`` the mean over sets.
         paired: differences, of each set and of the mean.
         head: whose local head gives the rows that name no other.
-        curves: set → accuracy of that method ⊕ local against images sent, as (sent, accuracy), mean over seeds.
+        curves: set → accuracy of that method ⊕ local against images sent, as (sent, accuracy), mean
+            over seeds.
     """
 
     shots: int | None
@@ -124,16 +131,24 @@ def title(spec: str) -> str:
     return methods.get(method).title + (f" ({preset})" if preset != "default" else "")
 
 
-def summarise(out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Sequence[int], shots: int | None) -> Summary:
+def summarise(
+    out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Sequence[int], shots: int | None
+) -> Summary:
     """Read the runs of a table and compute it.
 
     Raises:
         ConfigurationError: a run is not there.
     """
     specs = Plan({}, tuple(specs)).checked().methods
-    cells = {name: [_read(out / name / f"{shots or 'all'}-{seed}", specs) for seed in seeds] for name in sets}
+    cells = {
+        name: [_read(out / name / f"{shots or 'all'}-{seed}", specs) for seed in seeds]
+        for name in sets
+    }
     rows = {name: [_row(row, cells[name]) for row in cells[name][0].rows] for name in sets}
-    rows[""] = [_mean([next(r for r in rows[s] if r.name == row.name) for s in sets], cells) for row in rows[sets[0]]]
+    rows[""] = [
+        _mean([next(r for r in rows[s] if r.name == row.name) for s in sets], cells)
+        for row in rows[sets[0]]
+    ]
     return Summary(
         shots,
         tuple(seeds),
@@ -149,7 +164,9 @@ def _read(folder: Path, specs: Sequence[str]) -> Cell:
     """One cell: what was measured, and what follows from it by validation."""
     runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
     targets = np.load(folder / "targets.npz")
-    deployed = sorted((s for s in specs if deploys(s)), key=lambda s: runs[s].record["learnable"]["prompt"])
+    deployed = sorted(
+        (s for s in specs if deploys(s)), key=lambda s: runs[s].record["learnable"]["prompt"]
+    )
     head = min(deployed, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
     rows, records = _rivals(runs[RAW_RUN], runs[PROBE_RUN], runs[head], targets["val"])
     for spec in deployed:  # the cheapest first
@@ -174,8 +191,12 @@ class _Run:
     arrays: Mapping[str, Floats]
     record: dict[str, Any]
 
-    def candidate(self, name: str, *, sent: float = 1.0, local: Candidate | None = None) -> Candidate:
-        return Candidate(name, self.arrays["val"], self.arrays["test"], self.record["queries"], sent, local)
+    def candidate(
+        self, name: str, *, sent: float = 1.0, local: Candidate | None = None
+    ) -> Candidate:
+        return Candidate(
+            name, self.arrays["val"], self.arrays["test"], self.record["queries"], sent, local
+        )
 
     @property
     def local(self) -> Candidate:
@@ -187,7 +208,9 @@ def _run(folder: Path, row: str) -> _Run:
         record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
         return _Run(dict(np.load(folder / f"{row}.npz")), record)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"benchmark: the run {folder / row} is not there; run the benchmark first") from error
+        raise ConfigurationError(
+            f"benchmark: the run {folder / row} is not there; run the benchmark first"
+        ) from error
 
 
 def _rivals(
@@ -208,7 +231,9 @@ def _row(name: str, cells: Sequence[Cell]) -> Row:
     record = cells[0].records.get(name, {})
     mean, low, high = accuracy_interval(_by_picture((c.ids, c.hits(name)) for c in cells))
     seconds = [c.records[name]["seconds"] for c in cells if "seconds" in c.records.get(name, {})]
-    agreement = [c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})]
+    agreement = [
+        c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})
+    ]
     alone = not cells[0].rows[name].fused
     return Row(
         name,
@@ -223,7 +248,9 @@ def _row(name: str, cells: Sequence[Cell]) -> Row:
 
 
 def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
-    """Count what has a say in the row: the prompt with its mapping, and the local head where it is fused."""
+    """Count what has a say in the row: the prompt with its mapping, and the local head where it is
+    fused.
+    """
     counts = record["learnable"]
     own = int(counts.get("prompt", 0)) + int(counts["mapping"])
     return own + int(counts["local"]) if row.fused or row.name == LOCAL else own
@@ -259,7 +286,9 @@ def _by_picture(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
 
 
 def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
-    """The comparisons that decide, on each set and in the mean: PGN, and what is served, against all others."""
+    """The comparisons that decide, on each set and in the mean: PGN, and what is served, against
+    all others.
+    """
     first = next(iter(cells.values()))[0]
     pgn, served = first.head, SERVED
     both = with_local(pgn)
@@ -267,14 +296,19 @@ def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
     pairs = [(both if first.rows[n].fused else pgn, n) for n in others]
     pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
     for a, b in pairs:
-        entries = {name: _by_picture((c.ids, c.hits(a) - c.hits(b)) for c in seeds) for name, seeds in cells.items()}
+        entries = {
+            name: _by_picture((c.ids, c.hits(a) - c.hits(b)) for c in seeds)
+            for name, seeds in cells.items()
+        }
         for name, chosen in [*((k, [v]) for k, v in entries.items()), ("", list(entries.values()))]:
             mean, low, high = pooled_bootstrap(chosen, seed=0)
             yield Difference(a, b, name, mean, (low, high))
 
 
 def _curve(cells: Sequence[Cell]) -> list[tuple[float, float]]:
-    """Accuracy against images sent, of the head's method ⊕ local: what the head is least sure of is sent."""
+    """Accuracy against images sent, of the head's method ⊕ local: what the head is least sure of is
+    sent.
+    """
     points = []
     for share in np.linspace(0, 1, 11):
         at = []

@@ -23,11 +23,16 @@ def _one(summary: Summary) -> str:
         f"### {_shots(summary)}, seeds {', '.join(map(str, summary.seeds))}",
         "",
         "Accuracy on test pictures, mean over seeds, [95 % interval] over pictures.",
-        "`⊕ local`: fused with the local head. Sent: share of the pictures that are sent when a row serves.",
-        f"`local head`, `raw ⊕ local` and `linear probe ⊕ local` use the local head of {summary.head}.",
-        f"{WHITE_BOX} white box: needs the inside of the model, which nobody else's endpoint offers.",
-        "Learnable: the most over sets. ÷: how many times fewer than fine-tuning ViT-B/32 (88.2 M numbers).",
-        "Agreement: the least share, over sets and seeds, of test pictures with the label of latent float32.",
+        "`⊕ local`: fused with the local head. Sent: share of the pictures that are sent when a "
+        "row serves.",
+        "`local head`, `raw ⊕ local` and `linear probe ⊕ local` use the local head of "
+        f"{summary.head}.",
+        f"{WHITE_BOX} white box: needs the inside of the model, which nobody else's "
+        "endpoint offers.",
+        "Learnable: the most over sets. ÷: how many times fewer than fine-tuning ViT-B/32 (88.2 M "
+        "numbers).",
+        "Agreement: the least share, over sets and seeds, of test pictures with the label of "
+        "latent float32.",
         "Pictures (training / validation / test): "
         + "; ".join(f"{s} {' / '.join(str(n) for n in summary.split[s].values())}" for s in sets)
         + ".",
@@ -36,7 +41,8 @@ def _one(summary: Summary) -> str:
         _line(["---", *["---:"] * (len(sets) + 6)]),
         *(_row(summary, row, sets) for row in summary.rows[""]),
         "",
-        "Paired, in points, on the same pictures, [95 % interval], not corrected for the number of comparisons;",
+        "Paired, in points, on the same pictures, [95 % interval], not corrected for the number of "
+        "comparisons;",
         "bold in the mean where the interval excludes 0:",
         "",
         _line(["", *sets, "mean"]),
@@ -47,7 +53,11 @@ def _one(summary: Summary) -> str:
 
 
 def _shots(summary: Summary) -> str:
-    return "All training pictures" if summary.shots is None else f"{summary.shots} training pictures per class"
+    return (
+        "All training pictures"
+        if summary.shots is None
+        else (f"{summary.shots} training pictures per class")
+    )
 
 
 def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
@@ -67,7 +77,10 @@ def _pairs(paired: Sequence[Difference], sets: Sequence[str]) -> list[str]:
     found = {(d.a, d.b, d.set): d for d in paired}
     pairs = list(dict.fromkeys((d.a, d.b) for d in paired))
     return [
-        _line([f"{a} − {b}", *(_points(found[a, b, s]) for s in sets), _emphasised(found[a, b, ""])]) for a, b in pairs
+        _line(
+            [f"{a} − {b}", *(_points(found[a, b, s]) for s in sets), _emphasised(found[a, b, ""])]
+        )
+        for a, b in pairs
     ]
 
 
@@ -101,7 +114,9 @@ def draw(summary: Summary, path: Path) -> None:
         rows = summary.rows[name]
         spread = [[r.accuracy - r.ci95[0] for r in rows], [r.ci95[1] - r.accuracy for r in rows]]
         heights = [j + (i - len(sets) / 2) * 0.8 / len(sets) for j in range(len(rows))]
-        left.errorbar([r.accuracy for r in rows], heights, xerr=spread, fmt="o", markersize=3, label=name)
+        left.errorbar(
+            [r.accuracy for r in rows], heights, xerr=spread, fmt="o", markersize=3, label=name
+        )
         right.plot(*zip(*summary.curves[name], strict=True), marker=".", label=name)
     marks = ["" if row.deployable else f" {WHITE_BOX}" for row in summary.rows[""]]
     left.set_yticks(range(len(names)), [n + m for n, m in zip(names, marks, strict=True)])

@@ -1,4 +1,6 @@
-"""A report as people read it: a table for the terminal, a page for the browser, pictures step by step."""
+"""A report as people read it: a table for the terminal, a page for the browser, pictures step by
+step.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ def captions(report: Report) -> list[str]:
     return [f"is {found['label']}, served as {found['served']}" for found in report.examples]
 
 
-def sheet(columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()) -> Image.Image:
+def sheet(
+    columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()
+) -> Image.Image:
     """Draw pictures in columns.
 
     Args:

@@ -17,7 +17,8 @@ def table(report: Report) -> str:
     """Return the comparison as text: rows, paired differences, controls, retention, verdict."""
     priced = report.price_per_image is not None
     heads = (
-        f"{'on ' + str(report.split['test']) + ' test pictures':<24}{'accuracy':>9}   95 % interval     log-loss    ECE"
+        f"{'on ' + str(report.split['test']) + ' test pictures':<24}{'accuracy':>9}   95 % "
+        "interval     log-loss    ECE"
     )
     lines = [
         f"{heads}    queries   {'cost' if priced else 'sent'} per 1,000",
@@ -26,7 +27,8 @@ def table(report: Report) -> str:
         "paired, in points (same test pictures); right alone, a : b; exact McNemar test",
         *(_paired(c) for c in report.paired),
         "",
-        "controls: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.controls.items()),
+        "controls: "
+        + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.controls.items()),
         *_retention(report.retention),
         *_curve(report.curve),
         *_weakest(report.per_class[SERVED]),
@@ -40,14 +42,20 @@ def table(report: Report) -> str:
 def _row(row: Row, priced: bool) -> str:
     lo, hi = row.ci95
     measured = f"{row.accuracy:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row.log_loss:>8.3f}  {row.ece:.3f}"
-    cost = money(row.cost_per_1000) if priced and row.cost_per_1000 is not None else f"{1000 * row.sent:,.0f}"
+    cost = (
+        money(row.cost_per_1000)
+        if priced and row.cost_per_1000 is not None
+        else f"{1000 * row.sent:,.0f}"
+    )
     return f"  {row.title:<22}{measured}  {row.queries:>9}  {cost:>15}"
 
 
 def _paired(c: Comparison) -> str:
     low, high = (100 * end for end in c.ci95)
     interval = f"{100 * c.difference:+6.1f}  [{low:+.1f}, {high:+.1f}]"
-    return f"  {c.a} − {c.b}".ljust(38) + f"{interval:<23}{f'{c.only_a} : {c.only_b}':>11}   {p_value(c.mcnemar_p)}"
+    return f"  {c.a} − {c.b}".ljust(38) + (
+        f"{interval:<23}{f'{c.only_a} : {c.only_b}':>11}   {p_value(c.mcnemar_p)}"
+    )
 
 
 def p_value(p: float) -> str:
@@ -60,7 +68,10 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
         return []
     stages = [name for name in retention if name != "agreement"]
     agreement = retention["agreement"]
-    return ["retention: " + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)]
+    return [
+        "retention: "
+        + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)
+    ]
 
 
 def retention_table(agreement: dict[str, float], pictures: int) -> str:
@@ -83,5 +94,7 @@ def weakest(scores: Sequence[ClassScore]) -> list[ClassScore]:
 def _weakest(scores: Sequence[ClassScore]) -> list[str]:
     """A line of the classes that fare worst, where any fares less than perfectly."""
     worst = [s for s in weakest(scores) if s.f1 is not None and s.f1 < 1][:WORST]
-    told = ", ".join(f"{s.name} F1 {s.f1:.3f} (recall {s.recall:.3f} of {s.support})" for s in worst)
+    told = ", ".join(
+        f"{s.name} F1 {s.f1:.3f} (recall {s.recall:.3f} of {s.support})" for s in worst
+    )
     return [f"weakest classes, as served: {told}"] if worst else []

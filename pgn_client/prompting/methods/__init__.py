@@ -1,4 +1,6 @@
-"""Ways to make a prompt, one file each, one registry. Adding one touches its file and the line below."""
+"""Ways to make a prompt, one file each, one registry. Adding one touches its file and the line
+below.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,17 @@ REGISTRY: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["PGN", "REGISTRY", "InputIndependent", "Method", "RGBMethod", "Rates", "Setting", "WhiteBox", "get"]
+__all__ = [
+    "PGN",
+    "REGISTRY",
+    "InputIndependent",
+    "Method",
+    "RGBMethod",
+    "Rates",
+    "Setting",
+    "WhiteBox",
+    "get",
+]
 
 
 def get(name: str) -> type[Method]:
@@ -50,7 +62,8 @@ def get(name: str) -> type[Method]:
 
 
 def restorable(name: str) -> type[RGBMethod]:
-    """Return a method that checkpoints may hold, by name: those that can be trained and deployed, and published PGN.
+    """Return a method that checkpoints may hold, by name: those that can be trained and deployed,
+    and published PGN.
 
     Raises:
         ConfigurationError: unknown, or white box.
@@ -67,7 +80,9 @@ def deployable(name: str) -> type[RGBMethod]:
     method = get(name)
     if not issubclass(method, RGBMethod):
         raise ConfigurationError(
-            f"method: got {name}, which needs the inside of the model and cannot be sent to an endpoint, expected one "
-            f"of {', '.join(k for k, m in REGISTRY.items() if issubclass(m, RGBMethod))}; pgn benchmark measures both"
+            f"method: got {name}, which needs the inside of the model and cannot be sent to an "
+            "endpoint, expected one "
+            f"of {', '.join(k for k, m in REGISTRY.items() if issubclass(m, RGBMethod))}; pgn "
+            "benchmark measures both"
         )
     return method

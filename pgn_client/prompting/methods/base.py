@@ -1,7 +1,8 @@
 """What every method is to the training loop, the checkpoint and the client.
 
-A :class:`Method` says what the label mapping reads when pictures pass through it. An :class:`RGBMethod` makes pictures
-that can be sent to an endpoint; a :class:`WhiteBox` needs the inside of the model, and is there to be compared with.
+A :class:`Method` says what the label mapping reads when pictures pass through it. An
+:class:`RGBMethod` makes pictures that can be sent to an endpoint; a :class:`WhiteBox` needs the
+inside of the model, and is there to be compared with.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ class RGBMethod(Method):
     """A method whose prompt is made of pixels: whatever it has learnt can be sent to an endpoint.
 
     Args:
-        generator: the local classifier, which every RGB method carries, so that all are fused and gated alike; a PGN's
-            generator shares its trunk.
+        generator: the local classifier, which every RGB method carries, so that all are fused and
+            gated alike; a PGN's generator shares its trunk.
     """
 
     def __init__(self, generator: LocalClassifier) -> None:
@@ -152,9 +153,17 @@ class RGBMethod(Method):
         """
         backbone, library = card["backbone"], card["library"] or {"kind": "pixel", "size": 1}
         canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], card["layout"])
-        width = state["library.rows"].shape[-1] if "library.rows" in state else 0  # pixels do not need it
-        setting = Setting(canvas, len(card["classes"]), width, library=library["kind"], library_size=library["size"])
-        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten, and the caller's draws stay as they are
+        # pixels do not need it
+        width = state["library.rows"].shape[-1] if "library.rows" in state else 0
+        setting = Setting(
+            canvas,
+            len(card["classes"]),
+            width,
+            library=library["kind"],
+            library_size=library["size"],
+        )
+        # what is drawn is overwritten, and the caller's draws stay as they are
+        with torch.random.fork_rng(devices=[]):
             model = cls.create(setting)
         model.load_state_dict(state)
         return model.eval()
@@ -163,7 +172,9 @@ class RGBMethod(Method):
         """Begin a training; ``peaked`` lets a token library's prompts start with contrast."""
 
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """(B, 3, r, r) → what the method says of the pictures, and (B, C) logits of the local head."""
+        """(B, 3, r, r) → what the method says of the pictures, and (B, C) logits of the local
+        head.
+        """
         return None, self.generator.classify(x)
 
     def parameter_groups(self, rates: Rates) -> Groups:
@@ -171,7 +182,9 @@ class RGBMethod(Method):
         groups = self.prompt_groups(rates)
         listed = {id(p) for group in groups for p in group["params"]}
         g = self.generator
-        local = [p for p in [*g.trunk.parameters(), *g.local_head.parameters()] if id(p) not in listed]
+        local = [
+            p for p in [*g.trunk.parameters(), *g.local_head.parameters()] if id(p) not in listed
+        ]
         return [*groups, {"params": local, "lr": rates.trunk}]
 
     @torch.inference_mode()
@@ -194,8 +207,8 @@ class RGBMethod(Method):
             route: of that inversion.
 
         Returns:
-            (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method that paints the
-            picture itself; (B, C) float32 log-probabilities.
+            (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
+            that paints the picture itself; (B, C) float32 log-probabilities.
         """
         source = pictures if prompted_by is None else prompted_by
         code, local = self(generator_input(source, resolution))
@@ -203,16 +216,26 @@ class RGBMethod(Method):
         return (painted * 255).round().to(torch.uint8).movedim(-3, -1), local.log_softmax(dim=-1)
 
     def scores(self, code: Any, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See :class:`Method`; what is painted goes through wire and patch embedding, as when it is served."""
-        return surrogate.pixel_scores(surrogate.paint(pictures, self.painted(code, pictures, None, "exact")))
+        """See :class:`Method`; what is painted goes through wire and patch embedding, as when it is
+        served.
+        """
+        return surrogate.pixel_scores(
+            surrogate.paint(pictures, self.painted(code, pictures, None, "exact"))
+        )
 
-    def painted(self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
-        """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space; differentiable."""
+    def painted(
+        self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+    ) -> Tensor:
+        """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space;
+        differentiable.
+        """
         raise TypeError(f"{type(self).__name__} does not say what it paints")
 
 
 class WholePicture(RGBMethod):
-    """A method that changes the picture itself, all over the canvas, and keeps it within valid pixels."""
+    """A method that changes the picture itself, all over the canvas, and keeps it within valid
+    pixels.
+    """
 
     layout = "full"
 
@@ -220,16 +243,20 @@ class WholePicture(RGBMethod):
         """(B, 3, H, W) pictures in [0, 1] → the same, differentiable, with the prompt in them."""
         raise TypeError(f"{type(self).__name__} does not say how it paints")
 
-    def painted(self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
+    def painted(
+        self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+    ) -> Tensor:
         """See :class:`RGBMethod`: whole canvases."""
         return self.paint(code, pictures.float() / 255)
 
 
 class WhiteBox(Method):
-    """A method that needs more than the endpoint offers: it cannot be deployed, and tables mark it so.
+    """A method that needs more than the endpoint offers: it cannot be deployed, and tables mark it
+    so.
 
     Attributes:
-        reads_features: whether the mapping reads features from inside the model, rather than answers.
+        reads_features: whether the mapping reads features from inside the model, rather than
+            answers.
     """
 
     layout = "full"
@@ -244,7 +271,8 @@ def require_layout(setting: Setting, method: type[Method]) -> None:
     """Refuse a layout that leaves the method nothing to paint on.
 
     Raises:
-        ConfigurationError: prompt cells for a method that paints the whole picture, or none for one that needs them.
+        ConfigurationError: prompt cells for a method that paints the whole picture, or none for one
+            that needs them.
     """
     whole = method.layout == "full"
     if whole != (setting.canvas.prompts == 0):

@@ -1,8 +1,10 @@
-"""PGN as a convex blend: the prompt covers the whole picture, and shines through it by a learned share.
+"""PGN as a convex blend: the prompt covers the whole picture, and shines through it by a learned
+share.
 
-Deviation: ours. The published PGN adds tokens beside the picture; here each picture keeps its size and gives up
-contrast instead. A convex blend of valid pictures is one, and the patch embedding is affine, so the blend may be taken
-of tokens.
+Deviation: ours. The published PGN adds tokens beside the picture; here each picture keeps its size
+    and gives up
+contrast instead. A convex blend of valid pictures is one, and the patch embedding is affine, so the
+blend may be taken of tokens.
 """
 
 from __future__ import annotations
@@ -52,25 +54,44 @@ class Blend(PGN):
         """
         require_layout(setting, cls)
         if not library(setting.library).exact:
-            raise ConfigurationError(f"method {cls.name}: got a {setting.library} library, expected pixel")
+            raise ConfigurationError(
+                f"method {cls.name}: got a {setting.library} library, expected pixel"
+            )
         patches = (setting.canvas.size // setting.canvas.patch) ** 2
-        return cls(PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting))
+        return cls(
+            PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting)
+        )
 
     def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: the blend is taken of tokens, where they may be, which is the same as of pictures."""
+        """See ``Method``: the blend is taken of tokens, where they may be, which is the same as of
+        pictures.
+        """
         if not surrogate.latent:
             return RGBMethod.scores(self, code, pictures, surrogate)
-        prompts, share = self.prompt_tokens(code, surrogate.backbone.embedding), self.share.sigmoid()
-        return surrogate.token_scores((1 - share) * surrogate.backbone.tokens(pictures) + share * prompts)
+        prompts, share = (
+            self.prompt_tokens(code, surrogate.backbone.embedding),
+            self.share.sigmoid(),
+        )
+        return surrogate.token_scores(
+            (1 - share) * surrogate.backbone.tokens(pictures) + share * prompts
+        )
 
-    def painted(self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
+    def painted(
+        self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+    ) -> Tensor:
         """See ``RGBMethod``: whole canvases, (B, 3, H, W) in [0, 1]."""
-        patches, share = self.prompt_patches(code, embedding), self.share.sigmoid()  # (B, N, 3, P, P)
+        # (B, N, 3, P, P)
+        patches, share = self.prompt_patches(code, embedding), self.share.sigmoid()
         grid = isqrt(patches.shape[1])
         prompts = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, g, P, g, P)
-        blended: Tensor = (1 - share) * pictures.float() / 255 + share * prompts.reshape(pictures.shape)
+        blended: Tensor = (1 - share) * pictures.float() / 255 + share * prompts.reshape(
+            pictures.shape
+        )
         return blended
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return optimiser groups: as for PGN, and the share."""
-        return [*super().prompt_groups(rates), {"params": [self.share], "lr": self.rate, "weight_decay": 0.0}]
+        return [
+            *super().prompt_groups(rates),
+            {"params": [self.share], "lr": self.rate, "weight_decay": 0.0},
+        ]

@@ -1,9 +1,9 @@
-"""EXPRES: output tokens and residual prompts (Das et al., "Learning Expressive Prompting With Residuals for Vision
-Transformers", CVPR 2023, arXiv 2303.15591).
+"""EXPRES: output tokens and residual prompts (Das et al., "Learning Expressive Prompting With
+Residuals for Vision Transformers", CVPR 2023, arXiv 2303.15591).
 
-A few learned tokens travel through the frozen model beside the patches, and what comes out *of them* is read: output
-tokens. Residual prompts, learned too, are added to their rows inside each block. White box: it runs where the model
-runs.
+A few learned tokens travel through the frozen model beside the patches, and what comes out *of
+them* is read: output tokens. Residual prompts, learned too, are added to their rows inside each
+block. White box: it runs where the model runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
 
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
-"""Where residuals can be added: to what comes out of a block's part; ``q``, ``k`` and ``v`` are parts of one."""
+"""Where residuals can be added: to what comes out of a block's part; ``q``, ``k`` and ``v`` are
+parts of one.
+"""
 PARTS = {"norm1": "norm1", "q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", "proj": "attn.proj"}
 PARTS |= {"norm2": "norm2", "mlp": "mlp"}
 
@@ -46,10 +48,12 @@ class EXPRES(WhiteBox):
         prompts: (m, D) float32, tokens as the first block reads them, behind all others.
         residuals: site → (depth, m, D) float32, for some of ``SITES``.
 
-    Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals start at zero;
-    prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the output tokens, and a linear map on
-    it; ``norm2`` and ``mlp``, which are off, are our own sites. With ``qk_norm`` the residuals of q and k are added
-    before that norm. One m, one rate, no weight decay, and AdamW with a warm head, as for all methods here.
+    Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals
+        start at zero;
+    prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the output tokens,
+    and a linear map on it; ``norm2`` and ``mlp``, which are off, are our own sites. With
+    ``qk_norm`` the residuals of q and k are added before that norm. One m, one rate, no weight
+    decay, and AdamW with a warm head, as for all methods here.
     """
 
     name = "expres"
@@ -72,10 +76,14 @@ class EXPRES(WhiteBox):
         require_layout(setting, cls)
         unknown = [site for site in setting.sites if site not in SITES]
         if unknown:
-            raise ConfigurationError(f"EXPRES: got the site {unknown[0]!r}, expected some of {', '.join(SITES)}")
+            raise ConfigurationError(
+                f"EXPRES: got the site {unknown[0]!r}, expected some of {', '.join(SITES)}"
+            )
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
         prompts = torch.empty(setting.prompt_tokens, setting.width).uniform_(-v, v)
-        return cls(prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites})
+        return cls(
+            prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites}
+        )
 
     def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D), the output tokens as they are before the training."""
@@ -85,15 +93,17 @@ class EXPRES(WhiteBox):
         """See ``Method``: (B, D) features of the output tokens.
 
         Raises:
-            ConfigurationError: a model whose blocks are not made of ``norm1``, ``attn.qkv``, ``attn.proj``, ``norm2``
-                and ``mlp``.
+            ConfigurationError: a model whose blocks are not made of ``norm1``, ``attn.qkv``,
+                ``attn.proj``, ``norm2`` and ``mlp``.
         """
         tokens = surrogate.backbone.tokens(pictures)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.output_tokens(tokens, surrogate.backbone).mean(dim=1).float()
 
     def output_tokens(self, tokens: Tensor, backbone: Backbone) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, m, D) output tokens after the final norm."""
+        """(B, N, D) patch tokens, without position embedding → (B, m, D) output tokens after the
+        final norm.
+        """
         return self.encoded(tokens, backbone)[1]
 
     def encoded(self, tokens: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor]:
@@ -117,7 +127,9 @@ class EXPRES(WhiteBox):
 
     @contextlib.contextmanager
     def _added(self, backbone: Backbone) -> Iterator[None]:
-        """Add the residuals for the time of one forward pass: the model's own code runs, fused attention and all."""
+        """Add the residuals for the time of one forward pass: the model's own code runs, fused
+        attention and all.
+        """
         with contextlib.ExitStack() as hooks:
             for number, block in enumerate(backbone.model.blocks):
                 for path in dict.fromkeys(PARTS[site] for site in self.residuals):
@@ -132,11 +144,20 @@ class EXPRES(WhiteBox):
             own: Tensor = self.residuals[site][block]
             return own
         zero = torch.zeros_like(self.prompts)
-        return torch.cat([self.residuals[s][block] if s in self.residuals else zero for s in ("q", "k", "v")], dim=-1)
+        return torch.cat(
+            [self.residuals[s][block] if s in self.residuals else zero for s in ("q", "k", "v")],
+            dim=-1,
+        )
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return prompts and residuals."""
-        return [{"params": [self.prompts, *self.residuals.values()], "lr": self.rate, "weight_decay": 0.0}]
+        return [
+            {
+                "params": [self.prompts, *self.residuals.values()],
+                "lr": self.rate,
+                "weight_decay": 0.0,
+            }
+        ]
 
     def save(
         self,
@@ -154,7 +175,8 @@ class EXPRES(WhiteBox):
             path: of the file.
             backbone: the model that the prompts were trained on.
             classes: C names.
-            beside: tensors that read the tokens, ``mapping.weight`` (D, C) and ``mapping.bias`` (C,) among them.
+            beside: tensors that read the tokens, ``mapping.weight`` (D, C) and ``mapping.bias``
+                (C,) among them.
             profile: the server's resize and crop; ``None`` takes the backbone's own.
             told: what else the card tells.
 
@@ -174,12 +196,16 @@ class EXPRES(WhiteBox):
             "mapping": {"kind": "linear"},
             "fusion": 0.0,
         }
-        tensors = {k: t.detach().float().cpu().numpy() for k, t in (self.state_dict() | dict(beside)).items()}
+        tensors = {
+            k: t.detach().float().cpu().numpy()
+            for k, t in (self.state_dict() | dict(beside)).items()
+        }
         return checkpoint.write(path, card | dict(told or {}), tensors)
 
 
 def multiply_adds(tokens: int, width: int, depth: int) -> int:
-    """Return how many multiplications and additions a ViT's blocks take for one picture: depth (12 n D² + 2 n² D).
+    """Return how many multiplications and additions a ViT's blocks take for one picture: depth (12
+    n D² + 2 n² D).
 
     Args:
         tokens: n, with class token and prompts.
@@ -205,6 +231,7 @@ def _part(block: nn.Module, path: str, backbone: Backbone) -> nn.Module:
         return block.get_submodule(path)
     except AttributeError:
         raise ConfigurationError(
-            f"backbone {backbone.name}: got a {type(block).__name__} without {path}, expected the blocks of a plain "
+            f"backbone {backbone.name}: got a {type(block).__name__} without {path}, expected the "
+            "blocks of a plain "
             "ViT for EXPRES; choose another model"
         ) from None

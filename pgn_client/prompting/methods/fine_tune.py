@@ -1,4 +1,6 @@
-"""Full fine-tuning: every weight of the model learns. White box, and the most that can be paid for a task."""
+"""Full fine-tuning: every weight of the model learns. White box, and the most that can be paid for
+a task.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,15 @@ class FineTune(WhiteBox):
         """
         require_layout(setting, cls)
         if setting.backbone is None:
-            raise ConfigurationError(f"method {cls.name}: got no backbone, expected the one to copy; put it in Setting")
+            raise ConfigurationError(
+                f"method {cls.name}: got no backbone, expected the one to copy; put it in Setting"
+            )
         return cls(setting.backbone)
 
     def train(self, mode: bool = True) -> FineTune:
-        """Stay in evaluation mode: it only concerns dropout, which ``class_token_block`` does not have."""
+        """Stay in evaluation mode: it only concerns dropout, which ``class_token_block`` does not
+        have.
+        """
         return super().train(False)
 
     def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:

@@ -1,7 +1,8 @@
-"""Linear probe: multinomial logistic regression on the surrogate's own features. White box, and the local rival.
+"""Linear probe: multinomial logistic regression on the surrogate's own features. White box, and the
+local rival.
 
-It never asks the endpoint, so whoever holds the surrogate's weights can serve it for nothing: a prompt must beat it to
-be worth its queries.
+It never asks the endpoint, so whoever holds the surrogate's weights can serve it for nothing: a
+prompt must beat it to be worth its queries.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ class LinearProbe:
     bias: Floats
 
     @classmethod
-    def fit(cls, x: Floats, y: Integers, classes: int, *, copies: int = 1, seed: int = 0) -> LinearProbe:
-        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by cross-validation.
+    def fit(
+        cls, x: Floats, y: Integers, classes: int, *, copies: int = 1, seed: int = 0
+    ) -> LinearProbe:
+        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by
+        cross-validation.
 
         Of ``copies`` blocks of versions of the same pictures, no fold parts the versions of one.
         """

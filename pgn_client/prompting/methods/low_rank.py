@@ -1,6 +1,7 @@
 """A low-rank prompt all over the picture (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
 
-Rows of the picture share what they learn, and so do columns: per channel the prompt is a product of two thin matrices.
+Rows of the picture share what they learn, and so do columns: per channel the prompt is a product of
+    two thin matrices.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class LowRank(WholePicture):
 
     Args:
         generator: the local classifier beside it.
-        up: (3, H, R) float, zero at the start. down: (3, R, W) float, N(0, 1) at the start, unit scale.
+        up: (3, H, R) float, zero at the start. down: (3, R, W) float, N(0, 1) at the start, unit
+            scale.
 
     Deviation: the sum is clamped to [0, 1]; published, it is unbounded in the normalised space.
     """
@@ -38,7 +40,9 @@ class LowRank(WholePicture):
         """Start with a prompt that adds nothing."""
         require_layout(setting, cls)
         size = setting.canvas.size
-        return cls(LocalClassifier(setting.classes), torch.zeros(3, size, RANK), torch.randn(3, RANK, size))
+        return cls(
+            LocalClassifier(setting.classes), torch.zeros(3, size, RANK), torch.randn(3, RANK, size)
+        )
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → the same with the prompt."""

@@ -1,4 +1,5 @@
-"""SMM: one shared pattern, seen through a mask of each picture's own (Cai et al., ICML 2024, arXiv 2406.03150).
+"""SMM: one shared pattern, seen through a mask of each picture's own (Cai et al., ICML 2024, arXiv
+2406.03150).
 
 clamp(x + pattern ⊙ mask(x)),  mask: a small CNN, three channels, constant on patches of the picture
 """
@@ -19,12 +20,18 @@ POOLS = 3  # after the first convolutions: a mask patch is 2³ pixels of the gen
 
 
 class MaskGenerator(nn.Sequential):
-    """The published six-layer CNN for ViTs, 102,339 numbers: (B, 3, r, r) normalised → (B, 3, r/8, r/8) masks."""
+    """The published six-layer CNN for ViTs, 102,339 numbers: (B, 3, r, r) normalised → (B, 3, r/8,
+    r/8) masks.
+    """
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
         for i, (inputs, outputs) in enumerate(pairwise(CHANNELS)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
             if i < POOLS:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
         super().__init__(*layers, nn.Conv2d(CHANNELS[-1], 3, 3, padding=1))
@@ -37,8 +44,10 @@ class Masked(WholePicture):
         generator: the local classifier beside it.
         pattern: (3, H, W) float, unit scale, zero at the start.
 
-    Deviation: the mask is drawn from the generator's input (at most 96 px) and spread over the canvas by
-    nearest-neighbour interpolation, so its patches are larger than the published 8 px; the sum is clamped to [0, 1].
+    Deviation: the mask is drawn from the generator's input (at most 96 px) and spread over the
+        canvas by
+    nearest-neighbour interpolation, so its patches are larger than the published 8 px; the sum is
+    clamped to [0, 1].
     """
 
     name = "masked"
@@ -56,7 +65,10 @@ class Masked(WholePicture):
     def create(cls, setting: Setting) -> Masked:
         """Start with a pattern that adds nothing."""
         require_layout(setting, cls)
-        return cls(LocalClassifier(setting.classes), torch.zeros(3, setting.canvas.size, setting.canvas.size))
+        return cls(
+            LocalClassifier(setting.classes),
+            torch.zeros(3, setting.canvas.size, setting.canvas.size),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, r, r) → (B, 3, r/8, r/8) masks and (B, C) local logits."""

@@ -1,7 +1,9 @@
-"""The controls without a prompt: only the label mapping is trained, in the same loop, on the same augmented pictures.
+"""The controls without a prompt: only the label mapping is trained, in the same loop, on the same
+augmented pictures.
 
-:class:`NoPrompt` sends the picture alone; what a prompt gains over it is the prompt's own. :class:`GreyFrame` sends it
-in the frame that a prompt would fill, and shows how much of a gain is the frame.
+:class:`NoPrompt` sends the picture alone; what a prompt gains over it is the prompt's own.
+:class:`GreyFrame` sends it in the frame that a prompt would fill, and shows how much of a gain is
+the frame.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from torch import Tensor
 from pgn_client.imaging.compositor import GREY
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting.generator import LocalClassifier
-from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, WholePicture, require_layout
+from pgn_client.prompting.methods.base import (
+    Groups,
+    Rates,
+    RGBMethod,
+    Setting,
+    WholePicture,
+    require_layout,
+)
 
 if TYPE_CHECKING:
     from pgn_client.surrogate.patch_embedding import PatchEmbedding
@@ -62,10 +71,14 @@ class GreyFrame(RGBMethod):
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes), setting.canvas)
 
-    def painted(self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
+    def painted(
+        self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+    ) -> Tensor:
         """See ``RGBMethod``: grey patches."""
         side = self.canvas.patch
-        return torch.full((len(pictures), self.canvas.prompts, 3, side, side), GREY / 255, device=pictures.device)
+        return torch.full(
+            (len(pictures), self.canvas.prompts, 3, side, side), GREY / 255, device=pictures.device
+        )
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return nothing: there is no prompt."""

@@ -1,8 +1,10 @@
-"""VP: one learned border, added to every picture (Bahng et al., "Exploring Visual Prompts", arXiv 2203.17274).
+"""VP: one learned border, added to every picture (Bahng et al., "Exploring Visual Prompts", arXiv
+2203.17274).
 
-Published, the border is added to *normalised* pictures and bounded by nothing: no file holds such a picture, and an
-endpoint cannot be sent it. :class:`Padding` adds it to the pixels and stays within [0, 255], which can be sent;
-:class:`PublishedPadding` is the published form, for comparison, measured on the surrogate alone.
+Published, the border is added to *normalised* pictures and bounded by nothing: no file holds such a
+picture, and an endpoint cannot be sent it. :class:`Padding` adds it to the pixels and stays within
+[0, 255], which can be sent; :class:`PublishedPadding` is the published form, for comparison,
+measured on the surrogate alone.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pgn_client.prompting.generator import LocalClassifier
-from pgn_client.prompting.methods.base import Groups, Rates, Setting, WhiteBox, WholePicture, require_layout
+from pgn_client.prompting.methods.base import (
+    Groups,
+    Rates,
+    Setting,
+    WhiteBox,
+    WholePicture,
+    require_layout,
+)
 
 if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
@@ -42,7 +51,9 @@ class Border(nn.Module):
     def forward(self) -> Tensor:
         """Return (3, H, W), zero within the border."""
         mask = border_mask(self.size).to(self.values.device)
-        return torch.zeros(3, self.size, self.size, device=self.values.device).masked_scatter(mask, self.values)
+        return torch.zeros(3, self.size, self.size, device=self.values.device).masked_scatter(
+            mask, self.values
+        )
 
 
 def border_mask(size: int) -> Tensor:
@@ -60,7 +71,8 @@ class Padding(WholePicture):
         generator: the local classifier beside it; the border does not depend on the picture.
         border: what is added, unit scale.
 
-    Deviation: the sum is clamped to [0, 1], and rounded when it is sent; Adam with a warm label mapping, as for all
+    Deviation: the sum is clamped to [0, 1], and rounded when it is sent; Adam with a warm label
+        mapping, as for all
     methods here, instead of SGD at rate 40.
     """
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class PGN(RGBMethod):
-    """Generator and library together: picture → prompt tokens (training) or prompt patches (serving).
+    """Generator and library together: picture → prompt tokens (training) or prompt patches
+    (serving).
 
     Args:
         generator: picture → mixture weights.
@@ -28,7 +29,8 @@ class PGN(RGBMethod):
 
     name = "pgn"
     title = "PGN"
-    sees_picture: ClassVar[bool] = True  # whether the prompt depends on it, and so teaches the trunk
+    # whether the prompt depends on it, and so teaches the trunk
+    sees_picture: ClassVar[bool] = True
     generator: PromptGenerator
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
@@ -49,7 +51,8 @@ class PGN(RGBMethod):
     def start(self, *, peaked: bool) -> None:
         """Let prompts start with contrast: bias N(0, 2²), weights N(0, 0.02²).
 
-        Deviation: ours. Rows mixed nearly uniformly, as under the usual initialisation, start as flat grey.
+        Deviation: ours. Rows mixed nearly uniformly, as under the usual initialisation, start as
+            flat grey.
         """
         if peaked:
             nn.init.normal_(self.generator.mixture.bias, std=2.0)
@@ -61,7 +64,9 @@ class PGN(RGBMethod):
         return weights, local
 
     def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: where the latent space may stand in, prompt tokens replace the patches of their cells."""
+        """See ``Method``: where the latent space may stand in, prompt tokens replace the patches of
+        their cells.
+        """
         if not surrogate.latent:
             return super().scores(code, pictures, surrogate)
         return surrogate.scores(pictures, self.cell_tokens(code, surrogate.backbone.embedding))
@@ -72,21 +77,28 @@ class PGN(RGBMethod):
             self.library.stay_within(surrogate.backbone.embedding)
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then mixed."""
+        """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then
+        mixed.
+        """
         with torch.autocast(weights.device.type, enabled=False):
             return weights.float() @ self.library.tokens(embedding)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """(B, K, L) mixture weights → (B, K, D) tokens that replace the patch tokens of the prompt cells."""
+        """(B, K, L) mixture weights → (B, K, D) tokens that replace the patch tokens of the prompt
+        cells.
+        """
         return self.prompt_tokens(weights, embedding)
 
-    def prompt_patches(self, weights: Tensor, embedding: PatchEmbedding | None, route: str = "exact") -> Tensor:
+    def prompt_patches(
+        self, weights: Tensor, embedding: PatchEmbedding | None, route: str = "exact"
+    ) -> Tensor:
         """(B, K, L) mixture weights → (B, K, 3, P, P) in [0, 1], unit space.
 
         Args:
             weights: mixture weights.
             embedding: the endpoint's patch embedding; a pixel library does not need it.
-            route: ``exact`` for a library of pixels; ``bounded`` or ``pseudo_inverse`` for a latent one.
+            route: ``exact`` for a library of pixels; ``bounded`` or ``pseudo_inverse`` for a latent
+                one.
         """
         if isinstance(self.library, PixelLibrary):
             return inversion.exact(weights, self.library.patches())
@@ -96,7 +108,9 @@ class PGN(RGBMethod):
             )
         return inversion.route(route)(self.cell_tokens(weights, embedding), embedding)
 
-    def painted(self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str) -> Tensor:
+    def painted(
+        self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+    ) -> Tensor:
         """See ``RGBMethod``: prompt patches."""
         return self.prompt_patches(code, embedding, route)
 
@@ -117,4 +131,6 @@ def draw_library(setting: Setting) -> TokenLibrary:
     Raises:
         ConfigurationError: an unknown kind.
     """
-    return library(setting.library).create(setting.library_size, setting.canvas.patch, setting.width)
+    return library(setting.library).create(
+        setting.library_size, setting.canvas.patch, setting.width
+    )

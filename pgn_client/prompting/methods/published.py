@@ -1,8 +1,10 @@
-"""PGN as its authors published it: latent prompts that were trained to stand in the sequence without a position.
+"""PGN as its authors published it: latent prompts that were trained to stand in the sequence
+without a position.
 
-The published model appends them behind the patch tokens, after the position embedding was added. Pixels have no such
-place: here each prompt goes to a cell of the canvas, where the endpoint adds the cell's position e. So the cell's patch
-embedding has to yield p - e (see ``inversion``), and the model has N tokens instead of N + K.
+The published model appends them behind the patch tokens, after the position embedding was added.
+Pixels have no such place: here each prompt goes to a cell of the canvas, where the endpoint adds
+the cell's position e. So the cell's patch embedding has to yield p - e (see ``inversion``), and the
+model has N tokens instead of N + K.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, normalised
 
 RESOLUTION = 224
-"""Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is cropped."""
+"""Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is
+cropped.
+"""
 INTERPOLATION = "bilinear"
-"""Of that resize, with antialiasing: torchvision's default, which the authors' test pictures go through."""
+"""Of that resize, with antialiasing: torchvision's default, which the authors' test pictures go
+through.
+"""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the generator's input, whatever the backbone's are: CLIP's."""
 
@@ -40,7 +46,8 @@ class PublishedPGN(PGN):
     """A published generator and library; it is imported, not trained.
 
     Args:
-        generator: picture → mixture weights; its local head is silent, since published ones have none.
+        generator: picture → mixture weights; its local head is silent, since published ones have
+            none.
         library: latent rows.
         position: (K, D) position embedding of the cells that the prompts go to.
     """
@@ -61,9 +68,13 @@ class PublishedPGN(PGN):
             ConfigurationError: a library that is not latent, or a canvas without cells.
         """
         if setting.library != "latent":
-            raise ConfigurationError(f"library: got {setting.library} for method {cls.name}, expected latent")
+            raise ConfigurationError(
+                f"library: got {setting.library} for method {cls.name}, expected latent"
+            )
         drawn = PGN.create(setting)
-        return cls(drawn.generator, drawn.library, torch.zeros(setting.canvas.prompts, setting.width))
+        return cls(
+            drawn.generator, drawn.library, torch.zeros(setting.canvas.prompts, setting.width)
+        )
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take over the authors' tensors; the local head is silenced.
@@ -71,7 +82,11 @@ class PublishedPGN(PGN):
         Raises:
             CheckpointError: tensors are missing, unknown, or of another shape.
         """
-        own = {k: v for k, v in self.state_dict().items() if k.startswith(("generator.local_head.", "position"))}
+        own = {
+            k: v
+            for k, v in self.state_dict().items()
+            if k.startswith(("generator.local_head.", "position"))
+        }
         own |= {k: torch.zeros_like(v) for k, v in own.items() if k != "position"}
         try:
             self.load_state_dict(own | {renamed(name): tensor for name, tensor in state.items()})
@@ -86,19 +101,22 @@ class PublishedPGN(PGN):
         return super().forward(normalised((x + 1) / 2, MEAN, STD))
 
     def published_logits(self, weights: Tensor, pictures: Tensor, backbone: Backbone) -> Tensor:
-        """Answer as the authors' code does: prompts behind all other tokens, whole pictures, no canvas.
+        """Answer as the authors' code does: prompts behind all other tokens, whole pictures, no
+        canvas.
 
         Args:
             weights: (B, K, L) mixture weights.
-            pictures: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what the generator gets:
-                pictures normalised with CLIP's numbers.
+            pictures: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what
+                the generator gets: pictures normalised with CLIP's numbers.
             backbone: the model that the prompts were trained for.
 
         Returns:
             (B, S) float32 logits.
         """
         prompts = self.prompt_tokens(weights, backbone.embedding)
-        return backbone.logits_with_more_tokens(normalised(pictures.float() / 255, MEAN, STD), prompts)
+        return backbone.logits_with_more_tokens(
+            normalised(pictures.float() / 255, MEAN, STD), prompts
+        )
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """See ``PGN``: what the model must find there before it adds the cell's position."""
@@ -128,12 +146,14 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
         or len(mixture) % len(rows)
     ):
         raise CheckpointError(
-            f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors (L, D) and "
+            f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors "
+            "(L, D) and "
             "model.output_net.2.bias (K L), as in the authors' state dicts"
         )
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
-            f"published checkpoint: got numbers that are not finite in {broken[0]}; download it again"
+            f"published checkpoint: got numbers that are not finite in {broken[0]}; download "
+            "it again"
         )
     return len(mixture) // len(rows), *rows.shape

@@ -1,7 +1,8 @@
-"""VPT: learned tokens beside the patches (Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119).
+"""VPT: learned tokens beside the patches (Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv
+2203.12119).
 
-They enter behind the patch embedding, where no picture reaches: white box. The linear mapping on the pooled features is
-the head that the paper trains along.
+They enter behind the patch embedding, where no picture reaches: white box. The linear mapping on
+the pooled features is the head that the paper trains along.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ class VPTShallow(WhiteBox):
     """Prompts enter once, before the first block, and travel through all of them.
 
     Args:
-        prompts: (1, m, D) float32, tokens as the first block reads them: with whatever position they want.
+        prompts: (1, m, D) float32, tokens as the first block reads them: with whatever position
+            they want.
 
-    Reference: sections 3.2 and 3.3; uniform(-v, v) at the start, v = sqrt(6 / (3 P² + D)), as in the authors' code.
-    Deviation: one m, one rate, no weight decay, and AdamW with a warm head, as for all methods here, instead of SGD
+    Reference: sections 3.2 and 3.3; uniform(-v, v) at the start, v = sqrt(6 / (3 P² + D)), as in
+        the authors' code.
+    Deviation: one m, one rate, no weight decay, and AdamW with a warm head, as for all methods
+        here, instead of SGD
     with a grid of each per task.
     """
 
@@ -62,7 +66,8 @@ class VPTShallow(WhiteBox):
         """See ``Method``: (B, D) features, pooled as the model pools its own tokens.
 
         Raises:
-            ConfigurationError: a model that pools neither its class token nor the mean of its patch tokens.
+            ConfigurationError: a model that pools neither its class token nor the mean of its patch
+                tokens.
         """
         backbone = _pooled(surrogate.backbone)
         tokens = backbone.tokens(pictures)
@@ -70,18 +75,25 @@ class VPTShallow(WhiteBox):
             return self._features(backbone.model, tokens).float()
 
     def _features(self, m: Any, tokens: Tensor) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, D); as ``Backbone.features_from_tokens``."""
+        """(B, N, D) patch tokens, without position embedding → (B, D); as
+        ``Backbone.features_from_tokens``.
+        """
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
-        at, there = int(m.cls_token is not None), 0  # behind the class token; how many prompts are there already
+        # behind the class token; how many prompts are there already
+        at, there = int(m.cls_token is not None), 0
         for i, block in enumerate(m.blocks):
             if i < len(self.prompts):
                 prompts = self.prompts[i].expand(len(x), -1, -1)
-                x, there = torch.cat([x[:, :at], prompts, x[:, at + there :]], dim=1), prompts.shape[1]
+                x, there = (
+                    torch.cat([x[:, :at], prompts, x[:, at + there :]], dim=1),
+                    prompts.shape[1],
+                )
             if i == len(m.blocks) - 1 and class_token_alone(m):
                 x, there = class_token_block(block, x), 0
             else:
                 x = block(x)
-        x = torch.cat([x[:, :at], x[:, at + there :]], dim=1)  # the mean is over what the model itself has
+        # the mean is over what the model itself has
+        x = torch.cat([x[:, :at], x[:, at + there :]], dim=1)
         features: Tensor = m.forward_head(m.norm(x), pre_logits=True)
         return features
 
@@ -111,7 +123,8 @@ def _pooled(backbone: Backbone) -> Backbone:
     pooling = backbone.model.global_pool
     if pooling not in ("token", "avg"):
         raise ConfigurationError(
-            f"backbone {backbone.name}: got pooling {pooling or 'none'}, expected token or avg for VPT; choose a model "
+            f"backbone {backbone.name}: got pooling {pooling or 'none'}, expected token or avg for "
+            "VPT; choose a model "
             "that reads its class token or the mean of its patch tokens"
         )
     return backbone

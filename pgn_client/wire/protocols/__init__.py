@@ -1,6 +1,7 @@
 """One file per wire format, or per family of them; no I/O here.
 
-To add one: write the class, add it to ``PROTOCOLS``, and to ``TOLD`` or ``ASKED`` where ``auto`` can find it.
+To add one: write the class, add it to ``PROTOCOLS``, and to ``TOLD`` or ``ASKED`` where ``auto``
+    can find it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from urllib.parse import urlsplit
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
-from pgn_client.wire.protocols.base import Described, MalformedAnswerError, Payload, Protocol, WireRequest, WireResponse
+from pgn_client.wire.protocols.base import (
+    Described,
+    MalformedAnswerError,
+    Payload,
+    Protocol,
+    WireRequest,
+    WireResponse,
+)
 from pgn_client.wire.protocols.custom import Custom
 from pgn_client.wire.protocols.huggingface import HuggingFace
 from pgn_client.wire.protocols.huggingface_tasks import Features, ZeroShot
@@ -48,7 +56,9 @@ TOLD: tuple[str, ...] = (
 )
 """Which formats a URL's path may tell, in this order."""
 ASKED: tuple[str, ...] = ("pgn", "oip", "kserve-v1", "openai", "torchserve")
-"""Which formats ``auto`` asks for, one cheap question each, in this order; Hugging Face's is what is left."""
+"""Which formats ``auto`` asks for, one cheap question each, in this order; Hugging Face's is what
+is left.
+"""
 
 __all__ = [
     "PGN",
@@ -73,11 +83,15 @@ def check_name(name: str) -> None:
         ConfigurationError: there is none; the message lists the known names.
     """
     if name not in ("auto", *PROTOCOLS):
-        raise ConfigurationError(f"protocol: got {name!r}, expected auto, {', '.join(sorted(PROTOCOLS))}")
+        raise ConfigurationError(
+            f"protocol: got {name!r}, expected auto, {', '.join(sorted(PROTOCOLS))}"
+        )
 
 
 def open_protocol(endpoint: Endpoint) -> Protocol:
-    """Return the endpoint's wire format; where it is ``auto``, the one that nobody has to ask for: Hugging Face's."""
+    """Return the endpoint's wire format; where it is ``auto``, the one that nobody has to ask for:
+    Hugging Face's.
+    """
     check_name(endpoint.protocol)
     name = "huggingface" if endpoint.protocol == "auto" else endpoint.protocol
     return PROTOCOLS[name].of(endpoint)
@@ -91,6 +105,10 @@ def possible(endpoint: Endpoint) -> tuple[list[Protocol], Protocol]:
     path = urlsplit(endpoint.url).path
     told = next((name for name in TOLD if PROTOCOLS[name].recognises(path)), None)
     if endpoint.protocol != "auto" or told:
-        known = PROTOCOLS[told].of(endpoint) if endpoint.protocol == "auto" and told else open_protocol(endpoint)
+        known = (
+            PROTOCOLS[told].of(endpoint)
+            if endpoint.protocol == "auto" and told
+            else open_protocol(endpoint)
+        )
         return [known], known
     return [PROTOCOLS[name].of(endpoint) for name in ASKED], open_protocol(endpoint)

@@ -1,4 +1,6 @@
-"""What every wire format is made of: requests and responses without I/O, and lenient reading of errors."""
+"""What every wire format is made of: requests and responses without I/O, and lenient reading of
+errors.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXCERPT = 200
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may spell one alone, which no file and no terminal takes
+# JSON may spell one alone, which no file and no terminal takes
+SURROGATE = re.compile("[\ud800-\udfff]")
 MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
 class MalformedAnswerError(ValueError):
-    """A response that is not of the protocol's form; the caller adds the endpoint's name and attempts.
+    """A response that is not of the protocol's form; the caller adds the endpoint's name and
+    attempts.
 
     Attributes:
-        got: what came, whole. It may be long and may echo a credential: messages are made by ``tell``.
+        got: what came, whole. It may be long and may echo a credential: messages are made by
+            ``tell``.
         expected: the protocol's form.
         what: which part of the response it is.
     """
@@ -53,7 +58,8 @@ class Payload:
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
         image: the same picture, RGB, for wire formats that send numbers instead of files.
-        hosted: reference of the adapter on the server that is to answer; empty for the model itself.
+        hosted: reference of the adapter on the server that is to answer; empty for the model
+            itself.
     """
 
     data: bytes = field(repr=False)
@@ -75,7 +81,9 @@ class WireRequest:
 
 @dataclass(frozen=True, slots=True)
 class WireResponse:
-    """An HTTP response that was read completely, or up to the limit for errors; header names in lower case."""
+    """An HTTP response that was read completely, or up to the limit for errors; header names in
+    lower case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -127,14 +135,17 @@ class Protocol(typing.Protocol):
         ...
 
     def describe(self) -> WireRequest | None:
-        """Return a request that costs nothing and tells about server or model, if the wire format has one."""
+        """Return a request that costs nothing and tells about server or model, if the wire format
+        has one.
+        """
         ...
 
     def described(self, response: WireResponse) -> Described | Protocol | None:
         """Read the answer to ``describe``.
 
         Returns:
-            What it told; the same wire format with a further question; or None where it is another's answer.
+            What it told; the same wire format with a further question; or None where it is
+            another's answer.
 
         Raises:
             ConfigurationError: the answer needs an option that is not given.
@@ -154,7 +165,9 @@ class Protocol(typing.Protocol):
 
     @property
     def dialect(self) -> str:
-        """The name, and the form of the request where there are several: other forms may give other answers."""
+        """The name, and the form of the request where there are several: other forms may give other
+        answers.
+        """
         ...
 
     @property
@@ -179,7 +192,9 @@ class Protocol(typing.Protocol):
         ...
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return whether a failed request is worth sending again; None leaves it to the retry policy."""
+        """Return whether a failed request is worth sending again; None leaves it to the retry
+        policy.
+        """
         ...
 
     def wait(self, response: WireResponse) -> float | None:
@@ -243,9 +258,11 @@ class Defaults:
 
 
 def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
-    """Return at most 200 printable characters of a body on one line, tags and repeated blanks removed.
+    """Return at most 200 printable characters of a body on one line, tags and repeated blanks
+    removed.
 
-    ``hide`` takes secrets out. It sees the whole text, because a cut in the middle of a secret would keep a part of it.
+    ``hide`` takes secrets out. It sees the whole text, because a cut in the middle of a secret
+    would keep a part of it.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
@@ -260,7 +277,9 @@ def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
 
 
 def explain(response: WireResponse) -> str:
-    """Return a failed response's message from ``error`` or ``detail`` of its JSON, or its text; see ``excerpt``."""
+    """Return a failed response's message from ``error`` or ``detail`` of its JSON, or its text; see
+    ``excerpt``.
+    """
     try:
         found = _message(json.loads(response.body))
     except (ValueError, RecursionError):
@@ -286,7 +305,8 @@ def join(url: str, path: str, ending: str = "") -> str:
     Args:
         url: the address.
         path: what to append; from a slash on.
-        ending: a regular expression of what the address may already end in, and which the path replaces.
+        ending: a regular expression of what the address may already end in, and which the path
+            replaces.
     """
     address, mark, query = url.partition("?")
     return re.sub(f"(?:{ending})$", "", address.rstrip("/")).rstrip("/") + path + mark + query
@@ -301,11 +321,13 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
     """Return pairs of label and score after checking what an endpoint sent.
 
     Raises:
-        MalformedAnswerError: no label, a label that is no text (half of a pair of surrogates neither), a score that is
-            no finite number.
+        MalformedAnswerError: no label, a label that is no text (half of a pair of surrogates
+            neither), a score that is no finite number.
     """
     if not labels or len(labels) != len(scores):
-        raise MalformedAnswerError(f"{len(labels)} labels and {len(scores)} scores", "as many, at least one")
+        raise MalformedAnswerError(
+            f"{len(labels)} labels and {len(scores)} scores", "as many, at least one"
+        )
     for label in labels:
         if not isinstance(label, str) or SURROGATE.search(label):
             raise MalformedAnswerError(repr(label), "text", "the label ")
@@ -322,7 +344,9 @@ def embedding(numbers: Sequence[Any]) -> Answer:
         MalformedAnswerError: no numbers, or one that is not finite.
     """
     pairs = checked_scores([f"dim {i}" for i in range(len(numbers))], numbers)
-    return Answer(tuple(name for name, _ in pairs), tuple(number for _, number in pairs), "embedding")
+    return Answer(
+        tuple(name for name, _ in pairs), tuple(number for _, number in pairs), "embedding"
+    )
 
 
 def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:

@@ -1,7 +1,8 @@
-"""A wire format of your own, said in ``Endpoint.options``: for the services that share no form with any other.
+"""A wire format of your own, said in ``Endpoint.options``: for the services that share no form with
+any other.
 
-What is sent is a template; what comes back is read by JMESPath, the query language of AWS's tools. For example, Azure
-Custom Vision, as TOML::
+What is sent is a template; what comes back is read by JMESPath, the query language of AWS's tools.
+For example, Azure Custom Vision, as TOML::
 
     url = "https://REGION.api.cognitive.microsoft.com/customvision/v3.1/prediction/ID/classify/iterations/NAME/image"
     protocol = "custom"
@@ -60,16 +61,20 @@ SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|t
 class Custom(Defaults):
     """``custom``: request and answer as ``Endpoint.options`` say.
 
-    Request: ``method`` (POST), ``path`` (appended to the URL, with ``{model}``; none), ``headers`` (texts; the key goes
-    by ``key_header``), and one of ``body`` and ``multipart``. A body is ``"raw"`` (the picture's file, the default), or
-    a template, JSON or a text, with ``{base64}`` or ``{data_url}`` where the picture goes and ``{model}`` where the
-    name does; ``multipart`` is the name of the form's field that holds the picture.
+    Request: ``method`` (POST), ``path`` (appended to the URL, with ``{model}``; none), ``headers``
+        (texts; the key goes
+    by ``key_header``), and one of ``body`` and ``multipart``. A body is ``"raw"`` (the picture's
+    file, the default), or a template, JSON or a text, with ``{base64}`` or ``{data_url}`` where the
+    picture goes and ``{model}`` where the name does; ``multipart`` is the name of the form's field
+    that holds the picture.
 
-    Answer, JMESPath each: ``scores`` (a list of numbers; without it the whole answer in one of the forms of
-    ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error`` (found and not empty it is a
-    failure inside a success). ``scale`` multiplies the scores: 0.01 makes percents to probabilities. ``output`` says
-    what the scores are: probabilities (if they sum to more than 1, they are divided by their sum), logits or embedding;
-    without it the first answer tells.
+    Answer, JMESPath each: ``scores`` (a list of numbers; without it the whole answer in one of the
+        forms of
+    ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error`` (found and
+    not empty it is a failure inside a success). ``scale`` multiplies the scores: 0.01 makes
+    percents to probabilities. ``output`` says what the scores are: probabilities (if they sum to
+    more than 1, they are divided by their sum), logits or embedding; without it the first answer
+    tells.
 
     Attributes:
         url: where pictures go.
@@ -98,12 +103,18 @@ class Custom(Defaults):
         for key in ("labels", "scores", "error"):
             _check_path(key, given.get(key))
         if "labels" in given and "scores" not in given:
-            raise ConfigurationError("options of custom: got labels without scores, expected both, or scores alone")
+            raise ConfigurationError(
+                "options of custom: got labels without scores, expected both, or scores alone"
+            )
         if not 0 < given.get("scale", 1) < float("inf"):
-            raise ConfigurationError(f"options of custom: scale: got {given['scale']}, expected a number above 0")
+            raise ConfigurationError(
+                f"options of custom: scale: got {given['scale']}, expected a number above 0"
+            )
         path = given.get("path", "").replace("{model}", endpoint.model or "")
         if path and not path.startswith("/"):
-            raise ConfigurationError(f"options of custom: path: got {path!r}, expected one from a slash on")
+            raise ConfigurationError(
+                f"options of custom: path: got {path!r}, expected one from a slash on"
+            )
         url = join(endpoint.url, path) if path else endpoint.url
         return cls(url, given, endpoint.model, reader=Reader.of(endpoint))
 
@@ -123,7 +134,9 @@ class Custom(Defaults):
     def _body(self, image: Payload) -> tuple[str, bytes]:
         """Return the content type and the body."""
         if "multipart" in self.options:
-            return f"multipart/form-data; boundary={BOUNDARY}", _form(self.options["multipart"], image)
+            return (f"multipart/form-data; boundary={BOUNDARY}"), _form(
+                self.options["multipart"], image
+            )
         template = self.options.get("body", "raw")
         if template == "raw":
             return image.media_type, image.data
@@ -147,9 +160,13 @@ class Custom(Defaults):
         scores, labels = self._at("scores", document), self._at("labels", document)
         for key, found in (("scores", scores), ("labels", labels)):
             if not isinstance(found, list) and key in self.options:
-                raise MalformedAnswerError(response.body, f"a list at {self.options[key]!r}", f"no {key} in ")
+                raise MalformedAnswerError(
+                    response.body, f"a list at {self.options[key]!r}", f"no {key} in "
+                )
         scaled = [_scaled(score, self.options.get("scale", 1)) for score in scores]
-        return [self.reader.numbers(scaled) if labels is None else self.reader.pairs(labels, scaled)]
+        return [
+            self.reader.numbers(scaled) if labels is None else self.reader.pairs(labels, scaled)
+        ]
 
     def _at(self, key: str, document: Any) -> Any:
         """Return what is where an option's path leads; None where it leads nowhere."""
@@ -157,7 +174,9 @@ class Custom(Defaults):
         try:
             return jmespath.search(path, document) if path is not None else None
         except (JMESPathError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
-            raise MalformedAnswerError(f"{path!r}: {error}", "an answer that fits the path", f"{key}: ") from None
+            raise MalformedAnswerError(
+                f"{path!r}: {error}", "an answer that fits the path", f"{key}: "
+            ) from None
 
 
 def _scaled(score: Any, scale: float) -> Any:
@@ -172,10 +191,14 @@ def _scaled(score: Any, scale: float) -> Any:
 def _form(name: str, image: Payload) -> bytes:
     """Return a form with the picture as its one field.
 
-    The boundary is fixed, so that a retry sends the same body; a picture that holds it has yet to be seen.
+    The boundary is fixed, so that a retry sends the same body; a picture that holds it has yet to
+    be seen.
     """
     extension = image.media_type.rpartition("/")[2]
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="image.{extension}"\r\n'
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; '
+        f'filename="image.{extension}"\r\n'
+    )
     kind = f"Content-Type: {image.media_type}\r\n\r\n"
     return (head + kind).encode() + image.data + f"\r\n--{BOUNDARY}--\r\n".encode()
 
@@ -184,10 +207,15 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
     for name, value in headers.items():
         if SECRET.fullmatch(name):
             raise ConfigurationError(
-                f"options of custom: headers: got {name}, expected none that holds a key; give api_key= or "
+                f"options of custom: headers: got {name}, expected none that holds a key; give "
+                "api_key= or "
                 "PGN_API_KEY, and key_header where it is no bearer token"
             )
-        if not TOKEN.fullmatch(name) or not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+        if (
+            not TOKEN.fullmatch(name)
+            or not isinstance(value, str)
+            or not (value.isascii() and value.isprintable())
+        ):
             raise ConfigurationError(
                 f"options of custom: headers: {name!r}: expected a name and one line of ASCII text"
             )
@@ -199,12 +227,15 @@ def _check_body(given: Mapping[str, Any]) -> None:
     body = given.get("body", "raw")
     if body != "raw" and not holds_picture(body):
         raise ConfigurationError(
-            "options of custom: body: got no place for the picture, expected 'raw', or a template with {base64} or "
+            "options of custom: body: got no place for the picture, expected 'raw', or a template "
+            "with {base64} or "
             "{data_url} in it"
         )
     field = given.get("multipart", "data")
     if not field.isprintable() or not field or '"' in field:
-        raise ConfigurationError(f"options of custom: multipart: got {field!r}, expected the name of a form's field")
+        raise ConfigurationError(
+            f"options of custom: multipart: got {field!r}, expected the name of a form's field"
+        )
 
 
 def _check_path(key: str, path: str | None) -> None:
@@ -214,5 +245,6 @@ def _check_path(key: str, path: str | None) -> None:
     except JMESPathError as error:
         why = " ".join(str(error).split())
         raise ConfigurationError(
-            f"options of custom: {key}: got {path!r}, expected a JMESPath such as predictions[*].tagName ({why})"
+            f"options of custom: {key}: got {path!r}, expected a JMESPath such as "
+            f"predictions[*].tagName ({why})"
         ) from error

@@ -1,9 +1,9 @@
 """Hugging Face image classification, as its Inference Endpoints and community servers speak it.
 
-Both were observed on the wire. The Endpoints' server matches ``Content-Type`` and ``Accept`` as exact strings, answers
-every error with 400, and returns the top 5 unless ``top_k`` says more; the community server refuses ``top_k``.
-A label mapping lives on all the scores, so ``top_k`` is asked for first, and left out when it is refused before it
-ever worked; later a 400 is about the picture.
+Both were observed on the wire. The Endpoints' server matches ``Content-Type`` and ``Accept`` as
+exact strings, answers every error with 400, and returns the top 5 unless ``top_k`` says more; the
+community server refuses ``top_k``. A label mapping lives on all the scores, so ``top_k`` is asked
+for first, and left out when it is refused before it ever worked; later a 400 is about the picture.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Learnt:
 
     Attributes:
         json_works: whether the JSON form was answered once.
-        kinds: ``{"kind": ...}`` once the first answer has decided it (a dict, because ``setdefault`` is atomic).
+        kinds: ``{"kind": ...}`` once the first answer has decided it (a dict, because
+            ``setdefault`` is atomic).
     """
 
     json_works: bool = False
@@ -49,7 +50,8 @@ class HuggingFace(Defaults):
 
     Attributes:
         url: the endpoint's own URL.
-        top_k: labels to ask for, as JSON with base64; None sends one picture's raw bytes without parameters.
+        top_k: labels to ask for, as JSON with base64; None sends one picture's raw bytes without
+            parameters.
         learnt: what the server's answers have shown, shared by both forms.
     """
 

@@ -1,8 +1,9 @@
-"""Two further tasks of Hugging Face's servers: labels of your own (zero-shot), and a picture's features.
+"""Two further tasks of Hugging Face's servers: labels of your own (zero-shot), and a picture's
+features.
 
-Zero-shot is a post with ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``, features are one with
-``{"inputs": base64, "parameters": {"pool": true}}``. Both forms are those of the Python client; the Endpoints' server
-was observed to answer them.
+Zero-shot is a post with ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``, features
+are one with ``{"inputs": base64, "parameters": {"pool": true}}``. Both forms are those of the
+Python client; the Endpoints' server was observed to answer them.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one picture"
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(Defaults):
-    """``huggingface-zero-shot``: a picture and the labels to choose from, sent along with each request.
+    """``huggingface-zero-shot``: a picture and the labels to choose from, sent along with each
+    request.
 
     The answer is in your own labels, so the label mapping ``identity`` applies.
 
     Attributes:
         url: the endpoint's own URL, used verbatim.
         labels: the candidates: ``Endpoint.labels``.
-        template: option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the server's own.
+        template: option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the
+            server's own.
         reader: decides with the first answer whether the scores sum to 1.
     """
 
@@ -57,7 +60,11 @@ class ZeroShot(Defaults):
             ConfigurationError: no labels, or a wrong option.
         """
         given = options(endpoint, "huggingface-zero-shot", {"hypothesis_template": str})
-        return cls(endpoint.url, need_labels(endpoint, "huggingface-zero-shot"), given.get("hypothesis_template", ""))
+        return cls(
+            endpoint.url,
+            need_labels(endpoint, "huggingface-zero-shot"),
+            given.get("hypothesis_template", ""),
+        )
 
     @property
     def dialect(self) -> str:
@@ -74,7 +81,9 @@ class ZeroShot(Defaults):
         return post(self.url, {"inputs": text, "parameters": parameters})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture; a server that does not know the task answers other labels."""
+        """Return one answer per picture; a server that does not know the task answers other
+        labels.
+        """
         found = answers(response, self.reader)
         for label in {label for answer in found for label in answer.labels} - set(self.labels):
             raise MalformedAnswerError(label, "one of those that were sent along", "the label ")
@@ -87,14 +96,17 @@ class ZeroShot(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Features(Defaults):
-    """``huggingface-features``: the picture's features, which a label mapping made by ``pgn map`` reads.
+    """``huggingface-features``: the picture's features, which a label mapping made by ``pgn map``
+    reads.
 
-    ``[D]`` and ``[[D]]`` are taken as they are. ``[[[D] x tokens]]``, which servers answer that do not pool, becomes
-    the features of the first token: of a ViT the class token. A picture's own list of tokens ``[[D] x tokens]`` too.
+    ``[D]`` and ``[[D]]`` are taken as they are. ``[[[D] x tokens]]``, which servers answer that do
+    not pool, becomes the features of the first token: of a ViT the class token. A picture's own
+    list of tokens ``[[D] x tokens]`` too.
 
     Attributes:
         url: the endpoint's own URL, used verbatim.
-        pool: ask for pooled features; False asks without parameters, for servers and models that refuse them.
+        pool: ask for pooled features; False asks without parameters, for servers and models that
+            refuse them.
         learnt: whether the pooled form was answered once.
     """
 
@@ -116,7 +128,9 @@ class Features(Defaults):
     @classmethod
     def recognises(cls, path: str) -> bool:
         """The serverless API's path of this task."""
-        return path.rstrip("/").endswith(("/pipeline/feature-extraction", "/pipeline/image-feature-extraction"))
+        return path.rstrip("/").endswith(
+            ("/pipeline/feature-extraction", "/pipeline/image-feature-extraction")
+        )
 
     @property
     def dialect(self) -> str:

@@ -1,8 +1,10 @@
-"""``:predict``: KServe's first version and TensorFlow Serving, and Vertex AI's envelope of the same.
+"""``:predict``: KServe's first version and TensorFlow Serving, and Vertex AI's envelope of the
+same.
 
-``{"instances": [...]}`` goes there, ``{"predictions": [...]}`` comes back. What an instance is, the model's author
-decides: the option ``instance`` is one of ``FORMS``, or a template, JSON with ``{base64}`` or ``{data_url}`` where the
-picture goes. A prediction may have any of the forms of ``scores``.
+``{"instances": [...]}`` goes there, ``{"predictions": [...]}`` comes back. What an instance is, the
+model's author decides: the option ``instance`` is one of ``FORMS``, or a template, JSON with
+``{base64}`` or ``{data_url}`` where the picture goes. A prediction may have any of the forms of
+``scores``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ FORMS: Mapping[str, Any] = {
     "content": {"content": "{base64}"},
     "text": "{base64}",
 }
-OPTIONS: Mapping[str, type | tuple[type, ...]] = {"instance": (str, dict), "parameters": dict, "output": str}
+OPTIONS: Mapping[str, type | tuple[type, ...]] = {
+    "instance": (str, dict),
+    "parameters": dict,
+    "output": str,
+}
 MODEL = r"/v1/models/([^/:]+)((?:/(?:versions|labels)/[^/:]+)?)(?::predict)?"
 
 
@@ -52,14 +58,17 @@ def instance_of(endpoint: Endpoint, default: str) -> Any:
     template = FORMS.get(wish, wish) if isinstance(wish, str) else wish
     if not holds_picture(template):
         raise ConfigurationError(
-            f"options: instance: got {wish!r}, expected {', '.join(FORMS)}, or JSON with {{base64}} or {{data_url}}"
+            f"options: instance: got {wish!r}, expected {', '.join(FORMS)}, or JSON with "
+            f"{{base64}} or {{data_url}}"
         )
     return template
 
 
 def body_of(instance: Any, parameters: Mapping[str, Any], image: Payload) -> bytes:
     """Return the JSON of one instance, with parameters where there are any."""
-    document = {"instances": [fill(instance, image)]} | ({"parameters": parameters} if parameters else {})
+    document = {"instances": [fill(instance, image)]} | (
+        {"parameters": parameters} if parameters else {}
+    )
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -80,9 +89,10 @@ def predictions(response: WireResponse, reader: Reader) -> list[Answer]:
 class V1(Defaults):
     """``kserve-v1``: ``POST {url}/v1/models/{model}:predict``.
 
-    The URL may be the server's address, or end in the model or in ``:predict``. Without a model's name KServe's only
-    one is asked; TensorFlow Serving has no list of its models. Options: ``instance`` (``b64``), ``parameters`` (sent
-    along) and ``output`` (what bare numbers are: probabilities, logits or embedding; else the first answer tells).
+    The URL may be the server's address, or end in the model or in ``:predict``. Without a model's
+    name KServe's only one is asked; TensorFlow Serving has no list of its models. Options:
+    ``instance`` (``b64``), ``parameters`` (sent along) and ``output`` (what bare numbers are:
+    probabilities, logits or embedding; else the first answer tells).
 
     Attributes:
         endpoint: where to ask; its labels name bare numbers.
@@ -117,7 +127,9 @@ class V1(Defaults):
     def dialect(self) -> str:
         """The name, and what is sent and read."""
         parameters = self.endpoint.options.get("parameters", {})
-        return " ".join(filter(None, (self.name, digest(self.instance, parameters), self.reader.digest)))
+        return " ".join(
+            filter(None, (self.name, digest(self.instance, parameters), self.reader.digest))
+        )
 
     @property
     def complete(self) -> bool:
@@ -166,9 +178,9 @@ class V1(Defaults):
 class Vertex(Defaults):
     """``vertex``: a Vertex AI endpoint; POST to its URL, which ends in ``:predict``, verbatim.
 
-    An instance is ``{"content": base64}``, an AutoML model's; a container of your own may want another. Ask AutoML for
-    all its labels with the option ``parameters``: ``{"confidenceThreshold": 0.0, "maxPredictions": 1000}``. The key is
-    an OAuth2 access token.
+    An instance is ``{"content": base64}``, an AutoML model's; a container of your own may want
+    another. Ask AutoML for all its labels with the option ``parameters``: ``{"confidenceThreshold":
+    0.0, "maxPredictions": 1000}``. The key is an OAuth2 access token.
 
     Attributes:
         endpoint: where to ask; its labels name bare numbers.
@@ -204,7 +216,9 @@ class Vertex(Defaults):
     def dialect(self) -> str:
         """The name, and what is sent and read."""
         parameters = self.endpoint.options.get("parameters", {})
-        return " ".join(filter(None, (self.name, digest(self.instance, parameters), self.reader.digest)))
+        return " ".join(
+            filter(None, (self.name, digest(self.instance, parameters), self.reader.digest))
+        )
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one picture."""

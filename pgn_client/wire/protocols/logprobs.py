@@ -1,9 +1,9 @@
 """Which label a chat has said, and the probabilities of the labels from those of its tokens.
 
-Sound in two cases only. The answer may be one token that is a whole label: then its alternatives are, or are not,
-other labels. Or it is the JSON of a closed set, which the server keeps to, and each alternative of the token in which
-the label begins leaves one label only. In any other case a label is several tokens, whose other continuations nobody
-has told.
+Sound in two cases only. The answer may be one token that is a whole label: then its alternatives
+are, or are not, other labels. Or it is the JSON of a closed set, which the server keeps to, and
+each alternative of the token in which the label begins leaves one label only. In any other case a
+label is several tokens, whose other continuations nobody has told.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ OPENING = re.compile(r'\s*\{\s*"label"\s*:\s*"')
 
 
 def said_label(content: Any, labels: Sequence[str]) -> str:
-    """Return the label in ``{"label": "cat"}`` or in a plain text; case, quotes and a full stop do not matter.
+    """Return the label in ``{"label": "cat"}`` or in a plain text; case, quotes and a full stop do
+    not matter.
 
     Raises:
         MalformedAnswerError: none of the labels.
@@ -38,12 +39,15 @@ def said_label(content: Any, labels: Sequence[str]) -> str:
         return text
     plain = [label for label in labels if label.casefold() == text.strip(" \t\r\n\"'`.").casefold()]
     if len(plain) != 1:
-        raise MalformedAnswerError(content, f"one of the {len(labels)} labels, such as {labels[0] if labels else ''!r}")
+        raise MalformedAnswerError(
+            content, f"one of the {len(labels)} labels, such as {labels[0] if labels else ''!r}"
+        )
     return plain[0]
 
 
 def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]) -> Answer | None:
-    """Return the probabilities of the labels that the alternatives of one token tell; None where they do not.
+    """Return the probabilities of the labels that the alternatives of one token tell; None where
+    they do not.
 
     Args:
         logprobs: the choice's ``logprobs``, untrusted.
@@ -58,12 +62,18 @@ def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]
         found = _only_token(tokens[0], content, labels)
     else:
         found = _first_token(tokens, content, label, labels)
-    if not found or max(found, key=lambda each: found[each]) != label or sum(found.values()) > 1 + 1e-3:
+    if (
+        not found
+        or max(found, key=lambda each: found[each]) != label
+        or sum(found.values()) > 1 + 1e-3
+    ):
         return None
     return best_first(found.items(), "probabilities")
 
 
-def _only_token(token: dict[str, Any], content: str, labels: Sequence[str]) -> dict[str, float] | None:
+def _only_token(
+    token: dict[str, Any], content: str, labels: Sequence[str]
+) -> dict[str, float] | None:
     """Read the one token of an answer; as text, "cat" might have become "cattle" too."""
     plain = content.strip() == token["token"].strip()
 
@@ -110,7 +120,9 @@ def _agree(text: str, whole: str) -> bool:
 
 
 def _sums(token: dict[str, Any], named: Callable[[str], list[str]]) -> dict[str, float] | None:
-    """Add up the alternatives of each label; None where one alternative may still become several labels."""
+    """Add up the alternatives of each label; None where one alternative may still become several
+    labels.
+    """
     told = token.get("top_logprobs")
     alternatives = [each for each in told if _fine(each)] if isinstance(told, list) else []
     if all(each["token"] != token["token"] for each in alternatives):

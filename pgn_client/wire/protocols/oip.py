@@ -1,12 +1,13 @@
 """The Open Inference Protocol (KServe v2), as Triton, MLServer and KServe speak it.
 
-The model's metadata decide what is sent. An input of UINT8 or FP32 gets the picture's pixels, as they are or
-normalised; neither a resize nor JPEG of the server touches them, so this is the most faithful of all wire formats. An
-input of BYTES gets the picture's file (in JSON as base64), which goes through the server's own preprocessing. A picture
-of another size than the model's input is squashed to it: the profile ``direct``.
+The model's metadata decide what is sent. An input of UINT8 or FP32 gets the picture's pixels, as
+they are or normalised; neither a resize nor JPEG of the server touches them, so this is the most
+faithful of all wire formats. An input of BYTES gets the picture's file (in JSON as base64), which
+goes through the server's own preprocessing. A picture of another size than the model's input is
+squashed to it: the profile ``direct``.
 
-The binary tensor extension is tried first, whatever ``GET /v2`` lists (KServe speaks it and does not list it, MLServer
-does not speak it), then JSON, which is five times as long.
+The binary tensor extension is tried first, whatever ``GET /v2`` lists (KServe speaks it and does
+not list it, MLServer does not speak it), then JSON, which is five times as long.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ from pgn_client.wire.protocols.base import (
 from pgn_client.wire.protocols.kserve_v1 import V1
 from pgn_client.wire.protocols.options import only_model, options
 from pgn_client.wire.protocols.scores import Reader
-from pgn_client.wire.protocols.tensors import FLOATS, HEADER, Input, Output, choose_input, outputs, texts
+from pgn_client.wire.protocols.tensors import (
+    FLOATS,
+    HEADER,
+    Input,
+    Output,
+    choose_input,
+    outputs,
+    texts,
+)
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "input": str,
@@ -65,12 +74,13 @@ NEXT: Mapping[Question, Question] = {"server": "index", "index": "models"}
 class OpenInference(Defaults):
     """``oip``: tensors to ``{url}/v2/models/{model}/infer``.
 
-    The URL may be the server's address, or that of a model or a version. Without a model's name the server's only one
-    is asked. Options: ``input`` (name of the tensor that takes the picture), ``mean``, ``std`` and ``layout`` (CHW or
-    HWC) where the metadata do not tell them, ``datatype`` and ``shape`` where there are no metadata at all; ``scores``
-    (name of the tensor that is read; else the first of floating point), ``output`` (what its numbers are:
-    probabilities, logits or embedding; else its name or the first answer tells) and ``classification`` (ask for the
-    best k with the classification extension).
+    The URL may be the server's address, or that of a model or a version. Without a model's name the
+    server's only one is asked. Options: ``input`` (name of the tensor that takes the picture),
+    ``mean``, ``std`` and ``layout`` (CHW or HWC) where the metadata do not tell them, ``datatype``
+    and ``shape`` where there are no metadata at all; ``scores`` (name of the tensor that is read;
+    else the first of floating point), ``output`` (what its numbers are: probabilities, logits or
+    embedding; else its name or the first answer tells) and ``classification`` (ask for the best k
+    with the classification extension).
 
     Attributes:
         endpoint: where to ask, and the names of the scores, before the model's own ``classes``.
@@ -108,7 +118,11 @@ class OpenInference(Defaults):
         made = cls(endpoint, model, "model" if model else "server", reader=Reader.of(endpoint))
         if "datatype" not in given or "shape" not in given:
             return made
-        item = {"name": given.get("input", "input"), "datatype": given["datatype"], "shape": given["shape"]}
+        item = {
+            "name": given.get("input", "input"),
+            "datatype": given["datatype"],
+            "shape": given["shape"],
+        }
         return made._with({"inputs": [item]})
 
     @classmethod
@@ -120,7 +134,15 @@ class OpenInference(Defaults):
     def dialect(self) -> str:
         """The name, the form of the tensors, and what is told about their numbers."""
         asked = self.input or Input("", "", ())
-        told = digest(asked.name, asked.layout, asked.mean, asked.std, asked.shape, self.output, self.classification)
+        told = digest(
+            asked.name,
+            asked.layout,
+            asked.mean,
+            asked.std,
+            asked.shape,
+            self.output,
+            self.classification,
+        )
         form = "binary" if self.binary else "JSON"
         return " ".join(filter(None, (self.name, asked.datatype, form, told, self.reader.digest)))
 
@@ -148,7 +170,8 @@ class OpenInference(Defaults):
     def described(self, response: WireResponse) -> Described | OpenInference | None:
         """Read metadata, or find the model's name; None where another protocol is spoken.
 
-        KServe describes every model here, also one that speaks its first version only: that one names no inputs.
+        KServe describes every model here, also one that speaks its first version only: that one
+        names no inputs.
 
         Raises:
             ConfigurationError: several models, or metadata that do not tell enough.
@@ -158,14 +181,22 @@ class OpenInference(Defaults):
             return self._read(document if isinstance(document, dict) else {})
         if self.question == "server":
             named = isinstance(document, dict) and isinstance(document.get("name"), str)
-            return replace(self, question="index") if named and {"extensions", "version"} & document.keys() else None
+            return (
+                replace(self, question="index")
+                if named and {"extensions", "version"} & document.keys()
+                else None
+            )
         names = _model_names(document)
         if names is None and self.question == "index":
             return replace(self, question=NEXT[self.question])
-        return replace(self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model")
+        return replace(
+            self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model"
+        )
 
     def _read(self, metadata: Mapping[str, Any]) -> Described | None:
-        """Read a model's metadata; without any, options that say the same are enough where the protocol is named."""
+        """Read a model's metadata; without any, options that say the same are enough where the
+        protocol is named.
+        """
         inputs, auto = metadata.get("inputs"), self.endpoint.protocol == "auto"
         if not isinstance(inputs, list):
             return None if auto or self.input is None else Described(self)
@@ -197,16 +228,37 @@ class OpenInference(Defaults):
         """Return the output to ask for; empty where the metadata name none."""
         if "scores" in self.endpoint.options:
             return str(self.endpoint.options["scores"])
-        items = [item for item in declared if isinstance(item, dict)] if isinstance(declared, list) else []
-        named = [(str(item["name"]), str(item.get("datatype"))) for item in items if isinstance(item.get("name"), str)]
+        items = (
+            [item for item in declared if isinstance(item, dict)]
+            if isinstance(declared, list)
+            else []
+        )
+        named = [
+            (str(item["name"]), str(item.get("datatype")))
+            for item in items
+            if isinstance(item.get("name"), str)
+        ]
         wish = self.reader.kind
         best = [name for name, _ in named if wish is not None and NAMES.get(name.lower()) == wish]
-        return next(iter([*best, *(name for name, kind in named if kind in FLOATS), *(name for name, _ in named)]), "")
+        return next(
+            iter(
+                [
+                    *best,
+                    *(name for name, kind in named if kind in FLOATS),
+                    *(name for name, _ in named),
+                ]
+            ),
+            "",
+        )
 
     def _info(self, metadata: Mapping[str, Any]) -> ModelInfo:
         told = _parameters(metadata)
         height, width = self.input.size if self.input is not None else (-1, -1)
-        profile = told.get("profile") if self.input is not None and self.input.datatype == "BYTES" else None
+        profile = (
+            told.get("profile")
+            if self.input is not None and self.input.datatype == "BYTES"
+            else None
+        )
         square = height == width > 0
         return ModelInfo(
             name=unquote(self.model),
@@ -244,7 +296,11 @@ class OpenInference(Defaults):
         return answers
 
     def _wanted(self, tensors: Sequence[Output]) -> Output:
-        found = [tensor for tensor in tensors if tensor.name == self.output] if self.output else list(tensors)
+        found = (
+            [tensor for tensor in tensors if tensor.name == self.output]
+            if self.output
+            else list(tensors)
+        )
         best = [tensor for tensor in found if tensor.datatype in FLOATS] or found
         if not best:
             names = ", ".join(tensor.name for tensor in tensors)
@@ -252,7 +308,9 @@ class OpenInference(Defaults):
         return best[0]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Triton says 500 of a body that it cannot parse, MLServer of a binary one: never retry that."""
+        """Triton says 500 of a body that it cannot parse, MLServer of a binary one: never retry
+        that.
+        """
         return False if _unparsed(response) or self.fallback(response) is not None else None
 
     def plainer(self) -> OpenInference | None:
@@ -262,7 +320,8 @@ class OpenInference(Defaults):
 
     def fallback(self, response: WireResponse) -> OpenInference | None:
         """Return the JSON form where the binary one may be what was refused."""
-        refused = response.status in (400, 415, 422, 500)  # MLServer trips over its own refusal, which echoes the body
+        # MLServer trips over its own refusal, which echoes the body
+        refused = response.status in (400, 415, 422, 500)
         return self.plainer() if refused and not self.proven else None
 
     def _at(self, path: str) -> str:
@@ -270,14 +329,17 @@ class OpenInference(Defaults):
 
 
 def _answers(tensor: Output, reader: Reader) -> list[Answer]:
-    """Read scores, (S,) or one row per picture (B, S), or the tokens (1, T, D) of an embedding: the first is the ViT's.
+    """Read scores, (S,) or one row per picture (B, S), or the tokens (1, T, D) of an embedding: the
+    first is the ViT's.
 
     Raises:
         MalformedAnswerError: other numbers, or another shape.
     """
     shape = tensor.shape
     if tensor.datatype not in (*FLOATS, "BYTES") or not tensor.data:
-        raise MalformedAnswerError(f"{tensor.datatype} of shape {list(shape)}", "floating-point scores", "the output ")
+        raise MalformedAnswerError(
+            f"{tensor.datatype} of shape {list(shape)}", "floating-point scores", "the output "
+        )
     if reader.kind == "embedding" and len(shape) == 3 and shape[0] == 1:
         return [reader.numbers(tensor.data[: shape[2]])]
     while len(shape) > 2 and shape[-1] == 1:  # pooled to 1 x 1
@@ -286,18 +348,27 @@ def _answers(tensor: Output, reader: Reader) -> list[Answer]:
         raise MalformedAnswerError(f"the shape {list(tensor.shape)}", "(S,) or (1, S)")
     wide = shape[-1]
     rows = [tensor.data[start : start + wide] for start in range(0, len(tensor.data), wide)]
-    return [_classified(row, reader) if tensor.datatype == "BYTES" else reader.numbers(row) for row in rows]
+    return [
+        _classified(row, reader) if tensor.datatype == "BYTES" else reader.numbers(row)
+        for row in rows
+    ]
 
 
 def _classified(row: Sequence[Any], reader: Reader) -> Answer:
     """Read ``value:index[:label]``, the classification extension."""
     labels, scores = [], []
     for item in row:
-        found = re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", item, re.DOTALL) if isinstance(item, str) else None
+        found = (
+            re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", item, re.DOTALL)
+            if isinstance(item, str)
+            else None
+        )
         try:
             scores.append(float(found[1] if found else ""))
         except ValueError:
-            raise MalformedAnswerError(json.dumps(item), "value:index[:label]", "the element ") from None
+            raise MalformedAnswerError(
+                json.dumps(item), "value:index[:label]", "the element "
+            ) from None
         place = int(found[2]) if found else 0
         own = reader.labels[place] if place < len(reader.labels) else f"class {place}"
         labels.append((found[3] if found else None) or own)
@@ -317,16 +388,25 @@ def _model_names(document: Any) -> list[str] | None:
     items = document.get("models") if isinstance(document, dict) else document
     if not isinstance(items, list):
         return None
-    ready = [item for item in items if not isinstance(item, dict) or item.get("state", "READY") in ("READY", "")]
+    ready = [
+        item
+        for item in items
+        if not isinstance(item, dict) or item.get("state", "READY") in ("READY", "")
+    ]
     names = [item.get("name") if isinstance(item, dict) else item for item in ready]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a model's metadata; Triton wraps each value: ``{"string_value": ...}``."""
+    """Return the parameters of a model's metadata; Triton wraps each value: ``{"string_value":
+    ...}``.
+    """
     found = metadata.get("parameters")
     items = found.items() if isinstance(found, dict) else ()
-    return {key: v["string_value"] if isinstance(v, dict) and "string_value" in v else v for key, v in items}
+    return {
+        key: v["string_value"] if isinstance(v, dict) and "string_value" in v else v
+        for key, v in items
+    }
 
 
 def _unparsed(response: WireResponse) -> bool:

@@ -1,8 +1,10 @@
-"""OpenAI's wire formats: a chat with a picture that names one of your labels, and embeddings of pictures.
+"""OpenAI's wire formats: a chat with a picture that names one of your labels, and embeddings of
+pictures.
 
-Neither was made for classification. A closed set of labels is kept by ``response_format`` with an enum, where the
-server knows it; probabilities come from the logarithms of token probabilities, where the server gives them. OpenAI's
-own models resample every picture, so that no prompt survives pixel by pixel there.
+Neither was made for classification. A closed set of labels is kept by ``response_format`` with an
+enum, where the server knows it; probabilities come from the logarithms of token probabilities,
+where the server gives them. OpenAI's own models resample every picture, so that no prompt survives
+pixel by pixel there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ from pgn_client.wire.protocols.options import need_labels, only_model, options
 from pgn_client.wire.protocols.template import fill
 
 ENDING = r"/v1(?:/chat/completions|/embeddings|/models)?|/chat/completions|/embeddings"
-PROMPT = "Which of these labels names what the picture shows? Answer with that label alone. Labels: {labels}"
+PROMPT = (
+    "Which of these labels names what the picture shows? Answer with that label alone. "
+    "Labels: {labels}"
+)
 MOST_ALTERNATIVES = 20
 
 
@@ -44,14 +49,16 @@ MOST_ALTERNATIVES = 20
 class Chat(Defaults):
     """``openai``: ``POST {url}/v1/chat/completions`` with the picture as a data URL.
 
-    The labels to choose from are ``Endpoint.labels``, so the label mapping ``identity`` applies. The answer is a label
-    alone, or all labels that the server gives a token probability for. Options: ``prompt`` (with ``{labels}`` where the
-    labels go), ``parameters`` (merged into the body, for example ``{"max_completion_tokens": 50}``; null removes).
+    The labels to choose from are ``Endpoint.labels``, so the label mapping ``identity`` applies.
+    The answer is a label alone, or all labels that the server gives a token probability for.
+    Options: ``prompt`` (with ``{labels}`` where the labels go), ``parameters`` (merged into the
+    body, for example ``{"max_completion_tokens": 50}``; null removes).
 
     Attributes:
         endpoint: where to ask, for which labels.
         model: its name; empty until the server has told its only one.
-        closed: whether the enum and token probabilities are asked for; False leaves out what some servers refuse.
+        closed: whether the enum and token probabilities are asked for; False leaves out what some
+            servers refuse.
         learnt: ``"closed"`` is in it once that form was answered.
     """
 
@@ -71,7 +78,8 @@ class Chat(Defaults):
         given = options(endpoint, "openai", {"prompt": str, "parameters": dict})
         if "{labels}" not in given.get("prompt", PROMPT):
             raise ConfigurationError(
-                "options of openai: prompt: got none with {labels} in it, expected the place for them"
+                "options of openai: prompt: got none with {labels} in it, expected the place "
+                "for them"
             )
         if endpoint.protocol == "openai":
             need_labels(endpoint, "openai")
@@ -131,19 +139,27 @@ class Chat(Defaults):
             "model": self.model,
             "messages": [{"role": "user", "content": [{"type": "text", "text": prompt}, picture]}],
             "temperature": 0,
-            "max_tokens": 16 + max(len(json.dumps(label)) for label in labels),  # a token is a character or longer
+            # a token is a character or longer
+            "max_tokens": 16 + max(len(json.dumps(label)) for label in labels),
         }
         if self.closed:
-            document |= {"logprobs": True, "top_logprobs": MOST_ALTERNATIVES, "response_format": _closed_set(labels)}
+            document |= {
+                "logprobs": True,
+                "top_logprobs": MOST_ALTERNATIVES,
+                "response_format": _closed_set(labels),
+            }
         document |= self.endpoint.options.get("parameters", {})
         kept = {key: value for key, value in document.items() if value is not None}
-        return post(join(self.endpoint.url, _path(self.endpoint.url, "/chat/completions"), ENDING), kept)
+        return post(
+            join(self.endpoint.url, _path(self.endpoint.url, "/chat/completions"), ENDING), kept
+        )
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return the answer about the one picture.
 
         Raises:
-            MalformedAnswerError: a refusal, or a label that was not asked for; the message says what was said.
+            MalformedAnswerError: a refusal, or a label that was not asked for; the message says
+                what was said.
         """
         document = response.json()
         choices = document.get("choices") if isinstance(document, dict) else None
@@ -154,13 +170,19 @@ class Chat(Defaults):
         if isinstance(message.get("refusal"), str) and message["refusal"]:
             raise MalformedAnswerError(message["refusal"], "a label", "a refusal: ")
         label = said_label(message.get("content"), self.endpoint.labels)
-        scores = probabilities(choice.get("logprobs"), message["content"], label, self.endpoint.labels)
+        scores = probabilities(
+            choice.get("logprobs"), message["content"], label, self.endpoint.labels
+        )
         self.learnt.update({"closed"} if self.closed else ())
         return [scores or Answer((label,), (1.0,), "label")]
 
     def retryable(self, response: WireResponse) -> bool | None:
         """An account without money says 429 for ever."""
-        return False if response.status == 429 and b"insufficient_quota" in response.body[:2000] else None
+        return (
+            False
+            if response.status == 429 and b"insufficient_quota" in response.body[:2000]
+            else None
+        )
 
     def wait(self, response: WireResponse) -> float | None:
         """Return the seconds until requests are allowed again, as OpenAI's headers say it."""
@@ -171,17 +193,21 @@ class Chat(Defaults):
         return replace(self, closed=False) if self.closed else None
 
     def fallback(self, response: WireResponse) -> Chat | None:
-        """Return the form without enum and token probabilities when they may be what was refused."""
+        """Return the form without enum and token probabilities when they may be what was
+        refused.
+        """
         return self.plainer() if response.status in (400, 422) and not self.proven else None
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings(Defaults):
-    """``openai-embeddings``: ``POST {url}/v1/embeddings`` as infinity takes pictures: a data URL, ``modality: image``.
+    """``openai-embeddings``: ``POST {url}/v1/embeddings`` as infinity takes pictures: a data URL,
+    ``modality: image``.
 
-    A URL that ends in ``/embeddings`` is used verbatim: infinity's own has no ``/v1``. There is no standard for
-    pictures: a server that does not know ``modality`` embeds the data URL as a text, and nothing in the answer tells.
-    Other forms (vLLM, Jina) can be said with the protocol ``custom``.
+    A URL that ends in ``/embeddings`` is used verbatim: infinity's own has no ``/v1``. There is no
+    standard for pictures: a server that does not know ``modality`` embeds the data URL as a text,
+    and nothing in the answer tells. Other forms (vLLM, Jina) can be said with the protocol
+    ``custom``.
 
     Attributes:
         endpoint: where to ask.
@@ -238,10 +264,14 @@ class Embeddings(Defaults):
             "modality": "image",
             "encoding_format": "float",
         }
-        return post(join(self.endpoint.url, _path(self.endpoint.url, "/embeddings"), ENDING), document)
+        return post(
+            join(self.endpoint.url, _path(self.endpoint.url, "/embeddings"), ENDING), document
+        )
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one embedding per picture, from a list of numbers or from base64 of little-endian float32."""
+        """Return one embedding per picture, from a list of numbers or from base64 of little-endian
+        float32.
+        """
         document = response.json()
         data = document.get("data") if isinstance(document, dict) else None
         if not isinstance(data, list) or not data:
@@ -254,7 +284,9 @@ class Embeddings(Defaults):
 
 
 def _path(url: str, path: str) -> str:
-    """Return the path below the address: with ``/v1``, unless the URL is that very path without it."""
+    """Return the path below the address: with ``/v1``, unless the URL is that very path without
+    it.
+    """
     bare = re.search(rf"(?<!/v1){path}$", url.partition("?")[0].rstrip("/"))
     return path if bare else f"/v1{path}"
 
@@ -266,7 +298,10 @@ def _closed_set(labels: Sequence[str]) -> dict[str, Any]:
         "required": ["label"],
         "additionalProperties": False,
     }
-    return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "label", "strict": True, "schema": schema},
+    }
 
 
 def _models(endpoint: Endpoint) -> WireRequest:
@@ -275,9 +310,15 @@ def _models(endpoint: Endpoint) -> WireRequest:
 
 
 def _cards(response: WireResponse) -> list[dict[str, Any]] | None:
-    """Return the models of ``{"object": "list", "data": [{"id"}, ...]}``; None where it is something else."""
+    """Return the models of ``{"object": "list", "data": [{"id"}, ...]}``; None where it is
+    something else.
+    """
     document = response.json() if response.ok else None
-    data = document.get("data") if isinstance(document, dict) and document.get("object") == "list" else None
+    data = (
+        document.get("data")
+        if isinstance(document, dict) and document.get("object") == "list"
+        else None
+    )
     if not isinstance(data, list) or not all(
         isinstance(card, dict) and isinstance(card.get("id"), str) for card in data
     ):
@@ -293,13 +334,21 @@ def _vector(item: Any) -> list[Any]:
         except ValueError:
             value = None
     if not isinstance(value, list):
-        raise MalformedAnswerError(json.dumps(item), "a list of numbers, or base64 of float32", "the embedding ")
+        raise MalformedAnswerError(
+            json.dumps(item), "a list of numbers, or base64 of float32", "the embedding "
+        )
     return value
 
 
 def _reset(response: WireResponse) -> float | None:
-    """Read ``x-ratelimit-reset-requests``: ``1s``, ``6m0s``, ``20ms``; only a 429 asks to wait for it."""
+    """Read ``x-ratelimit-reset-requests``: ``1s``, ``6m0s``, ``20ms``; only a 429 asks to wait for
+    it.
+    """
     text = response.headers.get("x-ratelimit-reset-requests", "") if response.status == 429 else ""
-    found = re.fullmatch(r"(?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,5}(?:\.\d{1,9})?)s)?(?:(\d{1,6})ms)?", text)
-    hours, minutes, seconds, thousandths = (float(part or 0) for part in found.groups()) if found else (0.0,) * 4
+    found = re.fullmatch(
+        r"(?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,5}(?:\.\d{1,9})?)s)?(?:(\d{1,6})ms)?", text
+    )
+    hours, minutes, seconds, thousandths = (
+        (float(part or 0) for part in found.groups()) if found else (0.0,) * 4
+    )
     return 3600 * hours + 60 * minutes + seconds + thousandths / 1000 or None

@@ -1,4 +1,6 @@
-"""Reading ``Endpoint.options`` and model names: what only one wire format knows, checked before anything is sent."""
+"""Reading ``Endpoint.options`` and model names: what only one wire format knows, checked before
+anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from pgn_client.wire.protocols.base import excerpt
 FOR_ALL = ("key_header",)  # read by the endpoint itself
 
 
-def options(endpoint: Endpoint, protocol: str, types: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def options(
+    endpoint: Endpoint, protocol: str, types: Mapping[str, type | tuple[type, ...]]
+) -> dict[str, Any]:
     """Return the options of one wire format.
 
     Args:
-        endpoint: where they are; while its protocol is ``auto``, options of other wire formats are left out.
+        endpoint: where they are; while its protocol is ``auto``, options of other wire formats are
+            left out.
         protocol: its name, for messages.
         types: the options that it knows.
 
@@ -32,9 +37,13 @@ def options(endpoint: Endpoint, protocol: str, types: Mapping[str, type | tuple[
             known = ", ".join([*types, *FOR_ALL])
             raise ConfigurationError(f"options of {protocol}: got {key!r}, expected {known}")
         if not isinstance(value, types[key]) or isinstance(value, bool):
-            kinds = typing.cast("tuple[type, ...]", types[key] if isinstance(types[key], tuple) else (types[key],))
+            kinds = typing.cast(
+                "tuple[type, ...]", types[key] if isinstance(types[key], tuple) else (types[key],)
+            )
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise ConfigurationError(f"options of {protocol}: {key}: got {type(value).__name__}, expected {names}")
+            raise ConfigurationError(
+                f"options of {protocol}: {key}: got {type(value).__name__}, expected {names}"
+            )
     return given
 
 
@@ -57,7 +66,8 @@ def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
     labels = endpoint.labels
     if len(set(labels)) < max(2, len(labels)):
         raise ConfigurationError(
-            f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more different ones: "
+            f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more "
+            "different ones: "
             f"the protocol {protocol} sends them along; give labels= (--source-labels)"
         )
     return labels
@@ -70,8 +80,13 @@ def only_model(endpoint: Endpoint, names: Sequence[str]) -> str:
         ConfigurationError: none or several.
     """
     if len(names) != 1:
-        shown = excerpt(", ".join(names), endpoint.credential.redact) if names else "none that it tells of"
+        shown = (
+            excerpt(", ".join(names), endpoint.credential.redact)
+            if names
+            else "none that it tells of"
+        )
         raise ConfigurationError(
-            f"{endpoint.name} hosts {shown}: got model=None, expected the name of the one to ask; give model= (--model)"
+            f"{endpoint.name} hosts {shown}: got model=None, expected the name of the one to ask; "
+            "give model= (--model)"
         )
     return names[0]

@@ -1,6 +1,7 @@
 """The project's own wire format: one picture as raw bytes, all classes back.
 
-``POST {url}/v1/classify`` and ``GET {url}/v1/model``; both are specified in ``tests/contract/wire/README.md``.
+``POST {url}/v1/classify`` and ``GET {url}/v1/model``; both are specified in
+``tests/contract/wire/README.md``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class PGN(Defaults):
 
     def card_of(self, adapter: str) -> WireRequest:
         """Return the request for what the server has under this name."""
-        return WireRequest("GET", join(self.url, f"/v1/adapters/{adapter}"), {"accept": "application/json"})
+        return WireRequest(
+            "GET", join(self.url, f"/v1/adapters/{adapter}"), {"accept": "application/json"}
+        )
 
     def upload(self, adapter: str, data: bytes) -> WireRequest:
         """Return the request that puts a file under this name."""
@@ -101,16 +104,20 @@ def _answer(item: Any, kind: ScoreKind) -> Answer:
     if kind == "embedding":
         return embedding(fields[1])  # type: ignore[arg-type]
     pairs = checked_scores(*fields)  # type: ignore[arg-type]
-    twice = next((label for label, count in Counter(label for label, _ in pairs).items() if count > 1), None)
+    twice = next(
+        (label for label, count in Counter(label for label, _ in pairs).items() if count > 1), None
+    )
     if twice is not None:
         raise MalformedAnswerError(twice, "distinct labels", "more than once the label ")
     return best_first(pairs, kind)
 
 
 def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | None:
-    """Return what ``GET /v1/model`` says, and its limits; None when the server is not one of this protocol.
+    """Return what ``GET /v1/model`` says, and its limits; None when the server is not one of this
+    protocol.
 
-    It is one of them when it tells anything of its model: patch embedding, classes, input size or profile. Untrusted:
+    It is one of them when it tells anything of its model: patch embedding, classes, input size or
+        profile. Untrusted:
     fields of a wrong type are left out.
     """
     try:
@@ -132,12 +139,18 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
     if not (info.patch_embedding_sha256 or info.classes or info.input_size or info.profile):
         return None
     limits = document.get("limits")
-    found = {key: _count(limits.get(key)) for key in ("body_bytes", "pixels")} if isinstance(limits, dict) else {}
+    found = (
+        {key: _count(limits.get(key)) for key in ("body_bytes", "pixels")}
+        if isinstance(limits, dict)
+        else {}
+    )
     return info, {key: value for key, value in found.items() if value is not None}
 
 
 def join(url: str, path: str) -> str:
-    """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may hold a query."""
+    """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may
+    hold a query.
+    """
     return base.join(url, path, "/v1/classify")
 
 

@@ -1,7 +1,9 @@
-"""SageMaker: a container's ``/invocations``, and the runtime's ``/endpoints/{name}/invocations`` in front of it.
+"""SageMaker: a container's ``/invocations``, and the runtime's ``/endpoints/{name}/invocations`` in
+front of it.
 
-The body is the container's own: here a raw picture, or Hugging Face's JSON, as in the containers that it publishes. The
-runtime wants AWS's signature (SigV4) instead of a key; a container on your own machine wants nothing.
+The body is the container's own: here a raw picture, or Hugging Face's JSON, as in the containers
+that it publishes. The runtime wants AWS's signature (SigV4) instead of a key; a container on your
+own machine wants nothing.
 """
 
 from __future__ import annotations
@@ -28,17 +30,24 @@ from pgn_client.wire.protocols.options import options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.retry import RETRYABLE
 
-THROTTLED = ("Throttling", "ThrottledException", "TooManyRequests", "ProvisionedThroughputExceeded", "SlowDown")
+THROTTLED = (
+    "Throttling",
+    "ThrottledException",
+    "TooManyRequests",
+    "ProvisionedThroughputExceeded",
+    "SlowDown",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SageMaker(Defaults):
     """``sagemaker``: one raw picture per request, an answer in any of the forms of ``scores``.
 
-    The URL ends in ``/invocations``; without that it is the address of a container, or with a model's name that of the
-    runtime, where the model is the endpoint's name. Options: ``parameters`` (then the picture goes as Hugging Face's
-    JSON; ``{"top_k": 1000}`` asks its containers for all labels), ``output`` (what bare numbers are: probabilities,
-    logits or embedding; else the first answer tells).
+    The URL ends in ``/invocations``; without that it is the address of a container, or with a
+    model's name that of the runtime, where the model is the endpoint's name. Options:
+    ``parameters`` (then the picture goes as Hugging Face's JSON; ``{"top_k": 1000}`` asks its
+    containers for all labels), ``output`` (what bare numbers are: probabilities, logits or
+    embedding; else the first answer tells).
 
     Attributes:
         url: where pictures go.
@@ -58,7 +67,11 @@ class SageMaker(Defaults):
             ConfigurationError: a wrong option.
         """
         given = options(endpoint, "sagemaker", {"parameters": dict, "output": str})
-        path = f"/endpoints/{quote(endpoint.model, safe='')}/invocations" if endpoint.model else "/invocations"
+        path = (
+            f"/endpoints/{quote(endpoint.model, safe='')}/invocations"
+            if endpoint.model
+            else "/invocations"
+        )
         whole = endpoint.url.partition("?")[0].rstrip("/").endswith("/invocations")
         url = endpoint.url if whole else join(endpoint.url, path)
         return cls(url, given.get("parameters", {}), reader=Reader.of(endpoint))
@@ -84,19 +97,26 @@ class SageMaker(Defaults):
         return WireRequest("POST", self.url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture; ``{"predictions": [...]}`` around it is looked through."""
+        """Return the answer about the one picture; ``{"predictions": [...]}`` around it is looked
+        through.
+        """
         said = response.json()
         if isinstance(said, dict) and isinstance(said.get("predictions"), list):
             said = said["predictions"]
         return [self.reader.read(said)]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """424 is the container's error, so its own status decides; throttling is 400, and 530 is AWS's own."""
+        """424 is the container's error, so its own status decides; throttling is 400, and 530 is
+        AWS's own.
+        """
         if response.status == 424:
             status = _fields(response).get("OriginalStatusCode")
             return isinstance(status, int) and status in RETRYABLE - {500}
         if response.status == 400:
-            kinds = [response.headers.get("x-amzn-errortype"), *map(_fields(response).get, ("__type", "code", "Code"))]
+            kinds = [
+                response.headers.get("x-amzn-errortype"),
+                *map(_fields(response).get, ("__type", "code", "Code")),
+            ]
             return any(word in str(kind) for kind in kinds for word in THROTTLED) or None
         return True if response.status == 530 else None
 

@@ -1,4 +1,6 @@
-"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the picture and the model."""
+"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the picture and
+the model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ PLACEHOLDERS = ("{base64}", "{data_url}")
 
 
 def fill(template: Any, picture: Payload, model: str | None = None) -> Any:
-    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced in all of its texts."""
+    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced in all of its
+    texts.
+    """
     encoded = base64.b64encode(picture.data).decode("ascii")
     values = {
         "{base64}": encoded,
@@ -28,7 +32,8 @@ def _filled(part: Any, values: dict[str, str]) -> Any:
     if isinstance(part, list):
         return [_filled(item, values) for item in part]
     if isinstance(part, str):
-        for name, value in values.items():  # no value holds another placeholder: base64 has no braces
+        # no value holds another placeholder: base64 has no braces
+        for name, value in values.items():
             part = part.replace(name, value)
     return part
 

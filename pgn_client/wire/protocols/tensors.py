@@ -1,7 +1,9 @@
-"""The Open Inference Protocol's tensors: a picture as the input that a model wants, and the outputs of an answer.
+"""The Open Inference Protocol's tensors: a picture as the input that a model wants, and the outputs
+of an answer.
 
-JSON holds a tensor's numbers as a list; with the binary extension they follow the JSON, little-endian, in the order in
-which it names them, and an element of BYTES is its length (uint32) and the bytes.
+JSON holds a tensor's numbers as a list; with the binary extension they follow the JSON,
+little-endian, in the order in which it names them, and an element of BYTES is its length (uint32)
+and the bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Input:
 
     Attributes:
         name: the tensor's.
-        datatype: BYTES (a picture's file), UINT8 (its pixels in [0, 255]), or FP32 and FP16 (normalised pixels).
+        datatype: BYTES (a picture's file), UINT8 (its pixels in [0, 255]), or FP32 and FP16
+            (normalised pixels).
         shape: as the model declares it; -1 is any.
         layout: of pixels: CHW or HWC.
         mean: of each channel: a normalised number is (pixel / 255 - mean) / std.
@@ -60,8 +63,15 @@ class Input:
 
         A picture of another size is squashed to the model's (bicubic). FP32 arithmetic.
         """
-        image = picture.image if picture.image is not None else Image.open(io.BytesIO(picture.data)).convert("RGB")
-        height, width = (have if want < 0 else want for want, have in zip(self.size, image.size[::-1], strict=True))
+        image = (
+            picture.image
+            if picture.image is not None
+            else Image.open(io.BytesIO(picture.data)).convert("RGB")
+        )
+        height, width = (
+            have if want < 0 else want
+            for want, have in zip(self.size, image.size[::-1], strict=True)
+        )
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels: NDArray[Any] = np.asarray(image)
@@ -88,7 +98,8 @@ class Input:
 
 
 def choose_input(inputs: Sequence[Any], given: Mapping[str, Any], told: Mapping[str, Any]) -> Input:
-    """Return the input for the picture: the one that option ``input`` names, or the first that can take one.
+    """Return the input for the picture: the one that option ``input`` names, or the first that can
+    take one.
 
     Args:
         inputs: the model's metadata, untrusted.
@@ -96,21 +107,30 @@ def choose_input(inputs: Sequence[Any], given: Mapping[str, Any], told: Mapping[
         told: the model's own ``mean`` and ``std``, where its metadata holds them.
 
     Raises:
-        ConfigurationError: there is none, or what it needs is not known; the message says how to give it.
+        ConfigurationError: there is none, or what it needs is not known; the message says how to
+            give it.
     """
     for item in inputs:
         name, datatype, shape = (
-            item.get(key) if isinstance(item, dict) else None for key in ("name", "datatype", "shape")
+            item.get(key) if isinstance(item, dict) else None
+            for key in ("name", "datatype", "shape")
         )
-        if not isinstance(name, str) or not isinstance(shape, list) or given.get("input", name) != name:
+        if (
+            not isinstance(name, str)
+            or not isinstance(shape, list)
+            or given.get("input", name) != name
+        ):
             continue
-        if not isinstance(datatype, str) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        if not isinstance(datatype, str) or not all(
+            isinstance(n, int) and not isinstance(n, bool) for n in shape
+        ):
             continue
         if datatype == "BYTES" or (datatype in PIXELS and len(shape) in (3, 4)):
             return _complete(Input(name, datatype, tuple(shape)), given, told)
     wish = f"an input named {given['input']!r}" if "input" in given else "an input"
     raise ConfigurationError(
-        f"the model has no input that takes a picture: expected {wish} of BYTES, or of UINT8, FP32 or FP16 with three "
+        f"the model has no input that takes a picture: expected {wish} of BYTES, or of UINT8, FP32 "
+        "or FP16 with three "
         "or four axes; name it with options: input, datatype, shape"
     )
 
@@ -119,21 +139,27 @@ def _complete(found: Input, given: Mapping[str, Any], told: Mapping[str, Any]) -
     if found.datatype == "BYTES":
         return found
     first, last = found.shape[-3] == 3, found.shape[-1] == 3
-    layout = given.get("layout", "").upper().removeprefix("N") or ("CHW" if first and not last else "")
+    layout = given.get("layout", "").upper().removeprefix("N") or (
+        "CHW" if first and not last else ""
+    )
     layout = layout or ("HWC" if last and not first else "")
     if layout not in ("CHW", "HWC"):
         raise ConfigurationError(
-            f"the model's input has the shape {list(found.shape)}, which does not tell where the three channels are; "
+            f"the model's input has the shape {list(found.shape)}, which does not tell where the "
+            "three channels are; "
             "give options: layout, CHW or HWC"
         )
     plain = Input(found.name, found.datatype, found.shape, layout)
     if not all(side < 0 or 0 < side <= LONGEST_SIDE for side in plain.size):
         raise ConfigurationError(
-            f"the model's input has the shape {list(found.shape)}, expected sides of 1 to {LONGEST_SIDE} pixels, or -1"
+            f"the model's input has the shape {list(found.shape)}, expected sides of 1 to "
+            f"{LONGEST_SIDE} pixels, or -1"
         )
     if found.datatype == "UINT8":
         return plain
-    mean, std = (_three(key, given[key] if key in given else told.get(key)) for key in ("mean", "std"))
+    mean, std = (
+        _three(key, given[key] if key in given else told.get(key)) for key in ("mean", "std")
+    )
     if not all(std):
         raise ConfigurationError("options: std: got a zero, expected numbers to divide by")
     return replace(plain, mean=mean, std=std)
@@ -144,11 +170,15 @@ def _three(name: str, value: Any) -> tuple[float, ...]:
     if isinstance(value, str):
         value = _list(value)
     numbers = value if isinstance(value, list) else [value]
-    fine = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 for n in numbers)
+    fine = all(
+        isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 for n in numbers
+    )
     if not fine or len(numbers) not in (1, 3):
         raise ConfigurationError(
-            f"the model takes normalised pixels, (pixel / 255 - mean) / std, and does not tell its {name}: expected "
-            "three numbers; give options: mean and std, for example [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]"
+            "the model takes normalised pixels, (pixel / 255 - mean) / std, and does not tell its "
+            f"{name}: expected "
+            "three numbers; give options: mean and std, for example [0.485, 0.456, 0.406] and "
+            "[0.229, 0.224, 0.225]"
         )
     return tuple(float(n) for n in numbers) * (3 if len(numbers) == 1 else 1)
 
@@ -162,7 +192,9 @@ def _list(text: str) -> Any:
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """Return the class names that metadata hold as a list, or as JSON text; empty where they do not."""
+    """Return the class names that metadata hold as a list, or as JSON text; empty where they do
+    not.
+    """
     value = _list(value) if isinstance(value, str) else value
     fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return tuple(value) if fine else ()
@@ -192,7 +224,9 @@ def outputs(response: WireResponse) -> list[Output]:
         MalformedAnswerError: it is none.
     """
     length = response.headers.get(HEADER)
-    if length is not None and not (length.isdecimal() and len(length) < 20 and int(length) <= len(response.body)):
+    if length is not None and not (
+        length.isdecimal() and len(length) < 20 and int(length) <= len(response.body)
+    ):
         raise MalformedAnswerError(length[:20], f"at most {len(response.body)}", f"{HEADER}: ")
     head = response.body if length is None else response.body[: int(length)]
     document = WireResponse(response.status, {}, head).json()
@@ -242,12 +276,16 @@ def _unpacked(datatype: str, data: bytes) -> list[Any]:
     if kind is not None and len(data) % int(kind[-1]) == 0:
         return [float(number) for number in np.frombuffer(data, np.dtype(kind))]
     if datatype != "BYTES":
-        raise MalformedAnswerError(f"{len(data)} bytes", f"whole numbers of {', '.join(FLOATS)}", f"{datatype} with ")
+        raise MalformedAnswerError(
+            f"{len(data)} bytes", f"whole numbers of {', '.join(FLOATS)}", f"{datatype} with "
+        )
     elements, place = [], 0
     while place < len(data):
         start, rest = place + 4, len(data) - place
         place = start + int.from_bytes(data[place:start], "little")
         if place > len(data):
-            raise MalformedAnswerError(f"{rest} bytes", f"{rest + place - len(data)}", "an element of BYTES with ")
+            raise MalformedAnswerError(
+                f"{rest} bytes", f"{rest + place - len(data)}", "an element of BYTES with "
+            )
         elements.append(data[start:place].decode("utf-8", "replace"))
     return elements

@@ -1,4 +1,6 @@
-"""TorchServe's inference API: a raw picture to ``/predictions/{model}``, the best five labels with scores back."""
+"""TorchServe's inference API: a raw picture to ``/predictions/{model}``, the best five labels with
+scores back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from urllib.parse import quote, urlsplit
 from pgn_client.errors import ConfigurationError
 from pgn_client.types import Answer
 from pgn_client.wire.endpoint import Endpoint
-from pgn_client.wire.protocols.base import Defaults, Described, Payload, WireRequest, WireResponse, join
+from pgn_client.wire.protocols.base import (
+    Defaults,
+    Described,
+    Payload,
+    WireRequest,
+    WireResponse,
+    join,
+)
 from pgn_client.wire.protocols.options import options
 from pgn_client.wire.protocols.scores import Reader
 
@@ -22,12 +31,14 @@ MODEL = r"/predictions/([^/]+(?:/[^/]+)?)/*"
 class TorchServe(Defaults):
     """``torchserve``: ``POST {url}/predictions/{model}``.
 
-    The URL may be the server's address, or end in the model, with or without its version. Option: ``output`` (what bare
-    numbers are, where a handler of your own answers those: probabilities, logits or embedding).
+    The URL may be the server's address, or end in the model, with or without its version. Option:
+    ``output`` (what bare numbers are, where a handler of your own answers those: probabilities,
+    logits or embedding).
 
     Attributes:
         endpoint: where to ask; its labels name bare numbers.
-        model: the path below ``/predictions/``; empty where it is not known (only the management API lists models).
+        model: the path below ``/predictions/``; empty where it is not known (only the management
+            API lists models).
     """
 
     endpoint: Endpoint
@@ -40,7 +51,8 @@ class TorchServe(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option; the model's name is not known, although the protocol is named.
+            ConfigurationError: a wrong option; the model's name is not known, although the protocol
+                is named.
         """
         options(endpoint, "torchserve", {"output": str})
         found = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
@@ -61,12 +73,16 @@ class TorchServe(Defaults):
 
     def describe(self) -> WireRequest:
         """Return the question whether the server is well."""
-        return WireRequest("GET", join(self.endpoint.url, "/ping", MODEL), {"accept": "application/json"})
+        return WireRequest(
+            "GET", join(self.endpoint.url, "/ping", MODEL), {"accept": "application/json"}
+        )
 
     def described(self, response: WireResponse) -> Described | None:
         """TorchServe says that it is ``Healthy``; others say other words."""
         said = response.json() if response.ok else None
-        return Described(self) if isinstance(said, dict) and said.get("status") == "Healthy" else None
+        return (
+            Described(self) if isinstance(said, dict) and said.get("status") == "Healthy" else None
+        )
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one picture.
@@ -86,11 +102,16 @@ class TorchServe(Defaults):
 
     def retryable(self, response: WireResponse) -> bool | None:
         """503 "Prediction failed" is about the picture: sending it again would not help."""
-        return False if response.status == 503 and b"Prediction failed" in response.body[:500] else None
+        return (
+            False
+            if response.status == 503 and b"Prediction failed" in response.body[:500]
+            else None
+        )
 
 
 def _named(endpoint: Endpoint, model: str) -> None:
     if not model:
         raise ConfigurationError(
-            f"{endpoint.name} speaks torchserve: got model=None, expected its name; give model= (--model)"
+            f"{endpoint.name} speaks torchserve: got model=None, expected its name; give model= "
+            "(--model)"
         )

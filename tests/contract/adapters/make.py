@@ -1,4 +1,6 @@
-"""Writes the golden files: a tiny backbone, adapters, and what they answer by the equations, in NumPy."""
+"""Writes the golden files: a tiny backbone, adapters, and what they answer by the equations, in
+NumPy.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ HERE = Path(__file__).parent
 D, DEPTH, HEADS, SIDE, PATCH = 8, 2, 2, 8, 4
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
 MASKS = "segment"
-ADAPTERS = {"default": (3, SITES[:5]), "every_site": (5, SITES), "plain": (1, ()), "some": (2, ("k", "mlp"))}
+ADAPTERS = {
+    "default": (3, SITES[:5]),
+    "every_site": (5, SITES),
+    "plain": (1, ()),
+    "some": (2, ("k", "mlp")),
+}
 ADAPTERS |= {MASKS: (12, SITES[:5])}
 
 
@@ -33,7 +40,9 @@ def backbone(draw):
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
     shapes |= {"norm.weight": (D,), "norm.bias": (D,), "head.weight": (3, D), "head.bias": (3,)}
     return {
-        k: (0.4 * draw.normal(size=s) + (k.endswith(("norm1.weight", "norm2.weight")))).astype("<f4")
+        k: (0.4 * draw.normal(size=s) + (k.endswith(("norm1.weight", "norm2.weight")))).astype(
+            "<f4"
+        )
         for k, s in shapes.items()
     }
 
@@ -67,10 +76,16 @@ def answer(state, adapter, pixels):
     w, a = ({k: v.astype(float) for k, v in part.items()} for part in (state, adapter))
     x = ((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)
     grid = SIDE // PATCH
-    cells = [x[:, r * PATCH : (r + 1) * PATCH, c * PATCH : (c + 1) * PATCH] for r in range(grid) for c in range(grid)]
+    cells = [
+        x[:, r * PATCH : (r + 1) * PATCH, c * PATCH : (c + 1) * PATCH]
+        for r in range(grid)
+        for c in range(grid)
+    ]
     kernel = w["patch_embed.proj.weight"].reshape(D, -1)
     tokens = np.stack([kernel @ cell.ravel() for cell in cells]) + w["patch_embed.proj.bias"]
-    z = np.concatenate([np.concatenate([w["cls_token"][0], tokens]) + w["pos_embed"][0], a["prompts"]])
+    z = np.concatenate(
+        [np.concatenate([w["cls_token"][0], tokens]) + w["pos_embed"][0], a["prompts"]]
+    )
     m = len(a["prompts"])
 
     def add(y, site, i):
@@ -82,13 +97,16 @@ def answer(state, adapter, pixels):
         u = add(norm(z, w, f"blocks.{i}.norm1"), "norm1", i)
         parts = np.split(linear(u, w, f"blocks.{i}.attn.qkv"), 3, axis=-1)
         q, k, v = (
-            add(y, s, i).reshape(len(z), HEADS, -1).transpose(1, 0, 2) for y, s in zip(parts, "qkv", strict=True)
+            add(y, s, i).reshape(len(z), HEADS, -1).transpose(1, 0, 2)
+            for y, s in zip(parts, "qkv", strict=True)
         )
         scores = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(D // HEADS))
         mixed = (scores / scores.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(len(z), D)
         z = z + add(linear(mixed, w, f"blocks.{i}.attn.proj"), "proj", i)
         h = add(norm(z, w, f"blocks.{i}.norm2"), "norm2", i)
-        z = z + add(linear(gelu(linear(h, w, f"blocks.{i}.mlp.fc1")), w, f"blocks.{i}.mlp.fc2"), "mlp", i)
+        z = z + add(
+            linear(gelu(linear(h, w, f"blocks.{i}.mlp.fc1")), w, f"blocks.{i}.mlp.fc2"), "mlp", i
+        )
     z = norm(z, w, "norm")
     if "prototypes.weight" in a:
         return scores_of_patches(z[1:-m], z[-m:], a)
@@ -100,11 +118,17 @@ def scores_of_patches(patches, outputs, a):
     """(N, C), by the formula of the contract."""
     means = outputs.reshape(len(a["mapping.bias"]), -1, D).mean(1)
     lengths = np.linalg.norm(patches, axis=1)[:, None] * np.linalg.norm(means, axis=1)
-    return patches @ a["mapping.weight"] + a["mapping.bias"] + a["prototypes.weight"] * (patches @ means.T) / lengths
+    return (
+        patches @ a["mapping.weight"]
+        + a["mapping.bias"]
+        + a["prototypes.weight"] * (patches @ means.T) / lengths
+    )
 
 
 def mask(scores):
-    """(N, C) → (8, 8), the best class of bilinearly enlarged scores; pixel i is at (i + 0.5) / P - 0.5 cells."""
+    """(N, C) → (8, 8), the best class of bilinearly enlarged scores; pixel i is at (i + 0.5) / P -
+    0.5 cells.
+    """
     grid = SIDE // PATCH
     at = np.clip((np.arange(SIDE) + 0.5) / PATCH - 0.5, 0, grid - 1)
     ways = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid)))
@@ -125,7 +149,11 @@ def main():
         expected["pictures"].append(base64.b64encode(buffer.getvalue()).decode())
     for number, (name, (m, sites)) in enumerate(ADAPTERS.items()):
         classes = [f"class {i}" for i in range(2 + number)]
-        shapes = {"prompts": (m, D), "mapping.weight": (D, len(classes)), "mapping.bias": (len(classes),)}
+        shapes = {
+            "prompts": (m, D),
+            "mapping.weight": (D, len(classes)),
+            "mapping.bias": (len(classes),),
+        }
         shapes |= {f"residuals.{site}": (DEPTH, m, D) for site in sites}
         if name == MASKS:
             shapes["prototypes.weight"] = (1,)

@@ -25,7 +25,9 @@ def image_classification_with_parameters(given):
 
 
 def zero_shot_image_classification(given):
-    return pairs(client(given).zero_shot_image_classification(given.data, candidate_labels=given.labels))
+    return pairs(
+        client(given).zero_shot_image_classification(given.data, candidate_labels=given.labels)
+    )
 
 
 def feature_extraction(given):

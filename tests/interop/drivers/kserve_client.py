@@ -24,14 +24,18 @@ def infer(given, *, binary):
     one.set_data_from_numpy(values, binary_data=binary)
     wanted = [RequestedOutput(OUTPUT, {"binary_data": binary})]
     request = InferRequest(MODEL, [one], request_outputs=wanted)
-    answer = run(given, "v2", lambda client, headers: client.infer(given.url, request, MODEL, headers))
+    answer = run(
+        given, "v2", lambda client, headers: client.infer(given.url, request, MODEL, headers)
+    )
     [output] = answer.outputs
     return output.as_numpy().tolist()
 
 
 def v1(given):
     body = {"instances": [{"b64": given.base64}]}
-    return run(given, "v1", lambda client, headers: client.infer(given.url, body, MODEL, headers))["predictions"]
+    return run(given, "v1", lambda client, headers: client.infer(given.url, body, MODEL, headers))[
+        "predictions"
+    ]
 
 
 def v2_json(given):
@@ -45,10 +49,17 @@ def v2_binary(given):
 def state(given):
     async def ask(client, headers):
         ready = await client.is_server_ready(given.url, headers)
-        return [await client.is_server_live(given.url, headers), ready, await client.is_model_ready(given.url, MODEL)]
+        return [
+            await client.is_server_live(given.url, headers),
+            ready,
+            await client.is_model_ready(given.url, MODEL),
+        ]
 
     async def ask_v1(client, headers):
-        return [await client.is_server_live(given.url, headers), await client.is_model_ready(given.url, MODEL)]
+        return [
+            await client.is_server_live(given.url, headers),
+            await client.is_model_ready(given.url, MODEL),
+        ]
 
     return run(given, "v2", ask) + run(given, "v1", ask_v1)
 

@@ -24,7 +24,9 @@ def chat(given, **options):
         {"role": "system", "content": "Answer with one label."},
         {"role": "user", "content": [question, picture]},
     ]
-    answer = client(given).chat.completions.create(model=MODEL, messages=messages, temperature=0, **options)
+    answer = client(given).chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, **options
+    )
     return answer.choices[0]
 
 
@@ -36,8 +38,13 @@ def chat_closed_set(given):
         "required": ["label"],
         "additionalProperties": False,
     }
-    response_format = {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
-    choice = chat(given, response_format=response_format, logprobs=True, top_logprobs=len(given.labels))
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "label", "strict": True, "schema": schema},
+    }
+    choice = chat(
+        given, response_format=response_format, logprobs=True, top_logprobs=len(given.labels)
+    )
     ranked = choice.logprobs.content[0].top_logprobs
     label = json.loads(choice.message.content)["label"]
     return {"label": label, "ranked": [[one.token, math.exp(one.logprob)] for one in ranked]}
@@ -53,7 +60,9 @@ def embeddings(given):
 
 
 def embeddings_as_floats(given):
-    answer = client(given).embeddings.create(model=MODEL, input=[data_url(given)], encoding_format="float")
+    answer = client(given).embeddings.create(
+        model=MODEL, input=[data_url(given)], encoding_format="float"
+    )
     return answer.data[0].embedding
 
 

@@ -13,7 +13,9 @@ def post(given, path, **body):
 
 
 def kserve_v1(given):
-    return post(given, f"/v1/models/{MODEL}:predict", json={"instances": [{"b64": given.base64}] * 2})
+    return post(
+        given, f"/v1/models/{MODEL}:predict", json={"instances": [{"b64": given.base64}] * 2}
+    )
 
 
 def tensorflow_serving_columns(given):
@@ -39,4 +41,6 @@ def sagemaker_container(given):
     return post(given, "/invocations", data=given.data, headers={"Content-Type": "image/png"})
 
 
-report(kserve_v1, tensorflow_serving_columns, vertex, torchserve, torchserve_form, sagemaker_container)
+report(
+    kserve_v1, tensorflow_serving_columns, vertex, torchserve, torchserve_form, sagemaker_container
+)

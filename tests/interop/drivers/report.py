@@ -1,4 +1,6 @@
-"""What every driver does: read from stdin whom to ask about what, do its tasks, print what came back as JSON."""
+"""What every driver does: read from stdin whom to ask about what, do its tasks, print what came
+back as JSON.
+"""
 
 import base64
 import json
@@ -50,4 +52,8 @@ def _answer(task, given):
     try:
         return task(given)
     except Exception as error:
-        return {"error": type(error).__name__, "message": str(error), "code": getattr(error, "code", None)}
+        return {
+            "error": type(error).__name__,
+            "message": str(error),
+            "code": getattr(error, "code", None),
+        }

@@ -30,12 +30,18 @@ def ranked(answer):
 
 
 def raw(given):
-    return ranked(client(given).invoke_endpoint(EndpointName="any", ContentType="image/png", Body=given.data))
+    return ranked(
+        client(given).invoke_endpoint(EndpointName="any", ContentType="image/png", Body=given.data)
+    )
 
 
 def with_parameters(given):
-    body = json.dumps({"inputs": given.base64, "parameters": {"function_to_apply": "none", "top_k": 3}})
-    return ranked(client(given).invoke_endpoint(EndpointName="any", ContentType="application/json", Body=body))
+    body = json.dumps(
+        {"inputs": given.base64, "parameters": {"function_to_apply": "none", "top_k": 3}}
+    )
+    return ranked(
+        client(given).invoke_endpoint(EndpointName="any", ContentType="application/json", Body=body)
+    )
 
 
 def refused(given):

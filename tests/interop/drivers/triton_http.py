@@ -21,8 +21,12 @@ def images(given, *, binary):
 def infer(given, inputs, outputs=None, **options):
     """Ask; outputs are None by default, to which the client adds that it wants them as binary."""
     headers = {"authorization": f"Bearer {given.key}"}
-    with tritonclient.http.InferenceServerClient(given.url.removeprefix("http://"), network_timeout=60) as client:
-        return client.infer(MODEL, [inputs], outputs=outputs, headers=headers, request_id="7", **options)
+    with tritonclient.http.InferenceServerClient(
+        given.url.removeprefix("http://"), network_timeout=60
+    ) as client:
+        return client.infer(
+            MODEL, [inputs], outputs=outputs, headers=headers, request_id="7", **options
+        )
 
 
 def json(given):
@@ -48,7 +52,11 @@ def zipped(given):
 
 def files(given):
     one = InferInput("pictures", [1], "BYTES")
-    return infer(given, one.set_data_from_numpy(np.array([given.data], object))).as_numpy(OUTPUT).tolist()
+    return (
+        infer(given, one.set_data_from_numpy(np.array([given.data], object)))
+        .as_numpy(OUTPUT)
+        .tolist()
+    )
 
 
 def classification(given):
@@ -60,7 +68,9 @@ def classification(given):
 def aio(given):
     async def ask():
         headers = {"authorization": f"Bearer {given.key}"}
-        async with tritonclient.http.aio.InferenceServerClient(given.url.removeprefix("http://")) as client:
+        async with tritonclient.http.aio.InferenceServerClient(
+            given.url.removeprefix("http://")
+        ) as client:
             return await client.infer(MODEL, [images(given, binary=True)], headers=headers)
 
     return asyncio.run(ask()).as_numpy(OUTPUT).tolist()

@@ -1,7 +1,8 @@
-"""The classifier behind every real server: it needs NumPy only, and a test computes its answers again.
+"""The classifier behind every real server: it needs NumPy only, and a test computes its answers
+again.
 
-Mean colour of each quarter of the picture, then a fixed linear map: channels that are swapped, rows that are columns, a
-flip, or a wrong normalisation all change the answer.
+Mean colour of each quarter of the picture, then a fixed linear map: channels that are swapped, rows
+that are columns, a flip, or a wrong normalisation all change the answer.
 """
 
 import base64

@@ -18,7 +18,11 @@ class Colours(Model):
 
     def predict(self, payload, headers=None, response_headers=None):
         if isinstance(payload, dict):
-            return {"predictions": [known.of_base64(one["b64"]).tolist() for one in payload["instances"]]}
+            return {
+                "predictions": [
+                    known.of_base64(one["b64"]).tolist() for one in payload["instances"]
+                ]
+            }
         answer = known.of_tensor(payload.inputs[0].as_numpy())
         output = InferOutput("logits", list(answer.shape), "FP32")
         output.set_data_from_numpy(answer, binary_data=payload.use_binary_outputs)

@@ -1,4 +1,6 @@
-"""LitServe: JSON as its owner likes it, and a key in ``X-API-Key`` (its variable is ``LIT_SERVER_API_KEY``)."""
+"""LitServe: JSON as its owner likes it, and a key in ``X-API-Key`` (its variable is
+``LIT_SERVER_API_KEY``).
+"""
 
 import known
 import litserve

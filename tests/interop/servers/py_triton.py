@@ -11,7 +11,8 @@ from pytriton.triton import Triton, TritonConfig
 
 # What pytriton expects of Python >= 3.11.6; Triton's own interpreters read it too.
 LOCK = (
-    "import threading, multiprocessing.resource_tracker as t; hasattr(t._resource_tracker._lock, '_recursion_count')"
+    "import threading, multiprocessing.resource_tracker as t; hasattr(t._resource_tracker._lock, "
+    "'_recursion_count')"
     " or setattr(t._resource_tracker, '_lock', threading._PyRLock())\n"
 )
 
@@ -23,7 +24,9 @@ def infer(images):
 
 if __name__ == "__main__":
     Path(sysconfig.get_path("purelib"), "recursion_count.pth").write_text(LOCK)
-    settings = TritonConfig(http_address="127.0.0.1", http_port=known.port(), allow_grpc=False, allow_metrics=False)
+    settings = TritonConfig(
+        http_address="127.0.0.1", http_port=known.port(), allow_grpc=False, allow_metrics=False
+    )
     with Triton(config=settings) as triton:
         triton.bind(
             known.NAME,

@@ -1,4 +1,5 @@
-"""TorchServe, which is a Java program: raw pictures to ``/predictions``, SageMaker's ``/invocations`` too.
+"""TorchServe, which is a Java program: raw pictures to ``/predictions``, SageMaker's
+``/invocations`` too.
 
 This file is the script that packs and starts it, and the handler in what was packed.
 """
@@ -50,7 +51,14 @@ if __name__ == "__main__":
     folder = Path.cwd()
     pack(folder)
     (folder / "config.properties").write_text(settings())
-    words = ["--start", "--foreground", "--ncs", "--disable-token-auth", "--ts-config", "config.properties"]
+    words = [
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--disable-token-auth",
+        "--ts-config",
+        "config.properties",
+    ]
     words += ["--model-store", str(folder), "--models", f"{known.NAME}={known.NAME}.mar"]
     program = str(Path(sys.executable).with_name("torchserve"))
     os.execv(program, [program, *words])
