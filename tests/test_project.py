@@ -1,5 +1,5 @@
-"""The project as a newcomer meets it: README, examples, every command's help, the demo at reduced
-size, the wheel.
+"""The project as a newcomer meets it: README, docs, examples, every command's help, the demo in
+small, the wheel.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pgn_client.cli import build_parser, main
 from pgn_client.evaluation.demo import local_server
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 (SUBPARSERS,) = (
     action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
@@ -37,7 +38,7 @@ ROWS = [
     "PGN ⊕ local",
     "served",
 ]
-URL = "http://127.0.0.1:8000"  # as the README writes it
+URL = "http://127.0.0.1:8000"  # as the pages write it
 
 
 def run(*command, **options):
@@ -45,8 +46,24 @@ def run(*command, **options):
     return subprocess.run([str(c) for c in command], **options)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+
+
+def commands(page):
+    """The commands of a page but ``pgn serve``, each as one line."""
+    lines = "".join(blocks("console", page)).replace("\\\n", " ").splitlines()
+    return [
+        line for line in lines if line.startswith("$ pgn ") and not line.startswith("$ pgn serve")
+    ]
+
+
+def names(pages):
+    return {"argvalues": pages, "ids": [str(page.relative_to(ROOT)) for page in pages]}
 
 
 @pytest.fixture(scope="session")
@@ -113,26 +130,63 @@ def test_the_targets_of_make_are_what_they_say():
     assert "-m pytest -m interop" in run("make", "-n", "interop", cwd=ROOT).stdout
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_the_readmes_python_runs(folder, url, code):
-    code = code.replace(URL, url).replace(
-        "demo_out/digits/7/0007.png", "seven.png"
-    )  # not in every reduced demo
-    done = run(sys.executable, "-W", "error", "-c", code, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "missing.png" in done.stdout
-    assert (folder / "sent.png").exists()
+@pytest.mark.parametrize("page", **names([page for page in PAGES if blocks("python", page)]))
+def test_the_python_of_a_page_runs(folder, url, page):
+    for code in blocks("python", page):
+        # not in every reduced demo
+        code = code.replace(URL, url).replace("demo_out/digits/7/0007.png", "seven.png")
+        done = run(sys.executable, "-W", "error", "-c", code, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        if page == README:
+            assert "missing.png" in done.stdout
+            assert (folder / "sent.png").exists()
 
 
-def test_the_readmes_commands_run(folder, url):
-    for line in "".join(blocks("console")).splitlines():
-        if not line.startswith("$ pgn ") or line.startswith("$ pgn serve"):
-            continue
+@pytest.mark.parametrize("page", **names([page for page in PAGES if commands(page)]))
+def test_the_commands_of_a_page_run(folder, url, page):
+    for text in blocks("toml", page):
+        (folder / "service.toml").write_text(text.replace(URL, url), encoding="utf-8")
+    for line in commands(page):
         command = shlex.split(line.removeprefix("$ pgn ").replace(URL, url))
         if command[0] == "train":
             command += ["--epochs", "1", "--shots", "4"]  # the same way, in seconds
         done = run(sys.executable, "-m", "pgn_client", *command, cwd=folder)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_names_every_command(command):
+    assert re.search(rf"`(pgn )?{command}`", README.read_text(encoding="utf-8"))
+
+
+def test_the_readme_is_short_and_its_python_shorter():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 130
+    (code,) = blocks("python", README)
+    assert len(code.splitlines()) <= 12
+
+
+@pytest.mark.parametrize("page", **names(PAGES))
+def test_a_page_is_short_and_its_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
+    targets = [
+        link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link
+    ]
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README.read_text(encoding="utf-8")))
+    assert linked == {page.name for page in PAGES} - {"README.md"}
+
+
+def test_the_drawing_of_the_readme_is_small():
+    with Image.open(ROOT / "docs" / "pipeline.png") as drawing:
+        assert drawing.size == (900, 260)
+    assert (ROOT / "docs" / "pipeline.png").stat().st_size <= 60_000
 
 
 @pytest.mark.parametrize(
