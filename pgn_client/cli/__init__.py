@@ -1,8 +1,9 @@
 """The command ``pgn``: one ``add_`` and one ``run_`` per subcommand; heavy imports only inside
 ``run_``.
 
-stdout is data, stderr is talk and progress. Exit 0 all fine, 1 some items failed or the endpoint
-did, 2 usage or configuration, 130 interrupted (journals and the best checkpoint so far are kept).
+Results go to stdout, progress and errors to stderr. Exit 0 all fine, 1 some items failed or the
+endpoint did, 2 usage or configuration, 130 interrupted (journals and the best checkpoint so far are
+kept).
 """
 
 from __future__ import annotations

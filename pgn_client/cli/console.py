@@ -1,4 +1,4 @@
-"""What the command line writes: stdout is data, stderr is talk."""
+"""What the command line writes: results to stdout (`--json` for scripts), the rest to stderr."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def add_map(commands: Subparsers) -> None:
         "--none-of-these",
         type=float,
         metavar="SHARE",
-        help='answer "none of these" below the probability that all but this share of validation '
-        "pictures reach",
+        help='reject an image as "none of these" if its top probability is in the lowest SHARE of '
+        "the validation images",
     )
     p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's, or 0)")
     add_dry_run(p)

@@ -91,7 +91,12 @@ def add_train(commands: Subparsers) -> None:
         "--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)"
     )
     p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
-    p.add_argument("--prompt-tokens", type=int, metavar="M", help="of expres, up to 128 (10)")
+    p.add_argument(
+        "--prompt-tokens",
+        type=int,
+        metavar="M",
+        help="number of EXPRES prompt tokens, at most 128 (default 10)",
+    )
     p.add_argument(
         "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
     )
@@ -115,7 +120,7 @@ def add_train(commands: Subparsers) -> None:
         "shift:4, scale:0.05, "
         "or several joined by + (nothing)",
     )
-    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
 

@@ -111,7 +111,7 @@ def run(
         folder: made if missing; earlier results in it are replaced.
         pictures: use so many of the 1,797 digits; ``None`` for all.
         epochs: of the training: half the recipe's, which digits do not need.
-        seed: of everything random.
+        seed: Seed for all random choices.
         note: told what is going on.
         progress: show bars on stderr.
     """

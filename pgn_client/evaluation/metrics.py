@@ -1,6 +1,4 @@
-"""What an accuracy does not tell of answers: whether they are as sure as they should be, class by
-class. NumPy only.
-"""
+"""Calibration and per-class metrics. NumPy only."""
 
 from __future__ import annotations
 

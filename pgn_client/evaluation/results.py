@@ -150,7 +150,7 @@ class Report(Judgement):
         controls: accuracy with prompts that should not work.
         omitted: which rows are not there, and why.
         seconds: it took.
-        seed: of the checkpoint's training, and of everything random here.
+        seed: Seed of the checkpoint's training and for all random choices here.
         split: how many pictures were used for what.
         mapping: of the raw answers: its kind, and the log-loss of all kinds on validation.
         versions: of the libraries that trained the checkpoint.

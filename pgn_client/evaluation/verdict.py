@@ -114,8 +114,7 @@ def verdict(
     text = told(advised.name, advised, f" on {len(targets)} test pictures")
     if advised.name != best:
         text += (
-            "; on validation it was no worse than one standard error, or one picture, can tell "
-            "from what is served, "
+            "; on validation it is within one standard error, or one image, of the served model, "
         )
         text += (
             f"{told(f'{best}, which', served)}: "

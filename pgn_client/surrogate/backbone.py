@@ -145,9 +145,7 @@ class Backbone:
 
     @property
     def silent(self) -> bool:
-        """Whether a plain ViT's head is one of zeros, as ``load`` adds one: then it answers
-        nothing.
-        """
+        """Whether the head is the placeholder of zeros that `load` adds: scores mean nothing."""
         return not any(bool(p.any()) for p in self.model.get_classifier().parameters())
 
     @property

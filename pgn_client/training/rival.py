@@ -57,9 +57,8 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
     card = adapter.info["backbone"]
     if adapter.mapping.open:
         raise ConfigurationError(
-            "surrogate: got a mapping that pgn map fitted to labels which only the endpoint knows, "
-            "expected those of "
-            "the surrogate; what a surrogate answers cannot be read by it, so leave it out"
+            "surrogate: this checkpoint's mapping was fitted by pgn map to labels that only the "
+            "endpoint has; drop --backbone and --weights"
         )
     if backbone.weights_sha256 != card["weights_sha256"]:
         raise ConfigurationError(

@@ -49,7 +49,7 @@ def fit_white_box(
         backbone: the model; it stays frozen, and that is verified (fine-tuning works on a copy).
         method: a white-box method of ``methods.REGISTRY``.
         recipe: all numbers of the training.
-        seed: of everything random.
+        seed: Seed for all random choices.
         progress: show bars on stderr.
 
     Raises:

@@ -111,7 +111,7 @@ class Exchange:
         until: the deadline, where it began before this call.
         attempts: requests sent so far.
         carried: how many of them carried a picture off this machine.
-        counted: whether the picture is in the account; it is one, however often it is asked about.
+        counted: Whether this image is in the usage; retries count it once.
     """
 
     endpoint: Endpoint

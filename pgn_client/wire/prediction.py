@@ -160,7 +160,7 @@ def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) 
     if made_for[0][1] is None or made_for[0][2] is None:
         who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
         _log.warning(
-            "%s tells no patch embedding (only plain ViTs have one): that the checkpoint fits the "
-            "model is unverified",
+            "%s does not publish a patch-embedding fingerprint (only plain ViTs have one), so the "
+            "checkpoint could not be verified against it",
             who,
         )

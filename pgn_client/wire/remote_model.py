@@ -38,7 +38,7 @@ class Discovery:
             answers.
         protocol: what it speaks, once that is known.
         info: what it says about its model.
-        asked: whether it has said what it says.
+        asked: Whether the endpoint has answered the description request.
         failure: of the last attempt to ask.
         recalled: what the cache remembers of the model, while the endpoint is out of reach or is
             not to be asked.

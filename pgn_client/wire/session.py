@@ -1,5 +1,4 @@
-"""Everything of a client but the waiting: options, local work, what to send, how to read the
-answer.
+"""Logic shared by the sync and async clients; no I/O.
 
     image -> adapter (local) -> PNG -> endpoint -> answer -> mapping -> (fusion) -> Prediction
 
@@ -53,7 +52,7 @@ from pgn_client.wire.retry import RetryPolicy
 from pgn_client.wire.upload import hosted_reply
 
 SAME: Any = ...
-"""Of an option of a copy: as it is."""
+"""Sentinel for `with_options`: keep this client's value."""
 
 
 class Session(ABC):

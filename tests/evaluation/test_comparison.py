@@ -397,8 +397,8 @@ class TestVerdict:
         free = replace(candidate(LOCAL, (), range(7)), sent=0.0)
         text = self.say(candidate(PGN, (), range(5)), free)
         assert text.startswith(f"{ADVICE[LOCAL]}: local head reaches 0.930 [")
-        assert "sends nothing; on validation it was no worse than one standard error" in text
-        assert "what is served, PGN, which reaches 0.950 [" in text
+        assert "sends nothing; on validation it is within one standard error" in text
+        assert "of the served model, PGN, which reaches 0.950 [" in text
         assert text.index("nothing") < text.index("1,000 of 1,000 pictures")
 
     def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(
@@ -415,7 +415,7 @@ class TestVerdict:
         assert "points, not established on these pictures" in text
 
     def test_is_quiet_about_others_where_nothing_is_cheaper(self):
-        assert "no worse" not in self.say(candidate(PGN))
+        assert "within one" not in self.say(candidate(PGN))
 
     def test_tells_the_share_that_is_sent(self):
         assert ("sends 640 of 1,000 pictures, those of which") in self.say(

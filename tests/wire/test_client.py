@@ -477,7 +477,7 @@ def test_a_model_card_without_patch_embedding_is_our_protocol_and_unverified(cap
     with client(server, ToyAdapter()) as c:
         assert c.classify(picture()).label == "x"
     assert server.requests[0].url.path == "/v1/classify"
-    assert "unverified" in caplog.text
+    assert "could not be verified" in caplog.text
 
 
 def test_an_unverified_match_is_warned_about_once(caplog):
@@ -487,7 +487,7 @@ def test_an_unverified_match_is_warned_about_once(caplog):
     with client(server, ToyAdapter(), protocol="huggingface") as c:
         c.classify(picture())
         c.classify(picture())
-    assert caplog.text.count("unverified") == 1
+    assert caplog.text.count("could not be verified") == 1
 
 
 def test_labels_are_the_tasks_classes():
