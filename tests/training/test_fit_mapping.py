@@ -81,7 +81,7 @@ class TestRefit:
         found = refit(make_adapter(card=CARD), task, ask(rename=reverse.get))
         assert found.mapping.source == tuple(f"name_{i}" for i in range(10))
         assert found.mapping.open
-        with pytest.raises(ConfigurationError, match="only the endpoint knows"):
+        with pytest.raises(ConfigurationError, match="only the endpoint has"):
             same_surrogate(make_backbone(), found)
         again = refit(found, task, ask(rename=reverse.get))
         assert again.mapping.open
