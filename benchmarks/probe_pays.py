@@ -5,9 +5,8 @@
       --profile resize_crop:248:224 --out DIR
 
 Two servers host one model: one takes pictures as they are, one resizes, crops and re-encodes them
-    as JPEG. Neither says
-so: both are asked in Hugging Face's form. Four ways are compared on the same test pictures, over
-    HTTP:
+as JPEG. Neither says so: both are asked in Hugging Face's form. Four ways are compared on the same
+test pictures, over HTTP:
 
     direct PNG    trained for the first server, asked there
     probed        pgn probe of the second server, training with its endpoint.json

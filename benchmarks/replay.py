@@ -38,8 +38,7 @@ def top(k: int) -> View:
     log-probabilities.
 
     As ``labels.log_scores`` reads such answers: the missing mass goes evenly to the labels that
-        were not returned, but
-    none of them gets more than the least that was.
+    were not returned, but none of them gets more than the least that was.
     """
 
     def view(rows: NDArray[Any]) -> Floats:

@@ -7,8 +7,8 @@ recipe beside ours.
     python benchmarks/reproduce_pgn.py --data DATA --out OUT --device cuda --backbone supervised
 
 **Not run yet: no machine with hub access and a GPU was at hand; no result of this script is quoted
-    anywhere.** Only its
-plumbing is tested, with random weights and fake pictures (tests/e2e/test_reproduce.py).
+anywhere.** Only its plumbing is tested, with random weights and fake pictures
+(tests/e2e/test_reproduce.py).
 
 DATA is where torchvision downloads to (SVHN and Flowers102 need SciPy);
 ``DATA/SET/{train,val,test}/CLASS/*``, where it is there, is taken as it stands. Other sets are

@@ -21,10 +21,10 @@ serve`` and the client. Lite1, as a surrogate, looks at the hosted model's canva
 16-pixel cells; it is convolutional, so no resize is needed.
 
 **Parts.** Of a set and seed: *fit*, 240 images of ``train/``, for prompts, heads and mappings;
-    *choose*, 120 of
-``val/``, for every choice; *test*, all of ``test/``, counted once, the same for all seeds and
-pairs. Every arm's mapping is refitted on its own answers to the fit images and to one augmented
-copy of each; whether the copy helps, and which kind of mapping, the log-loss on *choose* decides.
+*choose*, 120 of ``val/``, for every choice; *test*, all of ``test/``, counted once, the same for
+all seeds and pairs. Every arm's mapping is refitted on its own answers to the fit images and to one
+augmented copy of each; whether the copy helps, and which kind of mapping, the log-loss on *choose*
+decides.
 
 **Arms.** ``raw``; ``frame``, the image inside an empty gray ring; ``iip``, an input-independent
 prompt; ``pgn``; ``swapped``, PGN with every image's prompt taken from another image of its part, at

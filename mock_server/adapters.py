@@ -214,7 +214,7 @@ class Store:
     """The adapters of all tenants; each sees its own alone.
 
     Nothing is shared between tenants, neither names nor room: what one has cannot be told from
-        another's answers.
+    another's answers.
 
     Args:
         most: Adapters that a tenant may have.

@@ -1,10 +1,10 @@
 """What the server does to a picture before the model sees it.
 
 Decoding is strict: PNG, JPEG, WebP, BMP and GIF (first frame) only, the size is checked in the
-    header before a pixel is
-decoded, and truncated files are refused. The EXIF orientation is *not* applied (timm's own servers
-do not; clients re-encode without it). Transparency is laid over white, 16-bit grey keeps its high
-byte, and CMYK and palettes become RGB. ``Image`` everywhere means `PIL.Image.Image`.
+header before a pixel is decoded, and truncated files are refused. The EXIF orientation is *not*
+applied (timm's own servers do not; clients re-encode without it). Transparency is laid over white,
+16-bit grey keeps its high byte, and CMYK and palettes become RGB. ``Image`` everywhere means
+`PIL.Image.Image`.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ def error_response(scope: Scope, error: RequestError, status: int | None = None)
     """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
 
     Only our own protocol answers 422: the servers of the others say 400 to a picture that cannot be
-        read, and
-    TorchServe 503, as it does to whatever else its handler trips over.
+    read, and TorchServe 503, as it does to whatever else its handler trips over.
     """
     form = _FORMS[protocol_of(scope["path"])]
     if status is None:

@@ -1,13 +1,11 @@
 """Frozen values that travel between the layers, and the letters of every shape.
 
 Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches,
-    **D** embedding width,
-**K** prompts per image, **L** library rows, **C** task classes, **S** source classes (of the
-endpoint).
+**D** embedding width, **K** prompts per image, **L** library rows, **C** task classes, **S** source
+classes (of the endpoint).
 
 Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalised* (x - mean)/std; *embedding*
-    (..., D).
-Colour is RGB. Times are in seconds.
+(..., D). Colour is RGB. Times are in seconds.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ Zero-shot classification: the same with ``parameters.candidate_labels``. Image f
 hidden state ``[[N][D]]`` in one more list.
 
 Deviations from the real servers: `--output label` answers one entry with score 1.0; a list in which
-    one picture is bad
-is refused as a whole, as there; and an unknown parameter is a 400 on every form. No text encoder is
-hosted: candidate labels must be class names of the model, letter for letter, the softmax goes over
-these alone, and ``hypothesis_template`` changes nothing. With `--output embedding` every path
-extracts features, pooled always.
+one picture is bad is refused as a whole, as there; and an unknown parameter is a 400 on every form.
+No text encoder is hosted: candidate labels must be class names of the model, letter for letter, the
+softmax goes over these alone, and ``hypothesis_template`` changes nothing. With `--output
+embedding` every path extracts features, pooled always.
 """
 
 from __future__ import annotations

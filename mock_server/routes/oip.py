@@ -9,9 +9,8 @@ each is base64). Outputs: ``logits`` and ``probabilities``, the owner's choice f
 (``value:index:label``) are spoken; gzip requests too.
 
 Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is refused; where the owner
-    keeps scores back,
-complete tensors are a 400 and only the classification extension answers; one bad picture refuses
-the whole request.
+keeps scores back, complete tensors are a 400 and only the classification extension answers; one bad
+picture refuses the whole request.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ bytes, or JSON. One model is hosted, so the name of the endpoint is not looked a
 the target headers. The runtime wraps the container's errors in its own (424 ``ModelError``).
 
 Deviation: signatures are not verified. A server with a key wants it in ``X-API-Key``, or as a
-    bearer token.
+bearer token.
 """
 
 from __future__ import annotations

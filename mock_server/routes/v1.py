@@ -2,9 +2,9 @@
 envelope of the same.
 
 An instance is one picture: base64 by itself, ``{"b64": ...}``, or an object with either under
-    ``image_bytes``,
-``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not looked at).
-TensorFlow Serving's columns (``inputs`` instead of ``instances``) are answered as ``outputs``.
+``image_bytes``, ``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not
+looked at). TensorFlow Serving's columns (``inputs`` instead of ``instances``) are answered as
+``outputs``.
 
 A prediction is the list of all S scores in the model's order, or the D numbers of an embedding;
 where the owner keeps scores back it is ``{"labels": [...], "scores": [...]}``. Vertex answers

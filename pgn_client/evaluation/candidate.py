@@ -2,9 +2,9 @@
 their fusions.
 
 Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
-    mapping, the local head, a
-linear probe on the surrogate, the first and the last of them fused with the local head. Whatever is
-fitted or chosen is so on training and validation images; the test images are only counted.
+mapping, the local head, a linear probe on the surrogate, the first and the last of them fused with
+the local head. Whatever is fitted or chosen is so on training and validation images; the test
+images are only counted.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
     """Pick what is served, on validation: the least log-loss; the cheaper among equals.
 
     Not the best accuracy, nor the cheapest within its error: both were tried on two sets, with 120
-        validation pictures,
-    and what they picked was 0.9 and 1.5 points behind the best on other pictures (log-loss: 0.6).
+    validation pictures, and what they picked was 0.9 and 1.5 points behind the best on other
+    pictures (log-loss: 0.6).
 
     Args:
         candidates: from the cheapest to the dearest.
@@ -52,8 +52,7 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
     served.
 
     Passed over is what saves nothing: a way without a prompt that yet sends more pictures, and a
-        prompt that only does
-    without the local head, which its checkpoint holds anyway.
+    prompt that only does without the local head, which its checkpoint holds anyway.
 
     Args:
         candidates: from the cheapest to the dearest.

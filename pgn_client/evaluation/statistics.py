@@ -38,7 +38,7 @@ def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
         ShapeError: not a non-empty row.
 
     Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA
-        1927.
+    1927.
     """
     _check_row(correct)
     n, p = len(correct), float(np.mean(correct))
@@ -168,7 +168,7 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
         ShapeError: rows that are empty or of different lengths.
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated
-        proportions", 1947.
+    proportions", 1947.
     """
     only_a, only_b = discordant(correct_a, correct_b)
     if only_a + only_b == 0:

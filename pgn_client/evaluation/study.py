@@ -2,10 +2,9 @@
 verdict.
 
 Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
-    mapping, the generator's
-own local head, a linear probe on the surrogate, answers and probe fused with that head, the
-input-independent prompt. Everything is chosen on training and validation images; the test images
-are only counted.
+mapping, the generator's own local head, a linear probe on the surrogate, answers and probe fused
+with that head, the input-independent prompt. Everything is chosen on training and validation
+images; the test images are only counted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Pictures in, pictures out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
 
 What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid
-    over white, 16-bit
-grey is scaled to 8 bits (and not clipped), and of an animation the first frame is used, which is
-told in ``image.info["pgn_note"]`` and in the log. Nothing is fetched from the network.
+over white, 16-bit grey is scaled to 8 bits (and not clipped), and of an animation the first frame
+is used, which is told in ``image.info["pgn_note"]`` and in the log. Nothing is fetched from the
+network.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
     """Return the prompt cells of a layout and the picture's box, both in grid cells.
 
     ``full`` has no cells: the picture fills the canvas, for methods that paint on the picture
-        itself.
+    itself.
 
     Raises:
         ConfigurationError: an unknown layout, or one that leaves no room for the picture.

@@ -29,10 +29,9 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
         MissingDependencyError: scipy is not installed.
 
     Reference: Chen et al., "Understanding and Improving Visual Prompting: A Label-Mapping
-        Perspective", CVPR 2023,
-    arXiv 2211.11635. Deviation: optimal instead of greedy. Where counts tie the mean probability
-    decides. Classes that are left over, without examples or because there are more classes than
-    source labels, have a small uniform column.
+    Perspective", CVPR 2023, arXiv 2211.11635. Deviation: optimal instead of greedy. Where counts
+    tie the mean probability decides. Classes that are left over, without examples or because there
+    are more classes than source labels, have a small uniform column.
     """
     try:
         from scipy.optimize import linear_sum_assignment
@@ -54,7 +53,7 @@ def blm(p: Floats, labels: Integers, C: int) -> Floats:
     :func:`blm_plus`.
 
     Reference: Cai et al., "Bayesian-guided Label Mapping for Visual Reprogramming", NeurIPS 2024,
-        arXiv 2410.24018.
+    arXiv 2410.24018.
     """
     return _posterior(np.eye(p.shape[1])[p.argmax(axis=1)], labels, C)
 
@@ -66,12 +65,10 @@ def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
     P(t|s) = N[s,t] / (Σ_t' N[s,t'] + λ) with λ = ``SMOOTHING``; ω[s,t] = P(t|s) / Σ_s' P(t|s').
     Columns of classes with examples sum to 1.
 
-    Reference: as of :func:`blm`.
-    Deviation: k is at least 1 and at most S; labels that tie across the k-th place are all left out
-        (those that a top-m
-    answer did not return share one value, so k is clamped to what was returned). A class without
-    examples, where the released code divides by zero, gets a uniform column that sums to C·π_t with
-    its smoothed prior π_t = 1/(n + C).
+    Reference: as of :func:`blm`. Deviation: k is at least 1 and at most S; labels that tie across
+    the k-th place are all left out (those that a top-m answer did not return share one value, so k
+    is clamped to what was returned). A class without examples, where the released code divides by
+    zero, gets a uniform column that sums to C·π_t with its smoothed prior π_t = 1/(n + C).
     """
     return _posterior(p * _top(p, min(p.shape[1], max(1, 15 * C // 100))), labels, C)
 

@@ -54,8 +54,7 @@ def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -
     smaller among equals.
 
     Not of the best accuracy: on a few hundred images that is a step function of a few images, and
-        was tried: it cost up
-    to 2.5 points on others.
+    was tried: it cost up to 2.5 points on others.
 
     Args:
         log_p_endpoint: (n, C) float64 log-probabilities, n >= 1.

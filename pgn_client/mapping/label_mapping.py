@@ -68,9 +68,8 @@ def log_scores(
     are: their rows are no log-probabilities, and only ``linear`` reads them.
 
     Deviation: no missing label receives more than the smallest probability that was returned,
-        because an answer lists
-    the best labels; without this a small vocabulary would lift the missing labels above the best
-    one.
+    because an answer lists the best labels; without this a small vocabulary would lift the missing
+    labels above the best one.
 
     Args:
         answers: n answers of any kinds.

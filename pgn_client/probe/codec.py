@@ -1,12 +1,11 @@
 """Whether a server re-encodes what it receives as JPEG, and with which quality and subsampling.
 
 Every picture is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so
-    that whatever is
-left after the codec is up-scaled and seen, wherever the server resizes and crops to. What is laid
-over the mosaic says which codec sees it: a pattern whose DCT coefficients are all below half a
-quantisation step is gone after JPEG, and coarser steps lose it too; colour stripes are gone where
-the subsampling averages them. The next pattern is the one that is expected to tell most. What is
-found is held against a pair of pictures which it alone makes equal.
+that whatever is left after the codec is up-scaled and seen, wherever the server resizes and crops
+to. What is laid over the mosaic says which codec sees it: a pattern whose DCT coefficients are all
+below half a quantisation step is gone after JPEG, and coarser steps lose it too; colour stripes are
+gone where the subsampling averages them. The next pattern is the one that is expected to tell most.
+What is found is held against a pair of pictures which it alone makes equal.
 """
 
 from __future__ import annotations

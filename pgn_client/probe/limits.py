@@ -2,7 +2,7 @@
 pixels from bytes.
 
 A limit is only bracketed. What is reported is its upper end: that what is larger was refused is
-    certain.
+certain.
 """
 
 from __future__ import annotations

@@ -116,9 +116,9 @@ class Asker:
         themselves).
 
         It is a lower bound: a rounded score lies anywhere within half a step, and a label that one
-            answer does not name
-        may have its smallest score, or its residual mass where that is less. Between answers of one
-        label each, which differ, it is at least ``ANOTHER_LABEL``: the bound would be far too low.
+        answer does not name may have its smallest score, or its residual mass where that is less.
+        Between answers of one label each, which differ, it is at least ``ANOTHER_LABEL``: the bound
+        would be far too low.
         """
         if len(one.labels) == len(other.labels) == 1 and one.labels != other.labels:
             return max(ANOTHER_LABEL, self._apart(one.scores[0], other.scores[0]))

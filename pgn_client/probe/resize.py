@@ -1,10 +1,9 @@
 """To which size a server resizes a square picture, and what of it a centre crop keeps.
 
 All pictures but the last few are 1024 px square: the 8-px blocks of JPEG are then far below a pixel
-    of the model's
-input, and a server that re-encodes looks like one that does not. Two kinds of overlays are
-questions to one list of hypotheses (R, C, kernel), each of which says how much of an overlay
-reaches the model:
+of the model's input, and a server that re-encodes looks like one that does not. Two kinds of
+overlays are questions to one list of hypotheses (R, C, kernel), each of which says how much of an
+overlay reaches the model:
 
 - *waves* (:mod:`pgn_client.probe.gratings`), which vanish at some R;
 - *frames*: the border is brightened, m pixels wide; a crop removes it.

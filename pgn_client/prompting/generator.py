@@ -2,7 +2,7 @@
 picture.
 
 Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the
-    authors' code.
+authors' code.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class PixelLibrary(TokenLibrary):
     a valid picture.
 
     Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives
-        rows contrast.
+    rows contrast.
     """
 
     kind = "pixel"

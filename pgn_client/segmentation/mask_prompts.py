@@ -48,8 +48,8 @@ class MaskPrompts(nn.Module):
         prototypes: whether the prototype scores are added.
 
     Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers",
-        CVPR 2023, arXiv
-    2303.15591, reports semantic segmentation. How tokens become masks is our own here.
+    CVPR 2023, arXiv 2303.15591, reports semantic segmentation. How tokens become masks is our own
+    here.
 
     Raises:
         ConfigurationError: no term is left, or prompts that cannot be shared out evenly.

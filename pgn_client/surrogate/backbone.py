@@ -1,10 +1,9 @@
 """A frozen classifier, and where it is a plain ViT its patch embedding.
 
 The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a
-    plain ViT can be
-replaced one by one, which is how training mixes prompts in the embedding space instead of rendering
-pictures (see ``inversion``). Other stems (convolutional, overlapping, of Swin or ConvNeXt) are
-trained through rendered pictures.
+plain ViT can be replaced one by one, which is how training mixes prompts in the embedding space
+instead of rendering pictures (see ``inversion``). Other stems (convolutional, overlapping, of Swin
+or ConvNeXt) are trained through rendered pictures.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 sees what is sent.
 
 Which one a task allows only its owner knows: digits may be shifted, never flipped; aerial pictures
-    have no up.
+have no up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recipes: the numbers of a training run, in one frozen value that ends up on the checkpoint card.
 
 Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the one-cycle schedule
-    to rise.
+to rise.
 """
 
 from __future__ import annotations

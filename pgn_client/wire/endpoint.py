@@ -252,9 +252,8 @@ class Endpoint:
         """Read ``endpoint.json``, as ``pgn probe`` writes it, or the same by hand as TOML.
 
         Keys: ``url``, and as needed ``protocol``, ``model``, ``labels`` (a list), ``options``,
-            ``limits`` and what is
-        in ``Found``. ``findings`` is for people: it is not read. No key, password or token belongs
-            into the file.
+        ``limits`` and what is in ``Found``. ``findings`` is for people: it is not read. No key,
+        password or token belongs into the file.
 
         Raises:
             ConfigurationError: unreadable, an unknown key, or a value of a wrong type.

@@ -36,9 +36,8 @@ class RetryPolicy:
     7.5 s to recover; the jitter keeps many clients from coming back in the same instant.
 
     Retried: 408, 409, 425, 429, 502, 503, 504, 529 and broken connections; 500 once only, because
-        it more often means
-    "this picture makes me fail" than "try later"; never 501 and 505. ``x-should-retry: true |
-    false`` wins over that.
+    it more often means "this picture makes me fail" than "try later"; never 501 and 505.
+    ``x-should-retry: true | false`` wins over that.
 
     A wait that the server asks for replaces the backoff. One above ``max_retry_after``, or any wait
     that passes the deadline, ends the call at once: waiting would only delay the same error.
@@ -119,7 +118,7 @@ def wished_wait(headers: Mapping[str, str], now: float) -> float | None:
     """Return the positive number of seconds that a response asks to wait, or None.
 
     Read in this order: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), ``ratelimit``
-        (IETF: ``;t=``).
+    (IETF: ``;t=``).
     """
     waits = (
         _seconds(headers.get("retry-after-ms"), scale=1e-3),

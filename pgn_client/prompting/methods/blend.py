@@ -2,9 +2,8 @@
 share.
 
 Deviation: ours. The published PGN adds tokens beside the picture; here each picture keeps its size
-    and gives up
-contrast instead. A convex blend of valid pictures is one, and the patch embedding is affine, so the
-blend may be taken of tokens.
+and gives up contrast instead. A convex blend of valid pictures is one, and the patch embedding is
+affine, so the blend may be taken of tokens.
 """
 
 from __future__ import annotations

@@ -49,10 +49,9 @@ class EXPRES(WhiteBox):
         residuals: site → (depth, m, D) float32, for some of ``SITES``.
 
     Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals
-        start at zero;
-    prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the output tokens,
-    and a linear map on it; ``norm2`` and ``mlp``, which are off, are our own sites. With
-    ``qk_norm`` the residuals of q and k are added before that norm. One m, one rate, no weight
+    start at zero; prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the
+    output tokens, and a linear map on it; ``norm2`` and ``mlp``, which are off, are our own sites.
+    With ``qk_norm`` the residuals of q and k are added before that norm. One m, one rate, no weight
     decay, and AdamW with a warm head, as for all methods here.
     """
 

@@ -1,8 +1,8 @@
 """IIP: one prompt for all pictures, the ablation that the PGN paper prints beside its method.
 
 A PGN whose trunk says nothing to the mixture: the mixture's bias alone decides, so library, layout,
-    training and
-serving are the same and the comparison isolates input dependence. The trunk keeps its local head.
+training and serving are the same and the comparison isolates input dependence. The trunk keeps its
+local head.
 """
 
 from __future__ import annotations

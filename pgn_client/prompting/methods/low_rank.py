@@ -1,7 +1,7 @@
 """A low-rank prompt all over the picture (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
 
 Rows of the picture share what they learn, and so do columns: per channel the prompt is a product of
-    two thin matrices.
+two thin matrices.
 """
 
 from __future__ import annotations

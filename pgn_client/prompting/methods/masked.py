@@ -45,9 +45,8 @@ class Masked(WholePicture):
         pattern: (3, H, W) float, unit scale, zero at the start.
 
     Deviation: the mask is drawn from the generator's input (at most 96 px) and spread over the
-        canvas by
-    nearest-neighbour interpolation, so its patches are larger than the published 8 px; the sum is
-    clamped to [0, 1].
+    canvas by nearest-neighbour interpolation, so its patches are larger than the published 8 px;
+    the sum is clamped to [0, 1].
     """
 
     name = "masked"

@@ -72,8 +72,7 @@ class Padding(WholePicture):
         border: what is added, unit scale.
 
     Deviation: the sum is clamped to [0, 1], and rounded when it is sent; Adam with a warm label
-        mapping, as for all
-    methods here, instead of SGD at rate 40.
+    mapping, as for all methods here, instead of SGD at rate 40.
     """
 
     name = "padding"

@@ -52,7 +52,7 @@ class PGN(RGBMethod):
         """Let prompts start with contrast: bias N(0, 2²), weights N(0, 0.02²).
 
         Deviation: ours. Rows mixed nearly uniformly, as under the usual initialisation, start as
-            flat grey.
+        flat grey.
         """
         if peaked:
             nn.init.normal_(self.generator.mixture.bias, std=2.0)

@@ -29,10 +29,8 @@ class VPTShallow(WhiteBox):
             they want.
 
     Reference: sections 3.2 and 3.3; uniform(-v, v) at the start, v = sqrt(6 / (3 P² + D)), as in
-        the authors' code.
-    Deviation: one m, one rate, no weight decay, and AdamW with a warm head, as for all methods
-        here, instead of SGD
-    with a grid of each per task.
+    the authors' code. Deviation: one m, one rate, no weight decay, and AdamW with a warm head, as
+    for all methods here, instead of SGD with a grid of each per task.
     """
 
     name = "vpt_shallow"

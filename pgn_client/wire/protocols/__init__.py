@@ -1,7 +1,7 @@
 """One file per wire format, or per family of them; no I/O here.
 
 To add one: write the class, add it to ``PROTOCOLS``, and to ``TOLD`` or ``ASKED`` where ``auto``
-    can find it.
+can find it.
 """
 
 from __future__ import annotations

@@ -62,18 +62,16 @@ class Custom(Defaults):
     """``custom``: request and answer as ``Endpoint.options`` say.
 
     Request: ``method`` (POST), ``path`` (appended to the URL, with ``{model}``; none), ``headers``
-        (texts; the key goes
-    by ``key_header``), and one of ``body`` and ``multipart``. A body is ``"raw"`` (the picture's
-    file, the default), or a template, JSON or a text, with ``{base64}`` or ``{data_url}`` where the
-    picture goes and ``{model}`` where the name does; ``multipart`` is the name of the form's field
-    that holds the picture.
+    (texts; the key goes by ``key_header``), and one of ``body`` and ``multipart``. A body is
+    ``"raw"`` (the picture's file, the default), or a template, JSON or a text, with ``{base64}`` or
+    ``{data_url}`` where the picture goes and ``{model}`` where the name does; ``multipart`` is the
+    name of the form's field that holds the picture.
 
     Answer, JMESPath each: ``scores`` (a list of numbers; without it the whole answer in one of the
-        forms of
-    ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error`` (found and
-    not empty it is a failure inside a success). ``scale`` multiplies the scores: 0.01 makes
-    percents to probabilities. ``output`` says what the scores are: probabilities (if they sum to
-    more than 1, they are divided by their sum), logits or embedding; without it the first answer
+    forms of ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error``
+    (found and not empty it is a failure inside a success). ``scale`` multiplies the scores: 0.01
+    makes percents to probabilities. ``output`` says what the scores are: probabilities (if they sum
+    to more than 1, they are divided by their sum), logits or embedding; without it the first answer
     tells.
 
     Attributes:

@@ -117,8 +117,7 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
     protocol.
 
     It is one of them when it tells anything of its model: patch embedding, classes, input size or
-        profile. Untrusted:
-    fields of a wrong type are left out.
+    profile. Untrusted: fields of a wrong type are left out.
     """
     try:
         document = response.json()
