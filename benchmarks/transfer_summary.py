@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from replay import VIEWS, Reading, Targets, all_scores, fused, mapped
 
 from pgn_client.evaluation.statistics import pooled_bootstrap
+from pgn_client.imaging.files import write_whole
 from pgn_client.mapping.logistic_regression import logistic_regression_cv
 from pgn_client.mapping.probability import log_loss, log_softmax
 from pgn_client.prompting.methods.linear_probe import LinearProbe
@@ -337,14 +338,18 @@ class Runs:
         return sorted({Location(key[0], key[1]) for key in self.kept})
 
     def hits(self, results: Results, pair: tuple[str, str], measure: Measure) -> NDArray[np.bool_]:
-        """Return which test images a measure gets right, kept or from the bank.
+        """Return which test images a measure gets right: from the bank, else as they were kept.
 
         Raises:
             FileNotFoundError: Neither has it.
         """
         key = (*results.place, *pair, measure.name)
-        if key not in self.kept:
+        try:
             answered = measure.read(results, pair).test.argmax(axis=1)
+        except FileNotFoundError:
+            if key not in self.kept:
+                raise
+        else:
             self.kept[key] = answered == results.targets.test
         return self.kept[key]
 
@@ -352,11 +357,10 @@ class Runs:
         """Write the file, in order."""
         if self.path is None:
             return
-        lines = [
-            json.dumps([*key, len(hits), np.packbits(hits).tobytes().hex()])
-            for key, hits in sorted(self.kept.items())
-        ]
-        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = []
+        for key, hits in sorted(self.kept.items()):
+            lines.append(json.dumps([*key, len(hits), np.packbits(hits).tobytes().hex()]))
+        write_whole(self.path, ("\n".join(lines) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -443,7 +447,7 @@ class Table:
 
 
 def decision(low: float, high: float) -> str:
-    """Say what the rule of ``transfer.py`` says of the primary difference, in points."""
+    """Say what the rule says of a difference in points; its clauses are taken in order."""
     if high < 1:
         return "upper bound below +1: per-image prompts leave the defaults and stay an option"
     if low > 0:
@@ -483,7 +487,14 @@ def primary(table: Table) -> list[str]:
         return [title, "  not measured"]
     _, low, high = (100 * x for x in pooled_bootstrap([a[name] - b[name] for name in a], seed=0))
     lines = [table.head(title), *table.gaps_by_set(ours, theirs), table.gap("mean", ours, theirs)]
-    lines.append(f"  decision: {decision(low, high)}")
+    places = {results.place for results in table.cells}
+    missing = len(places) * len(table.pairs) - runs
+    if missing:
+        lines.append(
+            f"  decision: open, {missing} of {missing + runs} runs (set, seed, pair) are missing"
+        )
+    else:
+        lines.append(f"  decision: {decision(low, high)}")
     lines += [
         Table(table.cells, [pair], table.runs).gap(
             f"{pair[0][:14]} -> {pair[1][:15]}", ours, theirs

@@ -96,7 +96,8 @@ __all__ = [
     "__version__",
 ]
 
-sys.meta_path.append(MovedModules())
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ now.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -98,10 +99,11 @@ class MovedModules(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return a spec for an old path, or ``None`` for any other module."""
         homes = new_homes(fullname)
-        if homes is None:
+        home = None if homes is None else importlib.util.find_spec(homes[0])
+        if homes is None or home is None:
             return None
-        # a package may be imported from below
-        return ModuleSpec(fullname, Alias(homes), is_package=True)
+        is_package = home.submodule_search_locations is not None
+        return ModuleSpec(fullname, Alias(homes), is_package=is_package)
 
 
 def new_homes(fullname: str) -> tuple[str, ...] | None:
@@ -143,4 +145,7 @@ class Alias(Loader):
                     return getattr(home, name)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
+        public = {name for home in homes for name in vars(home) if not name.startswith("_")}
         vars(module)["__getattr__"] = lookup
+        vars(module)["__all__"] = sorted(public)
+        vars(module)["__dir__"] = lambda: sorted(public)

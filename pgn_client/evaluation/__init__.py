@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 MOVED = {"Note": "study", "Report": "results", "evaluate": "study"}
 """Names of the module that this package was in version 0.1; found here for one release."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the "
-        "next release",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return getattr(import_module(f"{__name__}.{MOVED[name]}"), name)
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the "
+            "next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(import_module(f"{__name__}.{MOVED[name]}"), name)

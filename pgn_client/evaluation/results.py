@@ -23,7 +23,7 @@ class Row:
         key: What programs know it by: ``raw``, ``local``, ``probe``, ``pgn``, ``pgn+local``,
             ``served``, ...
         title: What people read.
-        fused: Whether the local head has a say in it.
+        fused: Whether the local head has a say in it, also behind a gate.
         accuracy, ci95: Share of right answers, with its 95 % Wilson interval.
         log_loss: In nats; an image counts at most 13.8.
         ece: Expected calibration error of its probabilities.

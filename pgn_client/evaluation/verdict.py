@@ -200,7 +200,10 @@ def judge(
     looked_into = [served, *(c for c in candidates if c.name == RAW)]
     counts = {c.name: confusion(c.test, test) for c in looked_into}
     return Judgement(
-        rows=[_row(c, test, price) for c in (*candidates, served)],
+        rows=[
+            *(_row(c, test, price) for c in candidates),
+            replace(_row(served, test, price), fused=best.fused or query_below is not None),
+        ],
         paired=paired,
         verdict=found if same_data else replace(found, warnings=(CONTAMINATED,)),
         best=best.name,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,9 +83,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: It cannot be written; nothing is left behind.
     """
     # Not made of the file's own name, which may be as long as the file system allows.
-    partial = path.with_name(f".{os.getpid()}-{threading.get_ident():x}.tmp")
+    partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # a crash of the machine must not leave an empty file either
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -214,7 +214,7 @@ def _confidence(log_p: Floats) -> Floats:
     # confidence. A sum of rounded terms can put a probability a hair above 1, which is no
     # threshold; below 1 nothing changes.
     return np.array(
-        [min(1.0, math.exp(value)) for value in log_p.max(axis=1).tolist()], dtype=np.float64
+        [min(math.exp(value), 1.0) for value in log_p.max(axis=1).tolist()], dtype=np.float64
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.prompting import methods
@@ -87,6 +87,11 @@ class TrainingConfig:
         Raises:
             ConfigurationError: An option that is unknown, or both a config and options.
         """
+        if config is not None and not isinstance(config, cls):
+            raise ConfigurationError(
+                f"fit: got {type(config).__name__}, expected a TrainingConfig; give a recipe as "
+                "recipe=..."
+            )
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -99,8 +104,17 @@ class TrainingConfig:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> TrainingConfig:
-        """Return what a checkpoint of ``fit`` was trained with, as its card says."""
-        recipe = card["recipe"]
+        """Return what a checkpoint of ``fit`` was trained with, as its card says.
+
+        Raises:
+            CheckpointError: It was not trained by ``fit``: an import, or a mapping alone.
+        """
+        recipe = card.get("recipe", {})
+        if "rates" not in recipe or "layout" not in card:
+            raise CheckpointError(
+                f"checkpoint: got method {card.get('method')}, which pgn train did not make, "
+                "expected one whose card has its recipe"
+            )
         return cls(
             method=card["method"],
             library=(card["library"] or {"kind": "pixel"})["kind"],

@@ -87,20 +87,26 @@ def fit(
     }
     model = config.kind.create(setting(surrogate, task, config.library, config.recipe))
     loop = Loop.begin(model, surrogate, task, config.recipe, card, progress)
+    identity = dict(card)  # what a saved run is told by
     resuming = resume and state is not None and state.exists()
-    run = loop.resume(load_state(state, card)) if state and resuming else loop.start(config.mapping)
+    run = (
+        loop.resume(load_state(state, identity))
+        if state and resuming
+        else loop.start(config.mapping)
+    )
 
+    card["interrupted"] = False
     with loop.bar(run) as bar:
         try:
             while run.epoch < config.recipe.epochs:
                 loop.train_epoch(run, bar)
                 loop.validate(run)  # keeps the epoch if it is the best so far
                 if state is not None:
-                    save_state(state, run, card)
+                    save_state(state, run, identity)
         except KeyboardInterrupt:
             if run.best is None:  # not even one epoch: there is nothing to keep
                 raise
-    card["interrupted"] = run.epoch < config.recipe.epochs
+            card["interrupted"] = True
 
     run.restore_best()
     backbone.verify_frozen()
