@@ -12,7 +12,7 @@ an ignored folder, such as ``benchmarks/hosted``.
 
 The preprocessing is timm's for the name: for the Lites a resize to size / 0.875, a bicubic centre
 crop and (x - 127.5) / 127.5. The published TensorFlow code has (x - 127) / 128; the two differ by
-half a gray level.
+up to one gray level.
 """
 
 from __future__ import annotations
