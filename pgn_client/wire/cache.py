@@ -198,7 +198,8 @@ class AnswerCache:
 
     def close(self) -> None:
         """Close the file; the cache cannot be used afterwards."""
-        self._db.close()
+        with self._lock:  # SQLite crashes where one thread closes what another is using
+            self._db.close()
 
     def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
         return ConfigurationError(

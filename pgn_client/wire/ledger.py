@@ -103,7 +103,8 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file; the ledger cannot be used afterwards."""
-        self._db.close()
+        with self._lock:  # SQLite crashes where one thread closes what another is using
+            self._db.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -293,3 +294,17 @@ def test_what_holds_no_recording_cannot_be_replayed(kind, tmp_path):
     with pytest.raises(ConfigurationError):
         AnswerCache(None if kind == "memory" else path, replay=True)
     assert path.exists() == (kind in ("text", "another database"))
+
+
+@pytest.mark.parametrize("kind", [Ledger, AnswerCache])
+def test_closing_waits_for_the_thread_that_is_writing(kind, tmp_path):
+    """SQLite ends the whole process where one thread closes a connection that another one uses."""
+    store = kind(tmp_path / "store.sqlite")
+    with store._lock:
+        closing = threading.Thread(target=store.close)
+        closing.start()
+        closing.join(0.2)  # long enough to have closed it, were it not for the lock
+        assert store._db.execute("SELECT 1").fetchone() == (1,)
+    closing.join()
+    with pytest.raises(sqlite3.ProgrammingError):
+        store._db.execute("SELECT 1")
