@@ -209,8 +209,8 @@ def run(
         "random_weights": args.random_weights,
         "split": report.split | {"seed": SPLIT_SEED},
         "classes": len(task.classes),
-        "accuracy": row["accuracy"],
-        "ci95": row["ci95"],
+        "accuracy": row.accuracy,
+        "ci95": row.ci95,
         # share of test pictures with latent float32's label
         "agreement": retention["agreement"]["http_png"],
         "learnable": adapter.info["learnable"],
