@@ -85,8 +85,8 @@ class Comparison:
         difference, ci95: of their accuracies, a - b, as shares, with the 95 % interval of the
             paired bootstrap.
         only_a, only_b: how many images only one of them gets right.
-        mcnemar_p: of the exact McNemar test on these two counts, two-sided, not corrected for other
-            comparisons.
+        mcnemar_p: P-value of the exact McNemar test on these two counts, two-sided, not corrected
+            for other comparisons.
     """
 
     a: str
@@ -152,8 +152,8 @@ class Report(Judgement):
         seconds: it took.
         seed: Seed of the checkpoint's training and for all random choices here.
         split: how many pictures were used for what.
-        mapping: of the raw answers: its kind, and the log-loss of all kinds on validation.
-        versions: of the libraries that trained the checkpoint.
+        mapping: Mapping of the raw answers: its kind, and the log-loss of all kinds on validation.
+        versions: Versions of the libraries that trained the checkpoint.
         images_sent: in all, controls included; answers from a cache are not sent.
     """
 

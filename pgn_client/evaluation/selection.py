@@ -92,7 +92,7 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     """Answer locally where the row's local head is sure; only the other pictures are sent.
 
     Args:
-        name: of the new row.
+        name: Title of the new row.
         best: the row to gate.
         val_targets: (n,) class indices, by which the threshold is chosen: no worse than sending
             all.

@@ -63,7 +63,7 @@ def paired_bootstrap(
     Args:
         correct_a: (n,) bool, n >= 1.
         correct_b: (n,) bool, the same images.
-        seed: of the draws.
+        seed: Seed of the draws.
         resamples: number of draws, at least 1.
 
     Returns:
@@ -100,7 +100,7 @@ def pooled_bootstrap(
         differences: one (n_i,) array for each run, n_i >= 1, in [-1, 1]: correct with a, less
             correct with b, averaged over seeds. (Correct with a alone, in [0, 1], gives the
             interval of a mean accuracy.)
-        seed: of the draws.
+        seed: Seed of the draws.
         resamples: number of draws, at least 1.
 
     Returns:

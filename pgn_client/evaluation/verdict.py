@@ -100,8 +100,8 @@ def verdict(
             nothing is cheaper.
         targets: (n,) class indices of the test pictures.
         paired: the comparisons.
-        seed: of the bootstrap.
-        price_per_image: of the endpoint, where it is known.
+        seed: Seed of the bootstrap.
+        price_per_image: Price of an image at the endpoint; ``None`` where it is not known.
     """
 
     def told(name: str, candidate: Candidate, where: str = "") -> str:
@@ -185,10 +185,10 @@ def judge(
     Args:
         candidates: what was asked, raw answers among it, from the cheapest to the dearest.
         task: its splits; only their labels and the files' names are read.
-        seed: of the bootstrap.
-        name: of the prompt's row.
+        seed: Seed of the bootstrap.
+        name: Title of the prompt's row.
         same_data: whether these are the training pictures of the checkpoint.
-        price_per_image: of the endpoint, in any currency; ``None`` where it is not known.
+        price_per_image: Price of an image, in any currency; ``None`` where it is not known.
     """
     val, test, price = task.val.labels, task.test.labels, price_per_image
     ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first

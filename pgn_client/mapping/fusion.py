@@ -84,7 +84,7 @@ class GatePoint:
     Attributes:
         query_below: the threshold, in [0, 1].
         sent: share of the images that are sent to the endpoint, in [0, 1].
-        accuracy: of all images, sent or not, in [0, 1].
+        accuracy: Accuracy over all images, sent or not, in [0, 1].
     """
 
     query_below: float

@@ -246,8 +246,8 @@ class Fitted:
 
     Attributes:
         mapping: the chosen mapping, fitted on all examples.
-        log_loss: of every kind tried, on the validation examples or cross-validated, in nats per
-            example.
+        log_loss: Log-loss of every kind tried, on the validation examples or cross-validated, in
+            nats per example.
         l2: strength of the penalty of ``linear`` (see :func:`logistic_regression`), where it was
             tried.
     """

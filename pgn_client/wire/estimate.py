@@ -42,7 +42,7 @@ def estimate(
     Args:
         client: asks the endpoint for its model card once, which carries no image and is timed.
         files: as for ``predict_files``.
-        journal: of an earlier run, if there is one.
+        journal: Journal of an earlier run, if there is one.
         samples: pictures that are adapted and encoded here, to time the local work.
     """
     known = (
