@@ -114,9 +114,12 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
 
 
 def _hits(stages: dict[str, Floats], task: Task) -> dict[str, str]:
-    """One digit a test picture: 1 where the label is right."""
-    right = {stage: right(log_p, task.test.labels) for stage, log_p in stages.items()}
-    return {stage: "".join("01"[int(hit)] for hit in row) for stage, row in right.items()}
+    """One digit for each test image: 1 where the label is right."""
+    found = {}
+    for stage, log_p in stages.items():
+        hits = right(log_p, task.test.labels)
+        found[stage] = "".join("01"[int(hit)] for hit in hits)
+    return found
 
 
 Rows = dict[str, dict[str, Floats]]

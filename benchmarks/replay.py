@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pgn_client.evaluation.statistics import accuracy_interval
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, best_gate, fuse, gate, gate_curve
+from pgn_client.mapping.logistic_regression import stratified
 from pgn_client.mapping.probability import log_loss, log_normalised
 
 View = Callable[[NDArray[Any]], Floats]
@@ -135,6 +136,27 @@ def mapped(
         (fitted(times) for times in sizes), key=lambda found: min(found.log_loss.values())
     ).mapping
     return Reading(best.log_probs(parts["choose"]), best.log_probs(parts["test"]))
+
+
+def mapped_on_choose(
+    source: Mapping[str, NDArray[Any]], targets: Targets, view: View, *, folds: int = 5, seed: int
+) -> Reading:
+    """Fit a label mapping on the choose images alone: no image that a prompt was trained on.
+
+    The rows of *choose* are out of fold, so that a fusion weight can be chosen by them; the rows of
+    *test* come from a mapping of all choose images. Cross-validation inside decides its kind.
+    """
+    choose, test = view(source["choose"]), view(source["test"])
+    names = tuple(f"source {s}" for s in range(choose.shape[1]))
+
+    def fitted(rows: Integers) -> labels.LabelMapping:
+        found = labels.fit(choose[rows], targets.choose[rows], names, targets.classes, seed=seed)
+        return found.mapping
+
+    out_of_fold = np.empty((len(choose), len(targets.classes)))
+    for train, held_out in stratified(targets.choose, folds, seed):
+        out_of_fold[held_out] = fitted(train).log_probs(choose[held_out])
+    return Reading(out_of_fold, fitted(np.arange(len(choose))).log_probs(test))
 
 
 def fused(endpoint: Reading, local: Reading, targets: Targets) -> Reading:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from answer_bank import Bank, Floats, Location, write_arrays
 from numpy.typing import NDArray
-from replay import VIEWS, Reading, Targets, all_scores, fused, mapped
+from replay import VIEWS, Reading, Targets, all_scores, fused, mapped, mapped_on_choose
 
 from pgn_client.evaluation.statistics import pooled_bootstrap
 from pgn_client.imaging.files import write_whole
@@ -37,6 +37,7 @@ ARMS = (
     "swapped",
     "swapped_in_class",
     "random_frames",
+    "frames_out_of_fold",
     "class_prompts",
     "gray_image",
     "blind_trunk",
@@ -90,6 +91,16 @@ class Results:
     def with_local(self, pair: tuple[str, str], arm: str, view: str = "all scores") -> Reading:
         """Return an arm fused with the local head."""
         return fused(self.arm(pair, arm, view), self.local(pair[0]), self.targets)
+
+    def arm_on_choose(self, pair: tuple[str, str], arm: str) -> Reading:
+        """Return an arm's answers, read by a mapping of the choose images alone."""
+        name = arm_name(pair, arm)
+
+        def fit() -> Reading:
+            seed = self.place.seed
+            return mapped_on_choose(self.source(name), self.targets, all_scores, seed=seed)
+
+        return self._kept(f"mapping of choose/{name}", fit)
 
     def stacked(self, pair: tuple[str, str], arm: str) -> Reading:
         """Return one logistic regression on [log-scores || local log-probabilities], the local ones
@@ -253,6 +264,7 @@ class Measure:
 
 
 HOWS = {"alone": "", "fused": " + local", "stacked": " || local, stacked"}
+ON_CHOOSE = {"alone": "", "fused": " + local"}
 
 
 def measured(arm: str, how: str, view: str = "all scores") -> Measure:
@@ -274,6 +286,30 @@ def best_rival_fused(view: str = "all scores") -> Measure:
         return results.with_local(pair, best_rival(results, pair, view), view)
 
     return Measure(f"best rival + local, {view}", read)
+
+
+def measured_on_choose(arm: str, how: str) -> Measure:
+    """Return the measure of an arm, ``alone`` or ``fused``, whose mapping is of *choose* alone."""
+
+    def read(results: Results, pair: tuple[str, str]) -> Reading:
+        reading = results.arm_on_choose(pair, arm)
+        if how == "fused":
+            return fused(reading, results.local(pair[0]), results.targets)
+        return reading
+
+    return Measure(f"{arm}{ON_CHOOSE[how]}, mapping of choose", read)
+
+
+def best_rival_on_choose() -> Measure:
+    """Return the measure of the best of raw, frame and iip with the local head, mappings of
+    *choose* alone.
+    """
+
+    def read(results: Results, pair: tuple[str, str]) -> Reading:
+        readings = [measured_on_choose(arm, "fused").read(results, pair) for arm in RIVALS]
+        return min(readings, key=lambda found: log_loss(found.choose, results.targets.choose))
+
+    return Measure("best rival + local, mapping of choose", read)
 
 
 LOCAL = Measure("local head", lambda results, pair: results.local(pair[0]))
@@ -465,7 +501,18 @@ def summarize(bank: Bank, runs: Runs) -> str:
         lines += ["", *accuracies(Table(cells, [pair], runs), f"{pair[0]} -> {pair[1]}")]
     both = Table(cells, BLACK, runs)
     lines += ["", *accuracies(both, "both black-box pairs")]
-    lines += ["", *primary(both), "", *controls(both), "", *stingy(both), "", *white_box(both)]
+    lines += [
+        "",
+        *primary(both),
+        "",
+        *controls(both),
+        "",
+        *on_choose(both),
+        "",
+        *stingy(both),
+        "",
+        *white_box(both),
+    ]
     runs.save()
     return "\n".join(lines)
 
@@ -518,6 +565,26 @@ def controls(table: Table) -> list[str]:
     for how in ("alone", "fused"):
         blind, frame = measured("blind_trunk", how), measured("frame", how)
         lines.append(table.gap(f"blind_trunk - frame, {how}", blind, frame))
+    return lines
+
+
+def on_choose(table: Table) -> list[str]:
+    """Return the accuracies, the primary difference and the controls by mappings of *choose*
+    alone.
+    """
+    arms = (*RIVALS, "pgn", "swapped_in_class", "random_frames")
+    lines = [table.head("mapping of choose: accuracy on test, then points")]
+    for how, ending in ON_CHOOSE.items():
+        lines += [table.line(arm + ending, measured_on_choose(arm, how)) for arm in arms]
+    ours = measured_on_choose("pgn", "fused")
+    lines.append(table.gap("primary", ours, best_rival_on_choose()))
+    for how in ON_CHOOSE:
+        pgn = measured_on_choose("pgn", how)
+        lines += [
+            table.gap(f"pgn - {arm}, {how}", pgn, measured_on_choose(arm, how))
+            for arm in arms
+            if arm != "pgn"
+        ]
     return lines
 
 

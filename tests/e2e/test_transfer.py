@@ -15,6 +15,7 @@ ARMS = [
     "pgn",
     "swapped_in_class",
     "random_frames",
+    "frames_out_of_fold",
     "swapped",
     "gray_image",
     "blind_trunk",
@@ -82,6 +83,16 @@ def test_every_arm_is_answered_once_and_concluded_from_the_bank_alone(
     }
     assert {"copy0", "copy1", "copy2"} < set(raw)
     assert not set(targets["fit_ids"]) & (set(targets["choose_ids"]) | set(targets["test_ids"]))
+    frames, honest = (
+        bank.get(place, f"{script.LITE0}/{script.VIT}-{arm}")
+        for arm in ("random_frames", "frames_out_of_fold")
+    )
+    np.testing.assert_array_equal(frames["test"], honest["test"])
+    local, heads = (bank.get(place, name) for name in (f"{script.VIT}/local", "heads"))
+    same = local["fit"].argmax(axis=1) == heads["fit"].argmax(axis=1)
+    assert not same.all()
+    same_answers = (frames["fit"] == honest["fit"]).all(axis=1)
+    np.testing.assert_array_equal(same_answers, same)
     np.testing.assert_allclose(np.exp(pgn["test"]).sum(axis=1), 1, atol=1e-5)
     before = {path: path.stat().st_mtime_ns for path in bank.root.rglob("*.npz")}
     collected()
@@ -134,6 +145,28 @@ def test_a_replayed_label_is_what_the_client_reads_from_such_answers(replay):
     answers = [Answer((f"{row.argmax()}",), (1.0,), "label") for row in p]
     expected = log_scores(answers, tuple("01234"))
     np.testing.assert_allclose(replay.one_label(np.log(p)), expected, atol=1e-12)
+
+
+def test_a_mapping_of_choose_needs_no_fit_image_and_reads_choose_out_of_fold(replay):
+    rng = np.random.default_rng(0)
+    right = np.arange(30) % 3
+    rows = np.log(rng.dirichlet(np.ones(4), size=30))
+    rows[:, :3] += 4 * np.eye(3)[right]
+    source = {"choose": rows, "test": rows.copy()}
+    targets = replay.Targets(np.array([]), right, right, ("a", "b", "c"))
+    reading = replay.mapped_on_choose(source, targets, replay.all_scores, seed=0)
+    assert replay.accuracy(reading.choose, right) > 0.8
+    for train, held_out in replay.stratified(right, 5, 0):
+        changed = right.copy()
+        changed[held_out] = (changed[held_out] + 1) % 3
+        fitted = replay.labels.fit(
+            replay.all_scores(rows)[train],
+            changed[train],
+            tuple(f"source {s}" for s in range(4)),
+            targets.classes,
+        ).mapping
+        expected = fitted.log_probs(replay.all_scores(rows)[held_out])
+        np.testing.assert_allclose(reading.choose[held_out], expected, atol=1e-9)
 
 
 def test_budgets_are_nested_and_even(replay):
