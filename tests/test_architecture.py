@@ -219,7 +219,6 @@ def test_the_root_holds_only_what_everyone_needs():
         "__init__",
         "__main__",
         "arrays",
-        "checkpoint",
         "errors",
         "moved",
         "types",

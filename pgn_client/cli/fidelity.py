@@ -118,12 +118,10 @@ def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
     """
     from pgn_client.training.rival import same_surrogate
 
-    card = adapter.info
-    found = load_surrogate(
-        args, args.backbone or card["backbone"]["name"], new_head="imported" in card
-    )
+    imported = adapter.card.imported is not None
+    found = load_surrogate(args, args.backbone or adapter.backbone.name, new_head=imported)
     surrogate = same_surrogate(found, adapter)
-    if "imported" in card and surrogate.silent:
+    if imported and surrogate.silent:
         raise ConfigurationError(
             f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected "
             "one that answers; "

@@ -91,7 +91,7 @@ def run_map(args: argparse.Namespace) -> int:
             f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1"
         )
     prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
-    seed = args.seed if args.seed is not None else prompts.info.get("seed", 0) if prompts else 0
+    seed = args.seed if args.seed is not None else (prompts.card.seed or 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:

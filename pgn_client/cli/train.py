@@ -161,10 +161,10 @@ def run_train(args: argparse.Namespace) -> int:
     )
     adapter = fit(task, surrogate, config, state=state, resume=args.resume, progress=True)
     _save(adapter, args.out)
-    if not adapter.info["interrupted"]:
+    if not adapter.card.interrupted:
         state.unlink(missing_ok=True)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
-    if adapter.info["interrupted"]:
+    if adapter.card.interrupted:
         talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
         return INTERRUPTED
     return OK
@@ -231,7 +231,7 @@ def _same_size(args: argparse.Namespace, surrogate: Backbone) -> None:
 def _save(adapter: PromptAdapter, out: Path) -> None:
     """Write the checkpoint, and one for each of several tasks."""
     adapter.save(out)
-    for name in adapter.info.get("parts", {}):
+    for name in adapter.card.parts or {}:
         part = out.with_name(f"{out.stem}.{name}{out.suffix}")
         adapter.for_task(name).save(part)
         talk(f"written: {part}, for {name} alone")
@@ -389,7 +389,7 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
         talk("no surrogate: the mapping reads labels that only the endpoint knows")
         return None
     try:
-        surrogate = load_surrogate(args, args.backbone or adapter.info["backbone"]["name"])
+        surrogate = load_surrogate(args, args.backbone or adapter.backbone.name)
     except ConfigurationError as error:
         if args.backbone or args.weights:
             raise
@@ -415,19 +415,18 @@ def _rival(
     Returns:
         The rival, if any, and whether it would have to be trained but for the dry run.
     """
-    from pgn_client.checkpoint import read_card
+    from pgn_client.checkpoint import fingerprint_of
     from pgn_client.training.rival import same_but_input_independent, train_rival
 
-    if adapter.info["method"] != "pgn" or "part_of" in adapter.info or "mapped" in adapter.info:
+    if adapter.card.method != "pgn" or adapter.card.part_of or adapter.card.mapped:
         if args.rival:
             raise ConfigurationError(
                 "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; "
                 "leave it out"
             )
         return None, False  # nothing that is trained alike would compare
-    mark = read_card(args.ckpt)["fingerprint"][
-        :12
-    ]  # of the file: another --profile is no reason to train again
+    # of the file: another --profile is no reason to train again
+    mark = fingerprint_of(args.ckpt)[:12]
     kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
     given = args.rival or (kept if kept and kept.exists() else None)
     if given:

@@ -121,7 +121,7 @@ def run(
     surrogate = backbone.load("bundled")
     note(f"training a PGN on {len(task.train)} digits through the bundled ViT")
     pgn = fit(task, surrogate, recipe=recipe(epochs=epochs), seed=seed, progress=progress)
-    if pgn.info["interrupted"]:
+    if pgn.card.interrupted:
         raise KeyboardInterrupt
     pgn.save(folder / "pgn.safetensors")
     note("training its rival, one prompt for all pictures, alike")

@@ -15,6 +15,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from pgn_client.arrays import Floats, Pixels
+from pgn_client.checkpoint.card import RecipeCard
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import compose, seen_by_server
@@ -28,7 +29,6 @@ from pgn_client.surrogate.backbone import Backbone, float32_convolutions
 from pgn_client.surrogate.degradation import jpeg
 from pgn_client.surrogate.returned_scores import returned_scores
 from pgn_client.surrogate.surrogate import Surrogate
-from pgn_client.types import ServerProfile
 
 BATCH = 64
 STAGES = (
@@ -112,7 +112,7 @@ def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> 
 
 
 def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
-    if looked_at is None and "profile" in pgn.info["generator"]:
+    if looked_at is None and pgn.generator.profile is not None:
         raise ConfigurationError(
             "retention: got pictures on the canvas alone, expected also what the generator of this "
             "checkpoint looks "
@@ -125,11 +125,11 @@ def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels
 def _asking(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
     """Ask the surrogate in float32, with the prompt's model beside it on its device."""
     model, _ = pgn.runtime
-    recipe = pgn.info.get("recipe", {})
+    recipe = pgn.card.recipe or RecipeCard()
     model.to(backbone.device)
     try:
         with float32_convolutions(), torch.inference_mode():
-            yield Surrogate(backbone, pgn.canvas, recipe.get("top_k"), recipe.get("decimals"))
+            yield Surrogate(backbone, pgn.canvas, recipe.top_k, recipe.decimals)
     finally:
         model.to("cpu")
 
@@ -144,7 +144,7 @@ def _coded(
     """Return pictures as a tensor, and what the method says of what it looks at."""
     device = surrogate.backbone.device
     pictures, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
-    code, _ = pgn.runtime[0](generator_input(seen, pgn.info["generator"]["resolution"]))
+    code, _ = pgn.runtime[0](generator_input(seen, pgn.card.resolution))
     return pictures, code
 
 
@@ -165,7 +165,7 @@ def _answers(
     def painted(patches: Tensor) -> Tensor:
         return surrogate.pixel_scores(surrogate.paint(pictures, patches))
 
-    clipped = painted(model.painted(code, pictures, embedding, pgn.info["inversion"]))
+    clipped = painted(model.painted(code, pictures, embedding, pgn.card.inversion or "exact"))
     found = {
         "latent": model.scores(code, pictures, surrogate),
         "float": clipped,
@@ -174,11 +174,7 @@ def _answers(
         "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
         "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
     }
-    if (
-        pgn.info["inversion"] == "pseudo_inverse"
-        and isinstance(model, PGN)
-        and embedding is not None
-    ):
+    if pgn.card.inversion == "pseudo_inverse" and isinstance(model, PGN) and embedding is not None:
         found["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
     if isinstance(model, PublishedPGN) and backbone.input_size == RESOLUTION:
         seen = torch.from_numpy(eye).permute(0, 3, 1, 2).to(backbone.device)
@@ -188,7 +184,7 @@ def _answers(
 
 def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Tensor:
     """Send images through the profile's resize and crop, and the surrogate."""
-    profile = ServerProfile.parse(pgn.info["profile"])
+    profile = pgn.profile
     seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
     return surrogate.pixel_scores(
         torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device)
@@ -203,7 +199,7 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
         pgn: whose profile the server has.
         sent: RGB, as the adapter makes them.
     """
-    profile, size = ServerProfile.parse(pgn.info["profile"]), pgn.canvas.size
+    profile, size = pgn.profile, pgn.canvas.size
 
     def seen(images: Iterable[Image.Image]) -> list[Image.Image]:
         return [Image.fromarray(seen_by_server(image, profile, size)) for image in images]

@@ -70,12 +70,12 @@ def evaluate(
     started = time.monotonic()
     val, test = (Pictures.of(split, pgn) for split in (task.val, task.test))
     asker = Asker(connect)
-    seed, name = int(pgn.info["seed"]), methods.restorable(pgn.info["method"]).title
+    seed, name = (pgn.card.seed or 0), methods.restorable(pgn.card.method).title
     note(
         f"raw answers to {len(task.train)} training, {len(task.val)} validation and "
         f"{len(task.test)} test pictures"
     )
-    augmentation = pgn.info["recipe"]["augment"]
+    augmentation = _augmentation(pgn)
     raw, fitted = baselines.raw(asker, task, augmentation, seed)
     local = baselines.local_head(pgn, val, test)
     probe, omitted = _probe(task, surrogate, augmentation, seed)
@@ -121,7 +121,7 @@ def evaluate(
         seed=seed,
         split={"train": len(task.train), "val": len(task.val), "test": len(task.test)},
         mapping={"kind": fitted.mapping.kind, "val_log_loss": fitted.log_loss, "l2": fitted.l2},
-        versions=dict(pgn.info["versions"]),
+        versions=dict(pgn.card.versions or {}),
         images_sent=asker.images_sent,
     )
 
@@ -142,9 +142,7 @@ def queries(
         rival_to_train: whether the rival would be trained first.
     """
     yield Query("training", task.train.paths)
-    for block in baselines.augmented_blocks(
-        task.train, pgn.info["recipe"]["augment"], int(pgn.info["seed"])
-    ):
+    for block in baselines.augmented_blocks(task.train, _augmentation(pgn), pgn.card.seed or 0):
         yield Query("training, augmented", block)
     for part, split in (("validation", task.val), ("test", task.test)):
         yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
@@ -152,6 +150,11 @@ def queries(
             yield Query(part, split.paths, rival, ready=rival is not None)
     for _, images in _control_pictures(pgn, Pictures.of(task.test, pgn)):
         yield Query("controls", images)
+
+
+def _augmentation(pgn: PromptAdapter) -> str:
+    """Return the name of the augmentation that the prompt was trained with."""
+    return pgn.card.recipe.augment if pgn.card.recipe else "none"
 
 
 def _probe(
@@ -168,7 +171,7 @@ def _with_its_local_head(
 ) -> list[Candidate]:
     """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
     alone = replace(baselines.prompted(name, ask, adapter, task), local=local)
-    return [alone, candidate.fused(alone, local, float(adapter.info["fusion"]))]
+    return [alone, candidate.fused(alone, local, adapter.card.fusion)]
 
 
 def _controls(
@@ -194,7 +197,7 @@ def _control_pictures(
     pgn: PromptAdapter, test: Pictures
 ) -> Iterator[tuple[str, list[Image.Image]]]:
     fitted, eye = test.fitted, test.prompted_by
-    other = np.random.default_rng(int(pgn.info["seed"])).permutation(len(fitted))
+    other = np.random.default_rng(pgn.card.seed or 0).permutation(len(fitted))
     yield "swapped_prompt", _painted(pgn, fitted, eye[other])
     yield "grey_picture", _painted(pgn, np.full_like(fitted, GREY), eye)
     if pgn.canvas.sent > pgn.canvas.size:

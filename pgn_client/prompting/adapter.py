@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,15 @@ from PIL import Image
 
 from pgn_client import checkpoint
 from pgn_client.arrays import Floats32, Pixels
+from pgn_client.checkpoint.card import (
+    HOSTED,
+    RAW,
+    BackboneCard,
+    Card,
+    GeneratorCard,
+    MappingCard,
+    PartCard,
+)
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
 from pgn_client.imaging.geometry import Canvas
@@ -29,8 +39,6 @@ if TYPE_CHECKING:
 # always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes
 # sent
 BATCH = 8
-RAW = "raw"
-"""The method on the card of a mapping alone."""
 
 
 class PromptAdapter:
@@ -45,17 +53,19 @@ class PromptAdapter:
         CheckpointError: parts are missing or do not fit.
     """
 
-    def __init__(self, card: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        self.info = dict(card)
+    def __init__(self, card: Card | Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.card = Card.of(card)
+        self.backbone, self.profile, layout = _prompts_of(self.card)
         self._tensors = dict(tensors)
-        self.mapping = LabelMapping.from_parts(card["mapping"], _below(tensors, "mapping."))
-        backbone = card["backbone"]
+        self.mapping = _mapping(self.card, tensors)
         self.canvas = Canvas.build(
-            backbone["input_size"],
-            backbone["patch_size"],
-            card["layout"],
-            ServerProfile.parse(card["profile"]),
+            self.backbone.input_size, self.backbone.patch_size, layout, self.profile
         )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The card as JSON."""
+        return self.card.to_json()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PromptAdapter:
@@ -78,9 +88,20 @@ class PromptAdapter:
             )
         return found
 
+    @property
+    def generator(self) -> GeneratorCard:
+        """What the generator looks at.
+
+        Raises:
+            CheckpointError: The card does not say.
+        """
+        if self.card.generator is None:
+            raise CheckpointError("checkpoint: its card has no generator; train it again")
+        return self.card.generator
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically, and take over the fingerprint on its card."""
-        self.info = checkpoint.write(path, self.info, self._tensors)
+        self.card = Card.from_json(checkpoint.write(path, self.info, self._tensors))
 
     def with_profile(self, profile: ServerProfile) -> PromptAdapter:
         """Return the same prompts for a server with another resize and crop: only the margin around
@@ -89,13 +110,11 @@ class PromptAdapter:
         Raises:
             ConfigurationError: the profile ends at another size than the backbone's input.
         """
-        card = {**self.info, "profile": str(profile)}
-        return PromptAdapter(
-            card | {"fingerprint": checkpoint.fingerprint(card, self._tensors)}, self._tensors
-        )
+        card = replace(self.card, profile=str(profile))
+        return PromptAdapter(_marked(card, self._tensors), self._tensors)
 
     def with_mapping(
-        self, mapping: LabelMapping, tensors: Mapping[str, Any], card: Mapping[str, Any]
+        self, mapping: LabelMapping, tensors: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> PromptAdapter:
         """Return the same prompts with another label mapping; of a union of tasks nothing but the
         prompts is left.
@@ -103,7 +122,7 @@ class PromptAdapter:
         Args:
             mapping: of the endpoint's labels to the classes.
             tensors: others to replace, as of a local head for these classes.
-            card: other entries to replace.
+            changes: attributes of the card to replace.
 
         Raises:
             CheckpointError: parts that do not fit each other.
@@ -111,9 +130,14 @@ class PromptAdapter:
         parts = (
             self._tensors | dict(tensors) | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
         )
-        own = {k: v for k, v in self.info.items() if k not in ("parts", "part_of")}
-        whole = own | {"classes": list(mapping.classes), "mapping": mapping.card()} | dict(card)
-        return PromptAdapter(whole | {"fingerprint": checkpoint.fingerprint(whole, parts)}, parts)
+        own = replace(
+            self.card,
+            parts=None,
+            part_of=None,
+            classes=mapping.classes,
+            mapping=MappingCard.from_json(mapping.card()),
+        )
+        return PromptAdapter(_marked(replace(own, **changes), parts), parts)
 
     def for_task(self, name: str) -> PromptAdapter:
         """Return one task of a checkpoint for several: same prompts; its own classes, mapping,
@@ -122,16 +146,15 @@ class PromptAdapter:
         Raises:
             ConfigurationError: the checkpoint does not know that task.
         """
-        parts = self.info.get("parts", {})
+        parts: Mapping[str, PartCard] = self.card.parts or {}
         if name not in parts:
             known = ", ".join(parts) or "none: it was trained on one"
             raise ConfigurationError(
                 f"task: got {name!r}, expected one of the checkpoint's ({known})"
             )
-        columns = [
-            i for i, label in enumerate(self.info["classes"]) if label.startswith(f"{name}/")
-        ]
-        classes = tuple(self.info["classes"][i].removeprefix(f"{name}/") for i in columns)
+        prefix = f"{name}/"
+        columns = [i for i, label in enumerate(self.card.classes) if label.startswith(prefix)]
+        classes = tuple(self.card.classes[i].removeprefix(prefix) for i in columns)
         whole = self.mapping
         mapping = LabelMapping(
             whole.kind, whole.source, classes, whole.weight[:, columns], whole.bias[columns]
@@ -140,14 +163,18 @@ class PromptAdapter:
             k: v[columns] for k, v in self._tensors.items() if k.startswith("generator.local_head.")
         }
         tensors = self._tensors | head | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
-        card = {k: v for k, v in self.info.items() if k != "parts"} | parts[name]
-        card |= {
-            "classes": list(classes),
-            "mapping": mapping.card(),
-            "data": self.info["data"]["parts"][name],
-        }
-        card["part_of"] = list(parts)
-        return PromptAdapter(card | {"fingerprint": checkpoint.fingerprint(card, tensors)}, tensors)
+        data = self.card.data.parts if self.card.data else None
+        card = replace(
+            self.card,
+            parts=None,
+            part_of=tuple(parts),
+            classes=classes,
+            mapping=MappingCard.from_json(mapping.card()),
+            data=data[name] if data else None,
+            fusion=parts[name].fusion,
+            metrics=parts[name].metrics,
+        )
+        return PromptAdapter(_marked(card, tensors), tensors)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send, RGB, in the size that the card's server profile asks for."""
@@ -211,7 +238,7 @@ class PromptAdapter:
                 seen = np.stack([fit_picture(image, self.canvas) for image in batch])
             with torch.inference_mode():
                 pictures = torch.from_numpy(seen).permute(0, 3, 1, 2)
-                weights, _ = model(generator_input(pictures, self.info["generator"]["resolution"]))
+                weights, _ = model(generator_input(pictures, self.generator.resolution))
                 parts.append(model.prompt_tokens(weights, embedding).numpy())
         return (
             np.concatenate(parts)
@@ -226,12 +253,16 @@ class PromptAdapter:
         Returns:
             (B, r, r, 3) uint8; ``None`` where it looks at the pictures as they stand on the canvas.
         """
-        eye = self.info["generator"]
-        if "profile" not in eye:
+        generator = self.generator
+        if generator.profile is None:
             return None
-        profile, interpolation = ServerProfile.parse(eye["profile"]), eye["interpolation"]
+        profile = ServerProfile.parse(generator.profile)
+        interpolation = generator.interpolation or "bilinear"
         return np.stack(
-            [seen_by_server(image, profile, eye["resolution"], interpolation) for image in images]
+            [
+                seen_by_server(image, profile, generator.resolution, interpolation)
+                for image in images
+            ]
         )
 
     def render(self, pictures: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
@@ -261,9 +292,9 @@ class PromptAdapter:
         patches, local = model.render(
             fitted,
             prompted_by=seen,
-            resolution=self.info["generator"]["resolution"],
+            resolution=self.generator.resolution,
             embedding=embedding,
-            route=self.info["inversion"],
+            route=self.card.inversion or "exact",
         )
         return patches.numpy()[:n], local.double().numpy()[:n]
 
@@ -280,15 +311,17 @@ class PromptAdapter:
         except ImportError as error:
             raise MissingDependencyError("making prompts from a checkpoint", "train") from error
         state = {k: torch.from_numpy(np.array(v)) for k, v in self._tensors.items()}
-        mean, std = (tuple(self.info["backbone"][k]) for k in ("mean", "std"))
         embedding = None
         if "embedding.weight" in state:
             embedding = PatchEmbedding(
-                state["embedding.weight"], state["embedding.bias"], mean, std
+                state["embedding.weight"],
+                state["embedding.bias"],
+                self.backbone.mean,
+                self.backbone.std,
             )
         parts = {k: v for k, v in state.items() if not k.startswith(("mapping.", "embedding."))}
         try:
-            return methods.restorable(self.info["method"]).restore(self.info, parts), embedding
+            return methods.restorable(self.card.method).restore(self.card, parts), embedding
         # torch's say which tensor
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -297,11 +330,8 @@ class PromptAdapter:
             ) from error
 
     def __repr__(self) -> str:
-        info = self.info
-        return (
-            f"PromptAdapter({info['method']}, {info['backbone']['name']}, "
-            f"{len(info['classes'])} classes)"
-        )
+        card = self.card
+        return f"PromptAdapter({card.method}, {self.backbone.name}, {len(card.classes)} classes)"
 
 
 class MappingAdapter:
@@ -316,14 +346,19 @@ class MappingAdapter:
         CheckpointError: parts are missing or do not fit.
     """
 
-    def __init__(self, card: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        self.info = dict(card)
-        self.mapping = LabelMapping.from_parts(card["mapping"], _below(tensors, "mapping."))
+    def __init__(self, card: Card | Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.card = Card.of(card)
+        self.mapping = _mapping(self.card, tensors)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The card as JSON."""
+        return self.card.to_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically, and take over the fingerprint on its card."""
         arrays = {f"mapping.{name}": array for name, array in self.mapping.arrays().items()}
-        self.info = checkpoint.write(path, self.info, arrays)
+        self.card = Card.from_json(checkpoint.write(path, self.info, arrays))
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images as they are."""
@@ -349,16 +384,23 @@ class HostedAdapter:
         CheckpointError: parts are missing or do not fit.
     """
 
-    def __init__(self, card: Mapping[str, Any], data: bytes) -> None:
-        self.info = dict(card)
-        backbone, profile = card["backbone"], ServerProfile.parse(card["profile"])
-        self.canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], "full", profile)
-        self.hosted = Hosted(f"expres-{card['fingerprint'][:24]}", data)
+    def __init__(self, card: Card | Mapping[str, Any], data: bytes) -> None:
+        self.card = Card.of(card)
+        self.backbone, self.profile, _ = _prompts_of(self.card)
+        self.canvas = Canvas.build(
+            self.backbone.input_size, self.backbone.patch_size, "full", self.profile
+        )
+        self.hosted = Hosted(f"expres-{(self.card.fingerprint or '')[:24]}", data)
         self._reference = self.hosted.reference
-        classes = tuple(card["classes"])
+        classes = self.card.classes
         self.mapping = LabelMapping(
             "identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes))
         )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The card as JSON."""
+        return self.card.to_json()
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send: squashed as in training, in the size that the card's server
@@ -371,10 +413,7 @@ class HostedAdapter:
         return [Prepared(image, hosted=self._reference) for image in self(images)]
 
     def __repr__(self) -> str:
-        return (
-            f"HostedAdapter(expres, {self.info['backbone']['name']}, "
-            f"{len(self.mapping.classes)} classes)"
-        )
+        return f"HostedAdapter(expres, {self.backbone.name}, {len(self.mapping.classes)} classes)"
 
 
 def load(
@@ -391,20 +430,57 @@ def load(
         CheckpointError: unreadable, a pickle, truncated, of a newer schema, or inconsistent.
         ConfigurationError: the profile ends at another size than the backbone's input.
     """
-    card, tensors = checkpoint.read(path)
-    known = {"profile": profile} if profile else {}
+    header, tensors = checkpoint.read(path)
     try:
-        if card.get("method") == checkpoint.HOSTED:
-            return HostedAdapter(card | known, _whole(path))
-        kind = MappingAdapter if card.get("method") == RAW else PromptAdapter
-        found = kind(card, tensors)
+        card = Card.from_json(header)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: its card is not complete ({error}); train it again"
+        ) from error
+    if card.not_served:
+        raise CheckpointError(
+            f"checkpoint {path}: got {', '.join(card.not_served)}, which this version cannot "
+            "serve; upgrade: pip install -U pgn-client"
+        )
+    try:
+        if card.method == RAW:
+            return MappingAdapter(card, tensors)
+        if card.method == HOSTED:
+            adapted = replace(card, profile=profile or card.profile)
+            return HostedAdapter(adapted, _whole(path))
+        found = PromptAdapter(card, tensors)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path}: its card is not complete ({error}); train it again"
         ) from error
-    if profile and isinstance(found, PromptAdapter) and found.info["profile"] != profile:
+    if profile and card.profile != profile:
         return found.with_profile(ServerProfile.parse(profile))
     return found
+
+
+def _prompts_of(card: Card) -> tuple[BackboneCard, ServerProfile, str]:
+    """Return what a card of prompts has: backbone, server profile and layout.
+
+    Raises:
+        CheckpointError: A mapping alone, which has none.
+    """
+    if card.backbone is None or card.profile is None:
+        raise CheckpointError(
+            f"checkpoint: got method {card.method} without prompts, expected one that makes some"
+        )
+    return card.backbone, ServerProfile.parse(card.profile), card.layout or "full"
+
+
+def _mapping(card: Card, tensors: Mapping[str, Any]) -> LabelMapping:
+    """Return the label mapping of a checkpoint that does not run on the server."""
+    if card.mapping is None:
+        raise CheckpointError("checkpoint: its card has no label mapping; train it again")
+    return LabelMapping.from_parts(card.mapping.to_json(), _below(tensors, "mapping."))
+
+
+def _marked(card: Card, tensors: Mapping[str, Any]) -> Card:
+    """Return the card with the fingerprint of what it now says."""
+    return replace(card, fingerprint=checkpoint.fingerprint(card.to_json(), tensors))
 
 
 def _whole(path: str | os.PathLike[str]) -> bytes:

@@ -14,12 +14,20 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgn_client.checkpoint.card import (
+    BackboneCard,
+    Card,
+    GeneratorCard,
+    ImportCard,
+    LibraryCard,
+    MappingCard,
+    ReachCard,
+)
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.imaging.geometry import Canvas, room_for
 from pgn_client.mapping.label_mapping import LabelMapping
@@ -131,29 +139,23 @@ def import_published(
     mapping = LabelMapping(
         "identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes))
     )
-    card: dict[str, Any] = {
-        "method": model.name,
-        "backbone": backbone.card(),
-        "profile": str(profile),
-        "layout": layout,
-        "library": {"kind": "latent", "size": size},
-        "inversion": inversion,
-        "generator": {
-            "resolution": RESOLUTION,
-            "profile": str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION)),
-            "interpolation": INTERPOLATION,
-        },
-        "classes": list(classes),
-        "mapping": mapping.card(),
-        "fusion": 0.0,
-        "learnable": {"prompt": model.learnable(), "mapping": 0, "local": 0},
-        "imported": {
-            "file": Path(path).name,
-            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        },
-        "reach": reach(_some_cells_tokens(model), embedding),
-        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
-    }
+    own_crop = str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    card = Card(
+        method=model.name,
+        backbone=BackboneCard.from_json(backbone.card()),
+        profile=str(profile),
+        layout=layout,
+        library=LibraryCard("latent", size),
+        inversion="pseudo_inverse" if inversion == "pseudo_inverse" else "bounded",
+        generator=GeneratorCard(RESOLUTION, own_crop, INTERPOLATION),
+        classes=tuple(classes),
+        mapping=MappingCard.from_json(mapping.card()),
+        learnable={"prompt": model.learnable(), "mapping": 0, "local": 0},
+        imported=ImportCard(Path(path).name, digest),
+        reach=ReachCard.from_json(reach(_some_cells_tokens(model), embedding)),
+        versions={"pgn_client": __version__, "torch": str(torch.__version__)},
+    )
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
     tensors |= {

@@ -5,13 +5,21 @@ fill the card.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pgn_client.arrays import Floats, Integers
+from pgn_client.checkpoint.card import (
+    Card,
+    MappingCard,
+    MetricsCard,
+    PartCard,
+    ReachCard,
+    RecipeCard,
+)
 from pgn_client.imaging.compositor import compose
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, fuse
@@ -98,7 +106,7 @@ def perplexity(model: Method, examples: Examples, resolution: int) -> float | No
 
 
 def finish(
-    card: dict[str, Any],
+    card: Card,
     run: Run,
     surrogate: Surrogate,
     train: Examples,
@@ -112,50 +120,53 @@ def finish(
     pictures, or one on those and on the answers to augmented copies of each (what the raw rival is
     allowed as well).
     """
-    resolution = card["generator"]["resolution"]
+    resolution = card.resolution
+    recipe = card.recipe or RecipeCard()
     mapping = run.mapping.mapping()
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
     with float32_convolutions():
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
-        again = range(copies(card["recipe"]["augment"]))
+        again = range(copies(recipe.augment))
         versions = [
             features,
             *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again),
         ]
         val_features, opinions = deployed_features(draft, surrogate, val)
     targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
-    kinds = labels.AUTO if card["recipe"]["mapping"] == "auto" else (mapping.kind,)
+    kinds = labels.AUTO if recipe.mapping == "auto" else (mapping.kind,)
     val_answers = val_features, val_targets
     chosen, mapping = last_mapping(
-        mapping, versions, targets, val_answers, kinds=kinds, seed=card["seed"]
+        mapping, versions, targets, val_answers, kinds=kinds, seed=card.seed or 0
     )
     deployed = mapping.log_probs(val_features)
     alpha, fused = _fused(deployed, opinions, val_targets)
-    metrics = {
-        "split": "val",
-        "n": len(val),
-        "epoch": run.best["epoch"] if run.best else 0,
-        "latent": _accuracy(latent.cpu().numpy(), val_targets),
-        "uint8": _accuracy(deployed, val_targets),
-        "local": _accuracy(opinions, val_targets),
-        "fused": fused,
-        "mapping": chosen,
-        "perplexity": perplexity(run.model, val, resolution),
-        "history": run.history,
-    }
-    card = card | {
-        "learnable": learnable(run.model, mapping.weight.size + mapping.bias.size),
-        "metrics": metrics,
-    }
-    if isinstance(run.model, PGN) and card["inversion"] != "exact":
+    metrics = MetricsCard(
+        n=len(val),
+        epoch=run.best["epoch"] if run.best else 0,
+        latent=_accuracy(latent.cpu().numpy(), val_targets),
+        uint8=_accuracy(deployed, val_targets),
+        local=_accuracy(opinions, val_targets),
+        fused=fused,
+        mapping=chosen,
+        perplexity=perplexity(run.model, val, resolution),
+        history=tuple(run.history),
+    )
+    card = replace(
+        card,
+        learnable=learnable(run.model, mapping.weight.size + mapping.bias.size),
+        metrics=metrics,
+    )
+    if isinstance(run.model, PGN) and card.inversion != "exact":
         embedding = surrogate.backbone.embedding
-        card["reach"] = reach(run.model.library.tokens(embedding).detach(), embedding)
-    if "parts" in card["data"]:
-        card["parts"] = {
+        reached = reach(run.model.library.tokens(embedding).detach(), embedding)
+        card = replace(card, reach=ReachCard.from_json(reached))
+    if card.data is not None and card.data.parts:
+        parts = {
             name: _part(metrics, name, mapping.classes, deployed, opinions, val_targets)
-            for name in card["data"]["parts"]
+            for name in card.data.parts
         }
+        card = replace(card, parts=parts)
     return assemble(card, run.model, mapping, surrogate, fusion=alpha)
 
 
@@ -206,13 +217,13 @@ def last_mapping(
 
 
 def _part(
-    metrics: dict[str, Any],
+    metrics: MetricsCard,
     name: str,
     classes: tuple[str, ...],
     deployed: Floats,
     opinions: Floats,
     targets: Integers,
-) -> dict[str, Any]:
+) -> PartCard:
     """What the card tells of one task of a union: its own α, and its pictures measured among its
     own classes alone.
     """
@@ -221,14 +232,17 @@ def _part(
     own = np.searchsorted(columns, targets[rows])
     prompted, local = deployed[rows][:, columns], opinions[rows][:, columns]
     alpha, fused = _fused(prompted, local, own)
-    measured = {
-        "n": len(own),
-        "uint8": _accuracy(prompted, own),
-        "local": _accuracy(local, own),
-        "fused": fused,
-    }
-    shared = {key: metrics[key] for key in ("split", "epoch", "mapping", "perplexity")}
-    return {"fusion": alpha, "metrics": shared | measured}
+    measured = replace(
+        metrics,
+        n=len(own),
+        uint8=_accuracy(prompted, own),
+        local=_accuracy(local, own),
+        fused=fused,
+        # those of the union alone
+        latent=None,
+        history=None,
+    )
+    return PartCard(alpha, measured)
 
 
 def _fused(deployed: Floats, opinions: Floats, targets: Integers) -> tuple[float, float]:
@@ -248,7 +262,7 @@ def learnable(model: Method, mapping: int) -> dict[str, int]:
 
 
 def assemble(
-    card: dict[str, Any],
+    card: Card,
     model: Method,
     mapping: LabelMapping,
     surrogate: Surrogate,
@@ -260,13 +274,14 @@ def assemble(
     """
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
-    if card["inversion"] != "exact":
+    if card.inversion != "exact":
         embedding = surrogate.backbone.embedding
         tensors |= {
             "embedding.weight": embedding.weight.cpu().numpy(),
             "embedding.bias": embedding.bias.cpu().numpy(),
         }
-    return PromptAdapter(card | {"mapping": mapping.card(), "fusion": fusion}, tensors)
+    whole = replace(card, mapping=MappingCard.from_json(mapping.card()), fusion=fusion)
+    return PromptAdapter(whole, tensors)
 
 
 def _accuracy(log_p: Floats, targets: Integers) -> float:

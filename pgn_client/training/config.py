@@ -5,10 +5,22 @@ line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
+
+from pgn_client.checkpoint.card import (
+    BackboneCard,
+    Card,
+    DataCard,
+    GeneratorCard,
+    Inversion,
+    LibraryCard,
+    RecipeCard,
+)
 from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.imaging.dataset import Task
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.prompting import methods
@@ -19,6 +31,7 @@ from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.degradation import Wire
 from pgn_client.training.recipe import Recipe, from_card
 from pgn_client.types import ServerProfile
+from pgn_client.version import __version__
 
 
 @dataclass(frozen=True)
@@ -103,30 +116,31 @@ class TrainingConfig:
         return config if config is not None else cls(**options)
 
     @classmethod
-    def from_card(cls, card: Mapping[str, Any]) -> TrainingConfig:
+    def from_card(cls, card: Card | Mapping[str, Any]) -> TrainingConfig:
         """Return what a checkpoint of ``fit`` was trained with, as its card says.
 
         Raises:
             CheckpointError: It was not trained by ``fit``: an import, or a mapping alone.
         """
-        recipe = card.get("recipe", {})
-        if "rates" not in recipe or "layout" not in card:
+        card = Card.of(card)
+        recipe = card.recipe
+        if recipe is None or not recipe.numbers or card.layout is None or card.profile is None:
             raise CheckpointError(
-                f"checkpoint: got method {card.get('method')}, which pgn train did not make, "
-                "expected one whose card has its recipe"
+                f"checkpoint: got method {card.method}, which pgn train did not make, expected "
+                "one whose card has its recipe"
             )
         return cls(
-            method=card["method"],
-            library=(card["library"] or {"kind": "pixel"})["kind"],
-            layout=card["layout"],
-            profile=ServerProfile.parse(card["profile"]),
-            recipe=from_card(recipe),
-            mapping=recipe["mapping"],
-            inversion="bounded" if card["inversion"] == "exact" else card["inversion"],
-            top_k=recipe["top_k"],
-            decimals=recipe["decimals"],
-            wire=Wire.parse(recipe["wire"]) if recipe.get("wire") else None,
-            seed=card["seed"],
+            method=card.method,
+            library=card.library.kind if card.library else "pixel",
+            layout=card.layout,
+            profile=ServerProfile.parse(card.profile),
+            recipe=from_card(recipe.numbers),
+            mapping=recipe.mapping or "auto",
+            inversion="pseudo_inverse" if card.inversion == "pseudo_inverse" else "bounded",
+            top_k=recipe.top_k,
+            decimals=recipe.decimals,
+            wire=Wire.parse(recipe.wire) if recipe.wire else None,
+            seed=card.seed or 0,
         )
 
     @property
@@ -168,21 +182,28 @@ class TrainingConfig:
             )
         return canvas
 
-    def card(self, backbone: Backbone, canvas: Canvas) -> dict[str, Any]:
-        """Return the card's entries about the run, ready for JSON."""
-        recipe = self.recipe.card()
-        recipe |= {"mapping": self.mapping, "top_k": self.top_k, "decimals": self.decimals}
-        recipe |= {} if self.wire is None else {"wire": str(self.wire)}
-        return {
-            "method": self.method,
-            "backbone": backbone.card(),
-            "profile": str(self.profile or backbone.profile),
-            "layout": self.layout or self.kind.layout,
-            "library": {"kind": self.library, "size": self.recipe.library_size}
-            if self.mixes
-            else None,
-            "inversion": "exact" if token_library(self.library).exact else self.inversion,
-            "generator": {"resolution": min(self.recipe.resolution, *canvas.box[2:])},
-            "seed": self.seed,
-            "recipe": recipe,
-        }
+    def card(self, task: Task, backbone: Backbone, canvas: Canvas) -> Card:
+        """Return what a card says of the run before anything is trained; it has no mapping yet."""
+        recipe = self.recipe.card() | {"mapping": self.mapping}
+        returned = RecipeCard.from_json(recipe)
+        wire = None if self.wire is None else str(self.wire)
+        return Card(
+            method=self.method,
+            classes=task.classes,
+            backbone=BackboneCard.from_json(backbone.card()),
+            profile=str(self.profile or backbone.profile),
+            layout=self.layout or self.kind.layout,
+            library=LibraryCard(self.library, self.recipe.library_size) if self.mixes else None,
+            inversion=self._inversion,
+            generator=GeneratorCard(min(self.recipe.resolution, *canvas.box[2:])),
+            seed=self.seed,
+            recipe=replace(returned, top_k=self.top_k, decimals=self.decimals, wire=wire),
+            data=DataCard.from_json(task.card()),
+            versions={"pgn_client": __version__, "torch": str(torch.__version__)},
+        )
+
+    @property
+    def _inversion(self) -> Inversion:
+        if token_library(self.library).exact:
+            return "exact"
+        return "pseudo_inverse" if self.inversion == "pseudo_inverse" else "bounded"

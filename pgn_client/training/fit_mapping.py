@@ -15,10 +15,18 @@ import numpy as np
 
 from pgn_client.arrays import Floats, Floats32
 from pgn_client.checkpoint import fingerprint
+from pgn_client.checkpoint.card import (
+    RAW,
+    Card,
+    DataCard,
+    MappingCard,
+    MetricsCard,
+    RecipeCard,
+)
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, fuse
 from pgn_client.mapping.probability import right
-from pgn_client.prompting.adapter import RAW, MappingAdapter, PromptAdapter
+from pgn_client.prompting.adapter import MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Task
@@ -27,9 +35,9 @@ from pgn_client.types import Answer, Ask
 from pgn_client.version import __version__
 
 Arrays = dict[str, Floats32]
-Card = dict[str, Any]
-FITTED = {"split": "val", "mapping": "fitted to the endpoint's answers"}
-IMPORTED_RECIPE = {"augment": "none", "mapping": "auto", "top_k": None, "decimals": None}
+FITTED = "fitted to the endpoint's answers"
+"""How the card says that the mapping was chosen."""
+IMPORTED_RECIPE = RecipeCard(augment="none", mapping="auto")
 """What the comparison may assume of a checkpoint that was not trained here."""
 
 
@@ -77,12 +85,9 @@ def refit(
     alpha = best_fusion(deployed, opinions, task.val.labels)
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
     measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
-    card = (
-        _card(adapter, task, mapping, measured)
-        | {"fusion": alpha}
-        | none_of_these(ways["fused"], none_below)
-    )
-    return draft.with_mapping(mapping, {}, card)
+    changes = _changes(adapter, task, mapping, measured)
+    changes |= {"fusion": alpha, "none_below": none_of_these(ways["fused"], none_below)}
+    return draft.with_mapping(mapping, {}, changes)
 
 
 def fit_raw(
@@ -113,26 +118,25 @@ def fit_raw(
         rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
     )
     mapping, log_p = replace(fitted.mapping, open=True), fitted.mapping.log_probs(val_rows)
-    card = {
-        "method": RAW,
-        "classes": list(task.classes),
-        "mapping": mapping.card(),
-        "fusion": 0.0,
-        "learnable": {"mapping": mapping.weight.size + mapping.bias.size},
-        "data": task.card(),
-        "seed": task.seed,
-        "metrics": {"uint8": float(right(log_p, task.val.labels).mean())}
-        | FITTED
-        | {"n": len(task.val)},
-        "versions": {"pgn_client": __version__},
-        "mapped": True,
-    }
-    card |= none_of_these(log_p, none_below)
+    accuracy = float(right(log_p, task.val.labels).mean())
+    card = Card(
+        method=RAW,
+        classes=task.classes,
+        mapping=MappingCard.from_json(mapping.card()),
+        learnable={"mapping": mapping.weight.size + mapping.bias.size},
+        data=DataCard.from_json(task.card()),
+        seed=task.seed,
+        metrics=MetricsCard(uint8=accuracy, n=len(task.val), mapping=FITTED),
+        versions={"pgn_client": __version__},
+        mapped=True,
+        none_below=none_of_these(log_p, none_below),
+    )
     arrays = {f"mapping.{name}": array for name, array in mapping.arrays().items()}
-    return MappingAdapter(card | {"fingerprint": fingerprint(card, arrays)}, arrays)
+    marked = replace(card, fingerprint=fingerprint(card.to_json(), arrays))
+    return MappingAdapter(marked, arrays)
 
 
-def none_of_these(log_p: Floats, share: float | None) -> Card:
+def none_of_these(log_p: Floats, share: float | None) -> float | None:
     """Choose the probability of the best class below which a picture is none of them.
 
     Args:
@@ -140,18 +144,18 @@ def none_of_these(log_p: Floats, share: float | None) -> Card:
         share: of them, in [0, 1), that may be refused; ``None`` refuses none.
 
     Returns:
-        The card's entry.
+        The card's ``none_below``.
     """
     if share is None:
-        return {}
-    return {"none_below": float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))}
+        return None
+    return float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
     """Whether the checkpoint's local head was taught these classes; an imported one was taught
     none.
     """
-    return "imported" not in adapter.info and tuple(adapter.info["classes"]) == task.classes
+    return adapter.card.imported is None and adapter.card.classes == task.classes
 
 
 def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
@@ -188,25 +192,36 @@ def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[st
     return (found, True) if strange else (known, False)
 
 
-def _card(
+def _changes(
     adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, measured: dict[str, float]
-) -> Card:
-    info = adapter.info
-    kept = {key: info.get("metrics", {}).get(key) for key in ("epoch", "perplexity")}
-    sizes = {"mapping": mapping.weight.size + mapping.bias.size}
+) -> dict[str, Any]:
+    """Return what changes on the card, but for α."""
+    card = adapter.card
+    learnable = dict(card.learnable or {})
+    learnable["mapping"] = mapping.weight.size + mapping.bias.size
     if not knows(adapter, task):
-        width, old = TRUNK_WIDTH + 1, 0 if "imported" in info else len(info["classes"])
-        sizes["local"] = info.get("learnable", {}).get("local", 0) + width * (
-            len(task.classes) - old
-        )
-    card = {
-        "learnable": info.get("learnable", {}) | sizes,
-        "data": task.card(),
+        # an imported checkpoint has no head of its own that is replaced
+        replaced = 0 if card.imported else len(card.classes)
+        more = len(task.classes) - replaced
+        learnable["local"] = learnable.get("local", 0) + (TRUNK_WIDTH + 1) * more
+    before = card.metrics
+    metrics = MetricsCard(
+        n=len(task.val),
+        mapping=FITTED,
+        epoch=before.epoch if before else None,
+        perplexity=before.perplexity if before else None,
+        uint8=measured["uint8"],
+        local=measured["local"],
+        fused=measured["fused"],
+    )
+    changes: dict[str, Any] = {
+        "learnable": learnable,
+        "data": DataCard.from_json(task.card()),
         "seed": task.seed,
-        "recipe": info.get("recipe", IMPORTED_RECIPE),
-        "metrics": kept | measured | {"n": len(task.val)} | FITTED,
+        "recipe": card.recipe or IMPORTED_RECIPE,
+        "metrics": metrics,
         "mapped": True,
     }
-    if knows(adapter, task) and "data" in info:  # pictures that taught the prompt must not judge it
-        card["prompted_on"] = info.get("prompted_on", info["data"]["digest"])
-    return card
+    if knows(adapter, task) and card.data:  # images that taught the prompt must not judge it
+        changes["prompted_on"] = card.prompted_on or card.data.digest
+    return changes

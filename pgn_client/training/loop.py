@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgn_client.arrays import Floats
+from pgn_client.checkpoint.card import Card
 from pgn_client.imaging.dataset import Task
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.label_mapping import LabelMapping
@@ -36,7 +37,6 @@ from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
 from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
 from pgn_client.training.torch_mapping import TorchMapping
-from pgn_client.version import __version__
 
 
 def fit(
@@ -80,14 +80,10 @@ def fit(
     surrogate = Surrogate(
         backbone, canvas, config.top_k, config.decimals, half=half, wire=config.wire
     )
-    card = config.card(backbone, canvas) | {
-        "classes": list(task.classes),
-        "data": task.card(),
-        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
-    }
+    card = config.card(task, backbone, canvas)
     model = config.kind.create(setting(surrogate, task, config.library, config.recipe))
     loop = Loop.begin(model, surrogate, task, config.recipe, card, progress)
-    identity = dict(card)  # what a saved run is told by
+    identity = _identity(card)
     resuming = resume and state is not None and state.exists()
     run = (
         loop.resume(load_state(state, identity))
@@ -95,7 +91,7 @@ def fit(
         else loop.start(config.mapping)
     )
 
-    card["interrupted"] = False
+    interrupted = False
     with loop.bar(run) as bar:
         try:
             while run.epoch < config.recipe.epochs:
@@ -106,13 +102,23 @@ def fit(
         except KeyboardInterrupt:
             if run.best is None:  # not even one epoch: there is nothing to keep
                 raise
-            card["interrupted"] = True
+            interrupted = True
 
     run.restore_best()
     backbone.verify_frozen()
     # What is measured and fitted at the end is float32 on every device.
     exactly = replace(loop.surrogate, half=False)
+    card = replace(card, interrupted=interrupted)
     return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
+
+
+def _identity(card: Card) -> dict[str, Any]:
+    """Return what tells one run from another: the card before training, without its schema, which
+    is no matter of the run.
+    """
+    identity = card.to_json()
+    del identity["schema"], identity["fusion"]
+    return identity
 
 
 @dataclass
@@ -124,15 +130,15 @@ class Loop:
     train_examples: Examples
     val_examples: Examples
     recipe: Recipe
-    card: dict[str, Any]
-    seed: int
+    card: Card
     progress: bool
 
     def __post_init__(self) -> None:
         settled = self.taught_by.wire.settled if self.taught_by.wire else None
         # what is measured has nothing random on its way
         self.surrogate = replace(self.taught_by, wire=settled)
-        self.resolution: int = self.card["generator"]["resolution"]
+        self.resolution = self.card.resolution
+        self.seed = self.card.seed or 0
         self.augmented = augment.get(self.recipe.augment)
         # another's trunk has no other teacher
         if isinstance(self.model, PGN) and self.model.sees_picture:
@@ -145,7 +151,7 @@ class Loop:
         surrogate: Surrogate,
         task: Task,
         recipe: Recipe,
-        card: dict[str, Any],
+        card: Card,
         progress: bool,
     ) -> Loop:
         """Read the pictures that are trained and judged on."""
@@ -154,7 +160,7 @@ class Loop:
             load_examples(split, surrogate.canvas, device, shown=progress)
             for split in (task.train, task.val)
         )
-        return cls(model.to(device), surrogate, train, val, recipe, card, card["seed"], progress)
+        return cls(model.to(device), surrogate, train, val, recipe, card, progress)
 
     def start(self, mapping: str) -> Run:
         """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral
@@ -197,7 +203,7 @@ class Loop:
         """Return a progress bar over the images that are still to be trained on."""
         n = len(self.train_examples)
         total, done = self.recipe.epochs * n, run.epoch * n
-        return progress_bar(total, self.card["method"], "img", shown=self.progress, initial=done)
+        return progress_bar(total, self.card.method, "img", shown=self.progress, initial=done)
 
     def train_epoch(self, run: Run, bar: Any) -> None:
         """Take one step for each batch of shuffled, augmented training images."""
@@ -286,7 +292,7 @@ class Loop:
 
     @property
     def _classes(self) -> tuple[str, ...]:
-        return tuple(self.card["classes"])
+        return self.card.classes
 
 
 def train_local_head(

@@ -25,14 +25,14 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     Raises:
         ConfigurationError: other classes, or no test pictures.
     """
-    card = adapter.info.get("data")
-    if card is None:
+    data = adapter.card.data
+    if data is None:
         raise ConfigurationError(
             "checkpoint: got an imported one, which knows no data, expected one of pgn train or "
             "pgn map; fit it to "
             "your classes with pgn map"
         )
-    task = load_task(folder, shots=card["shots"], seed=card["seed"])
+    task = load_task(folder, shots=data.shots, seed=data.seed)
     if task.classes != adapter.mapping.classes:
         got, expected = list(task.classes[:3]), list(adapter.mapping.classes[:3])
         raise ConfigurationError(
@@ -43,7 +43,7 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
             f"data: got no test pictures in {folder}, expected some to evaluate on; add test/"
         )
     digest = task.digest()
-    return task, digest == card["digest"] == adapter.info.get("prompted_on", digest)
+    return task, digest == data.digest == (adapter.card.prompted_on or digest)
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
@@ -54,17 +54,16 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
         ConfigurationError: any of its weights are others: rivals trained through it would not
             compare. Or the mapping reads labels that it does not have.
     """
-    card = adapter.info["backbone"]
     if adapter.mapping.open:
         raise ConfigurationError(
             "surrogate: this checkpoint's mapping was fitted by pgn map to labels that only the "
             "endpoint has; drop --backbone and --weights"
         )
-    if backbone.weights_sha256 != card["weights_sha256"]:
+    if backbone.weights_sha256 != adapter.backbone.weights_sha256:
         raise ConfigurationError(
             f"surrogate: got {backbone.name} with other weights or another head, expected the "
-            f"{card['name']} that the "
-            "checkpoint was made for; give its --backbone, --weights and --labels"
+            f"{adapter.backbone.name} that the checkpoint was made for; give its --backbone, "
+            "--weights and --labels"
         )
     backbone.labels = adapter.mapping.source
     return backbone
@@ -77,13 +76,13 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
         ConfigurationError: it differs in more than the method; the message says in what.
     """
     differs = [
-        key
-        for key in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")
-        if rival.info.get(key) != adapter.info.get(key)
+        name
+        for name in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")
+        if getattr(rival.card, name) != getattr(adapter.card, name)
     ]
-    if rival.info["method"] != RIVAL:
+    if rival.card.method != RIVAL:
         differs.insert(0, "method")
-    if rival.info.get("interrupted"):
+    if rival.card.interrupted:
         differs.append("that it was interrupted")
     if differs:
         raise ConfigurationError(
@@ -102,8 +101,8 @@ def train_rival(
     Raises:
         KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
     """
-    config = replace(TrainingConfig.from_card(adapter.info), method=RIVAL)
+    config = replace(TrainingConfig.from_card(adapter.card), method=RIVAL)
     rival = fit(task, backbone, config, progress=progress)
-    if rival.info["interrupted"]:
+    if rival.card.interrupted:
         raise KeyboardInterrupt
     return rival

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pgn_client.arrays import Floats
+from pgn_client.checkpoint.card import Card, DataCard, GeneratorCard, MetricsCard, RecipeCard
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Split, Task
 from pgn_client.imaging.geometry import Canvas
@@ -69,12 +70,9 @@ def fit_white_box(
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
     surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
     model = kind.create(setting(surrogate, task, "pixel", recipe))
-    card = {
-        "method": method,
-        "generator": {"resolution": 1},
-        "classes": list(task.classes),
-        "seed": seed,
-    }
+    card = Card(
+        method=method, classes=task.classes, generator=GeneratorCard(resolution=1), seed=seed
+    )
     loop = Loop.begin(model, surrogate, task, recipe, card, progress)
     run = loop.start("linear" if kind.reads_features else "auto")
     loop.train(run)
@@ -96,20 +94,17 @@ def fit_white_box(
     _, mapping = last_mapping(
         run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed
     )
-    card |= {
-        "recipe": recipe.card(),
-        "data": task.card(),
-        "metrics": {
-            "split": "val",
-            "n": len(task.val),
-            "epoch": run.best["epoch"] if run.best else 0,
-        }
-        | {
-            "uint8": float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()),
-            "perplexity": None,
-        },
-        "versions": {"pgn_client": __version__, "torch": str(torch.__version__)},
-    }
+    card = replace(
+        card,
+        recipe=RecipeCard.from_json(recipe.card()),
+        data=DataCard.from_json(task.card()),
+        metrics=MetricsCard(
+            n=len(task.val),
+            epoch=run.best["epoch"] if run.best else 0,
+            uint8=float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()),
+        ),
+        versions={"pgn_client": __version__, "torch": str(torch.__version__)},
+    )
     return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly, card)
 
 
@@ -127,7 +122,7 @@ class WhiteBoxModel:
     model: Method
     mapping: TorchMapping
     surrogate: Surrogate
-    card: dict[str, Any]
+    card: Card
 
     def log_probs(self, split: Split) -> Floats:
         """Return (n, C) float64 log-probabilities for a split's pictures."""
@@ -155,12 +150,10 @@ class WhiteBoxModel:
                 f"save: got {self.method}, which no server hosts, expected expres"
             )
         mapping = {f"mapping.{name}": tensor for name, tensor in self.mapping.state_dict().items()}
-        told, wanted = (
-            self.card | {"learnable": self.learnable()},
-            str(profile) if profile else None,
-        )
+        wanted = str(profile) if profile else None
+        card = replace(self.card, learnable=self.learnable())
         return self.model.save(
-            path, self.surrogate.backbone, self.card["classes"], mapping, profile=wanted, told=told
+            path, self.surrogate.backbone, card.classes, mapping, profile=wanted, card=card
         )
 
     def learnable(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from pgn_client.checkpoint.card import ServedCard
 from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.imaging.codecs import PNG, open_image
 from pgn_client.imaging.files import PathLike, find_images, write_whole
@@ -157,7 +158,7 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
             f"output folder: got {out}, which holds the pictures themselves; choose another"
         )
     out.mkdir(parents=True, exist_ok=True)
-    journal, checkpoint = out / "adapted.jsonl", adapter.info.get("fingerprint")
+    journal, checkpoint = out / "adapted.jsonl", _fingerprint(adapter)
     done = {
         r["path"]: r
         for r in read_journal(journal)
@@ -168,6 +169,10 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
     with opened(journal) as log:
         while chunk := list(itertools.islice(todo, MAX_BATCH)):
             yield from _adapt_chunk(adapter, chunk, done, log)
+
+
+def _fingerprint(adapter: Adapter) -> str | None:
+    return ServedCard.from_json(adapter.info).fingerprint
 
 
 def _adapt_chunk(
@@ -188,7 +193,7 @@ def _adapt_chunk(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, PNG.encode(item.image))
         record = {"path": str(source), "label": "adapted", "sha256": digest, "target": str(target)}
-        log.write(line_of({**record, "checkpoint": adapter.info.get("fingerprint")}))
+        log.write(line_of({**record, "checkpoint": _fingerprint(adapter)}))
         log.flush()
         yield AdaptedFile(source, target, False, None)
 

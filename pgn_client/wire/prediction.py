@@ -7,13 +7,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from pgn_client.arrays import Floats
+from pgn_client.checkpoint.card import RAW, ServedBackbone, ServedCard
 from pgn_client.errors import CheckpointError, PGNError
 from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
 from pgn_client.wire.endpoint import Endpoint
@@ -64,6 +65,16 @@ class Checkpoint:
     verified: bool = False
     warned: bool = False
     upload: Upload = field(default_factory=Upload)
+    _card: ServedCard | None = None
+
+    @property
+    def card(self) -> ServedCard:
+        """What the adapter's card says of serving; nothing before it is open."""
+        if self.adapter is None:
+            return ServedCard()
+        if self._card is None:
+            self._card = ServedCard.from_json(self.adapter.info)
+        return self._card
 
     @property
     def hosted(self) -> Hosted | None:
@@ -108,9 +119,9 @@ def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answe
     """
     if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
-    card, mapping = checkpoint.adapter.info, checkpoint.adapter.mapping
+    mapping, recipe = checkpoint.adapter.mapping, checkpoint.card.recipe
     source = getattr(mapping, "source", ())
-    fitted = min((card.get("recipe") or {}).get("top_k") or len(source), len(source))
+    fitted = min((recipe and recipe.top_k) or len(source), len(source))
     if getattr(mapping, "open", False) or len(answer.labels) >= fitted:
         return
     checkpoint.warned = True
@@ -124,24 +135,24 @@ def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answe
     )
 
 
-def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) -> None:
+def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None:
     """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
 
     Raises:
         CheckpointError: made for another backbone, input size or preprocessing.
     """
     # pictures go as they are, to any model whose labels the mapping reads
-    if card.get("method") == "raw":
+    if card.method == RAW:
         return
-    backbone: Mapping[str, Any] = card.get("backbone") or {}
+    backbone = card.backbone or ServedBackbone()
     made_for = (
         (
             "patch embedding",
-            backbone.get("patch_embedding_sha256"),
+            backbone.patch_embedding_sha256,
             info and info.patch_embedding_sha256,
         ),
-        ("input size", backbone.get("input_size"), info and info.input_size),
-        ("profile", card.get("profile"), endpoint.found.profile or (info and info.profile)),
+        ("input size", backbone.input_size, info and info.input_size),
+        ("profile", card.profile, endpoint.found.profile or (info and info.profile)),
     )
     for what, expected, got in made_for:
         if expected is not None and got is not None and str(expected) != str(got):
@@ -154,7 +165,7 @@ def verify(card: Mapping[str, Any], info: ModelInfo | None, endpoint: Endpoint) 
                 f"the checkpoint was made for another model: {what} of {endpoint.name}: got "
                 f"{said}, "
                 f"expected {expected} "
-                f"(checkpoint for {backbone.get('name', 'an unnamed backbone')}); train again with "
+                f"(checkpoint for {backbone.name}); train again with "
                 f"{remedy}"
             )
     if made_for[0][1] is None or made_for[0][2] is None:

@@ -255,9 +255,7 @@ class Session(ABC):
             **({"asked": digest(*told)} if any(told) else {}),
             "endpoint": self.endpoint.mark,
             "model": self.endpoint.model,
-            "checkpoint": adapter.info.get("fingerprint", "unnamed")
-            if adapter is not None
-            else None,
+            "checkpoint": (self._checkpoint.card.fingerprint or "unnamed") if adapter else None,
             "fusion": self._fusion,
             "query_below": self._query_below,
         }
@@ -311,11 +309,10 @@ class Session(ABC):
             return False
         with self._local_work:
             adapter = self._open_adapter()
-        return (
-            adapter.info.get("fusion")
-            if adapter is not None and self._fusion == "auto"
-            else self._fusion
-        ) != 1
+        alpha = self._fusion
+        if adapter is not None and alpha == "auto":
+            alpha = self._checkpoint.card.fusion
+        return alpha != 1
 
     def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
         if as_it_is:
@@ -339,8 +336,7 @@ class Session(ABC):
                 "query_below needs a checkpoint with a local head: got one without"
             )
         if self._fusion == "auto":
-            adapter = self._checkpoint.adapter
-            wish = adapter.info.get("fusion") if adapter is not None else None
+            wish = self._checkpoint.card.fusion
             return float(wish) if wish is not None and local is not None else 0.0
         alpha = float(self._fusion or 0.0)
         if local is None and alpha > 0:
@@ -382,7 +378,7 @@ class Session(ABC):
     def _verify_once(self) -> None:
         opened = self._checkpoint
         if self._model.asked and opened.adapter is not None and not opened.verified:
-            verify(opened.adapter.info, self._model.info, self.endpoint)
+            verify(opened.card, self._model.info, self.endpoint)
             opened.verified = True
 
     def _known(self, job: Job) -> Reply | None:
@@ -428,8 +424,8 @@ class Session(ABC):
         """Turn what is known into a Prediction; an unlikely one is none of the classes, where the
         card says so.
         """
-        found, adapter = self._likeliest(job, reply), self._checkpoint.adapter
-        none_below = adapter.info.get("none_below", 0.0) if adapter is not None else 0.0
+        found = self._likeliest(job, reply)
+        none_below = self._checkpoint.card.none_below
         return replace(found, label=NONE) if found.score < none_below else found
 
     def _likeliest(self, job: Job, reply: Reply) -> Prediction:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgn_client.checkpoint.card import BackboneCard, Card, LibraryCard
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting import methods
@@ -82,12 +83,13 @@ class TestPGN:
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_is_restored_whole(self, library):
         model = create(library=library)
-        card = {
-            "library": {"kind": library, "size": 6},
-            "classes": ["a", "b", "c"],
-            "layout": "ring",
-        }
-        card["backbone"] = {"input_size": 32, "patch_size": 8}
+        card = Card(
+            method="pgn",
+            classes=("a", "b", "c"),
+            layout="ring",
+            library=LibraryCard(library, 6),
+            backbone=BackboneCard("toy", 32, 8, (0, 0, 0), (1, 1, 1)),
+        )
         again = PGN.restore(card, model.state_dict())
         x = torch.randn(2, 3, 16, 16)
         assert not again.training

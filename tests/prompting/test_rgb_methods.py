@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgn_client.checkpoint.card import BackboneCard, Card, LibraryCard
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
 from pgn_client.imaging.geometry import Canvas
@@ -459,12 +460,13 @@ class TestRestore:
         model = prompted(name, 0.3).train()
         pictures = fitted(model)
         model(generator_input(pictures, 16))  # so that running statistics count too
-        card = {
-            "library": {"kind": "pixel", "size": 6},
-            "layout": model.layout,
-            "classes": ["a", "b", "c"],
-            "backbone": {"input_size": 32, "patch_size": 8},
-        }
+        card = Card(
+            method=name,
+            classes=("a", "b", "c"),
+            layout=model.layout,
+            library=LibraryCard("pixel", 6),
+            backbone=BackboneCard("toy", 32, 8, (0, 0, 0), (1, 1, 1)),
+        )
         again = methods.deployable(name).restore(card, model.state_dict())
         assert not again.training
         assert torch.equal(render(again, pictures), render(model.eval(), pictures))

@@ -121,9 +121,10 @@ class TestNewHead:
     def test_the_same_classes_from_other_pictures_are_not_the_checkpoints_own_data(
         self, make_adapter, task, ask
     ):
-        card = CARD | {"classes": list(task.classes), "data": {"digest": task.digest()}}
+        card = CARD | {"classes": list(task.classes)}
         own, other = (
-            make_adapter(card=card | {"data": {"digest": d}}) for d in (task.digest(), "another")
+            make_adapter(card=card | {"data": task.card() | {"digest": d}})
+            for d in (task.digest(), "another")
         )
         folder = task.train.paths[0].parents[2]
         assert [task_of(refit(adapter, task, ask()), folder)[1] for adapter in (own, other)] == [
@@ -133,7 +134,8 @@ class TestNewHead:
 
     def test_that_of_an_import_knows_none(self, make_adapter, task):
         adapter = make_adapter(
-            card=CARD | {"classes": list(task.classes), "imported": {"file": "x.pt"}}
+            card=CARD
+            | {"classes": list(task.classes), "imported": {"file": "x.pt", "sha256": "ab"}}
         )
         assert not knows(adapter, task)
 
@@ -197,10 +199,10 @@ class TestNoneOfThese:
     def test_so_many_validation_pictures_are_refused_and_no_more(self):
         best = np.linspace(0.5, 0.99, 50)
         log_p = np.log(np.stack([best, 1 - best], axis=1))
-        below = none_of_these(log_p, 0.1)["none_below"]
+        below = none_of_these(log_p, 0.1)
         assert (best < below).mean() == pytest.approx(0.1, abs=0.021)
         assert (best < below).sum() <= 5
-        assert none_of_these(log_p, 0.0)["none_below"] == pytest.approx(0.5)
+        assert none_of_these(log_p, 0.0) == pytest.approx(0.5)
 
     def test_nothing_is_refused_unless_it_is_asked_for(self, make_adapter, task, ask):
         assert "none_below" not in refit(make_adapter(card=CARD), task, ask()).info

@@ -271,7 +271,7 @@ class Bench:
             seed=cell.seed,
         )
         adapter = fit(task, self.surrogate, config, progress=self.progress)
-        if adapter.info["interrupted"]:
+        if adapter.card.interrupted:
             raise KeyboardInterrupt
         seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
@@ -285,11 +285,13 @@ class Bench:
             "seconds": seconds,
             "recipe": numbers.card(),
             "queries": found.queries,
-            "learnable": adapter.info["learnable"]
-            | {"classifier": sum(p.numel() for p in classifier)},
+            "learnable": {
+                **(adapter.card.learnable or {}),
+                "classifier": sum(p.numel() for p in classifier),
+            },
             "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
-            "fusion": adapter.info["fusion"],
-            "perplexity": adapter.info["metrics"]["perplexity"],
+            "fusion": adapter.card.fusion,
+            "perplexity": adapter.card.metrics and adapter.card.metrics.perplexity,
         }
         return _arrays(found) | {"local_val": local.val, "local_test": local.test}, record
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pgn_client.checkpoint.card import Card, LibraryCard
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting.generator import LocalClassifier, generator_input
@@ -145,22 +146,24 @@ class RGBMethod(Method):
         raise TypeError(f"{cls.__name__} does not say how it is made")
 
     @classmethod
-    def restore(cls, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> RGBMethod:
+    def restore(cls, card: Card, state: Mapping[str, Tensor]) -> RGBMethod:
         """Build one from a checkpoint's card and tensors, in evaluation mode.
 
         Raises:
             RuntimeError: the tensors do not fit the card; torch says which.
         """
-        backbone, library = card["backbone"], card["library"] or {"kind": "pixel", "size": 1}
-        canvas = Canvas.build(backbone["input_size"], backbone["patch_size"], card["layout"])
+        if card.backbone is None or card.layout is None:
+            raise ConfigurationError(f"method {cls.name}: got a card without backbone or layout")
+        library = card.library or LibraryCard("pixel", 1)
+        canvas = Canvas.build(card.backbone.input_size, card.backbone.patch_size, card.layout)
         # pixels do not need it
         width = state["library.rows"].shape[-1] if "library.rows" in state else 0
         setting = Setting(
             canvas,
-            len(card["classes"]),
+            len(card.classes),
             width,
-            library=library["kind"],
-            library_size=library["size"],
+            library=library.kind,
+            library_size=library.size,
         )
         # what is drawn is overwritten, and the caller's draws stay as they are
         with torch.random.fork_rng(devices=[]):

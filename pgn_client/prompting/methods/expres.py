@@ -12,12 +12,14 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pgn_client import checkpoint
+from pgn_client.checkpoint.card import HOSTED, BackboneCard, Card, MappingCard
 from pgn_client.errors import ConfigurationError
 from pgn_client.prompting.methods.base import Groups, Rates, Setting, WhiteBox, require_layout
 from pgn_client.surrogate.backbone import Backbone
@@ -166,7 +168,7 @@ class EXPRES(WhiteBox):
         beside: Mapping[str, Tensor],
         *,
         profile: str | None = None,
-        told: Mapping[str, Any] | None = None,
+        card: Card | None = None,
     ) -> dict[str, Any]:
         """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``.
 
@@ -177,7 +179,7 @@ class EXPRES(WhiteBox):
             beside: tensors that read the tokens, ``mapping.weight`` (D, C) and ``mapping.bias``
                 (C,) among them.
             profile: the server's resize and crop; ``None`` takes the backbone's own.
-            told: what else the card tells.
+            card: What is known of the training, without backbone and mapping.
 
         Returns:
             The card.
@@ -185,21 +187,21 @@ class EXPRES(WhiteBox):
         Raises:
             CheckpointError: the file cannot be written.
         """
-        card = {
-            "method": checkpoint.HOSTED,
-            "backbone": backbone.card() | {"features_sha256": backbone.features_sha256()},
-            "profile": profile or str(backbone.profile),
-            "layout": self.layout,
-            "library": None,
-            "classes": list(classes),
-            "mapping": {"kind": "linear"},
-            "fusion": 0.0,
-        }
+        names = tuple(classes)
+        own = BackboneCard.from_json(backbone.card())
+        whole = replace(
+            card or Card(method=HOSTED, classes=names),
+            classes=names,
+            backbone=replace(own, features_sha256=backbone.features_sha256()),
+            profile=profile or str(backbone.profile),
+            layout=self.layout,
+            mapping=MappingCard("linear"),
+        )
         tensors = {
             k: t.detach().float().cpu().numpy()
             for k, t in (self.state_dict() | dict(beside)).items()
         }
-        return checkpoint.write(path, card | dict(told or {}), tensors)
+        return checkpoint.write(path, whole.to_json(), tensors)
 
 
 def multiply_adds(tokens: int, width: int, depth: int) -> int:

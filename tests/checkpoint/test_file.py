@@ -56,7 +56,7 @@ class TestRoundTrip:
     def test_card_comes_back_with_schema_and_fingerprint(self, path):
         card, _ = checkpoint.read(path)
         assert {k: card[k] for k in CARD} == CARD
-        assert card["schema"] == 1
+        assert card["schema"] == 2
         assert len(card["fingerprint"]) == 64
 
     def test_write_returns_the_card_that_is_read(self, tmp_path):
@@ -165,10 +165,10 @@ class TestRefusal:
 
     @pytest.mark.parametrize("reader", [checkpoint.read_card, checkpoint.read])
     def test_of_a_newer_schema_with_the_upgrade_command(self, tmp_path, reader):
-        forge(tmp_path / "a", CARD | {"schema": 2, "fingerprint": ""})
+        forge(tmp_path / "a", CARD | {"schema": 3, "fingerprint": ""})
         refused(
             tmp_path / "a",
-            "got schema 2, expected at most 1; upgrade: pip install -U pgn-client",
+            "got schema 3, expected at most 2; upgrade: pip install -U pgn-client",
             reader,
         )
 

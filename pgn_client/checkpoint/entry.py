@@ -1,0 +1,164 @@
+"""Frozen dataclasses from JSON and back, by their annotations; every value is checked before it is
+used.
+
+A subclass of :class:`Entry` names its keys as fields. Their types may be ``str``, ``int``,
+``float``, ``bool``, ``Any``, ``Literal``, another entry, ``tuple`` and ``Mapping`` of these, one of
+these or ``None``, and ``Annotated`` with :class:`Bounds`. A number stays what the file has (``1``
+is a valid ``float``), so that the same entry is written as it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pgn_client.errors import CheckpointError
+
+E = TypeVar("E", bound="Entry")
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Least and greatest value of a number, or length of a text; both are allowed."""
+
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"from {self.least:g} to {self.most:g}"
+
+
+NULL: Mapping[str, Any] = {"null": True}
+"""Metadata of a field whose ``None`` is written as ``null``; other fields are then left out."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Base of all entries of a card.
+
+    Attributes:
+        extra: Keys that this version does not know; they are written back as they were read.
+    """
+
+    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
+
+    @classmethod
+    def from_json(cls: type[E], value: Any, where: str = "") -> E:
+        """Read an entry.
+
+        Args:
+            value: What ``json.loads`` returned.
+            where: Dotted path of the entry on the card, for messages.
+
+        Raises:
+            CheckpointError: A key is missing, or a value is of another type or out of bounds.
+        """
+        if not isinstance(value, Mapping):
+            raise _refused(where or "the card", value, "an object")
+        key: Any = cls
+        types, required = _keys(key)
+        found: dict[str, Any] = {}
+        for name, kind in types.items():
+            place = f"{where}.{name}" if where else name
+            if name in value:
+                found[name] = _read(kind, value[name], place)
+            elif name in required:
+                raise CheckpointError(f"{place} is missing")
+        extra = {name: value[name] for name in value if name not in types}
+        return cls(**found, extra=extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry ready for ``json.dumps``; a field that is ``None`` is left out, unless
+        its metadata is :data:`NULL`.
+        """
+        written = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name != "extra" and (value is not None or "null" in entry.metadata):
+                written[entry.name] = _written(value)
+        return written | dict(self.extra)
+
+
+@cache
+def _keys(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the types of an entry's keys, and which keys it cannot do without."""
+    hints = get_type_hints(cls, include_extras=True)
+    own = [entry for entry in fields(cls) if entry.name != "extra"]
+    required = frozenset(entry.name for entry in own if entry.default is MISSING)
+    return {entry.name: hints[entry.name] for entry in own}, required
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Return a value of a type, or refuse it."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Annotated:
+        return _bounded(_read(arguments[0], value, where), arguments[1], where)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _read(inner, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise _refused(where, value, f"one of {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _refused(where, value, "an object")
+        return {
+            name: _read(arguments[1], inner, f"{where}.{name}") for name, inner in value.items()
+        }
+    if issubclass(kind, Entry):
+        return kind.from_json(value, where)
+    # JSON's true is no number, though Python's is one
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise _refused(where, value, _NAMES[kind])
+    return value
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """Return a tuple of any length, ``tuple[T, ...]``, or of a fixed one."""
+    if not isinstance(value, list | tuple):
+        raise _refused(where, value, "a list")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise _refused(where, value, f"a list of {len(arguments)}")
+    return tuple(
+        _read(kind, inner, f"{where}[{i}]")
+        for i, (kind, inner) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _bounded(value: Any, bounds: Bounds, where: str) -> Any:
+    size = value if isinstance(value, int | float) else len(value)
+    # not true of infinite numbers, and not of nan
+    if not bounds.least <= size <= bounds.most:
+        expected = f"{bounds}" if isinstance(value, int | float) else f"{bounds} long"
+        raise _refused(where, value, expected)
+    return value
+
+
+def _refused(where: str, value: Any, expected: str) -> CheckpointError:
+    got = repr(value)
+    shown = got if len(got) <= 60 else f"{got[:60]}…"
+    return CheckpointError(f"{where}: got {shown}, expected {expected}")
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Entry):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {name: _written(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(inner) for inner in value]
+    return value

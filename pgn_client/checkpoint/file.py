@@ -1,0 +1,175 @@
+"""Checkpoint files: written whole, verified when read.
+
+The fingerprint is the SHA-256 over the canonical card without it, and every tensor's name, dtype,
+shape and bytes. What stands on a card is the matter of ``card``; here it is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pgn_client.checkpoint.card import HOSTED, SCHEMA
+from pgn_client.errors import CheckpointError
+from pgn_client.imaging.files import whole_file
+
+_HEADER_KEY = "pgn_client"
+_HOSTED_SCHEMA = 1
+"""Schema of checkpoints that run on the server: the contract with servers of other versions."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def fingerprint(card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over the canonical card (without its fingerprint) and every tensor."""
+    bare = {key: value for key, value in card.items() if key != "fingerprint"}
+    digest = hashlib.sha256(_canonical(bare).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write(
+    path: str | os.PathLike[str], card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: File to write.
+        card: The card as JSON. One that was read from a file of an older schema keeps that schema.
+        tensors: Arrays by name.
+
+    Returns:
+        The card with schema and fingerprint filled in.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    newest = _HOSTED_SCHEMA if card.get("method") == HOSTED else SCHEMA
+    full = {**card, "schema": min(card.get("schema", newest), newest)}
+    full["fingerprint"] = fingerprint(full, tensors)
+    data = save(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+        metadata={_HEADER_KEY: _canonical(full)},
+    )
+    path = Path(path)
+    try:
+        with whole_file(path) as partial:
+            partial.write_bytes(data)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+    return full
+
+
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the card alone.
+
+    Raises:
+        CheckpointError: missing, a pickle, truncated, not one of ours, or of a newer schema.
+    """
+    _refuse_other_files(Path(path))
+    try:
+        with safe_open(path, framework="np") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return _checked_card(header, path)
+
+
+def fingerprint_of(path: str | os.PathLike[str]) -> str:
+    """Return the fingerprint that a file states; its tensors are not read.
+
+    Raises:
+        CheckpointError: As :func:`read_card`, or the file states none.
+    """
+    stated = read_card(path).get("fingerprint")
+    if not isinstance(stated, str):
+        raise CheckpointError(f"checkpoint {path}: its card has no fingerprint; train it again")
+    return stated
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
+    """Read a checkpoint whole and verify its fingerprint.
+
+    Raises:
+        CheckpointError: as :func:`read_card`, or the contents are not what was written.
+    """
+    card = read_card(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    # NumPy has no bfloat16: TypeError
+    except (SafetensorError, OSError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    try:
+        computed = fingerprint(card, tensors)
+    except ValueError as error:  # a number that is not finite
+        raise _unreadable(path, error) from error
+    if computed != card.get("fingerprint"):
+        raise CheckpointError(
+            f"checkpoint {path}: its contents do not match its fingerprint; copy or train it again"
+        )
+    return card, tensors
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {error.strerror}; expected a file written by pgn train"
+        ) from error
+    # The length of our header may begin with a pickle's first byte; behind its eight bytes stands
+    # the JSON.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
+        raise CheckpointError(
+            f"checkpoint {path}: got a pickle, which could run code; expected safetensors written "
+            "by pgn train"
+        )
+
+
+def _checked_card(header: str | None, path: str | os.PathLike[str]) -> dict[str, Any]:
+    if header is None:
+        raise CheckpointError(
+            f"checkpoint {path}: safetensors without a PGN card; expected a file written by "
+            "pgn train"
+        )
+    try:
+        card: dict[str, Any] = json.loads(header)
+        schema = int(card["schema"])
+    # 1e999 is infinite, and a thousand brackets are too deep
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"checkpoint {path}: got schema {schema}, expected at most {SCHEMA}; upgrade: pip "
+            "install -U pgn-client"
+        )
+    return card
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:120]
+    return CheckpointError(
+        f"checkpoint {path}: cannot be read ({reason}); expected a whole file written by pgn train"
+    )
+
+
+def _canonical(card: Mapping[str, Any]) -> str:
+    return json.dumps(
+        card, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
