@@ -1,11 +1,11 @@
-"""One change of the recipe at a time, measured on training pictures that were not trained on.
+"""One change of the recipe at a time, measured on training images that were not trained on.
 
     python benchmarks/ablate_recipe.py SET --augment dihedral \
       --weights W --labels L --out ablation.jsonl
 
-SET has ``train/`` and ``val/``. ``--train`` pictures are trained on, ``--val`` choose epoch,
-mapping and α, and ``--dev`` further pictures *of the training split* tell accuracies: the test
-split is never opened. Everything is asked of the surrogate in this process, of uint8 pictures; one
+SET has ``train/`` and ``val/``. ``--train`` images are trained on, ``--val`` choose epoch,
+mapping and α, and ``--dev`` further images *of the training split* tell accuracies: the test
+split is never opened. Everything is asked of the surrogate in this process, of uint8 images; one
 JSON line a variant, and what is there is not run again. The last variants are the forward-only
 search: neutral canvases of every layout, with a mapping fitted on them. At the end a table of all
 lines is printed: `fused` is prompt ⊕ local, `gain` is that minus raw ⊕ local.
@@ -33,7 +33,7 @@ from pgn_client.surrogate import backbone
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import Split, Task, fit, load_task, recipe
 from pgn_client.training.calibrate import deployed_features
-from pgn_client.training.examples import Examples, load_pictures
+from pgn_client.training.examples import Examples, load_images
 
 METHODS = ("input_independent", "padding", "no_prompt", "grey_frame", "masked", "low_rank", "blend")
 LAYOUTS = ("full", "ring", "corner", "rows:1", "rows:2")
@@ -71,7 +71,7 @@ def variants(epochs: int, augment: str) -> dict[str, dict[str, Any]]:
 
 
 def splits(folder: Path, train: int, val: int, dev: int, seed: int) -> Task:
-    """A task whose test split is made of training pictures that are not trained on."""
+    """A task whose test split is made of training images that are not trained on."""
     whole = load_task(folder, seed=seed)
     task = whole.limited(train=train, val=val, seed=seed)
     used = set(task.train.paths)
@@ -82,7 +82,7 @@ def splits(folder: Path, train: int, val: int, dev: int, seed: int) -> Task:
 def raw(
     model: backbone.Backbone, task: Task, augment: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of raw pictures on validation and development pictures, with the best
+    """Log-probabilities of raw images on validation and development images, with the best
     mapping.
     """
 
@@ -119,12 +119,12 @@ def raw(
 def measure(
     model: backbone.Backbone, task: Task, raw_rows: tuple[np.ndarray, np.ndarray], **options: Any
 ) -> dict[str, Any]:
-    """Train one variant; accuracies on the development pictures."""
+    """Train one variant; accuracies on the development images."""
     adapter = fit(task, model, **options)
     surrogate = Surrogate(model, adapter.canvas)
 
     def answers(split: Split) -> tuple[np.ndarray, np.ndarray]:
-        examples = Examples(load_pictures(split, adapter.canvas), torch.from_numpy(split.labels))
+        examples = Examples(load_images(split, adapter.canvas), torch.from_numpy(split.labels))
         features, local = deployed_features(adapter, surrogate, examples)
         return adapter.mapping.log_probs(features), local
 
@@ -151,12 +151,12 @@ def measure(
 
 
 def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -> dict[str, Any]:
-    """Neutral canvases of a layout: what the picture loses by giving room to prompts."""
+    """Neutral canvases of a layout: what the image loses by giving room to prompts."""
     canvas = Canvas.build(model.input_size, model.patch_size, layout)
     surrogate = Surrogate(model, canvas)
     with torch.inference_mode():
         train, val, dev = (
-            torch.cat([surrogate.scores(x) for x in load_pictures(split, canvas).split(64)])
+            torch.cat([surrogate.scores(x) for x in load_images(split, canvas).split(64)])
             .double()
             .numpy()
             for split in (task.train, task.val, task.test)
@@ -170,7 +170,7 @@ def forward_only(model: backbone.Backbone, task: Task, layout: str, seed: int) -
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """All variants of one set and seed, each against the default on the same pictures."""
+    """All variants of one set and seed, each against the default on the same images."""
     hits = {
         line["variant"]: {way: np.array(list(row)) == "1" for way, row in line["hits"].items()}
         for line in lines

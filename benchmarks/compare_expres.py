@@ -3,10 +3,10 @@ kind of residual.
 
     python benchmarks/compare_expres.py SET:AUGMENT ... --weights W --labels L --out expres.jsonl
 
-Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same pictures of a seed with
-the same augmentation and numbers of a recipe, and are tested on pictures that are the same for all
+Each SET has ``train/``, ``val/`` and ``test/``. All variants see the same images of a seed with
+the same augmentation and numbers of a recipe, and are tested on images that are the same for all
 seeds. All but PGN are white boxes. PGN's trunk first learns the task alone, as always; its prompts
-are painted into uint8 pictures, which the model reads as an endpoint would, and its local head has
+are painted into uint8 images, which the model reads as an endpoint would, and its local head has
 no say. The linear probe is fitted, not trained.
 
 One JSON line a run; what is there is not run again, so that several processes may work on parts
@@ -77,7 +77,7 @@ def setting(args: argparse.Namespace, variant: str, augment: str) -> dict[str, A
 
 
 def task_of(folder: Path, seed: int, args: argparse.Namespace) -> Task:
-    """Test pictures by a seed of their own, training and validation pictures by ``seed``."""
+    """Test images by a seed of their own, training and validation images by ``seed``."""
     whole = load_task(folder, seed=0).limited(test=args.test, seed=0)
     return whole.limited(train=args.train, val=args.val, seed=seed)
 
@@ -85,7 +85,7 @@ def task_of(folder: Path, seed: int, args: argparse.Namespace) -> Task:
 def measure(
     task: Task, model: Backbone, variant: str, augment: str, seed: int, epochs: int
 ) -> dict[str, Any]:
-    """Train one variant; hits on the test pictures, and what was learnt for them."""
+    """Train one variant; hits on the test images, and what was learnt for them."""
     if variant == PROBE:
         found = baselines.probe(model, task, augment, seed)
         log_p, learnt = found.test, (model.width + 1) * len(task.classes)
@@ -103,7 +103,7 @@ def measure(
 def inside(
     task: Task, model: Backbone, method: str, numbers: Recipe, seed: int
 ) -> tuple[Floats, int]:
-    """Train a white box; log-probabilities of the test pictures, and how many numbers were
+    """Train a white box; log-probabilities of the test images, and how many numbers were
     learnt.
     """
     trained = fit_white_box(task, model, method, recipe=numbers, seed=seed)
@@ -113,7 +113,7 @@ def inside(
 def painted(
     task: Task, model: Backbone, method: str, numbers: Recipe, seed: int
 ) -> tuple[Floats, int]:
-    """Train prompts that are painted into the picture; as ``inside``, of the prompt alone, without
+    """Train prompts that are painted into the image; as ``inside``, of the prompt alone, without
     its local head.
     """
     adapter = fit(task, model, method=method, recipe=numbers, seed=seed)
@@ -127,7 +127,7 @@ def painted(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracies, and differences to EXPRES with ten prompts, averaged over seeds picture by
+    """Accuracies, and differences to EXPRES with ten prompts, averaged over seeds image by
     picture, then sets.
     """
     found = {(r["set"], r["seed"], r["variant"]): np.array(r["hits"], dtype=float) for r in rows}
@@ -163,12 +163,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def costs(model: Backbone) -> str:
-    """Learnable numbers and multiplications of one picture's blocks, for the model and for
+    """Learnable numbers and multiplications of one image's blocks, for the model and for
     ViT-B/16.
     """
     tokens = (model.input_size // model.patch_size) ** 2 + 1
     lines = [
-        "prompts   learnable, of the backbone     multiply-adds a picture, of those without prompts"
+        "prompts   learnable, of the backbone     multiply-adds an image, of those without prompts"
     ]
     for width, depth, size in ((model.width, model.depth, count(model)), (768, 12, 85_798_656)):
         for m in (1, 3, 10, 30, 100):

@@ -5,8 +5,8 @@ the grid.
       --weights W --labels L --out libraries.jsonl
 
 SET has ``train/``, ``val/`` and ``test/``. Each variant is trained alike, with its seed, through
-the surrogate, and asked of a mock server that hosts the surrogate, on the same test pictures. One
-JSON line a variant; what is there is not run again. ``raw`` are pictures as they are with the best
+the surrogate, and asked of a mock server that hosts the surrogate, on the same test images. One
+JSON line a variant; what is there is not run again. ``raw`` are images as they are with the best
 mapping: what JPEG costs them is what it costs anybody. JPEG in the loop also fits the mapping
 behind it: the grey frame shows what that alone is worth. ``http_off`` sends the canvas without its
 margin, as a client does that does not know of the server's resize and crop.
@@ -31,7 +31,7 @@ from pgn_client.evaluation.fidelity import STAGES, agreement, follow
 from pgn_client.evaluation.queries import Asker
 from pgn_client.evaluation.statistics import pooled_bootstrap
 from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping.probability import right
 from pgn_client.surrogate.backbone import Backbone, load
@@ -62,7 +62,7 @@ Floats = NDArray[np.float64]
 
 
 def raw(task: Task, model: Backbone, url: str, augment: str, seed: int) -> dict[str, Any]:
-    """Pictures as they are: over HTTP, and re-encoded as JPEG before the surrogate's own resize and
+    """Images as they are: over HTTP, and re-encoded as JPEG before the surrogate's own resize and
     crop.
     """
     found, fitted = baselines.raw(
@@ -94,14 +94,14 @@ def measure(task: Task, model: Backbone, url: str, **options: Any) -> dict[str, 
     """Train one variant and follow its prompts to the server.
 
     ``trained`` is validation accuracy in latent space with the mapping that was trained along: the
-    mapping on the card is refitted on uint8 pictures, and so speaks against the latent stage of
-    rows that no picture reaches.
+    mapping on the card is refitted on uint8 images, and so speaks against the latent stage of
+    rows that no image reaches.
     """
     adapter = fit(task, model, progress=True, **options)
     if adapter.info["interrupted"]:
         raise KeyboardInterrupt
     ask, paths = Asker(lambda a: AdaptedClient(url, a)), task.test.paths
-    fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
+    fitted = np.stack([fit_to_canvas(open_image(path), adapter.canvas) for path in paths])
     patches, _ = adapter.render(fitted)
     bare = [
         compose(p, q, adapter.canvas, margin=False) for p, q in zip(fitted, patches, strict=True)
@@ -148,7 +148,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def averaged(lines: list[dict[str, Any]]) -> Rows:
-    """Variant → stage → (n,) share of the seeds that are right about each test picture."""
+    """Variant → stage → (n,) share of the seeds that are right about each test image."""
     rows: Rows = {}
     for name in dict.fromkeys(line["variant"] for line in lines):
         own = [line["hits"] for line in lines if line["variant"] == name]
@@ -159,7 +159,7 @@ def averaged(lines: list[dict[str, Any]]) -> Rows:
 
 
 def differences(rows: Rows) -> list[str]:
-    """Lines of paired differences in points, with 95 % intervals over the test pictures."""
+    """Lines of paired differences in points, with 95 % intervals over the test images."""
     out = []
 
     def told(what: str, difference: Floats) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/compare_mappings.py SET… --weights W --labels L --seeds 0 1
 
 Each SET has ``train/`` and ``test/``. The surrogate is hosted in a mock server and asked over HTTP
-for pictures as they are. Accuracy on the test pictures, mean over seeds (each draws its training
-pictures), and paired differences to BLM+ with 95 % intervals over the test pictures.
+for images as they are. Accuracy on the test images, mean over seeds (each draws its training
+images), and paired differences to BLM+ with 95 % intervals over the test images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = dict[str, Floats]
 
 
 def right(task: Task, train: Sequence[Answer], test: Sequence[Answer], seed: int) -> Rows:
-    """Kind → (n,) whether it is right about each test picture."""
+    """Kind → (n,) whether it is right about each test image."""
     source = labels.vocabulary(train)
     x, y = labels.log_scores(train, source), labels.log_scores(test, source, strict=False)
     # flm is ilm here: answers are fixed
@@ -44,7 +44,7 @@ def right(task: Task, train: Sequence[Answer], test: Sequence[Answer], seed: int
 
 
 def measure(folder: Path, url: str, args: argparse.Namespace) -> Rows:
-    """Kind → (n,) share of the seeds that are right about each test picture of one set."""
+    """Kind → (n,) share of the seeds that are right about each test image of one set."""
     runs = []
     with AdaptedClient(url, None) as client:
         for seed in args.seeds:

@@ -1,11 +1,11 @@
-"""Compose pictures with exact masks: patches of texture on photographs of something else.
+"""Compose images with exact masks: patches of texture on photographs of something else.
 
     python benchmarks/compose_masks.py TEXTURES BACKGROUNDS --out DIR --seed 0
 
-TEXTURES and BACKGROUNDS hold ``{train,test}/CLASS/*``. Each picture is a background, and on it one
-or two smooth random blobs, together 15 to 40 % of it, each filled with a crop of a texture picture.
-The mask says 0 for background and 1 + c for texture class c. Training pictures are made of training
-pictures alone, test pictures of test pictures. DIR gets ``{train,test}/images/NAME.png``,
+TEXTURES and BACKGROUNDS hold ``{train,test}/CLASS/*``. Each image is a background, and on it one
+or two smooth random blobs, together 15 to 40 % of it, each filled with a crop of a texture image.
+The mask says 0 for background and 1 + c for texture class c. Training images are made of training
+images alone, test images of test images. DIR gets ``{train,test}/images/NAME.png``,
 ``{train,test}/masks/NAME.png`` and ``classes.json``.
 """
 
@@ -26,13 +26,13 @@ from pgn_client.imaging.codecs import IMAGE_SUFFIXES, open_image
 Bytes = NDArray[np.uint8]
 SIZE = 224
 SHARES = (0.15, 0.40)
-"""Least and greatest share of a picture that is texture."""
+"""Least and greatest share of an image that is texture."""
 WAVES = 5
 """Side of the grid of random numbers whose smooth enlargement bends a blob's outline."""
 
 
-def pictures_of(folder: Path) -> dict[str, list[Path]]:
-    """Return the pictures of each class, classes and names in alphabetical order."""
+def images_of(folder: Path) -> dict[str, list[Path]]:
+    """Return the images of each class, classes and names in alphabetical order."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     found = {
         c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -40,13 +40,13 @@ def pictures_of(folder: Path) -> dict[str, list[Path]]:
     }
     if not found or not all(found.values()):
         raise ConfigurationError(
-            f"composing: got no CLASS/* pictures in {folder}, expected some for each class"
+            f"composing: got no CLASS/* images in {folder}, expected some for each class"
         )
     return found
 
 
 def crop(path: Path, rng: np.random.Generator) -> Bytes:
-    """(SIZE, SIZE, 3): a random square of 60 to 100 % of the picture's shorter side, turned and
+    """(SIZE, SIZE, 3): a random square of 60 to 100 % of the image's shorter side, turned and
     mirrored at random.
     """
     image = open_image(path)
@@ -63,7 +63,7 @@ def blob(share: float, free: NDArray[np.bool_], rng: np.random.Generator) -> NDA
     """Draw a smooth shape: where a smooth random field with a hill in it is highest.
 
     Args:
-        share: of the picture, in (0, 1).
+        share: of the image, in (0, 1).
         free: (SIZE, SIZE) where the shape may lie.
         rng: of hill and field.
 
@@ -83,29 +83,29 @@ def blob(share: float, free: NDArray[np.bool_], rng: np.random.Generator) -> NDA
 def compose(
     textures: Mapping[str, Sequence[Path]], backgrounds: Sequence[Path], rng: np.random.Generator
 ) -> tuple[Bytes, Bytes]:
-    """Return one picture (SIZE, SIZE, 3) and its mask (SIZE, SIZE)."""
-    picture = crop(backgrounds[rng.integers(len(backgrounds))], rng).copy()
+    """Return one image (SIZE, SIZE, 3) and its mask (SIZE, SIZE)."""
+    image = crop(backgrounds[rng.integers(len(backgrounds))], rng).copy()
     mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
     blobs = int(rng.integers(1, 3))
     for c in rng.choice(len(textures), size=blobs, replace=False):
         paths = list(textures.values())[c]
         inside = blob(rng.uniform(*SHARES) / blobs, mask == 0, rng)
-        picture[inside] = crop(paths[rng.integers(len(paths))], rng)[inside]
+        image[inside] = crop(paths[rng.integers(len(paths))], rng)[inside]
         mask[inside] = 1 + c
-    return picture, mask
+    return image, mask
 
 
 def write_split(
     textures: Path, backgrounds: Path, out: Path, count: int, rng: np.random.Generator
 ) -> list[str]:
-    """Write one split's pictures and masks; return its texture classes."""
-    by_class = pictures_of(textures)
-    behind = [path for paths in pictures_of(backgrounds).values() for path in paths]
+    """Write one split's images and masks; return its texture classes."""
+    by_class = images_of(textures)
+    behind = [path for paths in images_of(backgrounds).values() for path in paths]
     for kind in ("images", "masks"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        picture, mask = compose(by_class, behind, rng)
-        Image.fromarray(picture).save(out / "images" / f"{number:04}.png")
+        image, mask = compose(by_class, behind, rng)
+        Image.fromarray(image).save(out / "images" / f"{number:04}.png")
         Image.fromarray(mask).save(out / "masks" / f"{number:04}.png")
     return list(by_class)
 
@@ -118,7 +118,7 @@ def main() -> None:
     p.add_argument("textures", type=Path)
     p.add_argument("backgrounds", type=Path)
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--count", type=int, default=600, help="pictures of each split (default 600)")
+    p.add_argument("--count", type=int, default=600, help="images of each split (default 600)")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     classes = [

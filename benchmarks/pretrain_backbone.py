@@ -3,14 +3,14 @@
     python benchmarks/pretrain_backbone.py DATA --out mock_server/weights
 
 DATA holds ``train/`` and ``val/`` with one folder per class (Tiny ImageNet: 200 classes,
-64 x 64 pictures). Nothing is distilled and nothing is initialised from other weights, so the
+64 x 64 images). Nothing is distilled and nothing is initialised from other weights, so the
 result is an honest, independent surrogate for any other ViT.
 
 Expected: about an hour on 2 CPU cores (bfloat16), a few minutes on one GPU; the accuracy that the
 shipped file reached stands in its JSON card, beside the recipe that made it.
 
 The recipe is short-schedule training: half of the patch tokens are dropped in all but the last
-epochs (Liu et al. 2022, arXiv 2208.07220), which doubles the pictures seen per second; hidden
+epochs (Liu et al. 2022, arXiv 2208.07220), which doubles the images seen per second; hidden
 matrices are updated with Muon, the rest with AdamW; linear warm-up, then linear decay to zero.
 """
 
@@ -46,30 +46,30 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def load_split(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Return all pictures of a split, (n, 3, 64, 64) uint8, and their class indices, (n,) int64."""
+    """Return all images of a split, (n, 3, 64, 64) uint8, and their class indices, (n,) int64."""
     files = [
         (path, i) for i, name in enumerate(classes) for path in sorted((folder / name).iterdir())
     ]
     side = ARCHITECTURE["img_size"]
 
     def decode(item: tuple[Path, int]) -> np.ndarray:
-        picture = Image.open(item[0]).convert("RGB")
-        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+        image = Image.open(item[0]).convert("RGB")
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor() as pool:
-        pictures = np.stack(list(pool.map(decode, files)))
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(
+        images = np.stack(list(pool.map(decode, files)))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(
         [i for _, i in files]
     )
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Map uint8 pixels to the normalised space, (x / 255 - 0.5) / 0.5."""
-    return pictures.float() / 127.5 - 1.0
+    return images.float() / 127.5 - 1.0
 
 
 def augment(x: Tensor) -> Tensor:
-    """Random resized crop, flip, and colour jitter; one draw per picture, whole batch at once."""
+    """Random resized crop, flip, and colour jitter; one draw per image, whole batch at once."""
     n = len(x)
     area = torch.empty(n, device=x.device).uniform_(0.3, 1.0)
     ratio = torch.empty(n, device=x.device).uniform_(-0.29, 0.29).exp()  # 3/4 .. 4/3
@@ -88,12 +88,12 @@ def augment(x: Tensor) -> Tensor:
     return (grey + (x - grey) * (1 + saturation)) * (1 + gain) + shift
 
 
-def batches(pictures: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of shuffled, augmented batches; the last incomplete one is dropped."""
-    order = torch.randperm(len(pictures))
+    order = torch.randperm(len(images))
     for start in range(0, len(order) - size + 1, size):
         rows = order[start : start + size]
-        yield augment(normalise(pictures[rows])), labels[rows]
+        yield augment(normalise(images[rows])), labels[rows]
 
 
 def optimisers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -112,12 +112,12 @@ def optimisers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.o
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy in float32, in [0, 1]."""
     model.eval()
     right = [
         (model(normalise(x)).argmax(1) == y).sum().item()
-        for x, y in zip(pictures.split(500), labels.split(500), strict=True)
+        for x, y in zip(images.split(500), labels.split(500), strict=True)
     ]
     return sum(right) / len(labels)
 
@@ -187,7 +187,7 @@ def save(
         "classes": [names.get(c, c) for c in classes],
         "wnids": classes,
         "data": f"Tiny ImageNet (64 x 64): {n['train']} training and {n['val']} validation "
-        "pictures, 200 classes",
+        "images, 200 classes",
         "recipe": {
             k: getattr(args, k)
             for k in (

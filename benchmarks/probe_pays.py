@@ -4,17 +4,17 @@
     python benchmarks/probe_pays.py SET --backbone B --weights W --labels L \
       --profile resize_crop:248:224 --out DIR
 
-Two servers host one model: one takes pictures as they are, one resizes, crops and re-encodes them
+Two servers host one model: one takes images as they are, one resizes, crops and re-encodes them
 as JPEG. Neither says so: both are asked in Hugging Face's form. Four ways are compared on the same
-test pictures, over HTTP:
+test images, over HTTP:
 
     direct PNG    trained for the first server, asked there
     probed        pgn probe of the second server, training with its endpoint.json
     not probed    the first way's checkpoint, asked at the second server
     remapped      the same, with mapping and α fitted to what the second server answers
 
-All is trained with the same recipe and pictures. Accuracy of the prompt alone and fused, mean over
-seeds, and paired differences with 95 % intervals over the test pictures.
+All is trained with the same recipe and images. Accuracy of the prompt alone and fused, mean over
+seeds, and paired differences with 95 % intervals over the test images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(*words: object) -> None:
 def asked(
     where: str | Path, adapter: PromptAdapter, task: Task, fusion: float | None
 ) -> NDArray[np.float64]:
-    """(n,) whether each test picture is answered rightly."""
+    """(n,) whether each test image is answered rightly."""
     with AdaptedClient(where, adapter, protocol="huggingface", fusion=fusion) as client:
         found = list(client.classify_many(task.test.paths))
     failed = [result for result in found if isinstance(result, ImageFailure)]

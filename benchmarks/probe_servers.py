@@ -96,7 +96,7 @@ class Endpoint:
         self.service = Service(configuration.settings, self.model)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Answer]:
-        """Answer each picture."""
+        """Answer each image."""
         asked = [Asked(self.service.preprocessing.normalise(image)) for image in images]
         output = self.service.settings.output
         ranked = [

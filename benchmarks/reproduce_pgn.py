@@ -7,21 +7,21 @@ recipe beside ours.
     python benchmarks/reproduce_pgn.py --data DATA --out OUT --device cuda --backbone supervised
 
 **Not run yet: no machine with hub access and a GPU was at hand; no result of this script is quoted
-anywhere.** Only its plumbing is tested, with random weights and fake pictures
+anywhere.** Only its plumbing is tested, with random weights and fake images
 (tests/e2e/test_reproduce.py).
 
 DATA is where torchvision downloads to (SVHN and Flowers102 need SciPy);
 ``DATA/SET/{train,val,test}/CLASS/*``, where it is there, is taken as it stands. Other sets are
 exported once to ``OUT/sets/SET/{train,val,test}/CLASS/*.png``, reduced to 256 px at the shorter
-edge. Official test pictures stay the test split. Where there is no official validation split, it is
-20 % of the training pictures; sets without any split are split 60 / 20 / 20. Both are stratified
-and seeded, the same for every ``--seed``. Everything is chosen on validation; test pictures are
+edge. Official test images stay the test split. Where there is no official validation split, it is
+20 % of the training images; sets without any split are split 60 / 20 / 20. Both are stratified
+and seeded, the same for every ``--seed``. Everything is chosen on validation; test images are
 only counted.
 
 A finished (set, preset) is a line of ``OUT/results.jsonl`` and of stdout, and is not repeated; a
 killed training goes on after its last epoch. A set that cannot be had is a line of stdout with the
 reason, and the others go on. Exit status 0 if there is any result, else 1. A set's training
-pictures are held in memory, tens of GB for some: see ``--limit``.
+images are held in memory, tens of GB for some: see ``--limit``.
 
 Deviation: from the paper.
 
@@ -34,12 +34,12 @@ Deviation: from the paper.
   function.
 - *Supervised ViT-B/32* answers with its 1,000 ImageNet classes, with the same kind of mapping. DINO
   is out of scope.
-- *The prompt is RGB*: 24 patches in a ring around the picture, which is shrunk into 5 x 5 cells and
+- *The prompt is RGB*: 24 patches in a ring around the image, which is shrunk into 5 x 5 cells and
   sent as PNG; not 16 tokens appended behind the position embedding. The library holds pixels, not
   tokens.
-- *Splits* are torchvision's, perhaps not the paper's, and nothing is selected on test pictures:
+- *Splits* are torchvision's, perhaps not the paper's, and nothing is selected on test images:
   accuracies cannot be put beside the paper's set by set. CLEVR counts objects, tested on its val
-  pictures (test labels are not public). UCF101 (frames of videos) and RESISC45 are not in
+  images (test labels are not public). UCF101 (frames of videos) and RESISC45 are not in
   torchvision: they run where they are given as class folders.
 - Mapping and local head learn beside the prompt, also in the preset ``paper`` (see
   ``training.recipe``).
@@ -81,7 +81,7 @@ PUBLISHED_LIBRARY = {"clip": 256, "supervised": 128}  # L
 SPLIT_SEED = 0
 SHORTER_EDGE = 256
 talk = partial(print, file=sys.stderr, flush=True)
-# root → split → labelled pictures; "" where there is no official split
+# root → split → labelled images; "" where there is no official split
 Source = Callable[[Path], Mapping[str, Any]]
 
 
@@ -103,7 +103,7 @@ def named(*splits: str) -> dict[str, dict[str, Any]]:  # for sets whose splits a
 
 
 NOT_IN_TORCHVISION = (
-    "not in torchvision as pictures; put class folders into DATA/{}/train and DATA/{}/test"
+    "not in torchvision as images; put class folders into DATA/{}/train and DATA/{}/test"
 )
 CIFAR: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 SETS: dict[str, Source | str] = {
@@ -137,8 +137,8 @@ def export(name: str, root: Path, out: Path, *, seed: int = SPLIT_SEED) -> Path:
     if isinstance(source, str):
         raise ConfigurationError(source)
     shutil.rmtree(partial, ignore_errors=True)
-    for part, pictures in source(root).items():
-        write(pictures, partial / "unsplit" / part)
+    for part, images in source(root).items():
+        write(images, partial / "unsplit" / part)
     task = load_task(partial / "unsplit", seed=seed)
     for split in SPLITS:
         for path in getattr(task, split).paths:
@@ -149,12 +149,12 @@ def export(name: str, root: Path, out: Path, *, seed: int = SPLIT_SEED) -> Path:
     return partial.rename(out / name)
 
 
-def write(pictures: Any, folder: Path) -> None:
-    """Write labelled pictures as ``folder/LABEL-NAME/NUMBER.png``."""
-    names = getattr(pictures, "classes", None)
+def write(images: Any, folder: Path) -> None:
+    """Write labelled images as ``folder/LABEL-NAME/NUMBER.png``."""
+    names = getattr(images, "classes", None)
 
     def save(i: int) -> None:
-        image, label = pictures[i]
+        image, label = images[i]
         below = folder / (
             f"{label:03d}-{names[label]}".replace("/", "-") if names else f"{label:03d}"
         )
@@ -167,14 +167,14 @@ def write(pictures: Any, folder: Path) -> None:
         image.convert("RGB").save(below / f"{i:06d}.png")
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(save, range(len(pictures))))
+        list(pool.map(save, range(len(images))))
 
 
 def read_task(name: str, args: argparse.Namespace) -> Task:
     """Return a set's task, limited as asked."""
     task = load_task(export(name, args.data, args.out / "sets"), seed=SPLIT_SEED)
     if not len(task.test):
-        raise ConfigurationError("no test pictures; add test/")
+        raise ConfigurationError("no test images; add test/")
     least = args.limit and max(args.limit, len(task.classes))
     return task.limited(train=least, val=least, test=args.limit, seed=SPLIT_SEED)
 
@@ -182,7 +182,7 @@ def read_task(name: str, args: argparse.Namespace) -> Task:
 def run(
     task: Task, key: dict[str, Any], surrogate: Backbone, url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train one prompt, send the pictures, and return the line that tells about it."""
+    """Train one prompt, send the images, and return the line that tells about it."""
     stem = args.out / "runs" / "_".join(str(value) for value in key.values())
     stem.parent.mkdir(exist_ok=True)
     state = Path(f"{stem}.state")
@@ -211,7 +211,7 @@ def run(
         "classes": len(task.classes),
         "accuracy": row.accuracy,
         "ci95": row.ci95,
-        # share of test pictures with latent float32's label
+        # share of test images with latent float32's label
         "agreement": retention["agreement"]["http_png"],
         "learnable": adapter.info["learnable"],
         "report": report.to_json(),  # all rivals, paired differences, controls, retention, verdict
@@ -229,7 +229,7 @@ def random_weights(name: str, out: Path) -> Path:
 def outstanding(
     args: argparse.Namespace, model: dict[str, Any], done: list[dict[str, Any]]
 ) -> list[Any]:
-    """Return (task, key) of what is to be run; say of which sets there are no pictures, and why."""
+    """Return (task, key) of what is to be run; say of which sets there are no images, and why."""
     work = []
     for name in args.sets:
         common = {
@@ -283,7 +283,7 @@ def options() -> argparse.ArgumentParser:
         help="to test the plumbing; such results mean nothing",
     )
     parser.add_argument(
-        "--limit", type=int, help="pictures per split, but one per class in train and val"
+        "--limit", type=int, help="images per split, but one per class in train and val"
     )
     parser.add_argument("--epochs", type=int, help="instead of the preset's")
     parser.add_argument(
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         with local_server(server) as url:
             for task, key in work:
-                talk(f"{key['set']}, {key['preset']}: {len(task.train)} training pictures")
+                talk(f"{key['set']}, {key['preset']}: {len(task.train)} training images")
                 line = json.dumps(run(task, key, surrogate, url, args), ensure_ascii=False)
                 print(line, flush=True)
                 with results.open("a", encoding="utf-8") as file:

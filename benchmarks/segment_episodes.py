@@ -4,8 +4,8 @@
     python benchmarks/segment_episodes.py DIR --weights W --labels L \
       --out episodes.jsonl --pictures grid.png
 
-An episode has N classes and the background, K support pictures of each from ``DIR/train``, and
-query pictures from ``DIR/test``; its seed draws it, and everything random in what is trained on it.
+An episode has N classes and the background, K support images of each from ``DIR/train``, and
+query images from ``DIR/test``; its seed draws it, and everything random in what is trained on it.
 One JSON line for each episode and method; what is there is not run again. At the end tables: mean
 IoU, and paired differences to the linear baselines.
 """
@@ -68,7 +68,7 @@ class Runs:
         self.pixels = tuned(self.linear, self.seen, seed=seed)
 
     def predicted(self, method: str) -> Tensor:
-        """Return what a method says of the query pictures, (Q, H, W) int64."""
+        """Return what a method says of the query images, (Q, H, W) int64."""
         if method in PROMPTED:
             switches = PROMPTED[method]
             head = self.pixels if switches["head"] else None
@@ -138,7 +138,7 @@ def difference(found: Mapping[int, float], rival: Mapping[int, float]) -> str:
 
 
 def grid(runs: Runs, path: Path, size: int = 112) -> None:
-    """Draw a row for each query picture: picture, truth, the linear head trained by pixels,
+    """Draw a row for each query image: image, truth, the linear head trained by pixels,
     EXPRES.
     """
     from matplotlib.figure import Figure
@@ -149,10 +149,10 @@ def grid(runs: Runs, path: Path, size: int = 112) -> None:
     columns |= {n: painted(m) for n, m in zip(("truth", PIXELS, FIRST), masks, strict=True)}
     figure = Figure(figsize=(4 * size / 72, len(episode.query) * size / 72), layout="constrained")
     axes = figure.subplots(len(episode.query), len(columns))
-    for column, (name, pictures) in enumerate(columns.items()):
+    for column, (name, images) in enumerate(columns.items()):
         axes[0, column].set_title(name, fontsize=9)
-        for row, picture in enumerate(pictures):
-            axes[row, column].imshow(picture)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(image)
             axes[row, column].set_axis_off()
     figure.supxlabel(", ".join(episode.classes), fontsize=8)
     figure.savefig(path, dpi=120)

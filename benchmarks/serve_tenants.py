@@ -5,8 +5,8 @@ times tell.
 
 Four measurements, each printed as it is done:
 
-- *labels*: a batch of 32 pictures of 8 tenants against each picture alone;
-- *throughput*: that batch against one of 32 pictures of one tenant, and against the model without
+- *labels*: a batch of 32 images of 8 tenants against each image alone;
+- *throughput*: that batch against one of 32 images of one tenant, and against the model without
   adapters, in turns; medians, and their ratio with the 5th and 95th percentile of the turns.
   Tenants have 10 prompts, or 4 to 32;
 - *memory*: resident memory after every 50 of 200 tenants' adapters, read from files as a server
@@ -74,7 +74,7 @@ def turns(ways: dict[str, Callable[[], object]], count: int) -> dict[str, Floats
 
 
 def throughput(model: ServedModel, own: Sequence[Adapter], count: int) -> None:
-    """Compare one tenant's batch with that of eight, on the same pictures."""
+    """Compare one tenant's batch with that of eight, on the same images."""
     size, draw = model.preprocessing.input_size, np.random.default_rng(0)
     pixels = draw.normal(size=(32, 3, size, size)).astype(np.float32)
     single = [Asked(x, adapter=own[0]) for x in pixels]
@@ -88,7 +88,7 @@ def throughput(model: ServedModel, own: Sequence[Adapter], count: int) -> None:
         {name: (lambda batch=batch: model.run(batch)) for name, batch in asked.items()}, count
     )
     for name, seconds in found.items():
-        print(f"  {name:<14}{32 / np.median(seconds):8.1f} pictures/s")
+        print(f"  {name:<14}{32 / np.median(seconds):8.1f} images/s")
     ratio = found["one tenant"] / found["eight tenants"]
     low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95))
     print(

@@ -90,7 +90,7 @@ from transfer_summary import Runs, summarize
 
 from pgn_client.evaluation.baselines import augmented_copies
 from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
+from pgn_client.imaging.compositor import GREY, compose, fit_to_canvas, seen_by_server
 from pgn_client.mapping.logistic_regression import stratified
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import LocalClassifier, generator_input
@@ -362,7 +362,7 @@ def framed_images(cell: Cell, model: Backbone) -> Seen:
     canvas = Canvas.build(model.input_size, model.patch_size, "ring")
     for part, images in with_one_copy(cell):
         framed = (
-            compose(fit_picture(image, canvas), None, canvas, margin=False) for image in images
+            compose(fit_to_canvas(image, canvas), None, canvas, margin=False) for image in images
         )
         yield part, np.stack([np.asarray(image) for image in framed])
 
@@ -419,7 +419,7 @@ class Prompts:
     def of(cls, cell: Cell, adapter: PromptAdapter) -> Prompts:
         """Render the prompts of all parts."""
         fitted = {
-            part: np.stack([fit_picture(image, adapter.canvas) for image in images])
+            part: np.stack([fit_to_canvas(image, adapter.canvas) for image in images])
             for part, images in with_one_copy(cell)
         }
         rendered = {part: adapter.render(images) for part, images in fitted.items()}
@@ -555,7 +555,7 @@ def local_heads(cell: Cell) -> dict[str, Floats]:
 
     canvas, numbers = Canvas.build(224, 16, "ring"), cell.recipe()
     images = {
-        part: torch.from_numpy(np.stack([fit_picture(x, canvas) for x in decoded])).permute(
+        part: torch.from_numpy(np.stack([fit_to_canvas(x, canvas) for x in decoded])).permute(
             0, 3, 1, 2
         )
         for part, decoded in with_one_copy(cell)

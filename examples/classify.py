@@ -1,4 +1,4 @@
-"""Classify pictures through a hosted ViT with a checkpoint.
+"""Classify images through a hosted ViT with a checkpoint.
 
 python examples/classify.py http://127.0.0.1:8000 demo_out/pgn.safetensors demo_out/digits/3
 """

@@ -10,13 +10,13 @@ from PIL import Image
 from pgn_client import PromptAdapter
 
 
-def main(checkpoint: str, picture: str, out: str) -> None:
+def main(checkpoint: str, image: str, out: str) -> None:
     adapter = PromptAdapter.load(checkpoint)
-    (sent,) = adapter([Image.open(picture)])
+    (sent,) = adapter([Image.open(image)])
     sent.save(out)
     canvas = adapter.canvas
     print(
-        f"{out}: {sent.width} x {sent.height} px, the picture in {canvas.box}, {canvas.prompts} "
+        f"{out}: {sent.width} x {sent.height} px, the image in {canvas.box}, {canvas.prompts} "
         "prompt patches"
     )
     print(f"trained for {adapter.info['backbone']['name']} behind {adapter.info['profile']}")

@@ -1,7 +1,7 @@
 """``python -m mock_server``: serve until interrupted.
 
 Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes
-to stderr. Exits 0, 2 for a configuration error, 3 if the model cannot answer its first picture, or
+to stderr. Exits 0, 2 for a configuration error, 3 if the model cannot answer its first image, or
 130 after Ctrl-C.
 """
 

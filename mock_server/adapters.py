@@ -2,7 +2,7 @@
 in one batch.
 
 An adapter is a safetensors file, specified in ``tests/contract/adapters/README.md``. It holds
-learned tokens that travel through the model behind a picture's own, and residuals that are added to
+learned tokens that travel through the model behind an image's own, and residuals that are added to
 their rows inside each block (Das et al., CVPR 2023, arXiv 2303.15591). Rows do not mix over the
 batch, so an answer does not depend on its company.
 """
@@ -54,7 +54,7 @@ class Adapter:
         residuals: Part of a block → (depth, m, D) float32, (depth, m, 3 D) of ``attn.qkv``.
         weight: (D, C) float32. bias: (C,) float32.
         prototypes: How much the cosines of patches and class prototypes count; None classifies
-            whole pictures.
+            whole images.
     """
 
     name: str
@@ -86,8 +86,8 @@ class Adapter:
         )
 
     def answer(self, patches: Tensor, outputs: Tensor, size: tuple[int, int]) -> Tensor:
-        """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of a
-        picture's size.
+        """Read (N, D) patch tokens and (m, D) output tokens: (C,) log-probabilities, or a mask of
+        the image's size.
         """
         if self.prototypes is None:  # a linear map on the mean of the output tokens
             return (outputs.mean(dim=0) @ self.weight + self.bias).log_softmax(dim=-1)
@@ -182,7 +182,7 @@ def features_sha256(network: nn.Module) -> str:
 
 @torch.inference_mode()
 def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[Any]]:
-    """Answer B pictures, each by its own adapter, in one pass.
+    """Answer B images, each by its own adapter, in one pass.
 
     Adapters of fewer prompts than the batch's most are filled up with rows that nobody attends to.
 
@@ -266,7 +266,7 @@ class Store:
         return new
 
     def delete(self, tenant: str, name: str) -> None:
-        """Forget one; pictures that are on their way are still answered.
+        """Forget one; images that are on their way are still answered.
 
         Raises:
             RequestError: ``not_found``.

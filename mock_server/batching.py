@@ -1,4 +1,4 @@
-"""Dynamic batching: pictures that arrive together share a forward pass."""
+"""Dynamic batching: images that arrive together share a forward pass."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class ConfigurationError(ValueError):
 
 
 class RequestError(Exception):
-    """A request, or one picture of it, that cannot be answered.
+    """A request, or one image of it, that cannot be answered.
 
     Args:
         code: One of our protocol's error codes; it decides the status (`STATUS`).

@@ -37,14 +37,14 @@ class Metrics:
         )
         self.batch_size = Histogram(
             "pgn_batch_size",
-            "Pictures per forward pass",
+            "Images per forward pass",
             buckets=[1, 2, 4, 8, 16, 32, 64],
             registry=self.registry,
         )
         self.queue_depth = Gauge(
-            "pgn_queue_depth", "Pictures that wait for a batch", registry=self.registry
+            "pgn_queue_depth", "Images that wait for a batch", registry=self.registry
         )
-        self.images = Counter("pgn_images", "Pictures classified", registry=self.registry)
+        self.images = Counter("pgn_images", "Images classified", registry=self.registry)
         self.rejected = Counter(
             "pgn_rejected", "Requests refused", ["reason"], registry=self.registry
         )

@@ -34,7 +34,7 @@ Want = Literal["logits", "embedding", "tokens"]
 
 @dataclass(frozen=True)
 class Asked:
-    """One picture and what is wanted of it.
+    """One image and what is wanted of it.
 
     Attributes:
         pixels: (3, H, W) float32 in the normalised space.
@@ -88,10 +88,10 @@ class ServedModel:
 
     @torch.inference_mode()
     def run(self, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
-        """Return what is wanted of each picture; those of equal shapes share one pass, whatever
+        """Return what is wanted of each image; those of equal shapes share one pass, whatever
         they want.
 
-        Pictures for adapters share another, whoever's they are.
+        Images for adapters share another, whoever's they are.
         """
         rows: dict[int, NDArray[np.float32]] = {}
         for kind in sorted({_kind(one) for one in asked}):
@@ -123,7 +123,7 @@ class ServedModel:
 
 
 def _kind(one: Asked) -> tuple[bool, tuple[int, ...]]:
-    """What is the same in all pictures of one pass."""
+    """What is the same in all images of one pass."""
     return one.adapter is not None, one.pixels.shape
 
 
@@ -353,7 +353,7 @@ def _create(name: str, options: dict[str, Any], any_shape: dict[str, bool]) -> n
 
 
 def _any_shape(profile: Profile | None) -> dict[str, bool]:
-    """Return the timm options that let a ViT take pictures which are not square."""
+    """Return the timm options that let a ViT take images which are not square."""
     wanted = profile is not None and profile.kind == "shortest_edge"
     return {"dynamic_img_size": True, "dynamic_img_pad": True} if wanted else {}
 

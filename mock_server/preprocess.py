@@ -1,4 +1,4 @@
-"""What the server does to a picture before the model sees it.
+"""What the server does to an image before the model sees it.
 
 Decoding is strict: PNG, JPEG, WebP, BMP and GIF (first frame) only, the size is checked in the
 header before a pixel is decoded, and truncated files are refused. The EXIF orientation is *not*
@@ -26,17 +26,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONGEST_SHAPE = 4  # times the shorter edge: the most that `shortest_edge` hands to the model
 # times the shorter edge: the most that `resize_crop` resizes before it throws the ends away
 LONGEST_CROPPED = 64
-MOST_PIXELS = 2 * (1024**3 // 12)  # Pillow refuses larger pictures by itself, whatever we allow
+MOST_PIXELS = 2 * (1024**3 // 12)  # Pillow refuses larger images by itself, whatever we allow
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers
 
-# Pillow warns about pictures of half of `MOST_PIXELS` and more, and warning filters belong to the
+# Pillow warns about images of half of `MOST_PIXELS` and more, and warning filters belong to the
 # whole process.
 _HEADER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How a picture of any size becomes the model's input.
+    """How an image of any size becomes the model's input.
 
     ``direct`` squashes it to the input size. ``resize_crop:R:C`` resizes the shorter edge to R and
     cuts the central C x C at offset ``round((side - C) / 2)``, as torchvision does.
@@ -115,7 +115,7 @@ class Jpeg:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Everything between the decoded picture and the model.
+    """Everything between the decoded image and the model.
 
     Attributes:
         profile: Resize and crop.
@@ -123,7 +123,7 @@ class Preprocessing:
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``, always Pillow's.
         mean: Of the normalised space (x - mean) / std, per channel, x in [0, 1].
         std: As ``mean``.
-        jpeg: Re-encoding of the sent picture, before the resize.
+        jpeg: Re-encoding of the sent image, before the resize.
     """
 
     profile: Profile
@@ -147,11 +147,11 @@ class Preprocessing:
             )
         return replace(self, profile=profile, jpeg=jpeg)
 
-    def picture(self, image: Image.Image) -> Image.Image:
+    def geometry(self, image: Image.Image) -> Image.Image:
         """Return the RGB pixels that the model sees when ``image`` is sent.
 
         Raises:
-            RequestError: The picture is too elongated for ``shortest_edge`` or ``resize_crop``.
+            RequestError: The image is too elongated for ``shortest_edge`` or ``resize_crop``.
         """
         if self.jpeg is not None:
             image = self.jpeg(image)
@@ -164,8 +164,8 @@ class Preprocessing:
         return _centre_crop(image, profile.crop) if profile.crop else image
 
     def normalise(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return `picture` (H, W) as (3, H, W) float32 in the normalised space."""
-        return self.to_model(np.asarray(self.picture(image)))
+        """Return `geometry` (H, W) as (3, H, W) float32 in the normalised space."""
+        return self.to_model(np.asarray(self.geometry(image)))
 
     def to_model(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return pixels (H, W, 3) that the model shall see as they are, as (3, H, W) in the
@@ -202,7 +202,7 @@ class Preprocessing:
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the picture in ``data`` as RGB.
+    """Return the image in ``data`` as RGB.
 
     Args:
         data: The file.
@@ -220,15 +220,15 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         return _to_rgb(image)
     except Image.DecompressionBombError:
         raise RequestError(
-            "payload_too_large", f"the picture has more than {max_pixels} pixels"
+            "payload_too_large", f"the image has more than {max_pixels} pixels"
         ) from None
     except UnidentifiedImageError:
         raise RequestError(
-            "invalid_image", f"not a picture in one of the formats {', '.join(FORMATS)}"
+            "invalid_image", f"not an image in one of the formats {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
         raise RequestError(
-            "invalid_image", f"the picture is damaged ({type(error).__name__})"
+            "invalid_image", f"the image is damaged ({type(error).__name__})"
         ) from error
 
 

@@ -66,7 +66,7 @@ class _Form:
 def error_response(scope: Scope, error: RequestError, status: int | None = None) -> JSONResponse:
     """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
 
-    Only our own protocol answers 422: the servers of the others say 400 to a picture that cannot be
+    Only our own protocol answers 422: the servers of the others say 400 to an image that cannot be
     read, and TorchServe 503, as it does to whatever else its handler trips over.
     """
     form = _FORMS[protocol_of(scope["path"])]

@@ -10,7 +10,7 @@ from mock_server.settings import Output
 
 
 class Prediction(BaseModel):
-    """Labels of one picture, best first, with their scores; of an embedding its places, in order,
+    """Labels of one image, best first, with their scores; of an embedding its places, in order,
     with its numbers.
     """
 
@@ -19,20 +19,20 @@ class Prediction(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """Why a picture was not classified."""
+    """Why an image was not classified."""
 
     code: str
     message: str
 
 
 class FailedPrediction(BaseModel):
-    """What stands in the place of a picture that failed."""
+    """What stands in the place of an image that failed."""
 
     error: ErrorDetail
 
 
 class Classification(BaseModel):
-    """Answer of `POST /v1/classify`: one entry per picture, in order."""
+    """Answer of `POST /v1/classify`: one entry per image, in order."""
 
     model: str
     output: Output
@@ -52,7 +52,7 @@ class ErrorAnswer(BaseModel):
 
 
 class Limits(BaseModel):
-    """The largest body in bytes and picture in pixels that are accepted."""
+    """The largest body in bytes and image in pixels that are accepted."""
 
     body_bytes: int
     pixels: int
@@ -98,7 +98,7 @@ class Mask(BaseModel):
 
 
 class Segmentation(BaseModel):
-    """Answer of `POST /v1/segment`: one entry per picture, in order."""
+    """Answer of `POST /v1/segment`: one entry per image, in order."""
 
     model: str
     classes: list[str]

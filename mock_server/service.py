@@ -1,4 +1,4 @@
-"""From the bytes of a picture to its labels: what every wire format shares."""
+"""From the bytes of an image to its labels: what every wire format shares."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Service:
         self.metrics.queue_depth.set_function(lambda: self._batcher.depth)
 
     async def start(self) -> None:
-        """Start the worker and warm the model up with one black picture.
+        """Start the worker and warm the model up with one black image.
 
         Raises:
             RuntimeError: The model fails on it; the server must not say that it is ready.
@@ -67,9 +67,7 @@ class Service:
             [Asked(np.zeros((3, side, side), np.float32), self.want)]
         )
         if isinstance(answer, Exception):
-            raise RuntimeError(
-                f"the model {self.model.name} failed on its first picture"
-            ) from answer
+            raise RuntimeError(f"the model {self.model.name} failed on its first image") from answer
         self.ready = True
 
     async def stop(self) -> None:
@@ -101,34 +99,34 @@ class Service:
 
     async def ask(
         self,
-        pictures: Sequence[bytes | Pixels | RequestError],
+        images: Sequence[bytes | Pixels | RequestError],
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer | RequestError]:
-        """Return one answer per picture, in order; a picture that failed has its error in its
+        """Return one answer per image, in order; an image that failed has its error in its
         place.
 
         Args:
-            pictures: Encoded ones go through the preprocessing; arrays are what the model sees.
+            images: Encoded ones go through the preprocessing; arrays are what the model sees.
             want: What to ask the model.
             adapter: Who answers instead of the model itself.
 
         Raises:
-            RequestError: The whole request is refused: too many pictures, not ready, overloaded, or
+            RequestError: The whole request is refused: too many images, not ready, overloaded, or
                 not what this server answers.
         """
         if self.want == "embedding" and want != "embedding":
             raise RequestError(
-                "invalid_request", "this server answers embeddings only, of whole pictures"
+                "invalid_request", "this server answers embeddings only, of whole images"
             )
-        if len(pictures) > self.settings.max_queue:
+        if len(images) > self.settings.max_queue:
             raise RequestError(
                 "invalid_request",
-                f"at most {self.settings.max_queue} pictures fit into one request",
+                f"at most {self.settings.max_queue} images fit into one request",
             )
         self.require_ready()
         prepared = await asyncio.gather(
-            *(asyncio.to_thread(self._prepare, picture) for picture in pictures)
+            *(asyncio.to_thread(self._prepare, image) for image in images)
         )
         fine = [
             Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)
@@ -138,15 +136,15 @@ class Service:
 
     async def ask_all(
         self,
-        pictures: Sequence[bytes | Pixels | RequestError],
+        images: Sequence[bytes | Pixels | RequestError],
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer]:
-        """Return one answer per picture, as `ask`, where one that fails refuses the whole
+        """Return one answer per image, as `ask`, where one that fails refuses the whole
         request.
         """
         answers = []
-        for answer in await self.ask(pictures, want, adapter):
+        for answer in await self.ask(images, want, adapter):
             if isinstance(answer, RequestError):
                 raise answer
             answers.append(answer)
@@ -225,17 +223,17 @@ class Service:
             values if self.settings.decimals is None else np.round(values, self.settings.decimals)
         )
 
-    def _prepare(self, picture: bytes | Pixels | RequestError) -> Pixels | RequestError:
-        if not isinstance(picture, bytes):
-            return picture
+    def _prepare(self, image: bytes | Pixels | RequestError) -> Pixels | RequestError:
+        if not isinstance(image, bytes):
+            return image
         try:
-            return self.preprocessing.normalise(decode(picture, self.settings.max_pixels))
+            return self.preprocessing.normalise(decode(image, self.settings.max_pixels))
         except RequestError as error:
             return error
         except Exception as error:  # a codec's own limits, memory: never its neighbours' problem
-            _log.warning("a picture could not be prepared", exc_info=error)
+            _log.warning("an image could not be prepared", exc_info=error)
             return RequestError(
-                "invalid_image", f"the picture cannot be prepared ({type(error).__name__})"
+                "invalid_image", f"the image cannot be prepared ({type(error).__name__})"
             )
 
     async def _submit(self, asked: Sequence[Asked]) -> list[Answer | RequestError]:
@@ -243,7 +241,7 @@ class Service:
             answers = await self._batcher.submit(asked)
         except QueueFullError:
             raise RequestError(
-                "overloaded", "too many pictures wait already", headers={"Retry-After": "1"}
+                "overloaded", "too many images wait already", headers={"Retry-After": "1"}
             ) from None
         except ClosedError:
             raise RequestError(
@@ -261,11 +259,11 @@ class Service:
                 "overloaded", "the server is stopping", headers={"Retry-After": "1"}
             )
         if isinstance(answer, Exception):
-            _log.error("the model failed on a picture", exc_info=answer)
-            return RequestError("internal", "the model failed on this picture")
+            _log.error("the model failed on an image", exc_info=answer)
+            return RequestError("internal", "the model failed on this image")
         if not np.isfinite(answer).all() and adapter is not None:
             return RequestError(
-                "invalid_request", "your adapter makes numbers of this picture that are not finite"
+                "invalid_request", "your adapter makes numbers of this image that are not finite"
             )
         if not np.isfinite(answer).all():
             return RequestError("internal", "the model's output is not finite")

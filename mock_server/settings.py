@@ -32,17 +32,17 @@ class Settings:
         top_k: The most labels that an answer holds; None is all.
         output: What the scores are: softmax probabilities, logits, the best label alone, or no
             scores but the pooled features.
-        jpeg: Re-encoding of each received picture; None is none.
+        jpeg: Re-encoding of each received image; None is none.
         decimals: Digits after the point that scores are rounded to; None is none.
         host: Address to bind.
         port: Port to bind; 0 lets the system choose.
         device: ``auto``, ``cpu`` or ``cuda``.
-        max_batch_size: Pictures in one forward pass.
-        max_wait: Seconds that a picture waits for company.
-        max_queue: Pictures that may wait; more are answered 503. Also the most pictures in one
+        max_batch_size: Images in one forward pass.
+        max_wait: Seconds that an image waits for company.
+        max_queue: Images that may wait; more are answered 503. Also the most images in one
             request.
         max_body_bytes: Longest request body; more is answered 413.
-        max_pixels: Largest picture, in pixels, up to `MOST_PIXELS`; more is answered 413.
+        max_pixels: Largest image, in pixels, up to `MOST_PIXELS`; more is answered 413.
         api_key: The key that clients must send, or None.
         tenants: Name → key, each different: clients must send one of them (or ``api_key``), and see
             its adapters alone.
@@ -148,14 +148,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_answer_switches(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what happens to pictures and answers")
+    group = parser.add_argument_group("what happens to images and answers")
     group.add_argument(
         "--profile",
         metavar="P",
         help="direct, resize_crop:R:C, shortest_edge:R or letterbox:R (the model's own)",
     )
     group.add_argument(
-        "--jpeg", metavar="Q[:SUB]", help="re-encode each picture, SUB 444, 422 or 420 (420)"
+        "--jpeg", metavar="Q[:SUB]", help="re-encode each image, SUB 444, 422 or 420 (420)"
     )
     group.add_argument(
         "--output", choices=["probs", "logits", "label", "embedding"], default="probs"
@@ -181,7 +181,7 @@ def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=64,
         metavar="N",
-        help="waiting pictures before 503 (64)",
+        help="waiting images before 503 (64)",
     )
     group.add_argument("--max-body-bytes", type=_positive, default=8 * 1024**2, metavar="N")
     group.add_argument("--max-pixels", type=_positive, default=4096**2, metavar="N")

@@ -4,7 +4,7 @@
 
     PGNError
     ├─ ConfigurationError (ValueError)       unknown name (lists the known ones), wrong option
-    ├─ ShapeError (ValueError)               an array or picture of the wrong shape
+    ├─ ShapeError (ValueError)               an array or image of the wrong shape
     ├─ ImageError                            cannot decode; too large; too small
     ├─ CheckpointError                       unreadable; other schema; made for another backbone
     ├─ MissingDependencyError (ImportError)  carries the exact pip command
@@ -48,11 +48,11 @@ class ConfigurationError(PGNError, ValueError):
 
 
 class ShapeError(PGNError, ValueError):
-    """An array or picture whose shape does not fit."""
+    """An array or image whose shape does not fit."""
 
 
 class ImageError(PGNError):
-    """A picture that cannot be decoded, is too large, or is too small."""
+    """An image that cannot be decoded, is too large, or is too small."""
 
 
 class CheckpointError(PGNError):

@@ -70,6 +70,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "refit": ("training.fit_mapping",),
     "regression": ("mapping.logistic_regression", "mapping.probability"),
     "report": ("evaluation.report",),
+    "report.pictures": ("evaluation.report.tiles",),
     "report.page": ("evaluation.report.page", "evaluation.report.view"),
     "retention": ("evaluation.fidelity", "imaging.files"),
     "retry": ("wire.retry",),
@@ -89,6 +90,15 @@ MOVED: dict[str, tuple[str, ...]] = {
 """Old module below the package → the modules that have its names now. Whatever lay below it moved
 with it.
 """
+RENAMED = {
+    "Pictures": "FittedSplit",
+    "WholePicture": "WholeImage",
+    "fit_picture": "fit_to_canvas",
+    "holds_picture": "holds_image",
+    "load_pictures": "load_images",
+    "picture": "to_image",
+}
+"""Names that changed when their module moved."""
 
 
 class MovedModules(MetaPathFinder):
@@ -141,8 +151,9 @@ class Alias(Loader):
 
         def lookup(name: str) -> Any:
             for home in homes:
-                if hasattr(home, name):
-                    return getattr(home, name)
+                for current in (name, RENAMED.get(name, name)):
+                    if hasattr(home, current):
+                        return getattr(home, current)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         public = {name for home in homes for name in vars(home) if not name.startswith("_")}

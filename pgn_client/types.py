@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
 NONE = "none of these"
-"""The label of a picture that no class is likely enough for, where a checkpoint says how likely
+"""The label of an image that no class is likely enough for, where a checkpoint says how likely
 that is.
 """
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
@@ -39,7 +39,7 @@ class Answer:
             an embedding the names of its D numbers, ``dim 0``, ``dim 1``, ..., in order.
         scores: one number per label. For the kind ``label`` it is ``(1.0,)``.
         kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers), ``label`` (the best
-            label alone) or ``embedding`` (features of the picture, which only a label mapping turns
+            label alone) or ``embedding`` (features of the image, which only a label mapping turns
             into classes).
     """
 
@@ -114,7 +114,7 @@ class ModelInfo:
 
     Attributes:
         name: model name.
-        input_size: side of the square picture that the model sees, in pixels.
+        input_size: side of the square image that the model sees, in pixels.
         profile: the server's resize and crop, as a profile string.
         classes: source labels, in the model's order.
         patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch
@@ -132,7 +132,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerProfile:
-    """What a server does to a picture's geometry before its model sees it.
+    """What a server does to an image's geometry before its model sees it.
 
     Attributes:
         kind: ``direct`` resizes to H x W; ``resize_crop`` brings the shorter edge to ``resize`` and
@@ -179,7 +179,7 @@ class ServerProfile:
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """What of a checkpoint runs on the server: it is uploaded once, and pictures name it.
+    """What of a checkpoint runs on the server: it is uploaded once, and images name it.
 
     Attributes:
         name: under which the server keeps it; told by its content, so that no other file has it.
@@ -191,7 +191,7 @@ class Hosted:
 
     @property
     def reference(self) -> str:
-        """How pictures name it: the file's hash goes along, so that no other under the same name
+        """How images name it: the file's hash goes along, so that no other under the same name
         answers.
         """
         return f"{self.name}@{hashlib.sha256(self.data).hexdigest()}"
@@ -228,7 +228,7 @@ class ScoreMapping(Protocol):
 
 
 class Adapter(Protocol):
-    """What a client needs to know of a prompt adapter: pictures in, pictures out, and how to read
+    """What a client needs to know of a prompt adapter: images in, images out, and how to read
     the answers.
     """
 

@@ -1,4 +1,4 @@
-"""A tiny random ViT and tiny picture folders. Torch is imported where it is used: other unit tests
+"""A tiny random ViT and tiny image folders. Torch is imported where it is used: other unit tests
 need none.
 """
 
@@ -121,7 +121,7 @@ def plain_vit(request: pytest.FixtureRequest, make_backbone: Callable[..., Any])
 
 
 def paint(path: Path, name: str, number: int) -> None:
-    """Write one noisy picture, 24 x 20 pixels, mostly of its class's colour."""
+    """Write one noisy image, 24 x 20 pixels, mostly of its class's colour."""
     rng = np.random.default_rng([number, *name.encode()])
     pixels = np.array(COLOURS[name]) + rng.normal(0, 12, (20, 24, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def make_adapter(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
-    """Five noisy pictures of different sizes."""
+    """Five noisy images of different sizes."""
     rng = np.random.default_rng(7)
     return [
         Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))

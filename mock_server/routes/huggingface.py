@@ -1,17 +1,17 @@
 """The Hugging Face formats, as Inference Endpoints and the serverless API speak them.
 
-Image classification: raw picture bytes with parameters in the query string, or JSON ``{"inputs":
+Image classification: raw image bytes with parameters in the query string, or JSON ``{"inputs":
     ..., "parameters":
 {...}}``, where inputs is base64 (also a ``data:`` URL, never a path or another URL), ``{"image":
 base64}``, or a list of these. One model is hosted, so the name in the path is not looked at.
 
 Zero-shot classification: the same with ``parameters.candidate_labels``. Image feature extraction:
     the same below
-``/pipeline/feature-extraction``; one picture is ``[[D numbers]]`` with ``pool``, else the last
+``/pipeline/feature-extraction``; one image is ``[[D numbers]]`` with ``pool``, else the last
 hidden state ``[[N][D]]`` in one more list.
 
 Deviations from the real servers: `--output label` answers one entry with score 1.0; a list in which
-one picture is bad is refused as a whole, as there; and an unknown parameter is a 400 on every form.
+one image is bad is refused as a whole, as there; and an unknown parameter is a 400 on every form.
 No text encoder is hosted: candidate labels must be class names of the model, letter for letter, the
 softmax goes over these alone, and ``hypothesis_template`` changes nothing. With `--output
 embedding` every path extracts features, pooled always.
@@ -62,7 +62,7 @@ _JSON = {
         "properties": {"inputs": {}, "parameters": _PARAMETERS_SCHEMA},
     }
 }
-_ANSWER = list[LabelScore] | list[list[LabelScore]]  # of one picture, or of a list of them
+_ANSWER = list[LabelScore] | list[list[LabelScore]]  # of one image, or of a list of them
 BODY = {
     "requestBody": {
         "required": True,
@@ -77,7 +77,7 @@ router = APIRouter(tags=["huggingface"], dependencies=[Depends(require_key)])
 @router.post("/models/{model:path}/pipeline/feature-extraction", openapi_extra=BODY)
 @router.post("/hf-inference/models/{model:path}/pipeline/feature-extraction", openapi_extra=BODY)
 async def extract(request: Request) -> JSONResponse:
-    """Return the features of one picture, or of a list of them."""
+    """Return the features of one image, or of a list of them."""
     return JSONResponse(await features(request))
 
 
@@ -85,7 +85,7 @@ async def extract(request: Request) -> JSONResponse:
 @router.post("/models/{model:path}", response_model=_ANSWER, openapi_extra=BODY)
 @router.post("/hf-inference/models/{model:path}", response_model=_ANSWER, openapi_extra=BODY)
 async def classify(request: Request) -> JSONResponse:
-    """Classify one picture, or a list of them: the top 5 by softmax unless the parameters say
+    """Classify one image, or a list of them: the top 5 by softmax unless the parameters say
     otherwise.
     """
     return JSONResponse(await answer(request))
@@ -101,11 +101,11 @@ async def answer(request: Request) -> list[Any]:
     service = service_of(request)
     if service.want == "embedding":
         return await features(request)
-    pictures, parameters, single = await _read(request, PARAMETERS, ZERO_SHOT)
+    images, parameters, single = await _read(request, PARAMETERS, ZERO_SHOT)
     among = places_of(service, parameters.get("candidate_labels"))
     function, top_k = _function(service, parameters, among), _top_k(parameters, among)
     answers = []
-    for logits in await service.ask_all(pictures):
+    for logits in await service.ask_all(images):
         ranked = zip(*service.rank(logits, function, top_k=top_k, among=among), strict=True)
         answers.append([{"label": label, "score": score} for label, score in ranked])
     return answers[0] if single else answers
@@ -118,11 +118,11 @@ async def features(request: Request) -> list[Any]:
         RequestError: The request cannot be answered.
     """
     service = service_of(request)
-    pictures, parameters, single = await _read(request, ["pool"], [])
+    images, parameters, single = await _read(request, ["pool"], [])
     pool = parameters.get("pool", service.want == "embedding")
     if pool not in (True, False, "true", "false"):
         raise RequestError("invalid_request", "pool must be true or false")
-    answers = await service.ask_all(pictures, "embedding" if pool in (True, "true") else "tokens")
+    answers = await service.ask_all(images, "embedding" if pool in (True, "true") else "tokens")
     nested = [[service.complete(vector).tolist()] for vector in answers]
     return nested[0] if single else nested
 
@@ -130,7 +130,7 @@ async def features(request: Request) -> list[Any]:
 async def _read(
     request: Request, anywhere: Any, json_only: Any
 ) -> tuple[list[bytes | RequestError], dict[str, Any], bool]:
-    """Return the pictures, the parameters, and whether it is one picture and not a list of them."""
+    """Return the images, the parameters, and whether it is one image and not a list of them."""
     parameters = query_of(request, anywhere)
     body = await read_body(request)
     if not is_json(request, body):
@@ -142,8 +142,8 @@ async def _read(
     inputs = content.get("inputs")
     batch = inputs if isinstance(inputs, list) else [inputs]
     if not batch:
-        raise RequestError("invalid_request", "inputs must hold at least one picture")
-    return [_picture(entry) for entry in batch], parameters, not isinstance(inputs, list)
+        raise RequestError("invalid_request", "inputs must hold at least one image")
+    return [_image(entry) for entry in batch], parameters, not isinstance(inputs, list)
 
 
 def _function(service: Service, parameters: dict[str, Any], among: list[int] | None) -> Function:
@@ -170,7 +170,7 @@ def _top_k(parameters: dict[str, Any], among: list[int] | None) -> int | None:
     return check_top_k(parameters.get("top_k")) or default
 
 
-def _picture(entry: Any) -> bytes | RequestError:
+def _image(entry: Any) -> bytes | RequestError:
     if isinstance(entry, dict):
         entry = check_object(entry, ["image"], "inputs").get("image")
     return from_text(entry, "inputs")

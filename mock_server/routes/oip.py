@@ -2,7 +2,7 @@
 
 Two inputs, one of them per request. ``images`` (B, 3, H, W) is what the model sees: FP32 in its
 normalised space, or UINT8 pixels that are normalised here; neither resize nor JPEG touches it.
-``pictures`` (B,) are BYTES: picture files that go through the server's own preprocessing (in JSON
+``pictures`` (B,) are BYTES: image files that go through the server's own preprocessing (in JSON
 each is base64). Outputs: ``logits`` and ``probabilities``, the owner's choice first, or
 ``embedding`` alone. JSON, the binary tensor extension both ways, the raw request
 (``Inference-Header-Content-Length: 0``, FP32 images) and the classification extension
@@ -10,7 +10,7 @@ each is base64). Outputs: ``logits`` and ``probabilities``, the owner's choice f
 
 Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is refused; where the owner
 keeps scores back, complete tensors are a 400 and only the classification extension answers; one bad
-picture refuses the whole request.
+image refuses the whole request.
 """
 
 from __future__ import annotations

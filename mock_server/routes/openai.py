@@ -1,4 +1,4 @@
-"""OpenAI's chat completions with one picture, and image embeddings in the dialects of infinity and
+"""OpenAI's chat completions with one image, and image embeddings in the dialects of infinity and
 vLLM.
 
 The chat answers with one label. The closed set is the ``enum`` in the schema of ``response_format``
@@ -7,9 +7,9 @@ it); without one it is every class. Each name in it must be a class name of the 
 letter. ``logprobs`` has one token, the label, and its logarithms are of the softmax over the closed
 set.
 
-The picture is a ``data:`` URL; nothing is ever fetched. Texts are read by nobody: they are counted
-in ``usage`` only, one token per word, and one per patch of the picture. Deviations: no streaming,
-one choice, one picture; parameters that steer sampling change nothing; `--output label` has no
+The image is a ``data:`` URL; nothing is ever fetched. Texts are read by nobody: they are counted
+in ``usage`` only, one token per word, and one per patch of the image. Deviations: no streaming,
+one choice, one image; parameters that steer sampling change nothing; `--output label` has no
 logprobs, as several real servers silently have none.
 """
 
@@ -49,7 +49,7 @@ router = APIRouter(tags=["openai"], dependencies=[Depends(require_key)])
 
 @router.post("/v1/chat/completions", openapi_extra=_BODY)
 async def chat(request: Request) -> JSONResponse:
-    """Answer one picture with the best label of a closed set."""
+    """Answer one image with the best label of a closed set."""
     service = service_of(request)
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
@@ -58,8 +58,8 @@ async def chat(request: Request) -> JSONResponse:
     count = _logprob_count(content)
     key, labels = _closed_set(content.get("response_format"))
     among = places_of(service, labels)
-    picture, words = _seen(content.get("messages"))
-    [logits] = await service.ask_all([picture])
+    image, words = _seen(content.get("messages"))
+    [logits] = await service.ask_all([image])
     [label], _ = service.rank(logits, "softmax", top_k=1, among=among)
     text = label if key is None else json.dumps({key: label})
     choice = {
@@ -84,7 +84,7 @@ async def chat(request: Request) -> JSONResponse:
 @router.post("/v1/embeddings", openapi_extra=_BODY)
 @router.post("/embeddings", openapi_extra=_BODY)
 async def embeddings(request: Request) -> JSONResponse:
-    """Answer pictures with their pooled features."""
+    """Answer images with their pooled features."""
     service = service_of(request)
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
@@ -95,13 +95,13 @@ async def embeddings(request: Request) -> JSONResponse:
     ):
         message = f"encoding_format must be float or base64, and dimensions {service.model.width}"
         raise RequestError("invalid_request", message)
-    pictures = _embedded(content)
-    answers = await service.ask_all(pictures, "embedding")
+    images = _embedded(content)
+    answers = await service.ask_all(images, "embedding")
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(service, answer, encoding)}
         for index, answer in enumerate(answers)
     ]
-    tokens = len(pictures) * _patches(service)
+    tokens = len(images) * _patches(service)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse(
         {"object": "list", "data": data, "model": service.model.name, "usage": usage}
@@ -134,8 +134,8 @@ def _closed_set(response_format: Any) -> tuple[str | None, list[Any] | None]:
 
 
 def _seen(messages: Any) -> tuple[bytes | RequestError, int]:
-    """Return the one picture of a conversation and the number of words beside it."""
-    pictures: list[Any] = []
+    """Return the one image of a conversation and the number of words beside it."""
+    images: list[Any] = []
     words = 0
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RequestError("invalid_request", "messages must be a list of objects")
@@ -144,26 +144,26 @@ def _seen(messages: Any) -> tuple[bytes | RequestError, int]:
         for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if isinstance(part, dict) and part.get("type") == "image_url":
                 url = part.get("image_url")
-                pictures.append(url.get("url") if isinstance(url, dict) else url)
+                images.append(url.get("url") if isinstance(url, dict) else url)
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
                 words += len(part["text"].split())
-    if len(pictures) != 1:
+    if len(images) != 1:
         raise RequestError(
-            "invalid_request", f"expected one image_url in the messages, got {len(pictures)}"
+            "invalid_request", f"expected one image_url in the messages, got {len(images)}"
         )
-    return _from_url(pictures[0]), words
+    return _from_url(images[0]), words
 
 
 def _from_url(url: Any) -> bytes | RequestError:
     if not isinstance(url, str) or not url.startswith("data:image/"):
         raise RequestError(
-            "invalid_request", "a picture must be a data URL of an image; nothing is fetched"
+            "invalid_request", "an image must be a data URL of an image; nothing is fetched"
         )
     return from_text(url, "pictures")
 
 
 def _embedded(content: dict[str, Any]) -> list[bytes | RequestError]:
-    """Return the pictures of infinity's ``input`` (one or several), or of vLLM's ``messages``
+    """Return the images of infinity's ``input`` (one or several), or of vLLM's ``messages``
     (one).
     """
     if "messages" in content:
@@ -172,7 +172,7 @@ def _embedded(content: dict[str, Any]) -> list[bytes | RequestError]:
     urls = given if isinstance(given, list) else [given]
     if not urls or content.get("modality", "image") != "image":
         raise RequestError(
-            "invalid_request", "input must be one or more pictures; no other modality is hosted"
+            "invalid_request", "input must be one or more images; no other modality is hosted"
         )
     return [_from_url(url) for url in urls]
 

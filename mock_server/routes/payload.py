@@ -92,7 +92,7 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
         ) from None
     if not body:
         raise RequestError(
-            "invalid_request", "the body is empty: send a picture, JSON, or an adapter's file"
+            "invalid_request", "the body is empty: send an image, JSON, or an adapter's file"
         )
     return _unpacked(
         bytes(body), request.headers.get("content-encoding", "identity").strip().lower(), limit
@@ -124,7 +124,7 @@ def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
 
 
 def is_json(request: Request, body: bytes) -> bool:
-    """Tell JSON from a picture by the content type or, where that says neither, by the first
+    """Tell JSON from an image by the content type or, where that says neither, by the first
     byte.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -199,7 +199,7 @@ def from_base64(text: str) -> bytes | RequestError:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return RequestError("invalid_image", "the picture is not valid base64")
+        return RequestError("invalid_image", "the image is not valid base64")
 
 
 def from_text(text: Any, what: str) -> bytes | RequestError:

@@ -80,10 +80,10 @@ router = APIRouter(
 
 @router.post("/classify", response_model=Classification, openapi_extra=_CLASSIFY)
 async def classify(request: Request) -> JSONResponse:
-    """Classify one raw picture, or several as base64 in JSON.
+    """Classify one raw image, or several as base64 in JSON.
 
     With ``adapter`` the tenant's own adapter answers, with its own classes. In the JSON form each
-    picture has its own place in the answer: a bad one holds an error there.
+    image has its own place in the answer: a bad one holds an error there.
     """
     service = service_of(request)
     limits = [check_top_k(query_of(request, ["top_k", "adapter"]).get("top_k"))]
@@ -103,7 +103,7 @@ async def classify(request: Request) -> JSONResponse:
 
 @router.post("/segment", response_model=Segmentation, openapi_extra=_SEGMENT)
 async def segment(request: Request) -> JSONResponse:
-    """Say of each pixel which class of the tenant's adapter it is of; pictures as of
+    """Say of each pixel which class of the tenant's adapter it is of; images as of
     ``classify``.
     """
     service = service_of(request)

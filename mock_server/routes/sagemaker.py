@@ -1,6 +1,6 @@
 """SageMaker: the container's ``/invocations`` and the runtime's ``/endpoints/{name}/invocations``.
 
-The body and the answer are Hugging Face's, as in the containers that it publishes: raw picture
+The body and the answer are Hugging Face's, as in the containers that it publishes: raw image
 bytes, or JSON. One model is hosted, so the name of the endpoint is not looked at, and neither are
 the target headers. The runtime wraps the container's errors in its own (424 ``ModelError``).
 

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: from JSON or bytes to pictures, and back to bytes.
+"""Tensors of the Open Inference Protocol: from JSON or bytes to images, and back to bytes.
 
 Everything on the wire is little-endian and row-major; a BYTES element is its length as uint32, then
 its bytes.
@@ -24,7 +24,7 @@ DATATYPES = {"FP32": "<f4", "UINT8": "u1"}
 def read_input(
     content: dict[str, Any], tail: bytes, preprocessing: Preprocessing
 ) -> list[bytes | NDArray[np.float32] | RequestError]:
-    """Return the pictures of a request: files as they are, tensors (3, H, W) in the normalised
+    """Return the images of a request: files as they are, tensors (3, H, W) in the normalised
     space.
 
     Args:
@@ -46,7 +46,7 @@ def read_input(
         return _files(tensor, shape, data)
     if tensor.get("name") != "images":
         raise RequestError(
-            "invalid_request", "unexpected inference input; this model has images and pictures"
+            "invalid_request", "unexpected inference input; this model has images and images"
         )
     return _images(tensor, shape, data, preprocessing)
 
@@ -91,7 +91,7 @@ def _files(
     tensor: Input, shape: list[int], data: Any
 ) -> list[bytes | NDArray[np.float32] | RequestError]:
     if tensor.get("datatype") != "BYTES" or len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
-        raise RequestError("invalid_request", "pictures are BYTES of shape [B] or [B, 1]")
+        raise RequestError("invalid_request", "images are BYTES of shape [B] or [B, 1]")
     if isinstance(data, bytes):
         elements: list[Any] = list(_elements(data))
     else:
@@ -99,11 +99,10 @@ def _files(
         elements = [one for row in nested for one in (row if isinstance(row, list) else [row])]
     if len(elements) != shape[0]:
         raise RequestError(
-            "invalid_request", f"pictures hold {len(elements)} elements, and shape says {shape[0]}"
+            "invalid_request", f"images hold {len(elements)} elements, and shape says {shape[0]}"
         )
     return [
-        one if isinstance(one, bytes) else from_text(one, "the data of pictures")
-        for one in elements
+        one if isinstance(one, bytes) else from_text(one, "the data of images") for one in elements
     ]
 
 

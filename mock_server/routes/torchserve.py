@@ -1,11 +1,11 @@
 """TorchServe's inference API, with its default image classifier.
 
-``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw picture with any content type, a
-multipart form with the picture as ``data`` (or ``body``), or JSON with it as base64 under the same
+``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw image with any content type, a
+multipart form with the image as ``data`` (or ``body``), or JSON with it as base64 under the same
 names. The answer maps the best five labels to their scores, best first. An embedding is the plain
 list of its numbers.
 
-As there, whatever the handler trips over, a bad picture too, is 503 "Prediction failed".
+As there, whatever the handler trips over, a bad image too, is 503 "Prediction failed".
 Deviations: answers have a content type, 413 has a body, and a missing key is 401.
 """
 
@@ -51,12 +51,12 @@ router = APIRouter(prefix="/predictions", tags=["torchserve"], dependencies=[Dep
 @router.post("/{model}/{version}", openapi_extra=_BODY)
 @router.put("/{model}/{version}", openapi_extra=_BODY)
 async def predict(request: Request) -> JSONResponse:
-    """Classify one picture."""
+    """Classify one image."""
     check_model(request)
     if request.path_params.get("version", VERSION) != VERSION:
         raise RequestError("not_found", f"no such version of the model; there is {VERSION}")
     service = service_of(request)
-    [answer] = await service.ask_all([await _picture(request)], service.want)
+    [answer] = await service.ask_all([await _image(request)], service.want)
     if service.want == "embedding":
         return JSONResponse(service.complete(answer).tolist())
     return JSONResponse(
@@ -64,7 +64,7 @@ async def predict(request: Request) -> JSONResponse:
     )
 
 
-async def _picture(request: Request) -> bytes | RequestError:
+async def _image(request: Request) -> bytes | RequestError:
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/form-data"):
@@ -72,11 +72,11 @@ async def _picture(request: Request) -> bytes | RequestError:
     if not is_json(request, body):
         return body
     content = parse_object(body, FIELDS)
-    return from_text(next(iter(content.values()), None), "the pictures")
+    return from_text(next(iter(content.values()), None), "the images")
 
 
 def _form_field(body: bytes, content_type: str) -> bytes:
-    """Return the picture in a multipart form, byte for byte."""
+    """Return the image in a multipart form, byte for byte."""
     boundary = _parameter(content_type, "boundary")
     parts = (b"\r\n" + body).split(
         b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2
@@ -94,7 +94,7 @@ def _form_field(body: bytes, content_type: str) -> bytes:
         )
         if _parameter(headers.get("content-disposition", ""), "name") in FIELDS:
             return content
-    raise RequestError("invalid_request", "the multipart form needs the picture as data")
+    raise RequestError("invalid_request", "the multipart form needs the image as data")
 
 
 def _parameter(header: str, name: str) -> str:

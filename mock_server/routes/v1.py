@@ -1,7 +1,7 @@
 """KServe's first version and TensorFlow Serving (``/v1/models/...:predict``), and Vertex AI's
 envelope of the same.
 
-An instance is one picture: base64 by itself, ``{"b64": ...}``, or an object with either under
+An instance is one image: base64 by itself, ``{"b64": ...}``, or an object with either under
 ``image_bytes``, ``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not
 looked at). TensorFlow Serving's columns (``inputs`` instead of ``instances``) are answered as
 ``outputs``.
@@ -10,7 +10,7 @@ A prediction is the list of all S scores in the model's order, or the D numbers 
 where the owner keeps scores back it is ``{"labels": [...], "scores": [...]}``. Vertex answers
 ``{"ids", "displayNames", "confidences"}``, best first, all that reach
 ``parameters.confidenceThreshold`` (none given: all) up to ``maxPredictions`` (as many as the owner
-allows). Deviation from KServe: a picture that cannot be read is 400, as in TensorFlow Serving, not
+allows). Deviation from KServe: an image that cannot be read is 400, as in TensorFlow Serving, not
 500.
 """
 
@@ -85,7 +85,7 @@ def model(request: Request) -> JSONResponse:
     dependencies=[Depends(require_key)],
 )
 async def predict(request: Request) -> JSONResponse:
-    """Answer rows of pictures with rows of scores, or a column with a column."""
+    """Answer rows of images with rows of scores, or a column with a column."""
     check_model(request)
     if (
         request.path_params.get("version", VERSION) != VERSION
@@ -99,9 +99,9 @@ async def predict(request: Request) -> JSONResponse:
     if ("instances" in content) == ("inputs" in content):
         raise RequestError("invalid_request", "the body needs either instances or inputs")
     rows = "instances" in content
-    pictures = _pictures(content["instances"] if rows else _column(content["inputs"]))
+    images = _images(content["instances"] if rows else _column(content["inputs"]))
     predictions = [
-        _prediction(service, answer) for answer in await service.ask_all(pictures, service.want)
+        _prediction(service, answer) for answer in await service.ask_all(images, service.want)
     ]
     return JSONResponse({"predictions" if rows else "outputs": predictions})
 
@@ -123,8 +123,8 @@ async def vertex(request: Request) -> JSONResponse:
     service = service_of(request)
     content = parse_object(await read_body(request), ["instances", "parameters"])
     most, least = _limits(content.get("parameters") or {})
-    pictures = _pictures(content.get("instances"))
-    answers = await service.ask_all(pictures, service.want)
+    images = _images(content.get("instances"))
+    answers = await service.ask_all(images, service.want)
     name = service.model.name
     return JSONResponse(
         {
@@ -147,28 +147,28 @@ def _resource(request: Request) -> str:
     )
 
 
-def _pictures(instances: Any) -> list[bytes | RequestError]:
+def _images(instances: Any) -> list[bytes | RequestError]:
     if not isinstance(instances, list) or not instances:
         raise RequestError(
-            "invalid_request", 'Expected "instances" to be a list of one or more pictures'
+            "invalid_request", 'Expected "instances" to be a list of one or more images'
         )
-    return [_picture(instance) for instance in instances]
+    return [_image(instance) for instance in instances]
 
 
-def _picture(instance: Any) -> bytes | RequestError:
+def _image(instance: Any) -> bytes | RequestError:
     if isinstance(instance, dict):
         check_object(instance, PICTURE_KEYS | IGNORED_KEYS, "an instance")
         found = [instance[key] for key in instance.keys() & PICTURE_KEYS]
         if len(found) != 1:
-            raise RequestError("invalid_request", "an instance must hold one picture")
+            raise RequestError("invalid_request", "an instance must hold one image")
         instance = found[0]
         if isinstance(instance, dict):
-            instance = check_object(instance, ["b64"], "a picture").get("b64")
+            instance = check_object(instance, ["b64"], "an image").get("b64")
     return from_text(instance, "pictures")
 
 
 def _column(inputs: Any) -> Any:
-    """Return the pictures of the column form: the list, or the one list in an object of named
+    """Return the images of the column form: the list, or the one list in an object of named
     inputs.
     """
     if isinstance(inputs, dict) and "b64" not in inputs:

@@ -76,17 +76,17 @@ def add_benchmark(commands: Subparsers) -> None:
         nargs="+",
         default=["all"],
         metavar="N",
-        help="training pictures per class, or all (all)",
+        help="training images per class, or all (all)",
     )
     p.add_argument(
-        "--train", type=int, metavar="N", help="at most N training pictures of a set (all)"
+        "--train", type=int, metavar="N", help="at most N training images of a set (all)"
     )
-    p.add_argument("--val", type=int, metavar="N", help="at most N validation pictures (all)")
+    p.add_argument("--val", type=int, metavar="N", help="at most N validation images (all)")
     p.add_argument(
         "--test",
         type=int,
         metavar="N",
-        help="at most N test pictures, the same for all seeds (all)",
+        help="at most N test images, the same for all seeds (all)",
     )
     p.add_argument("--epochs", type=int, help="of every training (the preset's)")
     p.add_argument("--layout", help="of methods with prompt cells (their own)")

@@ -48,7 +48,7 @@ def tell_records(
 
     Returns:
         How many failed. An endpoint's error that ends the run is raised only if it was not told
-        beside a picture.
+        beside an image.
     """
     failed = 0
     said: Counter[str] = Counter()
@@ -66,12 +66,12 @@ def tell_records(
             raise
     for error, times in said.items():
         if times > SAME_ERRORS:
-            say(f"error: {times - SAME_ERRORS} more pictures: {error}")
+            say(f"error: {times - SAME_ERRORS} more images: {error}")
     return failed
 
 
 def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], object]) -> None:
-    """Say an error with its picture, unless the same has been said often enough, as when a budget
+    """Say an error with its image, unless the same has been said often enough, as when a budget
     is spent.
     """
     error, path = str(record["error"]), str(record["path"])

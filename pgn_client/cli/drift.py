@@ -22,13 +22,15 @@ def add_drift(commands: Subparsers) -> None:
     """``pgn drift``."""
     example = "pgn drift --url http://127.0.0.1:8000 --cache answers.sqlite"
     help = (
-        "send a few recorded pictures again and compare the answers; exit 1 where the model "
+        "send a few recorded images again and compare the answers; exit 1 where the model "
         "has changed"
     )
     p = command(commands, "drift", run_drift, help, example)
     add_endpoint_options(p)
     p.add_argument(
+        "--images",
         "--pictures",
+        dest="images",
         type=int,
         default=8,
         metavar="K",
@@ -44,15 +46,15 @@ def run_drift(args: argparse.Namespace) -> int:
             f"--cache: got {args.cache}, expected the file that an earlier run has recorded"
         )
     with connect(args, None) as client:
-        found = client.drift(args.pictures)
+        found = client.drift(args.images)
         used = client.usage
     if not found.pictures:
         raise ConfigurationError(
-            f"{args.cache}: holds no picture that was sent to this endpoint and model; record one "
+            f"{args.cache}: holds no image that was sent to this endpoint and model; record one "
             "with --cache"
         )
     told = (
-        f"{found.pictures} pictures sent again: {found.changed:.0%} have another label; scores "
+        f"{found.pictures} images sent again: {found.changed:.0%} have another label; scores "
         "differ by up to "
         f"{found.difference:.2g} (between two answers of now: {found.noise:.2g})"
     )

@@ -38,7 +38,7 @@ def add_retain(commands: Subparsers) -> None:
     )
     p = command(commands, "retain", run_retain, help, example)
     p.add_argument(
-        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
     )
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
@@ -47,13 +47,13 @@ def add_retain(commands: Subparsers) -> None:
         "--out",
         type=Path,
         metavar="PNG",
-        help="four pictures as they are sent, as they are seen, behind two JPEGs",
+        help="four images as they are sent, as they are seen, behind two JPEGs",
     )
     p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
 
 
 def run_retain(args: argparse.Namespace) -> int:
-    """Print the share of pictures whose label survives each step; draw what the server sees."""
+    """Print the share of images whose label survives each step; draw what the server sees."""
     require("retention", "train", "torch", "timm")
     import numpy as np
 
@@ -88,14 +88,14 @@ def run_retain(args: argparse.Namespace) -> int:
 def _followed(
     adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
 ) -> Iterator[dict[str, Any]]:
-    """Follow a few pictures at a time, so that a folder of any size fits in memory; name those that
+    """Follow a few images at a time, so that a folder of any size fits in memory; name those that
     can be read.
     """
     import numpy as np
 
     from pgn_client.evaluation.fidelity import BATCH, follow
     from pgn_client.imaging.codecs import open_image
-    from pgn_client.imaging.compositor import fit_picture
+    from pgn_client.imaging.compositor import fit_to_canvas
 
     for start in range(0, len(paths), BATCH):
         images = []
@@ -106,7 +106,7 @@ def _followed(
             except ImageError as error:
                 talk(f"error: {path}: {error}")
         if images:
-            fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
+            fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in images])
             yield follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))
 
 

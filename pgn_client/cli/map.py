@@ -38,7 +38,7 @@ def add_map(commands: Subparsers) -> None:
     )
     add_endpoint_options(p)
     p.add_argument(
-        "--ckpt", metavar="CKPT", help="whose prompts are sent (none: pictures as they are)"
+        "--ckpt", metavar="CKPT", help="whose prompts are sent (none: images as they are)"
     )
     add_profile_option(p)
     p.add_argument(
@@ -52,7 +52,7 @@ def add_map(commands: Subparsers) -> None:
         "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
     )
     p.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training pictures per class (all)"
+        "--shots", type=int, metavar="N", help="at most N training images per class (all)"
     )
     p.add_argument(
         "--none-of-these",
@@ -84,7 +84,7 @@ def run_map(args: argparse.Namespace) -> int:
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     if args.profile and not args.ckpt:
         raise ConfigurationError(
-            "--profile: got one without --ckpt; pictures that are sent as they are have no margin"
+            "--profile: got one without --ckpt; images that are sent as they are have no margin"
         )
     if args.none_of_these is not None and not 0 <= args.none_of_these < 1:
         raise ConfigurationError(

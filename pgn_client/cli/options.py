@@ -128,7 +128,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
     answers = parser.add_mutually_exclusive_group()
     answers.add_argument(
         "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid "
-                                                   "twice; holds 8 pictures "
+                                                   "twice; holds 8 images "
         "as they were sent (see drift)",
     )  # fmt: skip
     answers.add_argument(
@@ -144,7 +144,7 @@ def connect(
 
     Args:
         args: its options.
-        adapter: what pictures are sent through.
+        adapter: what images are sent through.
         journal: the file beside which a budget is kept, where no ledger is named.
         **fusion: further options of the client.
     """
@@ -212,7 +212,7 @@ def add_profile_option(parser: argparse.ArgumentParser) -> None:
 
 def add_endpoint_file(parser: argparse.ArgumentParser) -> None:
     """Add ``--endpoint``, for commands that send nothing."""
-    help = "endpoint.json of pgn probe: what the server does to pictures"
+    help = "endpoint.json of pgn probe: what the server does to images"
     parser.add_argument("--endpoint", metavar="FILE", help=help)
 
 

@@ -39,19 +39,19 @@ def add_adapt(commands: Subparsers) -> None:
         commands,
         "adapt",
         run_adapt,
-        "write the pictures that would be sent, as PNG; no network",
+        "write the images that would be sent, as PNG; no network",
         example,
     )
     p.add_argument(
-        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
     )
     p.add_argument(
-        "target", metavar="OUT", help="folder for the adapted pictures; the tree is mirrored"
+        "target", metavar="OUT", help="folder for the adapted images; the tree is mirrored"
     )
     p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_endpoint_file(p)
-    p.add_argument("--json", action="store_true", help="one JSON line per picture on stdout")
+    p.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
 
 
 def run_adapt(args: argparse.Namespace) -> int:
@@ -88,18 +88,18 @@ def add_predict(commands: Subparsers) -> None:
         "predictions.jsonl"
     )
     p = command(
-        commands, "predict", run_predict, "classify pictures through the endpoint; resumes", example
+        commands, "predict", run_predict, "classify images through the endpoint; resumes", example
     )
     p.add_argument(
-        "source", metavar="IN", help="folder, picture, list file, or - for a list on stdin"
+        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
     )
     add_endpoint_options(p)
-    p.add_argument("--ckpt", metavar="CKPT", help="without it pictures are sent as they are")
+    p.add_argument("--ckpt", metavar="CKPT", help="without it images are sent as they are")
     add_profile_option(p)
     p.add_argument(
         "--out",
         metavar="FILE",
-        help="JSON Lines journal, or - for stdout (predictions.jsonl; one picture: -)",
+        help="JSON Lines journal, or - for stdout (predictions.jsonl; one image: -)",
     )
     p.add_argument(
         "--fusion",
@@ -117,7 +117,7 @@ def add_predict(commands: Subparsers) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """Classify a picture, a list or a folder."""
+    """Classify an image, a list or a folder."""
     from pgn_client.imaging.files import find_images
     from pgn_client.prompting.adapter import load
 
@@ -125,7 +125,7 @@ def run_predict(args: argparse.Namespace) -> int:
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
     if args.profile and not args.ckpt:
         raise ConfigurationError(
-            "--profile: got one without --ckpt; pictures that are sent as they are have no margin"
+            "--profile: got one without --ckpt; images that are sent as they are have no margin"
         )
     adapter = load(args.ckpt, profile_of(args)) if args.ckpt else None
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
@@ -180,7 +180,7 @@ def _usage(client: AdaptedClient) -> str:
 def _dry_run(
     client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace
 ) -> int:
-    """Count what would be sent; time the local work on a few pictures, and one round trip that
+    """Count what would be sent; time the local work on a few images, and one round trip that
     carries no image.
     """
     from pgn_client.wire.estimate import estimate

@@ -1,4 +1,4 @@
-"""``pgn probe``: what an unknown endpoint does to pictures and answers, measured with a few of
+"""``pgn probe``: what an unknown endpoint does to images and answers, measured with a few of
 them.
 """
 
@@ -26,7 +26,7 @@ def add_probe(commands: Subparsers) -> None:
     """``pgn probe``."""
     example = "pgn probe http://127.0.0.1:8000 --out endpoint.json"
     help = (
-        "find out what an endpoint does to pictures and answers; writes endpoint.json, which "
+        "find out what an endpoint does to images and answers; writes endpoint.json, which "
         "other commands take"
     )
     p = command(commands, "probe", run_probe, help, example)
@@ -38,7 +38,7 @@ def add_probe(commands: Subparsers) -> None:
         metavar="N",
         help="send at most N images, retries aside (40)",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the pictures' colours (0)")
+    p.add_argument("--seed", type=int, default=0, help="of the images' colours (0)")
     p.add_argument(
         "--out", type=Path, default=Path("endpoint.json"), metavar="FILE", help="(endpoint.json)"
     )
@@ -76,7 +76,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]:
-    """Spend images: first on what happens to a picture, then, with what is left, on how large one
+    """Spend images: first on what happens to an image, then, with what is left, on how large one
     may be.
     """
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
@@ -89,9 +89,9 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
     measured = probe(client.answers, limit=limit, seed=seed)
     found = {name: getattr(measured, name) for name in MEASURED}
     quiet = (
-        ("answers to one picture twice are equal")
+        ("answers to one image twice are equal")
         if not measured.noise
-        else "answers to one picture differ so much"
+        else "answers to one image differ so much"
     )
     found["noise"] = Finding(measured.noise, "certain", quiet)
     found["body_bytes"] = find_bytes(send, limit - client.usage.images)

@@ -29,7 +29,14 @@ def add_demo(commands: Subparsers) -> None:
         metavar="DIR",
         help="where results go (demo_out)",
     )
-    p.add_argument("--pictures", type=int, metavar="N", help="use N of the 1,797 digits (all)")
+    p.add_argument(
+        "--images",
+        "--pictures",
+        dest="images",
+        type=int,
+        metavar="N",
+        help="use N of the 1,797 digits (all)",
+    )
     p.add_argument("--epochs", type=int, default=6, help="of the training (6)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
@@ -43,7 +50,7 @@ def run_demo(args: argparse.Namespace) -> int:
     make_folder(args.out)
     done = demo.run(
         args.out,
-        pictures=args.pictures,
+        images=args.images,
         epochs=args.epochs,
         seed=args.seed,
         note=talk,

@@ -1,4 +1,4 @@
-"""``pgn train`` and ``pgn evaluate``: what needs labelled pictures and a local surrogate."""
+"""``pgn train`` and ``pgn evaluate``: what needs labelled images and a local surrogate."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument(
         "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
     )
-    p.add_argument("--epochs", type=int, help="passes over the training pictures (12)")
-    p.add_argument("--batch-size", type=int, metavar="B", help="pictures per step (16)")
+    p.add_argument("--epochs", type=int, help="passes over the training images (12)")
+    p.add_argument("--batch-size", type=int, metavar="B", help="images per step (16)")
     p.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training pictures per class (all)"
+        "--shots", type=int, metavar="N", help="at most N training images per class (all)"
     )
     p.add_argument(
         "--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)"
@@ -116,7 +116,7 @@ def add_train(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--wire",
-        help="what happens to pictures on their way, for libraries of pixels: uint8, jpeg:75:420, "
+        help="what happens to images on their way, for libraries of pixels: uint8, jpeg:75:420, "
         "shift:4, scale:0.05, "
         "or several joined by + (nothing)",
     )
@@ -200,7 +200,7 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
     if foreign or len(args.data) > 1:
         what = f"--{foreign[0].replace('_', '-')}" if foreign else "several DATA"
         raise ConfigurationError(
-            f"--method expres: got {what}, which is of prompts in pictures; leave it out"
+            f"--method expres: got {what}, which is of prompts in images; leave it out"
         )
     if numbers.prompt_tokens > MOST_PROMPT_TOKENS:
         raise ConfigurationError(
@@ -272,7 +272,7 @@ def _heed(args: argparse.Namespace) -> None:
         talk(
             f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the "
             "server for one that "
-            "squashes pictures and does not re-encode them, unless --profile and --wire say "
+            "squashes images and does not re-encode them, unless --profile and --wire say "
             "otherwise"
         )
 
@@ -409,7 +409,7 @@ def _rival(
     """Take the rival that was given, or an earlier call has trained; train it where a surrogate is
     at hand.
 
-    On other pictures than the checkpoint's it is not kept: there it would not be the same in all
+    On other images than the checkpoint's it is not kept: there it would not be the same in all
     but the method.
 
     Returns:

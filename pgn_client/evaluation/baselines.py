@@ -22,15 +22,15 @@ from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.methods import linear_probe
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Split, Task, augment
-from pgn_client.training.examples import Pictures
+from pgn_client.training.examples import FittedSplit
 from pgn_client.types import Answer
 
 
 def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
-    """Pictures as they are, with the best mapping.
+    """Images as they are, with the best mapping.
 
     Fitted on the training answers, and once more with those to augmented copies of each training
-    picture, as the prompt saw augmented pictures too; validation chooses between the two.
+    image, as the prompt saw augmented images too; validation chooses between the two.
     """
     clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
     copies = [
@@ -61,7 +61,7 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
 
 
 def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
-    """Yield ``augment.COPIES`` times a copy of every picture; nothing where the task allows no
+    """Yield ``augment.COPIES`` times a copy of every image; nothing where the task allows no
     augmentation.
     """
     for block in range(augment.copies(name)):
@@ -69,7 +69,7 @@ def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.
 
 
 def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
-    """Return an augmented copy of every picture, each drawn with a seed of its own."""
+    """Return an augmented copy of every image, each drawn with a seed of its own."""
     augmented, copies = augment.get(name), []
     for i, path in enumerate(split.paths):
         torch.manual_seed(seed + i)
@@ -78,17 +78,17 @@ def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
     return copies
 
 
-def local_head(adapter: PromptAdapter, val: Pictures, test: Pictures) -> Candidate:
+def local_head(adapter: PromptAdapter, val: FittedSplit, test: FittedSplit) -> Candidate:
     """Return the local head's opinion, which costs nothing."""
     return Candidate(LOCAL, val.rendered(adapter)[1], test.rendered(adapter)[1], 0, 0.0)
 
 
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
-    """Fit a linear probe on the surrogate's features of pictures as its own preprocessing sees
+    """Fit a linear probe on the surrogate's features of images as its own preprocessing sees
     them.
 
     As for the raw answers, validation chooses whether it also learns from augmented copies of each
-    training picture.
+    training image.
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
@@ -125,7 +125,7 @@ def without_prompt(
 
 
 def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candidate:
-    """Send pictures as an adapter makes them, and read the answers with its mapping."""
+    """Send images as an adapter makes them, and read the answers with its mapping."""
     val, test = (read(adapter, ask(split.paths, adapter)) for split in (task.val, task.test))
     return Candidate(name, val, test, len(val) + len(test))
 

@@ -41,7 +41,7 @@ class Candidate:
         val, test: (n, C) log-probabilities.
         queries: images sent for its test row, and for fitting and choosing it where the endpoint
             was asked for that.
-        sent: share of the test pictures that are sent when it serves.
+        sent: share of the test images that are sent when it serves.
         local: the local head beside it, which can gate it.
         alpha: the local head's weight in it; ``None`` where nothing is fused.
         fuses: title of the row that is fused with the local head here; empty where nothing is
@@ -69,7 +69,7 @@ class Candidate:
 
     @property
     def queries_test(self) -> int:
-        """Images sent for its test row: what serving as many pictures takes."""
+        """Images sent for its test row: what serving as many images takes."""
         return round(self.sent * len(self.test))
 
     @property
@@ -93,5 +93,5 @@ def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
 
 
 def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
-    """Fuse by the α of least log-loss on the validation pictures, whose (n,) targets are given."""
+    """Fuse by the α of least log-loss on the validation images, whose (n,) targets are given."""
     return fused(other, local, best_fusion(other.val, local.val, val_targets))

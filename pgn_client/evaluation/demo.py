@@ -1,7 +1,7 @@
 """``pgn demo``: the whole way once, on real handwritten digits, in a few minutes on two cores.
 
 A server in its own process hosts the bundled ViT; a PGN and its input-independent rival are trained
-here; raw and adapted pictures go over HTTP; the comparison is printed and written down.
+here; raw and adapted images go over HTTP; the comparison is printed and written down.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
             process.communicate()
 
 
-def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) -> None:
+def write_digits(folder: Path, *, images: int | None = None, seed: int = 0) -> None:
     """Write scikit-learn's 1,797 handwritten digits (8 x 8, real, shipped with it) as
     ``folder/CLASS/NNNN.png``.
 
     Args:
         folder: where; made if missing. Digits of an earlier call are removed.
-        pictures: how many, drawn at random; ``None`` for all.
+        images: how many, drawn at random; ``None`` for all.
         seed: of the draw.
     """
     try:
@@ -73,7 +73,7 @@ def write_digits(folder: Path, *, pictures: int | None = None, seed: int = 0) ->
     for old in folder.glob("[0-9]/[0-9][0-9][0-9][0-9].png"):
         old.unlink()
     digits = load_digits()
-    rows = np.random.default_rng(seed).permutation(len(digits.target))[:pictures]
+    rows = np.random.default_rng(seed).permutation(len(digits.target))[:images]
     for i in sorted(rows.tolist()):
         target = folder / str(digits.target[i])
         target.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class Demo:
 def run(
     folder: Path,
     *,
-    pictures: int | None = None,
+    images: int | None = None,
     epochs: int = EPOCHS,
     seed: int = 0,
     note: Callable[[str], None] = lambda _: None,
@@ -109,14 +109,14 @@ def run(
 
     Args:
         folder: made if missing; earlier results in it are replaced.
-        pictures: use so many of the 1,797 digits; ``None`` for all.
+        images: use so many of the 1,797 digits; ``None`` for all.
         epochs: of the training: half the recipe's, which digits do not need.
         seed: Seed for all random choices.
         note: told what is going on.
         progress: show bars on stderr.
     """
     note("writing scikit-learn's handwritten digits")
-    write_digits(folder / "digits", pictures=pictures, seed=seed)
+    write_digits(folder / "digits", images=images, seed=seed)
     task = load_task(folder / "digits", seed=seed)
     surrogate = backbone.load("bundled")
     note(f"training a PGN on {len(task.train)} digits through the bundled ViT")
@@ -124,7 +124,7 @@ def run(
     if pgn.card.interrupted:
         raise KeyboardInterrupt
     pgn.save(folder / "pgn.safetensors")
-    note("training its rival, one prompt for all pictures, alike")
+    note("training its rival, one prompt for all images, alike")
     rival = train_rival(pgn, task, surrogate, progress=progress)
     rival.save(folder / "iip.safetensors")
     note("starting the server in its own process")
@@ -149,8 +149,8 @@ def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
     with AdaptedClient(url, pgn, fusion=None) as client:
         pairs = []
         for i in first[:EXAMPLES].tolist():
-            picture = open_image(task.test.paths[i])
-            p = client.classify(picture)
+            image = open_image(task.test.paths[i])
+            p = client.classify(image)
             said = f"{task.classes[task.test.labels[i]]} read as {p.label} ({p.score:.2f})"
-            pairs.append(((picture, client.adapt(picture)), said))
+            pairs.append(((image, client.adapt(image)), said))
     return report.sheet(pairs)

@@ -1,5 +1,5 @@
 """What is left of a prompt on its way: latent → float RGB → clipped → uint8 → the endpoint → lossy
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STAGES = (
 
 
 def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:
-    """Return the share of pictures at each step of :func:`follow` that have the label of the first
+    """Return the share of images at each step of :func:`follow` that have the label of the first
     step.
 
     That is ``latent``, or ``published`` where it is there.
@@ -63,15 +63,15 @@ def follow(
     looked_at: Pixels | None = None,
     over_http: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Follow a prompt from the latent space to lossy pictures; the mapping is the checkpoint's at
+    """Follow a prompt from the latent space to lossy images; the mapping is the checkpoint's at
     every step.
 
     Args:
         pgn: the prompt.
         backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
-        fitted: (n, h, w, 3) uint8 pictures, n >= 1, as ``compositor.fit_picture`` makes them.
+        fitted: (n, h, w, 3) uint8 images, n >= 1, as ``compositor.fit_to_canvas`` makes them.
         looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the
-            fitted pictures.
+            fitted images.
         over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
 
     Returns:
@@ -79,8 +79,8 @@ def follow(
         backbone of 224 pixels: the sequence that its authors trained, under this backbone's head;
         theirs are not published), ``latent`` (float32 tokens), ``float`` (RGB in float32, of a
         pseudo-inverse before it is clipped), ``clipped`` (within [0, 1]), ``uint8`` (rounded
-        pictures), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole sent
-        picture re-encoded, then the profile's crop).
+        images), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole sent
+        image re-encoded, then the profile's crop).
 
     Raises:
         ConfigurationError: a checkpoint whose generator looks at a crop of its own, without
@@ -106,15 +106,15 @@ def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> 
     eye, parts = _eye(pgn, fitted, None), []
     with _asking(pgn, backbone) as surrogate:
         for b in _batches(fitted):
-            pictures, code = _coded(pgn, surrogate, fitted[b], eye[b])
-            parts.append(pgn.runtime[0].scores(code, pictures, surrogate).cpu())
+            images, code = _coded(pgn, surrogate, fitted[b], eye[b])
+            parts.append(pgn.runtime[0].scores(code, images, surrogate).cpu())
     return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
 
 def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
     if looked_at is None and pgn.generator.profile is not None:
         raise ConfigurationError(
-            "retention: got pictures on the canvas alone, expected also what the generator of this "
+            "retention: got images on the canvas alone, expected also what the generator of this "
             "checkpoint looks "
             "at; give looked_at=adapter.looked_at(images)"
         )
@@ -134,18 +134,18 @@ def _asking(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
         model.to("cpu")
 
 
-def _batches(pictures: Pixels) -> Iterator[slice]:
-    return (slice(start, start + BATCH) for start in range(0, len(pictures), BATCH))
+def _batches(images: Pixels) -> Iterator[slice]:
+    return (slice(start, start + BATCH) for start in range(0, len(images), BATCH))
 
 
 def _coded(
     pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels
 ) -> tuple[Tensor, Any]:
-    """Return pictures as a tensor, and what the method says of what it looks at."""
+    """Return images as a tensor, and what the method says of what it looks at."""
     device = surrogate.backbone.device
-    pictures, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
+    images, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
     code, _ = pgn.runtime[0](generator_input(seen, pgn.card.resolution))
-    return pictures, code
+    return images, code
 
 
 def _answers(
@@ -157,17 +157,17 @@ def _answers(
 ) -> dict[str, Tensor]:
     """What the surrogate answers to one batch at each step: (B, S) log-probabilities."""
     (model, own), backbone = pgn.runtime, surrogate.backbone
-    embedding, (pictures, code) = (
+    embedding, (images, code) = (
         own and own.to(backbone.device),
         _coded(pgn, surrogate, fitted, eye),
     )
 
     def painted(patches: Tensor) -> Tensor:
-        return surrogate.pixel_scores(surrogate.paint(pictures, patches))
+        return surrogate.pixel_scores(surrogate.paint(images, patches))
 
-    clipped = painted(model.painted(code, pictures, embedding, pgn.card.inversion or "exact"))
+    clipped = painted(model.painted(code, images, embedding, pgn.card.inversion or "exact"))
     found = {
-        "latent": model.scores(code, pictures, surrogate),
+        "latent": model.scores(code, images, surrogate),
         "float": clipped,
         "clipped": clipped,
         "uint8": _as_seen(pgn, surrogate, sent),
@@ -192,7 +192,7 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
-    """Return what is sent, and what then reaches the model, without and with JPEG, as pictures to
+    """Return what is sent, and what then reaches the model, without and with JPEG, as images to
     look at.
 
     Args:
@@ -219,7 +219,7 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
 
 def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
-    """Return what the server sees of a few of these pictures, step by step: see
+    """Return what the server sees of a few of these images, step by step: see
     ``retention.steps``.
     """
     return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))

@@ -15,7 +15,7 @@ Connect = Callable[[Adapter | None], AdaptedClient]
 
 @dataclass(frozen=True)
 class Query:
-    """Pictures that would be sent: what a dry run counts.
+    """Images that would be sent: what a dry run counts.
 
     Attributes:
         part: what they are for.
@@ -41,7 +41,7 @@ class Asker:
     def __call__(
         self, images: Sequence[ImageSource], adapter: Adapter | None = None
     ) -> list[Answer]:
-        """Return the answers to pictures as they are, or as ``adapter`` makes them, in order."""
+        """Return the answers to images as they are, or as ``adapter`` makes them, in order."""
         with self.connect(adapter) as client:
             before = client.usage.images  # of all copies of a client
             answers = client.answers(images)

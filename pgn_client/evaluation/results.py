@@ -104,20 +104,20 @@ class Judgement:
 
     Attributes:
         rows: Every way to answer.
-        paired: differences between rows on the same pictures.
+        paired: differences between rows on the same images.
         verdict: what to do.
         best: the row of least log-loss on validation, which the row ``served`` is, behind the gate
             ``query_below``.
         advised: the cheapest row that validation could not tell from it; often the same.
-        same_data: whether the pictures are the checkpoint's own.
+        same_data: whether the images are the checkpoint's own.
         fusion: row → weight of the local head in it.
         price_per_image: as it was given.
-        curve: of ``best``: ``accuracy`` if pictures below ``query_below`` are ``sent``, with
+        curve: of ``best``: ``accuracy`` if images below ``query_below`` are ``sent``, with
             ``cost_per_1000``.
         per_class, confusion, reliability: of the rows ``served`` and ``raw + mapping``: scores of
-            each class; true class → answered class → pictures, without zeros; accuracy against
+            each class; true class → answered class → images, without zeros; accuracy against
             confidence.
-        examples: a few test pictures, with their ``label`` and what is ``served``.
+        examples: a few test images, with their ``label`` and what is ``served``.
     """
 
     rows: list[Row]
@@ -151,7 +151,7 @@ class Report(Judgement):
         omitted: which rows are not there, and why.
         seconds: it took.
         seed: Seed of the checkpoint's training and for all random choices here.
-        split: how many pictures were used for what.
+        split: how many images were used for what.
         mapping: Mapping of the raw answers: its kind, and the log-loss of all kinds on validation.
         versions: Versions of the libraries that trained the checkpoint.
         images_sent: in all, controls included; answers from a cache are not sent.

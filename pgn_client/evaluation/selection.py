@@ -17,8 +17,8 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
     """Pick what is served, on validation: the least log-loss; the cheaper among equals.
 
     Not the best accuracy, nor the cheapest within its error: both were tried on two sets, with 120
-    validation pictures, and what they picked was 0.9 and 1.5 points behind the best on other
-    pictures (log-loss: 0.6).
+    validation images, and what they picked was 0.9 and 1.5 points behind the best on other
+    images (log-loss: 0.6).
 
     Args:
         candidates: from the cheapest to the dearest.
@@ -28,7 +28,7 @@ def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
 
 
 def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
-    """Return the cheapest candidate within one paired standard error, or one picture, of the best
+    """Return the cheapest candidate within one paired standard error, or one image, of the best
     on validation.
 
     The one-standard-error rule (Breiman et al. 1984): what is dearer has not shown there that it is
@@ -51,7 +51,7 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
     """Return the :func:`cheapest` way, as gated as it would serve, that sends no more than what is
     served.
 
-    Passed over is what saves nothing: a way without a prompt that yet sends more pictures, and a
+    Passed over is what saves nothing: a way without a prompt that yet sends more images, and a
     prompt that only does without the local head, which its checkpoint holds anyway.
 
     Args:
@@ -74,7 +74,7 @@ def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
 
 
 def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, float]:
-    """A candidate behind its gate, and the share of the validation pictures that it sends."""
+    """A candidate behind its gate, and the share of the validation images that it sends."""
     offer, query_below = gated(candidate.name, candidate, val_targets)
     if query_below is None or candidate.local is None:
         return offer, candidate.sent
@@ -89,7 +89,7 @@ def _share_sent(log_p_local: Floats, query_below: float) -> float:
 
 
 def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate, float | None]:
-    """Answer locally where the row's local head is sure; only the other pictures are sent.
+    """Answer locally where the row's local head is sure; only the other images are sent.
 
     Args:
         name: Title of the new row.
@@ -98,7 +98,7 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
             all.
 
     Returns:
-        The gated row, and the threshold ``query_below``; ``None`` where all, or no, pictures are
+        The gated row, and the threshold ``query_below``; ``None`` where all, or no, images are
         sent anyway.
     """
     local = best.local

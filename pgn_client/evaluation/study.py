@@ -30,7 +30,7 @@ from pgn_client.prompting import methods
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import Task
-from pgn_client.training.examples import Pictures
+from pgn_client.training.examples import FittedSplit
 
 Note = Callable[[str], None]
 
@@ -50,10 +50,10 @@ def evaluate(
 
     Args:
         task: the splits that the prompt was trained with (see ``training.alike.task_of``).
-        connect: opens a client of the endpoint for an adapter, or for pictures as they are
+        connect: opens a client of the endpoint for an adapter, or for images as they are
             (``None``).
         pgn: the prompt to judge.
-        same_data: whether these are the training pictures of the checkpoint; if not, the report
+        same_data: whether these are the training images of the checkpoint; if not, the report
             says so.
         rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out,
             and said so.
@@ -64,16 +64,16 @@ def evaluate(
 
     Returns:
         The report. The row ``served`` is what the verdict recommends, chosen on validation alone:
-        the way of least log-loss, and the gate ``query_below`` under which pictures are sent.
+        the way of least log-loss, and the gate ``query_below`` under which images are sent.
         ``curve`` is that way's accuracy against images sent.
     """
     started = time.monotonic()
-    val, test = (Pictures.of(split, pgn) for split in (task.val, task.test))
+    val, test = (FittedSplit.of(split, pgn) for split in (task.val, task.test))
     asker = Asker(connect)
     seed, name = (pgn.card.seed or 0), methods.restorable(pgn.card.method).title
     note(
         f"raw answers to {len(task.train)} training, {len(task.val)} validation and "
-        f"{len(task.test)} test pictures"
+        f"{len(task.test)} test images"
     )
     augmentation = _augmentation(pgn)
     raw, fitted = baselines.raw(asker, task, augmentation, seed)
@@ -91,7 +91,7 @@ def evaluate(
             "give --rival, or a "
             "surrogate to train one"
         )
-    note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey pictures")
+    note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey images")
     prompted, both = _with_its_local_head(name, asker, pgn, task, local)
     candidates += [prompted, both]
     controls = _controls(asker, pgn, test, prompted)
@@ -148,7 +148,7 @@ def queries(
         yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
         if rival is not None or rival_to_train:
             yield Query(part, split.paths, rival, ready=rival is not None)
-    for _, images in _control_pictures(pgn, Pictures.of(task.test, pgn)):
+    for _, images in _control_images(pgn, FittedSplit.of(task.test, pgn)):
         yield Query("controls", images)
 
 
@@ -175,10 +175,10 @@ def _with_its_local_head(
 
 
 def _controls(
-    ask: Asker, pgn: PromptAdapter, test: Pictures, prompted: Candidate
+    ask: Asker, pgn: PromptAdapter, test: FittedSplit, prompted: Candidate
 ) -> dict[str, float]:
-    """Is the prompt a smuggled label? Another picture's prompt, and the own prompt on a grey
-    picture, must say less.
+    """Is the prompt a smuggled label? Another image's prompt, and the own prompt on a grey
+    image, must say less.
 
     Where the server crops, the bare canvas without its margin shows what the crop then does to the
     prompt.
@@ -189,12 +189,12 @@ def _controls(
 
     own = float(right(prompted.test, test.split.labels).mean())
     return {"own_prompt": own} | {
-        name: accuracy(images) for name, images in _control_pictures(pgn, test)
+        name: accuracy(images) for name, images in _control_images(pgn, test)
     }
 
 
-def _control_pictures(
-    pgn: PromptAdapter, test: Pictures
+def _control_images(
+    pgn: PromptAdapter, test: FittedSplit
 ) -> Iterator[tuple[str, list[Image.Image]]]:
     fitted, eye = test.fitted, test.prompted_by
     other = np.random.default_rng(pgn.card.seed or 0).permutation(len(fitted))
@@ -205,10 +205,10 @@ def _control_pictures(
 
 
 def _painted(
-    adapter: PromptAdapter, pictures: Pixels, prompted_by: Pixels, *, margin: bool = True
+    adapter: PromptAdapter, images: Pixels, prompted_by: Pixels, *, margin: bool = True
 ) -> list[Image.Image]:
-    """Pictures with the prompts of these or others."""
-    patches, _ = adapter.render(pictures, prompted_by=prompted_by)
+    """Images with the prompts of these or others."""
+    patches, _ = adapter.render(images, prompted_by=prompted_by)
     return [
-        compose(p, q, adapter.canvas, margin=margin) for p, q in zip(pictures, patches, strict=True)
+        compose(p, q, adapter.canvas, margin=margin) for p, q in zip(images, patches, strict=True)
     ]

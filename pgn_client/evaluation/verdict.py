@@ -44,7 +44,7 @@ from pgn_client.mapping.fusion import gate_curve
 from pgn_client.mapping.probability import log_loss, right
 
 NEAREST = (
-    "nearest checkpoint: pgn train --method no_prompt, which squashes pictures into the "
+    "nearest checkpoint: pgn train --method no_prompt, which squashes images into the "
     "canvas; evaluate it too"
 )
 
@@ -55,17 +55,17 @@ ADVICE = {
     PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the "
     "surrogate's features): no "
     "query is needed",
-    RAW: f"use the mapping only: send pictures as they are ({NEAREST})",
-    RAW_LOCAL: "use both without a prompt: send pictures as they are, and fuse the answers with "
+    RAW: f"use the mapping only: send images as they are ({NEAREST})",
+    RAW_LOCAL: "use both without a prompt: send images as they are, and fuse the answers with "
     "the local head "
     f"({NEAREST})",
-    NO_PROMPT: "use the mapping only: send pictures without a prompt",
-    with_local(NO_PROMPT): "use both without a prompt: send pictures without one, fused with the "
+    NO_PROMPT: "use the mapping only: send images without a prompt",
+    with_local(NO_PROMPT): "use both without a prompt: send images without one, fused with the "
     "local head",
-    FRAME: "use the mapping only: send pictures in an empty grey frame",
-    with_local(FRAME): "use both without a prompt: send pictures in a grey frame, fused with the "
+    FRAME: "use the mapping only: send images in an empty grey frame",
+    with_local(FRAME): "use both without a prompt: send images in a grey frame, fused with the "
     "local head",
-    IIP: "use the input-independent prompt: one prompt for all pictures",
+    IIP: "use the input-independent prompt: one prompt for all images",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
     PGN_LOCAL: "use both: the prompt, fused with the local head",
@@ -75,7 +75,7 @@ costs training too.
 """
 
 
-CONTAMINATED = "not the checkpoint's own data, so these test pictures may have been trained on"
+CONTAMINATED = "not the checkpoint's own data, so these test images may have been trained on"
 
 
 def verdict(
@@ -98,7 +98,7 @@ def verdict(
         served: how it is: behind its gate.
         advised: see ``selection.advised``; ``served`` itself, by the name of ``best``, where
             nothing is cheaper.
-        targets: (n,) class indices of the test pictures.
+        targets: (n,) class indices of the test images.
         paired: the comparisons.
         seed: Seed of the bootstrap.
         price_per_image: Price of an image at the endpoint; ``None`` where it is not known.
@@ -111,14 +111,14 @@ def verdict(
             f"{_sending(candidate, price_per_image)}"
         )
 
-    text = told(advised.name, advised, f" on {len(targets)} test pictures")
+    text = told(advised.name, advised, f" on {len(targets)} test images")
     if advised.name != best:
         text += (
             "; on validation it is within one standard error, or one image, of the served model, "
         )
         text += (
             f"{told(f'{best}, which', served)}: "
-            f"{_points(compared(served, advised, targets, seed))} on these pictures"
+            f"{_points(compared(served, advised, targets, seed))} on these images"
         )
     gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
     text += "." if gain is None else f"; {gain.a} − {RAW} is {_points(gain)}."
@@ -126,11 +126,11 @@ def verdict(
 
 
 def _sending(candidate: Candidate, price_per_image: float | None) -> str:
-    """What serving 1,000 pictures sends and costs."""
+    """What serving 1,000 images sends and costs."""
     if not candidate.sent:
         return "sends nothing"
     cost = candidate.cost(1000, price_per_image)
-    text = (f"sends {1000 * candidate.sent:,.0f} of 1,000 pictures") + (
+    text = (f"sends {1000 * candidate.sent:,.0f} of 1,000 images") + (
         "" if cost is None else f" (cost {money(cost)})"
     )
     return text + (", those of which the local head is not sure" if candidate.sent < 1 else "")
@@ -180,14 +180,14 @@ def judge(
     same_data: bool = True,
     price_per_image: float | None = None,
 ) -> Judgement:
-    """Choose on validation what is served, and measure everything on the test pictures.
+    """Choose on validation what is served, and measure everything on the test images.
 
     Args:
         candidates: what was asked, raw answers among it, from the cheapest to the dearest.
         task: its splits; only their labels and the files' names are read.
         seed: Seed of the bootstrap.
         name: Title of the prompt's row.
-        same_data: whether these are the training pictures of the checkpoint.
+        same_data: whether these are the training images of the checkpoint.
         price_per_image: Price of an image, in any currency; ``None`` where it is not known.
     """
     val, test, price = task.val.labels, task.test.labels, price_per_image
@@ -239,7 +239,7 @@ def _row(candidate: Candidate, targets: Integers, price_per_image: float | None)
 
 
 def _sparse(counts: Integers, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """(C, C) counts → true class → answered class → pictures, without zeros."""
+    """(C, C) counts → true class → answered class → images, without zeros."""
     return {
         true: {classes[k]: int(row[k]) for k in np.flatnonzero(row).tolist()}
         for true, row in zip(classes, counts, strict=True)
@@ -248,7 +248,7 @@ def _sparse(counts: Integers, classes: Sequence[str]) -> dict[str, dict[str, int
 
 
 def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
-    """A few test pictures by name, with their label and what is served."""
+    """A few test images by name, with their label and what is served."""
     answered, targets = served.test.argmax(axis=1), task.test.labels
     return [
         {
@@ -264,7 +264,7 @@ def _curve(
     best: Candidate, task: Task, price_per_image: float | None
 ) -> list[dict[str, float | None]]:
     """Accuracy against images sent; thresholds are quantiles of the confidence on validation
-    pictures.
+    images.
     """
     local = best.local
     if not best.sent or local is None:

@@ -1,4 +1,4 @@
-"""Pictures in, pictures out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
+"""Images in, images out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
 
 What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid
 over white, 16-bit grey is scaled to 8 bits (and not clipped), and of an animation the first frame
@@ -38,7 +38,7 @@ _quiet = threading.Lock()  # warnings.catch_warnings changes process-wide state
 
 
 class Codec(Protocol):
-    """RGB picture to bytes."""
+    """RGB image to bytes."""
 
     @property
     def name(self) -> str:
@@ -69,10 +69,10 @@ class _PillowCodec:
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def encode(self, image: Image.Image) -> bytes:
-        """Return the file's bytes of an RGB picture, without any metadata."""
+        """Return the file's bytes of an RGB image, without any metadata."""
         if image.mode != "RGB":
             raise ShapeError(
-                f"encoding as {self.name}: got a {image.mode} picture, expected RGB; "
+                f"encoding as {self.name}: got a {image.mode} image, expected RGB; "
                 "use open_image first"
             )
         plain = image.copy()
@@ -82,7 +82,7 @@ class _PillowCodec:
             plain.save(buffer, self.format, **self.options)
         except (OSError, ValueError) as error:
             raise ImageError(
-                f"encoding as {self.name} failed: {_one_line(error)}; send a smaller picture"
+                f"encoding as {self.name} failed: {_one_line(error)}; send a smaller image"
             ) from error
         return buffer.getvalue()
 
@@ -94,7 +94,7 @@ WEBP_LOSSLESS: Codec = _PillowCodec(
 
 
 def describe(source: object) -> str:
-    """Return a short printable name of a picture's source, for messages and results."""
+    """Return a short printable name of an image's source, for messages and results."""
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         text = os.fsdecode(text)
@@ -102,26 +102,26 @@ def describe(source: object) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     if isinstance(source, Image.Image):
-        return f"<{source.mode} picture {source.width}x{source.height}>"
+        return f"<{source.mode} image {source.width}x{source.height}>"
     if isinstance(source, np.ndarray):
         return f"<{source.dtype} array {source.shape}>"
     return f"<{type(source).__name__}>"
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return any supported source as an RGB picture, uint8 in [0, 255].
+    """Return any supported source as an RGB image, uint8 in [0, 255].
 
     Args:
-        source: a path, a file's bytes, a PIL picture, or a uint8 array (H, W), (H, W, 1),
+        source: a path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4).
-        max_pixels: larger pictures are refused from their header, before they are decoded.
+        max_pixels: larger images are refused from their header, before they are decoded.
 
     Returns:
-        A new picture of any size from 1x1 up; its ``info`` holds nothing but, where there is
+        A new image of any size from 1x1 up; its ``info`` holds nothing but, where there is
         something to say, a sentence under ``pgn_note``.
 
     Raises:
-        ImageError: missing, unreadable, not a picture, cut, or too large.
+        ImageError: missing, unreadable, not an image, cut, or too large.
         ShapeError: an array that is not uint8, has another shape, or no pixels.
     """
     name = describe(source)
@@ -135,7 +135,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         with _open_file(Path(source), name) as file:
             return _decode(file, name, max_pixels)
     raise ImageError(
-        f"cannot read a picture: got {name}, expected a path, bytes, PIL picture or uint8 array"
+        f"cannot read an image: got {name}, expected a path, bytes, PIL image or uint8 array"
     )
 
 
@@ -143,7 +143,7 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
     try:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a special file"
-            raise ImageError(f"{name}: got {kind}, expected a picture file")
+            raise ImageError(f"{name}: got {kind}, expected an image file")
         return path.open("rb")
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
@@ -158,22 +158,22 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
 
 def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     if not file.read(1):
-        raise ImageError(f"{name}: got an empty file, expected a picture")
+        raise ImageError(f"{name}: got an empty file, expected an image")
     file.seek(0)
     try:
         with _no_warnings():
             image = Image.open(file)
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name}: not a picture in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)"
+            f"{name}: not an image in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)"
         ) from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{name}: the picture is too large, expected at most {max_pixels:,} pixels"
+            f"{name}: the image is too large, expected at most {max_pixels:,} pixels"
         ) from None
     # decoders of hostile files raise anything: struct.error, SyntaxError, EOFError, ...
     except Exception as error:
-        raise ImageError(f"{name}: broken picture ({_one_line(error)})") from error
+        raise ImageError(f"{name}: broken image ({_one_line(error)})") from error
     with image:
         return _to_rgb(image, name, max_pixels)
 
@@ -182,11 +182,11 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Check the size before decoding, then decode, turn upright, and convert."""
     if image.width * image.height > max_pixels:
         raise ImageError(
-            f"{name}: the picture is too large: got {image.width}x{image.height}, "
+            f"{name}: the image is too large: got {image.width}x{image.height}, "
             f"expected at most {max_pixels:,} pixels; make it smaller"
         )
     if image.width * image.height == 0:
-        raise ShapeError(f"{name}: got a picture without pixels, expected at least 1x1")
+        raise ShapeError(f"{name}: got an image without pixels, expected at least 1x1")
     try:
         with _no_warnings():
             note = _animation_note(image)
@@ -194,7 +194,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"{name}: broken or cut picture ({_one_line(error)})") from error
+        raise ImageError(f"{name}: broken or cut image ({_one_line(error)})") from error
     rgb.info = {NOTE: note} if note else {}
     if note:
         _log.warning("%s: %s", name, note)
@@ -211,12 +211,12 @@ def _animation_note(image: Image.Image) -> str | None:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Convert any PIL mode to RGB; returns a new picture."""
+    """Convert any PIL mode to RGB; returns a new image."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.mode == "F":
         raise ImageError(
-            "got a floating-point picture, expected integers; scale it to [0, 255] "
+            "got a floating-point image, expected integers; scale it to [0, 255] "
             "and convert to uint8"
         )
     if image.has_transparency_data:
@@ -239,11 +239,11 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not fits or array.size == 0:
         raise ShapeError(
-            f"picture array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty"
+            f"image array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty"
         )
     if array.dtype != np.uint8:
         raise ShapeError(
-            f"picture array: got {array.dtype}, expected uint8 in [0, 255]; "
+            f"image array: got {array.dtype}, expected uint8 in [0, 255]; "
             "round and convert it, for example (x * 255).round().astype('uint8') for x in [0, 1]"
         )
     grey = array.ndim == 3 and array.shape[2] == 1

@@ -1,4 +1,4 @@
-"""Prompt patches and a picture become the image that is sent; NumPy and Pillow only.
+"""Prompt patches and an image become the image that is sent; NumPy and Pillow only.
 
 uint8 in, uint8 out, lossless: what is composed here is bit for bit what a faithful server decodes.
 """
@@ -16,7 +16,7 @@ from pgn_client.types import ServerProfile
 GREY = 128  # of the cells when there is no prompt: the neutral canvas
 
 
-def fit_picture(image: Image.Image, canvas: Canvas) -> Pixels:
+def fit_to_canvas(image: Image.Image, canvas: Canvas) -> Pixels:
     """Squash an RGB image into the canvas's box.
 
     Args:
@@ -31,16 +31,16 @@ def fit_picture(image: Image.Image, canvas: Canvas) -> Pixels:
 
 
 def compose(
-    picture: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True
+    image: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True
 ) -> Image.Image:
-    """Put prompt patches around a fitted picture and add the margin that the server's crop will
+    """Put prompt patches around a fitted image and add the margin that the server's crop will
     remove.
 
     Args:
-        picture: (h, w, 3) uint8, from :func:`fit_picture`.
+        image: (h, w, 3) uint8, from :func:`fit_to_canvas`.
         patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral
-            canvas). From a method that paints the picture itself, (H, W, 3) uint8: the whole
-            canvas, with the picture in it.
+            canvas). From a method that paints the image itself, (H, W, 3) uint8: the whole
+            canvas, with the image in it.
         canvas: where everything goes.
         margin: ``False`` sends the bare canvas, to show what a server's crop then does to a prompt.
 
@@ -48,16 +48,16 @@ def compose(
         RGB image, ``canvas.sent`` pixels square; the margin repeats the canvas's edge.
 
     Raises:
-        ShapeError: picture or patches do not fit the canvas.
+        ShapeError: image or patches do not fit the canvas.
     """
     top, left, height, width = canvas.box
-    if picture.shape != (height, width, 3):
+    if image.shape != (height, width, 3):
         raise ShapeError(
-            f"picture: got shape {picture.shape}, expected {(height, width, 3)}; use "
-            "fit_picture first"
+            f"image: got shape {image.shape}, expected {(height, width, 3)}; "
+            "use fit_to_canvas first"
         )
     pixels = np.full((canvas.size, canvas.size, 3), GREY, dtype=np.uint8)
-    pixels[top : top + height, left : left + width] = picture
+    pixels[top : top + height, left : left + width] = image
     if patches is not None and canvas.cells:
         _paste(pixels, patches, canvas)
     elif patches is not None:

@@ -1,4 +1,4 @@
-"""Folders of labelled pictures become a task: classes and three disjoint splits.
+"""Folders of labelled images become a task: classes and three disjoint splits.
 
 ``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain
 ``DATA/CLASS/*`` tree is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Some labelled pictures.
+    """Some labelled images.
 
     Attributes:
         paths: n files.
@@ -76,7 +76,7 @@ class Task:
         )
 
     def with_shots(self, shots: int | None, seed: int) -> Task:
-        """Return the task with at most so many training pictures per class, drawn by this seed;
+        """Return the task with at most so many training images per class, drawn by this seed;
         ``None`` for all.
         """
         train = self.train if shots is None else _few(self.train, shots, seed)
@@ -90,11 +90,11 @@ class Task:
         test: int | None = None,
         seed: int = 0,
     ) -> Task:
-        """Return the task with at most so many pictures in a split, as evenly over the C classes as
+        """Return the task with at most so many images in a split, as evenly over the C classes as
         they allow.
 
-        The classes give one picture each in turn; which picture, and who gives in a last round that
-        is not full, is drawn. What is left keeps its order, and a smaller limit's pictures are
+        The classes give one image each in turn; which image, and who gives in a last round that
+        is not full, is drawn. What is left keeps its order, and a smaller limit's images are
         among a larger one's.
 
         Args:
@@ -111,7 +111,7 @@ class Task:
             if limit is None:
                 return split
             if limit < least:
-                why = "one picture" if name == "test" else "one of each class"
+                why = "one image" if name == "test" else "one of each class"
                 raise ConfigurationError(
                     f"limit of {name}: got {limit}, expected at least {least}, {why}; raise it or "
                     "leave it out"
@@ -141,12 +141,12 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
 
     Args:
         folder: ``DATA`` as above.
-        shots: at most this many training pictures per class; ``None`` takes all.
+        shots: at most this many training images per class; ``None`` takes all.
         seed: of splits and shots.
 
     Raises:
         ConfigurationError: no folder, no classes, a class that a split does not know, or too few
-            pictures.
+            images.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -258,7 +258,7 @@ def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Spli
 
 def _few(split: Split, shots: int, seed: int) -> Split:
     if shots < 1:
-        raise ConfigurationError(f"shots: got {shots}, expected at least 1 picture per class")
+        raise ConfigurationError(f"shots: got {shots}, expected at least 1 image per class")
     return split.take(sorted(i for rows in _by_class(split, seed) for i in rows[:shots]))
 
 
@@ -320,7 +320,7 @@ def _check(task: Task, root: Path) -> None:
         if missing:
             names = ", ".join(task.classes[i] for i in missing[:3])
             raise ConfigurationError(
-                f"data: {root} has no {name} pictures of {names}; expected at least one of every "
+                f"data: {root} has no {name} images of {names}; expected at least one of every "
                 "class there "
                 f"(files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
             )

@@ -15,25 +15,25 @@ from pgn_client.imaging.codecs import IMAGE_SUFFIXES
 PathLike = str | os.PathLike[str]
 
 SHOWN = 4
-"""Pictures to look at, at most."""
+"""Images to look at, at most."""
 
 
 def spread(n: int) -> range:
-    """Return which of n pictures to look at: a few, evenly spread."""
+    """Return which of n images to look at: a few, evenly spread."""
     return range(0, n, max(1, n // SHOWN))[:SHOWN]
 
 
 def find_images(source: PathLike) -> list[Path]:
-    """Return the pictures that an input names.
+    """Return the images that an input names.
 
     Args:
         source: a folder (searched recursively; sorted by path, upper before lower case; hidden
-            files and folders are left out), one picture, a text file with one path per line, or
+            files and folders are left out), one image, a text file with one path per line, or
             ``-`` for such lines on stdin. Lists keep their order; a path that occurs twice is used
             once.
 
     Raises:
-        ConfigurationError: nothing there, or no picture among it.
+        ConfigurationError: nothing there, or no image among it.
     """
     if os.fspath(source) == "-":
         return _listed(sys.stdin, "stdin")
@@ -42,8 +42,7 @@ def find_images(source: PathLike) -> list[Path]:
         found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not found:
             raise ConfigurationError(
-                f"{path}: got a folder without pictures, expected "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{path}: got a folder without images, expected {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return found
     if not path.exists():
@@ -67,7 +66,7 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
         paths = dict.fromkeys(Path(text) for line in lines if (text := line.strip()))
     except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
         raise ConfigurationError(
-            f"{name}: neither a picture nor a text file with one path per line"
+            f"{name}: neither an image nor a text file with one path per line"
         ) from None
     if not paths:
         raise ConfigurationError(f"{name}: got an empty list, expected one path per line")

@@ -1,11 +1,11 @@
-"""Where prompts and picture go in an image that a server will resize and crop; integers only.
+"""Where prompts and image go in an image that a server will resize and crop; integers only.
 
-The *canvas* is the H x W picture that reaches the patch embedding. Prompt cells are whole grid
-cells of it, row-major; the user's picture fills the rectangle that is left. Around the canvas,
-where the server crops, lies a *margin* that the crop removes: a picture that is sent at the size
+The *canvas* is the H x W image that reaches the patch embedding. Prompt cells are whole grid
+cells of it, row-major; the user's image fills the rectangle that is left. Around the canvas,
+where the server crops, lies a *margin* that the crop removes: an image that is sent at the size
 the server resizes to passes the resize unchanged.
 
-This is our own design: the published PGN appends tokens and has no picture to place them in.
+This is our own design: the published PGN appends tokens and has no image to place them in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def crop_offset(resize: int, crop: int) -> int:
 
 
 def ring(grid: int) -> tuple[list[int], Box]:
-    """The border cells; the picture is inside. K = 4 (grid - 1): 52 on 14 x 14, 24 on 7 x 7."""
+    """The border cells; the image is inside. K = 4 (grid - 1): 52 on 14 x 14, 24 on 7 x 7."""
     border = (0, grid - 1)
     cells = [r * grid + c for r in range(grid) for c in range(grid) if r in border or c in border]
     return cells, (1, 1, grid - 2, grid - 2)
@@ -105,13 +105,13 @@ def room_for(prompts: int, grid: int) -> str:
 
 
 def place(layout: str, grid: int) -> tuple[list[int], Box]:
-    """Return the prompt cells of a layout and the picture's box, both in grid cells.
+    """Return the prompt cells of a layout and the image's box, both in grid cells.
 
-    ``full`` has no cells: the picture fills the canvas, for methods that paint on the picture
+    ``full`` has no cells: the image fills the canvas, for methods that paint on the image
     itself.
 
     Raises:
-        ConfigurationError: an unknown layout, or one that leaves no room for the picture.
+        ConfigurationError: an unknown layout, or one that leaves no room for the image.
     """
     name, _, number = layout.partition(":")
     if name == "cells":
@@ -129,7 +129,7 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
         )
     if min(box[2:]) < 1:
         raise ConfigurationError(
-            f"layout {layout!r} leaves no room for the picture on a {grid} x {grid} grid; choose a "
+            f"layout {layout!r} leaves no room for the image on a {grid} x {grid} grid; choose a "
             "smaller one"
         )
     return cells, box
@@ -140,12 +140,12 @@ class Canvas:
     """The geometry of what is sent; made by :meth:`build`.
 
     Attributes:
-        size: H = W of the picture that the model sees, in pixels.
+        size: H = W of the image that the model sees, in pixels.
         patch: P, in pixels.
         cells: K grid cells that hold prompt patches, row-major indices; prompt k sits in
             ``cells[k]``.
-        box: top, left, height, width of the user's picture on the canvas, in pixels.
-        sent: side of the picture that is sent, in pixels.
+        box: top, left, height, width of the user's image on the canvas, in pixels.
+        sent: side of the image that is sent, in pixels.
         offset: where the canvas starts in it, in pixels, down and right.
     """
 
@@ -160,7 +160,7 @@ class Canvas:
     def build(
         cls, size: int, patch: int, layout: str = "ring", profile: ServerProfile | None = None
     ) -> Canvas:
-        """Place prompts and picture for a model with input ``size`` and patch side ``patch`` behind
+        """Place prompts and image for a model with input ``size`` and patch side ``patch`` behind
         ``profile``.
 
         Raises:
@@ -192,7 +192,7 @@ def sent_size(size: int, profile: ServerProfile) -> tuple[int, int]:
     """Return the side to send, and where the canvas starts in it, so that the server's model sees
     exactly the canvas.
 
-    A resize to the size a picture already has is the identity, for every profile; what a centre
+    A resize to the size an image already has is the identity, for every profile; what a centre
     crop removes is margin.
 
     Raises:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)
 AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
-"""What is tried where nothing is asked for. BLM+ stands for the kinds that count: with 240 pictures
+"""What is tried where nothing is asked for. BLM+ stands for the kinds that count: with 240 images
 and all scores, ``linear`` was far above each of them on all of six sets (see the log).
 """
 Counting = Callable[[Any, Any, int], Any]
@@ -273,7 +273,7 @@ def fit(
     fitted on.
 
     Cross-validation misjudges tasks with two or three examples a class, whose training folds lack
-    whole classes: with 240 pictures of 101 classes it took ``blm+`` (accuracy 0.645, log-loss 1.27
+    whole classes: with 240 images of 101 classes it took ``blm+`` (accuracy 0.645, log-loss 1.27
     on others) for ``linear`` (0.725, 1.17). So validation examples decide where there are some.
 
     Args:
@@ -285,7 +285,7 @@ def fit(
             label.
         val: features and labels of other examples, which choose the kind; ``None`` cross-validates.
         kinds: which kinds to try; among equals the first wins.
-        copies: the examples are so many blocks of versions of the same pictures; no fold parts the
+        copies: the examples are so many blocks of versions of the same images; no fold parts the
             versions of one.
         folds: number of stratified folds, at most n.
         seed: of the assignment to folds.

@@ -1,16 +1,16 @@
-"""Find out what an unknown endpoint does to a picture, in at most 40 of them.
+"""Find out what an unknown endpoint does to an image, in at most 40 of them.
 
-Nothing of the model is known but that pictures go in and answers come out. So pairs of pictures are
+Nothing of the model is known but that images go in and answers come out. So pairs of images are
 sent which a server of one kind turns into (nearly) the same input of its model, and a server of
 another kind does not. What each kind leaves of the difference is computed, and how far the answers
 are apart weighs all kinds at once (:mod:`pgn_client.probe.posterior`); the next pair is the one
-that is expected to tell most. *Certain* is only what was also held against a control: a picture
+that is expected to tell most. *Certain* is only what was also held against a control: an image
 that differs as much, that the kind does not hide, and that is answered differently. Without a
 control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
 which may be equal by accident, codec and profile are never certain.
 
-- the codec (:mod:`pgn_client.probe.codec`), on 32 px pictures;
-- resize and crop of a square picture (:mod:`pgn_client.probe.resize`);
+- the codec (:mod:`pgn_client.probe.codec`), on 32 px images;
+- resize and crop of a square image (:mod:`pgn_client.probe.resize`);
 - what happens to a wide one (:mod:`pgn_client.probe.aspect_ratio`);
 - the kind, number and rounding of the scores (:mod:`pgn_client.probe.score_type`), on all answers.
 """
@@ -35,16 +35,16 @@ FEW = 3  # scores per answer
 
 
 def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
-    """Measure an endpoint with synthetic pictures.
+    """Measure an endpoint with synthetic images.
 
     Args:
-        ask: sends RGB pictures, from 32 to 1024 px, and returns one answer each; whatever it raises
+        ask: sends RGB images, from 32 to 1024 px, and returns one answer each; whatever it raises
             passes through.
-        limit: the most pictures that are sent, repeats included.
-        seed: of the pictures' colours.
+        limit: the most images that are sent, repeats included.
+        seed: of the images' colours.
 
     Raises:
-        ConfigurationError: a limit below 2 (the first picture is sent twice), or a seed below 0.
+        ConfigurationError: a limit below 2 (the first image is sent twice), or a seed below 0.
     """
     if seed < 0:
         raise ConfigurationError(f"probe: got a seed of {seed}, expected a whole number from 0 on")

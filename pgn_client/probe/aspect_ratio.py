@@ -1,6 +1,6 @@
-"""What a server does to a picture that is not square: squash, crop, pad, or let it through.
+"""What a server does to an image that is not square: squash, crop, pad, or let it through.
 
-One wide picture, twice as wide as high, and waves laid over it. With the side R of the resized
+One wide image, twice as wide as high, and waves laid over it. With the side R of the resized
 square known, each kind of profile says to how many pixels the two edges are resized, and so which
 waves vanish.
 """
@@ -19,14 +19,14 @@ from pgn_client.probe.posterior import EAR, HEARD, Belief, Which
 from pgn_client.probe.queries import SENSITIVE, Asker
 from pgn_client.probe.resize import Square
 from pgn_client.probe.resize_hypotheses import FRAME, KERNELS, SIDE
-from pgn_client.probe.stimuli import picture, smooth
+from pgn_client.probe.stimuli import smooth, to_image
 from pgn_client.types import ProfileKind, ServerProfile
 
 WIDE, HIGH = SIDE, SIDE // 2
 KINDS: tuple[ProfileKind, ...] = ("direct", "resize_crop", "shortest_edge", "letterbox")
 PRIOR = np.array([0.4, 0.3, 0.15, 0.15])
 PADDED = np.sqrt(0.5)  # half of a letterbox is padding
-ODD = 0.02  # weight, each, of what is not `resize_crop` although a square picture is cropped
+ODD = 0.02  # weight, each, of what is not `resize_crop` although a square image is cropped
 BELIEVED, LIKELY = 0.98, 0.7
 CLEARLY = (0.1, 0.5)  # of its quadrature: a wave that vanished, or did not, beyond doubt
 
@@ -54,7 +54,7 @@ ENDS = Overlay()
 
 
 def find_profile(asker: Asker, square: Square, seed: int) -> Finding:
-    """Find the profile in 4 and more pictures, with what is known of square ones."""
+    """Find the profile in 4 and more images, with what is known of square ones."""
     if square.resize is None or square.crop is None:
         return Finding.unknown(square.evidence)
     return _Search(asker, square.resize, square.crop, seed).run(square)
@@ -77,9 +77,9 @@ class _Search:
 
     def run(self, square: Square) -> Finding:
         if self.asker.left > 1:
-            (base,) = self.asker(picture(self.pixels))
+            (base,) = self.asker(to_image(self.pixels))
             while self.asker.left and (overlay := self._next()):
-                response = self.asker.response(base, picture(self.pixels + overlay()[:, :, None]))
+                response = self.asker.response(base, to_image(self.pixels + overlay()[:, :, None]))
                 self.belief.learn(overlay, response)
         return self._concluded(square)
 
@@ -124,7 +124,7 @@ class _Search:
         shares = self.shares
         kind = KINDS[int(shares.argmax())]
         told = [self.belief.responses.get(overlay) for overlay in self.core]
-        evidence = f"{square.evidence}; in a wide picture {self._told()}"
+        evidence = f"{square.evidence}; in a wide image {self._told()}"
         if shares.max() < LIKELY or (self.crop < self.resize and kind != "resize_crop"):
             return Finding.unknown(f"{evidence}: no known profile does that for sure")
         sides = {"direct": (), "resize_crop": (self.resize, self.crop)}.get(kind, (self.resize,))

@@ -1,11 +1,11 @@
 """Whether a server re-encodes what it receives as JPEG, and with which quality and subsampling.
 
-Every picture is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so
+Every image is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so
 that whatever is left after the codec is up-scaled and seen, wherever the server resizes and crops
 to. What is laid over the mosaic says which codec sees it: a pattern whose DCT coefficients are all
 below half a quantisation step is gone after JPEG, and coarser steps lose it too; colour stripes are
 gone where the subsampling averages them. The next pattern is the one that is expected to tell most.
-What is found is held against a pair of pictures which it alone makes equal.
+What is found is held against a pair of images which it alone makes equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgn_client.arrays import Floats
 from pgn_client.probe.findings import Finding
 from pgn_client.probe.posterior import CONTROL, Belief, Which
 from pgn_client.probe.queries import SENSITIVE, Asker
-from pgn_client.probe.stimuli import mosaic, picture, recode, rms
+from pgn_client.probe.stimuli import mosaic, recode, rms, to_image
 from pgn_client.types import Answer
 
 SIDE = 32  # pixels: four MCUs of 16 x 16
@@ -87,7 +87,7 @@ class Overlay:
 
 
 def find_codec(asker: Asker, seed: int) -> Finding:
-    """Find the codec in at most 16 pictures."""
+    """Find the codec in at most 16 images."""
     return _Search(asker, seed).run()
 
 
@@ -103,10 +103,10 @@ class _Search:
             asker, np.outer(_prior(), EAR).ravel(), Overlay.amplitudes
         )
         self.colours = [self._colour(stripes) for stripes in _colour_stripes()]
-        self.held: dict[int, str] = {}  # codec → what its own pair of pictures said
+        self.held: dict[int, str] = {}  # codec → what its own pair of images said
 
     def run(self) -> Finding:
-        base = self.asker.twice(picture(self.mosaic))
+        base = self.asker.twice(to_image(self.mosaic))
         stripes = np.tile(_alternating(4, STRIPES), (SIDE, 1))[:, :, None]
         self._ask(base, Overlay(stripes, np.full(1 + len(_grid()), CONTROL)))
         if self.belief.control < SENSITIVE * self.asker.floor:
@@ -136,7 +136,9 @@ class _Search:
         return np.asarray(self.belief.shares.reshape(-1, len(HEARD)).sum(axis=1))
 
     def _ask(self, base: Answer, overlay: Overlay) -> None:
-        self.belief.learn(overlay, self.asker.response(base, picture(self.mosaic + overlay.values)))
+        self.belief.learn(
+            overlay, self.asker.response(base, to_image(self.mosaic + overlay.values))
+        )
 
     def _colour(self, stripes: Floats) -> Overlay:
         left = [
@@ -146,14 +148,14 @@ class _Search:
         return Overlay(stripes, np.array(left), colour=True)
 
     def _hold(self, codec: int) -> None:
-        """Send two rich pictures which only this codec makes equal."""
+        """Send two rich images which only this codec makes equal."""
         one, other = metamers(*_grid()[codec - 1], self.mosaic)
         left = np.array([rms(_coded(one, n) - _coded(other, n)) for n in range(1 + len(_grid()))])
-        first, second = self.asker(picture(one), picture(other))
+        first, second = self.asker(to_image(one), to_image(other))
         response = self.asker.distance(first, second)
         self.belief.learn(Overlay(one - other, left), response)
         self.held[codec] = (
-            f"two pictures {rms(one - other):.1f} grey levels apart which it makes equal are "
+            f"two images {rms(one - other):.1f} grey levels apart which it makes equal are "
             f"{response:.2g} apart, "
             f"where strong stripes move the scores by {self.belief.control:.2g}"
         )
@@ -177,7 +179,7 @@ class _Search:
         sure = shares[best] > CERTAIN and best in self.held
         evidence = (
             f"{asked} fit; "
-            f"{self.held.get(best, 'it was not held against a pair of pictures of its own')}"
+            f"{self.held.get(best, 'it was not held against a pair of images of its own')}"
         )
         return Finding(f"jpeg:{quality}:{subsampling}", "certain" if sure else "likely", evidence)
 
@@ -193,7 +195,7 @@ def _grid() -> list[tuple[int, str]]:
 
 
 def _prior() -> Floats:
-    """Weights before the first picture: lossless, and the qualities that people write into a
+    """Weights before the first image: lossless, and the qualities that people write into a
     configuration.
     """
     by_subsampling = {"444": 0.25, "422": 0.15, "420": 0.6}
@@ -268,7 +270,7 @@ def _table(quality: int) -> Floats:
 
 
 def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Floats]:
-    """Return two pictures, as far apart as 60 tries make them, which JPEG of this quality turns
+    """Return two images, as far apart as 60 tries make them, which JPEG of this quality turns
     into one.
 
     Each block gets random coefficients below half a step; blocks which nevertheless come back

@@ -31,20 +31,20 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the answers to a probe's pictures say about an endpoint.
+    """What the answers to a probe's images say about an endpoint.
 
     Attributes:
         profile: what the server does to the geometry, a profile string; ``direct`` where it
             squashes.
-        input_size: side of the square picture that its model sees, in pixels.
+        input_size: side of the square image that its model sees, in pixels.
         codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy``, where neither quality nor subsampling
             could be told.
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
         top_k: labels per answer, or ``all``.
         decimals: digits after the point that scores are rounded to, or ``none``.
-        noise: the largest distance between answers to one picture (log-scores; of logits, the
+        noise: the largest distance between answers to one image (log-scores; of logits, the
             scores themselves).
-        images: pictures sent.
+        images: images sent.
     """
 
     profile: Finding

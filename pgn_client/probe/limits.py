@@ -1,4 +1,4 @@
-"""How large a picture may be: a small picture in a long file tells bytes from pixels, a flat one
+"""How large an image may be: a small image in a long file tells bytes from pixels, a flat one
 pixels from bytes.
 
 A limit is only bracketed. What is reported is its upper end: that what is larger was refused is
@@ -62,7 +62,7 @@ def find_bytes(send: Send, left: int) -> Finding:
 
 
 def find_pixels(send: Send, left: int) -> Finding:
-    """Send ever larger flat pictures until one is refused; see ``find_bytes``."""
+    """Send ever larger flat images until one is refused; see ``find_bytes``."""
     return _largest(send, ((side * side, flat_file(side)) for side in SIDES[:left]), "pixels")
 
 

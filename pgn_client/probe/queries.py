@@ -1,4 +1,4 @@
-"""Pictures sent and counted, and how far two answers are apart, beside what the answers could show
+"""Images sent and counted, and how far two answers are apart, beside what the answers could show
 at all.
 """
 
@@ -19,7 +19,7 @@ Ask = Callable[[Sequence[Image.Image]], list[Answer]]
 UNROUNDED = 9  # decimals and more: what is left of a float32 or float64 that nobody rounded
 SMALLEST = 1e-9  # added to probabilities before their logarithm is taken
 DAMPING = 10  # steps of the rounding, added likewise
-# log-scores: a server adds pictures up in another order, on another day, in another batch
+# log-scores: a server adds images up in another order, on another day, in another batch
 FLOOR = 1e-3
 ANOTHER_LABEL = 1.0  # log-scores, or logits: what usually lies behind it
 GONE = 0.1  # of the control's distance: a metamer
@@ -27,14 +27,14 @@ SENSITIVE = 10  # times the floor: what the control must reach before equal answ
 
 
 class LimitReachedError(Exception):
-    """The next pictures would exceed the limit; caught by :func:`pgn_client.probe.probe` alone."""
+    """The next images would exceed the limit; caught by :func:`pgn_client.probe.probe` alone."""
 
 
 class Asker:
-    """Sends pictures, never more than ``limit``, and keeps every answer.
+    """Sends images, never more than ``limit``, and keeps every answer.
 
     Attributes:
-        limit: the most pictures that are sent; less once a budget has ended.
+        limit: the most images that are sent; less once a budget has ended.
         answers: in the order of sending.
         decimals: the most digits after the point of any score so far.
     """
@@ -50,17 +50,17 @@ class Asker:
         self.decimals = 0
         self._pairs: list[tuple[Answer, Answer]] = []
 
-    def __call__(self, *pictures: Image.Image) -> list[Answer]:
-        """Send pictures together and return their answers.
+    def __call__(self, *images: Image.Image) -> list[Answer]:
+        """Send images together and return their answers.
 
         Raises:
             LimitReachedError: they would be too many, and none is sent; or the client's budget
                 ended on the way.
         """
-        if len(pictures) > self.left:
+        if len(images) > self.left:
             raise LimitReachedError
         try:
-            answers = self._ask(pictures)
+            answers = self._ask(images)
         except BudgetExceededError:
             if not self.answers:
                 raise
@@ -72,19 +72,19 @@ class Asker:
         )
         return answers
 
-    def twice(self, picture: Image.Image) -> Answer:
-        """Send one picture two times, for the noise, and return the first answer."""
-        first, second = self(picture, picture)
+    def twice(self, image: Image.Image) -> Answer:
+        """Send one image two times, for the noise, and return the first answer."""
+        first, second = self(image, image)
         self._pairs.append((first, second))
         return first
 
-    def response(self, base: Answer, picture: Image.Image) -> float:
-        """Send a picture and return how far its answer is from ``base``."""
-        return self.distance(base, self(picture)[0])
+    def response(self, base: Answer, image: Image.Image) -> float:
+        """Send an image and return how far its answer is from ``base``."""
+        return self.distance(base, self(image)[0])
 
     @property
     def left(self) -> int:
-        """How many pictures may still be sent."""
+        """How many images may still be sent."""
         return self.limit - len(self.answers)
 
     @property
@@ -94,7 +94,7 @@ class Asker:
 
     @property
     def noise(self) -> float:
-        """The largest distance between answers to one picture."""
+        """The largest distance between answers to one image."""
         return max((self.distance(*pair) for pair in self._pairs), default=0.0)
 
     @property
@@ -129,7 +129,7 @@ class Asker:
         )
 
     def gone(self, response: float, *, beside: float) -> bool:
-        """Whether a distance is nothing beside a control's, a picture which differs as much and is
+        """Whether a distance is nothing beside a control's, an image which differs as much and is
         surely seen.
         """
         return beside >= SENSITIVE * self.floor and response <= max(self.floor, GONE * beside)

@@ -1,6 +1,6 @@
-"""To which size a server resizes a square picture, and what of it a centre crop keeps.
+"""To which size a server resizes a square image, and what of it a centre crop keeps.
 
-All pictures but the last few are 1024 px square: the 8-px blocks of JPEG are then far below a pixel
+All images but the last few are 1024 px square: the 8-px blocks of JPEG are then far below a pixel
 of the model's input, and a server that re-encodes looks like one that does not. Two kinds of
 overlays are questions to one list of hypotheses (R, C, kernel), each of which says how much of an
 overlay reaches the model:
@@ -24,7 +24,7 @@ from pgn_client.probe.gratings import Wave, around, needle, quadrature
 from pgn_client.probe.posterior import Belief
 from pgn_client.probe.queries import SENSITIVE, Asker
 from pgn_client.probe.resize_hypotheses import FRAME, LARGEST, SIDE, Question, hypotheses
-from pgn_client.probe.stimuli import framed, outlined, picture, smooth
+from pgn_client.probe.stimuli import framed, outlined, smooth, to_image
 from pgn_client.types import Answer
 
 CONTROLS, CONTRAST = (24, 48), 50.0  # half periods per edge, seen whatever the size; grey levels
@@ -45,14 +45,14 @@ STEP = 3.0  # from one pixel within the crop to none: what JPEG smears over the 
 # pixel
 PLAIN = 0.7
 UNUSUAL = 1e-4  # weight of each crop that no hypothesis has
-TRIES = 3  # at the crop, with two pictures each
+TRIES = 3  # at the crop, with two images each
 WIDE_PICTURES = 4  # of shape.py
-RESERVE = 5  # pictures kept, for a quadrature and for what is not square
+RESERVE = 5  # images kept, for a quadrature and for what is not square
 
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """What happens to a square picture.
+    """What happens to a square image.
 
     Attributes:
         resize: R in pixels; ``None`` where no side is likely.
@@ -70,7 +70,7 @@ class Square:
 
 
 def find_square(asker: Asker, seed: int) -> Square:
-    """Find R and C in at most 32 pictures."""
+    """Find R and C in at most 32 images."""
     return _Search(asker, seed).run()
 
 
@@ -86,7 +86,7 @@ class _Search:
         self.faint = False  # whether R is not beyond doubt
 
     def run(self) -> Square:
-        (self.base,) = self.asker(picture(self.pixels))
+        (self.base,) = self.asker(to_image(self.pixels))
         for target in CONTROLS:
             self._ask(Wave(target, amplitude=CONTRAST))
         if self.control < SENSITIVE * self.asker.floor:
@@ -133,7 +133,7 @@ class _Search:
             pixels = self.pixels + question(SIDE)[None, :, None]
         else:
             pixels = framed(self.pixels, question, FRAME)
-        self.belief.learn(question, self.asker.response(self.base, picture(pixels)), control=wave)
+        self.belief.learn(question, self.asker.response(self.base, to_image(pixels)), control=wave)
 
     def _believed(self) -> Square:
         """Measure the crop of the likeliest side, if it is likely enough."""
@@ -181,7 +181,7 @@ class _Search:
                 self.control,
             )
         pixels = smooth(resize, resize, self.seed)
-        base = self.asker(picture(pixels))[0]
+        base = self.asker(to_image(pixels))[0]
         low, high = 0, resize  # seen outside low, not seen outside high
         responses = {resize: 0.0}
         for _ in range(TRIES):
@@ -192,7 +192,7 @@ class _Search:
                 break
             best = int(alive.argmax())
             for side in {best - 1, best} - responses.keys():
-                responses[side] = self.asker.response(base, picture(outlined(pixels, side)))
+                responses[side] = self.asker.response(base, to_image(outlined(pixels, side)))
             seen, unseen = responses[best - 1], responses[best]
             if seen > max(SENSITIVE * self.asker.floor, STEP * unseen) or weights[best] > PLAIN:
                 break

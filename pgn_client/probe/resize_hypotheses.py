@@ -1,7 +1,7 @@
-"""Hypotheses about a square picture: to which R x R pixels it is resized, which central C x C of
+"""Hypotheses about a square image: to which R x R pixels it is resized, which central C x C of
 them a crop keeps.
 
-Each says how much of a wave or of a frame, laid over a picture of ``SIDE`` pixels, reaches the
+Each says how much of a wave or of a frame, laid over an image of ``SIDE`` pixels, reaches the
 model.
 """
 
@@ -113,7 +113,7 @@ def _by_kernel(
 
 
 class Kernel:
-    """A symmetric kernel of a resize, stretched to the pixels of the smaller picture."""
+    """A symmetric kernel of a resize, stretched to the pixels of the smaller image."""
 
     def __init__(self, values: Floats) -> None:
         self._x = np.linspace(-4, 4, len(values))

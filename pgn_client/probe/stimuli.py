@@ -1,4 +1,4 @@
-"""The pictures that a probe sends: a smooth colourful base, and what is laid over it."""
+"""The images that a probe sends: a smooth colourful base, and what is laid over it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LOW, HIGH = 88, 168  # of the smooth base: room for a grating on both sides
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers
 
 
-def picture(pixels: Floats) -> Image.Image:
-    """Return (H, W, 3) values, rounded and clipped to uint8, as a picture."""
+def to_image(pixels: Floats) -> Image.Image:
+    """Return (H, W, 3) values, rounded and clipped to uint8, as an image."""
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
@@ -54,7 +54,7 @@ def outlined(pixels: Floats, side: int) -> Floats:
 def recode(pixels: Floats, quality: int, subsampling: str) -> Floats:
     """Return (H, W, 3) as they come back from JPEG."""
     buffer = io.BytesIO()
-    picture(pixels).save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLINGS[subsampling])
+    to_image(pixels).save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLINGS[subsampling])
     return np.asarray(Image.open(buffer), np.float64)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a callable: pictures in, the images that are sent out.
+"""A checkpoint as a callable: images in, the images that are sent out.
 
 Reading the card, and mapping answers, need no torch; making prompts does.
 """
@@ -27,7 +27,7 @@ from pgn_client.checkpoint.card import (
     PartCard,
 )
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
-from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.types import Hosted, Prepared, ServerProfile
@@ -83,7 +83,7 @@ class PromptAdapter:
                 else ("EXPRES, which runs on the server")
             )
             raise CheckpointError(
-                f"checkpoint {path}: got {got}, expected prompts in pictures; use pgn predict, or "
+                f"checkpoint {path}: got {got}, expected prompts in images; use pgn predict, or "
                 "pgn train another"
             )
         return found
@@ -192,11 +192,11 @@ class PromptAdapter:
         out: list[Prepared] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            pictures = np.stack([fit_picture(image, self.canvas) for image in batch])
-            patches, local = self.render(pictures, prompted_by=self.looked_at(batch))
+            fitted = np.stack([fit_to_canvas(image, self.canvas) for image in batch])
+            patches, local = self.render(fitted, prompted_by=self.looked_at(batch))
             out.extend(
                 Prepared(compose(p, q, self.canvas), row)
-                for p, q, row in zip(pictures, patches, local, strict=True)
+                for p, q, row in zip(fitted, patches, local, strict=True)
             )
         return out
 
@@ -235,10 +235,10 @@ class PromptAdapter:
             batch = images[start : start + BATCH]
             seen = self.looked_at(batch)
             if seen is None:
-                seen = np.stack([fit_picture(image, self.canvas) for image in batch])
+                seen = np.stack([fit_to_canvas(image, self.canvas) for image in batch])
             with torch.inference_mode():
-                pictures = torch.from_numpy(seen).permute(0, 3, 1, 2)
-                weights, _ = model(generator_input(pictures, self.generator.resolution))
+                fitted = torch.from_numpy(seen).permute(0, 3, 1, 2)
+                weights, _ = model(generator_input(fitted, self.generator.resolution))
                 parts.append(model.prompt_tokens(weights, embedding).numpy())
         return (
             np.concatenate(parts)
@@ -251,7 +251,7 @@ class PromptAdapter:
         published checkpoint.
 
         Returns:
-            (B, r, r, 3) uint8; ``None`` where it looks at the pictures as they stand on the canvas.
+            (B, r, r, 3) uint8; ``None`` where it looks at the images as they stand on the canvas.
         """
         generator = self.generator
         if generator.profile is None:
@@ -265,29 +265,29 @@ class PromptAdapter:
             ]
         )
 
-    def render(self, pictures: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
-        """Fitted pictures → what ``compositor.compose`` paints around or over them.
+    def render(self, images: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
+        """Fitted images → what ``compositor.compose`` paints around or over them.
 
         Args:
-            pictures: (B, h, w, 3) uint8, from ``compositor.fit_picture``.
-            prompted_by: as many pictures, whose prompts are painted instead; a control.
+            images: (B, h, w, 3) uint8, from ``compositor.fit_to_canvas``.
+            prompted_by: as many images, whose prompts are painted instead; a control.
 
         Returns:
             (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints the picture itself; and (B, C) float64 log-probabilities of the local head.
+            that paints the image itself; and (B, C) float64 log-probabilities of the local head.
         """
-        source = pictures if prompted_by is None else prompted_by
-        starts = range(0, len(pictures), BATCH)
-        parts = [self._render(pictures[i : i + BATCH], source[i : i + BATCH]) for i in starts]
+        source = images if prompted_by is None else prompted_by
+        starts = range(0, len(images), BATCH)
+        parts = [self._render(images[i : i + BATCH], source[i : i + BATCH]) for i in starts]
         return np.concatenate([p for p, _ in parts]), np.concatenate([q for _, q in parts])
 
-    def _render(self, pictures: Pixels, source: Pixels) -> tuple[Any, Any]:
+    def _render(self, images: Pixels, source: Pixels) -> tuple[Any, Any]:
         model, embedding = self.runtime
         import torch
 
-        n, missing = len(pictures), ((0, BATCH - len(pictures)), (0, 0), (0, 0), (0, 0))
+        n, missing = len(images), ((0, BATCH - len(images)), (0, 0), (0, 0), (0, 0))
         fitted, seen = (
-            torch.from_numpy(np.pad(x, missing)).permute(0, 3, 1, 2) for x in (pictures, source)
+            torch.from_numpy(np.pad(x, missing)).permute(0, 3, 1, 2) for x in (images, source)
         )
         patches, local = model.render(
             fitted,
@@ -335,7 +335,7 @@ class PromptAdapter:
 
 
 class MappingAdapter:
-    """A checkpoint of a label mapping alone: pictures are sent as they are, and nothing needs
+    """A checkpoint of a label mapping alone: images are sent as they are, and nothing needs
     torch.
 
     Args:
@@ -373,7 +373,7 @@ class MappingAdapter:
 
 
 class HostedAdapter:
-    """A checkpoint that runs on the server, EXPRES: here pictures are only fitted. Nothing needs
+    """A checkpoint that runs on the server, EXPRES: here images are only fitted. Nothing needs
     torch.
 
     Args:
@@ -406,7 +406,7 @@ class HostedAdapter:
         """Return the images to send: squashed as in training, in the size that the card's server
         profile asks for.
         """
-        return [compose(fit_picture(image, self.canvas), None, self.canvas) for image in images]
+        return [compose(fit_to_canvas(image, self.canvas), None, self.canvas) for image in images]
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
         """Return the images to send, and whom to ask; there is no local head."""

@@ -1,5 +1,5 @@
 """The local half of PGN: a small CNN that mixes the rows of a token library into a prompt for each
-picture.
+image.
 
 Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the
 authors' code.
@@ -85,7 +85,7 @@ class LocalClassifier(nn.Module):
 
 
 class PromptGenerator(LocalClassifier):
-    """Picture → mixture weights over the library, and the local head's opinion.
+    """Image → mixture weights over the library, and the local head's opinion.
 
     Args:
         prompts: K.
@@ -119,18 +119,18 @@ class PromptGenerator(LocalClassifier):
         return weights, self.local_head(features if self.head_teaches_trunk else features.detach())
 
 
-def generator_input(pictures: Tensor, resolution: int) -> Tensor:
-    """Shrink fitted pictures to what the generator looks at.
+def generator_input(images: Tensor, resolution: int) -> Tensor:
+    """Shrink fitted images to what the generator looks at.
 
     Args:
-        pictures: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see
+        images: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see
             the same.
         resolution: r, in pixels.
 
     Returns:
         (B, 3, r, r) float32 in [-1, 1]; bilinear with antialiasing.
     """
-    unit = pictures.float() / 255
+    unit = images.float() / 255
     small = nn.functional.interpolate(
         unit, size=(resolution, resolution), mode="bilinear", antialias=True
     )

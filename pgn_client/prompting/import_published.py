@@ -1,8 +1,8 @@
 """Import the checkpoints that PGN's authors published: state dicts for CLIP, supervised and DINO
 ViTs.
 
-Their prompts are latent. ``methods.published`` says where they stood, and where they go in a
-picture; what pixels can reach of them is measured and written on the card.
+Their prompts are latent. ``methods.published`` says where they stood, and where they go in an
+image; what pixels can reach of them is measured and written on the card.
 
 Reference: the checkpoints of arXiv 2210.06466's repository.
 """
@@ -99,7 +99,7 @@ def import_published(
             labels, which become the classes. Its head is not.
         layout: one with as many cells as there are prompts; ``None`` puts them around the lower
             right corner.
-        profile: what the server does to a picture's geometry; ``None`` takes the backbone's own
+        profile: what the server does to an image's geometry; ``None`` takes the backbone's own
             preprocessing.
         inversion: ``bounded`` or ``pseudo_inverse``.
 

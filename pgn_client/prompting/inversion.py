@@ -61,7 +61,7 @@ def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
     """As :func:`pseudo_inverse` before it is clipped: (..., 3, P, P) float32 in unit space, mostly
     outside of [0, 1].
 
-    No picture can hold it; it shows that clipping, and not the inverse, is what loses.
+    No image can hold it; it shows that clipping, and not the inverse, is what loses.
     """
     return _unit(_least_norm(tokens, embedding), embedding)
 

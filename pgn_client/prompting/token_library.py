@@ -1,6 +1,6 @@
 """Token libraries: what the rows are that a generator's weights mix into prompts.
 
-A softmax mixture is convex. Mixed pixels are a valid picture, and through the affine patch
+A softmax mixture is convex. Mixed pixels are a valid image, and through the affine patch
 embedding mixed tokens are the tokens of mixed pixels; so a library of pixels is trained in the
 embedding space and deployed exactly. Latent rows, as published, have to be inverted (see
 ``inversion``).
@@ -91,7 +91,7 @@ class ReachableLibrary(LatentLibrary):
 
 class PixelLibrary(TokenLibrary):
     """Rows are RGB patches of side ``patch_size``, sigmoid(free) in [0, 1], so a mixture of them is
-    a valid picture.
+    a valid image.
 
     Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives
     rows contrast.

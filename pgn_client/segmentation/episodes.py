@@ -1,4 +1,4 @@
-"""Few-shot episodes: some classes, few pictures of each to learn from, others to be tested on."""
+"""Few-shot episodes: some classes, few images of each to learn from, others to be tested on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Episode:
 
     Attributes:
         classes: N + 1 names, the background's first.
-        support: (N K, 3, H, W) uint8 pictures to learn from. support_masks: (N K, H, W) uint8 in
+        support: (N K, 3, H, W) uint8 images to learn from. support_masks: (N K, H, W) uint8 in
             [0, N], or ``IGNORED``.
-        query: (Q, 3, H, W) uint8 pictures to be tested on. query_masks: (Q, H, W) uint8.
+        query: (Q, 3, H, W) uint8 images to be tested on. query_masks: (Q, H, W) uint8.
     """
 
     classes: tuple[str, ...]
@@ -38,20 +38,20 @@ def sample(
 ) -> Episode:
     """Draw an episode.
 
-    Only pictures are taken that show no class but the episode's: nothing has to be ignored, and no
-    texture is called background. Each class in turn gives a picture that shows it, until there are
+    Only images are taken that show no class but the episode's: nothing has to be ignored, and no
+    texture is called background. Each class in turn gives an image that shows it, until there are
     enough; none is taken twice.
 
     Args:
         train: where the support comes from.
         test: where the queries come from; the same classes.
         ways: N classes, without the background.
-        shots: K support pictures for each class; they may show another of the N as well.
-        queries: Q query pictures, at least N, so that each class is there.
+        shots: K support images for each class; they may show another of the N as well.
+        queries: Q query images, at least N, so that each class is there.
         seed: of the draw.
 
     Raises:
-        ConfigurationError: classes that differ, more classes or pictures than there are, or too few
+        ConfigurationError: classes that differ, more classes or images than there are, or too few
             queries.
     """
     if train.classes != test.classes:
@@ -66,19 +66,19 @@ def sample(
         )
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(np.arange(1, len(train.classes)), size=ways, replace=False))
-    support = _pictures(train, chosen, ways * shots, rng)
-    query = _pictures(test, chosen, queries, rng)
+    support = _images(train, chosen, ways * shots, rng)
+    query = _images(test, chosen, queries, rng)
     return Episode(
         (train.classes[0], *(train.classes[c] for c in chosen)),
-        train.pictures[support],
+        train.images[support],
         _renumbered(train.masks[support], chosen),
-        test.pictures[query],
+        test.images[query],
         _renumbered(test.masks[query], chosen),
     )
 
 
-def _pictures(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw pictures that show nothing but the chosen classes, for each class in turn one that shows
+def _images(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw images that show nothing but the chosen classes, for each class in turn one that shows
     it.
     """
     shown = [set(np.unique(mask)) - {0, IGNORED} for mask in masked.masks.numpy()]
@@ -90,12 +90,12 @@ def _pictures(masked: Masked, chosen: Integers, count: int, rng: np.random.Gener
     return drawn
 
 
-def _first(pictures: Iterable[int]) -> int:
-    for picture in pictures:
-        return picture
+def _first(images: Iterable[int]) -> int:
+    for image in images:
+        return image
     raise ConfigurationError(
-        "episode: got too few pictures that show no class but the chosen, expected more; ask for "
-        "fewer pictures, "
+        "episode: got too few images that show no class but the chosen, expected more; ask for "
+        "fewer images, "
         "or for more ways"
     )
 

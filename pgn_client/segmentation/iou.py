@@ -12,7 +12,7 @@ IGNORED = 255
 
 
 def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
-    """Return the mean over classes of intersection over union, pooled over all pictures.
+    """Return the mean over classes of intersection over union, pooled over all images.
 
     A class that is neither predicted nor there has no union, and is left out of the mean.
 
@@ -34,7 +34,7 @@ def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
     counts = masks != IGNORED
     if not counts.any():
         raise ShapeError(
-            "mean IoU: got no pixel that counts, expected some; leave pictures that are ignored out"
+            "mean IoU: got no pixel that counts, expected some; leave images that are ignored out"
         )
     found, true = predicted[counts].long(), masks[counts].long()
     table = (

@@ -21,7 +21,7 @@ from pgn_client.surrogate.backbone import Backbone
 
 BATCH = 8
 VERSIONS = 8
-"""Of a square picture: turned by 0, 90, 180 or 270 degrees, mirrored or not."""
+"""Of a square image: turned by 0, 90, 180 or 270 degrees, mirrored or not."""
 TURNED = 4
 """How many of them logistic regression learns from, none mirrored: half the time, nearly as good
 (``LOG.md``).
@@ -47,13 +47,13 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Versions:
-    """All versions of some pictures, as a frozen model sees them: version by version, and in it
-    picture by picture.
+    """All versions of some images, as a frozen model sees them: version by version, and in it
+    image by image.
 
     Attributes:
         tokens: (8 n, N, D) float32, patch tokens after the final norm.
         masks: (8 n, H, W) uint8.
-        quarters: (8 n, N) int64 in [0, 4 n): 4 times the picture, and the quarter of it that the
+        quarters: (8 n, N) int64 in [0, 4 n): 4 times the image, and the quarter of it that the
             patch is of.
     """
 
@@ -62,48 +62,47 @@ class Versions:
     quarters: Tensor
 
 
-def version(pictures: Tensor, number: int) -> Tensor:
+def version(images: Tensor, number: int) -> Tensor:
     """(..., S, S) → the same, turned and mirrored; ``number`` in [0, VERSIONS), 0 for as it is."""
-    turned = pictures.rot90(number % 4, (-2, -1))
+    turned = images.rot90(number % 4, (-2, -1))
     return turned.flip(-1) if number >= 4 else turned
 
 
 @torch.no_grad()
-def patch_tokens(backbone: Backbone, pictures: Tensor) -> Tensor:
+def patch_tokens(backbone: Backbone, images: Tensor) -> Tensor:
     """(n, 3, H, W) uint8 → (n, N, D) float32, the frozen model's patch tokens after the final norm.
 
     Raises:
-        ShapeError: pictures of another size than the model's.
+        ShapeError: images of another size than the model's.
     """
-    check_size(backbone, pictures)
+    check_size(backbone, images)
     nothing = EXPRES(torch.zeros(0, backbone.width), {}).to(backbone.device)
     parts = [
         nothing.encoded(backbone.tokens(x), backbone)[0]
-        for x in pictures.to(backbone.device).split(BATCH)
+        for x in images.to(backbone.device).split(BATCH)
     ]
     return torch.cat(parts)
 
 
-def check_size(backbone: Backbone, pictures: Tensor) -> None:
-    """Refuse pictures whose patches the model does not know the places of.
+def check_size(backbone: Backbone, images: Tensor) -> None:
+    """Refuse images whose patches the model does not know the places of.
 
     Raises:
-        ShapeError: pictures of another size than the model's.
+        ShapeError: images of another size than the model's.
     """
     size = (backbone.input_size, backbone.input_size)
-    if tuple(pictures.shape[-2:]) != size:
+    if tuple(images.shape[-2:]) != size:
         raise ShapeError(
-            f"segmentation: got pictures of {tuple(pictures.shape[-2:])}, expected "
-            f"{size}; resize them"
+            f"segmentation: got images of {tuple(images.shape[-2:])}, expected {size}; resize them"
         )
 
 
-def versions(backbone: Backbone, pictures: Tensor, masks: Tensor) -> Versions:
-    """Let the frozen model see all versions of (n, 3, H, W) uint8 pictures with (n, H, W) masks."""
-    tokens = torch.cat([patch_tokens(backbone, version(pictures, v)) for v in range(VERSIONS)])
+def versions(backbone: Backbone, images: Tensor, masks: Tensor) -> Versions:
+    """Let the frozen model see all versions of (n, 3, H, W) uint8 images with (n, H, W) masks."""
+    tokens = torch.cat([patch_tokens(backbone, version(images, v)) for v in range(VERSIONS)])
     side = math.isqrt(tokens.shape[1])
     half = (torch.arange(side) >= side / 2).long()
-    quarters = 2 * half[:, None] + half + 4 * torch.arange(len(pictures))[:, None, None]
+    quarters = 2 * half[:, None] + half + 4 * torch.arange(len(images))[:, None, None]
     turned = [[version(x, v) for v in range(VERSIONS)] for x in (masks, quarters)]
     return Versions(tokens, torch.cat(turned[0]), torch.cat(turned[1]).flatten(1))
 
@@ -136,12 +135,12 @@ def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
 def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
     """Fit multinomial logistic regression of patches' classes on standardised tokens.
 
-    The L2 strength is chosen by cross-validation. No fold parts a picture's versions, nor, where
-    every class is shown by two pictures or more, a picture; where one is not, quarters of pictures
+    The L2 strength is chosen by cross-validation. No fold parts an image's versions, nor, where
+    every class is shown by two images or more, an image; where one is not, quarters of images
     are held out.
 
     Args:
-        seen: the pictures to learn from.
+        seen: the images to learn from.
         patch: side of a patch, in pixels.
         classes: C, background included.
     """
@@ -149,11 +148,11 @@ def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
     targets = patch_targets(seen.masks[:rows], patch, classes)
     counts = targets != IGNORED
     y, group = (t[counts].cpu().numpy() for t in (targets, seen.quarters[:rows]))
-    pictures = group // 4
-    once = any(len(np.unique(pictures[y == c])) < 2 for c in range(classes))
+    images = group // 4
+    once = any(len(np.unique(images[y == c])) < 2 for c in range(classes))
     x = seen.tokens[:rows].cpu()[counts.cpu()].double().numpy()
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    fit = logistic_regression_cv((x - mean) / scale, y, classes, groups=group if once else pictures)
+    fit = logistic_regression_cv((x - mean) / scale, y, classes, groups=group if once else images)
     weight = fit.weight / scale[:, None]
     return LinearHead(_tensor(weight, seen.tokens), _tensor(fit.bias - mean @ weight, seen.tokens))
 

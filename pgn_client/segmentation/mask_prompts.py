@@ -38,7 +38,7 @@ class MaskPrompts(nn.Module):
         prototype score of patch p and class c = scale · cos(x_p, prototype_c)
         score = x_p W + b + gate · prototype score
 
-    The patches read the prompts, so x is not what the frozen model says of the picture alone. With
+    The patches read the prompts, so x is not what the frozen model says of the image alone. With
     one term only there is no gate.
 
     Args:
@@ -94,11 +94,11 @@ class MaskPrompts(nn.Module):
         )
         return cls(EXPRES.create(setting), classes, head, prototypes=prototypes).to(backbone.device)
 
-    def forward(self, pictures: Tensor, backbone: Backbone) -> Tensor:
+    def forward(self, images: Tensor, backbone: Backbone) -> Tensor:
         """(n, 3, H, W) uint8 → (n, N, C) float32 scores of the patches."""
-        return self._together(*self.parts(pictures, backbone))
+        return self._together(*self.parts(images, backbone))
 
-    def loss(self, pictures: Tensor, masks: Tensor, backbone: Backbone) -> Tensor:
+    def loss(self, images: Tensor, masks: Tensor, backbone: Backbone) -> Tensor:
         """Cross-entropy by pixels of the scores, and where there is a head also of the prototypes'
         alone.
 
@@ -106,27 +106,27 @@ class MaskPrompts(nn.Module):
         learn.
 
         Args:
-            pictures: (n, 3, H, W) uint8.
+            images: (n, 3, H, W) uint8.
             masks: (n, H, W) uint8.
             backbone: the frozen model.
         """
-        by_head, by_prototypes = self.parts(pictures, backbone)
+        by_head, by_prototypes = self.parts(images, backbone)
         loss = pixel_loss(self._together(by_head, by_prototypes), masks)
         if by_head is None or by_prototypes is None:
             return loss
         return loss + pixel_loss(by_prototypes, masks)
 
     @torch.no_grad()
-    def predict(self, pictures: Tensor, backbone: Backbone) -> Tensor:
+    def predict(self, images: Tensor, backbone: Backbone) -> Tensor:
         """(n, 3, H, W) uint8 → (n, H, W) int64 classes of the pixels.
 
         Raises:
-            ShapeError: pictures of another size than the model's.
+            ShapeError: images of another size than the model's.
         """
-        check_size(backbone, pictures)
-        size = pictures.shape[-1]
+        check_size(backbone, images)
+        size = images.shape[-1]
         return torch.cat(
-            [enlarged(self(x, backbone), size).argmax(1).cpu() for x in pictures.split(BATCH)]
+            [enlarged(self(x, backbone), size).argmax(1).cpu() for x in images.split(BATCH)]
         )
 
     def save(
@@ -167,12 +167,12 @@ class MaskPrompts(nn.Module):
         }
         return self.prompts.save(path, backbone, classes, beside, profile=profile)
 
-    def parts(self, pictures: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
+    def parts(self, images: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
         """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what
         is left out.
         """
         patches, outputs = self.prompts.encoded(
-            backbone.tokens(pictures.to(backbone.device)), backbone
+            backbone.tokens(images.to(backbone.device)), backbone
         )
         by_head = None if self.head is None else LinearHead(*self.head)(patches)
         return by_head, self.prototype_scores(patches, outputs) if self.prototypes else None

@@ -1,4 +1,4 @@
-"""A folder of pictures with masks: ``images/NAME.png`` and ``masks/NAME.png``, and ``classes.json``
+"""A folder of images with masks: ``images/NAME.png`` and ``masks/NAME.png``, and ``classes.json``
 beside it.
 """
 
@@ -21,20 +21,20 @@ from pgn_client.segmentation.iou import IGNORED
 
 @dataclass(frozen=True)
 class Masked:
-    """Pictures with masks.
+    """Images with masks.
 
     Attributes:
-        pictures: (n, 3, H, W) uint8, RGB.
+        images: (n, 3, H, W) uint8, RGB.
         masks: (n, H, W) uint8 in [0, C), or ``IGNORED``; 0 is the background.
         classes: the C class names, the background's first.
     """
 
-    pictures: Tensor
+    images: Tensor
     masks: Tensor
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
 def load_masked(folder: Path) -> Masked:
@@ -45,32 +45,31 @@ def load_masked(folder: Path) -> Masked:
             ``classes.json``, a list of names, the background's first.
 
     Returns:
-        The pictures in the order of their names; all have one size.
+        The images in the order of their names; all have one size.
 
     Raises:
-        ConfigurationError: no pictures, a mask or picture without its partner, a class that has no
+        ConfigurationError: no images, a mask or image without its partner, a class that has no
             name, or no readable ``classes.json``.
-        ShapeError: pictures or masks of another size.
-        ImageError: a file that is no picture, or a mask in colour.
+        ShapeError: images or masks of another size.
+        ImageError: a file that is no image, or a mask in colour.
     """
     classes = _classes(folder.parent / "classes.json")
     names = _names(folder)
-    pictures = [np.asarray(open_image(folder / "images" / name)) for name in names]
+    images = [np.asarray(open_image(folder / "images" / name)) for name in names]
     masks = [_mask(folder / "masks" / name, len(classes)) for name in names]
-    for name, picture, mask in zip(names, pictures, masks, strict=True):
-        if picture.shape[:2] != mask.shape:
+    for name, image, mask in zip(names, images, masks, strict=True):
+        if image.shape[:2] != mask.shape:
             raise ShapeError(
-                f"mask {name} in {folder}: got {mask.shape}, expected its picture's "
-                f"{picture.shape[:2]}"
+                f"mask {name} in {folder}: got {mask.shape}, expected its image's {image.shape[:2]}"
             )
-        if picture.shape != pictures[0].shape:
+        if image.shape != images[0].shape:
             raise ShapeError(
-                f"picture {name} in {folder}: got {picture.shape[:2]}, expected "
-                f"{pictures[0].shape[:2]} as of the "
+                f"image {name} in {folder}: got {image.shape[:2]}, expected "
+                f"{images[0].shape[:2]} as of the "
                 "first; bring all to one size"
             )
     return Masked(
-        torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes
+        torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes
     )
 
 
@@ -79,21 +78,21 @@ def _stacked(masks: list[Pixels]) -> Tensor:
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names of pictures, each of which has a mask."""
-    pictures, masks = (
+    """Return the names of images, each of which has a mask."""
+    images, masks = (
         {p.name for p in (folder / kind).glob("*.png")} for kind in ("images", "masks")
     )
-    if not pictures:
+    if not images:
         raise ConfigurationError(
-            f"masked pictures: got none in {folder / 'images'}, expected NAME.png"
+            f"masked images: got none in {folder / 'images'}, expected NAME.png"
         )
-    for name in sorted(pictures ^ masks):
-        there, missing = ("images", "masks") if name in pictures else ("masks", "images")
+    for name in sorted(images ^ masks):
+        there, missing = ("images", "masks") if name in images else ("masks", "images")
         raise ConfigurationError(
-            f"masked pictures: got {there}/{name} alone in {folder}, expected {missing}/{name} "
+            f"masked images: got {there}/{name} alone in {folder}, expected {missing}/{name} "
             "too; add or remove one"
         )
-    return sorted(pictures)
+    return sorted(images)
 
 
 def _mask(path: Path, classes: int) -> Pixels:

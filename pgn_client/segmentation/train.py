@@ -24,7 +24,7 @@ from pgn_client.surrogate.backbone import Backbone
 
 HEAD_RATE = 1e-3
 HEAD_STEPS = 20
-"""Steps of a linear head alone for each support picture."""
+"""Steps of a linear head alone for each support image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Numbers:
 
     Attributes:
         steps: of AdamW; its rates fall to zero as half a cosine.
-        batch: pictures of a step, at most.
+        batch: images of a step, at most.
         each: prompts of a class.
         rate: learning rate of prompts and residuals.
         head_rate: of the linear head.
@@ -54,12 +54,12 @@ def tuned(
 ) -> LinearHead:
     """Train a linear head on by the pixels' cross-entropy, on tokens that stay as they are.
 
-    What prompts are compared with: the same loss and the same versions of the pictures.
+    What prompts are compared with: the same loss and the same versions of the images.
 
     Args:
         head: where to start.
-        seen: the pictures to learn from.
-        batch: versions of pictures in a step.
+        seen: the images to learn from.
+        batch: versions of images in a step.
         seed: of their order.
     """
     noise = torch.Generator().manual_seed(seed)
@@ -89,15 +89,15 @@ def fit_prompts(
     """Train prompts on an episode's support; its queries are not looked at.
 
     Args:
-        episode: pictures at the model's size.
+        episode: images at the model's size.
         backbone: the model; it stays frozen.
         head: where the linear head starts; ``None`` leaves it out.
         prototypes: whether prototype scores are added.
         numbers: of the training.
-        seed: of prompts, order and versions of the pictures.
+        seed: of prompts, order and versions of the images.
 
     Raises:
-        ShapeError: pictures of another size than the model's.
+        ShapeError: images of another size than the model's.
         ConfigurationError: neither head nor prototypes.
     """
     check_size(backbone, episode.support)
@@ -122,17 +122,17 @@ def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (b, 3, H, W) pictures and (b, H, W) masks of the support without end, each turned and
+    """Yield (b, 3, H, W) images and (b, H, W) masks of the support without end, each turned and
     mirrored at random.
 
-    Every picture comes once before any comes again, in a new order each time.
+    Every image comes once before any comes again, in a new order each time.
     """
     while True:
         for rows in torch.randperm(len(episode.support)).split(batch):
             turns = torch.randint(0, VERSIONS, (len(rows),)).tolist()
-            pictures = [version(episode.support[i], v) for i, v in zip(rows, turns, strict=True)]
+            images = [version(episode.support[i], v) for i, v in zip(rows, turns, strict=True)]
             masks = [version(episode.support_masks[i], v) for i, v in zip(rows, turns, strict=True)]
-            yield torch.stack(pictures), torch.stack(masks)
+            yield torch.stack(images), torch.stack(masks)
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], steps: int) -> None:

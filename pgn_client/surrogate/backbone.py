@@ -2,8 +2,8 @@
 
 The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a
 plain ViT can be replaced one by one, which is how training mixes prompts in the embedding space
-instead of rendering pictures (see ``inversion``). Other stems (convolutional, overlapping, of Swin
-or ConvNeXt) are trained through rendered pictures.
+instead of rendering images (see ``inversion``). Other stems (convolutional, overlapping, of Swin
+or ConvNeXt) are trained through rendered images.
 """
 
 from __future__ import annotations
@@ -218,18 +218,18 @@ class Backbone:
         logits: Tensor = self.model.head(self.features_from_tokens(tokens))
         return logits
 
-    def logits_with_more_tokens(self, pictures: Tensor, more: Tensor) -> Tensor:
+    def logits_with_more_tokens(self, images: Tensor, more: Tensor) -> Tensor:
         """Let tokens stand behind all others, as they are: no position is added to them.
 
         Args:
-            pictures: (B, 3, H, W) float32 in the normalised space.
+            images: (B, 3, H, W) float32 in the normalised space.
             more: (B, K, D) float32.
 
         Returns:
             (B, S) logits.
         """
         m = self.model
-        x = torch.cat([m._pos_embed(m.patch_embed(pictures)), more], dim=1)
+        x = torch.cat([m._pos_embed(m.patch_embed(images)), more], dim=1)
         logits: Tensor = m.forward_head(m.norm(m.blocks(m.norm_pre(x))))
         return logits
 

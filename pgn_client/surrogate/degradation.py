@@ -1,7 +1,7 @@
-"""What happens to a picture between client and model, so that training can meet it: rounding, JPEG,
+"""What happens to an image between client and model, so that training can meet it: rounding, JPEG,
 a moved grid.
 
-Rounding and JPEG are done to the whole picture that is sent, and gradients pass straight through
+Rounding and JPEG are done to the whole image that is sent, and gradients pass straight through
 them (Bengio et al. 2013, arXiv 1308.3432). A moved grid stands for a server's resize and crop where
 they are not known.
 """
@@ -31,14 +31,14 @@ FORM = (
 
 @dataclass(frozen=True)
 class Wire:
-    """A way that pictures take; rounding to whole grey values is always on it.
+    """A way that images take; rounding to whole grey values is always on it.
 
     Attributes:
         quality: of JPEG, 1 to 100; ``None`` for a lossless way.
         subsampling: of its chroma, ``444``, ``422`` or ``420``.
-        shift: in training each picture is moved by up to so many pixels, for servers whose grid is
+        shift: in training each image is moved by up to so many pixels, for servers whose grid is
             not known.
-        scale: in training each picture grows or shrinks by up to this share.
+        scale: in training each image grows or shrinks by up to this share.
 
     Raises:
         ConfigurationError: a number makes no sense.
@@ -120,7 +120,7 @@ class Wire:
         return self._moved(x) if self.shift or self.scale else x
 
     def _moved(self, x: Tensor) -> Tensor:
-        """Move and scale each picture at random; its edge is repeated, as the margin repeats it."""
+        """Move and scale each image at random; its edge is repeated, as the margin repeats it."""
         n, size = len(x), x.shape[-1]
         # drawn on the CPU, whose generator a resumed run takes up again
         theta = torch.zeros(n, 2, 3)
@@ -130,13 +130,13 @@ class Wire:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _reencoded(self, pixels: Tensor, canvas: Canvas, quality: int) -> Tensor:
-        """Send whole pictures, margin included, through JPEG, then crop as the server does."""
+        """Send whole images, margin included, through JPEG, then crop as the server does."""
         after = canvas.sent - canvas.size - canvas.offset
         sides = ((canvas.offset, after), (canvas.offset, after), (0, 0))
         rows = slice(canvas.offset, canvas.offset + canvas.size)
         out = []
-        for picture in pixels.permute(0, 2, 3, 1).cpu().numpy():
-            sent = Image.fromarray(np.pad(picture, sides, mode="edge"))
+        for image in pixels.permute(0, 2, 3, 1).cpu().numpy():
+            sent = Image.fromarray(np.pad(image, sides, mode="edge"))
             decoded = np.asarray(jpeg(sent, quality, SUBSAMPLINGS[self.subsampling]))
             out.append(decoded[rows, rows])
         return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float().to(pixels.device)

@@ -22,11 +22,11 @@ class Surrogate:
 
     Attributes:
         backbone: the frozen ViT that training back-propagates through.
-        canvas: where picture and prompts go.
+        canvas: where image and prompts go.
         top_k: how many labels the endpoint returns; ``None`` for all.
         decimals: how the endpoint rounds probabilities; ``None`` for not at all.
         half: compute the backbone in bfloat16; mixing and softmax stay in float32.
-        wire: what happens to pictures on their way; ``None`` for nothing, not even rounding.
+        wire: what happens to images on their way; ``None`` for nothing, not even rounding.
     """
 
     backbone: Backbone
@@ -43,21 +43,21 @@ class Surrogate:
         """
         return self.wire is None and self.backbone.plain
 
-    def neutral(self, pictures: Tensor) -> Tensor:
-        """(B, 3, h, w) uint8 fitted pictures → (B, 3, H, W) uint8 canvases with grey cells."""
+    def neutral(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) uint8 fitted images → (B, 3, H, W) uint8 canvases with grey cells."""
         top, left, height, width = self.canvas.box
         size = self.canvas.size
         canvases = torch.full(
-            (len(pictures), 3, size, size), GREY, dtype=torch.uint8, device=pictures.device
+            (len(images), 3, size, size), GREY, dtype=torch.uint8, device=images.device
         )
-        canvases[:, :, top : top + height, left : left + width] = pictures
+        canvases[:, :, top : top + height, left : left + width] = images
         return canvases
 
-    def paint(self, pictures: Tensor, painted: Tensor) -> Tensor:
+    def paint(self, images: Tensor, painted: Tensor) -> Tensor:
         """Put what a method paints on the canvas; differentiable.
 
         Args:
-            pictures: (B, 3, h, w) uint8.
+            images: (B, 3, h, w) uint8.
             painted: (B, K, 3, P, P) prompt patches, or (B, 3, H, W) whole canvases, in [0, 1].
 
         Returns:
@@ -67,19 +67,19 @@ class Surrogate:
             return 255 * painted
         side = self.canvas.patch
         grid = self.canvas.size // side
-        cells = self.neutral(pictures).float().unflatten(3, (grid, side)).unflatten(2, (grid, side))
+        cells = self.neutral(images).float().unflatten(3, (grid, side)).unflatten(2, (grid, side))
         cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, N, 3, P, P)
-        cells = cells.index_copy(1, self._cells(pictures.device), 255 * painted.float())
+        cells = cells.index_copy(1, self._cells(images.device), 255 * painted.float())
         canvases: Tensor = (
             cells.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         )
         return canvases
 
-    def scores(self, pictures: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def scores(self, images: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Answer in the latent space: prompt tokens replace the patch tokens of their cells.
 
         Args:
-            pictures: (B, 3, h, w) uint8.
+            images: (B, 3, h, w) uint8.
             prompts: (B, K, D) float32 tokens without position embedding, where ``latent``; ``None``
                 leaves the cells grey, and takes the wire.
 
@@ -87,8 +87,8 @@ class Surrogate:
             (B, S) float32 log-probabilities.
         """
         if prompts is None:
-            return self.pixel_scores(self.neutral(pictures))
-        tokens = self.backbone.tokens(self.neutral(pictures))
+            return self.pixel_scores(self.neutral(images))
+        tokens = self.backbone.tokens(self.neutral(images))
         return self.token_scores(tokens.index_copy(1, self._cells(tokens.device), prompts))
 
     def pixel_scores(self, canvases: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training: pictures and a surrogate become a prompt adapter."""
+"""Training: images and a surrogate become a prompt adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After the last epoch: measure in latent space and as uint8 pictures, refit the mapping, choose α,
+"""After the last epoch: measure in latent space and as uint8 images, refit the mapping, choose α,
 fill the card.
 """
 
@@ -62,9 +62,9 @@ def outputs(
     parts = []
     with float32_convolutions():
         for originals, _ in examples.batches(EVALUATION_BATCH):
-            pictures = augmented(originals)
-            code, _local = model(generator_input(pictures, resolution))
-            parts.append(model.scores(code, pictures, surrogate))
+            images = augmented(originals)
+            code, _local = model(generator_input(images, resolution))
+            parts.append(model.scores(code, images, surrogate))
     return torch.cat(parts)
 
 
@@ -77,15 +77,15 @@ def deployed_features(
     """
     features, opinions = [], []
     for originals, _ in examples.batches(EVALUATION_BATCH):
-        pictures = augmented(originals)
-        fitted = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        images = augmented(originals)
+        fitted = images.permute(0, 2, 3, 1).cpu().numpy()
         patches, local = adapter.render(fitted)
         canvases = [
             compose(p, q, surrogate.canvas, margin=False)
             for p, q in zip(fitted, patches, strict=True)
         ]
         pixels = torch.from_numpy(np.stack([np.asarray(c) for c in canvases])).permute(0, 3, 1, 2)
-        features.append(surrogate.pixel_scores(pixels.to(pictures.device)).cpu().double().numpy())
+        features.append(surrogate.pixel_scores(pixels.to(images.device)).cpu().double().numpy())
         opinions.append(local)
     return np.concatenate(features), np.concatenate(opinions)
 
@@ -99,8 +99,8 @@ def perplexity(model: Method, examples: Examples, resolution: int) -> float | No
         return None
     model.eval()
     entropies = []
-    for pictures, _ in examples.batches(EVALUATION_BATCH):
-        weights, _local = model(generator_input(pictures, resolution))
+    for images, _ in examples.batches(EVALUATION_BATCH):
+        weights, _local = model(generator_input(images, resolution))
         entropies.append(torch.special.entr(weights).sum(-1).mean(1))
     return torch.cat(entropies).mean().exp().item()
 
@@ -117,7 +117,7 @@ def finish(
     validation decides.
 
     The mapping is the one that was trained along, a fit on the answers to prompted training
-    pictures, or one on those and on the answers to augmented copies of each (what the raw rival is
+    images, or one on those and on the answers to augmented copies of each (what the raw rival is
     allowed as well).
     """
     resolution = card.resolution
@@ -184,9 +184,9 @@ def last_mapping(
 
     Args:
         mapping: trained along.
-        versions: (n, S) features of the training pictures, then of each augmented copy of them.
+        versions: (n, S) features of the training images, then of each augmented copy of them.
         targets: (n,) class indices.
-        val: features and targets of the validation pictures.
+        val: features and targets of the validation images.
         kinds: of mapping that may be fitted.
         seed: of the folds.
 
@@ -224,7 +224,7 @@ def _part(
     opinions: Floats,
     targets: Integers,
 ) -> PartCard:
-    """What the card tells of one task of a union: its own α, and its pictures measured among its
+    """What the card tells of one task of a union: its own α, and its images measured among its
     own classes alone.
     """
     columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])

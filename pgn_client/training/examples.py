@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgn_client.arrays import Floats, Pixels
 from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import fit_picture
+from pgn_client.imaging.compositor import fit_to_canvas
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.training import Split
@@ -20,9 +20,9 @@ from pgn_client.training.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Examples:
-    """One split in memory: pictures (n, 3, h, w) uint8 and targets (n,) int64."""
+    """One split in memory: images (n, 3, h, w) uint8 and targets (n,) int64."""
 
-    pictures: Tensor
+    images: Tensor
     targets: Tensor
 
     def __len__(self) -> int:
@@ -33,43 +33,43 @@ class Examples:
         return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pictures, targets) in batches; a last batch of one is dropped in training
+        """Yield (images, targets) in batches; a last batch of one is dropped in training
         (BatchNorm needs two).
         """
         order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         for rows in order.split(size):
             if len(rows) > 1 or not shuffle:
-                yield self.pictures[rows], self.targets[rows]
+                yield self.images[rows], self.targets[rows]
 
 
-def load_pictures(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
-    """Fit all pictures of a split into the canvas's box: (n, 3, h, w) uint8, pixel space.
+def load_images(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
+    """Fit all images of a split into the canvas's box: (n, 3, h, w) uint8, pixel space.
 
     Raises:
         ImageError: a file that cannot be read; it is named.
     """
     _, _, height, width = canvas.box
-    pictures = np.empty((len(split), height, width, 3), dtype=np.uint8)
-    for row, path in zip(pictures, split.paths, strict=True):
-        row[:] = fit_picture(open_image(path), canvas)
+    images = np.empty((len(split), height, width, 3), dtype=np.uint8)
+    for row, path in zip(images, split.paths, strict=True):
+        row[:] = fit_to_canvas(open_image(path), canvas)
         if tick:
             tick()
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def load_examples(
     split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False
 ) -> Examples:
-    """Load a split as :func:`load_pictures` does, where training computes; ``shown`` tells
+    """Load a split as :func:`load_images` does, where training computes; ``shown`` tells
     progress.
     """
     with progress_bar(len(split), "reading", "img", shown=shown) as bar:
-        pictures = load_pictures(split, canvas, bar.update)
-    return Examples(pictures.to(device), torch.from_numpy(split.labels).to(device))
+        images = load_images(split, canvas, bar.update)
+    return Examples(images.to(device), torch.from_numpy(split.labels).to(device))
 
 
 @dataclass(frozen=True)
-class Pictures:
+class FittedSplit:
     """One split as a checkpoint sees it.
 
     Attributes:
@@ -84,11 +84,11 @@ class Pictures:
     looked_at: Pixels | None
 
     @classmethod
-    def of(cls, split: Split, adapter: PromptAdapter) -> Pictures:
-        """Decode a split, one picture at a time."""
+    def of(cls, split: Split, adapter: PromptAdapter) -> FittedSplit:
+        """Decode a split, one image at a time."""
         fitted, looked_at = [], []
         for image in map(open_image, split.paths):
-            fitted.append(fit_picture(image, adapter.canvas))
+            fitted.append(fit_to_canvas(image, adapter.canvas))
             looked_at.append(adapter.looked_at([image]))
         crops = [crop for crop in looked_at if crop is not None]
         return cls(split, np.stack(fitted), np.concatenate(crops) if crops else None)

@@ -1,4 +1,4 @@
-"""Fit a label mapping to what an endpoint itself answers, to prompted pictures or to pictures as
+"""Fit a label mapping to what an endpoint itself answers, to prompted images or to images as
 they are: ``pgn map``.
 
 A checkpoint's mapping is fitted anew for another endpoint than the one of the training, one whose
@@ -30,7 +30,7 @@ from pgn_client.prompting.adapter import MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training import Task
-from pgn_client.training.examples import Pictures
+from pgn_client.training.examples import FittedSplit
 from pgn_client.types import Answer, Ask
 from pgn_client.version import __version__
 
@@ -49,7 +49,7 @@ def refit(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> PromptAdapter:
-    """Send the training and validation pictures as the checkpoint makes them; fit mapping and α to
+    """Send the training and validation images as the checkpoint makes them; fit mapping and α to
     the answers.
 
     Where the checkpoint's local head does not know these classes, a new one is fitted on its
@@ -57,14 +57,14 @@ def refit(
 
     Args:
         adapter: the checkpoint; its prompts stay as they are.
-        task: labelled pictures, at least two classes and two training pictures.
+        task: labelled images, at least two classes and two training images.
         ask: the endpoint.
-        kinds: of mapping to choose among, by log-loss on the validation pictures.
+        kinds: of mapping to choose among, by log-loss on the validation images.
         none_below: see :func:`none_of_these`.
 
     Returns:
         A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the
-        validation pictures.
+        validation images.
 
     Raises:
         ConfigurationError: no kind is possible, or the task is too small.
@@ -80,7 +80,7 @@ def refit(
     draft = adapter.with_mapping(
         mapping, {} if knows(adapter, task) else new_head(adapter, task), {}
     )
-    _, opinions = Pictures.of(task.val, draft).rendered(draft)
+    _, opinions = FittedSplit.of(task.val, draft).rendered(draft)
     deployed = mapping.log_probs(val_rows)
     alpha = best_fusion(deployed, opinions, task.val.labels)
     ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
@@ -97,13 +97,13 @@ def fit_raw(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> MappingAdapter:
-    """Send the training and validation pictures as they are, and fit a mapping to the answers: no
+    """Send the training and validation images as they are, and fit a mapping to the answers: no
     prompt at all.
 
     Args:
-        task: labelled pictures, at least two classes and two training pictures.
+        task: labelled images, at least two classes and two training images.
         ask: the endpoint.
-        kinds: of mapping to choose among, by log-loss on the validation pictures; embeddings take
+        kinds: of mapping to choose among, by log-loss on the validation images; embeddings take
             ``linear`` alone.
         none_below: see :func:`none_of_these`; ``None`` always names a class.
 
@@ -137,10 +137,10 @@ def fit_raw(
 
 
 def none_of_these(log_p: Floats, share: float | None) -> float | None:
-    """Choose the probability of the best class below which a picture is none of them.
+    """Choose the probability of the best class below which an image is none of them.
 
     Args:
-        log_p: (n, C) log-probabilities of validation pictures, which all belong to a class.
+        log_p: (n, C) log-probabilities of validation images, which all belong to a class.
         share: of them, in [0, 1), that may be refused; ``None`` refuses none.
 
     Returns:
@@ -160,13 +160,13 @@ def knows(adapter: PromptAdapter, task: Task) -> bool:
 
 def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
     """Fit a local head for the task's classes: a linear probe on what the generator's trunk makes
-    of a picture.
+    of an image.
     """
-    pictures, features = Pictures.of(task.train, adapter), []
+    images, features = FittedSplit.of(task.train, adapter), []
     trunk = adapter.runtime[0].generator.trunk
     hook = trunk.register_forward_hook(lambda *call: features.append(call[-1].double().numpy()))
     try:
-        pictures.rendered(adapter)
+        images.rendered(adapter)
     finally:
         hook.remove()
     probe = LinearProbe.fit(

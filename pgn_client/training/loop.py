@@ -141,7 +141,7 @@ class Loop:
         self.seed = self.card.seed or 0
         self.augmented = augment.get(self.recipe.augment)
         # another's trunk has no other teacher
-        if isinstance(self.model, PGN) and self.model.sees_picture:
+        if isinstance(self.model, PGN) and self.model.sees_image:
             self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
 
     @classmethod
@@ -154,7 +154,7 @@ class Loop:
         card: Card,
         progress: bool,
     ) -> Loop:
-        """Read the pictures that are trained and judged on."""
+        """Read the images that are trained and judged on."""
         device = surrogate.backbone.device
         train, val = (
             load_examples(split, surrogate.canvas, device, shown=progress)
@@ -209,8 +209,8 @@ class Loop:
         """Take one step for each batch of shuffled, augmented training images."""
         self.model.train()
         seen: list[tuple[Tensor, Tensor]] = []
-        for pictures, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
-            features, loss = self._loss(run.mapping, self.augmented(pictures), targets)
+        for images, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
+            features, loss = self._loss(run.mapping, self.augmented(images), targets)
             run.step(loss)
             self.model.after_step(self.surrogate)
             if run.mapping.start.additive:
@@ -228,13 +228,13 @@ class Loop:
         run.judge(log_p, self.val_examples.targets)
 
     def _loss(
-        self, mapping: TorchMapping, pictures: Tensor, targets: Tensor
+        self, mapping: TorchMapping, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what the endpoint would answer, (B, S), and the loss of the task classes that are
         read from it.
         """
-        code, local = self.model(generator_input(pictures, self.resolution))
-        features = self.model.scores(code, pictures, self.taught_by)
+        code, local = self.model(generator_input(images, self.resolution))
+        features = self.model.scores(code, images, self.taught_by)
         smoothing = self.recipe.label_smoothing
         loss = smoothed_nll(mapping(features), targets, smoothing)
         if local is None:
@@ -271,8 +271,8 @@ class Loop:
     @torch.inference_mode()
     def _neutral(self, examples: Examples) -> Floats:
         parts = [
-            self.model.neutral(pictures, self.surrogate)
-            for pictures, _ in examples.batches(EVALUATION_BATCH)
+            self.model.neutral(images, self.surrogate)
+            for images, _ in examples.batches(EVALUATION_BATCH)
         ]
         return torch.cat(parts).cpu().double().numpy()
 

@@ -21,7 +21,7 @@ class Recipe:
     ``paper``.
 
     Attributes:
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
         batch_size: B.
         optimiser: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with warm-up, then
             cosine to 1 %.

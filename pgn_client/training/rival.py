@@ -19,11 +19,11 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
     """Read the splits that a checkpoint was trained with: same seed, same shots.
 
     Returns:
-        The task, and whether its training and validation pictures are the checkpoint's, byte for
-        byte. Where they are not, its test pictures may have been trained on.
+        The task, and whether its training and validation images are the checkpoint's, byte for
+        byte. Where they are not, its test images may have been trained on.
 
     Raises:
-        ConfigurationError: other classes, or no test pictures.
+        ConfigurationError: other classes, or no test images.
     """
     data = adapter.card.data
     if data is None:
@@ -40,7 +40,7 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
         )
     if not len(task.test):
         raise ConfigurationError(
-            f"data: got no test pictures in {folder}, expected some to evaluate on; add test/"
+            f"data: got no test images in {folder}, expected some to evaluate on; add test/"
         )
     digest = task.digest()
     return task, digest == data.digest == (adapter.card.prompted_on or digest)

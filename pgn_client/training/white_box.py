@@ -42,7 +42,7 @@ def fit_white_box(
 ) -> WhiteBoxModel:
     """Train a method that needs the inside of the model.
 
-    Pictures are squashed into the model's input as for a prompt over the whole picture; the linear
+    Images are squashed into the model's input as for a prompt over the whole image; the linear
     mapping reads what the method lets it read (the backbone's features) and is warm-started alike.
 
     Args:
@@ -125,7 +125,7 @@ class WhiteBoxModel:
     card: Card
 
     def log_probs(self, split: Split) -> Floats:
-        """Return (n, C) float64 log-probabilities for a split's pictures."""
+        """Return (n, C) float64 log-probabilities for a split's images."""
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
         return (
             log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()

@@ -20,7 +20,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.types import Answer
 
 CANARIES = 8
-"""Pictures that are kept of each endpoint: a model that has changed answers none, or few, of them
+"""Images that are kept of each endpoint: a model that has changed answers none, or few, of them
 exactly as before.
 """
 
@@ -44,7 +44,7 @@ def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
 
 
 def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
-    """Return the SHA-256, in hexadecimal, of the endpoint, its model and the picture's bytes.
+    """Return the SHA-256, in hexadecimal, of the endpoint, its model and the image's bytes.
 
     The parts are joined by a zero byte, which neither URL nor JSON holds, so that no two inputs are
     the same.
@@ -54,7 +54,7 @@ def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
         model: the caller's name for it.
         identity: what the endpoint says of the model behind the URL, and the dialect it is asked
             in, as JSON.
-        body: the picture's bytes.
+        body: the image's bytes.
     """
     parts = [url.encode(), (model or "").encode(), identity.encode(), body]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -79,13 +79,13 @@ class AnswerCache:
     """A persistent map from key to Answer (SQLite); safe to use from several threads and processes.
 
     It also remembers the identity of the model that last answered at each endpoint, so that its
-    answers can be replayed while that cannot be reached, and the first ``CANARIES`` pictures that
+    answers can be replayed while that cannot be reached, and the first ``CANARIES`` images that
     were sent there, as they were sent, so that a drift of the model can be found by sending them
     again. An endpoint is named by its ``endpoint_key``.
 
     Args:
         path: the database file, made if missing; None keeps the answers in memory.
-        replay: only read what is recorded; a client then sends nothing at all, and a picture that
+        replay: only read what is recorded; a client then sends nothing at all, and an image that
             is not recorded is an error.
 
     Raises:
@@ -144,27 +144,27 @@ class AnswerCache:
         text = json.dumps([answer.labels, answer.scores, answer.kind, attempts, request_id])
         self._write("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
 
-    def keep(self, endpoint: str, key: str, picture: bytes) -> None:
-        """Keep a picture as it was sent, for ``canaries``, unless there are enough of this
+    def keep(self, endpoint: str, key: str, image: bytes) -> None:
+        """Keep an image as it was sent, for ``canaries``, unless there are enough of this
         endpoint.
         """
         if endpoint in self._enough:
             return
-        counted = "(SELECT COUNT(*) FROM pictures WHERE endpoint = ?)"
-        values = (key, endpoint, picture, endpoint, CANARIES)
-        self._write(f"INSERT OR IGNORE INTO pictures SELECT ?, ?, ? WHERE {counted} < ?", *values)
+        counted = "(SELECT COUNT(*) FROM images WHERE endpoint = ?)"
+        values = (key, endpoint, image, endpoint, CANARIES)
+        self._write(f"INSERT OR IGNORE INTO images SELECT ?, ?, ? WHERE {counted} < ?", *values)
         if int(self._one(f"SELECT {counted}", endpoint) or 0) >= CANARIES:
             self._enough.add(endpoint)
 
     def canaries(self, endpoint: str) -> list[tuple[Answer, bytes]]:
-        """Return the pictures that are kept of an endpoint, oldest first, each with its recorded
+        """Return the images that are kept of an endpoint, oldest first, each with its recorded
         answer.
         """
         rows = self._rows(
-            "SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint
+            "SELECT key, image FROM images WHERE endpoint = ? ORDER BY rowid", endpoint
         )
-        kept = ((self.get(key), bytes(picture)) for key, picture in rows)
-        return [(found.answer, picture) for found, picture in kept if found is not None]
+        kept = ((self.get(key), bytes(image)) for key, image in rows)
+        return [(found.answer, image) for found, image in kept if found is not None]
 
     def recall(self, endpoint: str) -> str | None:
         """Return the identity of the model that last answered there, or None."""

@@ -1,4 +1,4 @@
-"""``AdaptedClient`` and ``AsyncAdaptedClient``: a picture goes in, the hosted model's opinion about
+"""``AdaptedClient`` and ``AsyncAdaptedClient``: an image goes in, the hosted model's opinion about
 the task comes out.
 
 The two differ in how they send and sleep; everything else is in ``session`` and ``exchange``. This
@@ -39,14 +39,14 @@ T = TypeVar("T")
 
 
 class AdaptedClient(Session):
-    """Sends adapted pictures to a hosted model and reads its answers as classes of your task.
+    """Sends adapted images to a hosted model and reads its answers as classes of your task.
 
     The constructor does no network I/O: the protocol is found, and the checkpoint compared with the
-    model, at the first picture. Safe to use from several threads.
+    model, at the first image. Safe to use from several threads.
 
     Args:
         url: the endpoint.
-        pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send pictures as they are
+        pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send images as they are
             (then the labels are the endpoint's own).
         protocol: ``auto`` (the URL's path or the server's answers to cheap questions tell it),
             ``pgn``, ``huggingface``, ``huggingface-zero-shot``, ``huggingface-features``, ``oip``
@@ -64,7 +64,7 @@ class AdaptedClient(Session):
             limit is not counted against ``timeout``.
         fusion: weight of the local head in [0, 1], ``auto`` for the checkpoint's own, None for
             none. With 1 nothing is sent.
-        query_below: pictures of which the local head is at least this sure are answered locally and
+        query_below: images of which the local head is at least this sure are answered locally and
             cost nothing.
         budget: how often an image may be sent, retries included, since the provider may bill each;
             then ``BudgetExceededError``. It never overshoots, whatever is sent at the same time.
@@ -76,7 +76,7 @@ class AdaptedClient(Session):
             belongs to the model that the endpoint describes, which is asked for first; while the
             endpoint is out of reach, the recorded answers are those of the model that was last seen
             there. With ``AnswerCache(file, replay=True)`` nothing is sent at all. The file also
-            holds the first 8 pictures as they were sent; see ``drift``.
+            holds the first 8 images as they were sent; see ``drift``.
         transport: an ``httpx`` transport, for tests and special networks.
         labels: the S source labels: names for bare numbers, and what is sent along where a protocol
             asks for labels of your choice (``huggingface-zero-shot``, ``openai``).
@@ -103,13 +103,13 @@ class AdaptedClient(Session):
         )
 
     def classify(self, image: ImageSource) -> Prediction:
-        """Return the task's answer for one picture.
+        """Return the task's answer for one image.
 
         Args:
-            image: a path, a file's bytes, a PIL picture, or a uint8 array (H, W, 3).
+            image: a path, a file's bytes, a PIL image, or a uint8 array (H, W, 3).
 
         Raises:
-            ImageError, ShapeError: the picture cannot be used.
+            ImageError, ShapeError: the image cannot be used.
             CheckpointError: the checkpoint is unreadable, or made for another model.
             BudgetExceededError: the budget is spent.
             EndpointError: the endpoint gave no usable answer.
@@ -118,11 +118,11 @@ class AdaptedClient(Session):
         return self._predict(job, self._finish(job, self._ready() if asks(job) else None))
 
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
-        """Yield one result per picture, in order; a picture that fails does not stop the others.
+        """Yield one result per image, in order; an image that fails does not stop the others.
 
-        At most a few times ``max_concurrency`` pictures are read ahead. What concerns every picture
+        At most a few times ``max_concurrency`` images are read ahead. What concerns every image
         is raised: a checkpoint that does not fit, a wrong option, an endpoint that cannot be
-        reached at the first picture; a refused key, after the results of what was on its way. When
+        reached at the first image; a refused key, after the results of what was on its way. When
         the budget is spent, the rest fail unread.
 
         Whatever is on its way when the iterator is left early, also by Ctrl-C, is broken off.
@@ -149,8 +149,8 @@ class AdaptedClient(Session):
         )
 
     def adapt(self, image: ImageSource) -> Image.Image:
-        """Return exactly the RGB picture that would be sent; nothing is sent."""
-        return self._only_picture(image)
+        """Return exactly the RGB image that would be sent; nothing is sent."""
+        return self._only_image(image)
 
     def info(self) -> ModelInfo | None:
         """Return what the endpoint says about its model, or None where it says nothing."""
@@ -158,7 +158,7 @@ class AdaptedClient(Session):
         return self._model.info
 
     def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first pictures that were recorded in the cache again, and compare the answers.
+        """Send the first images that were recorded in the cache again, and compare the answers.
 
         This costs ``k`` images of the budget, and one more for each answer that is not as it was.
         Nothing is recorded.
@@ -303,7 +303,7 @@ class AsyncAdaptedClient(Session):
         )
 
     async def classify(self, image: ImageSource) -> Prediction:
-        """Return the task's answer for one picture; see ``AdaptedClient.classify``."""
+        """Return the task's answer for one image; see ``AdaptedClient.classify``."""
         job = await asyncio.to_thread(self._only_job, image, always=False)
         return self._predict(
             job, await self._finish(job, await self._ready() if asks(job) else None)
@@ -312,7 +312,7 @@ class AsyncAdaptedClient(Session):
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> AsyncIterator[Prediction | ImageFailure]:
-        """Yield one result per picture, in order; see ``AdaptedClient.classify_many``."""
+        """Yield one result per image, in order; see ``AdaptedClient.classify_many``."""
         return self._stream(images, self._attempt)
 
     async def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
@@ -331,8 +331,8 @@ class AsyncAdaptedClient(Session):
         return [answer async for answer in self._stream(images, act, always=True)]
 
     async def adapt(self, image: ImageSource) -> Image.Image:
-        """Return exactly the RGB picture that would be sent; nothing is sent."""
-        return await asyncio.to_thread(self._only_picture, image)
+        """Return exactly the RGB image that would be sent; nothing is sent."""
+        return await asyncio.to_thread(self._only_image, image)
 
     async def info(self) -> ModelInfo | None:
         """Return what the endpoint says about its model, or None where it says nothing."""
@@ -340,7 +340,7 @@ class AsyncAdaptedClient(Session):
         return self._model.info
 
     async def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first pictures that were recorded in the cache again; see
+        """Send the first images that were recorded in the cache again; see
         ``AdaptedClient.drift``.
         """
         recorded, jobs = await asyncio.to_thread(self._canaries, k)

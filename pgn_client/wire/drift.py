@@ -1,4 +1,4 @@
-"""Does a hosted model still answer as it did? Pictures that were sent before are sent again, and
+"""Does a hosted model still answer as it did? Images that were sent before are sent again, and
 compared.
 """
 
@@ -16,19 +16,19 @@ TOLERANCE = 1e-3
 """Difference of a probability that batching and float32 may make on a server that has not changed.
 """
 NOISES = 2.0
-"""A drift is more than so many times what the same picture differs from itself, sent twice."""
+"""A drift is more than so many times what the same image differs from itself, sent twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What sending recorded pictures again has shown.
+    """What sending recorded images again has shown.
 
     Attributes:
         pictures: how many were compared; 0 where none is kept.
         changed: share of them whose best label is another.
         difference: largest difference of a score to the recorded one: of a probability (logits by
             softmax), or of an embedding's numbers relative to its largest.
-        noise: the same between two answers of now, to the pictures that differed; 0.0 where none
+        noise: the same between two answers of now, to the images that differed; 0.0 where none
             did.
     """
 
@@ -59,7 +59,7 @@ def judge(
 
     Args:
         recorded: n answers.
-        now: the n answers to the same pictures.
+        now: the n answers to the same images.
         repeated: further answers to some of them, by row, which show the noise.
     """
     pairs = list(zip(recorded, now, strict=True))
@@ -73,7 +73,7 @@ def judge(
 
 
 def difference(a: Answer, b: Answer) -> float:
-    """Return the largest difference of two answers to one picture, in [0, 1] where they are
+    """Return the largest difference of two answers to one image, in [0, 1] where they are
     probabilities.
 
     Of answers that hold the best labels only, a label that is missing has at most the last one's

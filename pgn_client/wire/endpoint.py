@@ -127,7 +127,7 @@ class Limits:
 
     Attributes:
         body_bytes: of one request body.
-        pixels: of one picture.
+        pixels: of one image.
     """
 
     body_bytes: int | None = None
@@ -136,7 +136,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found out about the way a picture takes at an endpoint; None is unknown.
+    """What was found out about the way an image takes at an endpoint; None is unknown.
 
     Attributes:
         profile: the server's resize and crop, as a profile string.
@@ -144,7 +144,7 @@ class Found:
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
         top_k: how many labels an answer holds at most; 0 is all.
         decimals: digits after the point of a score; -1 is all.
-        input_size: side of the square picture that the model sees, in pixels.
+        input_size: side of the square image that the model sees, in pixels.
     """
 
     profile: str | None = None
@@ -157,7 +157,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to send pictures, and what is known about the model there.
+    """Where to send images, and what is known about the model there.
 
     Attributes:
         url: http or https; without user, password and fragment.

@@ -43,7 +43,7 @@ def estimate(
         client: asks the endpoint for its model card once, which carries no image and is timed.
         files: as for ``predict_files``.
         journal: Journal of an earlier run, if there is one.
-        samples: pictures that are adapted and encoded here, to time the local work.
+        samples: images that are adapted and encoded here, to time the local work.
     """
     known = (
         {r["path"]: r["sha256"] for r in read_journal(Path(journal)) if r["label"]}
@@ -57,25 +57,25 @@ def estimate(
 
 
 def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float:
-    """Return the seconds that each picture takes at least: local work, a round trip, or the
+    """Return the seconds that each image takes at least: local work, a round trip, or the
     client's own limits.
 
     Args:
         client: asks the endpoint for its model card once, which carries no image and is timed.
-        samples: pictures that are adapted and encoded here.
+        samples: images that are adapted and encoded here.
     """
     # the first one also pays for loading torch and the checkpoint: not a cost of each
-    for picture in samples[:1]:
+    for image in samples[:1]:
         with contextlib.suppress(PGNError):
-            client.adapt(picture)
+            client.adapt(image)
     started = time.perf_counter()
     with contextlib.suppress(NotRecordedError):  # a replay asks nobody
         client.info()
     round_trip = time.perf_counter() - started
     started, sizes = time.perf_counter(), [0]
-    for picture in samples:
+    for image in samples:
         with contextlib.suppress(PGNError):
-            sizes.append(len(PNG.encode(client.adapt(picture))))
+            sizes.append(len(PNG.encode(client.adapt(image))))
     local = (time.perf_counter() - started) / max(1, len(samples))
     pace = client.pace(sum(sizes) // max(1, len(sizes) - 1))
     return max(local, round_trip / client.max_concurrency, pace)

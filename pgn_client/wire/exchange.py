@@ -110,7 +110,7 @@ class Exchange:
         timeout: seconds for everything, retries included.
         until: the deadline, where it began before this call.
         attempts: requests sent so far.
-        carried: how many of them carried a picture off this machine.
+        carried: how many of them carried an image off this machine.
         counted: Whether this image is in the usage; retries count it once.
     """
 
@@ -134,7 +134,7 @@ class Exchange:
         self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
 
     def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
-        """Ask about one picture; returns the answer and the dialect in which it was given.
+        """Ask about one image; returns the answer and the dialect in which it was given.
 
         Raises:
             EndpointError: no usable answer within the deadline and the retries.
@@ -142,12 +142,12 @@ class Exchange:
         """
         request = self._encode(protocol, image)
         try:
-            response = yield from self.fetch(protocol, request, picture=True)
+            response = yield from self.fetch(protocol, request, carries_image=True)
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
                 protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
                 response = yield from self.fetch(
-                    protocol, self._encode(protocol, image), picture=True
+                    protocol, self._encode(protocol, image), carries_image=True
                 )
         finally:
             if self.carried and not self.counted:
@@ -159,7 +159,7 @@ class Exchange:
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
         """Ask what speaks at the URL, one candidate after the other, with requests that carry no
-        picture.
+        image.
 
         Args:
             candidates: wire formats that may be spoken there.
@@ -218,12 +218,12 @@ class Exchange:
         ):
             if limit is not None and got > limit:
                 raise ImageError(
-                    f"the picture is too large: got {got:,} {unit}, the endpoint takes {limit:,}"
+                    f"the image is too large: got {got:,} {unit}, the endpoint takes {limit:,}"
                 )
         return request
 
     def fetch(
-        self, protocol: Protocol, request: WireRequest, *, picture: bool = False
+        self, protocol: Protocol, request: WireRequest, *, carries_image: bool = False
     ) -> Steps[WireResponse]:
         """Send until there is a response that no retry would better."""
         failures: list[int | None] = []
@@ -232,7 +232,7 @@ class Exchange:
             if pause:
                 self.deadline += pause  # the caller's own limit is not the endpoint's fault
                 yield Sleep(pause)
-            outcome = yield from self._send(protocol, request, picture=picture)
+            outcome = yield from self._send(protocol, request, carries_image=carries_image)
             if isinstance(outcome, WireResponse):
                 self.request_id = self._request_id(outcome)
                 self.rates |= {
@@ -243,7 +243,7 @@ class Exchange:
             elif outcome is not None:
                 self._check(outcome)
             failures.append(outcome.status if isinstance(outcome, WireResponse) else None)
-            wait = self._wait(protocol, failures, outcome, picture=picture)
+            wait = self._wait(protocol, failures, outcome, carries_image=carries_image)
             if wait is not None:
                 yield Sleep(wait)
             elif isinstance(outcome, WireResponse):
@@ -251,12 +251,14 @@ class Exchange:
             else:
                 raise self._broken(outcome)
 
-    def _send(self, protocol: Protocol, request: WireRequest, *, picture: bool) -> Steps[Outcome]:
-        """Send once; a picture is written down as spent before that, and given back if it never
+    def _send(
+        self, protocol: Protocol, request: WireRequest, *, carries_image: bool
+    ) -> Steps[Outcome]:
+        """Send once; an image is written down as spent before that, and given back if it never
         left.
         """
         step = self._next(request)
-        if picture:
+        if carries_image:
             self.account.reserve()
             self.carried += 1
         self.account.sent(len(request.body), retry=self.attempts > 0)
@@ -264,7 +266,7 @@ class Exchange:
         started = self.clocks.monotonic()
         outcome = yield step
         if (
-            picture
+            carries_image
             and isinstance(outcome, Broken)
             and outcome.kind in ("unsent", "unreached", "refused")
         ):
@@ -299,7 +301,7 @@ class Exchange:
     def _tell(
         self, protocol: Protocol, request: WireRequest, outcome: Outcome, seconds: float
     ) -> None:
-        """Log one request, in words and as fields; neither pictures nor credentials are in it."""
+        """Log one request, in words and as fields; neither images nor credentials are in it."""
         status = outcome.status if isinstance(outcome, WireResponse) else None
         said = (
             status
@@ -337,7 +339,12 @@ class Exchange:
             )
 
     def _wait(
-        self, protocol: Protocol, failures: list[int | None], outcome: Outcome, *, picture: bool
+        self,
+        protocol: Protocol,
+        failures: list[int | None],
+        outcome: Outcome,
+        *,
+        carries_image: bool,
     ) -> float | None:
         response = outcome if isinstance(outcome, WireResponse) else None
         decision = self.policy.decide(
@@ -350,7 +357,7 @@ class Exchange:
             retryable=protocol.retryable(response) if response else None,
         )
         if isinstance(decision, Wait):
-            if not picture or self.account.refusal is None:
+            if not carries_image or self.account.refusal is None:
                 return decision.seconds
             decision = Stop("the budget is spent")
         self.gave_up = f"; gave up: {decision.reason}" if decision.reason else ""
@@ -447,12 +454,12 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
         return ServerError, "the endpoint failed"
     if 300 <= status < 400:
         return InvalidRequestError, (
-            "the endpoint redirects, and pictures are not sent on; use its final URL"
+            "the endpoint redirects, and images are not sent on; use its final URL"
         )
     if status == 404:
         return InvalidRequestError, "nothing there; check the URL's path and the protocol"
     if status == 413:
-        return InvalidRequestError, "the picture is larger than the endpoint takes; make it smaller"
+        return InvalidRequestError, "the image is larger than the endpoint takes; make it smaller"
     return InvalidRequestError, "the endpoint refuses the request"
 
 

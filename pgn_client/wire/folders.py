@@ -1,8 +1,8 @@
-"""Whole folders: predictions to a JSON Lines journal, adapted pictures to a mirrored tree; both
+"""Whole folders: predictions to a JSON Lines journal, adapted images to a mirrored tree; both
 resume.
 
 A journal line is written at once and completely, so that whatever ends the process costs at most
-the pictures that were on their way. A rerun pays for nothing that is in the journal: same path,
+the images that were on their way. A rerun pays for nothing that is in the journal: same path,
 same bytes, with a label.
 """
 
@@ -52,7 +52,7 @@ class AdaptedFile(NamedTuple):
     """One file of ``adapt_files``.
 
     Attributes:
-        source: the picture.
+        source: the image.
         target: the adapted PNG.
         skipped: whether an earlier run had written it.
         error: why there is no target.
@@ -135,10 +135,10 @@ def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Re
 
 
 def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterator[AdaptedFile]:
-    """Write what would be sent for each picture of ``source`` as PNG into a mirrored tree; nothing
+    """Write what would be sent for each image of ``source`` as PNG into a mirrored tree; nothing
     is sent.
 
-    A picture that an earlier run adapted from the same bytes with the same checkpoint is skipped;
+    An image that an earlier run adapted from the same bytes with the same checkpoint is skipped;
     that is noted in ``TARGET/adapted.jsonl``. Each PNG appears under its name only when it is
     complete.
 
@@ -148,14 +148,14 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
         target: a folder, made if missing; neither inside the source folder nor around it.
 
     Raises:
-        ConfigurationError: no pictures, or a target that overlaps with the source.
+        ConfigurationError: no images, or a target that overlaps with the source.
     """
     root, out = Path(source), Path(target)
     files = find_images(source)
     targets = _targets(files, _base(root, files, out), out)
     if {file.parent.resolve() for file in files} & {file.parent.resolve() for file in targets}:
         raise ConfigurationError(
-            f"output folder: got {out}, which holds the pictures themselves; choose another"
+            f"output folder: got {out}, which holds the images themselves; choose another"
         )
     out.mkdir(parents=True, exist_ok=True)
     journal, checkpoint = out / "adapted.jsonl", _fingerprint(adapter)

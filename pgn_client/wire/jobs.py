@@ -24,12 +24,12 @@ from pgn_client.wire.protocols import Payload
 T = TypeVar("T")
 
 
-MAX_BATCH = 16  # pictures adapted together
+MAX_BATCH = 16  # images adapted together
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture after all local work: what to send, unless the local head is ``confident``.
+    """One image after all local work: what to send, unless the local head is ``confident``.
 
     With ``again`` it is sent although its answer is recorded, and nothing new is recorded.
     """
@@ -61,7 +61,7 @@ def asks(job: Job | PGNError) -> bool:
 
 
 def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of ``size`` pictures, and an empty one at the end."""
+    """Yield lists of ``size`` images, and an empty one at the end."""
     rest = iter(sources)
     while chunk := list(itertools.islice(rest, size)):
         yield chunk
@@ -88,7 +88,7 @@ async def chunks_async(
 
 
 def ends_all(result: object) -> PGNError | None:
-    """Return the error of a picture's result that concerns every other picture too: a refused key,
+    """Return the error of an image's result that concerns every other image too: a refused key,
     a wrong set-up.
     """
     wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
@@ -102,10 +102,10 @@ def ends_all(result: object) -> PGNError | None:
 def prepare_each(
     adapter: Adapter | None, images: Sequence[Image.Image | PGNError]
 ) -> list[Prepared | PGNError]:
-    """Adapt pictures together; one that fails, now or before, leaves the others alone.
+    """Adapt images together; one that fails, now or before, leaves the others alone.
 
     Raises:
-        CheckpointError, ConfigurationError, MissingDependencyError: what concerns every picture.
+        CheckpointError, ConfigurationError, MissingDependencyError: what concerns every image.
     """
     if adapter is None:
         return [image if isinstance(image, PGNError) else Prepared(image) for image in images]

@@ -56,7 +56,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What pictures are adapted with, opened at the first use; shared by copies of a client that
+    """What images are adapted with, opened at the first use; shared by copies of a client that
     keep it.
     """
 
@@ -141,7 +141,7 @@ def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None
     Raises:
         CheckpointError: made for another backbone, input size or preprocessing.
     """
-    # pictures go as they are, to any model whose labels the mapping reads
+    # images go as they are, to any model whose labels the mapping reads
     if card.method == RAW:
         return
     backbone = card.backbone or ServedBackbone()

@@ -29,7 +29,7 @@ class Discovery:
     """One endpoint, found out once for a client and all copies of it.
 
     Args:
-        endpoint: where pictures go.
+        endpoint: where images go.
         cache: recorded answers.
 
     Attributes:
@@ -72,7 +72,7 @@ class Discovery:
                 )
 
     def is_ready(self, before: EndpointError | None, *, needed: bool, for_info: bool) -> bool:
-        """Whether nothing needs to be asked about the model before the first picture.
+        """Whether nothing needs to be asked about the model before the first image.
 
         Args:
             before: the failure that was known when this call began. A newer one is shared by all
@@ -124,12 +124,12 @@ class Discovery:
         self.asked = True
 
     def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
-        """Ask about one picture and record the answer, unless it is asked ``again`` to compare."""
+        """Ask about one image and record the answer, unless it is asked ``again`` to compare."""
         asked = self.protocol or open_protocol(self.endpoint)
         answer, spoken = yield from exchange.ask(asked, payload)
         self.rates |= exchange.rates
         if asked.proven and self.protocol is not asked:
-            # another picture was refused at the same time, and not for the dialect
+            # another image was refused at the same time, and not for the dialect
             self.protocol = asked
         elif spoken is not asked and not asked.proven:
             self.protocol = spoken
@@ -142,7 +142,7 @@ class Discovery:
         return Reply(answer, exchange.attempts, exchange.request_id)
 
     def recorded(self, payload: Payload) -> Reply | None:
-        """Return the reply to a picture whose answer is recorded.
+        """Return the reply to an image whose answer is recorded.
 
         Raises:
             EndpointError: it is not, and the endpoint is out of reach, or not to be asked.
@@ -153,7 +153,7 @@ class Discovery:
                 self._note(self.protocol)
             return Reply(found.answer, found.attempts, found.request_id)
         if self.cache is not None and self.cache.replay:
-            raise self._not_recorded("no answer to this picture is recorded")
+            raise self._not_recorded("no answer to this image is recorded")
         if self.recalled is not None and self.failure is not None:
             raise self.failure
         return None

@@ -36,7 +36,7 @@ class RetryPolicy:
     7.5 s to recover; the jitter keeps many clients from coming back in the same instant.
 
     Retried: 408, 409, 425, 429, 502, 503, 504, 529 and broken connections; 500 once only, because
-    it more often means "this picture makes me fail" than "try later"; never 501 and 505.
+    it more often means "this image makes me fail" than "try later"; never 501 and 505.
     ``x-should-retry: true | false`` wins over that.
 
     A wait that the server asks for replaces the backoff. One above ``max_retry_after``, or any wait

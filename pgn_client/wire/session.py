@@ -100,7 +100,7 @@ class Session(ABC):
         endpoint = replace(
             endpoint, credential=_credential(api_key, self._http_options, endpoint.url)
         )
-        open_protocol(endpoint)  # a wrong name or option is told now, not at the first picture
+        open_protocol(endpoint)  # a wrong name or option is told now, not at the first image
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
         self._clocks = Clocks()
@@ -203,7 +203,7 @@ class Session(ABC):
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where pictures go, with the limits that it told."""
+        """Where images go, with the limits that it told."""
         return self._model.endpoint
 
     @property
@@ -212,13 +212,13 @@ class Session(ABC):
         return self._account.usage
 
     def pace(self, size: int) -> float:
-        """Return for how long one picture of ``size`` bytes keeps the next one back, by the
+        """Return for how long one image of ``size`` bytes keeps the next one back, by the
         client's own limits.
         """
         return self._pacer.seconds(size)
 
     def recorded(self, images: Iterable[ImageSource]) -> int:
-        """Return how many of these pictures the cache could answer for the model that was last
+        """Return how many of these images the cache could answer for the model that was last
         seen; sends nothing.
         """
         if self._cache is None:
@@ -243,7 +243,7 @@ class Session(ABC):
 
     @property
     def chunk(self) -> int:
-        """How many pictures are adapted together."""
+        """How many images are adapted together."""
         return min(self.max_concurrency, MAX_BATCH)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -304,7 +304,7 @@ class Session(ABC):
         ]
 
     def _always_asks(self) -> bool:
-        """Whether no picture can be answered without the endpoint."""
+        """Whether no image can be answered without the endpoint."""
         if self._cache is not None or self._query_below is not None:
             return False
         with self._local_work:
@@ -320,13 +320,13 @@ class Session(ABC):
                 raise ConfigurationError(
                     f"as_it_is: got {describe(source)}, expected the bytes of a PNG file"
                 )
-            picture = open_image(source)
+            image = open_image(source)
             return Job(
-                Payload(source, PNG.media_type, picture.width * picture.height, picture), again=True
+                Payload(source, PNG.media_type, image.width * image.height, image), again=True
             )
         return raised(self._jobs([source], always=always)[0])
 
-    def _only_picture(self, source: ImageSource) -> Image.Image:
+    def _only_image(self, source: ImageSource) -> Image.Image:
         return raised(self._prepare([source])[0]).image
 
     def _alpha(self, local: Floats | None) -> float:
@@ -362,7 +362,7 @@ class Session(ABC):
         )
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether nothing needs to be asked before the first picture; see
+        """Whether nothing needs to be asked before the first image; see
         ``Discovery.is_ready``.
         """
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
@@ -382,7 +382,7 @@ class Session(ABC):
             opened.verified = True
 
     def _known(self, job: Job) -> Reply | None:
-        """Return the reply to a picture for which nothing needs to be sent.
+        """Return the reply to an image for which nothing needs to be sent.
 
         Raises:
             EndpointError: its answer is not recorded, and the endpoint is out of reach.
@@ -402,7 +402,7 @@ class Session(ABC):
         )
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
-        """Return the recorded answers to the first pictures that were sent, and what sends these
+        """Return the recorded answers to the first images that were sent, and what sends these
         once more.
         """
         if self._cache is None or self._cache.replay:
@@ -416,8 +416,8 @@ class Session(ABC):
                 "drift: got a checkpoint that runs on the server, expected a prompt or none"
             )
         kept = self._cache.canaries(self._model.key)[: int(k)]
-        pictures = [(data, open_image(data)) for _, data in kept]
-        payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in pictures)
+        images = [(data, open_image(data)) for _, data in kept]
+        payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in images)
         return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:

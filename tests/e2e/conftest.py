@@ -26,13 +26,13 @@ SHARED = Path(__file__).parents[3] / "shared"
 def digits(tmp_path_factory):
     """600 real handwritten digits, one folder per class."""
     folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, pictures=600)
+    write_digits(folder, images=600)
     return folder
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, digits):
-    """A PGN for the bundled backbone: real, though trained on few pictures."""
+    """A PGN for the bundled backbone: real, though trained on few images."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("checkpoint") / "pgn.safetensors"
     task = load_task(digits, shots=12)
@@ -91,7 +91,7 @@ def without_key():
 
 
 def dealt_out(digits, folder):
-    """Deal pictures of class folders out to train (half), val and test; return the folder."""
+    """Deal images of class folders out to train (half), val and test; return the folder."""
     for i, path in enumerate(sorted(digits.rglob("*.png"))):
         target = folder / ("test", "val", "train", "train")[i % 4] / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)

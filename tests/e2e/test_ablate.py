@@ -11,7 +11,7 @@ SMALL = ["--backbone", "bundled", "--train", "40", "--val", "30", "--dev", "50",
 
 @pytest.fixture(scope="module")
 def data(digits, tmp_path_factory):
-    """Digits with splits; the test pictures cannot be read, so that opening one would be seen."""
+    """Digits with splits; the test images cannot be read, so that opening one would be seen."""
     folder = dealt_out(digits, tmp_path_factory.mktemp("ablation") / "digits")
     for path in (folder / "test").rglob("*.png"):
         path.write_bytes(b"not to be opened")

@@ -73,7 +73,7 @@ def test_a_missing_picture_is_one_line_and_status_2(server, checkpoint, tmp_path
 def test_a_folder_without_pictures_is_one_line_and_status_2(server, checkpoint, tmp_path):
     done = pgn("predict", tmp_path, "--url", server, "--ckpt", checkpoint)
     assert done.returncode == 2
-    assert "without pictures" in done.stderr
+    assert "without images" in done.stderr
 
 
 def test_a_folder_named_like_a_picture_is_one_line(server, checkpoint, tmp_path):
@@ -291,7 +291,7 @@ def local_server_with_key(key):
 def test_adapting_never_needs_the_network_and_keeps_what_it_can(digits, checkpoint, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(digits / "6", folder / "six")
-    (folder / "bad.png").write_text("no picture")
+    (folder / "bad.png").write_text("no image")
     done = pgn("adapt", folder, tmp_path / "out", "--ckpt", checkpoint)
     assert done.returncode == 1
     written = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png"))

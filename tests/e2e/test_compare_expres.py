@@ -59,7 +59,7 @@ def test_runs_are_kept_and_the_table_is_of_them(folder, tmp_path, monkeypatch, c
 
 
 def runs(**accuracies):
-    """Rows of 10 test pictures: VARIANT=hits of set a and seed 0, or a list of hits of several
+    """Rows of 10 test images: VARIANT=hits of set a and seed 0, or a list of hits of several
     sets.
     """
     return [

@@ -24,7 +24,7 @@ def planned(*words):
 
 @pytest.fixture(scope="module")
 def few(digits):
-    """A few pictures of each class."""
+    """A few images of each class."""
     return load_task(digits, shots=2).limited(val=10, test=12)
 
 
@@ -115,7 +115,7 @@ def test_one_budget_holds_over_all_that_a_command_asks(digits, checkpoint, serve
         tmp_path / "m.safetensors",
     )
     seen = images_seen(server)
-    done = pgn(*words, "--budget", "60")  # 30 training pictures, and then 120 of the validation
+    done = pgn(*words, "--budget", "60")  # 30 training images, and then 120 of the validation
     assert done.returncode == 2
     assert "budget exhausted: 60 of 60" in done.stderr
     assert images_seen(server) - seen == 60

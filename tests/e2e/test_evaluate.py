@@ -10,7 +10,7 @@ from tests.e2e.conftest import pgn
 
 def test_a_checkpoint_is_compared_and_its_report_is_left_in_a_folder(checkpoint, server, tmp_path):
     out, few = tmp_path / "results", tmp_path / "digits"
-    write_digits(few, pictures=100)
+    write_digits(few, images=100)
     words = ["--url", server, "--ckpt", checkpoint, "--price-per-image", "0.002"]
     done = pgn("evaluate", few, *words, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -30,5 +30,5 @@ def test_a_checkpoint_is_compared_and_its_report_is_left_in_a_folder(checkpoint,
     assert report["retention"]["http_png"] == rows["PGN"]["accuracy"]
     with Image.open(out / "steps.png") as sheet:
         assert sheet.width > sheet.height > 600
-    # trained on other pictures than the checkpoint, so of no use to a later call
+    # trained on other images than the checkpoint, so of no use to a later call
     assert not list(out.glob("iip-*"))

@@ -78,7 +78,7 @@ def model():
 def ask(
     model, folder, name: str, way: dict[str, Any], picture: Image.Image, **settings: object
 ) -> tuple[Answer, str]:
-    """Return the answer about one picture, and the dialect that was spoken."""
+    """Return the answer about one image, and the dialect that was spoken."""
     path = folder / "endpoint.json"
     protocol = way.get("protocol", name.partition(" ")[0])
     labels = way.get("labels", ())
@@ -103,7 +103,7 @@ def ask(
 
 
 def reference(model) -> dict[str, float]:
-    """Return the model's own probabilities of the picture, without any server."""
+    """Return the model's own probabilities of the image, without any server."""
     pixels = torch.from_numpy(PIXELS.copy()).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = model.network((pixels / 255 - 0.5) / 0.5)[0].double()

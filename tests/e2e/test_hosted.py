@@ -208,7 +208,7 @@ def test_commands_about_prompts_say_that_it_is_none(folder, expres, server, tmp_
     done = pgn(command, *words, "--ckpt", expres)
     assert done.returncode == 2
     assert (
-        "got EXPRES, which runs on the server, expected prompts in pictures; use pgn predict"
+        "got EXPRES, which runs on the server, expected prompts in images; use pgn predict"
     ) in done.stderr
 
 

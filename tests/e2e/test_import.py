@@ -47,10 +47,10 @@ def test_import_inspect_and_adapt(shared, surrogate, tmp_path):
     images = [Image.fromarray(image.transpose(1, 2, 0)) for image in outputs["images"]]
     adapter = PromptAdapter.load(checkpoint)
     np.testing.assert_allclose(adapter.prompt_tokens(images), outputs["pgn_dino_sun397"], atol=1e-5)
-    images[0].save(tmp_path / "picture.png")
-    adapted = pgn("adapt", tmp_path / "picture.png", tmp_path / "out", "--ckpt", checkpoint)
+    images[0].save(tmp_path / "image.png")
+    adapted = pgn("adapt", tmp_path / "image.png", tmp_path / "out", "--ckpt", checkpoint)
     assert adapted.returncode == 0, adapted.stderr
-    with Image.open(tmp_path / "out" / "picture.png") as sent:
+    with Image.open(tmp_path / "out" / "image.png") as sent:
         assert np.array_equal(np.asarray(sent), np.asarray(adapter(images[:1])[0]))
 
 
@@ -60,8 +60,8 @@ def test_what_is_left_of_it_needs_a_model_that_answers(shared, surrogate, tmp_pa
         "import", shared / "golden" / "pgn_dino_sun397.pt", *surrogate, "--out", checkpoint
     )
     assert "no head for these labels" in imported.stderr
-    Image.new("RGB", (30, 20)).save(tmp_path / "picture.png")
-    done = pgn("retain", tmp_path / "picture.png", "--ckpt", checkpoint, *surrogate)
+    Image.new("RGB", (30, 20)).save(tmp_path / "image.png")
+    done = pgn("retain", tmp_path / "image.png", "--ckpt", checkpoint, *surrogate)
     assert done.returncode == 2
     assert "without a head for the checkpoint's labels" in done.stderr
 

@@ -48,7 +48,7 @@ def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(
 def test_an_import_is_mapped_and_then_compared_like_any_other(shared, tmp_path):
     """Random weights: what is tested is the way, not what it gains."""
     torch.manual_seed(0)
-    write_digits(tmp_path / "few", pictures=80)
+    write_digits(tmp_path / "few", images=80)
     weights, data = (
         tmp_path / "weights.safetensors",
         dealt_out(tmp_path / "few", tmp_path / "digits"),

@@ -1,5 +1,5 @@
 """A model without plain patches, trained for and served over HTTP: all goes through the rendered
-picture.
+image.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from pgn_client import AdaptedClient, PromptAdapter
 from pgn_client.evaluation.demo import local_server
 from pgn_client.evaluation.fidelity import follow
 from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import fit_picture
+from pgn_client.imaging.compositor import fit_to_canvas
 from pgn_client.surrogate import backbone
 from tests.e2e.conftest import dealt_out, pgn
 
@@ -33,7 +33,7 @@ def test_a_convnext_endpoint_answers_what_was_trained(digits, tmp_path):
     assert {image.size for image in adapter([open_image(path) for path in paths[:3]])} == {
         (168, 168)
     }
-    fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
+    fitted = np.stack([fit_to_canvas(open_image(path), adapter.canvas) for path in paths])
     expected = follow(adapter, backbone.load(MODEL, weights=weights), fitted)
     with (
         local_server(["--model", MODEL, "--weights", str(weights)]) as url,

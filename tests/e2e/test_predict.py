@@ -13,7 +13,7 @@ from tests.e2e.conftest import pgn, started
 
 
 def images_seen(url):
-    """How many pictures the server has answered, by its own count."""
+    """How many images the server has answered, by its own count."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("pgn_images_total"))
 
@@ -25,7 +25,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def five_hundred(tmp_path_factory):
     folder = tmp_path_factory.mktemp("five_hundred")
-    write_digits(folder, pictures=500, seed=1)
+    write_digits(folder, images=500, seed=1)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_one_bad_picture_is_reported_and_the_others_are_answered(
     folder.mkdir()
     for i, source in enumerate(sorted((digits / "5").glob("*.png"))[:3]):
         (folder / f"{i}.png").write_bytes(source.read_bytes())
-    (folder / "1bad.png").write_text("no picture")
+    (folder / "1bad.png").write_text("no image")
     done = pgn(
         "predict", folder, "--url", server, "--ckpt", checkpoint, "--out", tmp_path / "p.jsonl"
     )

@@ -13,7 +13,7 @@ from pgn_client import AdaptedClient, ServerProfile
 from pgn_client.evaluation.demo import local_server
 from pgn_client.evaluation.fidelity import latent_log_probs
 from pgn_client.imaging.codecs import open_image
-from pgn_client.imaging.compositor import compose, fit_picture
+from pgn_client.imaging.compositor import compose, fit_to_canvas
 from pgn_client.mapping.label_mapping import log_scores
 from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
@@ -24,11 +24,11 @@ def agreement(adapter, surrogate, url, paths):
     by.
 
     Returns:
-        Share of pictures with the same label, among those whose two likeliest classes are further
+        Share of images with the same label, among those whose two likeliest classes are further
         apart than rounding to uint8 can bring them; share of these; greatest difference without the
         margin.
     """
-    fitted = np.stack([fit_picture(open_image(path), adapter.canvas) for path in paths])
+    fitted = np.stack([fit_to_canvas(open_image(path), adapter.canvas) for path in paths])
     patches, _ = adapter.render(fitted)
     with AdaptedClient(url, adapter, fusion=None) as client:
         over_http = adapter.mapping(client.answers(paths))
@@ -64,7 +64,7 @@ def test_the_bundled_vit_answers_what_was_trained_under_every_profile(checkpoint
 @pytest.fixture(scope="module")
 def real(shared, tmp_path_factory):
     """The real ViT-Tiny, its server's arguments, and a PGN trained for a moment on real aerial
-    pictures.
+    images.
     """
     folder = tmp_path_factory.mktemp("real")
     with tarfile.open(shared / "data" / "rsscn7.tar.gz") as archive:

@@ -25,20 +25,20 @@ def script():
 
 
 def fake(count, offset=0):
-    """Noise of torchvision's own, read once: its pictures depend on a global seed."""
+    """Noise of torchvision's own, read once: its images depend on a global seed."""
     data = FakeData(count, (3, 20, 24), num_classes=3, random_offset=offset)
     return [data[i] for i in range(count)]
 
 
 def coloured(count, seed):
-    """Pictures that a model can tell apart."""
+    """Images that a model can tell apart."""
     rng = np.random.default_rng(seed)
     pixels = [np.array(COLOURS[i % 3]) + rng.normal(0, 20, (20, 24, 3)) for i in range(count)]
     return [(Image.fromarray(p.clip(0, 255).astype(np.uint8)), i % 3) for i, p in enumerate(pixels)]
 
 
 def contents(folder):
-    """Split → the pictures in it, each by its class and its bytes."""
+    """Split → the images in it, each by its class and its bytes."""
     return {
         split: {(path.parent.name, path.read_bytes()) for path in (folder / split).rglob("*.png")}
         for split in ("train", "val", "test")
@@ -80,11 +80,11 @@ def test_a_set_is_exported_once_and_whole_or_not_at_all(script, monkeypatch, tmp
 
 
 def test_large_pictures_are_reduced_and_names_make_folders(script, tmp_path):
-    class Pictures(list):
+    class FittedSplit(list):
         classes = ("apartment_building/outdoor", "field")
 
     script.write(
-        Pictures([(Image.new("L", (600, 512)), 0), (Image.new("RGB", (80, 60)), 1)]), tmp_path
+        FittedSplit([(Image.new("L", (600, 512)), 0), (Image.new("RGB", (80, 60)), 1)]), tmp_path
     )
     with Image.open(tmp_path / "000-apartment_building-outdoor" / "000000.png") as large:
         assert (large.size, large.mode) == ((300, 256), "RGB")

@@ -10,7 +10,7 @@ from tests.e2e.conftest import pgn
 
 @pytest.fixture
 def folder(digits, tmp_path):
-    """Pictures of two digits."""
+    """Images of two digits."""
     for path in sorted(digits.rglob("*.png"))[:: len(list(digits.rglob("*.png"))) // 20]:
         target = tmp_path / "pictures" / path.parent.name
         target.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def test_the_table_and_the_picture_of_what_is_left(folder, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     title, *lines = done.stdout.splitlines()
     count = len(list(folder.rglob("*.png")))
-    assert title == f"the same label as at the first step, on {count} pictures"
+    assert title == f"the same label as at the first step, on {count} images"
     shares = {stage: float(share) for stage, share in (line.split() for line in lines)}
     assert list(shares) == ["latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
     assert shares["latent"] == shares["float"] == 1

@@ -26,7 +26,7 @@ def log_probs(wrong, sure=0.9):
 
 
 def write(out, name, row, wrong, *, local=None, seed=0, learnable=None, **record):
-    """One run: how many test (and validation) pictures it has wrong."""
+    """One run: how many test (and validation) images it has wrong."""
     folder = out / name / f"all-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.array([f"{TARGETS[i]}/{i:03}.png" for i in range(N)])
@@ -92,7 +92,7 @@ class TestSummary:
 
     def test_seeds_count_as_one_set_of_pictures(self, out):
         both, one = (rows(table(out, seeds=s), "easy")["VP"] for s in ((0, 1), (0,)))
-        assert both.ci95 == one.ci95  # the seeds agree on all pictures: as sure as one, not surer
+        assert both.ci95 == one.ci95  # the seeds agree on all images: as sure as one, not surer
 
     def test_an_interval_never_has_no_width(self, out):
         for seed in (0, 1):

@@ -155,7 +155,7 @@ class TestCheapest:
 
 
 class TestGated:
-    """The local head is sure (0.8) of every picture here, and right unless told otherwise."""
+    """The local head is sure (0.8) of every image here, and right unless told otherwise."""
 
     def test_sure_pictures_are_answered_locally_and_not_sent(self):
         local = candidate(LOCAL, wrong_test=range(10))
@@ -250,7 +250,7 @@ class TestAdvice:
     def test_of_a_prompt_recommends_the_prompt_and_of_raw_answers_none(self):
         assert advice(row_of(PGN)) == "use the prompt"
         assert advice(row_of(with_local(PGN))) == "use both: the prompt, fused with the local head"
-        assert "send pictures as they are" in advice(row_of(RAW))
+        assert "send images as they are" in advice(row_of(RAW))
         assert "without a prompt" in advice(row_of(with_local(RAW)))
 
     def test_of_another_prompt_is_that_of_a_prompt(self):
@@ -285,7 +285,7 @@ class TestCompare:
 
 
 class TestAdvised:
-    """Here, too, the local head is sure of every picture; where it errs on validation, its gate
+    """Here, too, the local head is sure of every image; where it errs on validation, its gate
     sends all.
     """
 
@@ -368,7 +368,7 @@ class TestVerdict:
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
         assert text.startswith(f"{ADVICE[RAW]}: raw + mapping reaches 0.800 [")
-        assert "on 100 test pictures and sends 1,000 of 1,000 pictures" in text
+        assert "on 100 test images and sends 1,000 of 1,000 images" in text
 
     @pytest.mark.parametrize(
         ("interval", "established"),
@@ -399,33 +399,33 @@ class TestVerdict:
         assert text.startswith(f"{ADVICE[LOCAL]}: local head reaches 0.930 [")
         assert "sends nothing; on validation it is within one standard error" in text
         assert "of the served model, PGN, which reaches 0.950 [" in text
-        assert text.index("nothing") < text.index("1,000 of 1,000 pictures")
+        assert text.index("nothing") < text.index("1,000 of 1,000 images")
 
     def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(
         self,
     ):
         free = replace(candidate(LOCAL, (), range(20)), sent=0.0)
         assert re.search(
-            r"pictures: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points "
+            r"images: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points "
             r"on these",
             self.say(candidate(PGN), free),
         )
         free = replace(candidate(LOCAL, (), [5]), sent=0.0)
         assert "+0.0 [" in (text := self.say(candidate(PGN, (), [7]), free))
-        assert "points, not established on these pictures" in text
+        assert "points, not established on these images" in text
 
     def test_is_quiet_about_others_where_nothing_is_cheaper(self):
         assert "within one" not in self.say(candidate(PGN))
 
     def test_tells_the_share_that_is_sent(self):
-        assert ("sends 640 of 1,000 pictures, those of which") in self.say(
+        assert ("sends 640 of 1,000 images, those of which") in self.say(
             replace(candidate(PGN), sent=0.64)
         )
         assert "those of which" not in self.say(candidate(PGN))
 
     def test_tells_what_1000_pictures_cost_where_a_price_is_known(self):
         text = self.say(replace(candidate(PGN), sent=0.64), price=0.002)
-        assert "sends 640 of 1,000 pictures (cost 1.28)" in text
+        assert "sends 640 of 1,000 images (cost 1.28)" in text
         assert "cost" not in self.say(candidate(PGN))
 
 

@@ -17,7 +17,7 @@ from pgn_client.evaluation.candidate import LOCAL, PGN, RAW, SERVED, Candidate, 
 from pgn_client.evaluation.fidelity import columns
 from pgn_client.evaluation.report import page, sheet, table, write
 from pgn_client.evaluation.report.page import TEMPLATE, environment
-from pgn_client.evaluation.report.pictures import GAP, TEXT, TILE
+from pgn_client.evaluation.report.tiles import GAP, TEXT, TILE
 from pgn_client.evaluation.results import Report
 from pgn_client.evaluation.verdict import CONTAMINATED, judge
 from pgn_client.training import Split, Task
@@ -376,6 +376,6 @@ class TestWrite:
 
 @pytest.fixture
 def pictures_on_disk(pictures, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     pictures[0].save(path)
     return [path]

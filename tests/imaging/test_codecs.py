@@ -47,7 +47,7 @@ def test_encoding_drops_metadata(codec):
     "make", [str, Path, lambda p: Path(p).read_bytes(), lambda p: bytearray(Path(p).read_bytes())]
 )
 def test_path_and_bytes_give_the_same_picture(make, tmp_path):
-    path = tmp_path / "ä picture.png"
+    path = tmp_path / "ä image.png"
     path.write_bytes(file_bytes(picture(3)))
     assert np.array_equal(pixels(open_image(make(str(path)))), np.asarray(picture(3)))
 
@@ -249,7 +249,7 @@ def test_reading_a_picture_does_not_use_its_end_before_the_size_is_known():
     [
         ("a/b.png", "a/b.png"),
         (b"12345", "<5 bytes>"),
-        (Image.new("L", (3, 2)), "<L picture 3x2>"),
+        (Image.new("L", (3, 2)), "<L image 3x2>"),
         (None, "<NoneType>"),
     ],
 )

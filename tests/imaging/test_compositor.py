@@ -4,7 +4,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from pgn_client.errors import ShapeError
-from pgn_client.imaging.compositor import GREY, compose, fit_picture, seen_by_server
+from pgn_client.imaging.compositor import GREY, compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.types import ServerProfile
 
@@ -24,7 +24,7 @@ def noise(*shape, seed=0):
 
 
 def parts(layout="ring", profile="direct"):
-    """A canvas of 32 pixels with patches of 8, a picture and prompt patches of noise."""
+    """A canvas of 32 pixels with patches of 8, an image and prompt patches of noise."""
     canvas = Canvas.build(32, 8, layout, ServerProfile.parse(profile))
     return canvas, noise(*canvas.box[2:], 3), noise(canvas.prompts, 8, 8, 3, seed=1)
 
@@ -97,7 +97,7 @@ class TestCompose:
 
     def test_a_picture_of_another_size_is_refused(self):
         canvas, _, patches = parts()
-        with pytest.raises(ShapeError, match=r"\(15, 16, 3\).*\(16, 16, 3\).*fit_picture"):
+        with pytest.raises(ShapeError, match=r"\(15, 16, 3\).*\(16, 16, 3\).*fit_to_canvas"):
             compose(noise(15, 16, 3), patches, canvas)
 
     def test_patches_of_another_layout_are_refused(self):
@@ -107,7 +107,7 @@ class TestCompose:
 
 
 class TestComposeWholeCanvas:
-    """From a method that paints the picture itself."""
+    """From a method that paints the image itself."""
 
     @pytest.mark.parametrize("profile", PROFILES)
     def test_the_server_sees_it_bit_for_bit(self, profile):
@@ -140,20 +140,20 @@ class TestComposeWholeCanvas:
 class TestFitPicture:
     def test_squashes_into_the_box_height_by_width(self):
         canvas = Canvas.build(32, 8, "rows:1")
-        assert fit_picture(Image.new("RGB", (50, 20)), canvas).shape == (24, 32, 3)
+        assert fit_to_canvas(Image.new("RGB", (50, 20)), canvas).shape == (24, 32, 3)
 
     def test_is_torchvisions_antialiased_bicubic_resize(self):
         image = Image.fromarray(noise(45, 70, 3))
         canvas = Canvas.build(32, 8, "rows:1")
         expected = Resize((24, 32), InterpolationMode.BICUBIC, antialias=True)(image)
-        assert (fit_picture(image, canvas) == np.asarray(expected)).all()
+        assert (fit_to_canvas(image, canvas) == np.asarray(expected)).all()
 
     def test_a_picture_of_the_boxs_size_passes_unchanged(self):
         pixels = noise(16, 16, 3)
-        assert (fit_picture(Image.fromarray(pixels), Canvas.build(32, 8)) == pixels).all()
+        assert (fit_to_canvas(Image.fromarray(pixels), Canvas.build(32, 8)) == pixels).all()
 
     def test_grey_pictures_are_converted(self):
-        fitted = fit_picture(Image.new("L", (16, 16), 77), Canvas.build(32, 8))
+        fitted = fit_to_canvas(Image.new("L", (16, 16), 77), Canvas.build(32, 8))
         assert (fitted == 77).all()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pgn_client.errors import ConfigurationError, ImageError
 from pgn_client.imaging.dataset import Split, Task, load_task, union
 from pgn_client.imaging.geometry import Canvas
-from pgn_client.training.examples import Examples, load_pictures
+from pgn_client.training.examples import Examples, load_images
 
 
 @pytest.fixture
@@ -339,12 +339,12 @@ class TestRefusal:
     def test_of_a_class_without_pictures(self, split, part):
         for path in (split / part / "red").iterdir():
             path.unlink()
-        with pytest.raises(ConfigurationError, match=f"no {part} pictures of red; .*png"):
+        with pytest.raises(ConfigurationError, match=f"no {part} images of red; .*png"):
             load_task(split)
 
     def test_of_a_class_that_val_has_not(self, split):
         shutil.rmtree(split / "val" / "white")
-        with pytest.raises(ConfigurationError, match="no val pictures of white"):
+        with pytest.raises(ConfigurationError, match="no val images of white"):
             load_task(split)
 
     @pytest.mark.parametrize("part", ["val", "test"])
@@ -358,7 +358,7 @@ class TestRefusal:
 
     def test_of_too_few_pictures_to_split(self, make_folder, tmp_path):
         make_folder(tmp_path, 1)
-        with pytest.raises(ConfigurationError, match="no val pictures of blue"):
+        with pytest.raises(ConfigurationError, match="no val images of blue"):
             load_task(tmp_path)
 
 
@@ -366,7 +366,7 @@ class TestPictures:
     def test_are_fitted_in_order(self, split):
         part = load_task(split).val
         ticks = []
-        loaded = load_pictures(part, Canvas.build(32, 8), lambda: ticks.append(1))
+        loaded = load_images(part, Canvas.build(32, 8), lambda: ticks.append(1))
         assert (loaded.dtype, loaded.shape, len(ticks)) == (torch.uint8, (6, 3, 16, 16), 6)
         brightest = loaded.float().mean((2, 3)).argmax(1)[:4]  # two blue, two red
         assert brightest.tolist() == [2, 2, 0, 0]
@@ -375,7 +375,7 @@ class TestPictures:
         path = split / "val" / "red" / "broken.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\nno")
         with pytest.raises(ImageError, match=r"broken\.png"):
-            load_pictures(load_task(split).val, Canvas.build(32, 8))
+            load_images(load_task(split).val, Canvas.build(32, 8))
 
 
 class TestBatches:

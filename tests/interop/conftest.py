@@ -122,7 +122,7 @@ def picture(tmp_path_factory):
 
 
 def painted(path, *, seed, side):
-    """Write a picture of 4 x 4 patches of random colours and some noise; return its path."""
+    """Write an image of 4 x 4 patches of random colours and some noise; return its path."""
     rng = np.random.default_rng(seed)
     patches = np.kron(rng.integers(0, 236, (4, 4, 3)), np.ones((side // 4, side // 4, 1)))
     Image.fromarray((patches + rng.integers(0, 20, patches.shape)).astype(np.uint8)).save(path)
@@ -138,7 +138,7 @@ def no_picture(tmp_path_factory):
 
 
 def asked(url, picture):
-    """Return what our own format answers about a picture: labels and scores, best first."""
+    """Return what our own format answers about an image: labels and scores, best first."""
     headers = {"authorization": f"Bearer {KEY}", "content-type": "image/png"}
     answer = httpx.post(f"{url}/v1/classify", content=picture.read_bytes(), headers=headers)
     [found] = answer.raise_for_status().json()["predictions"]

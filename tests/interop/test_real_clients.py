@@ -1,5 +1,5 @@
 """Clients that we did not write get from our server what our own format answers for the same
-picture.
+image.
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ SET = ("tabby", "goldfish", "koala", "slug", "lion")  # classes of the bundled m
 
 
 def client(package, driver):
-    """Return a fixture: a function that runs one task of a real client, on the picture unless told
+    """Return a fixture: a function that runs one task of a real client, on the image unless told
     otherwise.
     """
 

@@ -25,7 +25,7 @@ TENSORS = {"mean": [known.MEAN], "std": [known.STD]}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Twelve pictures, of the size that the servers of tensors take."""
+    """Twelve images, of the size that the servers of tensors take."""
     folder = tmp_path_factory.mktemp("pictures")
     return [painted(folder / f"{seed:02}.png", seed=seed, side=known.SIDE) for seed in range(12)]
 
@@ -89,14 +89,14 @@ def described(folder, url, **keys):
 
 
 def said(path):
-    """Return what the classifier says of a picture: label and probability, best first."""
+    """Return what the classifier says of an image: label and probability, best first."""
     with Image.open(path) as picture:
         scores = known.probabilities(np.asarray(picture) / 255)
     return sorted(zip(known.CLASSES, scores.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
 def check(endpoint, pictures, **options):
-    """Ask for all pictures, several at a time; compare labels, in order, and scores."""
+    """Ask for all images, several at a time; compare labels, in order, and scores."""
     with AdaptedClient(endpoint, None, **({"max_retries": 0} | options)) as client:
         for path, found in zip(pictures, client.classify_many(pictures), strict=True):
             labels, scores = zip(*said(path), strict=True)

@@ -265,7 +265,7 @@ class TestFit:
             assert loss == pytest.approx(-log_p[np.arange(50), X[:50].argmax(axis=1)].mean())
 
     def test_copies_of_a_picture_are_held_out_together(self):
-        """A copy in the training folds would give its picture away: noise would look like something
+        """A copy in the training folds would give its image away: noise would look like something
         to be learnt.
         """
         rng = np.random.default_rng(0)

@@ -123,7 +123,7 @@ def picture() -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def png() -> Callable[..., bytes]:
-    """Return a function from a seed to the PNG bytes of a random picture."""
+    """Return a function from a seed to the PNG bytes of a random image."""
 
     def encode(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
         buffer = BytesIO()
@@ -135,7 +135,7 @@ def png() -> Callable[..., bytes]:
 
 @pytest.fixture
 def direct_logits(served: ServedModel) -> Callable[[int], np.ndarray]:
-    """Return a function from a picture's seed to its logits, by the plain model alone."""
+    """Return a function from an image's seed to its logits, by the plain model alone."""
 
     def ask(seed: int) -> np.ndarray:
         pixels = torch.from_numpy(np.asarray(random_picture(seed)).copy()).permute(2, 0, 1)[None]

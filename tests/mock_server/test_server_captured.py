@@ -237,7 +237,7 @@ CASES: dict[str, tuple[int, Callable[[httpx.Response], None], dict[str, Any], st
     "tritonclient_2.73.0__infer_err": (400, an_error_text, {"top_k": 3}, None),
     "kserve_0.21.0__v1_live": (200, alive, {}, None),
     "kserve_0.21.0__v1_mready": (200, ready, {}, None),
-    "kserve_0.21.0__v1_infer": (400, an_error_text, {}, None),  # its picture is three zeros
+    "kserve_0.21.0__v1_infer": (400, an_error_text, {}, None),  # its image is three zeros
     "kserve_0.21.0__v2_live": (200, live, {}, None),
     "kserve_0.21.0__v2_ready": (200, ready, {}, None),
     "kserve_0.21.0__v2_mready": (200, ready, {}, None),

@@ -34,7 +34,7 @@ async def client(open_client):
 
 @pytest.fixture
 def features(served, picture):
-    """Return a function from a picture's seed to its tokens (N, D) and pooled features (D,), by the
+    """Return a function from an image's seed to its tokens (N, D) and pooled features (D,), by the
     plain model.
     """
 

@@ -39,7 +39,7 @@ class Failing(torch.nn.Module):
 
 async def test_a_model_that_fails_its_first_picture_never_gets_ready(served):
     app = create_app(Settings(), replace(served, network=Failing()))
-    with pytest.raises(RuntimeError, match="the model tiny failed on its first picture"):
+    with pytest.raises(RuntimeError, match="the model tiny failed on its first image"):
         async with app.router.lifespan_context(app):
             pytest.fail("started")
     assert not app.state.service.ready

@@ -87,7 +87,7 @@ async def test_the_label_output_is_one_entry_with_score_one(open_client, png):
 @pytest.mark.parametrize(
     "content",
     [
-        {"inputs": "pictures/cat.png"},
+        {"inputs": "images/cat.png"},
         {"inputs": "http://localhost/cat.png"},
         {"inputs": "data:image/png,raw"},
         {"inputs": []},

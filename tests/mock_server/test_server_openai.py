@@ -238,7 +238,7 @@ async def test_a_closed_set_that_cannot_be_read_is_400(client, png, response_for
         {"messages": None},
         {"messages": "hello"},
         {"messages": ["hello"]},
-        {"messages": [{"role": "user", "content": "no picture"}]},
+        {"messages": [{"role": "user", "content": "no image"}]},
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": ["text"]}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

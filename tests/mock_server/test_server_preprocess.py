@@ -38,7 +38,7 @@ def test_resize_crop_equals_torchvision(picture, size, interpolation):
     image = picture(0, size)
     mode = InterpolationMode(interpolation)
     expected = CenterCrop(32)(Resize(37, mode)(image))
-    ours = preprocessing("resize_crop:37:32", interpolation=interpolation).picture(image)
+    ours = preprocessing("resize_crop:37:32", interpolation=interpolation).geometry(image)
     assert np.array_equal(np.asarray(ours), np.asarray(expected))
 
 
@@ -46,36 +46,36 @@ def test_shortest_edge_equals_torchvision_without_a_crop(picture):
     image = picture(0, (100, 57))
     expected = Resize(32, InterpolationMode.BICUBIC)(image)
     assert np.array_equal(
-        np.asarray(preprocessing("shortest_edge:32").picture(image)), np.asarray(expected)
+        np.asarray(preprocessing("shortest_edge:32").geometry(image)), np.asarray(expected)
     )
 
 
 def test_shortest_edge_refuses_a_picture_that_would_become_huge(picture):
     with pytest.raises(RequestError, match="4 times"):
-        preprocessing("shortest_edge:32").picture(picture(0, (200, 10)))
+        preprocessing("shortest_edge:32").geometry(picture(0, (200, 10)))
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
 def test_resize_crop_refuses_a_picture_whose_resize_would_ask_for_gigabytes(monkeypatch, size):
     monkeypatch.setattr(Image.Image, "resize", lambda *_, **__: pytest.fail("resized"))
     with pytest.raises(RequestError, match="64 times") as caught:
-        preprocessing("resize_crop:256:224", size=224).picture(Image.new("RGB", size))
+        preprocessing("resize_crop:256:224", size=224).geometry(Image.new("RGB", size))
     assert caught.value.code == "invalid_image"
 
 
 def test_resize_crop_takes_a_panorama(picture):
-    assert preprocessing("resize_crop:37:32").picture(picture(0, (640, 10))).size == (32, 32)
+    assert preprocessing("resize_crop:37:32").geometry(picture(0, (640, 10))).size == (32, 32)
 
 
 def test_direct_squashes(picture):
     expected = picture(0, (50, 70)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(
-        np.asarray(preprocessing("direct").picture(picture(0, (50, 70)))), np.asarray(expected)
+        np.asarray(preprocessing("direct").geometry(picture(0, (50, 70)))), np.asarray(expected)
     )
 
 
 def test_letterbox_centres_and_pads_with_the_mean():
-    seen = np.asarray(preprocessing("letterbox:32").picture(Image.new("RGB", (64, 32), "white")))
+    seen = np.asarray(preprocessing("letterbox:32").geometry(Image.new("RGB", (64, 32), "white")))
     padding = [102, 128, 153]  # 255 * (0.4, 0.5, 0.6)
     assert (seen[8:24] == 255).all()
     assert (seen[:8] == padding).all()
@@ -87,7 +87,7 @@ def test_letterbox_centres_and_pads_with_the_mean():
 )
 def test_a_picture_of_the_models_size_arrives_unchanged(picture, profile):
     assert np.array_equal(
-        np.asarray(preprocessing(profile).picture(picture(1))), np.asarray(picture(1))
+        np.asarray(preprocessing(profile).geometry(picture(1))), np.asarray(picture(1))
     )
 
 
@@ -105,7 +105,7 @@ def test_jpeg_is_applied_to_the_sent_picture_before_the_resize(picture, setting,
     image = picture(2, (48, 40))
     data = encoded(image, "JPEG", quality=int(setting[:2]), subsampling=subsampling)
     expected = Image.open(BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
-    ours = preprocessing("direct", jpeg=Jpeg.parse(setting)).picture(image)
+    ours = preprocessing("direct", jpeg=Jpeg.parse(setting)).geometry(image)
     assert np.array_equal(np.asarray(ours), np.asarray(expected))
 
 

@@ -42,7 +42,7 @@ def chat(picture: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to send one picture."""
+    """One way to send one image."""
 
     path: str
     content: Callable[[bytes], bytes]
@@ -316,7 +316,7 @@ async def test_a_full_queue_is_503_in_the_protocols_form(open_client, wire_serve
         client._transport.app.state.service._batcher._max_queue = 0  # as if others had filled it
         answer = await way.send(client, png())
     assert answer.status_code == 503
-    assert message_of(way.protocol, answer) == "too many pictures wait already"
+    assert message_of(way.protocol, answer) == "too many images wait already"
 
 
 class NotFinite(torch.nn.Module):

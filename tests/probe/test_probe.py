@@ -19,7 +19,7 @@ from pgn_client.probe.gratings import Wave, around, middle, needle, quadrature
 from pgn_client.probe.posterior import CONTROL, Belief, expected, information, likelihood
 from pgn_client.probe.queries import Asker, LimitReachedError, decimals
 from pgn_client.probe.resize_hypotheses import FRAME, SIDE, hypotheses
-from pgn_client.probe.stimuli import framed, mosaic, picture, recode, rms
+from pgn_client.probe.stimuli import framed, mosaic, recode, rms, to_image
 from pgn_client.types import Answer
 
 SPEC = importlib.util.spec_from_file_location(
@@ -43,7 +43,7 @@ def server(**changes):
 
 
 class Constant:
-    """Sees nothing: the same answer to every picture."""
+    """Sees nothing: the same answer to every image."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -230,7 +230,7 @@ def test_a_server_that_drops_colours_is_not_taken_for_one_that_subsamples_them()
 @pytest.mark.parametrize("kernel", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_a_needle_vanishes_at_its_own_size_alone(target, kernel):
     grey = np.full((16, 1024, 3), 128.0)
-    image = picture(grey + needle(target)(1024)[None, :, None])
+    image = to_image(grey + needle(target)(1024)[None, :, None])
     left = {
         side: rms(np.asarray(image.resize((side, 16), kernel), np.float64) - 128)
         for side in (target - 1, target, target + 1)
@@ -339,7 +339,7 @@ class TestWaves:
             wave = isinstance(question, Wave)
             pixels = grey + question(SIDE)[None, :, None] if wave else framed(grey, question, FRAME)
             first = round((resize - crop) / 2)
-            seen = np.asarray(picture(pixels).resize((resize, resize), kernel), float)
+            seen = np.asarray(to_image(pixels).resize((resize, resize), kernel), float)
             seen = seen[first : first + crop, first : first + crop]
             told = known.amplitudes(question, np.array([index]))[0]
             assert rms(seen - 110) == pytest.approx(told, rel=0.1, abs=1.5)

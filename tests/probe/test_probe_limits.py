@@ -1,4 +1,4 @@
-"""How large a picture may be: what a probe says of endpoints with known limits."""
+"""How large an image may be: what a probe says of endpoints with known limits."""
 
 import io
 

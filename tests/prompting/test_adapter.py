@@ -9,7 +9,7 @@ from PIL import Image
 
 from pgn_client import checkpoint
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
-from pgn_client.imaging.compositor import compose, fit_picture
+from pgn_client.imaging.compositor import compose, fit_to_canvas
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.types import Answer, ServerProfile
 
@@ -35,7 +35,7 @@ class TestPrepare:
     @each(*BESIDE, *WHOLE)
     def test_is_render_and_compose(self, make_adapter, pictures, kind):
         adapter = make_adapter(**kind)
-        fitted = np.stack([fit_picture(image, adapter.canvas) for image in pictures])
+        fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in pictures])
         patches, local = adapter.render(fitted)
         for prepared, picture, prompt, row in zip(
             adapter.prepare(pictures), fitted, patches, local, strict=True
@@ -85,7 +85,7 @@ class TestPrepare:
         adapter = make_adapter(profile="direct")
         first, second = (np.asarray(image) for image in adapter(pictures[:2]))
         assert (first[:8] != second[:8]).any()  # the ring's top row
-        assert (first[8:24, 8:24] == fit_picture(pictures[0], adapter.canvas)).all()
+        assert (first[8:24, 8:24] == fit_to_canvas(pictures[0], adapter.canvas)).all()
 
 
 class TestRender:

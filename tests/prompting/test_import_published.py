@@ -15,7 +15,7 @@ from torchvision import transforms
 from pgn_client.checkpoint import summary
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.evaluation.fidelity import agreement, follow
-from pgn_client.imaging.compositor import fit_picture
+from pgn_client.imaging.compositor import fit_to_canvas
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import PromptGenerator, generator_input
 from pgn_client.prompting.import_published import import_published, read
@@ -81,7 +81,7 @@ class TestTheThree:
 
 
 class TestAsPublished:
-    """The forward pass of the authors' code: whole pictures, CLIP's normalisation, prompts behind
+    """The forward pass of the authors' code: whole images, CLIP's normalisation, prompts behind
     all tokens.
     """
 
@@ -107,7 +107,7 @@ class TestAsPublished:
         images = [
             Image.fromarray(rng.integers(0, 256, (230, 224, 3), dtype=np.uint8)) for _ in range(4)
         ]
-        fitted = np.stack([fit_picture(image, adapter.canvas) for image in images])
+        fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in images])
         looked_at = adapter.looked_at(images)
         found = follow(adapter, backbone, fitted, looked_at=looked_at)
         stages = ["published", "latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
@@ -120,7 +120,7 @@ class TestAsPublished:
 
     def test_a_backbone_of_another_size_has_no_such_step(self, file, make_backbone, pictures):
         adapter = import_published(file(), make_backbone(), layout=LAYOUT)
-        fitted = np.stack([fit_picture(image, adapter.canvas) for image in pictures])
+        fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in pictures])
         found = follow(adapter, make_backbone(), fitted, looked_at=adapter.looked_at(pictures))
         assert next(iter(found)) == "latent"
 

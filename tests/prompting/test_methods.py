@@ -28,7 +28,7 @@ def create(method=PGN, library="pixel"):
     model = method.create(Setting(Canvas.build(32, 8), 3, 24, library=library, library_size=6))
     model.start(peaked=True)
     if method is PGN:
-        torch.nn.init.normal_(model.generator.mixture.weight)  # so that the picture matters
+        torch.nn.init.normal_(model.generator.mixture.weight)  # so that the image matters
     return model.eval()
 
 
@@ -151,7 +151,7 @@ class TestInputIndependent:
 
 
 def both_ways(backbone, canvas, library="pixel"):
-    """Logits of mixed tokens, and those of the painted picture by the model's own forward pass."""
+    """Logits of mixed tokens, and those of the painted image by the model's own forward pass."""
     P = backbone.patch_size
     torch.manual_seed(0)
     model = PGN.create(Setting(canvas, 3, backbone.width, library=library, library_size=6)).eval()
@@ -176,7 +176,7 @@ def both_ways(backbone, canvas, library="pixel"):
 
 
 class TestLatentPathIsThePixelPath:
-    """Training mixes tokens; serving sends pictures: the same function."""
+    """Training mixes tokens; serving sends images: the same function."""
 
     @pytest.mark.parametrize("library", ["pixel", "smooth", "luma"])
     @pytest.mark.parametrize("layout", ["ring", "corner", "rows:2"])
@@ -200,12 +200,12 @@ class TestLatentPathIsThePixelPath:
         torch.testing.assert_close(latent, rgb, rtol=0, atol=1e-4)
 
     def test_labels_are_equal_after_rounding(self, make_adapter, make_backbone, pictures):
-        from pgn_client.imaging.compositor import fit_picture
+        from pgn_client.imaging.compositor import fit_to_canvas
 
         adapter, backbone = make_adapter(profile="direct"), make_backbone()
         surrogate = Surrogate(backbone, adapter.canvas)
         fitted = torch.from_numpy(
-            np.stack([fit_picture(p, adapter.canvas) for p in pictures])
+            np.stack([fit_to_canvas(p, adapter.canvas) for p in pictures])
         ).permute(0, 3, 1, 2)
         model, _ = adapter.runtime
         with torch.no_grad():

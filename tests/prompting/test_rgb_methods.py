@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pgn_client.checkpoint.card import BackboneCard, Card, LibraryCard
 from pgn_client.errors import CheckpointError, ConfigurationError
-from pgn_client.imaging.compositor import compose, fit_picture, seen_by_server
+from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting import methods
 from pgn_client.prompting.adapter import PromptAdapter
@@ -21,7 +21,7 @@ from pgn_client.types import ServerProfile
 RATES = Rates(library=1.0, bias=2.0, mixture=3.0, trunk=4.0, mapping=5.0)
 RGB = [name for name, method in REGISTRY.items() if issubclass(method, RGBMethod)]
 WHOLE = [name for name in RGB if REGISTRY[name].layout == "full"]
-ADDED = ["padding", "masked", "low_rank"]  # to the picture, and starting from nothing added
+ADDED = ["padding", "masked", "low_rank"]  # to the image, and starting from nothing added
 # numbers of the ResNet10: 464 + 4,672 + 14,496 + 57,664 + 230,016 of stem and blocks
 TRUNK = 307_312
 
@@ -60,7 +60,7 @@ def prompted(name, scale=1.0, seed=0, **options):
 
 
 def fitted(model, count=3, seed=0):
-    """Noise in the size of the picture's box on the method's canvas of 32 pixels."""
+    """Noise in the size of the image's box on the method's canvas of 32 pixels."""
     return pixels(count, 3, *Canvas.build(32, 8, model.layout).box[2:], seed=seed)
 
 
@@ -409,7 +409,7 @@ class TestTrainingIsServing:
     def test_the_server_sees_exactly_the_canvas(self, make_adapter, pictures, name):
         adapter = make_adapter(method=name, layout="full", profile="resize_crop:37:32")
         canvases, _ = adapter.render(
-            np.stack([fit_picture(image, adapter.canvas) for image in pictures])
+            np.stack([fit_to_canvas(image, adapter.canvas) for image in pictures])
         )
         for image, canvas in zip(adapter(pictures), canvases, strict=True):
             assert image.size == (37, 37)

@@ -1,4 +1,4 @@
-"""The composed pictures: masks are exact, and no picture is in both splits."""
+"""The composed images: masks are exact, and no image is in both splits."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ TEXTURES, GREYS = ("bark", "cloth"), {"train": 0, "test": 100}
 
 
 def source(root, names, base):
-    """Folders of pictures of one colour each, which tells split (red) and class (green)."""
+    """Folders of images of one colour each, which tells split (red) and class (green)."""
     for split, grey in GREYS.items():
         for c, name in enumerate(names):
             (root / split / name).mkdir(parents=True)
@@ -47,9 +47,9 @@ def out(tmp_path_factory):
 def test_masks_are_exact_and_splits_apart(out, split):
     found = load_masked(out / split)
     assert (found.classes, len(found)) == (("background", *TEXTURES), 12)
-    assert found.pictures.shape == (12, 3, 224, 224)
-    assert (found.pictures[:, 0] == GREYS[split]).all()  # nothing from the other split
-    greens = found.pictures[:, 1].long()
+    assert found.images.shape == (12, 3, 224, 224)
+    assert (found.images[:, 0] == GREYS[split]).all()  # nothing from the other split
+    greens = found.images[:, 1].long()
     for c, green in enumerate((0, 100, 110)):
         assert ((greens == green) == (found.masks == c)).all()
 
@@ -85,5 +85,5 @@ def test_a_seed_gives_the_same_bytes_again(out, tmp_path):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigurationError, match=r"got no CLASS/\* pictures in"):
-        compose_masks.pictures_of(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"got no CLASS/\* images in"):
+        compose_masks.images_of(tmp_path)

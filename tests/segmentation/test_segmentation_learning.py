@@ -29,7 +29,7 @@ COLOURS = torch.tensor([[40, 40, 40], [220, 60, 50], [60, 90, 230]])
 
 
 def painted(count, seed=0):
-    """Pictures of 32 pixels whose upper half is of class 1 or 2, with noise, and their masks."""
+    """Images of 32 pixels whose upper half is of class 1 or 2, with noise, and their masks."""
     noise = torch.Generator().manual_seed(seed)
     masks = torch.zeros(count, 32, 32, dtype=torch.uint8)
     for i, mask in enumerate(masks):
@@ -124,7 +124,7 @@ class TestLinear:
     def test_pictures_of_another_size_are_refused(self, backbone):
         with pytest.raises(
             ShapeError,
-            match=r"got pictures of \(30, 32\), expected \(32, 32\); "
+            match=r"got images of \(30, 32\), expected \(32, 32\); "
             r"resize them",
         ):
             patch_tokens(backbone, torch.zeros(1, 3, 30, 32, dtype=torch.uint8))
@@ -265,7 +265,7 @@ class TestPrompts:
         wrong = Episode(
             task.classes, task.support[..., :24], task.support_masks, task.query, task.query_masks
         )
-        with pytest.raises(ShapeError, match=r"got pictures of \(32, 24\), expected \(32, 32\)"):
+        with pytest.raises(ShapeError, match=r"got images of \(32, 24\), expected \(32, 32\)"):
             fit_prompts(wrong, backbone, None)
         model = MaskPrompts.create(backbone, 3, 1, None)
         with pytest.raises(ShapeError, match="resize them"):

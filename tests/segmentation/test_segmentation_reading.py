@@ -1,4 +1,4 @@
-"""Reading masked pictures, drawing episodes, and counting overlap."""
+"""Reading masked images, drawing episodes, and counting overlap."""
 
 import json
 
@@ -34,7 +34,7 @@ def plain(value=0, shape=(6, 6)):
 
 
 def masked(shown, classes=CLASSES):
-    """Pictures filled with their number; the mask of each shows some classes, a row each."""
+    """Images filled with their number; the mask of each shows some classes, a row each."""
     pictures = torch.stack([torch.full((3, 8, 8), i, dtype=torch.uint8) for i in range(len(shown))])
     masks = torch.zeros(len(shown), 8, 8, dtype=torch.uint8)
     for mask, own in zip(masks, shown, strict=True):
@@ -48,10 +48,10 @@ class TestReading:
         folder = write(tmp_path / "train", {"b": plain(2), "a": plain(IGNORED)})
         found = load_masked(folder)
         assert (found.classes, len(found)) == (CLASSES, 2)
-        assert found.pictures.dtype == found.masks.dtype == torch.uint8
+        assert found.images.dtype == found.masks.dtype == torch.uint8
         for i, name in enumerate("ab"):
             picture = np.asarray(Image.open(folder / "images" / f"{name}.png"))
-            assert (found.pictures[i].permute(1, 2, 0).numpy() == picture).all()
+            assert (found.images[i].permute(1, 2, 0).numpy() == picture).all()
         assert found.masks.unique().tolist() == [0, 2, IGNORED]
         assert (found.masks[0] == IGNORED).sum() == 12
 
@@ -74,7 +74,7 @@ class TestReading:
             load_masked(folder)
 
     def test_no_pictures(self, tmp_path):
-        with pytest.raises(ConfigurationError, match="masked pictures: got none in"):
+        with pytest.raises(ConfigurationError, match="masked images: got none in"):
             load_masked(write(tmp_path / "train", {}))
 
     def test_a_mask_of_another_size(self, tmp_path):
@@ -83,7 +83,7 @@ class TestReading:
         with pytest.raises(
             ShapeError,
             match=r"mask a.png in .*: got \(6, 5\), expected its "
-            r"picture's \(6, 6\)",
+            r"image's \(6, 6\)",
         ):
             load_masked(folder)
 
@@ -91,7 +91,7 @@ class TestReading:
         folder = write(tmp_path / "train", {"a": plain(), "b": plain(shape=(6, 7))})
         with pytest.raises(
             ShapeError,
-            match=r"picture b.png in .*: got \(6, 7\), expected "
+            match=r"image b.png in .*: got \(6, 7\), expected "
             r"\(6, 6\)",
         ):
             load_masked(folder)
@@ -107,7 +107,7 @@ class TestReading:
         Image.fromarray(plain()).convert("RGB").save(folder / "masks" / "a.png")
         with pytest.raises(ImageError, match="got mode RGB, expected 8-bit grey or a palette"):
             load_masked(folder)
-        (folder / "masks" / "a.png").write_text("no picture")
+        (folder / "masks" / "a.png").write_text("no image")
         with pytest.raises(ImageError, match="expected a PNG"):
             load_masked(folder)
 
@@ -175,7 +175,7 @@ class TestEpisodes:
 
     def test_too_few_pictures(self):
         with pytest.raises(
-            ConfigurationError, match="too few pictures that show no class but the chosen"
+            ConfigurationError, match="too few images that show no class but the chosen"
         ):
             self.draw(shots=7)
 

@@ -218,7 +218,7 @@ STEMS = {
 
 
 class TestOtherStems:
-    """They are detected, not assumed, and answered through rendered pictures alone."""
+    """They are detected, not assumed, and answered through rendered images alone."""
 
     @pytest.fixture(params=STEMS)
     def odd(self, request, make_vit):

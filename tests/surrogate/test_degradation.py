@@ -124,7 +124,7 @@ class TestWay:
         assert 8 / 1.2 - 0.5 < side.min() < 7.5 < 8.5 < side.max() < 8 / 0.8 + 0.5
 
     def test_jpeg_comes_before_the_move_as_on_the_way(self):
-        """What moves is the decoded picture: shifted by whole pixels it is that picture's, not a
+        """What moves is the decoded image: shifted by whole pixels it is that image's, not a
         new JPEG's.
         """
         x = pixels(1, 3, 32, 32)

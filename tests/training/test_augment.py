@@ -16,7 +16,7 @@ def many(name, n=400, picture=RAMP):
 
 
 def shifted(picture):
-    """All the moves by at most one pixel of a 12-pixel picture, as bytes: NumPy, edge repeated."""
+    """All the moves by at most one pixel of a 12-pixel image, as bytes: NumPy, edge repeated."""
     array = picture[0].numpy()
     rows = [np.clip(np.arange(12) + d, 0, 11) for d in (-1, 0, 1)]
     return {array[:, r][:, :, c].tobytes() for r in rows for c in rows}
@@ -74,7 +74,7 @@ def test_flip_mirrors_half():
 
 
 def orientations(pictures, flat):
-    """How often each of the eight turned and mirrored forms of a flat-coloured corner picture
+    """How often each of the eight turned and mirrored forms of a flat-coloured corner image
     occurs.
     """
     forms = [np.rot90(f, k, (1, 2)) for k in range(4) for f in (flat, flat[:, :, ::-1])]

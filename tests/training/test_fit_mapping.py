@@ -8,7 +8,7 @@ from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
 from pgn_client.prompting.adapter import PromptAdapter, load
 from pgn_client.training import load_task
-from pgn_client.training.examples import Pictures
+from pgn_client.training.examples import FittedSplit
 from pgn_client.training.fit_mapping import fit_raw, knows, new_head, none_of_these, refit
 from pgn_client.training.rival import same_surrogate, task_of
 from pgn_client.types import Answer, ServerProfile
@@ -86,7 +86,7 @@ class TestRefit:
         again = refit(found, task, ask(rename=reverse.get))
         assert again.mapping.open
         strange = [Answer(("never seen",), (1.0,), "label")]
-        assert np.isfinite(found.mapping(strange)).all()  # one such picture must not end a run
+        assert np.isfinite(found.mapping(strange)).all()  # one such image must not end a run
 
     def test_a_few_labels_of_the_known_ones_keep_their_order(self, make_adapter, task, ask):
         adapter = make_adapter(card=CARD)
@@ -145,12 +145,12 @@ class TestNewHead:
         head = new_head(adapter, task)
         assert head["generator.local_head.weight"].shape == (3, 128)
         with_head = adapter.with_mapping(adapter.mapping, head, {})
-        _, local = Pictures.of(task.val, with_head).rendered(with_head)
+        _, local = FittedSplit.of(task.val, with_head).rendered(with_head)
         assert (local.argmax(axis=1) == task.val.labels).mean() > 0.8
 
 
 def hosted(make_backbone, kind="probabilities"):
-    """An endpoint that hosts the tiny ViT and sees pictures as they are, or answers with their mean
+    """An endpoint that hosts the tiny ViT and sees images as they are, or answers with their mean
     colours.
     """
     backbone = make_backbone()

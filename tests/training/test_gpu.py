@@ -15,7 +15,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("library", ["pixel", "latent"])
 def test_a_prompt_trained_on_the_gpu_serves_from_the_cpu(tmp_path, library):
-    write_digits(tmp_path, pictures=300)
+    write_digits(tmp_path, images=300)
     surrogate = backbone.load("bundled", device="cuda")
     adapter = fit(
         load_task(tmp_path), surrogate, library=library, recipe=recipe(epochs=1, trunk_epochs=2)

@@ -101,7 +101,7 @@ def pictures(split):
 
 
 def served(adapter, backbone, split):
-    """Accuracy over the pictures that would be sent, through the server's geometry, the model and
+    """Accuracy over the images that would be sent, through the server's geometry, the model and
     the mapping.
     """
     profile = ServerProfile.parse(adapter.info["profile"])
@@ -349,7 +349,7 @@ class TestWhatIsTouched:
     def test_validation_pictures_teach_nothing(
         self, train, task, make_folder, tmp_path, monkeypatch
     ):
-        """With other validation pictures the epochs go the same way; what is kept and chosen may
+        """With other validation images the epochs go the same way; what is kept and chosen may
         differ.
         """
         monkeypatch.setattr(Run, "restore_best", lambda self: None)
@@ -404,7 +404,7 @@ class TestInterruption:
     )
     def test_resumed_equals_uninterrupted(self, train, stop, tmp_path, case, error):
         whole = train(**CASES[case], state=None)
-        stop(4, error)  # the first picture batches of the second epoch are done
+        stop(4, error)  # the first image batches of the second epoch are done
         if error is KeyboardInterrupt:
             assert train(**CASES[case]).info["interrupted"] is True
         else:
@@ -502,7 +502,7 @@ class TestSelection:
         return Run(model, mapping, *optimisation(model, mapping, recipe(epochs=5), 5))
 
     def judge(self, run, *right):
-        """End an epoch in which the four validation pictures' targets had these probabilities."""
+        """End an epoch in which the four validation images' targets had these probabilities."""
         with torch.no_grad():
             run.model.library.rows.fill_(run.epoch + 1)
         p = torch.tensor(right)
@@ -639,7 +639,7 @@ class TestCard:
     def test_tells_the_geometry(self, info, backbone):
         assert (info["profile"], info["layout"]) == ("resize_crop:36:32", "ring")
         assert info["backbone"]["patch_embedding_sha256"] == backbone.embedding.sha256()
-        assert info["generator"] == {"resolution": 16}  # no more than the picture's box
+        assert info["generator"] == {"resolution": 16}  # no more than the image's box
 
     def test_tells_classes_data_and_seed(self, info, task):
         assert info["classes"] == list(task.classes)

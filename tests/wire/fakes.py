@@ -50,7 +50,7 @@ def answered(
 
 class Server:
     """Our protocol on a MockTransport; ``script`` is used up first, one response or exception per
-    picture.
+    image.
     """
 
     def __init__(self, script: Iterable[httpx.Response | Exception] = (), card: Any = CARD) -> None:
@@ -129,7 +129,7 @@ class ToyMapping:
 
 
 class ToyAdapter:
-    """Inverts the picture; the local head says ``local``."""
+    """Inverts the image; the local head says ``local``."""
 
     def __init__(
         self, local: Sequence[float] | None = None, fusion: float | None = None, **card: Any

@@ -31,7 +31,7 @@ BODY = json.dumps({"output": "probs", "predictions": [{"labels": ["a"], "scores"
 
 
 class Counting:
-    """A server that counts pictures, and fails every third of them for the moment; ``gate`` holds
+    """A server that counts images, and fails every third of them for the moment; ``gate`` holds
     its answers back.
     """
 
@@ -164,10 +164,10 @@ SENDER = """
     sys.path.insert(0, {root!r})
     sys.path.insert(0, {tests!r})
     from pgn_client import AdaptedClient
-    from wire.fakes import picture
+    from wire.fakes import image
     options = {{"protocol": "pgn", "budget": 60, "ledger": {path!r}, "max_concurrency": 16}}
     with AdaptedClient({url!r}, None, **options) as c:
-        list(c.classify_many(picture(i) for i in range(80)))
+        list(c.classify_many(image(i) for i in range(80)))
 """
 
 

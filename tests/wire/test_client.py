@@ -254,10 +254,10 @@ def test_lasting_failures_are_told_at_once(step, kind):
 
 
 def test_a_status_error_carries_message_request_id_and_attempts():
-    server = Server([refused(422, "not a picture", **{"x-request-id": "r-9"})])
+    server = Server([refused(422, "not an image", **{"x-request-id": "r-9"})])
     with (
         client(server) as c,
-        pytest.raises(InvalidRequestError, match=r"got 422 \(not a picture\)") as caught,
+        pytest.raises(InvalidRequestError, match=r"got 422 \(not an image\)") as caught,
     ):
         c.classify(picture())
     assert (caught.value.request_id, caught.value.attempts, caught.value.status) == ("r-9", 1, 422)

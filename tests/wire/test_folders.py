@@ -30,7 +30,7 @@ def folder(tmp_path):
         path.write_bytes(
             file_bytes(picture(i), {".jpg": "JPEG", ".webp": "WEBP"}.get(path.suffix, "PNG"))
         )
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
     (tmp_path / "in" / "._b.png").write_text("a resource fork")
     return tmp_path / "in"
 
@@ -293,7 +293,7 @@ def test_adapting_never_writes_into_its_source(target, folder, tmp_path):
 
 def test_a_single_picture_is_not_overwritten(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    with pytest.raises(ConfigurationError, match="holds the pictures"):
+    with pytest.raises(ConfigurationError, match="holds the images"):
         list(adapt_files(ToyAdapter(), "b.png", "."))
 
 

@@ -168,10 +168,10 @@ def test_a_failure_inside_a_success_reaches_the_caller(tmp_path):
     Endpoint("http://127.0.0.1:9", "custom", options=COG).write(path)
     with (
         client(
-            lambda _: httpx.Response(200, json={"status": "failed", "error": "no picture"}),
+            lambda _: httpx.Response(200, json={"status": "failed", "error": "no image"}),
             url=path,
         ) as c,
-        pytest.raises(ProtocolMismatchError, match="no picture"),
+        pytest.raises(ProtocolMismatchError, match="no image"),
     ):
         c.classify(image())
 
@@ -352,7 +352,7 @@ def test_no_json_makes_it_fail_otherwise(document):
     [
         ({"bodi": "raw"}, "bodi"),
         ({"body": 3}, "body"),
-        ({"body": {"image": "x"}}, "no place for the picture"),
+        ({"body": {"image": "x"}}, "no place for the image"),
         ({"body": "raw", "multipart": "f"}, "one of them"),
         ({"multipart": ""}, "multipart"),
         ({"multipart": 'a"b'}, "multipart"),

@@ -522,7 +522,7 @@ def test_metadata_that_are_none_are_a_mismatch():
         ([-1, 3, 4, 4], {"mean": [0.5] * 2, "std": [0.5] * 2}, {}, "does not tell its mean"),
         ([-1, -1, -1, -1], HALF, {}, "layout"),
         ([-1, 3, 4, 3], HALF, {}, "layout"),
-        ([-1, 10], HALF, {}, "no input that takes a picture"),
+        ([-1, 10], HALF, {}, "no input that takes an image"),
         ([-1, 3, 4, 4], HALF, {"input": "other"}, "an input named 'other'"),
     ],
 )

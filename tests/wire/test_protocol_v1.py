@@ -40,7 +40,7 @@ def vertex(**endpoint) -> Vertex:
 
 
 def of_golden(name: str) -> tuple[Payload, dict]:
-    """Return the picture in a golden request, and the request."""
+    """Return the image in a golden request, and the request."""
     request = golden(name)["request"]
     instance = request["json"]["instances"][0]
     while isinstance(instance, dict):

@@ -247,7 +247,7 @@ def test_huggingface_reads_the_time_until_a_model_is_loaded(time, seconds):
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ({"error": "bad picture"}, "bad picture"),
+        ({"error": "bad image"}, "bad image"),
         ({"error": ["one", "two"], "warnings": ["w"]}, "one; two"),
         ({"error": {"code": "x", "message": "too large", "request_id": "r"}}, "too large"),
         ({"detail": "Not Found"}, "Not Found"),

@@ -307,7 +307,7 @@ def test_the_command_says_drift_by_its_status(tmp_path, capsys):
         _change_the_record(cache)
         assert main(["drift", *words]) == 1
     told = capsys.readouterr()
-    assert "1 pictures sent again: 100% have another label" in told.out
+    assert "1 images sent again: 100% have another label" in told.out
     assert "warning: the model has changed" in told.err
 
 

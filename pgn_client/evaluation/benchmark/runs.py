@@ -1,6 +1,6 @@
 """One table for all methods: sets × shots × seeds × methods, over HTTP, resumable run by run.
 
-Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test pictures),
+Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test images),
 ``ROW.json`` (what it cost) and, if it can be deployed, ``ROW.safetensors``. A run whose ``.json``
 is there is not repeated; the table is computed from the files, so more sets, seeds and methods may
 be added to the same ``OUT`` later.
@@ -37,7 +37,7 @@ from pgn_client.training import (
     load_task,
     recipe,
 )
-from pgn_client.training.examples import Pictures
+from pgn_client.training.examples import FittedSplit
 from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
 
@@ -48,7 +48,7 @@ RAW_RUN, PROBE_RUN = "raw", "linear_probe"
 """Runs that are always there, beside those of the methods."""
 SETTINGS = "settings.json"
 TEST_SEED = 0
-"""All seeds are tested on the same pictures, so that they can be averaged picture by picture."""
+"""All seeds are tested on the same images, so that they can be averaged image by image."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Plan:
         methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and
             ``training.PRESETS``.
         seeds: of shots, limits and training.
-        shots: training pictures per class, at most; ``None`` for all.
-        augment: set name → what its pictures allow (see ``training.augment``).
+        shots: training images per class, at most; ``None`` for all.
+        augment: set name → what its images allow (see ``training.augment``).
         epochs: of every training; ``None`` for the preset's.
         layout: of methods with prompt cells; ``None`` for their own.
-        train, val, test: at most so many pictures, as evenly over the classes as they allow.
+        train, val, test: at most so many images, as evenly over the classes as they allow.
     """
 
     sets: Mapping[str, Path]
@@ -130,13 +130,13 @@ class Cell:
         return out / self.set / f"{'all' if self.shots is None else self.shots}-{self.seed}"
 
     def task(self, plan: Plan) -> Task:
-        """Read its pictures: test pictures by a seed of their own, training and validation pictures
+        """Read its images: test images by a seed of their own, training and validation images
         by the cell's.
         """
         whole = load_task(plan.sets[self.set], seed=TEST_SEED)
         if not len(whole.test):
             raise ConfigurationError(
-                f"data: got no test pictures in {plan.sets[self.set]}, expected some; add test/"
+                f"data: got no test images in {plan.sets[self.set]}, expected some; add test/"
             )
         tested = whole.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
         return tested.limited(train=plan.train, val=plan.val, seed=self.seed)
@@ -150,11 +150,11 @@ class Bench:
         plan: what is measured.
         out: where runs are kept.
         surrogate: the backbone that training goes through.
-        connect: opens a client of the endpoint for an adapter, or for pictures as they are
+        connect: opens a client of the endpoint for an adapter, or for images as they are
             (``None``).
         endpoint: what the table is of, for its settings: an URL, or the name of what is hosted
             here.
-        profile: what the endpoint does to a picture's geometry; ``None`` takes the backbone's own
+        profile: what the endpoint does to an image's geometry; ``None`` takes the backbone's own
             preprocessing.
         note: told what is going on.
         progress: show bars on stderr.
@@ -227,7 +227,7 @@ class Bench:
                 np.savez(file, **targets)  # type: ignore[arg-type]
         elif not _same(np.load(path), targets):
             raise ConfigurationError(
-                f"benchmark: {folder} holds runs on other pictures than "
+                f"benchmark: {folder} holds runs on other images than "
                 f"{self.plan.sets[cell.set]} has; "
                 "choose another --out"
             )
@@ -275,7 +275,7 @@ class Bench:
             raise KeyboardInterrupt
         seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
-        val, test = (Pictures.of(split, adapter) for split in (task.val, task.test))
+        val, test = (FittedSplit.of(split, adapter) for split in (task.val, task.test))
         found = baselines.prompted("", Asker(self.connect), adapter, task)
         local = baselines.local_head(adapter, val, test)
         latent = latent_log_probs(adapter, self.surrogate, test.fitted)

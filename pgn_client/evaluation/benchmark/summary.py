@@ -1,10 +1,10 @@
 """What the runs of a benchmark say together. Computed from the files alone: nothing is trained or
 sent.
 
-Accuracies and differences are averaged over seeds picture by picture (all seeds share the test
-pictures), and intervals come from drawing pictures; over sets the mean is unweighted. So an
+Accuracies and differences are averaged over seeds image by image (all seeds share the test
+images), and intervals come from drawing images; over sets the mean is unweighted. So an
 interval speaks for these sets and these seeds, not for sets in general. The fusion weight, the
-served way and its gate are chosen in each run on its validation pictures.
+served way and its gate are chosen in each run on its validation images.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Row:
     Attributes:
         name: of the row.
         deployable: whether an endpoint can serve it; white box otherwise.
-        accuracy, ci95: mean over seeds and test pictures.
-        sent: share of the test pictures that are sent.
+        accuracy, ci95: mean over seeds and test images.
+        sent: share of the test images that are sent.
         learnable: how many numbers were trained, local head included where it has a say; ``None``
             for ``served``.
         seconds: of training, mean over seeds.
-        agreement: least share, over seeds, of test pictures whose label over HTTP is that of latent
+        agreement: least share, over seeds, of test images whose label over HTTP is that of latent
             float32.
     """
 
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Row ``a`` minus row ``b`` in accuracy, on the same pictures of one set; the mean over sets
+    """Row ``a`` minus row ``b`` in accuracy, on the same images of one set; the mean over sets
     has no ``set``.
     """
 
@@ -77,9 +77,9 @@ class Summary:
     """All that a table tells, for one number of shots.
 
     Attributes:
-        shots: training pictures per class, at most; ``None`` for all.
+        shots: training images per class, at most; ``None`` for all.
         seeds: of the runs.
-        split: set → numbers of training, validation and test pictures.
+        split: set → numbers of training, validation and test images.
         rows: set → rows; under ``""`` the mean over sets.
         paired: differences, of each set and of the mean.
         head: whose local head gives the rows that name no other.
@@ -105,8 +105,8 @@ class Cell:
     """The answers of one (set, shots, seed).
 
     Attributes:
-        ids: (n,) names of the test pictures.
-        targets: (n,) of the test pictures; val_targets: of the validation pictures.
+        ids: (n,) names of the test images.
+        targets: (n,) of the test images; val_targets: of the validation images.
         rows: name → candidate.
         records: name → what its run left in its ``.json``.
         head: title of the method whose local head gives the rows that name no other.
@@ -229,7 +229,7 @@ def _rivals(
 
 def _row(name: str, cells: Sequence[Cell]) -> Row:
     record = cells[0].records.get(name, {})
-    mean, low, high = accuracy_interval(_by_picture((c.ids, c.hits(name)) for c in cells))
+    mean, low, high = accuracy_interval(_by_image((c.ids, c.hits(name)) for c in cells))
     seconds = [c.records[name]["seconds"] for c in cells if "seconds" in c.records.get(name, {})]
     agreement = [
         c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})
@@ -259,7 +259,7 @@ def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
 def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
     """The mean over sets."""
     name = rows[0].name
-    entries = [_by_picture((c.ids, c.hits(name)) for c in seeds) for seeds in cells.values()]
+    entries = [_by_image((c.ids, c.hits(name)) for c in seeds) for seeds in cells.values()]
     mean, low, high = pooled_bootstrap(entries, seed=0)
     agreement = [r.agreement for r in rows if r.agreement is not None]
     seconds = [r.seconds for r in rows if r.seconds is not None]
@@ -276,8 +276,8 @@ def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
     )
 
 
-def _by_picture(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
-    """Average values of the same pictures."""
+def _by_image(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
+    """Average values of the same images."""
     values: dict[str, list[float]] = defaultdict(list)
     for ids, row in parts:
         for name, value in zip(ids.tolist(), row.tolist(), strict=True):
@@ -297,7 +297,7 @@ def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
     pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
     for a, b in pairs:
         entries = {
-            name: _by_picture((c.ids, c.hits(a) - c.hits(b)) for c in seeds)
+            name: _by_image((c.ids, c.hits(a) - c.hits(b)) for c in seeds)
             for name, seeds in cells.items()
         }
         for name, chosen in [*((k, [v]) for k, v in entries.items()), ("", list(entries.values()))]:

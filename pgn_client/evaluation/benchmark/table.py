@@ -1,4 +1,4 @@
-"""The table of a benchmark as people read it: Markdown, and a picture."""
+"""The table of a benchmark as people read it: Markdown, and an image."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _one(summary: Summary) -> str:
     lines = [
         f"### {_shots(summary)}, seeds {', '.join(map(str, summary.seeds))}",
         "",
-        "Accuracy on test pictures, mean over seeds, [95 % interval] over pictures.",
-        "`⊕ local`: fused with the local head. Sent: share of the pictures that are sent when a "
+        "Accuracy on test images, mean over seeds, [95 % interval] over images.",
+        "`⊕ local`: fused with the local head. Sent: share of the images that are sent when a "
         "row serves.",
         "`local head`, `raw ⊕ local` and `linear probe ⊕ local` use the local head of "
         f"{summary.head}.",
@@ -31,9 +31,9 @@ def _one(summary: Summary) -> str:
         "endpoint offers.",
         "Learnable: the most over sets. ÷: how many times fewer than fine-tuning ViT-B/32 (88.2 M "
         "numbers).",
-        "Agreement: the least share, over sets and seeds, of test pictures with the label of "
+        "Agreement: the least share, over sets and seeds, of test images with the label of "
         "latent float32.",
-        "Pictures (training / validation / test): "
+        "Images (training / validation / test): "
         + "; ".join(f"{s} {' / '.join(str(n) for n in summary.split[s].values())}" for s in sets)
         + ".",
         "",
@@ -41,7 +41,7 @@ def _one(summary: Summary) -> str:
         _line(["---", *["---:"] * (len(sets) + 6)]),
         *(_row(summary, row, sets) for row in summary.rows[""]),
         "",
-        "Paired, in points, on the same pictures, [95 % interval], not corrected for the number of "
+        "Paired, in points, on the same images, [95 % interval], not corrected for the number of "
         "comparisons;",
         "bold in the mean where the interval excludes 0:",
         "",
@@ -54,9 +54,9 @@ def _one(summary: Summary) -> str:
 
 def _shots(summary: Summary) -> str:
     return (
-        "All training pictures"
+        "All training images"
         if summary.shots is None
-        else (f"{summary.shots} training pictures per class")
+        else (f"{summary.shots} training images per class")
     )
 
 
@@ -105,7 +105,7 @@ def draw(summary: Summary, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the picture of a benchmark", "bench") from error
+        raise MissingDependencyError("the image of a benchmark", "bench") from error
     sets = [name for name in summary.rows if name]
     names = [row.name for row in summary.rows[""]]
     figure = Figure(figsize=(4 + 1.7 * len(sets), 2 + 0.28 * len(names)), layout="constrained")

@@ -17,14 +17,14 @@ def table(report: Report) -> str:
     """Return the comparison as text: rows, paired differences, controls, retention, verdict."""
     priced = report.price_per_image is not None
     heads = (
-        f"{'on ' + str(report.split['test']) + ' test pictures':<24}{'accuracy':>9}   95 % "
+        f"{'on ' + str(report.split['test']) + ' test images':<24}{'accuracy':>9}   95 % "
         "interval     log-loss    ECE"
     )
     lines = [
         f"{heads}    queries   {'cost' if priced else 'sent'} per 1,000",
         *(_row(row, priced) for row in report.rows),
         "",
-        "paired, in points (same test pictures); right alone, a : b; exact McNemar test",
+        "paired, in points (same test images); right alone, a : b; exact McNemar test",
         *(_paired(c) for c in report.paired),
         "",
         "controls: "
@@ -74,10 +74,10 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def retention_table(agreement: dict[str, float], pictures: int) -> str:
-    """Return the share of pictures with the label of the first step, a line for each step."""
+def retention_table(agreement: dict[str, float], images: int) -> str:
+    """Return the share of images with the label of the first step, a line for each step."""
     lines = [f"  {stage:<12}{share:>6.3f}" for stage, share in agreement.items()]
-    return "\n".join([f"the same label as at the first step, on {pictures} pictures", *lines])
+    return "\n".join([f"the same label as at the first step, on {images} images", *lines])
 
 
 def _curve(curve: Sequence[dict[str, Any]]) -> list[str]:
@@ -87,7 +87,7 @@ def _curve(curve: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def weakest(scores: Sequence[ClassScore]) -> list[ClassScore]:
-    """Return the classes that have test pictures, the least F1 first."""
+    """Return the classes that have test images, the least F1 first."""
     return sorted((s for s in scores if s.support and s.f1 is not None), key=lambda s: s.f1 or 0.0)
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from pgn_client.evaluation.candidate import RAW, SERVED
 from pgn_client.evaluation.metrics import BINS, ClassScore
 from pgn_client.evaluation.report.charts import Bar, Chart, curve_plot, interval, reliability_plot
-from pgn_client.evaluation.report.pictures import TILE, captions
 from pgn_client.evaluation.report.text import p_value, weakest
+from pgn_client.evaluation.report.tiles import TILE, captions
 from pgn_client.evaluation.results import Comparison, Report, Row
 from pgn_client.evaluation.verdict import money
 from pgn_client.imaging.codecs import PNG

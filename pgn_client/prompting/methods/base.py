@@ -1,7 +1,7 @@
 """What every method is to the training loop, the checkpoint and the client.
 
-A :class:`Method` says what the label mapping reads when pictures pass through it. An
-:class:`RGBMethod` makes pictures that can be sent to an endpoint; a :class:`WhiteBox` needs the
+A :class:`Method` says what the label mapping reads when images pass through it. An
+:class:`RGBMethod` makes images that can be sent to an endpoint; a :class:`WhiteBox` needs the
 inside of the model, and is there to be compared with.
 """
 
@@ -54,7 +54,7 @@ class Setting:
     """What a method is drawn for.
 
     Attributes:
-        canvas: where prompts and picture go.
+        canvas: where prompts and image go.
         classes: C.
         width: D of the backbone.
         depth: number of its blocks.
@@ -97,16 +97,16 @@ class Method(nn.Module):
         """
         raise TypeError(f"{cls.__name__} does not say how it is made")
 
-    def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
         """What the mapping would read without any prompt: (B, 3, h, w) uint8 → (B, S)."""
-        return surrogate.scores(pictures)
+        return surrogate.scores(images)
 
-    def scores(self, code: Any, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
         """What the mapping reads with the prompt: (B, S) float32, differentiable.
 
         Args:
-            code: what the method's own ``forward`` said of the pictures.
-            pictures: (B, 3, h, w) uint8, fitted to the canvas's box.
+            code: what the method's own ``forward`` said of the images.
+            images: (B, 3, h, w) uint8, fitted to the canvas's box.
             surrogate: the endpoint as training sees it.
         """
         raise TypeError(f"{type(self).__name__} does not say what it answers")
@@ -175,7 +175,7 @@ class RGBMethod(Method):
         """Begin a training; ``peaked`` lets a token library's prompts start with contrast."""
 
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """(B, 3, r, r) → what the method says of the pictures, and (B, C) logits of the local
+        """(B, 3, r, r) → what the method says of the images, and (B, C) logits of the local
         head.
         """
         return None, self.generator.classify(x)
@@ -193,41 +193,41 @@ class RGBMethod(Method):
     @torch.inference_mode()
     def render(
         self,
-        pictures: Tensor,
+        images: Tensor,
         *,
         prompted_by: Tensor | None = None,
         resolution: int,
         embedding: PatchEmbedding | None = None,
         route: str = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """Serve: pictures → what is painted, in whole grey values, and the local head's opinion.
+        """Serve: images → what is painted, in whole grey values, and the local head's opinion.
 
         Args:
-            pictures: (B, 3, h, w) uint8, fitted to the canvas's box.
-            prompted_by: pictures whose prompts are painted instead of their own; a control.
+            images: (B, 3, h, w) uint8, fitted to the canvas's box.
+            prompted_by: images whose prompts are painted instead of their own; a control.
             resolution: side of the generator's input, in pixels.
             embedding: the endpoint's patch embedding, where a latent library has to be inverted.
             route: of that inversion.
 
         Returns:
             (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints the picture itself; (B, C) float32 log-probabilities.
+            that paints the image itself; (B, C) float32 log-probabilities.
         """
-        source = pictures if prompted_by is None else prompted_by
+        source = images if prompted_by is None else prompted_by
         code, local = self(generator_input(source, resolution))
-        painted = self.painted(code, pictures, embedding, route)
+        painted = self.painted(code, images, embedding, route)
         return (painted * 255).round().to(torch.uint8).movedim(-3, -1), local.log_softmax(dim=-1)
 
-    def scores(self, code: Any, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See :class:`Method`; what is painted goes through wire and patch embedding, as when it is
         served.
         """
         return surrogate.pixel_scores(
-            surrogate.paint(pictures, self.painted(code, pictures, None, "exact"))
+            surrogate.paint(images, self.painted(code, images, None, "exact"))
         )
 
     def painted(
-        self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+        self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space;
         differentiable.
@@ -235,22 +235,22 @@ class RGBMethod(Method):
         raise TypeError(f"{type(self).__name__} does not say what it paints")
 
 
-class WholePicture(RGBMethod):
-    """A method that changes the picture itself, all over the canvas, and keeps it within valid
+class WholeImage(RGBMethod):
+    """A method that changes the image itself, all over the canvas, and keeps it within valid
     pixels.
     """
 
     layout = "full"
 
     def paint(self, code: Any, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) pictures in [0, 1] → the same, differentiable, with the prompt in them."""
+        """(B, 3, H, W) images in [0, 1] → the same, differentiable, with the prompt in them."""
         raise TypeError(f"{type(self).__name__} does not say how it paints")
 
     def painted(
-        self, code: Any, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+        self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """See :class:`RGBMethod`: whole canvases."""
-        return self.paint(code, pictures.float() / 255)
+        return self.paint(code, images.float() / 255)
 
 
 class WhiteBox(Method):
@@ -266,7 +266,7 @@ class WhiteBox(Method):
     reads_features: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> tuple[Any, None]:
-        """Say nothing of the pictures: there is no generator and no local head."""
+        """Say nothing of the images: there is no generator and no local head."""
         return None, None
 
 
@@ -274,7 +274,7 @@ def require_layout(setting: Setting, method: type[Method]) -> None:
     """Refuse a layout that leaves the method nothing to paint on.
 
     Raises:
-        ConfigurationError: prompt cells for a method that paints the whole picture, or none for one
+        ConfigurationError: prompt cells for a method that paints the whole image, or none for one
             that needs them.
     """
     whole = method.layout == "full"

@@ -1,8 +1,8 @@
-"""PGN as a convex blend: the prompt covers the whole picture, and shines through it by a learned
+"""PGN as a convex blend: the prompt covers the whole image, and shines through it by a learned
 share.
 
-Deviation: ours. The published PGN adds tokens beside the picture; here each picture keeps its size
-and gives up contrast instead. A convex blend of valid pictures is one, and the patch embedding is
+Deviation: ours. The published PGN adds tokens beside the image; here each image keeps its size
+and gives up contrast instead. A convex blend of valid images is one, and the patch embedding is
 affine, so the blend may be taken of tokens.
 """
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Blend(PGN):
-    """Picture x and prompt p become (1 - a) x + a p, with one learned a for all.
+    """Image x and prompt p become (1 - a) x + a p, with one learned a for all.
 
     Args:
-        generator: picture → mixture weights of all N patches.
+        generator: image → mixture weights of all N patches.
         library: the pixel rows that are mixed.
     """
 
@@ -61,31 +61,29 @@ class Blend(PGN):
             PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting)
         )
 
-    def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: the blend is taken of tokens, where they may be, which is the same as of
-        pictures.
+        images.
         """
         if not surrogate.latent:
-            return RGBMethod.scores(self, code, pictures, surrogate)
+            return RGBMethod.scores(self, code, images, surrogate)
         prompts, share = (
             self.prompt_tokens(code, surrogate.backbone.embedding),
             self.share.sigmoid(),
         )
         return surrogate.token_scores(
-            (1 - share) * surrogate.backbone.tokens(pictures) + share * prompts
+            (1 - share) * surrogate.backbone.tokens(images) + share * prompts
         )
 
     def painted(
-        self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+        self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """See ``RGBMethod``: whole canvases, (B, 3, H, W) in [0, 1]."""
         # (B, N, 3, P, P)
         patches, share = self.prompt_patches(code, embedding), self.share.sigmoid()
         grid = isqrt(patches.shape[1])
         prompts = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, g, P, g, P)
-        blended: Tensor = (1 - share) * pictures.float() / 255 + share * prompts.reshape(
-            pictures.shape
-        )
+        blended: Tensor = (1 - share) * images.float() / 255 + share * prompts.reshape(images.shape)
         return blended
 
     def prompt_groups(self, rates: Rates) -> Groups:

@@ -86,18 +86,18 @@ class EXPRES(WhiteBox):
             prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites}
         )
 
-    def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D), the output tokens as they are before the training."""
-        return self.scores(None, pictures, surrogate)
+        return self.scores(None, images, surrogate)
 
-    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: (B, D) features of the output tokens.
 
         Raises:
             ConfigurationError: a model whose blocks are not made of ``norm1``, ``attn.qkv``,
                 ``attn.proj``, ``norm2`` and ``mlp``.
         """
-        tokens = surrogate.backbone.tokens(pictures)
+        tokens = surrogate.backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.output_tokens(tokens, surrogate.backbone).mean(dim=1).float()
 
@@ -205,7 +205,7 @@ class EXPRES(WhiteBox):
 
 
 def multiply_adds(tokens: int, width: int, depth: int) -> int:
-    """Return how many multiplications and additions a ViT's blocks take for one picture: depth (12
+    """Return how many multiplications and additions a ViT's blocks take for one image: depth (12
     n D² + 2 n² D).
 
     Args:

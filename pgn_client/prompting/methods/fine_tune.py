@@ -56,13 +56,13 @@ class FineTune(WhiteBox):
         """
         return super().train(False)
 
-    def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D), the frozen backbone's own pooled features."""
-        return surrogate.backbone.features_from_tokens(surrogate.backbone.tokens(pictures))
+        return surrogate.backbone.features_from_tokens(surrogate.backbone.tokens(images))
 
-    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: (B, D) pooled features of the copy."""
-        tokens = self.backbone.tokens(pictures)
+        tokens = self.backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.backbone.features_from_tokens(tokens).float()
 

@@ -1,4 +1,4 @@
-"""IIP: one prompt for all pictures, the ablation that the PGN paper prints beside its method.
+"""IIP: one prompt for all images, the ablation that the PGN paper prints beside its method.
 
 A PGN whose trunk says nothing to the mixture: the mixture's bias alone decides, so library, layout,
 training and serving are the same and the comparison isolates input dependence. The trunk keeps its
@@ -16,11 +16,11 @@ from pgn_client.prompting.token_library import TokenLibrary
 
 
 class InputIndependent(PGN):
-    """PGN with mixture weights that do not depend on the picture."""
+    """PGN with mixture weights that do not depend on the image."""
 
     name = "input_independent"
     title = "IIP"
-    sees_picture = False
+    sees_image = False
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
         super().__init__(generator, library)

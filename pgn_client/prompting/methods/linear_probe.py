@@ -22,7 +22,7 @@ BATCH = 64
 
 @torch.inference_mode()
 def features(backbone: Backbone, pixels: Tensor) -> Floats:
-    """(n, 3, H, W) uint8 pictures at the model's size → (n, D) pooled features."""
+    """(n, 3, H, W) uint8 images at the model's size → (n, D) pooled features."""
     device = backbone.device
     with float32_convolutions():
         parts = [backbone.features(x.to(device)).cpu() for x in pixels.split(BATCH)]
@@ -50,7 +50,7 @@ class LinearProbe:
         """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by
         cross-validation.
 
-        Of ``copies`` blocks of versions of the same pictures, no fold parts the versions of one.
+        Of ``copies`` blocks of versions of the same images, no fold parts the versions of one.
         """
         mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
         fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed, copies=copies)

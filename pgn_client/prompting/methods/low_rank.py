@@ -1,6 +1,6 @@
-"""A low-rank prompt all over the picture (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
+"""A low-rank prompt all over the image (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
 
-Rows of the picture share what they learn, and so do columns: per channel the prompt is a product of
+Rows of the image share what they learn, and so do columns: per channel the prompt is a product of
 two thin matrices.
 """
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pgn_client.prompting.generator import LocalClassifier
-from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholePicture, require_layout
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage, require_layout
 
 RANK = 4
 
 
-class LowRank(WholePicture):
-    """clamp(x + up · down), one prompt for all pictures.
+class LowRank(WholeImage):
+    """clamp(x + up · down), one prompt for all images.
 
     Args:
         generator: the local classifier beside it.

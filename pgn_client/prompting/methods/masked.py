@@ -1,7 +1,7 @@
-"""SMM: one shared pattern, seen through a mask of each picture's own (Cai et al., ICML 2024, arXiv
+"""SMM: one shared pattern, seen through a mask of each image's own (Cai et al., ICML 2024, arXiv
 2406.03150).
 
-clamp(x + pattern ⊙ mask(x)),  mask: a small CNN, three channels, constant on patches of the picture
+clamp(x + pattern ⊙ mask(x)),  mask: a small CNN, three channels, constant on patches of the image
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgn_client.prompting.generator import LocalClassifier
-from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholePicture, require_layout
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage, require_layout
 
 CHANNELS = (3, 8, 16, 32, 64, 128)
 POOLS = 3  # after the first convolutions: a mask patch is 2³ pixels of the generator's input wide
@@ -37,8 +37,8 @@ class MaskGenerator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(CHANNELS[-1], 3, 3, padding=1))
 
 
-class Masked(WholePicture):
-    """A shared pattern under a mask that each picture gets of its own.
+class Masked(WholeImage):
+    """A shared pattern under a mask that each image gets of its own.
 
     Args:
         generator: the local classifier beside it.

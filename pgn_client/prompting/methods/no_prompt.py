@@ -1,7 +1,7 @@
 """The controls without a prompt: only the label mapping is trained, in the same loop, on the same
-augmented pictures.
+augmented images.
 
-:class:`NoPrompt` sends the picture alone; what a prompt gains over it is the prompt's own.
+:class:`NoPrompt` sends the image alone; what a prompt gains over it is the prompt's own.
 :class:`GreyFrame` sends it in the frame that a prompt would fill, and shows how much of a gain is
 the frame.
 """
@@ -21,7 +21,7 @@ from pgn_client.prompting.methods.base import (
     Rates,
     RGBMethod,
     Setting,
-    WholePicture,
+    WholeImage,
     require_layout,
 )
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 
-class NoPrompt(WholePicture):
-    """The picture, squashed into the canvas, and nothing else."""
+class NoPrompt(WholeImage):
+    """The image, squashed into the canvas, and nothing else."""
 
     name = "no_prompt"
     title = "no prompt"
@@ -51,7 +51,7 @@ class NoPrompt(WholePicture):
 
 
 class GreyFrame(RGBMethod):
-    """The picture in a layout whose prompt cells stay grey.
+    """The image in a layout whose prompt cells stay grey.
 
     Args:
         generator: the local classifier beside it.
@@ -72,12 +72,12 @@ class GreyFrame(RGBMethod):
         return cls(LocalClassifier(setting.classes), setting.canvas)
 
     def painted(
-        self, code: None, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+        self, code: None, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """See ``RGBMethod``: grey patches."""
         side = self.canvas.patch
         return torch.full(
-            (len(pictures), self.canvas.prompts, 3, side, side), GREY / 255, device=pictures.device
+            (len(images), self.canvas.prompts, 3, side, side), GREY / 255, device=images.device
         )
 
     def prompt_groups(self, rates: Rates) -> Groups:

@@ -1,8 +1,8 @@
-"""VP: one learned border, added to every picture (Bahng et al., "Exploring Visual Prompts", arXiv
+"""VP: one learned border, added to every image (Bahng et al., "Exploring Visual Prompts", arXiv
 2203.17274).
 
-Published, the border is added to *normalised* pictures and bounded by nothing: no file holds such a
-picture, and an endpoint cannot be sent it. :class:`Padding` adds it to the pixels and stays within
+Published, the border is added to *normalised* images and bounded by nothing: no file holds such an
+image, and an endpoint cannot be sent it. :class:`Padding` adds it to the pixels and stays within
 [0, 255], which can be sent; :class:`PublishedPadding` is the published form, for comparison,
 measured on the surrogate alone.
 """
@@ -20,14 +20,14 @@ from pgn_client.prompting.methods.base import (
     Rates,
     Setting,
     WhiteBox,
-    WholePicture,
+    WholeImage,
     require_layout,
 )
 
 if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
 
-WIDTH = 30 / 224  # of the border, as a share of the picture's side, as published
+WIDTH = 30 / 224  # of the border, as a share of the image's side, as published
 
 
 class Border(nn.Module):
@@ -64,11 +64,11 @@ def border_mask(size: int) -> Tensor:
     return mask
 
 
-class Padding(WholePicture):
+class Padding(WholeImage):
     """VP within valid pixels: clamp(x + border).
 
     Args:
-        generator: the local classifier beside it; the border does not depend on the picture.
+        generator: the local classifier beside it; the border does not depend on the image.
         border: what is added, unit scale.
 
     Deviation: the sum is clamped to [0, 1], and rounded when it is sent; Adam with a warm label
@@ -123,10 +123,10 @@ class PublishedPadding(WhiteBox):
         require_layout(setting, cls)
         return cls(Border.create(setting.canvas.size))
 
-    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: what the surrogate answers to pictures that no file can hold."""
-        std = torch.tensor(surrogate.backbone.std, device=pictures.device).view(3, 1, 1)
-        return surrogate.pixel_scores(pictures.float() + 255 * std * self.border())
+    def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
+        """See ``Method``: what the surrogate answers to images that no file can hold."""
+        std = torch.tensor(surrogate.backbone.std, device=images.device).view(3, 1, 1)
+        return surrogate.pixel_scores(images.float() + 255 * std * self.border())
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return the border."""

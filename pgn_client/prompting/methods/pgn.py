@@ -1,4 +1,4 @@
-"""PGN: every picture gets its own prompt, mixed from a learned library (arXiv 2210.06466)."""
+"""PGN: every image gets its own prompt, mixed from a learned library (arXiv 2210.06466)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class PGN(RGBMethod):
-    """Generator and library together: picture → prompt tokens (training) or prompt patches
+    """Generator and library together: image → prompt tokens (training) or prompt patches
     (serving).
 
     Args:
-        generator: picture → mixture weights.
+        generator: image → mixture weights.
         library: the rows that are mixed.
     """
 
     name = "pgn"
     title = "PGN"
     # whether the prompt depends on it, and so teaches the trunk
-    sees_picture: ClassVar[bool] = True
+    sees_image: ClassVar[bool] = True
     generator: PromptGenerator
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
@@ -63,13 +63,13 @@ class PGN(RGBMethod):
         weights, local = self.generator(x)
         return weights, local
 
-    def scores(self, code: Tensor, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: where the latent space may stand in, prompt tokens replace the patches of
         their cells.
         """
         if not surrogate.latent:
-            return super().scores(code, pictures, surrogate)
-        return surrogate.scores(pictures, self.cell_tokens(code, surrogate.backbone.embedding))
+            return super().scores(code, images, surrogate)
+        return surrogate.scores(images, self.cell_tokens(code, surrogate.backbone.embedding))
 
     def after_step(self, surrogate: Surrogate) -> None:
         """See ``Method``."""
@@ -109,7 +109,7 @@ class PGN(RGBMethod):
         return inversion.route(route)(self.cell_tokens(weights, embedding), embedding)
 
     def painted(
-        self, code: Tensor, pictures: Tensor, embedding: PatchEmbedding | None, route: str
+        self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """See ``RGBMethod``: prompt patches."""
         return self.prompt_patches(code, embedding, route)

@@ -27,7 +27,7 @@ RESOLUTION = 224
 cropped.
 """
 INTERPOLATION = "bilinear"
-"""Of that resize, with antialiasing: torchvision's default, which the authors' test pictures go
+"""Of that resize, with antialiasing: torchvision's default, which the authors' test images go
 through.
 """
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -46,7 +46,7 @@ class PublishedPGN(PGN):
     """A published generator and library; it is imported, not trained.
 
     Args:
-        generator: picture → mixture weights; its local head is silent, since published ones have
+        generator: image → mixture weights; its local head is silent, since published ones have
             none.
         library: latent rows.
         position: (K, D) position embedding of the cells that the prompts go to.
@@ -100,14 +100,14 @@ class PublishedPGN(PGN):
         """(B, 3, r, r) in [-1, 1] → (B, K, L) mixture weights and (B, C) equal local logits."""
         return super().forward(normalised((x + 1) / 2, MEAN, STD))
 
-    def published_logits(self, weights: Tensor, pictures: Tensor, backbone: Backbone) -> Tensor:
-        """Answer as the authors' code does: prompts behind all other tokens, whole pictures, no
+    def published_logits(self, weights: Tensor, images: Tensor, backbone: Backbone) -> Tensor:
+        """Answer as the authors' code does: prompts behind all other tokens, whole images, no
         canvas.
 
         Args:
             weights: (B, K, L) mixture weights.
-            pictures: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what
-                the generator gets: pictures normalised with CLIP's numbers.
+            images: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what
+                the generator gets: images normalised with CLIP's numbers.
             backbone: the model that the prompts were trained for.
 
         Returns:
@@ -115,7 +115,7 @@ class PublishedPGN(PGN):
         """
         prompts = self.prompt_tokens(weights, backbone.embedding)
         return backbone.logits_with_more_tokens(
-            normalised(pictures.float() / 255, MEAN, STD), prompts
+            normalised(images.float() / 255, MEAN, STD), prompts
         )
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:

@@ -1,7 +1,7 @@
 """VPT: learned tokens beside the patches (Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv
 2203.12119).
 
-They enter behind the patch embedding, where no picture reaches: white box. The linear mapping on
+They enter behind the patch embedding, where no image reaches: white box. The linear mapping on
 the pooled features is the head that the paper trains along.
 """
 
@@ -55,12 +55,12 @@ class VPTShallow(WhiteBox):
         """Return how many blocks have prompts of their own."""
         return 1
 
-    def neutral(self, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
         """(B, 3, H, W) uint8 → (B, D), the frozen backbone's own pooled features."""
         backbone = _pooled(surrogate.backbone)
-        return backbone.features_from_tokens(backbone.tokens(pictures))
+        return backbone.features_from_tokens(backbone.tokens(images))
 
-    def scores(self, code: None, pictures: Tensor, surrogate: Surrogate) -> Tensor:
+    def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
         """See ``Method``: (B, D) features, pooled as the model pools its own tokens.
 
         Raises:
@@ -68,7 +68,7 @@ class VPTShallow(WhiteBox):
                 tokens.
         """
         backbone = _pooled(surrogate.backbone)
-        tokens = backbone.tokens(pictures)
+        tokens = backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self._features(backbone.model, tokens).float()
 

@@ -51,13 +51,13 @@ class MalformedAnswerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One encoded picture.
+    """One encoded image.
 
     Attributes:
         data: the file's bytes.
         media_type: for example ``image/png``.
         pixels: width times height; 0 is unknown.
-        image: the same picture, RGB, for wire formats that send numbers instead of files.
+        image: the same image, RGB, for wire formats that send numbers instead of files.
         hosted: reference of the adapter on the server that is to answer; empty for the model
             itself.
     """
@@ -155,7 +155,7 @@ class Protocol(typing.Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether pictures can be encoded before ``described`` was called."""
+        """Whether images can be encoded before ``described`` was called."""
         ...
 
     @property
@@ -172,15 +172,15 @@ class Protocol(typing.Protocol):
 
     @property
     def proven(self) -> bool:
-        """Whether this dialect was answered once, so that a refusal is about the picture."""
+        """Whether this dialect was answered once, so that a refusal is about the image."""
         ...
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request that asks about these pictures."""
+        """Return the request that asks about these images."""
         ...
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture of a successful response.
+        """Return one answer per image of a successful response.
 
         Raises:
             MalformedAnswerError: it is not of the protocol's form.
@@ -338,7 +338,7 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
 
 
 def embedding(numbers: Sequence[Any]) -> Answer:
-    """Return a picture's D features as an answer, in their own order.
+    """Return an image's D features as an answer, in their own order.
 
     Raises:
         MalformedAnswerError: no numbers, or one that is not finite.

@@ -38,7 +38,7 @@ from pgn_client.wire.protocols.base import (
 )
 from pgn_client.wire.protocols.options import choice, options
 from pgn_client.wire.protocols.scores import Reader
-from pgn_client.wire.protocols.template import fill, holds_picture
+from pgn_client.wire.protocols.template import fill, holds_image
 
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "method": str,
@@ -63,9 +63,9 @@ class Custom(Defaults):
 
     Request: ``method`` (POST), ``path`` (appended to the URL, with ``{model}``; none), ``headers``
     (texts; the key goes by ``key_header``), and one of ``body`` and ``multipart``. A body is
-    ``"raw"`` (the picture's file, the default), or a template, JSON or a text, with ``{base64}`` or
-    ``{data_url}`` where the picture goes and ``{model}`` where the name does; ``multipart`` is the
-    name of the form's field that holds the picture.
+    ``"raw"`` (the image's file, the default), or a template, JSON or a text, with ``{base64}`` or
+    ``{data_url}`` where the image goes and ``{model}`` where the name does; ``multipart`` is the
+    name of the form's field that holds the image.
 
     Answer, JMESPath each: ``scores`` (a list of numbers; without it the whole answer in one of the
     forms of ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error``
@@ -75,7 +75,7 @@ class Custom(Defaults):
     tells.
 
     Attributes:
-        url: where pictures go.
+        url: where images go.
         options: as checked.
         model: for ``{model}``.
         reader: names and kind of the scores.
@@ -122,7 +122,7 @@ class Custom(Defaults):
         return " ".join(filter(None, (self.name, digest(dict(self.options)), self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         kind, body = self._body(image)
         own = {key.lower(): value for key, value in self.options.get("headers", {}).items()}
@@ -144,7 +144,7 @@ class Custom(Defaults):
         return "application/json", json.dumps(filled, separators=(",", ":")).encode()
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture.
+        """Return the answer about the one image.
 
         Raises:
             MalformedAnswerError: nothing where the paths lead, or an error inside a success.
@@ -187,9 +187,9 @@ def _scaled(score: Any, scale: float) -> Any:
 
 
 def _form(name: str, image: Payload) -> bytes:
-    """Return a form with the picture as its one field.
+    """Return a form with the image as its one field.
 
-    The boundary is fixed, so that a retry sends the same body; a picture that holds it has yet to
+    The boundary is fixed, so that a retry sends the same body; an image that holds it has yet to
     be seen.
     """
     extension = image.media_type.rpartition("/")[2]
@@ -223,9 +223,9 @@ def _check_body(given: Mapping[str, Any]) -> None:
     if "body" in given and "multipart" in given:
         raise ConfigurationError("options of custom: got body and multipart, expected one of them")
     body = given.get("body", "raw")
-    if body != "raw" and not holds_picture(body):
+    if body != "raw" and not holds_image(body):
         raise ConfigurationError(
-            "options of custom: body: got no place for the picture, expected 'raw', or a template "
+            "options of custom: body: got no place for the image, expected 'raw', or a template "
             "with {base64} or "
             "{data_url} in it"
         )

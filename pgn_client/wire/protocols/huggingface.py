@@ -3,7 +3,7 @@
 Both were observed on the wire. The Endpoints' server matches ``Content-Type`` and ``Accept`` as
 exact strings, answers every error with 400, and returns the top 5 unless ``top_k`` says more; the
 community server refuses ``top_k``. A label mapping lives on all the scores, so ``top_k`` is asked
-for first, and left out when it is refused before it ever worked; later a 400 is about the picture.
+for first, and left out when it is refused before it ever worked; later a 400 is about the image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HuggingFace(Defaults):
 
     Attributes:
         url: the endpoint's own URL.
-        top_k: labels to ask for, as JSON with base64; None sends one picture's raw bytes without
+        top_k: labels to ask for, as JSON with base64; None sends one image's raw bytes without
             parameters.
         learnt: what the server's answers have shown, shared by both forms.
     """
@@ -82,7 +82,7 @@ class HuggingFace(Defaults):
         return self.top_k is not None and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request; several pictures need the JSON form."""
+        """Return the request; several images need the JSON form."""
         if self.top_k is None:
             (image,) = images
             headers = {"content-type": image.media_type, "accept": "application/json"}
@@ -92,7 +92,7 @@ class HuggingFace(Defaults):
         return post(self.url, {"inputs": inputs, "parameters": {"top_k": self.top_k}})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture of a successful response."""
+        """Return one answer per image of a successful response."""
         found = answers(response, Reader(learnt=self.learnt.kinds))
         self.learnt.json_works |= self.top_k is not None
         return found
@@ -127,7 +127,7 @@ def post(url: str, document: Any) -> WireRequest:
 
 
 def answers(response: WireResponse, reader: Reader) -> list[Answer]:
-    """Return one answer per picture of ``[{"label", "score"}, ...]``, or of a list of such lists.
+    """Return one answer per image of ``[{"label", "score"}, ...]``, or of a list of such lists.
 
     Raises:
         MalformedAnswerError: it is neither.

@@ -1,4 +1,4 @@
-"""Two further tasks of Hugging Face's servers: labels of your own (zero-shot), and a picture's
+"""Two further tasks of Hugging Face's servers: labels of your own (zero-shot), and an image's
 features.
 
 Zero-shot is a post with ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``, features
@@ -28,12 +28,12 @@ from pgn_client.wire.protocols.huggingface import Learnt, answers, loading, post
 from pgn_client.wire.protocols.options import need_labels, options
 from pgn_client.wire.protocols.scores import Reader
 
-FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one picture"
+FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one image"
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(Defaults):
-    """``huggingface-zero-shot``: a picture and the labels to choose from, sent along with each
+    """``huggingface-zero-shot``: an image and the labels to choose from, sent along with each
     request.
 
     The answer is in your own labels, so the label mapping ``identity`` applies.
@@ -72,7 +72,7 @@ class ZeroShot(Defaults):
         return f"{self.name} {digest(self.labels, self.template)}"
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         parameters: dict[str, Any] = {"candidate_labels": list(self.labels)}
         if self.template:
@@ -81,7 +81,7 @@ class ZeroShot(Defaults):
         return post(self.url, {"inputs": text, "parameters": parameters})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture; a server that does not know the task answers other
+        """Return one answer per image; a server that does not know the task answers other
         labels.
         """
         found = answers(response, self.reader)
@@ -96,11 +96,11 @@ class ZeroShot(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Features(Defaults):
-    """``huggingface-features``: the picture's features, which a label mapping made by ``pgn map``
+    """``huggingface-features``: the image's features, which a label mapping made by ``pgn map``
     reads.
 
     ``[D]`` and ``[[D]]`` are taken as they are. ``[[[D] x tokens]]``, which servers answer that do
-    not pool, becomes the features of the first token: of a ViT the class token. A picture's own
+    not pool, becomes the features of the first token: of a ViT the class token. An image's own
     list of tokens ``[[D] x tokens]`` too.
 
     Attributes:
@@ -143,13 +143,13 @@ class Features(Defaults):
         return self.pool and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         inputs = {"inputs": base64.b64encode(image.data).decode("ascii")}
         return post(self.url, inputs | {"parameters": {"pool": True}} if self.pool else inputs)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the features of the one picture."""
+        """Return the features of the one image."""
         said = response.json()
         for _ in range(2):
             if isinstance(said, list) and said and isinstance(said[0], list):

@@ -3,7 +3,7 @@ same.
 
 ``{"instances": [...]}`` goes there, ``{"predictions": [...]}`` comes back. What an instance is, the
 model's author decides: the option ``instance`` is one of ``FORMS``, or a template, JSON with
-``{base64}`` or ``{data_url}`` where the picture goes. A prediction may have any of the forms of
+``{base64}`` or ``{data_url}`` where the image goes. A prediction may have any of the forms of
 ``scores``.
 """
 
@@ -31,7 +31,7 @@ from pgn_client.wire.protocols.base import (
 )
 from pgn_client.wire.protocols.options import only_model, options
 from pgn_client.wire.protocols.scores import Reader
-from pgn_client.wire.protocols.template import fill, holds_picture
+from pgn_client.wire.protocols.template import fill, holds_image
 
 FORMS: Mapping[str, Any] = {
     "b64": {"b64": "{base64}"},
@@ -52,11 +52,11 @@ def instance_of(endpoint: Endpoint, default: str) -> Any:
     """Return the template of an instance: the option ``instance``, or the default form.
 
     Raises:
-        ConfigurationError: neither a form nor a template with a place for the picture.
+        ConfigurationError: neither a form nor a template with a place for the image.
     """
     wish = endpoint.options.get("instance", default)
     template = FORMS.get(wish, wish) if isinstance(wish, str) else wish
-    if not holds_picture(template):
+    if not holds_image(template):
         raise ConfigurationError(
             f"options: instance: got {wish!r}, expected {', '.join(FORMS)}, or JSON with "
             f"{{base64}} or {{data_url}}"
@@ -160,7 +160,7 @@ class V1(Defaults):
         return Described(replace(self, model=quote(model, safe="")), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         body = body_of(self.instance, self.endpoint.options.get("parameters", {}), image)
         headers = {"content-type": "application/json", "accept": "application/json"}
@@ -221,7 +221,7 @@ class Vertex(Defaults):
         )
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         body = body_of(self.instance, self.endpoint.options.get("parameters", {}), image)
         headers = {"content-type": "application/json", "accept": "application/json"}

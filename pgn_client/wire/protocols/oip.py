@@ -1,9 +1,9 @@
 """The Open Inference Protocol (KServe v2), as Triton, MLServer and KServe speak it.
 
-The model's metadata decide what is sent. An input of UINT8 or FP32 gets the picture's pixels, as
+The model's metadata decide what is sent. An input of UINT8 or FP32 gets the image's pixels, as
 they are or normalised; neither a resize nor JPEG of the server touches them, so this is the most
-faithful of all wire formats. An input of BYTES gets the picture's file (in JSON as base64), which
-goes through the server's own preprocessing. A picture of another size than the model's input is
+faithful of all wire formats. An input of BYTES gets the image's file (in JSON as base64), which
+goes through the server's own preprocessing. An image of another size than the model's input is
 squashed to it: the profile ``direct``.
 
 The binary tensor extension is tried first, whatever ``GET /v2`` lists (KServe speaks it and does
@@ -75,7 +75,7 @@ class OpenInference(Defaults):
     """``oip``: tensors to ``{url}/v2/models/{model}/infer``.
 
     The URL may be the server's address, or that of a model or a version. Without a model's name the
-    server's only one is asked. Options: ``input`` (name of the tensor that takes the picture),
+    server's only one is asked. Options: ``input`` (name of the tensor that takes the image),
     ``mean``, ``std`` and ``layout`` (CHW or HWC) where the metadata do not tell them, ``datatype``
     and ``shape`` where there are no metadata at all; ``scores`` (name of the tensor that is read;
     else the first of floating point), ``output`` (what its numbers are: probabilities, logits or
@@ -86,7 +86,7 @@ class OpenInference(Defaults):
         endpoint: where to ask, and the names of the scores, before the model's own ``classes``.
         model: the model's path below ``/v2/models/``; empty until the server has told it.
         question: what ``describe`` asks next.
-        input: the tensor that takes the picture; None until the metadata were read.
+        input: the tensor that takes the image; None until the metadata were read.
         output: the name of the tensor that is read; empty for the first one.
         classification: how many labels to ask for; 0 asks for all scores.
         binary: whether tensors follow the JSON.
@@ -267,10 +267,10 @@ class OpenInference(Defaults):
             classes=self.reader.labels or None,
         )
 
-    # ---- pictures and answers
+    # ---- images and answers
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         if self.input is None or not self.model:
             raise ConfigurationError("oip: the model's metadata must be read first; see describe")
@@ -290,7 +290,7 @@ class OpenInference(Defaults):
         return WireRequest("POST", self._at(f"/v2/models/{self.model}/infer"), headers, head + tail)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture."""
+        """Return one answer per image."""
         answers = _answers(self._wanted(outputs(response)), self.reader)
         self.learnt.update({"binary"} if self.binary else ())
         return answers
@@ -329,7 +329,7 @@ class OpenInference(Defaults):
 
 
 def _answers(tensor: Output, reader: Reader) -> list[Answer]:
-    """Read scores, (S,) or one row per picture (B, S), or the tokens (1, T, D) of an embedding: the
+    """Read scores, (S,) or one row per image (B, S), or the tokens (1, T, D) of an embedding: the
     first is the ViT's.
 
     Raises:

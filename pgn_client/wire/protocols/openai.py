@@ -1,9 +1,9 @@
-"""OpenAI's wire formats: a chat with a picture that names one of your labels, and embeddings of
-pictures.
+"""OpenAI's wire formats: a chat with an image that names one of your labels, and embeddings of
+images.
 
 Neither was made for classification. A closed set of labels is kept by ``response_format`` with an
 enum, where the server knows it; probabilities come from the logarithms of token probabilities,
-where the server gives them. OpenAI's own models resample every picture, so that no prompt survives
+where the server gives them. OpenAI's own models resample every image, so that no prompt survives
 pixel by pixel there.
 """
 
@@ -39,7 +39,7 @@ from pgn_client.wire.protocols.template import fill
 
 ENDING = r"/v1(?:/chat/completions|/embeddings|/models)?|/chat/completions|/embeddings"
 PROMPT = (
-    "Which of these labels names what the picture shows? Answer with that label alone. "
+    "Which of these labels names what the image shows? Answer with that label alone. "
     "Labels: {labels}"
 )
 MOST_ALTERNATIVES = 20
@@ -47,7 +47,7 @@ MOST_ALTERNATIVES = 20
 
 @dataclass(frozen=True, slots=True)
 class Chat(Defaults):
-    """``openai``: ``POST {url}/v1/chat/completions`` with the picture as a data URL.
+    """``openai``: ``POST {url}/v1/chat/completions`` with the image as a data URL.
 
     The labels to choose from are ``Endpoint.labels``, so the label mapping ``identity`` applies.
     The answer is a label alone, or all labels that the server gives a token probability for.
@@ -111,7 +111,7 @@ class Chat(Defaults):
         return _models(self.endpoint)
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the list of models. One that embeds pictures is infinity's: then it is no chat.
+        """Read the list of models. One that embeds images is infinity's: then it is no chat.
 
         Raises:
             ConfigurationError: there are several models, and none is named.
@@ -126,7 +126,7 @@ class Chat(Defaults):
         return Described(replace(self, model=model), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture.
+        """Return the request for exactly one image.
 
         Raises:
             ConfigurationError: there are no labels to choose from.
@@ -134,10 +134,10 @@ class Chat(Defaults):
         (image,) = images
         labels = need_labels(self.endpoint, "openai")
         prompt = self.endpoint.options.get("prompt", PROMPT).replace("{labels}", "; ".join(labels))
-        picture = {"type": "image_url", "image_url": {"url": fill("{data_url}", image)}}
+        part = {"type": "image_url", "image_url": {"url": fill("{data_url}", image)}}
         document = {
             "model": self.model,
-            "messages": [{"role": "user", "content": [{"type": "text", "text": prompt}, picture]}],
+            "messages": [{"role": "user", "content": [{"type": "text", "text": prompt}, part]}],
             "temperature": 0,
             # a token is a character or longer
             "max_tokens": 16 + max(len(json.dumps(label)) for label in labels),
@@ -155,7 +155,7 @@ class Chat(Defaults):
         )
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture.
+        """Return the answer about the one image.
 
         Raises:
             MalformedAnswerError: a refusal, or a label that was not asked for; the message says
@@ -201,11 +201,11 @@ class Chat(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Embeddings(Defaults):
-    """``openai-embeddings``: ``POST {url}/v1/embeddings`` as infinity takes pictures: a data URL,
+    """``openai-embeddings``: ``POST {url}/v1/embeddings`` as infinity takes images: a data URL,
     ``modality: image``.
 
     A URL that ends in ``/embeddings`` is used verbatim: infinity's own has no ``/v1``. There is no
-    standard for pictures: a server that does not know ``modality`` embeds the data URL as a text,
+    standard for images: a server that does not know ``modality`` embeds the data URL as a text,
     and nothing in the answer tells. Other forms (vLLM, Jina) can be said with the protocol
     ``custom``.
 
@@ -256,7 +256,7 @@ class Embeddings(Defaults):
         return Described(replace(self, model=model), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         document = {
             "model": self.model,
@@ -269,7 +269,7 @@ class Embeddings(Defaults):
         )
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one embedding per picture, from a list of numbers or from base64 of little-endian
+        """Return one embedding per image, from a list of numbers or from base64 of little-endian
         float32.
         """
         document = response.json()

@@ -1,4 +1,4 @@
-"""The project's own wire format: one picture as raw bytes, all classes back.
+"""The project's own wire format: one image as raw bytes, all classes back.
 
 ``POST {url}/v1/classify`` and ``GET {url}/v1/model``; both are specified in
 ``tests/contract/wire/README.md``.
@@ -37,7 +37,7 @@ _KINDS: dict[str, ScoreKind] = {
 
 @dataclass(frozen=True, slots=True)
 class PGN(Defaults):
-    """``pgn``: raw bytes of one picture per request.
+    """``pgn``: raw bytes of one image per request.
 
     Attributes:
         url: the server's address; a trailing ``/v1/classify`` is tolerated.
@@ -59,7 +59,7 @@ class PGN(Defaults):
         return path.endswith("/v1/classify")
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         headers = {"content-type": image.media_type, "accept": "application/json"}
         url = join(self.url, "/v1/classify")
@@ -79,7 +79,7 @@ class PGN(Defaults):
         return WireRequest("PUT", join(self.url, f"/v1/adapters/{adapter}"), headers, data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per picture of a successful response."""
+        """Return one answer per image of a successful response."""
         document = response.json()
         fields = document if isinstance(document, dict) else {}
         kind, predictions = _KINDS.get(str(fields.get("output"))), fields.get("predictions")

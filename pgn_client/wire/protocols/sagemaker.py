@@ -1,7 +1,7 @@
 """SageMaker: a container's ``/invocations``, and the runtime's ``/endpoints/{name}/invocations`` in
 front of it.
 
-The body is the container's own: here a raw picture, or Hugging Face's JSON, as in the containers
+The body is the container's own: here a raw image, or Hugging Face's JSON, as in the containers
 that it publishes. The runtime wants AWS's signature (SigV4) instead of a key; a container on your
 own machine wants nothing.
 """
@@ -41,16 +41,16 @@ THROTTLED = (
 
 @dataclass(frozen=True, slots=True)
 class SageMaker(Defaults):
-    """``sagemaker``: one raw picture per request, an answer in any of the forms of ``scores``.
+    """``sagemaker``: one raw image per request, an answer in any of the forms of ``scores``.
 
     The URL ends in ``/invocations``; without that it is the address of a container, or with a
     model's name that of the runtime, where the model is the endpoint's name. Options:
-    ``parameters`` (then the picture goes as Hugging Face's JSON; ``{"top_k": 1000}`` asks its
+    ``parameters`` (then the image goes as Hugging Face's JSON; ``{"top_k": 1000}`` asks its
     containers for all labels), ``output`` (what bare numbers are: probabilities, logits or
     embedding; else the first answer tells).
 
     Attributes:
-        url: where pictures go.
+        url: where images go.
         parameters: of the JSON form; empty for the raw one.
     """
 
@@ -88,7 +88,7 @@ class SageMaker(Defaults):
         return " ".join(filter(None, (self.name, form, self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture."""
+        """Return the request for exactly one image."""
         (image,) = images
         if self.parameters:
             inputs = base64.b64encode(image.data).decode("ascii")
@@ -97,7 +97,7 @@ class SageMaker(Defaults):
         return WireRequest("POST", self.url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture; ``{"predictions": [...]}`` around it is looked
+        """Return the answer about the one image; ``{"predictions": [...]}`` around it is looked
         through.
         """
         said = response.json()

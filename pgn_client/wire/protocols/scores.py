@@ -1,4 +1,4 @@
-"""What endpoints say about one picture, in all the forms in which they say it, as an ``Answer``.
+"""What endpoints say about one image, in all the forms in which they say it, as an ``Answer``.
 
 ``[0.7, 0.3]`` (the names of the S labels must be known), ``{"cat": 0.7, "dog": 0.3}``, ``[{"label":
 "cat", "score": 0.7}, ...]``, ``{"labels": ["cat", "dog"], "scores": [0.7, 0.3]}`` and the same
@@ -37,7 +37,7 @@ class Reader:
     No format says what its scores are. Unless ``kind`` is given they are probabilities, but logits
     where one is negative, or they sum to more than 1 + 1e-3 (float32 rounding of many classes), or
     all of them to other than 1 ± 1e-2 (float16). The first answer decides for all: a server does
-    not change from picture to picture, but an unlucky picture's logits may look like probabilities.
+    not change from image to image, but an unlucky image's logits may look like probabilities.
 
     Attributes:
         labels: names of bare numbers, in the model's order; empty stands for ``class 0``, ``class
@@ -70,7 +70,7 @@ class Reader:
         return digest(self.labels, self.kind) if self.labels or self.kind else ""
 
     def read(self, said: Any) -> Answer:
-        """Return what was said about one picture.
+        """Return what was said about one image.
 
         Raises:
             MalformedAnswerError: none of the forms.

@@ -1,4 +1,4 @@
-"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the picture and
+"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the image and
 the model.
 """
 
@@ -13,14 +13,14 @@ from pgn_client.wire.protocols.base import Payload
 PLACEHOLDERS = ("{base64}", "{data_url}")
 
 
-def fill(template: Any, picture: Payload, model: str | None = None) -> Any:
+def fill(template: Any, image: Payload, model: str | None = None) -> Any:
     """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced in all of its
     texts.
     """
-    encoded = base64.b64encode(picture.data).decode("ascii")
+    encoded = base64.b64encode(image.data).decode("ascii")
     values = {
         "{base64}": encoded,
-        "{data_url}": f"data:{picture.media_type};base64,{encoded}",
+        "{data_url}": f"data:{image.media_type};base64,{encoded}",
         "{model}": model or "",
     }
     return _filled(template, values)
@@ -38,7 +38,7 @@ def _filled(part: Any, values: dict[str, str]) -> Any:
     return part
 
 
-def holds_picture(template: Any) -> bool:
-    """Whether a template has a place for the picture."""
+def holds_image(template: Any) -> bool:
+    """Whether a template has a place for the image."""
     text = json.dumps(template)
     return any(name in text for name in PLACEHOLDERS)

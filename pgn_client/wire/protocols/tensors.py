@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's tensors: a picture as the input that a model wants, and the outputs
+"""The Open Inference Protocol's tensors: an image as the input that a model wants, and the outputs
 of an answer.
 
 JSON holds a tensor's numbers as a list; with the binary extension they follow the JSON,
@@ -26,16 +26,16 @@ from pgn_client.wire.protocols.base import MalformedAnswerError, Payload, WireRe
 FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 PIXELS = {"UINT8": "|u1", "FP16": "<f2", "FP32": "<f4"}
 HEADER = "inference-header-content-length"
-LONGEST_SIDE = 2**13  # pixels; what metadata say is untrusted, and a picture is resized to it
+LONGEST_SIDE = 2**13  # pixels; what metadata say is untrusted, and an image is resized to it
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The input that takes one picture.
+    """The input that takes one image.
 
     Attributes:
         name: the tensor's.
-        datatype: BYTES (a picture's file), UINT8 (its pixels in [0, 255]), or FP32 and FP16
+        datatype: BYTES (an image's file), UINT8 (its pixels in [0, 255]), or FP32 and FP16
             (normalised pixels).
         shape: as the model declares it; -1 is any.
         layout: of pixels: CHW or HWC.
@@ -58,15 +58,15 @@ class Input:
         height, width = self.shape[-2:] if self.layout == "CHW" else self.shape[-3:-1]
         return height, width
 
-    def array(self, picture: Payload) -> NDArray[Any]:
-        """Return the picture's numbers, in the declared rank.
+    def array(self, payload: Payload) -> NDArray[Any]:
+        """Return the image's numbers, in the declared rank.
 
-        A picture of another size is squashed to the model's (bicubic). FP32 arithmetic.
+        An image of another size is squashed to the model's (bicubic). FP32 arithmetic.
         """
         image = (
-            picture.image
-            if picture.image is not None
-            else Image.open(io.BytesIO(picture.data)).convert("RGB")
+            payload.image
+            if payload.image is not None
+            else Image.open(io.BytesIO(payload.data)).convert("RGB")
         )
         height, width = (
             have if want < 0 else want
@@ -82,15 +82,15 @@ class Input:
         pixels = pixels.astype(PIXELS[self.datatype])
         return np.ascontiguousarray(pixels[None] if len(self.shape) == 4 else pixels)
 
-    def tensor(self, picture: Payload, *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    def tensor(self, image: Payload, *, binary: bool) -> tuple[dict[str, Any], bytes]:
         """Return the tensor's JSON, and what follows the JSON in the binary form."""
         if self.datatype == "BYTES":
             shape = [1] * max(len(self.shape), 1)
-            data, tail = [base64.b64encode(picture.data).decode("ascii")] if not binary else [], b""
+            data, tail = [base64.b64encode(image.data).decode("ascii")] if not binary else [], b""
             if binary:
-                tail = len(picture.data).to_bytes(4, "little") + picture.data
+                tail = len(image.data).to_bytes(4, "little") + image.data
         else:
-            array = self.array(picture)
+            array = self.array(image)
             shape, tail = list(array.shape), array.tobytes() if binary else b""
             data = [] if binary else array.ravel().tolist()
         told = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": data}
@@ -98,7 +98,7 @@ class Input:
 
 
 def choose_input(inputs: Sequence[Any], given: Mapping[str, Any], told: Mapping[str, Any]) -> Input:
-    """Return the input for the picture: the one that option ``input`` names, or the first that can
+    """Return the input for the image: the one that option ``input`` names, or the first that can
     take one.
 
     Args:
@@ -129,7 +129,7 @@ def choose_input(inputs: Sequence[Any], given: Mapping[str, Any], told: Mapping[
             return _complete(Input(name, datatype, tuple(shape)), given, told)
     wish = f"an input named {given['input']!r}" if "input" in given else "an input"
     raise ConfigurationError(
-        f"the model has no input that takes a picture: expected {wish} of BYTES, or of UINT8, FP32 "
+        f"the model has no input that takes an image: expected {wish} of BYTES, or of UINT8, FP32 "
         "or FP16 with three "
         "or four axes; name it with options: input, datatype, shape"
     )

@@ -1,4 +1,4 @@
-"""TorchServe's inference API: a raw picture to ``/predictions/{model}``, the best five labels with
+"""TorchServe's inference API: a raw image to ``/predictions/{model}``, the best five labels with
 scores back.
 """
 
@@ -85,7 +85,7 @@ class TorchServe(Defaults):
         )
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one picture.
+        """Return the request for exactly one image.
 
         Raises:
             ConfigurationError: the model's name is not known.
@@ -97,11 +97,11 @@ class TorchServe(Defaults):
         return WireRequest("POST", url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one picture."""
+        """Return the answer about the one image."""
         return [self.reader.read(response.json())]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """503 "Prediction failed" is about the picture: sending it again would not help."""
+        """503 "Prediction failed" is about the image: sending it again would not help."""
         return (
             False
             if response.status == 503 and b"Prediction failed" in response.body[:500]

@@ -19,7 +19,7 @@ def data_url(given):
 
 def chat(given, **options):
     picture = {"type": "image_url", "image_url": {"url": data_url(given), "detail": "low"}}
-    question = {"type": "text", "text": "Which of these labels fits the picture best?"}
+    question = {"type": "text", "text": "Which of these labels fits the image best?"}
     messages = [
         {"role": "system", "content": "Answer with one label."},
         {"role": "user", "content": [question, picture]},

@@ -14,7 +14,7 @@ class Given:
     Attributes:
         url: the server.
         key: its key.
-        picture: the path of a picture file.
+        picture: the path of an image file.
         labels: a closed set of labels, for the tasks that have one.
     """
 
@@ -23,17 +23,17 @@ class Given:
 
     @property
     def data(self):
-        """The bytes of the picture."""
+        """The bytes of the image."""
         return Path(self.picture).read_bytes()
 
     @property
     def base64(self):
-        """The picture as text."""
+        """The image as text."""
         return base64.b64encode(self.data).decode()
 
 
 def tensor(given):
-    """Return the picture as the bundled model sees it: (1, 3, 64, 64) float32 in [-1, 1]."""
+    """Return the image as the bundled model sees it: (1, 3, 64, 64) float32 in [-1, 1]."""
     import numpy as np
     from PIL import Image
 

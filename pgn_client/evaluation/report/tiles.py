@@ -1,4 +1,4 @@
-"""Pictures of what is sent, in columns."""
+"""Images of what is sent, in columns."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def captions(report: Report) -> list[str]:
 def sheet(
     columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw pictures in columns.
+    """Draw images in columns.
 
     Args:
-        columns: pictures from top to bottom, equally many in each column, and a caption below.
-        rows: a caption below each row of pictures; none where it is empty.
+        columns: images from top to bottom, equally many in each column, and a caption below.
+        rows: a caption below each row of images; none where it is empty.
 
     Returns:
         One RGB image.
     """
-    tall = max((len(pictures) for pictures, _ in columns), default=0)
+    tall = max((len(images) for images, _ in columns), default=0)
     row = TILE + GAP + (TEXT if rows else 0)
     bottom = GAP + tall * row
     whole = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), bottom + TEXT), "white")
     draw = ImageDraw.Draw(whole)
-    for i, (pictures, caption) in enumerate(columns):
+    for i, (images, caption) in enumerate(columns):
         left = GAP + i * (TILE + GAP)
-        for k, picture in enumerate(pictures):
-            tile = ImageOps.contain(picture.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
+        for k, image in enumerate(images):
+            tile = ImageOps.contain(image.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
             top = GAP + k * row
             whole.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         draw.text((left, bottom - GAP + 4), caption, fill="black")
