@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One thread each: the tests run side by side, and threads of one would wait for the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test interop check format clean
+.PHONY: demo test test-all interop check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pgn demo $(ARGS)
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The tests above, then those that train and evaluate for minutes.
+test-all: test
+	$(PYTEST) -m slow $(ARGS)
 
 # Against software that others wrote, each in an environment of its own, made on first use below tests/interop/.venvs.
 interop: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""The same client in an event loop, many images at a time.
+"""Classify images with the async client, many at a time.
 
 python examples/classify_async.py http://127.0.0.1:8000 demo_out/pgn.safetensors demo_out/digits/3
 """

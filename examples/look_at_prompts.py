@@ -1,4 +1,4 @@
-"""See exactly what would be sent, without sending anything.
+"""Save exactly the image that the client would send, without sending it.
 
 python examples/look_at_prompts.py demo_out/pgn.safetensors demo_out/digits/3/0003.png sent.png
 """
@@ -15,10 +15,8 @@ def main(checkpoint: str, image: str, out: str) -> None:
     (sent,) = adapter([Image.open(image)])
     sent.save(out)
     canvas = adapter.canvas
-    print(
-        f"{out}: {sent.width} x {sent.height} px, the image in {canvas.box}, {canvas.prompts} "
-        "prompt patches"
-    )
+    print(f"{out}: {sent.width} x {sent.height} px, {canvas.prompts} prompt patches")
+    print(f"box of the image (top, left, height, width): {canvas.box}")
     print(f"trained for {adapter.info['backbone']['name']} behind {adapter.info['profile']}")
 
 

@@ -1,5 +1,6 @@
-"""Train a prompt from Python, keep it, and read its card. A few epochs, to show the calls, not to
-be good.
+"""Train a prompt in Python, save it, and read its card.
+
+Two epochs show the calls; a good prompt needs more.
 
 python examples/train_in_python.py demo_out/digits digits.safetensors
 """
@@ -11,16 +12,16 @@ from pgn_client.training import fit, load_task, recipe
 
 
 def main(data: str, out: str) -> None:
-    # or a timm name, with the hosted model's published weights
+    # For your endpoint, give a timm name: the weights must be those of the hosted model.
     surrogate = backbone.load("bundled")
     task = load_task(data, shots=10, seed=0)
+
     adapter = fit(task, surrogate, recipe=recipe(epochs=2, augment="shift"), seed=0, progress=True)
     adapter.save(out)
+
     metrics = adapter.info["metrics"]
-    print(
-        f"validation: prompt {metrics['uint8']:.3f}, local head {metrics['local']:.3f}, α "
-        f"{adapter.info['fusion']:.2f}"
-    )
+    print(f"validation accuracy: prompt {metrics['uint8']:.3f}, local head {metrics['local']:.3f}")
+    print(f"weight of the local head in the fusion: {adapter.info['fusion']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """``python -m mock_server``: serve until interrupted.
 
-Prints one line on stdout when it is ready, ``listening on http://HOST:PORT``; everything else goes
-to stderr. Exits 0, 2 for a configuration error, 3 if the model cannot answer its first image, or
-130 after Ctrl-C.
+When the server is ready, it prints one line on stdout: ``listening on http://HOST:PORT``.
+Everything else goes to stderr. Exit status: 0 after a normal stop, 2 for a configuration error, 3
+if the model cannot process its first image, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,33 +17,40 @@ from mock_server.errors import ConfigurationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server (None: with the process's own arguments) and return the exit code."""
+    """Run the server and return the exit code.
+
+    Args:
+        arguments: Command-line arguments; None takes those of the process.
+    """
     try:
         return _serve(arguments)
     except ConfigurationError as error:
-        return _refuse(str(error))
+        return _report(str(error))
     except ModuleNotFoundError as error:
-        return _refuse(f"{error}; do pip install 'pgn-client[server]'")
+        return _report(f"{error}; run pip install 'pgn-client[server]'")
     except KeyboardInterrupt:
         return 130
 
 
-def _refuse(message: str) -> int:
+def _report(message: str) -> int:
+    """Print a configuration error and return its exit code."""
     sys.stderr.write(f"error: {message}\n")
     return 2
 
 
 def _serve(arguments: Sequence[str] | None) -> int:
-    # in here, so that a missing extra is one line and not a traceback
+    # Imported here, so that a missing extra gives one line on stderr instead of a traceback.
     from mock_server.settings import Settings
 
     settings = Settings.from_arguments(arguments)
-    import uvicorn  # the heavy imports wait until the arguments are known to be right
+
+    # The heavy imports come after the arguments are checked: a wrong option fails fast.
+    import uvicorn
 
     from mock_server.app import create_app
 
     class AnnouncingServer(uvicorn.Server):
-        """Tell the parent process the address, once requests are answered."""
+        """Server that prints its address as soon as it accepts requests."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -55,37 +62,45 @@ def _serve(arguments: Sequence[str] | None) -> int:
     server = AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False))
     with _bind(settings.host, settings.port) as listener:
         url = _url(settings.host, listener)
-        # later uvicorns exit by themselves, with the same number, when the start fails
+        # Newer versions of uvicorn exit by themselves if the start fails, also with status 3.
         server.run([listener])
+
     return 0 if server.started else 3
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only on connections of sockets that say
-    # so. Without it every small answer waits some 40 ms for the client's delayed acknowledgement.
     with contextlib.ExitStack() as opened:
         try:
+            # IPPROTO_TCP is explicit because asyncio sets TCP_NODELAY only on sockets that name it.
+            # Without TCP_NODELAY every small response waits some 40 ms for the client's delayed
+            # acknowledgement.
             listener = opened.enter_context(
                 socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             )
-            if os.name == "posix":  # elsewhere it lets a second server steal connections
+            # On Windows SO_REUSEADDR would let a second server take over the port.
+            if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Without IPV6_V6ONLY the socket would also take the IPv4 port.
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
             listener.bind((host, port))
             listener.listen(2048)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {host} port {port}: {error.strerror}"
             ) from error
+
+        # Keep the socket open: the caller closes it.
         opened.pop_all()
         return listener
 
 
 def _url(host: str, listener: socket.socket) -> str:
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    """Return the server's URL; an IPv6 address gets brackets."""
+    authority = f"[{host}]" if ":" in host else host
+    return f"http://{authority}:{listener.getsockname()[1]}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The application: routes, error forms, and the life of the model."""
+"""The FastAPI application: routes, error responses, and startup and shutdown of the model."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from mock_server.settings import Settings
 
 
 def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
-    """Return the application; the model is warm once its lifespan has started.
+    """Build the application. Its lifespan warms up the model when it starts.
 
     Args:
-        settings: The switches.
-        model: What to host; then ``settings.model``, ``weights``, ``labels`` and ``device`` are not
-            looked at.
+        settings: The server's options.
+        model: Model to host; ``settings.model``, ``weights``, ``labels`` and ``device`` are then
+            ignored. None loads the model that the settings name.
 
     Raises:
-        ConfigurationError: The settings do not fit the model, or there is no such model.
+        ConfigurationError: The settings do not fit the model, or the model does not exist.
     """
     service = Service(settings, model or load(settings))
 
@@ -55,7 +55,9 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
     app.state.service = service
     for routes in (health, adapters, pgn, huggingface, oip, v1, sagemaker, torchserve, openai):
         app.include_router(routes.router)
-    _add_error_forms(app)
+    _add_error_handlers(app)
+
+    # The middleware added last runs outermost: it also times and counts the faults.
     if settings.faults is not None:
         app.add_middleware(FaultMiddleware, plan=settings.faults)
     app.add_middleware(
@@ -64,18 +66,20 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
     return app
 
 
-def _add_error_forms(app: FastAPI) -> None:
-    """Answer every refusal, the framework's too, in the form of the protocol that was spoken.
+def _add_error_handlers(app: FastAPI) -> None:
+    """Return every expected error, the framework's too, in the form of the request's protocol.
 
-    `ObserveMiddleware` does so for what nobody expected.
+    `ObserveMiddleware` does the same for unexpected exceptions.
     """
 
     @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
+    async def handle_request_error(request: Request, error: RequestError) -> JSONResponse:
         service_of(request).metrics.rejected.labels(error.code).inc()
         return error_response(request.scope, error)
 
     @app.exception_handler(HTTPException)
-    async def framework(request: Request, error: HTTPException) -> JSONResponse:
-        refusal = RequestError(code_of(error.status_code), str(error.detail), headers=error.headers)
-        return error_response(request.scope, refusal, error.status_code)
+    async def handle_framework_error(request: Request, error: HTTPException) -> JSONResponse:
+        request_error = RequestError(
+            code_of(error.status_code), str(error.detail), headers=error.headers
+        )
+        return error_response(request.scope, request_error, error.status_code)

@@ -14,32 +14,33 @@ Answer = TypeVar("Answer")
 
 
 class QueueFullError(Exception):
-    """More items wait than the queue may hold."""
+    """The queue has no room for the submitted items."""
 
 
 class ClosedError(Exception):
-    """The batcher was closed before the item was answered."""
+    """The batcher closed before it ran the item."""
 
 
 @dataclass(frozen=True)
 class _Waiting(Generic[Item, Answer]):
     item: Item
-    since: float  # seconds on the loop's clock
+    since: float  # Time of the submission, in seconds of the event loop's clock.
     answer: asyncio.Future[Answer]
 
 
 class Batcher(Generic[Item, Answer]):
     """Collect items into batches and run them one batch at a time in a single worker thread.
 
-    A batch is started when it is full or when its oldest item has waited ``max_wait``. If it fails,
-    its items are run again one by one, so that a bad item does not hurt its neighbours.
+    A batch starts when it is full, or when its oldest item has waited ``max_wait``. If a batch
+    fails, its items run again one by one, so that a bad item does not fail the others.
 
     Args:
-        run: Batch of items to as many answers, called in the worker thread.
-        max_batch_size: Items in one batch.
-        max_wait: Seconds.
-        max_queue: Items that may wait for a batch.
-        on_batch: Called with the size of each batch.
+        run: Function that takes a batch of items and returns one answer per item; it runs in the
+            worker thread.
+        max_batch_size: Largest number of items in one batch.
+        max_wait: Longest wait for a full batch, in seconds.
+        max_queue: Largest number of items that may wait for a batch.
+        on_batch: Function to call with the size of each batch.
     """
 
     def __init__(
@@ -67,53 +68,62 @@ class Batcher(Generic[Item, Answer]):
         return self._queue.qsize()
 
     def start(self) -> None:
-        """Begin to answer; call it inside the running event loop."""
+        """Start to process items; call it inside the running event loop."""
         self._collector = asyncio.create_task(self._collect_forever())
 
     async def close(self) -> None:
-        """Refuse what is not answered yet with `ClosedError` and wait for the worker thread to
-        end.
-        """
+        """Fail all pending items with `ClosedError`, and wait until the worker thread ends."""
         if self._collector is not None:
             self._collector.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._collector
         self._collector = None
+
         while not self._queue.empty():
             self._batch.append(self._queue.get_nowait())
         for waiting in self._batch:
-            _refuse(waiting, ClosedError())
+            _fail(waiting, ClosedError())
+
         await asyncio.to_thread(self._worker.shutdown)
 
     async def submit(self, items: Sequence[Item]) -> list[Answer | Exception]:
-        """Return one answer per item, in order; an item that failed has its exception in its place.
+        """Return one answer per item, in order; a failed item has its exception in its place.
 
-        Cancelling the caller withdraws its items and leaves their neighbours alone.
+        If the caller is cancelled, its items are withdrawn; other callers' items are not affected.
+
+        Args:
+            items: Items to process.
 
         Raises:
-            QueueFullError: Not all items fit into the queue; none was taken.
-            ClosedError: The batcher does not run.
+            QueueFullError: Not all items fit into the queue; the batcher took none of them.
+            ClosedError: The batcher is not running.
         """
         if self._collector is None:
             raise ClosedError
         if self.depth + len(items) > self._max_queue:
             raise QueueFullError
+
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = []
         for item in items:
-            futures.append(loop.create_future())
-            self._queue.put_nowait(_Waiting(item, loop.time(), futures[-1]))
+            future: asyncio.Future[Answer] = loop.create_future()
+            futures.append(future)
+            self._queue.put_nowait(_Waiting(item, loop.time(), future))
+
         answers = await asyncio.gather(*futures, return_exceptions=True)
         return [_exception_or_answer(answer) for answer in answers]
 
     async def _collect_forever(self) -> None:
         while True:
             await self._collect()
-            await self._answer([waiting for waiting in self._batch if not waiting.answer.done()])
+            # A future that is done belongs to a caller that was cancelled.
+            await self._run_batch([waiting for waiting in self._batch if not waiting.answer.done()])
 
     async def _collect(self) -> None:
-        self._batch = []  # an attribute, so that `close` finds it when it cancels us in here
+        # The batch is an attribute, so that `close` finds its items after it cancels this task.
+        self._batch = []
         self._batch.append(await self._queue.get())
+
         deadline = self._batch[0].since + self._max_wait
         while len(self._batch) < self._max_batch_size:
             try:
@@ -122,9 +132,10 @@ class Batcher(Generic[Item, Answer]):
             except TimeoutError:
                 return
 
-    async def _answer(self, batch: list[_Waiting[Item, Answer]]) -> None:
+    async def _run_batch(self, batch: list[_Waiting[Item, Answer]]) -> None:
         if not batch:
             return
+
         self._on_batch(len(batch))
         items = [waiting.item for waiting in batch]
         try:
@@ -133,22 +144,24 @@ class Batcher(Generic[Item, Answer]):
             )
         except Exception as error:
             if len(batch) == 1:
-                _refuse(batch[0], error)
+                _fail(batch[0], error)
                 return
             for waiting in batch:
-                await self._answer([waiting])
+                await self._run_batch([waiting])
             return
+
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
 
 
-def _refuse(waiting: _Waiting[Item, Answer], error: Exception) -> None:
+def _fail(waiting: _Waiting[Item, Answer], error: Exception) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
 
 
 def _exception_or_answer(answer: Answer | BaseException) -> Answer | Exception:
+    # A cancellation or an interrupt is not an item's result: it must reach the caller.
     if isinstance(answer, BaseException) and not isinstance(answer, Exception):
         raise answer
     return answer

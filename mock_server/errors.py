@@ -1,4 +1,4 @@
-"""What can go wrong; `mock_server.responses` says it in each wire format."""
+"""Error types and error codes; `mock_server.responses` renders them for each wire format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Protocol = Literal[
     "torchserve",
     "openai",
 ]
-INFERENCE_METHODS = ("POST", "PUT")  # PUT is TorchServe's alone
+# TorchServe accepts PUT for inference; an adapter upload is a PUT, too.
+INFERENCE_METHODS = ("POST", "PUT")
 
 STATUS: dict[Code, int] = {
     "invalid_request": 400,
@@ -41,10 +42,9 @@ STATUS: dict[Code, int] = {
     "overloaded": 503,
 }
 
-
-# The first that a path begins with decides; "/" is Hugging Face's by itself, and everything else
-# speaks our own.
-_BEGINNINGS: tuple[tuple[str, Protocol], ...] = (
+# The first matching prefix decides. `protocol_of` handles "/" by itself; every other path uses our
+# own protocol.
+_PREFIXES: tuple[tuple[str, Protocol], ...] = (
     ("/models/", "huggingface"),
     ("/hf-inference/", "huggingface"),
     ("/pipeline/", "huggingface"),
@@ -63,18 +63,18 @@ _BEGINNINGS: tuple[tuple[str, Protocol], ...] = (
 
 
 class ConfigurationError(ValueError):
-    """The server cannot start as it was asked to; the message is one line for the user."""
+    """The server cannot start with these settings; the message is one line for the user."""
 
 
 class RequestError(Exception):
-    """A request, or one image of it, that cannot be answered.
+    """The server cannot process a request, or one image of it.
 
     Args:
-        code: One of our protocol's error codes; it decides the status (`STATUS`).
-        message: One sentence that never repeats what the client sent.
-        headers: Further response headers, for instance ``Retry-After``.
-        estimated_time: Seconds until a loading model is ready; shown by the Hugging Face format
-            only.
+        code: Error code of our own protocol; it decides the HTTP status (`STATUS`).
+        message: One sentence that never repeats data from the client.
+        headers: Additional response headers, for instance ``Retry-After``.
+        estimated_time: Seconds until a loading model is ready; only the Hugging Face format returns
+            it.
     """
 
     def __init__(
@@ -93,17 +93,16 @@ class RequestError(Exception):
 
 
 def protocol_of(path: str) -> Protocol:
-    """Return the wire format whose error form answers ``path``; unknown paths speak our own."""
+    """Return the protocol whose error form applies to ``path``; unknown paths use our own."""
     if path == "/":
         return "huggingface"
-    return next(
-        (protocol for beginning, protocol in _BEGINNINGS if path.startswith(beginning)), "pgn"
-    )
+    for prefix, protocol in _PREFIXES:
+        if path.startswith(prefix):
+            return protocol
+    return "pgn"
 
 
 def code_of(status: int) -> Code:
-    """Return the error code that stands for an HTTP status, the nearest one if there is none of its
-    own.
-    """
+    """Return the error code for an HTTP status, or the nearest code if the status has none."""
     exact: dict[int, Code] = {number: code for code, number in STATUS.items()}
     return exact.get(status, "invalid_request" if status < 500 else "internal")

@@ -1,4 +1,4 @@
-"""Faults on purpose, on a schedule that is the same in every run.
+"""Deliberate faults on a schedule that is the same in every run.
 
 A faults file is one JSON object::
 
@@ -9,25 +9,28 @@ A faults file is one JSON object::
       {"kind": "cut_body", "probability": 0.1}
     ]}
 
-Inference requests (every POST and PUT) are numbered from 1 in the order of arrival. A rule meets
-the numbers ``first``, ``first + every``, ``first + 2 every``, ... (``first`` 1, ``every`` 1), for
-``count`` of them (without end), each with ``probability`` (1.0) drawn from the seed, the rule's
-place and the number alone. All latencies that meet a request add up; of the other rules the first
+Inference requests (every POST and PUT) are numbered from 1 in the order of arrival. A rule applies
+to the numbers ``first``, ``first + every``, ``first + 2 every``, ... and stops after ``count`` of
+them. Defaults: ``first`` 1, ``every`` 1, ``count`` unlimited. At each of these numbers the rule
+acts with ``probability`` (default 1.0). The draw depends only on the seed, the rule's index in the
+list and the request's number.
+
+If several rules act on a request, all their latencies add up, and of the other rules only the first
 one acts.
 
 =================  =================================================================================
-kind               does (its own fields, with their defaults)
+kind               effect (fields of this kind, with their defaults)
 =================  =================================================================================
 ``latency``        waits ``seconds`` (0) before anything else
-``status``         answers ``status`` (500) in the protocol's error form, without asking the model.
-                   Headers: ``retry_after``, sent as it is; ``retry_after_date``, seconds from now,
-                   sent as an HTTP date; ``retry_after_ms``, sent as ``retry-after-ms``. Body:
-                   ``estimated_time`` seconds (Hugging Face's "loading")
-``html``           answers ``status`` (502) with an HTML page, as a proxy does
-``malformed_json`` sends the first half of the true answer as if it were all
-``cut_body``       sends the headers and half of the true answer, then closes the connection
-``close``          asks the model, then closes the connection before the first byte of the answer
-``trickle``        sends the true answer in ``pieces`` (8), ``seconds`` (0) apart
+``status``         returns ``status`` (500) in the protocol's error form, without running the model.
+                   Headers: ``retry_after``, sent unchanged; ``retry_after_date``, in seconds from
+                   now, sent as an HTTP date; ``retry_after_ms``, sent as ``retry-after-ms``. Body:
+                   ``estimated_time`` in seconds (Hugging Face's "loading")
+``html``           returns ``status`` (502) with an HTML page, like a proxy
+``malformed_json`` sends the first half of the true response as if it were complete
+``cut_body``       sends the headers and half of the true response, then closes the connection
+``close``          runs the model, then closes the connection before the first byte of the response
+``trickle``        sends the true response in ``pieces`` (8), with a pause of ``seconds`` (0)
 =================  =================================================================================
 
 ``cut_body`` and ``close`` need a real server (uvicorn): an in-process transport has no connection
@@ -54,7 +57,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mock_server.errors import INFERENCE_METHODS, ConfigurationError, RequestError, code_of
 from mock_server.responses import error_response
 
-_SCHEDULE = {"kind", "first", "every", "count", "probability"}
+_COMMON_FIELDS = {"kind", "first", "every", "count", "probability"}
 _FIELDS: dict[str, set[str]] = {
     "latency": {"seconds"},
     "status": {"status", "retry_after", "retry_after_date", "retry_after_ms", "estimated_time"},
@@ -64,13 +67,14 @@ _FIELDS: dict[str, set[str]] = {
     "close": set(),
     "trickle": {"seconds", "pieces"},
 }
-_WHOLE = {"first": 1, "every": 1, "count": 0, "status": 400, "pieces": 1}  # the least of each
-_REAL = {"probability", "seconds", "retry_after_date", "retry_after_ms", "estimated_time"}
+_INTEGER_FIELDS = {"first": 1, "every": 1, "count": 0, "status": 400, "pieces": 1}
+"""Fields that hold integers, with their smallest values."""
+_NUMBER_FIELDS = {"probability", "seconds", "retry_after_date", "retry_after_ms", "estimated_time"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultRule:
-    """One line of the schedule; the module's text explains the fields."""
+    """One rule of the schedule; the module's docstring explains the fields."""
 
     kind: str
     first: int = 1
@@ -87,33 +91,38 @@ class FaultRule:
 
     @classmethod
     def parse(cls, content: Any) -> FaultRule:
-        """Check one rule of a faults file.
+        """Build a rule from one entry of a faults file.
+
+        Args:
+            content: Parsed JSON of the entry.
 
         Raises:
-            ConfigurationError: An unknown kind or field, or a wrong value.
+            ConfigurationError: The kind or a field is unknown, or a field has an invalid value.
         """
         if not isinstance(content, dict) or content.get("kind") not in _FIELDS:
             raise ConfigurationError(f"a fault rule needs a kind: one of {', '.join(_FIELDS)}")
-        known = _SCHEDULE | _FIELDS[content["kind"]]
+
+        kind = content["kind"]
+        allowed = _COMMON_FIELDS | _FIELDS[kind]
         for name, value in content.items():
-            if name not in known:
+            if name not in allowed:
                 raise ConfigurationError(
-                    f"unknown field {name!r} of fault {content['kind']!r}; known: "
-                    f"{', '.join(sorted(known))}"
+                    f"unknown field {name!r} of fault {kind!r}; known: {', '.join(sorted(allowed))}"
                 )
-            if not _is_right(name, value):
-                raise ConfigurationError(
-                    f"wrong value of {name!r} of fault {content['kind']!r}: {value!r}"
-                )
+            if not _is_valid(name, value):
+                raise ConfigurationError(f"invalid value of {name!r} of fault {kind!r}: {value!r}")
         return cls(**content)
 
     def meets(self, number: int, draw: float) -> bool:
-        """Return whether the rule acts on request ``number`` (from 1), ``draw`` uniform in [0,
-        1).
+        """Return whether the rule acts on a request.
+
+        Args:
+            number: Number of the request, from 1.
+            draw: Random number, uniform in [0, 1).
         """
         turn, rest = divmod(number - self.first, self.every)
-        in_time = turn >= 0 and rest == 0 and (self.count is None or turn < self.count)
-        return in_time and draw < self.probability
+        scheduled = turn >= 0 and rest == 0 and (self.count is None or turn < self.count)
+        return scheduled and draw < self.probability
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,8 @@ class FaultPlan:
     """A schedule of faults.
 
     Attributes:
-        rules: In order of precedence.
-        seed: Of the draws behind ``probability``.
+        rules: Rules in order of precedence.
+        seed: Seed for the draws behind ``probability``.
     """
 
     rules: tuple[FaultRule, ...] = ()
@@ -132,8 +141,12 @@ class FaultPlan:
     def load(cls, path: Path, *, default_seed: int = 0) -> FaultPlan:
         """Read a faults file.
 
+        Args:
+            path: JSON file to read.
+            default_seed: Seed to use if the file has none.
+
         Raises:
-            ConfigurationError: Missing, not JSON, or with unknown or wrong fields.
+            ConfigurationError: The file is missing, is not JSON, or has unknown or invalid fields.
         """
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -145,28 +158,35 @@ class FaultPlan:
 
     @classmethod
     def parse(cls, content: Any, *, default_seed: int = 0) -> FaultPlan:
-        """Check the content of a faults file.
+        """Build a plan from the content of a faults file.
+
+        Args:
+            content: Parsed JSON of the file.
+            default_seed: Seed to use if the content has none.
 
         Raises:
-            ConfigurationError: Unknown or wrong fields.
+            ConfigurationError: The content has unknown or invalid fields.
         """
         if not isinstance(content, dict) or not content.keys() <= {"seed", "rules"}:
             raise ConfigurationError('faults must be an object: {"seed": 0, "rules": [...]}')
-        rules, seed = content.get("rules", []), content.get("seed", default_seed)
+
+        rules = content.get("rules", [])
+        seed = content.get("seed", default_seed)
         if not isinstance(rules, list) or not isinstance(seed, int):
-            raise ConfigurationError("faults need a list of rules and a whole-number seed")
+            raise ConfigurationError("faults must have a list of rules and an integer seed")
         return cls(tuple(FaultRule.parse(rule) for rule in rules), seed)
 
     def meeting(self, number: int) -> Iterator[FaultRule]:
-        """Yield the rules that act on request ``number``, whatever came before it."""
-        for place, rule in enumerate(self.rules):
-            if rule.meets(number, random.Random(f"{self.seed}/{place}/{number}").random()):
+        """Yield the rules that act on request ``number``; earlier requests have no influence."""
+        for index, rule in enumerate(self.rules):
+            draw = random.Random(f"{self.seed}/{index}/{number}").random()
+            if rule.meets(number, draw):
                 yield rule
 
 
 @dataclass(frozen=True)
 class _Exchange:
-    """One request under a fault."""
+    """One request that a fault acts on."""
 
     app: ASGIApp
     scope: Scope
@@ -175,27 +195,33 @@ class _Exchange:
     sleep: Callable[[float], Awaitable[None]]
 
     async def true_answer(self) -> tuple[Message, bytes]:
-        """Run the application and keep its answer back."""
+        """Run the application and return its response, start message and body, unsent."""
         messages: list[Message] = []
 
-        async def keep(message: Message) -> None:
+        async def collect(message: Message) -> None:
             messages.append(message)
 
-        await self.app(self.scope, self.receive, keep)
-        return messages[0], b"".join(message.get("body", b"") for message in messages[1:])
+        await self.app(self.scope, self.receive, collect)
+        start, *parts = messages
+        return start, b"".join(part.get("body", b"") for part in parts)
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
-        """Send a part of the body."""
+        """Send a part of the body.
+
+        Args:
+            data: Bytes to send.
+            more: Whether further parts follow.
+        """
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 class FaultMiddleware:
-    """Put a `FaultPlan` between the application and its clients.
+    """Apply the faults of a `FaultPlan` to the requests of an application.
 
     Args:
-        app: What is wrapped.
-        plan: The schedule.
-        sleep: Waits for seconds; injected so that tests do not.
+        app: The wrapped application.
+        plan: The schedule of faults.
+        sleep: Function that waits for a number of seconds; tests replace it.
     """
 
     def __init__(
@@ -210,23 +236,27 @@ class FaultMiddleware:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as the schedule wants it."""
+        """Handle one request with the faults that the schedule has for it."""
         if scope["type"] != "http" or scope["method"] not in INFERENCE_METHODS:
             await self.app(scope, receive, send)
             return
+
         rules = list(self.plan.meeting(next(self._numbers)))
         for rule in rules:
             if rule.kind == "latency":
                 await self.sleep(rule.seconds)
-        acting = next((rule for rule in rules if rule.kind != "latency"), None)
-        if acting is None:
+
+        fault = next((rule for rule in rules if rule.kind != "latency"), None)
+        if fault is None:
             await self.app(scope, receive, send)
             return
-        await _ACTS[acting.kind](acting, _Exchange(self.app, scope, receive, send, self.sleep))
+        exchange = _Exchange(self.app, scope, receive, send, self.sleep)
+        await _ACTIONS[fault.kind](fault, exchange)
 
 
 async def _status(rule: FaultRule, exchange: _Exchange) -> None:
     status = rule.status or 500
+
     headers = {}
     if rule.retry_after is not None:
         headers["Retry-After"] = rule.retry_after
@@ -235,17 +265,14 @@ async def _status(rule: FaultRule, exchange: _Exchange) -> None:
         headers["Retry-After"] = format_datetime(moment, usegmt=True)
     if rule.retry_after_ms is not None:
         headers["retry-after-ms"] = f"{rule.retry_after_ms:g}"
-    message = (
-        ("the model is currently loading")
-        if rule.estimated_time is not None
-        else "a fault on purpose"
-    )
+
+    loading = rule.estimated_time is not None
+    message = "the model is currently loading" if loading else "a deliberate fault"
     error = RequestError(
         code_of(status), message, headers=headers, estimated_time=rule.estimated_time
     )
-    await error_response(exchange.scope, error, status)(
-        exchange.scope, exchange.receive, exchange.send
-    )
+    response = error_response(exchange.scope, error, status)
+    await response(exchange.scope, exchange.receive, exchange.send)
 
 
 async def _html(rule: FaultRule, exchange: _Exchange) -> None:
@@ -267,25 +294,28 @@ async def _malformed_json(rule: FaultRule, exchange: _Exchange) -> None:
 async def _cut_body(rule: FaultRule, exchange: _Exchange) -> None:
     start, body = await exchange.true_answer()
     await exchange.send(start)
-    # returning before the end closes the connection
+    # The server closes the connection because the application returns before the end of the body.
     await exchange.body(body[: len(body) // 2], more=True)
 
 
 async def _close(rule: FaultRule, exchange: _Exchange) -> None:
     await exchange.true_answer()
-    # ASGI has no word for "hang up". A header that no server may write makes uvicorn refuse to
-    # write the answer after it has counted it as begun, and an answer that was begun and never
-    # completed is a closed connection.
+    # ASGI has no message that closes a connection. This header is illegal: uvicorn marks the
+    # response as started, then fails to write the header. It closes the connection because a
+    # started response was never completed.
     start = {"type": "http.response.start", "status": 500, "headers": [(b"x-fault", b"\n")]}
     try:
         await exchange.send(start)
     except Exception:
+        # This is the expected failure to write the header.
         return
 
 
 async def _trickle(rule: FaultRule, exchange: _Exchange) -> None:
     start, body = await exchange.true_answer()
     await exchange.send(start)
+
+    # Round up: the body is sent in at most `pieces` parts.
     step = max(1, -(-len(body) // rule.pieces))
     for begin in range(0, len(body), step):
         await exchange.body(body[begin : begin + step], more=True)
@@ -293,7 +323,7 @@ async def _trickle(rule: FaultRule, exchange: _Exchange) -> None:
     await exchange.body(b"")
 
 
-_ACTS: dict[str, Callable[[FaultRule, _Exchange], Awaitable[None]]] = {
+_ACTIONS: dict[str, Callable[[FaultRule, _Exchange], Awaitable[None]]] = {
     "status": _status,
     "html": _html,
     "malformed_json": _malformed_json,
@@ -303,15 +333,15 @@ _ACTS: dict[str, Callable[[FaultRule, _Exchange], Awaitable[None]]] = {
 }
 
 
-def _is_right(name: str, value: Any) -> bool:
-    if name in _WHOLE:
-        limit = 599 if name == "status" else 10**9
-        return (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and _WHOLE[name] <= value <= limit
-        )
-    if name in _REAL:
-        right = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        return right and (name != "probability" or value <= 1)
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether ``value`` has the type and range of field ``name``."""
+    # JSON's true and false are bool, which Python counts as int.
+    is_bool = isinstance(value, bool)
+
+    if name in _INTEGER_FIELDS:
+        largest = 599 if name == "status" else 10**9
+        return isinstance(value, int) and not is_bool and _INTEGER_FIELDS[name] <= value <= largest
+    if name in _NUMBER_FIELDS:
+        valid = isinstance(value, int | float) and not is_bool and value >= 0
+        return valid and (name != "probability" or value <= 1)
     return isinstance(value, str) and value.isprintable()

@@ -1,4 +1,4 @@
-"""Prometheus metrics, and the middleware that times, counts and labels every request."""
+"""Prometheus metrics, and the middleware that measures every request."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mock_server.errors import INFERENCE_METHODS, RequestError, protocol_of
 from mock_server.responses import error_response
 
-LONGEST_ID = 200  # characters of a client's header that we are willing to repeat
+LONGEST_ID = 200
+"""Longest value of a client's header that a response repeats, in characters."""
 
 _log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The metrics of one application, in their own registry so that two can live in one process."""
+    """The metrics of one application.
+
+    They have their own registry, so that one process can run two applications.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "pgn_requests",
-            "Inference requests answered",
+            "Inference requests completed",
             ["protocol", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
             "pgn_request_duration_seconds",
-            "Time to answer a request",
+            "Time to complete a request",
             ["protocol"],
             registry=self.registry,
         )
@@ -42,21 +46,27 @@ class Metrics:
             registry=self.registry,
         )
         self.queue_depth = Gauge(
-            "pgn_queue_depth", "Images that wait for a batch", registry=self.registry
+            "pgn_queue_depth", "Images waiting for a batch", registry=self.registry
         )
         self.images = Counter("pgn_images", "Images classified", registry=self.registry)
         self.rejected = Counter(
-            "pgn_rejected", "Requests refused", ["reason"], registry=self.registry
+            "pgn_rejected", "Requests rejected", ["reason"], registry=self.registry
         )
 
 
 class ObserveMiddleware:
-    """Give every answer its ids and times, and count the inference requests (every POST and PUT).
+    """Add id and time headers to every response, and count inference requests (POST and PUT).
 
-    Adds ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until the answer
-    began) and ``x-compute-type``, and repeats the client's ``Idempotency-Key``. An exception that
-    nothing below has caught is logged and answered 500 in the protocol's form, unless an answer was
-    begun.
+    The headers are ``x-request-id`` (the client's, or a new one), ``x-compute-time`` (seconds until
+    the response started), ``x-compute-type``, and the client's ``Idempotency-Key``.
+
+    An uncaught exception is logged. If the response has not started, the client gets a 500 in the
+    protocol's form.
+
+    Args:
+        app: The wrapped application.
+        metrics: The metrics to update.
+        compute_type: Value of ``x-compute-type``, ``cpu`` or ``cuda``.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, compute_type: str) -> None:
@@ -65,17 +75,18 @@ class ObserveMiddleware:
         self.compute_type = compute_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, labelled and counted."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
         started = time.perf_counter()
-        status: int | None = None  # of the answer, once it was begun
-        given = Headers(scope=scope)
-        request_id = given.get("x-request-id", "")[:LONGEST_ID] or uuid.uuid4().hex
+        status: int | None = None  # HTTP status of the response, once the response has started.
+        request_headers = Headers(scope=scope)
+        request_id = request_headers.get("x-request-id", "")[:LONGEST_ID] or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
-        async def send_labelled(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -83,18 +94,18 @@ class ObserveMiddleware:
                 headers["x-request-id"] = request_id
                 headers["x-compute-time"] = f"{time.perf_counter() - started:.3f}"
                 headers["x-compute-type"] = self.compute_type
-                if "idempotency-key" in given:
-                    headers["idempotency-key"] = given["idempotency-key"][:LONGEST_ID]
+                if "idempotency-key" in request_headers:
+                    headers["idempotency-key"] = request_headers["idempotency-key"][:LONGEST_ID]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_labelled)
+            await self.app(scope, receive, send_with_headers)
         except Exception:
             if status is not None:
                 raise
             _log.exception("request %s failed", request_id)
-            mistake = RequestError("internal", "the server made a mistake; see its log")
-            await error_response(scope, mistake)(scope, receive, send_labelled)
+            error = RequestError("internal", "internal server error; see the server's log")
+            await error_response(scope, error)(scope, receive, send_with_headers)
         finally:
             if scope["method"] in INFERENCE_METHODS:
                 self._count(scope["path"], status or 500, time.perf_counter() - started)

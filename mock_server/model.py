@@ -1,4 +1,4 @@
-"""The frozen vision transformer that is hosted, and where it comes from."""
+"""The hosted model: building, loading and running a frozen vision model."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Want = Literal["logits", "embedding", "tokens"]
 
 @dataclass(frozen=True)
 class Asked:
-    """One image and what is wanted of it.
+    """One image, and the output requested for it.
 
     Attributes:
-        pixels: (3, H, W) float32 in the normalised space.
-        want: ``logits`` (S,), ``embedding`` (D,), the pooled features before the head, or
-            ``tokens``, the features before the pooling, (N, D) of a ViT.
-        adapter: A tenant's, which then answers (C,) log-probabilities instead; None is the model
-            itself.
+        pixels: Model input, (3, H, W) float32 in the normalized space.
+        want: Requested output: ``logits`` (S,); ``embedding`` (D,), the pooled features before the
+            head; or ``tokens``, the features before the pooling, (N, D) for a ViT.
+        adapter: Adapter of a tenant, which returns (C,) log-probabilities or a mask in place of
+            ``want``; None runs the model itself.
     """
 
     pixels: NDArray[np.float32]
@@ -51,19 +51,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A frozen classifier and what a client may know of it.
+    """A frozen classifier, with the facts that the server publishes about it.
 
     Attributes:
-        name: As `/v1/model` says it.
-        network: (B, 3, H, W) float32, normalised space → (B, S) logits; in evaluation mode.
-        classes: S names, all different.
-        preprocessing: The model's own.
-        patch_size: Side of a patch in pixels; None where the model has no patch embedding.
-        weights_sha256: Of the weights file, or of the weights serialised anew where `host` was
-            given no file's.
-        patch_embedding_sha256: Of the little-endian float32 bytes of weight (D, 3, P, P), then bias
-            (D,); or None.
-        device: Where it runs.
+        name: Public name of the model.
+        network: Module in evaluation mode: (B, 3, H, W) float32 in the normalized space → (B, S)
+            logits.
+        classes: Class names, S different strings.
+        preprocessing: The model's own preprocessing.
+        patch_size: Side of a patch in pixels; None if the model has no patch embedding.
+        weights_sha256: SHA-256 of the weights file; if `host` got no file's hash, SHA-256 of the
+            weights in a new serialization.
+        patch_embedding_sha256: SHA-256 of the patch embedding's weight (D, 3, P, P) and then its
+            bias (D,), as little-endian float32; None if the model has no patch embedding.
+        device: Device that runs the network.
     """
 
     name: str
@@ -77,33 +78,38 @@ class ServedModel:
 
     @property
     def width(self) -> int:
-        """Numbers in an embedding."""
+        """Length of an embedding, D."""
         network: Any = self.network
         return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
     @cached_property
     def features_sha256(self) -> str:
-        """Of all weights but the head's; see `adapters.features_sha256`."""
+        """SHA-256 of all weights outside the head; see `adapters.features_sha256`."""
         return adapters.features_sha256(self.network)
 
     @torch.inference_mode()
     def run(self, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
-        """Return what is wanted of each image; those of equal shapes share one pass, whatever
-        they want.
+        """Return the requested output of each image, in order.
 
-        Images for adapters share another, whoever's they are.
+        Images of equal shape share one forward pass, whichever outputs they request. Images for
+        adapters share a separate pass, whichever tenants the adapters belong to.
+
+        Args:
+            asked: Images with their requested outputs.
         """
-        rows: dict[int, NDArray[np.float32]] = {}
-        for kind in sorted({_kind(one) for one in asked}):
-            members = [i for i, one in enumerate(asked) if _kind(one) == kind]
+        outputs: dict[int, NDArray[np.float32]] = {}
+        for key in sorted({_pass_key(one) for one in asked}):
+            members = [i for i, one in enumerate(asked) if _pass_key(one) == key]
             x = torch.from_numpy(np.stack([asked[i].pixels for i in members])).to(self.device)
-            rows.update(zip(members, self._answers(x, [asked[i] for i in members]), strict=True))
-        return [rows[i] for i in range(len(asked))]
+            member_outputs = self._run_pass(x, [asked[i] for i in members])
+            outputs.update(zip(members, member_outputs, strict=True))
+        return [outputs[i] for i in range(len(asked))]
 
-    def _answers(self, x: torch.Tensor, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
-        own = [one.adapter for one in asked if one.adapter is not None]
-        if own:
-            return adapters.run(self.network, x, own)
+    def _run_pass(self, x: torch.Tensor, asked: Sequence[Asked]) -> list[NDArray[np.float32]]:
+        row_adapters = [one.adapter for one in asked if one.adapter is not None]
+        if row_adapters:
+            return adapters.run(self.network, x, row_adapters)
+
         outputs = self._outputs(x, {one.want for one in asked})
         return [outputs[one.want][row] for row, one in enumerate(asked)]
 
@@ -111,10 +117,11 @@ class ServedModel:
         network: Any = self.network
         if wants == {"logits"}:
             return {"logits": _array(network(x))}
+
         features = network.forward_features(x)
-        outputs: dict[Want, NDArray[np.float32]] = (
-            {"tokens": _array(features)} if "tokens" in wants else {}
-        )
+        outputs: dict[Want, NDArray[np.float32]] = {}
+        if "tokens" in wants:
+            outputs["tokens"] = _array(features)
         if "embedding" in wants:
             outputs["embedding"] = _array(network.forward_head(features, pre_logits=True))
         if "logits" in wants:
@@ -122,8 +129,8 @@ class ServedModel:
         return outputs
 
 
-def _kind(one: Asked) -> tuple[bool, tuple[int, ...]]:
-    """What is the same in all images of one pass."""
+def _pass_key(one: Asked) -> tuple[bool, tuple[int, ...]]:
+    """Return a key that is equal for all images of one forward pass."""
     return one.adapter is not None, one.pixels.shape
 
 
@@ -142,62 +149,71 @@ def host(
     device: str = "cpu",
     needs_head: bool = True,
 ) -> ServedModel:
-    """Freeze ``network`` and describe it.
+    """Freeze ``network``, and collect the facts that the server publishes about it.
 
     Args:
-        network: A timm model; a ViT has its patch embedding at ``network.patch_embed.proj``.
-        name: Of the model.
-        classes: S names in the model's order, or none where there is no head; the second and later
-            of equal ones get a suffix.
-        preprocessing: The model's own.
-        weights_sha256: Of the file that the weights came from. None hashes the weights as
-            safetensors serialises them anew: it tells models apart, but need not equal the hash of
-            the file that they were downloaded as.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        needs_head: Whether a model without a classification head is refused; embeddings need none.
+        network: Model from timm; a ViT has its patch embedding at ``network.patch_embed.proj``.
+        name: Public name of the model.
+        classes: Class names in the model's order, S of them, or none if the model has no head.
+            Duplicates get a suffix; see `distinct`.
+        preprocessing: The model's own preprocessing.
+        weights_sha256: SHA-256 of the weights file. None hashes a new safetensors serialization of
+            the weights: this hash identifies the model, but may differ from the hash of a
+            downloaded file.
+        device: Device for the model: ``auto``, ``cpu`` or ``cuda``.
+        needs_head: Whether the model must have a classification head; embeddings need none.
 
     Raises:
-        ConfigurationError: No classification head where one is needed, or no such device.
+        ConfigurationError: The required classification head is missing, or the device does not
+            exist.
     """
-    weight, bias = _patch_embedding(network)
     if needs_head and getattr(network, "num_classes", None) == 0:
         raise ConfigurationError(
             f"{name} has no classification head; choose a model that was trained to classify, or "
-            "serve its features "
-            "with --output embedding"
+            "serve its features with --output embedding"
         )
-    sha256 = (
-        weights_sha256 or hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
-    )
-    place = _device(device)
+
+    weight, bias = _patch_embedding(network)
+    patch_size = None
+    patch_embedding_sha256 = None
+    if weight is not None:
+        patch_size = weight.shape[-1]
+        patch_embedding_sha256 = hashlib.sha256(weight.tobytes() + bias).hexdigest()
+
+    if not weights_sha256:
+        serialized = safetensors.torch.save(network.state_dict())
+        weights_sha256 = hashlib.sha256(serialized).hexdigest()
+
+    torch_device = _device(device)
     return ServedModel(
         name=name,
-        network=network.to(place).eval().requires_grad_(False),
+        network=network.to(torch_device).eval().requires_grad_(False),
         classes=distinct(classes),
         preprocessing=preprocessing,
-        patch_size=None if weight is None else weight.shape[-1],
-        weights_sha256=sha256,
-        patch_embedding_sha256=None
-        if weight is None
-        else hashlib.sha256(weight.tobytes() + bias).hexdigest(),
-        device=place,
+        patch_size=patch_size,
+        weights_sha256=weights_sha256,
+        patch_embedding_sha256=patch_embedding_sha256,
+        device=torch_device,
     )
 
 
 def load(settings: Settings) -> ServedModel:
-    """Build the model that ``settings`` ask for.
+    """Build the model that ``settings`` describe.
+
+    Args:
+        settings: The server's options.
 
     Raises:
-        ConfigurationError: Unknown model, weights or labels that do not fit, missing files, no such
-            device.
+        ConfigurationError: The model is unknown, the weights or labels do not fit it, a file is
+            missing, or the device does not exist.
     """
-    return _load_bundled(settings) if settings.model == "bundled" else _load_timm(settings)
+    if settings.model == "bundled":
+        return _load_bundled(settings)
+    return _load_timm(settings)
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Return ``names`` with a suffix on the second and later of equal ones: ``crane``, ``crane
-    (2)``.
-    """
+    """Make names unique: the second ``crane`` becomes ``crane (2)``, the third ``crane (3)``."""
     seen: Counter[str] = Counter()
     result = []
     for name in names:
@@ -209,16 +225,20 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
 def read_labels(path: Path) -> list[str]:
     """Read class names from a JSON list of strings, or of objects with a ``name``.
 
+    Args:
+        path: JSON file.
+
     Raises:
-        ConfigurationError: The file holds anything else.
+        ConfigurationError: The file has other contents.
     """
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        names = [row["name"] if isinstance(row, dict) else row for row in rows]
+        entries = json.loads(path.read_text("utf-8"))
+        names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigurationError(
             f'{path} is not a JSON list of names or of {{"wnid", "name"}}'
         ) from error
+
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigurationError(f"{path} is not a JSON list of class names")
     return names
@@ -236,7 +256,8 @@ def _load_bundled(settings: Settings) -> ServedModel:
     network = timm.models.VisionTransformer(
         num_classes=len(classes), **card["architecture"], **_any_shape(settings.profile)
     )
-    _fill(network, weights, "bundled")
+    _load_weights(network, weights, "bundled")
+
     preprocessing = Preprocessing(
         profile=Profile(),
         input_size=card["architecture"]["img_size"],
@@ -255,22 +276,27 @@ def _load_bundled(settings: Settings) -> ServedModel:
 
 
 def _load_timm(settings: Settings) -> ServedModel:
-    name, weights = settings.model, settings.weights
+    name = settings.model
+    weights = settings.weights
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigurationError(f"unknown model {name!r}{_suggestion(name)}")
-    # Without a file timm would silently replace a head of another size by a random one: then leave
-    # its size alone.
-    head = {"num_classes": len(read_labels(settings.labels))} if settings.labels and weights else {}
+
+    options: dict[str, Any] = {"pretrained": weights is None}
+    # The labels set the size of the head only if a weights file fills it. With pretrained weights
+    # timm would silently replace a head of another size by a random one.
+    if settings.labels and weights:
+        options["num_classes"] = len(read_labels(settings.labels))
+
     try:
-        network: Any = _create(
-            name, {"pretrained": weights is None} | head, _any_shape(settings.profile)
-        )
-    except Exception as error:  # a download fails in as many ways as there are hubs and proxies
+        network: Any = _create(name, options, _any_shape(settings.profile))
+    except Exception as error:
+        # A download can fail with exceptions of many types, from the hub, the proxy or timm.
         raise ConfigurationError(
             f"cannot build {name}: {_first_line(error)}; --weights FILE needs no network"
         ) from error
     if weights is not None:
-        _fill(network, weights, name)
+        _load_weights(network, weights, name)
+
     return host(
         network,
         name=name,
@@ -283,11 +309,10 @@ def _load_timm(settings: Settings) -> ServedModel:
 
 
 def _timm_preprocessing(network: nn.Module, name: str) -> Preprocessing:
-    """Translate the model's ``pretrained_cfg``, with timm's own arithmetic for the size before the
-    crop.
-    """
+    """Translate the model's ``pretrained_cfg`` into a `Preprocessing`."""
     config = resolve_data_config(model=network)
     _, height, width = config["input_size"]
+    # timm computes the size before the crop with the same formula.
     resize = math.floor(height / config["crop_pct"])
     squash = config["crop_mode"] == "squash" and resize == height
     if height != width or not (squash or config["crop_mode"] == "center"):
@@ -308,13 +333,15 @@ def _class_names(settings: Settings, default: Sequence[str]) -> Sequence[str]:
         return default
     labels = read_labels(settings.labels)
     if len(labels) != len(default):
-        count = f"{len(labels)} classes, but {settings.model} has {len(default)}"
-        raise ConfigurationError(f"{settings.labels} names {count}")
+        raise ConfigurationError(
+            f"{settings.labels} names {len(labels)} classes, but {settings.model} has "
+            f"{len(default)}"
+        )
     return labels
 
 
-def _fill(network: nn.Module, weights: Path, name: str) -> None:
-    """Load a safetensors file strictly; float16 becomes the network's float32."""
+def _load_weights(network: nn.Module, weights: Path, name: str) -> None:
+    """Load a safetensors file strictly; float16 weights are converted to float32."""
     try:
         network.load_state_dict(safetensors.torch.load_file(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -322,6 +349,8 @@ def _fill(network: nn.Module, weights: Path, name: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first informative line of an exception's text, at most 200 characters."""
+    # torch starts its text with the line "Error(s) in loading state_dict", which names no cause.
     lines = [
         line.strip()
         for line in str(error).splitlines()
@@ -332,17 +361,14 @@ def _first_line(error: Exception) -> str:
 
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, ["bundled", *timm.list_models()], n=3)
-    return (
-        (f"; did you mean {', '.join(close)}?")
-        if close
-        else "; choose bundled or the name of a timm ViT"
-    )
+    if close:
+        return f"; did you mean {', '.join(close)}?"
+    return "; choose bundled or the name of a timm ViT"
 
 
 def _create(name: str, options: dict[str, Any], any_shape: dict[str, bool]) -> nn.Module:
-    """Build a timm model, with the options for any shape where it knows them; convolutions need
-    none.
-    """
+    """Build a timm model, with the options ``any_shape`` if the model accepts them."""
+    # Convolutional networks reject these options: they take images of any shape without them.
     try:
         network: nn.Module = timm.create_model(name, **options, **any_shape)
     except TypeError:
@@ -353,16 +379,17 @@ def _create(name: str, options: dict[str, Any], any_shape: dict[str, bool]) -> n
 
 
 def _any_shape(profile: Profile | None) -> dict[str, bool]:
-    """Return the timm options that let a ViT take images which are not square."""
-    wanted = profile is not None and profile.kind == "shortest_edge"
-    return {"dynamic_img_size": True, "dynamic_img_pad": True} if wanted else {}
+    """Return the timm options with which a ViT accepts images that are not square."""
+    if profile is None or profile.kind != "shortest_edge":
+        return {}
+    return {"dynamic_img_size": True, "dynamic_img_pad": True}
 
 
 def _patch_embedding(network: nn.Module) -> tuple[NDArray[np.float32] | None, bytes]:
-    """Return weight (D, 3, P, P) and the bytes of the bias (D,), zeros where there is none, as
-    little-endian float32.
+    """Return the patch embedding's weight (D, 3, P, P) and the bytes of its bias (D,).
 
-    Models without a patch embedding have no weight.
+    Both are little-endian float32. A missing bias counts as zeros. The weight is None for a model
+    without a patch embedding.
     """
     projection = getattr(getattr(network, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
@@ -375,7 +402,7 @@ def _patch_embedding(network: nn.Module) -> tuple[NDArray[np.float32] | None, by
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("no CUDA device here; use --device cpu")
+        raise ConfigurationError("no CUDA device found; use --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

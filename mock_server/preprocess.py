@@ -1,10 +1,10 @@
-"""What the server does to an image before the model sees it.
+"""Decoding and preprocessing of an image on the server, before the model.
 
-Decoding is strict: PNG, JPEG, WebP, BMP and GIF (first frame) only, the size is checked in the
-header before a pixel is decoded, and truncated files are refused. The EXIF orientation is *not*
-applied (timm's own servers do not; clients re-encode without it). Transparency is laid over white,
-16-bit grey keeps its high byte, and CMYK and palettes become RGB. ``Image`` everywhere means
-`PIL.Image.Image`.
+Decoding is strict. The server accepts only PNG, JPEG, WebP, BMP and GIF (first frame). It checks
+the size in the header before it decodes a pixel, and it rejects truncated files. It does *not*
+apply the EXIF orientation (timm's own servers do not; clients re-encode without it). Transparency
+is composed over white, 16-bit gray keeps its high byte, and CMYK and palettes become RGB. ``Image``
+means `PIL.Image.Image` everywhere.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from mock_server.errors import ConfigurationError, RequestError
 
 Kind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-LONGEST_SHAPE = 4  # times the shorter edge: the most that `shortest_edge` hands to the model
-# times the shorter edge: the most that `resize_crop` resizes before it throws the ends away
+LONGEST_SHAPE = 4
+"""Largest ratio of longer to shorter edge that `shortest_edge` passes to the model."""
 LONGEST_CROPPED = 64
-MOST_PIXELS = 2 * (1024**3 // 12)  # Pillow refuses larger images by itself, whatever we allow
-SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers
+"""Largest ratio of longer to shorter edge that `resize_crop` resizes before its crop."""
+MOST_PIXELS = 2 * (1024**3 // 12)
+"""Largest image in pixels; Pillow rejects larger images whatever the settings allow."""
+SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
+"""Names of the chroma subsamplings, with Pillow's numbers for them."""
 
-# Pillow warns about images of half of `MOST_PIXELS` and more, and warning filters belong to the
-# whole process.
+# `_open` changes the warning filters, which belong to the whole process: one thread at a time.
 _HEADER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How an image of any size becomes the model's input.
+    """Resize and crop that turn an image of any size into the model's input.
 
-    ``direct`` squashes it to the input size. ``resize_crop:R:C`` resizes the shorter edge to R and
-    cuts the central C x C at offset ``round((side - C) / 2)``, as torchvision does.
-    ``shortest_edge:R`` is the same without the crop. ``letterbox:R`` fits it into R x R and pads
-    with the mean colour, half on each side.
+    - ``direct`` squashes the image to the input size.
+    - ``resize_crop:R:C`` resizes the shorter edge to R and cuts out the central C x C at offset
+      ``round((side - C) / 2)``, like torchvision.
+    - ``shortest_edge:R`` resizes the shorter edge to R, without a crop.
+    - ``letterbox:R`` fits the image into R x R and pads it with the mean color, half on each side.
 
     Attributes:
-        kind: One of the four names.
+        kind: Name of the profile.
         resize: R in pixels, 0 for ``direct``.
         crop: C in pixels, 0 unless ``resize_crop``.
     """
@@ -55,16 +58,20 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str) -> Profile:
-        """Read ``direct``, ``resize_crop:R:C``, ``shortest_edge:R`` or ``letterbox:R``.
+        """Parse ``direct``, ``resize_crop:R:C``, ``shortest_edge:R`` or ``letterbox:R``.
+
+        Args:
+            text: Text of the option.
 
         Raises:
-            ConfigurationError: For any other text, or R < C.
+            ConfigurationError: The text has another form, or R < C.
         """
         counts = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}
         kind, *rest = text.split(":")
         numbers = [int(part) for part in rest if part.isdecimal()]
-        fits = counts.get(kind) == len(rest) == len(numbers) and 0 not in numbers
-        if not fits or (kind == "resize_crop" and numbers[0] < numbers[1]):
+
+        well_formed = counts.get(kind) == len(rest) == len(numbers) and 0 not in numbers
+        if not well_formed or (kind == "resize_crop" and numbers[0] < numbers[1]):
             raise ConfigurationError(
                 f"bad profile {text!r}: expected direct, resize_crop:R:C with R >= C, "
                 "shortest_edge:R or letterbox:R"
@@ -77,11 +84,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """The JPEG re-encoding that a service does to what it receives.
+    """JPEG re-encoding that a service applies to each received image.
 
     Attributes:
-        quality: 1 (worst) to 100.
-        subsampling: ``444``, ``422`` or ``420``.
+        quality: JPEG quality, 1 (worst) to 100.
+        subsampling: Chroma subsampling: ``444``, ``422`` or ``420``.
     """
 
     quality: int
@@ -89,25 +96,27 @@ class Jpeg:
 
     @classmethod
     def parse(cls, text: str) -> Jpeg:
-        """Read ``Q`` or ``Q:SUB``, for instance ``75:420``.
+        """Parse ``Q`` or ``Q:SUB``, for instance ``75:420``.
+
+        Args:
+            text: Text of the option.
 
         Raises:
-            ConfigurationError: For any other text.
+            ConfigurationError: The text has another form.
         """
         quality, _, subsampling = text.partition(":")
+        # The common notation 4:2:0 is accepted as well.
         subsampling = (subsampling or "420").replace(":", "")
-        if (
-            not quality.isdecimal()
-            or not 1 <= int(quality) <= 100
-            or subsampling not in SUBSAMPLINGS
-        ):
+
+        valid_quality = quality.isdecimal() and 1 <= int(quality) <= 100
+        if not valid_quality or subsampling not in SUBSAMPLINGS:
             raise ConfigurationError(
                 f"bad JPEG setting {text!r}: expected Q or Q:SUB, Q 1-100, SUB 444, 422 or 420"
             )
         return cls(int(quality), subsampling)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return ``image`` as it comes back from the codec."""
+        """Return ``image`` after one round trip through JPEG."""
         buffer = BytesIO()
         image.save(buffer, "JPEG", quality=self.quality, subsampling=SUBSAMPLINGS[self.subsampling])
         return Image.open(buffer, formats=("JPEG",)).convert("RGB")
@@ -120,10 +129,10 @@ class Preprocessing:
     Attributes:
         profile: Resize and crop.
         input_size: Side of the model's input in pixels.
-        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``, always Pillow's.
-        mean: Of the normalised space (x - mean) / std, per channel, x in [0, 1].
-        std: As ``mean``.
-        jpeg: Re-encoding of the sent image, before the resize.
+        interpolation: Pillow's ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+        mean: Mean of each channel, in [0, 1]; the normalized space is (x - mean) / std.
+        std: Standard deviation of each channel, in the same unit as ``mean``.
+        jpeg: JPEG re-encoding before the resize, or None.
     """
 
     profile: Profile
@@ -134,10 +143,14 @@ class Preprocessing:
     jpeg: Jpeg | None = None
 
     def configured(self, profile: Profile | None, jpeg: Jpeg | None) -> Preprocessing:
-        """Return a copy with the user's profile (None: the model's own) and JPEG setting.
+        """Return a copy with the user's profile and JPEG setting.
+
+        Args:
+            profile: Resize and crop; None keeps the model's own.
+            jpeg: JPEG re-encoding, or None.
 
         Raises:
-            ConfigurationError: The profile does not end at the model's input size.
+            ConfigurationError: The profile ends at another size than the model's input.
         """
         profile = profile or self.profile
         side = profile.crop or profile.resize or self.input_size
@@ -148,31 +161,37 @@ class Preprocessing:
         return replace(self, profile=profile, jpeg=jpeg)
 
     def geometry(self, image: Image.Image) -> Image.Image:
-        """Return the RGB pixels that the model sees when ``image`` is sent.
+        """Return the RGB pixels that the model receives when a client sends ``image``.
+
+        Args:
+            image: Decoded RGB image of any size.
 
         Raises:
             RequestError: The image is too elongated for ``shortest_edge`` or ``resize_crop``.
         """
         if self.jpeg is not None:
             image = self.jpeg(image)
+
         profile = self.profile
         if profile.kind == "direct":
             return self._resize(image, (self.input_size, self.input_size))
         if profile.kind == "letterbox":
             return self._letterbox(image)
         image = self._shorter_edge(image)
-        return _centre_crop(image, profile.crop) if profile.crop else image
+        return _center_crop(image, profile.crop) if profile.crop else image
 
     def normalise(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return `geometry` (H, W) as (3, H, W) float32 in the normalised space."""
+        """Apply `geometry` to ``image``; return (3, H, W) float32 in the normalized space."""
         return self.to_model(np.asarray(self.geometry(image)))
 
     def to_model(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return pixels (H, W, 3) that the model shall see as they are, as (3, H, W) in the
-        normalised space.
+        """Return pixels (H, W, 3) uint8 as (3, H, W) float32 in the normalized space.
+
+        This method neither resizes nor re-encodes.
         """
         x = pixels.astype(np.float32) / np.float32(255)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        mean = np.array(self.mean, np.float32)
+        std = np.array(self.std, np.float32)
         return np.asarray((x - mean) / std, np.float32).transpose(2, 0, 1)
 
     def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -180,11 +199,14 @@ class Preprocessing:
 
     def _shorter_edge(self, image: Image.Image) -> Image.Image:
         short, long = sorted(image.size)
+        # The check comes before the resize, which would allocate memory for the long edge.
         longest = LONGEST_CROPPED if self.profile.crop else LONGEST_SHAPE
-        if long > longest * short:  # before the resize, which would ask for as many bytes
+        if long > longest * short:
             raise RequestError("invalid_image", f"one edge is more than {longest} times the other")
+
         side = self.profile.resize
-        longer = int(side * long / short)  # truncated, as in torchvision
+        # Truncated, like in torchvision.
+        longer = int(side * long / short)
         wide = image.width >= image.height
         return self._resize(image, (longer, side) if wide else (side, longer))
 
@@ -192,8 +214,9 @@ class Preprocessing:
         side = self.profile.resize
         scale = side / max(image.size)
         width, height = (max(1, round(edge * scale)) for edge in image.size)
-        colour = tuple(round(255 * channel) for channel in self.mean)
-        canvas = Image.new("RGB", (side, side), colour)
+
+        color = tuple(round(255 * channel) for channel in self.mean)
+        canvas = Image.new("RGB", (side, side), color)
         canvas.paste(
             self._resize(image, (width, height)),
             (round((side - width) / 2), round((side - height) / 2)),
@@ -202,15 +225,15 @@ class Preprocessing:
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the image in ``data`` as RGB.
+    """Decode an image file to RGB.
 
     Args:
-        data: The file.
-        max_pixels: The most that are decoded, up to `MOST_PIXELS`.
+        data: Bytes of the file.
+        max_pixels: Largest accepted image in pixels, up to `MOST_PIXELS`.
 
     Raises:
-        RequestError: ``payload_too_large`` if the header claims more than ``max_pixels``,
-            ``invalid_image`` if the bytes are none of `FORMATS` or are damaged.
+        RequestError: ``payload_too_large`` if the header claims more than ``max_pixels``;
+            ``invalid_image`` if the file is damaged or has none of the `FORMATS`.
     """
     try:
         image = _open(data)
@@ -226,22 +249,25 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         raise RequestError(
             "invalid_image", f"not an image in one of the formats {', '.join(FORMATS)}"
         ) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
+    except Exception as error:
+        # Pillow's decoders raise exceptions of nearly any type on hostile bytes.
         raise RequestError(
             "invalid_image", f"the image is damaged ({type(error).__name__})"
         ) from error
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header only."""
+    """Open an image and read its header only."""
     with _HEADER_LOCK, warnings.catch_warnings():
-        # the bomb warning too: `max_pixels` decides, which may be more
+        # Pillow warns about images of half of `MOST_PIXELS` and more; `max_pixels` decides here,
+        # and may be larger.
         warnings.simplefilter("ignore")
         return Image.open(BytesIO(data), formats=FORMATS)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+    # Modes that start with "I" hold 16-bit gray. Pillow's own conversion would clip it at 255.
+    if image.mode.startswith("I"):
         high_byte = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
         image = Image.fromarray(high_byte.astype(np.uint8))
     if image.has_transparency_data:
@@ -250,6 +276,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _centre_crop(image: Image.Image, side: int) -> Image.Image:
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
     left, top = (round((edge - side) / 2) for edge in image.size)
     return image.crop((left, top, left + side, top + side))

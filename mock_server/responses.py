@@ -1,4 +1,4 @@
-"""Errors in the form of the wire format that was spoken."""
+"""Error responses in the form of each wire format."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _OPENAI: dict[Code, tuple[str, str | None]] = {
 
 @dataclass(frozen=True)
 class _Form:
-    """How a protocol says an error.
+    """Form of one protocol's error responses.
 
     Attributes:
-        body: Of the request's scope, the error and the status.
-        statuses: Where they differ from `STATUS`.
-        headers: Of the error.
+        body: Function of scope, error and status that returns the JSON body.
+        statuses: HTTP statuses that differ from `STATUS`.
+        headers: Function of the error that returns additional response headers.
     """
 
     body: Callable[[Scope, RequestError, int], dict[str, Any]]
@@ -64,10 +64,15 @@ class _Form:
 
 
 def error_response(scope: Scope, error: RequestError, status: int | None = None) -> JSONResponse:
-    """Return ``error`` in the form of the protocol that ``scope``'s path belongs to.
+    """Return ``error`` in the form of the protocol that the path of ``scope`` belongs to.
 
-    Only our own protocol answers 422: the servers of the others say 400 to an image that cannot be
-    read, and TorchServe 503, as it does to whatever else its handler trips over.
+    Only our own protocol returns 422. The real servers of the other protocols return 400 for an
+    unreadable image. TorchServe returns 503 for it, as for every other failure of its handler.
+
+    Args:
+        scope: ASGI scope of the request.
+        error: The error to render.
+        status: HTTP status to use; None takes the protocol's status for the error code.
     """
     form = _FORMS[protocol_of(scope["path"])]
     if status is None:
@@ -77,7 +82,7 @@ def error_response(scope: Scope, error: RequestError, status: int | None = None)
     )
 
 
-def _own(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+def _pgn(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
     request_id = scope.get("state", {}).get("request_id", "")
     return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
 
@@ -87,8 +92,10 @@ def _text(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
 
 
 def _huggingface(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
-    waiting = {} if error.estimated_time is None else {"estimated_time": error.estimated_time}
-    return {"error": error.message, **waiting}
+    body: dict[str, Any] = {"error": error.message}
+    if error.estimated_time is not None:
+        body["estimated_time"] = error.estimated_time
+    return body
 
 
 def _vertex(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
@@ -103,8 +110,10 @@ def _torchserve(scope: Scope, error: RequestError, status: int) -> dict[str, Any
 
 
 def _sagemaker_runtime(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    """Return the runtime's own error, or the container's error wrapped by the runtime."""
     if error.code in _SAGEMAKER:
         return {"message": error.message}
+
     original = 500 if error.code == "internal" else 400
     side = "server" if original == 500 else "client"
     content = json.dumps({"error": error.message})
@@ -117,7 +126,7 @@ def _sagemaker_runtime(scope: Scope, error: RequestError, status: int) -> dict[s
     }
 
 
-def _error_type(error: RequestError) -> dict[str, str]:
+def _sagemaker_headers(error: RequestError) -> dict[str, str]:
     return {"x-amzn-errortype": _SAGEMAKER.get(error.code, "ModelError")}
 
 
@@ -127,18 +136,30 @@ def _openai(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
 
 
 _BAD_IMAGE: dict[Code, int] = {"invalid_image": 400}
-_FROM_CONTAINER: dict[Code, int] = {"invalid_image": 424, "invalid_request": 424, "internal": 424}
-_RUNTIME: dict[Code, int] = {"unauthorized": 403, "not_found": 400, "rate_limited": 400}
-_HANDLER: dict[Code, int] = {"invalid_image": 503, "invalid_request": 503, "internal": 503}
+_SAGEMAKER_STATUSES: dict[Code, int] = {
+    # The runtime wraps the container's errors in its own status 424.
+    "invalid_image": 424,
+    "invalid_request": 424,
+    "internal": 424,
+    # The runtime's own errors.
+    "unauthorized": 403,
+    "not_found": 400,
+    "rate_limited": 400,
+}
+_TORCHSERVE_STATUSES: dict[Code, int] = {
+    "invalid_image": 503,
+    "invalid_request": 503,
+    "internal": 503,
+}
 
 _FORMS: dict[Protocol, _Form] = {
-    "pgn": _Form(_own),
+    "pgn": _Form(_pgn),
     "huggingface": _Form(_huggingface, _BAD_IMAGE),
     "oip": _Form(_text, _BAD_IMAGE),
     "v1": _Form(_text, _BAD_IMAGE),
     "vertex": _Form(_vertex, _BAD_IMAGE),
     "sagemaker": _Form(_huggingface, _BAD_IMAGE),
-    "sagemaker_runtime": _Form(_sagemaker_runtime, _FROM_CONTAINER | _RUNTIME, _error_type),
-    "torchserve": _Form(_torchserve, _HANDLER),
+    "sagemaker_runtime": _Form(_sagemaker_runtime, _SAGEMAKER_STATUSES, _sagemaker_headers),
+    "torchserve": _Form(_torchserve, _TORCHSERVE_STATUSES),
     "openai": _Form(_openai, _BAD_IMAGE),
 }

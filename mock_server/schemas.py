@@ -1,4 +1,4 @@
-"""The answers, as data models: what `/openapi.json` describes and the routes return."""
+"""Data models of the responses, which the routes return and `/openapi.json` describes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from mock_server.settings import Output
 
 
 class Prediction(BaseModel):
-    """Labels of one image, best first, with their scores; of an embedding its places, in order,
-    with its numbers.
+    """Labels of one image, best first, with their scores.
+
+    For an embedding, the labels are the indices "0", "1", … and the scores are its numbers.
     """
 
     labels: list[str]
@@ -19,20 +20,20 @@ class Prediction(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """Why an image was not classified."""
+    """The reason why an image was not classified."""
 
     code: str
     message: str
 
 
 class FailedPrediction(BaseModel):
-    """What stands in the place of an image that failed."""
+    """Entry of an image that failed, in the place of its prediction."""
 
     error: ErrorDetail
 
 
 class Classification(BaseModel):
-    """Answer of `POST /v1/classify`: one entry per image, in order."""
+    """Response of `POST /v1/classify`: one entry per image, in order."""
 
     model: str
     output: Output
@@ -40,26 +41,26 @@ class Classification(BaseModel):
 
 
 class RequestErrorDetail(ErrorDetail):
-    """Why a request failed, and the id to quote."""
+    """The reason why a request failed, and its id for a report."""
 
     request_id: str
 
 
 class ErrorAnswer(BaseModel):
-    """Our protocol's answer to a request that failed."""
+    """Response of our own protocol to a request that failed."""
 
     error: RequestErrorDetail
 
 
 class Limits(BaseModel):
-    """The largest body in bytes and image in pixels that are accepted."""
+    """Largest accepted body in bytes, and largest accepted image in pixels."""
 
     body_bytes: int
     pixels: int
 
 
 class ModelCard(BaseModel):
-    """Answer of `GET /v1/model`."""
+    """Response of `GET /v1/model`."""
 
     name: str
     input_size: int
@@ -77,9 +78,7 @@ class ModelCard(BaseModel):
 
 
 class AdapterCard(BaseModel):
-    """What is known of an adapter: answer of `PUT` and `GET /v1/adapters/{name}`; sizes in
-    bytes.
-    """
+    """Response of `PUT` and `GET /v1/adapters/{name}`; `bytes` counts numbers and class names."""
 
     name: str
     sha256: str
@@ -90,15 +89,16 @@ class AdapterCard(BaseModel):
 
 
 class Mask(BaseModel):
-    """The class of each pixel that the model sees: a PNG of 8-bit grey, base64; its values are
-    places in `classes`.
+    """The class of each pixel of the model's input.
+
+    `mask` is an 8-bit gray PNG in base64. Its values are indices into `classes`.
     """
 
     mask: str
 
 
 class Segmentation(BaseModel):
-    """Answer of `POST /v1/segment`: one entry per image, in order."""
+    """Response of `POST /v1/segment`: one entry per image, in order."""
 
     model: str
     classes: list[str]
@@ -106,14 +106,14 @@ class Segmentation(BaseModel):
 
 
 class AdapterList(BaseModel):
-    """Answer of `GET /v1/adapters`: the tenant's own, by name."""
+    """Response of `GET /v1/adapters`: the tenant's own adapters by name, and the limit."""
 
     adapters: list[AdapterCard]
     most: int
 
 
 class LabelScore(BaseModel):
-    """One entry of a Hugging Face image-classification answer."""
+    """One entry of a Hugging Face image-classification response."""
 
     label: str
     score: float

@@ -1,4 +1,4 @@
-"""From the bytes of an image to its labels: what every wire format shares."""
+"""The path from the bytes of an image to its labels, which all wire formats share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from mock_server.settings import Settings
 
 Function = Literal["softmax", "sigmoid", "none", "log_softmax"]
 LOADING_SECONDS = 20.0
-Pixels = NDArray[np.float32]  # (3, H, W) in the model's normalised space
-# (S,) logits, (D,) embedding or (N, D) tokens; of an adapter also an (H, W) mask
+"""Estimated time in seconds that a loading server reports."""
+Pixels = NDArray[np.float32]
+"""(3, H, W) in the model's normalized space."""
 Answer = NDArray[np.float32]
+"""(S,) logits, (D,) embedding or (N, D) tokens. From an adapter: (C,) log-probabilities, or an
+(H, W) uint8 mask.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +35,12 @@ class Service:
     """One hosted model with its limits, queue and metrics.
 
     Attributes:
-        settings: The owner's switches.
-        model: What is hosted.
-        preprocessing: The model's own, or as the settings ask.
-        metrics: Of this application.
-        adapters: Of the tenants.
-        ready: Whether requests can be answered now.
+        settings: The server's options.
+        model: The hosted model.
+        preprocessing: The model's own preprocessing, with the profile and JPEG of the settings.
+        metrics: Metrics of this application.
+        adapters: Adapters of all tenants.
+        ready: Whether the server accepts requests now.
     """
 
     def __init__(self, settings: Settings, model: ServedModel) -> None:
@@ -56,45 +60,45 @@ class Service:
         self.metrics.queue_depth.set_function(lambda: self._batcher.depth)
 
     async def start(self) -> None:
-        """Start the worker and warm the model up with one black image.
+        """Start the worker, and warm up the model with one uniform image.
 
         Raises:
-            RuntimeError: The model fails on it; the server must not say that it is ready.
+            RuntimeError: The model fails on that image, so the server must not become ready.
         """
         self._batcher.start()
+
         side = self.preprocessing.input_size
-        [answer] = await self._batcher.submit(
-            [Asked(np.zeros((3, side, side), np.float32), self.want)]
-        )
+        zeros = np.zeros((3, side, side), np.float32)
+        [answer] = await self._batcher.submit([Asked(zeros, self.want)])
         if isinstance(answer, Exception):
             raise RuntimeError(f"the model {self.model.name} failed on its first image") from answer
         self.ready = True
 
     async def stop(self) -> None:
-        """Refuse further requests and stop the worker."""
+        """Reject new requests and stop the worker."""
         self.ready = False
         await self._batcher.close()
 
     @property
     def want(self) -> Want:
-        """What the owner lets the model answer by itself."""
+        """Model output that the owner's settings select."""
         return "embedding" if self.settings.output == "embedding" else "logits"
 
     @property
     def function(self) -> Function:
-        """What turns logits into the owner's scores."""
+        """Function that turns logits into the scores that the owner selected."""
         return "none" if self.settings.output == "logits" else "softmax"
 
     @property
     def limited(self) -> bool:
-        """Whether the owner keeps a part of the scores back."""
+        """Whether the owner's settings hide a part of the scores."""
         return self.settings.top_k is not None or self.settings.output == "label"
 
     @property
     def labels(self) -> list[str]:
-        """Names of the numbers of a complete answer: S classes, or the D places of an embedding."""
+        """Names of the numbers of a complete answer: S classes, or the indices "0" to "D-1"."""
         if self.settings.output == "embedding":
-            return [str(place) for place in range(self.model.width)]
+            return [str(index) for index in range(self.model.width)]
         return list(self.model.classes)
 
     async def ask(
@@ -103,35 +107,37 @@ class Service:
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer | RequestError]:
-        """Return one answer per image, in order; an image that failed has its error in its
-        place.
+        """Return one answer per image, in order; a failed image has its error in its place.
 
         Args:
-            images: Encoded ones go through the preprocessing; arrays are what the model sees.
-            want: What to ask the model.
-            adapter: Who answers instead of the model itself.
+            images: Files as bytes, which go through the preprocessing; arrays (3, H, W) float32 in
+                the normalized space, which go to the model unchanged; or errors, which stay in
+                their place.
+            want: Output of the model to return.
+            adapter: Adapter that classifies instead of the model's own head, or None.
 
         Raises:
-            RequestError: The whole request is refused: too many images, not ready, overloaded, or
-                not what this server answers.
+            RequestError: The server rejects the whole request: too many images, not ready,
+                overloaded, or an output that this server does not offer.
         """
         if self.want == "embedding" and want != "embedding":
             raise RequestError(
-                "invalid_request", "this server answers embeddings only, of whole images"
+                "invalid_request", "this server returns only embeddings of whole images"
             )
         if len(images) > self.settings.max_queue:
             raise RequestError(
                 "invalid_request",
-                f"at most {self.settings.max_queue} images fit into one request",
+                f"too many images: a request holds at most {self.settings.max_queue}",
             )
         self.require_ready()
+
         prepared = await asyncio.gather(
             *(asyncio.to_thread(self._prepare, image) for image in images)
         )
-        fine = [
+        valid = [
             Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)
         ]
-        answers = iter(await self._submit(fine))
+        answers = iter(await self._submit(valid))
         return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
 
     async def ask_all(
@@ -140,8 +146,15 @@ class Service:
         want: Want = "logits",
         adapter: Adapter | None = None,
     ) -> list[Answer]:
-        """Return one answer per image, as `ask`, where one that fails refuses the whole
-        request.
+        """Return one answer per image, like `ask`; one failed image fails the whole request.
+
+        Args:
+            images: Images as for `ask`.
+            want: Output of the model to return.
+            adapter: Adapter that classifies instead of the model's own head, or None.
+
+        Raises:
+            RequestError: As for `ask`, or the error of the first image that failed.
         """
         answers = []
         for answer in await self.ask(images, want, adapter):
@@ -151,10 +164,10 @@ class Service:
         return answers
 
     def require_ready(self) -> None:
-        """Refuse while the model loads.
+        """Check that the model is loaded.
 
         Raises:
-            RequestError: ``overloaded``.
+            RequestError: ``overloaded`` while the model loads.
         """
         if not self.ready:
             message = f"Model {self.model.name} is currently loading"
@@ -163,15 +176,15 @@ class Service:
             )
 
     def require_complete(self) -> None:
-        """Refuse what holds every number of an answer where the owner keeps a part back.
+        """Check that the owner's settings allow complete score vectors.
 
         Raises:
-            RequestError: ``invalid_request``.
+            RequestError: ``invalid_request`` if they do not.
         """
         if self.limited:
             raise RequestError(
                 "invalid_request",
-                "this server answers its best labels only, never a complete vector",
+                "this server returns its best labels only, never a complete vector",
             )
 
     def rank(
@@ -186,42 +199,45 @@ class Service:
         """Return labels, best first, and their scores.
 
         Args:
-            logits: (S,).
-            function: What turns logits into scores.
-            top_k: The most labels wanted; the server's own limit holds as well. None is all.
-            among: The classes that compete, by their place in the model; the others are as if they
-                did not exist. None is all.
-            classes: Their names; None are the model's.
+            logits: Logits, (S,) float32.
+            function: Function that turns logits into scores.
+            top_k: Largest number of labels to return; None is all. The server's own limit holds as
+                well.
+            among: Indices of the classes that compete; the function ignores all other classes. None
+                is all classes.
+            classes: Class names in the order of ``logits``; None is the model's names.
         """
         names = self.model.classes if classes is None else classes
-        places = np.arange(len(logits)) if among is None else np.array(among)
-        logits = logits[places]
+        indices = np.arange(len(logits)) if among is None else np.array(among)
+        logits = logits[indices]
+
         if self.settings.output == "label":
-            return [names[places[int(logits.argmax())]]], [1.0]
+            best = indices[int(logits.argmax())]
+            return [names[best]], [1.0]
+
         limits = [limit for limit in (top_k, self.settings.top_k) if limit is not None]
         order = np.argsort(-logits, kind="stable")[: min(limits, default=None)]
         scores = self.rounded(_scores(logits.astype(np.float64), function)[order])
-        return [names[places[i]] for i in order], scores.tolist()
+        return [names[indices[i]] for i in order], scores.tolist()
 
     def complete(self, answer: Answer, function: Function | None = None) -> NDArray[np.float64]:
-        """Return every number of ``answer`` in the model's order: the scores (S,), or the features
-        as they are.
+        """Return all numbers of ``answer``, rounded, in the model's order.
 
         Args:
-            answer: Of the model.
-            function: What turns logits into scores; None leaves the answer as it is.
+            answer: Logits, embedding or tokens from the model.
+            function: Function that turns logits into scores; None returns the numbers unchanged.
 
         Raises:
-            RequestError: ``invalid_request`` if the owner keeps a part back.
+            RequestError: ``invalid_request`` if the owner's settings hide a part of the scores.
         """
         self.require_complete()
         return self.rounded(_scores(answer.astype(np.float64), function or "none"))
 
     def rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return ``values`` with the owner's number of decimals."""
-        return (
-            values if self.settings.decimals is None else np.round(values, self.settings.decimals)
-        )
+        """Return ``values`` rounded to the owner's number of decimals."""
+        if self.settings.decimals is None:
+            return values
+        return np.round(values, self.settings.decimals)
 
     def _prepare(self, image: bytes | Pixels | RequestError) -> Pixels | RequestError:
         if not isinstance(image, bytes):
@@ -230,7 +246,9 @@ class Service:
             return self.preprocessing.normalise(decode(image, self.settings.max_pixels))
         except RequestError as error:
             return error
-        except Exception as error:  # a codec's own limits, memory: never its neighbours' problem
+        except Exception as error:
+            # For example a codec's own limit, or too little memory. The other images of the
+            # request must not fail with this one.
             _log.warning("an image could not be prepared", exc_info=error)
             return RequestError(
                 "invalid_image", f"the image cannot be prepared ({type(error).__name__})"
@@ -241,12 +259,13 @@ class Service:
             answers = await self._batcher.submit(asked)
         except QueueFullError:
             raise RequestError(
-                "overloaded", "too many images wait already", headers={"Retry-After": "1"}
+                "overloaded", "the queue is full; try again later", headers={"Retry-After": "1"}
             ) from None
         except ClosedError:
             raise RequestError(
                 "overloaded", "the server is stopping", headers={"Retry-After": "1"}
             ) from None
+
         return [
             self._checked(answer, one.adapter) for answer, one in zip(answers, asked, strict=True)
         ]
@@ -254,6 +273,7 @@ class Service:
     def _checked(
         self, answer: Answer | Exception, adapter: Adapter | None
     ) -> Answer | RequestError:
+        """Return the batcher's answer if it is usable, or else the error for its image."""
         if isinstance(answer, ClosedError):
             return RequestError(
                 "overloaded", "the server is stopping", headers={"Retry-After": "1"}
@@ -261,12 +281,15 @@ class Service:
         if isinstance(answer, Exception):
             _log.error("the model failed on an image", exc_info=answer)
             return RequestError("internal", "the model failed on this image")
-        if not np.isfinite(answer).all() and adapter is not None:
+
+        finite = np.isfinite(answer).all()
+        if not finite and adapter is not None:
             return RequestError(
-                "invalid_request", "your adapter makes numbers of this image that are not finite"
+                "invalid_request", "your adapter returns non-finite numbers for this image"
             )
-        if not np.isfinite(answer).all():
+        if not finite:
             return RequestError("internal", "the model's output is not finite")
+
         self.metrics.images.inc()
         return answer
 
@@ -275,7 +298,8 @@ def _scores(logits: NDArray[np.float64], function: Function) -> NDArray[np.float
     if function == "none":
         return logits
     if function == "sigmoid":
-        return np.exp(-np.logaddexp(0, -logits))  # 1 / (1 + exp(-x)) without overflow
+        # This equals 1 / (1 + exp(-x)), without overflow.
+        return np.exp(-np.logaddexp(0, -logits))
     if function == "log_softmax":
         return np.asarray(logits - np.logaddexp.reduce(logits), np.float64)
     weights = np.exp(logits - logits.max())

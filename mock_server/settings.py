@@ -1,4 +1,4 @@
-"""The switches of the server, and the command line that sets them."""
+"""The server's options, and the command line that sets them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from mock_server.faults import FaultPlan
 from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
 SHORTEST_KEY = 16
+"""Fewest characters of a tenant's key."""
 _KEY = re.compile(f"[!-~]{{{SHORTEST_KEY},}}")
 Output = Literal["probs", "logits", "label", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a hosted model's owner decides.
+    """Options that the owner of a hosted model decides.
 
     Attributes:
-        model: ``bundled`` or the name of a timm ViT.
-        weights: safetensors file, loaded strictly; None is the model's own.
-        labels: JSON list of class names, or of objects with ``wnid`` and ``name``.
-        profile: Resize and crop; None is the model's own.
-        top_k: The most labels that an answer holds; None is all.
-        output: What the scores are: softmax probabilities, logits, the best label alone, or no
-            scores but the pooled features.
-        jpeg: Re-encoding of each received image; None is none.
-        decimals: Digits after the point that scores are rounded to; None is none.
+        model: ``bundled`` or the name of a timm model.
+        weights: Path of a safetensors file, loaded strictly; None loads the model's own weights.
+        labels: Path of a JSON list of class names, or of objects with ``wnid`` and ``name``; None
+            takes the model's own names.
+        profile: Resize and crop; None takes the model's own.
+        top_k: Largest number of labels in a response; None is all.
+        output: Content of a response: softmax probabilities, logits, the best label alone, or an
+            embedding (the pooled features).
+        jpeg: JPEG re-encoding of each received image, or None.
+        decimals: Number of decimals that scores are rounded to; None does not round.
         host: Address to bind.
-        port: Port to bind; 0 lets the system choose.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        max_batch_size: Images in one forward pass.
-        max_wait: Seconds that an image waits for company.
-        max_queue: Images that may wait; more are answered 503. Also the most images in one
-            request.
-        max_body_bytes: Longest request body; more is answered 413.
-        max_pixels: Largest image, in pixels, up to `MOST_PIXELS`; more is answered 413.
-        api_key: The key that clients must send, or None.
-        tenants: Name → key, each different: clients must send one of them (or ``api_key``), and see
-            its adapters alone.
-        max_adapters: Most that a tenant may have.
-        max_adapter_bytes: Largest file of one.
-        faults: What goes wrong on purpose, or None.
+        port: Port to bind; 0 takes a free port.
+        device: Device for the model: ``auto``, ``cpu`` or ``cuda``.
+        max_batch_size: Largest number of images in one forward pass.
+        max_wait: Longest wait for a full batch, in seconds.
+        max_queue: Largest number of images that may wait, and of images in one request. If the
+            queue is full, the server returns 503.
+        max_body_bytes: Longest request body in bytes; for a longer one the server returns 413.
+        max_pixels: Largest image in pixels, up to `MOST_PIXELS`; for a larger one the server
+            returns 413.
+        api_key: Key that clients must send, or None.
+        tenants: Name and key of each tenant. Clients must send one of these keys (or ``api_key``),
+            and see only the adapters of its tenant.
+        max_adapters: Largest number of adapters per tenant.
+        max_adapter_bytes: Largest adapter file in bytes.
+        faults: Schedule of deliberate faults, or None.
     """
 
     model: str = "bundled"
@@ -81,15 +84,18 @@ class Settings:
         _check_tenants(self.tenants, self.api_key)
         if self.output == "embedding" and self.top_k is not None:
             raise ConfigurationError(
-                "--top-k limits labels, and --output embedding answers none; leave one of them out"
+                "--top-k limits labels, and --output embedding returns none; drop one of them"
             )
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str] | None = None) -> Settings:
-        """Read the command line (None: the process's own).
+        """Parse the command line.
+
+        Args:
+            arguments: Command-line arguments; None takes those of the process.
 
         Raises:
-            ConfigurationError: A switch that does not exist or holds a wrong value.
+            ConfigurationError: An option does not exist or has an invalid value.
         """
         given = _parser().parse_args(arguments)
         return cls(
@@ -120,9 +126,10 @@ class Settings:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raise instead of printing the usage: every configuration error leaves by the same door."""
+    """Argument parser that raises `ConfigurationError` instead of exiting with the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as a configuration error."""
         raise ConfigurationError(message)
 
 
@@ -133,92 +140,144 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: pgn serve --port 8000 --profile resize_crop:72:64 --top-k 5 --jpeg 75:420",
     )
     parser.add_argument(
-        "--model", default="bundled", metavar="bundled|TIMM_NAME", help="what to host (bundled)"
+        "--model", default="bundled", metavar="bundled|TIMM_NAME", help="model to host (bundled)"
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="safetensors file, loaded strictly"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="safetensors file with the weights, loaded strictly (the model's own)",
     )
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help='JSON list of names or of {"wnid", "name"}'
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help='JSON list of class names, or of objects {"wnid", "name"} (the model\'s own)',
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    _add_answer_switches(parser)
-    _add_serving_switches(parser)
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="device for the model (auto)",
+    )
+    _add_response_options(parser)
+    _add_serving_options(parser)
     return parser
 
 
-def _add_answer_switches(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what happens to images and answers")
+def _add_response_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("images and responses")
     group.add_argument(
         "--profile",
         metavar="P",
-        help="direct, resize_crop:R:C, shortest_edge:R or letterbox:R (the model's own)",
+        help="resize and crop: direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
+        "(the model's own)",
     )
     group.add_argument(
-        "--jpeg", metavar="Q[:SUB]", help="re-encode each image, SUB 444, 422 or 420 (420)"
+        "--jpeg",
+        metavar="Q[:SUB]",
+        help="re-encode each image as JPEG of quality Q, SUB 444, 422 or 420 (420)",
     )
     group.add_argument(
-        "--output", choices=["probs", "logits", "label", "embedding"], default="probs"
+        "--output",
+        choices=["probs", "logits", "label", "embedding"],
+        default="probs",
+        help="content of a response (probs)",
     )
-    group.add_argument("--top-k", type=_positive, metavar="N", help="the most labels in an answer")
-    group.add_argument("--round", type=_not_negative, metavar="DECIMALS", help="round the scores")
+    group.add_argument(
+        "--top-k", type=_positive, metavar="N", help="largest number of labels in a response (all)"
+    )
+    group.add_argument(
+        "--round", type=_not_negative, metavar="DECIMALS", help="round the scores to DECIMALS"
+    )
 
 
-def _add_serving_switches(parser: argparse.ArgumentParser) -> None:
+def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("serving")
-    group.add_argument("--host", default="127.0.0.1")
-    group.add_argument("--port", type=_port, default=8000, help="0 picks one (8000)")
-    group.add_argument("--max-batch-size", type=_positive, default=8, metavar="N")
+    group.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1)")
+    group.add_argument(
+        "--port", type=_port, default=8000, help="port to bind; 0 takes a free port (8000)"
+    )
+    group.add_argument(
+        "--max-batch-size",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="largest number of images in one forward pass (8)",
+    )
     group.add_argument(
         "--max-wait",
         type=_seconds,
         default=0.005,
         metavar="SECONDS",
-        help="wait for a batch (0.005)",
+        help="longest wait for a full batch (0.005)",
     )
     group.add_argument(
         "--max-queue",
         type=_positive,
         default=64,
         metavar="N",
-        help="waiting images before 503 (64)",
+        help="largest number of waiting images; a full queue returns 503 (64)",
     )
-    group.add_argument("--max-body-bytes", type=_positive, default=8 * 1024**2, metavar="N")
-    group.add_argument("--max-pixels", type=_positive, default=4096**2, metavar="N")
+    group.add_argument(
+        "--max-body-bytes",
+        type=_positive,
+        default=8 * 1024**2,
+        metavar="N",
+        help="longest request body; a longer one returns 413 (8 MiB)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=4096**2,
+        metavar="N",
+        help="largest image; a larger one returns 413 (4096 x 4096)",
+    )
     group.add_argument(
         "--api-key-env",
         metavar="VAR",
-        help="environment variable that holds the key clients must send",
+        help="environment variable with the key that clients must send",
     )
     group.add_argument(
         "--tenants",
         type=Path,
         metavar="FILE",
-        help="JSON object, tenant: key; each has its own adapters",
+        help='JSON object {"TENANT": "KEY", ...}; each tenant has its own adapters',
     )
     group.add_argument(
-        "--max-adapters", type=_positive, default=64, metavar="N", help="of one tenant (64)"
+        "--max-adapters",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="largest number of adapters per tenant (64)",
     )
     group.add_argument(
         "--max-adapter-bytes",
         type=_positive,
         default=8 * 1024**2,
         metavar="N",
-        help="largest file (8 MiB)",
+        help="largest adapter file (8 MiB)",
     )
     group.add_argument(
-        "--faults", type=Path, metavar="FILE", help="JSON schedule, see mock_server/faults.py"
+        "--faults",
+        type=Path,
+        metavar="FILE",
+        help="JSON schedule of deliberate faults, see mock_server/faults.py",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="of the faults, where their file names none (0)"
+        "--seed", type=int, default=0, help="seed for the faults if their file has none (0)"
     )
 
 
 def read_tenants(path: Path) -> dict[str, str]:
-    """Read the keys of the tenants; messages never repeat one.
+    """Read the tenants' keys from a JSON file.
+
+    Args:
+        path: JSON file with one object of tenant names and keys.
 
     Raises:
-        ConfigurationError: no JSON object of different keys.
+        ConfigurationError: The file does not hold a JSON object of different, valid keys. The
+            message never contains a key.
     """
     try:
         pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
@@ -229,20 +288,22 @@ def read_tenants(path: Path) -> dict[str, str]:
             f"({type(error).__name__})"
         ) from None
     if not tenants or len(tenants) < len(pairs):
-        raise ConfigurationError(f"{path} must name at least one tenant, and none twice")
+        raise ConfigurationError(f"{path} must name at least one tenant, and no tenant twice")
     _check_tenants(tenants, None)
     return tenants
 
 
 def _check_tenants(tenants: Mapping[str, str], api_key: str | None) -> None:
-    """Refuse keys that could not be sent, or would not tell tenants apart."""
+    """Check that every key can be sent, and that the keys distinguish the tenants."""
     keys = list(tenants.values())
-    fine = all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys) and all(tenants)
-    if not fine or len({*keys, api_key}) <= len(keys):
+    valid = all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys) and all(tenants)
+    # The set holds all keys and `api_key` (or None); a duplicate makes it smaller. Invalid keys
+    # may be unhashable lists, so the set is built only from valid ones.
+    if not valid or len({*keys, api_key}) <= len(keys):
         raise ConfigurationError(
             "the tenants' keys must be different from each other and from --api-key-env's, of "
-            f"{SHORTEST_KEY} or more "
-            "printable ASCII characters without blanks, and each tenant must have a name"
+            f"{SHORTEST_KEY} or more printable ASCII characters without blanks, and each tenant "
+            "must have a name"
         )
 
 

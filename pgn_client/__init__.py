@@ -1,11 +1,11 @@
-"""Adapt a vision API that you cannot touch: per-image RGB prompts for a frozen, hosted ViT.
+"""Adapt a hosted image classifier that you cannot change: per-image RGB prompts for a frozen ViT.
 
     from pgn_client import AdaptedClient
 
     with AdaptedClient("http://127.0.0.1:8000", "digits.safetensors") as client:
         print(client.classify("seven.png").label)
 
-Names are resolved on first use (PEP 562), so importing the package loads neither torch nor httpx.
+Names are imported on first use (PEP 562), so importing the package loads neither torch nor httpx.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pgn_client.types import ImageFailure, Prediction, ServerProfile, Usage
     from pgn_client.wire.client import AdaptedClient, AsyncAdaptedClient
 
+# Public name -> module below the package that defines it.
 _HOMES = {
     "AdaptedClient": "wire.client",
     "AsyncAdaptedClient": "wire.client",
@@ -96,6 +97,7 @@ __all__ = [
     "__version__",
 ]
 
+# Reloading the package must not install a second finder.
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
     sys.meta_path.append(MovedModules())
 

@@ -1,4 +1,4 @@
-"""``python -m pgn_client`` is the command ``pgn``."""
+"""Run the command ``pgn`` as ``python -m pgn_client``."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""Names for the arrays that travel between the layers; shapes and value ranges are in the
-docstrings.
-"""
+"""NumPy array types by dtype; docstrings give the shapes and value ranges."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 ::
 
     PGNError
-    ├─ ConfigurationError (ValueError)       unknown name (lists the known ones), wrong option
+    ├─ ConfigurationError (ValueError)       unknown name (lists the valid ones), wrong option
     ├─ ShapeError (ValueError)               an array or image of the wrong shape
     ├─ ImageError                            cannot decode; too large; too small
     ├─ CheckpointError                       unreadable; other schema; made for another backbone
@@ -12,15 +12,15 @@
     └─ EndpointError                         endpoint, attempts, request id; never the credential
        ├─ ConnectionFailedError
        ├─ TimedOutError
-       ├─ ProtocolMismatchError              carries an excerpt of the answer
-       ├─ NotRecordedError                   replaying, and nothing is recorded
-       └─ StatusError                        carries the status
+       ├─ ProtocolMismatchError              carries an excerpt of the response
+       ├─ NotRecordedError                   replay mode, and this answer is not recorded
+       └─ StatusError                        carries the HTTP status
           ├─ AuthenticationError             401, 403
           ├─ InvalidRequestError             other 4xx
           ├─ RateLimitedError                429
           └─ ServerError                     5xx
 
-A message says *what failed: got X, expected Y; do Z.*
+The form of a message is *what failed: got X, expected Y; do Z.*
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PGNError(Exception):
     """Base of all errors of this library."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep attributes when an error crosses a process boundary."""
+        """Keep the attributes when the error is pickled, for example between processes."""
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -44,11 +44,11 @@ def _rebuild(kind: type[PGNError], args: tuple[Any, ...], state: dict[str, Any])
 
 
 class ConfigurationError(PGNError, ValueError):
-    """An unknown name or an option that does not fit; the message lists what does."""
+    """An unknown name or an invalid option value; the message lists the valid ones."""
 
 
 class ShapeError(PGNError, ValueError):
-    """An array or image whose shape does not fit."""
+    """An array or image of the wrong shape."""
 
 
 class ImageError(PGNError):
@@ -62,10 +62,10 @@ class CheckpointError(PGNError):
 
 
 class MissingDependencyError(PGNError, ImportError):
-    """A package of an extra is not installed.
+    """An optional package, which an extra installs, is missing.
 
     Attributes:
-        command: the exact command that installs it.
+        command: Exact command that installs the extra.
     """
 
     def __init__(self, what: str, extra: str) -> None:
@@ -77,35 +77,38 @@ class BudgetExceededError(PGNError):
     """The next image would exceed the budget; nothing was sent for it.
 
     Attributes:
-        spent: how often images were sent so far, retries included.
-        limit: the budget, in images.
+        spent: Number of images sent so far, retries included.
+        limit: Budget, in images.
     """
 
     def __init__(self, spent: int, limit: int) -> None:
-        self.spent, self.limit = spent, limit
+        self.spent = spent
+        self.limit = limit
         super().__init__(
             f"budget exhausted: {spent} of {limit} images are spent; raise budget= to send more"
         )
 
 
 class EndpointError(PGNError):
-    """The endpoint could not be reached, refused, or answered what cannot be understood.
+    """The endpoint was unreachable, refused the request, or returned an unreadable response.
 
     Attributes:
-        endpoint: host and path, without any credential.
-        attempts: requests sent for this call, retries included.
-        request_id: the server's identifier of the last request, if it gave one.
+        endpoint: Host and path, without any credential.
+        attempts: Number of requests sent for this call, retries included.
+        request_id: Server's identifier of the last request; ``None`` if it returned none.
     """
 
     def __init__(
         self, message: str, *, endpoint: str, attempts: int = 1, request_id: str | None = None
     ) -> None:
-        self.endpoint, self.attempts, self.request_id = endpoint, attempts, request_id
+        self.endpoint = endpoint
+        self.attempts = attempts
+        self.request_id = request_id
         super().__init__(message)
 
 
 class ConnectionFailedError(EndpointError):
-    """No connection, or one that broke before the answer was complete."""
+    """No connection, or a connection that broke before the response was complete."""
 
 
 class TimedOutError(EndpointError):
@@ -113,20 +116,20 @@ class TimedOutError(EndpointError):
 
 
 class ProtocolMismatchError(EndpointError):
-    """An answer that is not of the protocol's form; the message carries at most 200 characters of
+    """A response that does not follow the protocol; the message quotes at most 200 characters of
     it.
     """
 
 
 class NotRecordedError(EndpointError):
-    """Recorded answers are replayed, and this one is not among them; nothing was sent."""
+    """The client replays recorded answers and this one is not recorded; nothing was sent."""
 
 
 class StatusError(EndpointError):
-    """An HTTP status that is no success.
+    """The endpoint returned an HTTP error status.
 
     Attributes:
-        status: the HTTP status.
+        status: HTTP status code.
     """
 
     def __init__(
@@ -143,16 +146,16 @@ class StatusError(EndpointError):
 
 
 class AuthenticationError(StatusError):
-    """401 or 403: the key is missing, wrong, or not allowed to do this."""
+    """401 or 403: the key is missing, wrong, or lacks the permission."""
 
 
 class InvalidRequestError(StatusError):
-    """The endpoint refuses this request; sending it again would not help."""
+    """Another 4xx: the endpoint refuses this request, and a retry would not help."""
 
 
 class RateLimitedError(StatusError):
-    """429 until the retries or the deadline ran out."""
+    """The endpoint returned 429 until the retries or the deadline ran out."""
 
 
 class ServerError(StatusError):
-    """The endpoint failed (5xx) until the retries or the deadline ran out."""
+    """The endpoint returned 5xx until the retries or the deadline ran out."""

@@ -1,5 +1,6 @@
-"""Module paths of version 0.1, for one release: importing one warns and says where its names are
-now.
+"""Aliases for the module paths of version 0.1, kept for one release.
+
+Importing an old path works, and warns with the new path.
 """
 
 from __future__ import annotations
@@ -87,22 +88,26 @@ MOVED: dict[str, tuple[str, ...]] = {
     "training.surrogate": ("surrogate.surrogate",),
     "training.wire": ("surrogate.degradation",),
 }
-"""Old module below the package → the modules that have its names now. Whatever lay below it moved
-with it.
+"""Old module path below the package → modules that now define its names. Its submodules moved with
+it.
 """
 RENAMED = {
+    "Asker": "Prober",
+    "Cell": "FinishedCell",
+    "Masked": "MaskedPrompt",
     "Pictures": "FittedSplit",
+    "Recorded": "Reply",
     "WholePicture": "WholeImage",
     "fit_picture": "fit_to_canvas",
     "holds_picture": "holds_image",
     "load_pictures": "load_images",
     "picture": "to_image",
 }
-"""Names that changed when their module moved."""
+"""Old name → new name, for names that changed when their module moved."""
 
 
 class MovedModules(MetaPathFinder):
-    """Finds modules under their old paths, after all other finders have found nothing."""
+    """Import finder for old module paths; runs last, when no other finder has found the module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -117,34 +122,39 @@ class MovedModules(MetaPathFinder):
 
 
 def new_homes(fullname: str) -> tuple[str, ...] | None:
-    """Return the modules that have the names of an old module now, or ``None`` if it is none.
+    """Return the modules that now define the names of an old module.
 
     Args:
         fullname: Dotted path with the package, such as ``pgn_client.protocols.v1``.
+
+    Returns:
+        Dotted paths with the package; ``None`` where ``fullname`` is not an old module path.
     """
     package, _, old = fullname.partition(".")
     if package != PACKAGE:
         return None
     if old in MOVED:
         return tuple(f"{PACKAGE}.{home}" for home in MOVED[old])
+
+    # A submodule of a moved folder: it has the same name below the folder's new path.
     above, _, below = old.rpartition(".")
     homes = new_homes(f"{PACKAGE}.{above}") if above else None
     return None if homes is None else (f"{homes[0]}.{below}",)
 
 
 class Alias(Loader):
-    """Makes a module that looks every name up where it is now."""
+    """Loader of a module that looks up every name in the modules that now define it."""
 
     def __init__(self, homes: tuple[str, ...]) -> None:
         self.homes = homes
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn, and let the module look names up."""
-        places = " and ".join(self.homes)
+        """Warn about the old path, and make the module look up names in the new modules."""
+        new_paths = " and ".join(self.homes)
         warnings.warn(
-            f"{module.__name__} has moved to {places}; the old path goes with the next release",
+            f"{module.__name__} has moved to {new_paths}; the next release removes the old path",
             DeprecationWarning,
-            # the import statement: warnings leaves the import system's own frames out
+            # Level 2 is the user's import statement: warnings skips the import system's frames.
             stacklevel=2,
         )
         homes = [import_module(home) for home in self.homes]
@@ -156,7 +166,10 @@ class Alias(Loader):
                         return getattr(home, current)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
-        public = {name for home in homes for name in vars(home) if not name.startswith("_")}
+        public: set[str] = set()
+        for home in homes:
+            public.update(name for name in vars(home) if not name.startswith("_"))
+
         vars(module)["__getattr__"] = lookup
         vars(module)["__all__"] = sorted(public)
         vars(module)["__dir__"] = lambda: sorted(public)

@@ -1,11 +1,11 @@
-"""Frozen values that travel between the layers, and the letters of every shape.
+"""Immutable values that the layers pass to each other, and the letters used in array shapes.
 
 Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches,
 **D** embedding width, **K** prompts per image, **L** library rows, **C** task classes, **S** source
-classes (of the endpoint).
+classes (the endpoint's).
 
-Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalised* (x - mean)/std; *embedding*
-(..., D). Colour is RGB. Times are in seconds.
+Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalized* (x - mean)/std; *embedding*
+(..., D). Color is RGB. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -24,23 +24,21 @@ if TYPE_CHECKING:
 
 ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
 NONE = "none of these"
-"""The label of an image that no class is likely enough for, where a checkpoint says how likely
-that is.
-"""
+"""Label of an image whose best class is less likely than the checkpoint's ``none_below``."""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an endpoint said about one image, before any label mapping.
+    """Scores that an endpoint returned for one image, before any label mapping.
 
     Attributes:
-        labels: source labels, best first; all S of them, or the top k that the endpoint returns. Of
-            an embedding the names of its D numbers, ``dim 0``, ``dim 1``, ..., in order.
-        scores: one number per label. For the kind ``label`` it is ``(1.0,)``.
-        kind: ``probabilities`` (sum at most 1), ``logits`` (any real numbers), ``label`` (the best
-            label alone) or ``embedding`` (features of the image, which only a label mapping turns
-            into classes).
+        labels: Source labels, best first: all S of them, or the top k that the endpoint returns.
+            For an embedding, the names of its D numbers in order: ``dim 0``, ``dim 1``, ….
+        scores: One number per label; ``(1.0,)`` for the kind ``label``.
+        kind: Type of the scores: ``probabilities`` (sum at most 1), ``logits`` (any real numbers),
+            ``label`` (the best label alone) or ``embedding`` (features of the image, which only a
+            label mapping turns into classes).
     """
 
     labels: tuple[str, ...]
@@ -49,19 +47,35 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """The task's answer for one image.
+class Reply:
+    """An endpoint's answer and the requests it took, now or when it was recorded.
 
     Attributes:
-        label: the best class, or ``none of these`` where the checkpoint's ``none_below`` is above
-            its probability.
-        score: its probability in [0, 1].
-        scores: probability of every class, best first.
-        source: who answered: the ``endpoint``, the ``local`` head, or ``both`` (fused).
-        attempts: requests that the answer took, 0 when answered locally. A recorded answer says
-            what it took when it was recorded, so that a run can be repeated exactly; what is really
-            sent is in ``usage``.
-        request_id: the server's identifier, if it gave one.
+        answer: Answer of the endpoint.
+        attempts: Number of requests, retries included; 0 for a local answer.
+        request_id: Server's identifier of the request, if it returned one.
+    """
+
+    answer: Answer
+    attempts: int = 0
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The predicted task class of one image.
+
+    Attributes:
+        label: Best class, or ``none of these`` where its probability is below the checkpoint's
+            ``none_below``.
+        score: Probability of the best class, in [0, 1].
+        scores: Probability of every class, best first.
+        source: Origin of the prediction: ``endpoint``, ``local`` (the local head) or ``both``
+            (fused).
+        attempts: Number of requests that the prediction took, 0 for a local one. A recorded answer
+            keeps its number from the recording, so that a run can be repeated exactly; ``usage``
+            counts the requests that are really sent.
+        request_id: Server's identifier of the request; ``None`` if it returned none.
     """
 
     label: str
@@ -74,11 +88,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """Why one image of many has no prediction.
+    """The reason why one image of many has no prediction.
 
     Attributes:
-        image: path, or a description of what was given.
-        error: the reason.
+        image: Path of the image, or a description of the object that was passed.
+        error: Exception that stopped the prediction.
     """
 
     image: str
@@ -87,16 +101,16 @@ class ImageFailure:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a client has used so far.
+    """Images, requests and cost of a client so far.
 
     Attributes:
-        images: queries: images sent and answered or refused by the endpoint (each counted once).
-        requests: HTTP requests, retries included.
-        retries: requests beyond the first of a call.
-        bytes_sent: request body bytes, retries included.
-        cost: ``billable`` times the price per image; ``None`` when no price is known.
-        billable: how often an image was sent, retries included: at most what the provider bills,
-            and what a budget caps.
+        images: Number of queries: images that the endpoint answered or refused, each counted once.
+        requests: Number of HTTP requests, retries included.
+        retries: Number of requests beyond the first of a call.
+        bytes_sent: Size of all request bodies in bytes, retries included.
+        cost: ``billable`` times the price per image; ``None`` without a price.
+        billable: Number of images sent, retries included: the upper limit of what the provider
+            bills, and the number that a budget caps.
     """
 
     images: int = 0
@@ -109,17 +123,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What an endpoint says about its model (``GET /v1/model``); fields it does not give are
-    ``None``.
+    """An endpoint's description of its model (``GET /v1/model``).
+
+    Fields that the endpoint does not return are ``None``.
 
     Attributes:
-        name: model name.
-        input_size: side of the square image that the model sees, in pixels.
-        profile: the server's resize and crop, as a profile string.
-        classes: source labels, in the model's order.
-        patch_embedding_sha256: SHA-256 of little-endian float32 weight, then bias, of the patch
-            embedding.
-        weights_sha256: SHA-256 of the weights' file.
+        name: Model name.
+        input_size: Side of the square model input, in pixels.
+        profile: Server's resize and crop, as a profile string (see :meth:`ServerProfile.parse`).
+        classes: Source labels, in the model's order.
+        patch_embedding_sha256: SHA-256 of the patch embedding: its weight, then its bias, as
+            little-endian float32.
+        weights_sha256: SHA-256 of the weights file.
     """
 
     name: str
@@ -132,15 +147,16 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerProfile:
-    """What a server does to an image's geometry before its model sees it.
+    """Resize and crop that a server applies to an image before its model sees it.
 
     Attributes:
-        kind: ``direct`` resizes to H x W; ``resize_crop`` brings the shorter edge to ``resize`` and
-            crops the centre ``crop``; ``shortest_edge`` is the same without crop; ``letterbox``
-            fits, centres, and pads with the mean.
-        resize: side after the resize, in pixels; ``None`` for ``direct`` (the model's own input
-            size).
-        crop: side after the crop, in pixels; only for ``resize_crop``.
+        kind: ``direct`` resizes to H x W; ``resize_crop`` resizes the shorter edge to ``resize``
+            and crops a square of side ``crop`` at the center; ``shortest_edge`` does the same
+            without the crop; ``letterbox`` fits the image into a square, centers it, and pads with
+            the mean.
+        resize: Side after the resize, in pixels; ``None`` for ``direct``, which uses the model's
+            input size.
+        crop: Side after the crop, in pixels; only for ``resize_crop``.
     """
 
     kind: ProfileKind
@@ -152,20 +168,20 @@ class ServerProfile:
         """Read ``direct``, ``resize_crop:256:224``, ``shortest_edge:224`` or ``letterbox:224``.
 
         Raises:
-            ConfigurationError: anything else.
+            ConfigurationError: The text has another form.
         """
         kind, *numbers = text.split(":")
-        wanted = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}.get(kind)
-        if (
-            wanted is None
-            or len(numbers) != wanted
-            or not all(n.isdecimal() and int(n) > 0 for n in numbers)
+        side_counts = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}
+        if side_counts.get(kind) != len(numbers) or not all(
+            # Python reads no number of thousands of digits
+            n.isdecimal() and len(n) <= 9 and int(n) > 0
+            for n in numbers
         ):
             raise ConfigurationError(
                 f"server profile: got {text!r}, expected direct, resize_crop:R:C, shortest_edge:R "
-                "or letterbox:R "
-                "with sides in pixels, for example resize_crop:256:224"
+                "or letterbox:R with sides in pixels, for example resize_crop:256:224"
             )
+
         sides = [int(n) for n in numbers]
         if kind == "resize_crop" and sides[0] < sides[1]:
             raise ConfigurationError(
@@ -179,11 +195,11 @@ class ServerProfile:
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """What of a checkpoint runs on the server: it is uploaded once, and images name it.
+    """A checkpoint that runs on the server: uploaded once, then referenced by every image.
 
     Attributes:
-        name: under which the server keeps it; told by its content, so that no other file has it.
-        data: the file's bytes.
+        name: Name under which the server stores it; derived from the content, so it is unique.
+        data: Content of the checkpoint file.
     """
 
     name: str
@@ -191,8 +207,9 @@ class Hosted:
 
     @property
     def reference(self) -> str:
-        """How images name it: the file's hash goes along, so that no other under the same name
-        answers.
+        """Reference that every image sends: the name and the file's SHA-256.
+
+        With the hash, the server cannot use another file that has the same name.
         """
         return f"{self.name}@{hashlib.sha256(self.data).hexdigest()}"
 
@@ -202,11 +219,11 @@ class Prepared:
     """One image, ready to be sent.
 
     Attributes:
-        image: RGB; exactly what will be sent, in the size the server profile asks for.
-        local_log_probs: (C,) float64, log-probabilities of the local head; ``None`` where there is
-            none.
-        hosted: reference of what answers on the server instead of the model itself; empty for the
-            model.
+        image: RGB image exactly as it will be sent, in the size that the server profile needs.
+        local_log_probs: Log-probabilities of the local head, (C,) float64; ``None`` without a local
+            head.
+        hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
+            where the hosted model processes it alone.
     """
 
     image: Image.Image
@@ -215,7 +232,7 @@ class Prepared:
 
 
 class ScoreMapping(Protocol):
-    """Endpoint answers to task classes."""
+    """Label mapping: turns endpoint answers into scores of the task classes."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -228,9 +245,7 @@ class ScoreMapping(Protocol):
 
 
 class Adapter(Protocol):
-    """What a client needs to know of a prompt adapter: images in, images out, and how to read
-    the answers.
-    """
+    """The part of a prompt adapter that a client uses: it prepares images and maps the answers."""
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -239,17 +254,22 @@ class Adapter(Protocol):
 
     @property
     def mapping(self) -> ScoreMapping:
-        """Endpoint answers to task classes."""
+        """Label mapping from endpoint answers to task classes."""
         ...
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return what will be sent for each RGB image, with the local head's opinion."""
+        """Return what will be sent for each RGB image, with the local head's log-probabilities."""
         ...
 
 
 class Ask(Protocol):
-    """Asks an endpoint for its own answers; fitting takes one of these, and so needs no client."""
+    """Function that queries an endpoint; fitting takes one as an argument and needs no client."""
 
     def __call__(self, images: Sequence[Any], adapter: Adapter | None = None) -> list[Answer]:
-        """Return the answers to images as they are, or as ``adapter`` makes them, in order."""
+        """Return the endpoint's answers, in the order of the images.
+
+        Args:
+            images: Images to send.
+            adapter: Adapter that prepares the images; ``None`` sends them unchanged.
+        """
         ...

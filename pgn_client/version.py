@@ -1,3 +1,3 @@
-"""The version, for the package, its checkpoints and its reports."""
+"""Version of the package, which checkpoints and reports record."""
 
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ NAMES = json.loads(
 """
 GONE = {
     "benchmark.runs": {"PROBE", "RAW"},
+    "probe": {"Asker"},
     "reading": {"fuse"},
     "refit": {"queries"},
     "report": {"steps_sheet"},
@@ -42,7 +43,7 @@ def test_an_old_path_names_the_new_one_at_the_importing_line():
         "pgn_client.backbone has moved to pgn_client.surrogate.backbone and "
         "pgn_client.surrogate.patch_embedding"
     )
-    assert f"DeprecationWarning: {expected}; the old path goes with the next release" in done.stderr
+    assert f"DeprecationWarning: {expected}; the next release removes the old path" in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.* has moved to .*:DeprecationWarning")

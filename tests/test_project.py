@@ -126,7 +126,11 @@ def test_the_demo_shows_pictures_before_and_after(folder):
 
 def test_the_targets_of_make_are_what_they_say():
     assert "pgn demo" in run("make", "-n", "demo", cwd=ROOT).stdout
-    assert "-m pytest" in run("make", "-n", "test", cwd=ROOT).stdout
+    test, test_all = (run("make", "-n", name, cwd=ROOT).stdout for name in ("test", "test-all"))
+    assert "-m pytest" in test
+    assert "-m slow" not in test
+    assert test_all.splitlines()[-1].endswith("-m slow ")
+    assert test.splitlines()[-1] in test_all
     assert "-m pytest -m interop" in run("make", "-n", "interop", cwd=ROOT).stdout
 
 
@@ -142,7 +146,15 @@ def test_the_python_of_a_page_runs(folder, url, page):
             assert (folder / "sent.png").exists()
 
 
-@pytest.mark.parametrize("page", **names([page for page in PAGES if commands(page)]))
+def _slow_but(first, pages):
+    """Parameters in which every page but the first is slow: each trains and evaluates."""
+    return [page if page == first else pytest.param(page, marks=pytest.mark.slow) for page in pages]
+
+
+WITH_COMMANDS = [page for page in PAGES if commands(page)]
+
+
+@pytest.mark.parametrize("page", _slow_but(README, WITH_COMMANDS), ids=names(WITH_COMMANDS)["ids"])
 def test_the_commands_of_a_page_run(folder, url, page):
     for text in blocks("toml", page):
         (folder / "service.toml").write_text(text.replace(URL, url), encoding="utf-8")
@@ -195,7 +207,10 @@ def test_the_drawing_of_the_readme_is_small():
         ("classify.py", ["URL", "demo_out/pgn.safetensors", "demo_out/digits/3"]),
         ("classify_async.py", ["URL", "demo_out/pgn.safetensors", "demo_out/digits/3"]),
         ("look_at_prompts.py", ["demo_out/pgn.safetensors", "seven.png", "looked.png"]),
-        ("train_in_python.py", ["demo_out/digits", "again.safetensors"]),
+        pytest.param(
+            *("train_in_python.py", ["demo_out/digits", "again.safetensors"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_example_runs(folder, url, example, arguments):

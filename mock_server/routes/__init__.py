@@ -1,1 +1,1 @@
-"""The wire formats: one file each, all answered by `mock_server.service.Service`."""
+"""The wire formats, one file each; all of them use `mock_server.service.Service`."""

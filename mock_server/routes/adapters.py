@@ -1,5 +1,6 @@
-"""A tenant's EXPRES adapters: `PUT`, `GET` and `DELETE /v1/adapters/{name}`, and `GET
-/v1/adapters`.
+"""Routes for a tenant's EXPRES adapters.
+
+`PUT`, `GET` and `DELETE /v1/adapters/{name}`, and `GET /v1/adapters`.
 """
 
 from __future__ import annotations
@@ -29,30 +30,32 @@ router = APIRouter(
 def index(request: Request) -> AdapterList:
     """List the tenant's adapters."""
     service = service_of(request)
-    own = service.adapters.of(tenant_of(request))
+    adapters = service.adapters.of(tenant_of(request))
     return AdapterList(
-        adapters=[_card(own[name]) for name in sorted(own)], most=service.settings.max_adapters
+        adapters=[_card(adapters[name]) for name in sorted(adapters)],
+        most=service.settings.max_adapters,
     )
 
 
 @router.put("/{name}", response_model=AdapterCard, openapi_extra=_BODY)
 async def put(request: Request, name: str) -> JSONResponse:
-    """Keep an adapter under a name, instead of the one that the tenant had there: 201 for a new
-    name, otherwise 200.
-    """
+    """Store an adapter: 201 for a new name, 200 if it replaces an adapter of the tenant."""
     if NAME.fullmatch(name) is None:
-        what = (
+        raise RequestError(
+            "invalid_request",
             "a name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with "
-            "a letter or digit"
+            "a letter or digit",
         )
-        raise RequestError("invalid_request", what)
     service = service_of(request)
     if service.want == "embedding":
         raise RequestError(
-            "invalid_request", "this server answers embeddings, and an adapter has none"
+            "invalid_request", "this server returns embeddings, and an adapter has none"
         )
     service.require_ready()
-    service.adapters.require_room(tenant_of(request), name)  # before the work, and again behind it
+
+    # Checked here to reject the upload early, and again in `put`, because other uploads may finish
+    # in the meantime.
+    service.adapters.require_room(tenant_of(request), name)
     data = await read_body(request, service.settings.max_adapter_bytes)
     adapter = await asyncio.to_thread(read, data, name, service.model)
     new = service.adapters.put(tenant_of(request), adapter)
@@ -67,18 +70,21 @@ def get(request: Request, name: str) -> AdapterCard:
 
 @router.delete("/{name}", status_code=204)
 def delete(request: Request, name: str) -> Response:
-    """Forget one of the tenant's adapters."""
+    """Delete one of the tenant's adapters."""
     service_of(request).adapters.delete(tenant_of(request), name)
     return Response(status_code=204)
 
 
 def adapter_of(request: Request, *, segments: bool = False) -> Adapter | None:
-    """Return the tenant's adapter that a request's query names, as NAME or NAME@SHA256; None where
-    it names none.
+    """Return the tenant's adapter that the request's query names, or None if it names none.
+
+    Args:
+        request: Request with an optional query parameter ``adapter``: NAME or NAME@SHA256.
+        segments: Whether the adapter must return masks; otherwise it must classify.
 
     Raises:
-        RequestError: ``not_found``; ``invalid_request`` on a server that answers with embeddings,
-            or for an adapter that does not do what is asked, masks (``segments``) or classes.
+        RequestError: ``not_found`` if the tenant has no such adapter; ``invalid_request`` if the
+            adapter has the other task, or if this server returns embeddings.
     """
     name = request.query_params.get("adapter")
     if name is None:
@@ -86,8 +92,9 @@ def adapter_of(request: Request, *, segments: bool = False) -> Adapter | None:
     service = service_of(request)
     if service.want == "embedding":
         raise RequestError(
-            "invalid_request", "this server answers embeddings, and an adapter has none"
+            "invalid_request", "this server returns embeddings, and an adapter has none"
         )
+
     adapter = service.adapters.get(tenant_of(request), name)
     if adapter.segments != segments:
         path = "/v1/segment" if adapter.segments else "/v1/classify"

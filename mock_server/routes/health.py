@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics; none of them wants a key."""
+"""Liveness, readiness and metrics; these routes need no key."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ router = APIRouter(tags=["health"])
 
 @router.get("/")
 def alive() -> JSONResponse:
-    """Say that something listens here."""
+    """Report that the server is running."""
     return JSONResponse({"status": "alive"})
 
 
 @router.get("/healthz")
 @router.get("/health")
 def health() -> PlainTextResponse:
-    """Say that the process lives."""
+    """Report that the process is alive."""
     return PlainTextResponse("Ok")
 
 
 @router.get("/ping")
 def ping(request: Request) -> JSONResponse:
-    """Say whether the model is warm, as SageMaker (by the status) and TorchServe (by the body) ask
-    it.
-    """
+    """Report whether the model is ready: by status for SageMaker, by body for TorchServe."""
     service_of(request).require_ready()
     return JSONResponse({"status": "Healthy"})
 
 
 @router.get("/readyz")
 def ready(request: Request) -> PlainTextResponse:
-    """Say whether the model is warm: 503 until then, and while stopping."""
+    """Report whether the model is ready: 503 while it loads and while the server stops."""
     if not service_of(request).ready:
         raise RequestError("overloaded", "the model is not ready", headers={"Retry-After": "1"})
     return PlainTextResponse("Ok")

@@ -1,16 +1,20 @@
-"""The Open Inference Protocol, version 2, as KServe, Triton and MLServer speak it.
+"""The Open Inference Protocol, version 2, of KServe, Triton and MLServer.
 
-Two inputs, one of them per request. ``images`` (B, 3, H, W) is what the model sees: FP32 in its
-normalised space, or UINT8 pixels that are normalised here; neither resize nor JPEG touches it.
-``pictures`` (B,) are BYTES: image files that go through the server's own preprocessing (in JSON
-each is base64). Outputs: ``logits`` and ``probabilities``, the owner's choice first, or
-``embedding`` alone. JSON, the binary tensor extension both ways, the raw request
-(``Inference-Header-Content-Length: 0``, FP32 images) and the classification extension
-(``value:index:label``) are spoken; gzip requests too.
+The model has two inputs, and a request has one of them:
 
-Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is refused; where the owner
-keeps scores back, complete tensors are a 400 and only the classification extension answers; one bad
-image refuses the whole request.
+- ``images`` (B, 3, H, W) goes to the model: FP32 in its normalized space, or UINT8 pixels that the
+  server normalizes. The server applies neither resize nor JPEG to this input.
+- ``pictures`` (B,), BYTES, holds image files, which go through the server's own preprocessing. In
+  JSON each file is base64.
+
+The outputs are ``logits`` and ``probabilities``, with the owner's choice first, or only
+``embedding``. The server supports JSON, the binary tensor extension for requests and responses, the
+raw request (``Inference-Header-Content-Length: 0``, FP32 images), the classification extension
+(``value:index:label``), and gzip requests.
+
+Deviations from Triton: bad JSON and short data are 400 and not 500; NaN is a 400. If the owner's
+settings hide a part of the scores, complete tensors are a 400, and only the classification
+extension works. One bad image fails the whole request.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from mock_server.routes.payload import check_model, parse_object, read_body, req
 from mock_server.routes.tensors import Input, pack, read_input
 from mock_server.service import Answer, Function, Service
 
-VERSION = "1"  # of the one model
+VERSION = "1"
+"""Version of the hosted model."""
 EXTENSIONS = ["classification", "binary_tensor_data", "model_repository"]
 FUNCTIONS: dict[str, Function] = {"logits": "none", "probabilities": "softmax"}
+"""Function that turns logits into each output."""
 
 router = APIRouter(prefix="/v2", tags=["oip"])
 
@@ -43,13 +49,13 @@ def server() -> JSONResponse:
 
 @router.get("/health/live")
 def live() -> JSONResponse:
-    """Say that the process lives."""
+    """Report that the process is alive."""
     return JSONResponse({"live": True})
 
 
 @router.get("/health/ready")
 def ready(request: Request) -> JSONResponse:
-    """Say whether the model is warm."""
+    """Report whether the model is ready: 503 until then."""
     service_of(request).require_ready()
     return JSONResponse({"ready": True})
 
@@ -57,8 +63,8 @@ def ready(request: Request) -> JSONResponse:
 @router.get("/models/{model}/ready")
 @router.get("/models/{model}/versions/{version}/ready")
 def model_ready(request: Request) -> JSONResponse:
-    """Say whether this model is warm."""
-    _check(request)
+    """Report whether the named model is ready: 503 until then."""
+    _check_path(request)
     service_of(request).require_ready()
     return JSONResponse({"name": service_of(request).model.name, "ready": True})
 
@@ -66,11 +72,13 @@ def model_ready(request: Request) -> JSONResponse:
 @router.get("/models/{model}", dependencies=[Depends(require_key)])
 @router.get("/models/{model}/versions/{version}", dependencies=[Depends(require_key)])
 def describe(request: Request) -> JSONResponse:
-    """Describe the model: its tensors, and what a client needs to make them."""
-    _check(request)
+    """Describe the model: its tensors, preprocessing and classes."""
+    _check_path(request)
     service = service_of(request)
-    preprocessing, side = service.preprocessing, service.preprocessing.input_size
+    preprocessing = service.preprocessing
+    side = preprocessing.input_size
     any_shape = preprocessing.profile.kind == "shortest_edge"
+
     content = {
         "name": service.model.name,
         "versions": [VERSION],
@@ -100,7 +108,7 @@ def describe(request: Request) -> JSONResponse:
 
 @router.post("/repository/index", dependencies=[Depends(require_key)])
 def index(request: Request) -> JSONResponse:
-    """List the one model."""
+    """List the hosted model."""
     service = service_of(request)
     state = "READY" if service.ready else "LOADING"
     return JSONResponse(
@@ -128,36 +136,38 @@ _TENSORS = {
     dependencies=[Depends(require_key)],
 )
 async def infer(request: Request) -> Response:
-    """Answer tensors with tensors."""
-    _check(request)
+    """Return the requested outputs for a batch of images."""
+    _check_path(request)
     service = service_of(request)
-    header, tail = _split(
-        await read_body(request), request.headers.get("inference-header-content-length")
-    )
+    body = await read_body(request)
+    header, tail = _split(body, request.headers.get("inference-header-content-length"))
     content = _raw_request(service, tail) if header == b"" else parse_object(header, None)
-    wanted = _wanted(service, content)
+    requested = _requested_outputs(service, content)
     images = read_input(content, tail, service.preprocessing)
+
     answers = await service.ask_all(images, service.want)
-    outputs = [_output(service, answers, one) for one in wanted]
+    outputs = [_output(service, answers, one) for one in requested]
     return _respond(service, content, outputs)
 
 
-def _check(request: Request) -> None:
+def _check_path(request: Request) -> None:
+    """Check the model and version in the request's path."""
     check_model(request)
     if request.path_params.get("version", VERSION) != VERSION:
-        raise RequestError("not_found", f"no such version of the model; there is {VERSION}")
+        raise RequestError("not_found", f"no such version of the model; it has version {VERSION}")
 
 
 def _output_names(service: Service) -> list[str]:
+    """Return the names of the model's outputs, the owner's choice first."""
     if service.want == "embedding":
         return ["embedding"]
-    return (
-        ["logits", "probabilities"] if service.function == "none" else ["probabilities", "logits"]
-    )
+    if service.function == "none":
+        return ["logits", "probabilities"]
+    return ["probabilities", "logits"]
 
 
 def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
-    """Return the JSON and the tensors behind it; empty JSON is a raw request."""
+    """Return the JSON and the tensors behind it; the JSON of a raw request is empty."""
     if length is None:
         return body, b""
     if not length.isdecimal() or len(length) > 12 or int(length) > len(body):
@@ -168,12 +178,12 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
 
 
 def _raw_request(service: Service, tail: bytes) -> dict[str, Any]:
-    """Describe a body that is one FP32 tensor and nothing else."""
+    """Return the JSON request that is equivalent to a body of one FP32 tensor."""
     side = service.preprocessing.input_size
     batch, rest = divmod(len(tail), 4 * 3 * side * side)
     if rest:
         raise RequestError(
-            "invalid_request", f"a raw request holds whole FP32 images of 3 x {side} x {side}"
+            "invalid_request", f"a raw request must hold complete FP32 images, 3 x {side} x {side}"
         )
     tensor: Input = {
         "name": "images",
@@ -184,12 +194,14 @@ def _raw_request(service: Service, tail: bytes) -> dict[str, Any]:
     return {"inputs": [tensor], "parameters": {"binary_data_output": True}}
 
 
-def _wanted(service: Service, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return name, classification (0: none) and binary of each output that the request asks for;
-    all by default.
+def _requested_outputs(service: Service, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the outputs that the request names; all outputs by default.
+
+    Each entry has ``name``, ``classification`` (number of labels; 0 is the complete tensor) and
+    ``binary``.
     """
     names = _output_names(service)
-    default = _parameters(content).get("binary_data_output", False)
+    binary_default = _parameters(content).get("binary_data_output", False)
     outputs = content.get("outputs") or [{"name": name} for name in names]
     if not isinstance(outputs, list) or not all(
         isinstance(one, dict) and one.get("name") in names for one in outputs
@@ -197,24 +209,23 @@ def _wanted(service: Service, content: dict[str, Any]) -> list[dict[str, Any]]:
         raise RequestError(
             "invalid_request", f"unexpected inference output; this model has {', '.join(names)}"
         )
-    wanted = []
+
+    requested = []
     for one in outputs:
         parameters = _parameters(one)
-        classification, binary = (
-            parameters.get("classification", 0),
-            parameters.get("binary_data", default),
-        )
+        classification = parameters.get("classification", 0)
+        binary = parameters.get("binary_data", binary_default)
         if type(classification) is not int or classification < 0 or not isinstance(binary, bool):
             raise RequestError(
                 "invalid_request",
-                "classification must be a whole number, binary_data true or false",
+                "classification must be a whole number, and binary_data true or false",
             )
         if classification and service.want == "embedding":
             raise RequestError("invalid_request", "an embedding has no classification")
         if not classification:
             service.require_complete()
-        wanted.append({"name": one["name"], "classification": classification, "binary": binary})
-    return wanted
+        requested.append({"name": one["name"], "classification": classification, "binary": binary})
+    return requested
 
 
 def _parameters(part: dict[str, Any]) -> dict[str, Any]:
@@ -225,48 +236,54 @@ def _parameters(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _output(
-    service: Service, answers: list[Answer], wanted: dict[str, Any]
+    service: Service, answers: list[Answer], requested: dict[str, Any]
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Return one output's JSON and, if it is wanted as binary, its bytes."""
+    """Return the JSON of one output and, if the request wants binary data, its bytes."""
+    name = requested["name"]
+    count = requested["classification"]
+    function = FUNCTIONS.get(name)
+
     values: NDArray[Any]
-    function = FUNCTIONS.get(wanted["name"])
-    if wanted["classification"] and function is not None:
-        values = np.array(
-            [_classified(service, answer, function, wanted["classification"]) for answer in answers]
-        )
+    if count and function is not None:
+        values = np.array([_classified(service, answer, function, count) for answer in answers])
     else:
         values = np.stack([service.complete(answer, function) for answer in answers])
-    kind = "BYTES" if values.dtype.kind == "U" else "FP32"
-    tensor: dict[str, Any] = {"name": wanted["name"], "datatype": kind, "shape": list(values.shape)}
-    if not wanted["binary"]:
+
+    datatype = "BYTES" if values.dtype.kind == "U" else "FP32"
+    tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
+    if not requested["binary"]:
         return tensor | {"data": values.ravel().tolist()}, None
     packed = pack(values)
     return tensor | {"parameters": {"binary_data_size": len(packed)}}, packed
 
 
 def _classified(service: Service, logits: Answer, function: Function, count: int) -> list[str]:
-    places = {label: place for place, label in enumerate(service.model.classes)}
+    """Return the best labels of one image as ``value:index:label``."""
+    indices = {label: index for index, label in enumerate(service.model.classes)}
     labels, scores = service.rank(logits, function, top_k=count)
     return [
-        f"{score:f}:{places[label]}:{label}" for label, score in zip(labels, scores, strict=True)
+        f"{score:f}:{indices[label]}:{label}" for label, score in zip(labels, scores, strict=True)
     ]
 
 
 def _respond(
     service: Service, content: dict[str, Any], outputs: list[tuple[dict[str, Any], bytes | None]]
 ) -> Response:
-    given = (
-        {"id": content["id"].encode("utf-8", "replace").decode()}
-        if isinstance(content.get("id"), str)
-        else {}
-    )
-    name = {"model_name": service.model.name, "model_version": VERSION}
-    answer = {**given, **name, "outputs": [tensor for tensor, _ in outputs]}
+    """Return the response: JSON, followed by the binary outputs if there are any."""
+    answer: dict[str, Any] = {}
+    if isinstance(content.get("id"), str):
+        # JSON can hold a lone surrogate, which UTF-8 cannot encode; it becomes a question mark.
+        answer["id"] = content["id"].encode("utf-8", "replace").decode()
+    answer["model_name"] = service.model.name
+    answer["model_version"] = VERSION
+    answer["outputs"] = [tensor for tensor, _ in outputs]
     if all(packed is None for _, packed in outputs):
         return JSONResponse(answer)
+
     header = json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    tail = b"".join(packed or b"" for _, packed in outputs)
     return Response(
-        header + b"".join(packed or b"" for _, packed in outputs),
+        header + tail,
         media_type="application/octet-stream",
         headers={"Inference-Header-Content-Length": str(len(header))},
     )

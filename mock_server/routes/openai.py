@@ -1,16 +1,18 @@
-"""OpenAI's chat completions with one image, and image embeddings in the dialects of infinity and
-vLLM.
+"""OpenAI's chat completions with one image, and image embeddings.
 
-The chat answers with one label. The closed set is the ``enum`` in the schema of ``response_format``
-(of the schema itself, or of the one property of an object: then the content is the JSON object with
-it); without one it is every class. Each name in it must be a class name of the model, letter for
-letter. ``logprobs`` has one token, the label, and its logarithms are of the softmax over the closed
-set.
+Chat completions. The message contains one label of a closed set. The closed set is the ``enum`` in
+the schema of ``response_format``, either of a string schema (then the content is the label), or of
+the only property of an object schema (then the content is the JSON object). Without an ``enum`` the
+closed set is all classes. Each of its names must equal a class name of the model. ``logprobs`` has
+one token, the label; the probabilities come from the softmax over the closed set.
 
-The image is a ``data:`` URL; nothing is ever fetched. Texts are read by nobody: they are counted
-in ``usage`` only, one token per word, and one per patch of the image. Deviations: no streaming,
-one choice, one image; parameters that steer sampling change nothing; `--output label` has no
-logprobs, as several real servers silently have none.
+Embeddings. The request has the form of infinity (``input``) or of vLLM (``messages``).
+
+The image is a ``data:`` URL; the server never fetches a URL. It ignores texts, and only counts them
+in ``usage``: one token per word, and one per patch of the image.
+
+Deviations: no streaming; one choice; one image; sampling parameters have no effect; with
+``--output label`` there are no logprobs, as on several real servers, which leave them out silently.
 """
 
 from __future__ import annotations
@@ -49,18 +51,20 @@ router = APIRouter(tags=["openai"], dependencies=[Depends(require_key)])
 
 @router.post("/v1/chat/completions", openapi_extra=_BODY)
 async def chat(request: Request) -> JSONResponse:
-    """Answer one image with the best label of a closed set."""
+    """Return the best label of a closed set for one image."""
     service = service_of(request)
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
     if content.get("stream") or content.get("n", 1) not in (1, None):
-        raise RequestError("invalid_request", "only one choice, and no stream, is offered")
+        raise RequestError("invalid_request", "the server offers one choice only, and no streaming")
     count = _logprob_count(content)
     key, labels = _closed_set(content.get("response_format"))
     among = places_of(service, labels)
-    image, words = _seen(content.get("messages"))
+    image, words = _read_messages(content.get("messages"))
+
     [logits] = await service.ask_all([image])
     [label], _ = service.rank(logits, "softmax", top_k=1, among=among)
+
     text = label if key is None else json.dumps({key: label})
     choice = {
         "index": 0,
@@ -68,7 +72,12 @@ async def chat(request: Request) -> JSONResponse:
         "logprobs": None if count is None else _logprobs(service, logits, among, count),
         "finish_reason": "stop",
     }
-    prompt = words + _patches(service)
+    prompt_tokens = words + _patches(service)
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 1,
+        "total_tokens": prompt_tokens + 1,
+    }
     return JSONResponse(
         {
             "id": f"chatcmpl-{request.state.request_id}",
@@ -76,7 +85,7 @@ async def chat(request: Request) -> JSONResponse:
             "created": int(time.time()),
             "model": service.model.name,
             "choices": [choice],
-            "usage": {"prompt_tokens": prompt, "completion_tokens": 1, "total_tokens": prompt + 1},
+            "usage": usage,
         }
     )
 
@@ -84,19 +93,20 @@ async def chat(request: Request) -> JSONResponse:
 @router.post("/v1/embeddings", openapi_extra=_BODY)
 @router.post("/embeddings", openapi_extra=_BODY)
 async def embeddings(request: Request) -> JSONResponse:
-    """Answer images with their pooled features."""
+    """Return the pooled features of one or more images."""
     service = service_of(request)
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
     encoding = content.get("encoding_format") or "float"
-    if encoding not in ("float", "base64") or content.get("dimensions") not in (
-        None,
-        service.model.width,
-    ):
-        message = f"encoding_format must be float or base64, and dimensions {service.model.width}"
-        raise RequestError("invalid_request", message)
-    images = _embedded(content)
+    width = service.model.width
+    if encoding not in ("float", "base64") or content.get("dimensions") not in (None, width):
+        raise RequestError(
+            "invalid_request", f"encoding_format must be float or base64, and dimensions {width}"
+        )
+
+    images = _embedding_images(content)
     answers = await service.ask_all(images, "embedding")
+
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(service, answer, encoding)}
         for index, answer in enumerate(answers)
@@ -109,67 +119,78 @@ async def embeddings(request: Request) -> JSONResponse:
 
 
 def _closed_set(response_format: Any) -> tuple[str | None, list[Any] | None]:
-    """Return the key of the answer's object (None: the answer is the label itself) and the names
-    that it may hold.
+    """Return the form of the message's content.
+
+    Args:
+        response_format: Value in the request.
+
+    Returns:
+        Key of the JSON object that the content is, or None if the content is the label itself; and
+        the labels of the closed set, or None for all classes.
     """
-    wrong = RequestError(
+    error = RequestError(
         "invalid_request", "response_format must be text, or a json_schema with an enum of labels"
     )
     if not isinstance(response_format or {}, dict):
-        raise wrong
+        raise error
     if not response_format or response_format.get("type") == "text":
         return None, None
     if response_format.get("type") == "json_object":
         return "label", None
+
     try:
         schema = response_format["json_schema"]["schema"]
         if schema["type"] == "string":
             return None, schema.get("enum")
         [(key, value)] = schema["properties"].items()
         if value["type"] != "string" or response_format["type"] != "json_schema":
-            raise wrong
+            raise error
         return key, value.get("enum")
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise wrong from None
+        raise error from None
 
 
-def _seen(messages: Any) -> tuple[bytes | RequestError, int]:
-    """Return the one image of a conversation and the number of words beside it."""
-    images: list[Any] = []
-    words = 0
+def _read_messages(messages: Any) -> tuple[bytes | RequestError, int]:
+    """Return the only image in the messages, and the number of words in their texts."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RequestError("invalid_request", "messages must be a list of objects")
+
+    urls: list[Any] = []
+    words = 0
     for message in messages:
         content = message.get("content")
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
             if isinstance(part, dict) and part.get("type") == "image_url":
                 url = part.get("image_url")
-                images.append(url.get("url") if isinstance(url, dict) else url)
+                urls.append(url.get("url") if isinstance(url, dict) else url)
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
                 words += len(part["text"].split())
-    if len(images) != 1:
+
+    if len(urls) != 1:
         raise RequestError(
-            "invalid_request", f"expected one image_url in the messages, got {len(images)}"
+            "invalid_request", f"expected one image_url in the messages, got {len(urls)}"
         )
-    return _from_url(images[0]), words
+    return _from_url(urls[0]), words
 
 
 def _from_url(url: Any) -> bytes | RequestError:
     if not isinstance(url, str) or not url.startswith("data:image/"):
         raise RequestError(
-            "invalid_request", "an image must be a data URL of an image; nothing is fetched"
+            "invalid_request",
+            "the URL of an image must start with data:image/; the server fetches no URLs",
         )
-    return from_text(url, "pictures")
+    return from_text(url, "images")
 
 
-def _embedded(content: dict[str, Any]) -> list[bytes | RequestError]:
-    """Return the images of infinity's ``input`` (one or several), or of vLLM's ``messages``
-    (one).
-    """
+def _embedding_images(content: dict[str, Any]) -> list[bytes | RequestError]:
+    """Return the images in infinity's ``input`` (one or more), or in vLLM's ``messages`` (one)."""
     if "messages" in content:
-        return [_seen(content["messages"])[0]]
-    given = content.get("input")
-    urls = given if isinstance(given, list) else [given]
+        image, _ = _read_messages(content["messages"])
+        return [image]
+
+    value = content.get("input")
+    urls = value if isinstance(value, list) else [value]
     if not urls or content.get("modality", "image") != "image":
         raise RequestError(
             "invalid_request", "input must be one or more images; no other modality is hosted"
@@ -178,6 +199,7 @@ def _embedded(content: dict[str, Any]) -> list[bytes | RequestError]:
 
 
 def _encoded(service: Service, answer: Answer, encoding: str) -> list[float] | str:
+    """Return an embedding as a list of numbers, or as base64 of little-endian float32."""
     vector = service.complete(answer)
     if encoding == "float":
         floats: list[float] = vector.tolist()
@@ -186,26 +208,30 @@ def _encoded(service: Service, answer: Answer, encoding: str) -> list[float] | s
 
 
 def _logprob_count(content: dict[str, Any]) -> int | None:
-    """Return how many alternatives are wanted; None is no logprobs at all."""
-    wanted, count = content.get("logprobs") or False, content.get("top_logprobs")
-    if not isinstance(wanted, bool) or (count is not None and not wanted):
+    """Return the number of alternatives to return; None if the request has no logprobs."""
+    requested = content.get("logprobs") or False
+    count = content.get("top_logprobs")
+    if not isinstance(requested, bool) or (count is not None and not requested):
         raise RequestError(
             "invalid_request",
-            "logprobs must be true or false, and true where top_logprobs is given",
+            "logprobs must be true or false, and true if top_logprobs is given",
         )
+
     count = 0 if count is None else count
     if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
         raise RequestError(
             "invalid_request", f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}"
         )
-    return count if wanted else None
+    return count if requested else None
 
 
 def _logprobs(
     service: Service, logits: Answer, among: list[int] | None, count: int
 ) -> dict[str, Any] | None:
+    """Return the logprobs of the label, with ``count`` alternatives."""
     if service.settings.output == "label":
         return None
+
     labels, scores = service.rank(logits, "log_softmax", top_k=max(count, 1), among=among)
     tokens = [
         {"token": label, "logprob": score, "bytes": list(label.encode())}
@@ -215,7 +241,7 @@ def _logprobs(
 
 
 def _patches(service: Service) -> int:
-    side = service.preprocessing.input_size // (
-        service.model.patch_size or service.preprocessing.input_size
-    )
+    """Return the number of patches of an image; a model without patches counts as one patch."""
+    input_size = service.preprocessing.input_size
+    side = input_size // (service.model.patch_size or input_size)
     return side * side

@@ -1,4 +1,4 @@
-"""Reading requests: keys, bodies, JSON and base64, with the limits that a public server needs."""
+"""Request parsing: keys, bodies, JSON and base64, with the limits that a public server needs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mock_server.errors import RequestError
 from mock_server.service import Service
 
 OWNER = ""
+"""Tenant name of the owner; a named tenant cannot have it."""
 
 
 def service_of(request: Request) -> Service:
@@ -25,7 +26,7 @@ def service_of(request: Request) -> Service:
 
 
 def require_key(request: Request) -> None:
-    """Refuse a request without a key of the server's as a bearer token or in ``X-API-Key``.
+    """Check that the request has a valid key, as a bearer token or in ``X-API-Key``.
 
     Raises:
         RequestError: ``unauthorized``.
@@ -34,52 +35,58 @@ def require_key(request: Request) -> None:
 
 
 def tenant_of(request: Request) -> str:
-    """Return who asks: the tenant whose key the request has, or ``OWNER`` with the server's own, or
-    where none is set.
+    """Return the tenant whose key the request has.
 
-    All keys are compared, each in constant time, so that the time tells nothing of them.
+    The result is ``OWNER`` for the server's own key, and for every request to a server without
+    keys.
+
+    Args:
+        request: Request with a bearer token or the header ``X-API-Key``.
 
     Raises:
-        RequestError: ``unauthorized``.
+        RequestError: ``unauthorized`` if the request has no valid key.
     """
     settings = service_of(request).settings
-    keys = dict(settings.tenants) | ({} if settings.api_key is None else {OWNER: settings.api_key})
+    keys = dict(settings.tenants)
+    if settings.api_key is not None:
+        keys[OWNER] = settings.api_key
     if not keys:
         return OWNER
+
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = [
-        token.strip() if scheme.lower() == "bearer" else "",
-        request.headers.get("x-api-key", ""),
-    ]
-    same = [
-        name
-        for name, key in keys.items()
-        for one in given
-        if hmac.compare_digest(one.encode(), key.encode())
-    ]
-    if not same:
-        message = "this endpoint wants its API key as a bearer token or in X-API-Key"
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    header = request.headers.get("x-api-key", "")
+
+    # The loop compares all keys, each in constant time: the response time reveals nothing.
+    matches = []
+    for name, key in keys.items():
+        for candidate in (bearer, header):
+            if hmac.compare_digest(candidate.encode(), key.encode()):
+                matches.append(name)
+    if not matches:
+        message = "this endpoint needs its API key as a bearer token or in X-API-Key"
         raise RequestError("unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
-    return same[0]
+    return matches[0]
 
 
 async def read_body(request: Request, limit: int | None = None) -> bytes:
-    """Return the whole body, of any content type, unpacked where it came as gzip or deflate.
+    """Return the complete body, decompressed if its content encoding is gzip or deflate.
 
     Args:
-        request: To read.
-        limit: Its most bytes; None is the server's own limit.
+        request: Request to read; its content type does not matter.
+        limit: Largest number of bytes; None is the server's own limit.
 
     Raises:
-        RequestError: ``payload_too_large`` by the announced, the real or the unpacked length;
-            ``invalid_request`` if the body is empty, packed in a way that is not known, or the
-            client went away.
+        RequestError: ``payload_too_large`` if the declared, the real or the decompressed length
+            exceeds the limit; ``invalid_request`` if the body is empty, has another content
+            encoding, or the client disconnected.
     """
     limit = service_of(request).settings.max_body_bytes if limit is None else limit
     too_large = RequestError("payload_too_large", f"the body is longer than {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
+
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -94,69 +101,82 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
         raise RequestError(
             "invalid_request", "the body is empty: send an image, JSON, or an adapter's file"
         )
-    return _unpacked(
-        bytes(body), request.headers.get("content-encoding", "identity").strip().lower(), limit
-    )
+
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    return _decompressed(bytes(body), encoding, limit)
 
 
-def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
-    """Return ``body`` without its content encoding; never holds more than ``limit`` + 1 bytes of a
-    bomb.
+def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return ``body`` without its content encoding.
+
+    The function never holds more than ``limit`` + 1 decompressed bytes, so a compression bomb does
+    no harm.
     """
     if encoding in ("identity", ""):
         return body
     if encoding not in ("gzip", "deflate"):
         raise RequestError("invalid_request", "the content encoding must be gzip, deflate or none")
-    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # finds out by itself which of the two it is
+
+    # With 32 added, zlib itself detects gzip or deflate.
+    decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)
     try:
-        unpacked = unpacker.decompress(body, limit + 1)
+        content = decompressor.decompress(body, limit + 1)
     except zlib.error:
         raise RequestError(
-            "invalid_request", "the body is not what its content encoding says"
+            "invalid_request", "the body does not match its content encoding"
         ) from None
-    if len(unpacked) > limit:
+
+    if len(content) > limit:
         raise RequestError("payload_too_large", f"the unpacked body is longer than {limit} bytes")
-    if not unpacker.eof or unpacker.unused_data:
+    if not decompressor.eof or decompressor.unused_data:
         raise RequestError(
-            "invalid_request", "the packed body is cut short or has something behind its end"
+            "invalid_request", "the compressed body is cut short, or has data behind its end"
         )
-    return unpacked
+    return content
 
 
 def is_json(request: Request, body: bytes) -> bool:
-    """Tell JSON from an image by the content type or, where that says neither, by the first
-    byte.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
+    """Return whether the body is JSON: by the content type, or else by the first byte."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
         return True
-    return not kind.startswith("image/") and body.lstrip()[:1] in (b"{", b"[")
+    return not content_type.startswith("image/") and body.lstrip()[:1] in (b"{", b"[")
 
 
 def parse_object(body: bytes, known: Iterable[str] | None) -> dict[str, Any]:
     """Return the JSON object in ``body``.
 
+    Args:
+        body: Bytes of the request's body.
+        known: Allowed keys; None allows any key.
+
     Raises:
-        RequestError: ``invalid_request`` if it is not JSON (which has no NaN), not an object, or
-            has other keys than ``known`` (None: any).
+        RequestError: ``invalid_request`` if the body is not JSON (NaN is not), not an object, or
+            has an unknown key.
     """
     try:
-        content = json.loads(body, parse_constant=_no_number)
+        content = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise RequestError("invalid_request", "the body is not valid JSON") from None
     return check_object(content, known, "the body")
 
 
-def _no_number(text: str) -> None:
+def _reject_constant(text: str) -> None:
+    """Reject NaN and Infinity, which Python's parser accepts and JSON does not have."""
     raise ValueError(text)
 
 
 def check_object(content: Any, known: Iterable[str] | None, what: str) -> dict[str, Any]:
-    """Return ``content`` if it is an object with no other keys than ``known`` (None: any).
+    """Return ``content`` after a check that it is an object with allowed keys.
+
+    Args:
+        content: Parsed JSON.
+        known: Allowed keys; None allows any key.
+        what: Name of the object for the error message.
 
     Raises:
-        RequestError: ``invalid_request``; it names ``what`` and the known keys, never the client's
-            own.
+        RequestError: ``invalid_request``. The message names ``what`` and the allowed keys, never
+            the client's keys.
     """
     if not isinstance(content, dict):
         raise RequestError("invalid_request", f"{what} must be a JSON object")
@@ -169,23 +189,31 @@ def check_object(content: Any, known: Iterable[str] | None, what: str) -> dict[s
 
 
 def query_of(request: Request, known: Iterable[str]) -> dict[str, Any]:
-    """Return the query string's parameters, whole numbers as int.
+    """Return the parameters in the query string, with whole numbers as int.
+
+    Args:
+        request: Request to read.
+        known: Allowed parameters.
 
     Raises:
         RequestError: ``invalid_request`` for an unknown parameter.
     """
-    given = check_object(dict(request.query_params), known, "the query string")
+    texts = check_object(dict(request.query_params), known, "the query string")
+    # Numbers of ten or more digits stay texts, so that no huge integer is built.
     return {
         name: int(text) if text.isdecimal() and len(text) < 10 else text
-        for name, text in given.items()
+        for name, text in texts.items()
     }
 
 
 def check_top_k(value: Any) -> int | None:
-    """Return a request's ``top_k``, or None if it has none.
+    """Return the ``top_k`` of a request, or None if the request has none.
+
+    Args:
+        value: Value in the request.
 
     Raises:
-        RequestError: ``invalid_request`` unless it is a whole number from 1.
+        RequestError: ``invalid_request`` unless the value is a whole number from 1.
     """
     if value is None:
         return None
@@ -195,7 +223,7 @@ def check_top_k(value: Any) -> int | None:
 
 
 def from_base64(text: str) -> bytes | RequestError:
-    """Return the bytes behind ``text``, or the error that stands in their place."""
+    """Return the decoded bytes, or the error for this image."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -203,11 +231,16 @@ def from_base64(text: str) -> bytes | RequestError:
 
 
 def from_text(text: Any, what: str) -> bytes | RequestError:
-    """Return the bytes behind base64, or behind a ``data:`` URL of it; nothing is ever fetched or
-    opened.
+    """Return the bytes in base64 or in a ``data:`` URL, or the error for this image.
+
+    The server never fetches a URL or opens a path.
+
+    Args:
+        text: Value in the request.
+        what: Name of the value for the error message, in the plural.
 
     Raises:
-        RequestError: ``invalid_request`` if ``text`` is no text; ``what`` says where.
+        RequestError: ``invalid_request`` if the value is not a string.
     """
     if not isinstance(text, str):
         raise RequestError("invalid_request", f"{what} must be base64 strings")
@@ -215,31 +248,34 @@ def from_text(text: Any, what: str) -> bytes | RequestError:
 
 
 def check_model(request: Request) -> None:
-    """Refuse a path or a body's model that is not the hosted one.
+    """Check that the request's path names the hosted model.
 
     Raises:
-        RequestError: ``not_found``.
+        RequestError: ``not_found`` for another model.
     """
     require_model(service_of(request), request.path_params.get("model"))
 
 
 def require_model(service: Service, name: Any) -> None:
-    """Refuse a model ``name`` that is not the hosted one.
+    """Check that ``name`` is the hosted model's.
 
     Raises:
-        RequestError: ``not_found``.
+        RequestError: ``not_found`` for another model.
     """
     if name != service.model.name:
         raise RequestError("not_found", f"no such model; this server hosts {service.model.name}")
 
 
 def places_of(service: Service, labels: Any) -> list[int] | None:
-    """Return where the names of a request's closed set stand among the model's classes; None if it
-    has no such set.
+    """Return the class indices of a request's closed set, or None if it has no closed set.
+
+    Args:
+        service: Service with the hosted model.
+        labels: Closed set in the request: class names of the model, or None.
 
     Raises:
-        RequestError: ``invalid_request`` unless it is a list of different class names of the model,
-            letter for letter.
+        RequestError: ``invalid_request`` unless the set is a list of different class names of the
+            model.
     """
     if labels is None:
         return None
@@ -251,16 +287,17 @@ def places_of(service: Service, labels: Any) -> list[int] | None:
         raise RequestError(
             "invalid_request", "the candidate labels must be a list of one or more strings"
         )
-    known = {name: place for place, name in enumerate(service.model.classes)}
-    unknown = sum(label not in known for label in labels)
-    if unknown or len(set(labels)) < len(labels):
-        what = (
-            (f"{unknown} of the candidate labels are unknown")
-            if unknown
-            else "a candidate label is there twice"
-        )
+
+    indices = {name: index for index, name in enumerate(service.model.classes)}
+    unknown = sum(label not in indices for label in labels)
+    if unknown:
         raise RequestError(
             "invalid_request",
-            f"{what}: each must be another one of the model's {len(known)} class names",
+            f"{unknown} of the candidate labels are unknown: each must be one of the model's "
+            f"{len(indices)} class names",
         )
-    return [known[label] for label in labels]
+    if len(set(labels)) < len(labels):
+        raise RequestError(
+            "invalid_request", "a candidate label occurs twice: all labels must be different"
+        )
+    return [indices[label] for label in labels]

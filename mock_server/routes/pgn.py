@@ -1,4 +1,4 @@
-"""Our own wire format: `POST /v1/classify` and `GET /v1/model`."""
+"""Our own wire format: `POST /v1/classify`, `POST /v1/segment` and `GET /v1/model`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mock_server.schemas import (
 )
 from mock_server.service import Answer, Service
 
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _JSON = {
     "schema": {
         "type": "object",
@@ -57,9 +57,9 @@ _CLASSIFY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/png": _PICTURE,
-            "image/webp": _PICTURE,
-            "image/jpeg": _PICTURE,
+            "image/png": _IMAGE,
+            "image/webp": _IMAGE,
+            "image/jpeg": _IMAGE,
             "application/json": _JSON,
         },
     },
@@ -68,6 +68,7 @@ _CLASSIFY: dict[str, Any] = {
         {"name": "adapter", "in": "query", "schema": {"type": "string"}},
     ],
 }
+# `/v1/segment` has no parameter top_k.
 _SEGMENT = _CLASSIFY | {"parameters": _CLASSIFY["parameters"][1:]}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in STATUS.values()
@@ -80,44 +81,49 @@ router = APIRouter(
 
 @router.post("/classify", response_model=Classification, openapi_extra=_CLASSIFY)
 async def classify(request: Request) -> JSONResponse:
-    """Classify one raw image, or several as base64 in JSON.
+    """Classify one raw image, or several images as base64 in JSON.
 
-    With ``adapter`` the tenant's own adapter answers, with its own classes. In the JSON form each
-    image has its own place in the answer: a bad one holds an error there.
+    With ``adapter``, the tenant's adapter classifies the images into its own classes. In the JSON
+    form, a bad image has an error in its place, and the others are classified.
     """
     service = service_of(request)
     limits = [check_top_k(query_of(request, ["top_k", "adapter"]).get("top_k"))]
     adapter = adapter_of(request)
     body = await read_body(request)
+
     if not is_json(request, body):
         [answer] = await service.ask([body], service.want, adapter)
         if isinstance(answer, RequestError):
             raise answer
-        return _answer(service, [answer], limits, adapter)
+        return _response(service, [answer], limits, adapter)
+
     content = parse_object(body, ["images", "top_k"])
     limits.append(check_top_k(content.get("top_k")))
-    return _answer(
-        service, await service.ask(_images(content), service.want, adapter), limits, adapter
-    )
+    answers = await service.ask(_images(content), service.want, adapter)
+    return _response(service, answers, limits, adapter)
 
 
 @router.post("/segment", response_model=Segmentation, openapi_extra=_SEGMENT)
 async def segment(request: Request) -> JSONResponse:
-    """Say of each pixel which class of the tenant's adapter it is of; images as of
-    ``classify``.
+    """Return a mask per image, with the class of each pixel, from the tenant's adapter.
+
+    The images have the same forms as for ``/v1/classify``.
     """
     service = service_of(request)
     query_of(request, ["adapter"])
     adapter = adapter_of(request, segments=True)
     if adapter is None:
         raise RequestError(
-            "invalid_request", "segmenting needs ?adapter=NAME: the model itself has no masks"
+            "invalid_request",
+            "segmenting needs ?adapter=NAME: the model itself does not return masks",
         )
+
     body = await read_body(request)
     if is_json(request, body):
         answers = await service.ask(_images(parse_object(body, ["images"])), adapter=adapter)
     else:
         answers = list(await service.ask_all([body], adapter=adapter))
+
     predictions = [_mask(answer) for answer in answers]
     content = Segmentation(
         model=service.model.name, classes=list(adapter.classes), predictions=predictions
@@ -129,7 +135,9 @@ async def segment(request: Request) -> JSONResponse:
 def describe(request: Request) -> ModelCard:
     """Describe the hosted model: its input, preprocessing, classes and limits."""
     service = service_of(request)
-    settings, model, preprocessing = service.settings, service.model, service.preprocessing
+    settings = service.settings
+    model = service.model
+    preprocessing = service.preprocessing
     return ModelCard(
         name=model.name,
         input_size=preprocessing.input_size,
@@ -166,15 +174,17 @@ def _images(content: dict[str, Any]) -> list[bytes | RequestError]:
     return [from_base64(image) for image in images]
 
 
-def _answer(
+def _response(
     service: Service,
     answers: list[Answer | RequestError],
     limits: list[int | None],
     adapter: Adapter | None,
 ) -> JSONResponse:
+    """Return the response of `/v1/classify`; the smallest of ``limits`` is the top-k."""
     top_k = min((limit for limit in limits if limit is not None), default=None)
     if top_k is not None and service.want == "embedding":
         raise RequestError("invalid_request", "an embedding has no top_k")
+
     predictions = [_prediction(service, answer, top_k, adapter) for answer in answers]
     content = Classification(
         model=service.model.name, output=service.settings.output, predictions=predictions
@@ -189,6 +199,7 @@ def _prediction(
         return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
     if service.want == "embedding":
         return Prediction(labels=service.labels, scores=service.complete(answer).tolist())
+
     classes = None if adapter is None else adapter.classes
     labels, scores = service.rank(answer, service.function, top_k=top_k, classes=classes)
     return Prediction(labels=labels, scores=scores)

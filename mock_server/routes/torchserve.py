@@ -1,12 +1,13 @@
 """TorchServe's inference API, with its default image classifier.
 
-``POST`` or ``PUT /predictions/{model}[/{version}]``: the raw image with any content type, a
-multipart form with the image as ``data`` (or ``body``), or JSON with it as base64 under the same
-names. The answer maps the best five labels to their scores, best first. An embedding is the plain
-list of its numbers.
+``POST`` or ``PUT /predictions/{model}[/{version}]`` takes the raw image with any content type, a
+multipart form with the image as ``data`` (or ``body``), or JSON with the image in base64 under the
+same names. The response maps the best five labels to their scores, best first. An embedding is the
+plain list of its numbers.
 
-As there, whatever the handler trips over, a bad image too, is 503 "Prediction failed".
-Deviations: answers have a content type, 413 has a body, and a missing key is 401.
+Like TorchServe, the server returns 503 "Prediction failed" for every failure of the handler, also
+for a bad image. Deviations: responses have a content type, 413 has a body, and a missing key is
+401.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from mock_server.routes.payload import (
     service_of,
 )
 
-VERSION = "1.0"  # of the one model
+VERSION = "1.0"
+"""Version of the hosted model."""
 TOP_K = 5
 FIELDS = ("data", "body")
+"""Names of the form field or JSON key that holds the image."""
 MOST_PARTS = 16
+"""Largest number of parts in a multipart form."""
 
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
     "schema": {"type": "object", "properties": {"data": {"type": "string", "format": "binary"}}}
 }
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {"image/png": _PICTURE, "multipart/form-data": _FORM},
+        "content": {"image/png": _IMAGE, "multipart/form-data": _FORM},
     }
 }
 
@@ -54,17 +58,18 @@ async def predict(request: Request) -> JSONResponse:
     """Classify one image."""
     check_model(request)
     if request.path_params.get("version", VERSION) != VERSION:
-        raise RequestError("not_found", f"no such version of the model; there is {VERSION}")
+        raise RequestError("not_found", f"no such version of the model; it has version {VERSION}")
+
     service = service_of(request)
     [answer] = await service.ask_all([await _image(request)], service.want)
     if service.want == "embedding":
         return JSONResponse(service.complete(answer).tolist())
-    return JSONResponse(
-        dict(zip(*service.rank(answer, service.function, top_k=TOP_K), strict=True))
-    )
+    labels, scores = service.rank(answer, service.function, top_k=TOP_K)
+    return JSONResponse(dict(zip(labels, scores, strict=True)))
 
 
 async def _image(request: Request) -> bytes | RequestError:
+    """Return the bytes of the request's image, or the error of its base64."""
     body = await read_body(request)
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/form-data"):
@@ -76,28 +81,31 @@ async def _image(request: Request) -> bytes | RequestError:
 
 
 def _form_field(body: bytes, content_type: str) -> bytes:
-    """Return the image in a multipart form, byte for byte."""
+    """Return the unchanged bytes of the image in a multipart form."""
     boundary = _parameter(content_type, "boundary")
+    # The first boundary has no line break before it; one is added so that all boundaries match.
+    # The split gives the text before the first boundary, the parts, and "--" after the last one.
     parts = (b"\r\n" + body).split(
         b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2
     )
     if not boundary or not 3 <= len(parts) <= MOST_PARTS + 2 or not parts[-1].startswith(b"--"):
         raise RequestError(
-            "invalid_request", f"the multipart form must be whole and have 1 to {MOST_PARTS} parts"
+            "invalid_request",
+            f"the multipart form must be complete and have 1 to {MOST_PARTS} parts",
         )
+
     for part in parts[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
-        headers = dict(
-            line.lower().split(":", 1)
-            for line in head.decode("latin-1").splitlines()
-            if ":" in line
-        )
+        lines = head.decode("latin-1").splitlines()
+        headers = dict(line.lower().split(":", 1) for line in lines if ":" in line)
         if _parameter(headers.get("content-disposition", ""), "name") in FIELDS:
             return content
-    raise RequestError("invalid_request", "the multipart form needs the image as data")
+    raise RequestError("invalid_request", "the multipart form needs the image in the field data")
 
 
 def _parameter(header: str, name: str) -> str:
+    """Return a parameter of a header such as ``form-data; name="data"``, or an empty string."""
+    # The standard library parses parameters only in the header content-type.
     message = Message()
     message["content-type"] = header.strip()
     value = message.get_param(name)

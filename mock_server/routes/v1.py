@@ -1,17 +1,18 @@
-"""KServe's first version and TensorFlow Serving (``/v1/models/...:predict``), and Vertex AI's
-envelope of the same.
+"""KServe v1 and TensorFlow Serving (``/v1/models/...:predict``), and Vertex AI's similar format.
 
-An instance is one image: base64 by itself, ``{"b64": ...}``, or an object with either under
-``image_bytes``, ``image``, ``bytes`` or ``content`` (a ``key`` or ``mimeType`` beside it is not
-looked at). TensorFlow Serving's columns (``inputs`` instead of ``instances``) are answered as
-``outputs``.
+An instance is one image: a base64 string, ``{"b64": ...}``, or an object with either of them under
+``image_bytes``, ``image``, ``bytes`` or ``content`` (``key`` and ``mimeType`` are ignored). For
+TensorFlow Serving's columns (``inputs`` instead of ``instances``) the server returns ``outputs``.
 
-A prediction is the list of all S scores in the model's order, or the D numbers of an embedding;
-where the owner keeps scores back it is ``{"labels": [...], "scores": [...]}``. Vertex answers
-``{"ids", "displayNames", "confidences"}``, best first, all that reach
-``parameters.confidenceThreshold`` (none given: all) up to ``maxPredictions`` (as many as the owner
-allows). Deviation from KServe: an image that cannot be read is 400, as in TensorFlow Serving, not
-500.
+A prediction is the list of all S scores in the model's order, or the D numbers of an embedding. If
+the owner's settings hide a part of the scores, it is ``{"labels": [...], "scores": [...]}``.
+
+Vertex predictions are ``{"ids", "displayNames", "confidences"}``, best first. They contain the
+labels that reach ``parameters.confidenceThreshold`` (default: all), at most ``maxPredictions``
+(default: as many as the owner's settings allow).
+
+Deviation from KServe: for an unreadable image the server returns 400, like TensorFlow Serving, and
+not 500.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from mock_server.routes.payload import (
 )
 from mock_server.service import Answer, Service
 
-VERSION = "1"  # of the one model
-LABEL = "stable"  # TensorFlow Serving's name for the version in use
+VERSION = "1"
+"""Version of the hosted model."""
+LABEL = "stable"
+"""TensorFlow Serving's name for the version in use."""
 PICTURE_KEYS = {"b64", "image_bytes", "image", "bytes", "content"}
+"""Keys that hold the image of an instance."""
 IGNORED_KEYS = {"key", "mimeType"}
 
 _BODY = {
@@ -54,19 +58,20 @@ router = APIRouter(prefix="/v1", tags=["v1"])
 
 @router.get("/models")
 def models(request: Request) -> JSONResponse:
-    """List the one model, for KServe and for OpenAI's clients."""
+    """List the hosted model, in the forms of KServe and OpenAI."""
     card = _card(service_of(request))
     return JSONResponse({"object": "list", "data": [card], "models": [card["id"]]})
 
 
 @router.get("/models/{model}")
 def model(request: Request) -> JSONResponse:
-    """Say that the model is there, for KServe, TensorFlow Serving and OpenAI's clients."""
+    """Return the model's status, in the forms of KServe, TensorFlow Serving and OpenAI."""
     check_model(request)
     service = service_of(request)
     service.require_ready()
-    fine = {"error_code": "OK", "error_message": ""}
-    version = {"version": VERSION, "state": "AVAILABLE", "status": fine}
+
+    status = {"error_code": "OK", "error_message": ""}
+    version = {"version": VERSION, "state": "AVAILABLE", "status": status}
     name = service.model.name
     return JSONResponse(
         {"name": name, "ready": True, "model_version_status": [version], **_card(service)}
@@ -85,30 +90,31 @@ def model(request: Request) -> JSONResponse:
     dependencies=[Depends(require_key)],
 )
 async def predict(request: Request) -> JSONResponse:
-    """Answer rows of images with rows of scores, or a column with a column."""
+    """Return one prediction per image, as ``predictions`` or, for columns, as ``outputs``."""
     check_model(request)
-    if (
-        request.path_params.get("version", VERSION) != VERSION
-        or request.path_params.get("label", LABEL) != LABEL
-    ):
+    version = request.path_params.get("version", VERSION)
+    label = request.path_params.get("label", LABEL)
+    if version != VERSION or label != LABEL:
         raise RequestError(
-            "not_found", f"no such version of the model; there is {VERSION}, labelled {LABEL}"
+            "not_found",
+            f"no such version of the model; it has version {VERSION} with the label {LABEL}",
         )
+
     service = service_of(request)
     content = parse_object(await read_body(request), ["instances", "inputs", "signature_name"])
     if ("instances" in content) == ("inputs" in content):
         raise RequestError("invalid_request", "the body needs either instances or inputs")
     rows = "instances" in content
     images = _images(content["instances"] if rows else _column(content["inputs"]))
-    predictions = [
-        _prediction(service, answer) for answer in await service.ask_all(images, service.want)
-    ]
+
+    answers = await service.ask_all(images, service.want)
+    predictions = [_prediction(service, answer) for answer in answers]
     return JSONResponse({"predictions" if rows else "outputs": predictions})
 
 
 @router.get("/projects/{project}/locations/{location}/endpoints/{endpoint}", tags=["vertex"])
 def endpoint(request: Request) -> JSONResponse:
-    """Describe the Vertex endpoint: the SDK asks before it predicts."""
+    """Describe the Vertex endpoint; Vertex's SDK sends this request before it predicts."""
     return JSONResponse({"name": _resource(request), "displayName": service_of(request).model.name})
 
 
@@ -119,16 +125,18 @@ def endpoint(request: Request) -> JSONResponse:
     dependencies=[Depends(require_key)],
 )
 async def vertex(request: Request) -> JSONResponse:
-    """Answer as a Vertex AI endpoint of an image classification model."""
+    """Classify images in the form of a Vertex AI endpoint for image classification."""
     service = service_of(request)
     content = parse_object(await read_body(request), ["instances", "parameters"])
-    most, least = _limits(content.get("parameters") or {})
+    most, threshold = _limits(content.get("parameters") or {})
     images = _images(content.get("instances"))
+
     answers = await service.ask_all(images, service.want)
+    predictions = [_confidences(service, answer, most, threshold) for answer in answers]
     name = service.model.name
     return JSONResponse(
         {
-            "predictions": [_confidences(service, answer, most, least) for answer in answers],
+            "predictions": predictions,
             "deployedModelId": "1",
             "model": _resource(request).partition("/endpoints/")[0] + f"/models/{name}",
             "modelDisplayName": name,
@@ -156,23 +164,27 @@ def _images(instances: Any) -> list[bytes | RequestError]:
 
 
 def _image(instance: Any) -> bytes | RequestError:
+    """Return the bytes of an instance's image, or the error of its base64."""
     if isinstance(instance, dict):
         check_object(instance, PICTURE_KEYS | IGNORED_KEYS, "an instance")
-        found = [instance[key] for key in instance.keys() & PICTURE_KEYS]
-        if len(found) != 1:
+        images = [instance[key] for key in instance.keys() & PICTURE_KEYS]
+        if len(images) != 1:
             raise RequestError("invalid_request", "an instance must hold one image")
-        instance = found[0]
+        instance = images[0]
         if isinstance(instance, dict):
             instance = check_object(instance, ["b64"], "an image").get("b64")
-    return from_text(instance, "pictures")
+    return from_text(instance, "images")
 
 
 def _column(inputs: Any) -> Any:
-    """Return the images of the column form: the list, or the one list in an object of named
-    inputs.
+    """Return the images of the column form.
+
+    Args:
+        inputs: List of images, or object with this list under one name.
     """
     if isinstance(inputs, dict) and "b64" not in inputs:
         check_object(inputs, PICTURE_KEYS, "inputs")
+        # None is not a list, so the caller rejects it with its own message.
         [inputs] = inputs.values() if len(inputs) == 1 else [None]
     return inputs
 
@@ -187,28 +199,33 @@ def _prediction(service: Service, answer: Answer) -> Any:
 
 
 def _limits(parameters: Any) -> tuple[int | None, float | None]:
-    """Return how many labels at most, and with which score at least; the clients send whole numbers
-    as floats.
-    """
-    known = ["maxPredictions", "confidenceThreshold"]
-    check_object(parameters, known, "parameters")
-    most, least = (parameters.get(name) for name in known)
-    for number in (most, least):
+    """Return the largest number of labels and the smallest score; None is no limit."""
+    check_object(parameters, ["maxPredictions", "confidenceThreshold"], "parameters")
+    most = parameters.get("maxPredictions")
+    threshold = parameters.get("confidenceThreshold")
+    for number in (most, threshold):
         if number is not None and (not isinstance(number, int | float) or isinstance(number, bool)):
             raise RequestError("invalid_request", "parameters must be numbers")
+
+    # Vertex's clients send whole numbers as floats.
     if most is not None and (most < 1 or most % 1 != 0):
         raise RequestError("invalid_request", "maxPredictions must be a whole number from 1")
-    return None if most is None else int(most), least
+    return None if most is None else int(most), threshold
 
 
-def _confidences(service: Service, answer: Answer, most: int | None, least: float | None) -> Any:
+def _confidences(
+    service: Service, answer: Answer, most: int | None, threshold: float | None
+) -> Any:
+    """Return the Vertex prediction of one image."""
     if service.want == "embedding":
         return service.complete(answer).tolist()
+
     labels, scores = service.rank(answer, service.function, top_k=most)
-    kept = sum(least is None or score >= least for score in scores)  # the best come first
-    places = {label: str(place) for place, label in enumerate(service.model.classes)}
+    # The scores are sorted, so the labels that reach the threshold come first.
+    count = sum(threshold is None or score >= threshold for score in scores)
+    ids = {label: str(index) for index, label in enumerate(service.model.classes)}
     return {
-        "ids": [places[label] for label in labels[:kept]],
-        "displayNames": labels[:kept],
-        "confidences": scores[:kept],
+        "ids": [ids[label] for label in labels[:count]],
+        "displayNames": labels[:count],
+        "confidences": scores[:count],
     }

@@ -1,8 +1,7 @@
-"""Checkpoints: safetensors for the numbers, a JSON card in the header for everything else. Read
-without torch.
+"""Checkpoint files: safetensors for the arrays, a JSON card in the header for everything else.
 
-``file`` writes and reads the whole, ``card`` says what stands on the card, ``summary`` shows it to
-people. Nothing in a checkpoint is executed: a pickle is refused.
+``file`` writes and reads files, ``card`` defines the card, and ``summary`` renders it as text.
+Reading needs no torch. Nothing in a checkpoint is executed: a pickle is refused.
 """
 
 from pgn_client.checkpoint.card import HOSTED, RAW, SCHEMA, Card

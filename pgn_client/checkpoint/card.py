@@ -1,11 +1,11 @@
-"""The card of a checkpoint: everything about it that is no tensor, typed and bounded.
+"""The card of a checkpoint: its metadata, which is everything but the tensors, typed and bounded.
 
-``Card.from_json`` is the one way in, and refuses what cannot be right before anything is allocated
-by it. Names and values are those of the JSON in the file's header, which
+``Card.from_json`` is the only way to read a card. It refuses invalid values before the code
+allocates anything of their size. Names and values are those of the JSON in the file's header, which
 ``PromptAdapter.info`` and ``pgn inspect --json`` show.
 
-Schema 2 adds keys to schema 1 and changes none, so both are read alike; a card that was read keeps
-its schema, and with it its fingerprint.
+Schema 2 adds keys to schema 1 and changes none, so both are read in the same way. A card keeps the
+schema that it was read with, and therefore its fingerprint.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pgn_client.checkpoint.entry import NULL, Bounds, Entry
 from pgn_client.errors import CheckpointError
 
 SCHEMA = 2
-"""The newest schema, which is written."""
+"""Newest schema, which new checkpoints have."""
 HOSTED = "expres"
-"""The method of a checkpoint that runs on the server."""
+"""Method of a checkpoint that runs on the server."""
 RAW = "raw"
-"""The method of a label mapping alone."""
+"""Method of a checkpoint that holds only a label mapping."""
 
 Name = Annotated[str, Bounds(0, 1000)]
 Side = Annotated[int, Bounds(1, 8192)]
@@ -37,17 +37,18 @@ Channel = tuple[Number, Number, Number]
 
 @dataclass(frozen=True)
 class BackboneCard(Entry):
-    """The surrogate that prompts were trained through.
+    """The surrogate that the prompts were trained through.
 
     Attributes:
-        name: Its timm name, or ``bundled``.
-        input_size: Side of its input, in pixels.
+        name: The timm name, or ``bundled``.
+        input_size: Side of the model input, in pixels.
         patch_size: Side of a patch, in pixels.
-        mean: Per channel, subtracted from pixels in [0, 1].
-        std: Per channel, which they are then divided by.
-        patch_embedding_sha256: Digest of the patch embedding; ``None`` for what is no plain ViT.
-        weights_sha256: Digest of all weights.
-        features_sha256: Digest of all weights but the head, of EXPRES.
+        mean: Mean per channel, subtracted from pixels in [0, 1].
+        std: Standard deviation per channel, by which the difference is divided.
+        patch_embedding_sha256: SHA-256 of the patch embedding; ``None`` for a model that is not a
+            plain ViT.
+        weights_sha256: SHA-256 of all weights.
+        features_sha256: SHA-256 of all weights except the head; only for EXPRES.
     """
 
     name: Name
@@ -62,12 +63,13 @@ class BackboneCard(Entry):
 
 @dataclass(frozen=True)
 class GeneratorCard(Entry):
-    """What the generator looks at.
+    """The input of the prompt generator.
 
     Attributes:
-        resolution: Side of its input, in pixels.
-        profile: Resize and crop of the image itself, where it does not look at the canvas.
-        interpolation: Of that resize.
+        resolution: Side of the input, in pixels.
+        profile: Resize and crop of the user's image, as a profile string, for a generator that does
+            not read the canvas.
+        interpolation: Interpolation of that resize.
     """
 
     resolution: Side
@@ -77,7 +79,12 @@ class GeneratorCard(Entry):
 
 @dataclass(frozen=True)
 class LibraryCard(Entry):
-    """A token library: its kind (see ``prompting.token_library``) and number of rows."""
+    """The token library.
+
+    Attributes:
+        kind: Kind of the library; see ``prompting.token_library``.
+        size: Number of rows.
+    """
 
     kind: Name
     size: Annotated[int, Bounds(1, 2**24)]
@@ -85,13 +92,15 @@ class LibraryCard(Entry):
 
 @dataclass(frozen=True)
 class MappingCard(Entry):
-    """How endpoint classes become task classes; the arrays are ``mapping.weight`` and ``.bias``.
+    """The label mapping from endpoint classes to task classes.
+
+    Its arrays are the tensors ``mapping.weight`` and ``mapping.bias``.
 
     Attributes:
-        kind: See ``mapping.label_mapping``.
-        source: S endpoint labels; ``None`` where it reads output tokens on the server.
+        kind: Kind of the mapping; see ``mapping.label_mapping``.
+        source: S endpoint labels; ``None`` for a mapping that reads output tokens on the server.
         classes: C task classes.
-        open: Whether the endpoint may return labels beside ``source``.
+        open: Whether the endpoint may return labels outside ``source``.
     """
 
     kind: Name
@@ -102,14 +111,17 @@ class MappingCard(Entry):
 
 @dataclass(frozen=True)
 class RecipeCard(Entry):
-    """How a prompt was trained. The numbers of ``training.recipe.Recipe`` are in ``extra``.
+    """The training settings of a prompt.
+
+    The other fields of ``training.recipe.Recipe`` are in ``extra``.
 
     Attributes:
         augment: Name of the augmentation.
-        mapping: Kind of label mapping that was asked for.
+        mapping: Requested kind of label mapping.
         top_k: Number of labels that the endpoint returns; ``None`` for all.
-        decimals: Decimals to which it rounds probabilities; ``None`` for no rounding.
-        wire: Degradation of the images on their way to the model.
+        decimals: Number of decimals to which the endpoint rounds probabilities; ``None`` for no
+            rounding.
+        wire: Simulated degradation of the images on their way to the model.
     """
 
     augment: Name = "none"
@@ -119,20 +131,31 @@ class RecipeCard(Entry):
     wire: Name | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As :meth:`Entry.to_json`; a recipe with a mapping always tells what is returned."""
-        told = {} if self.mapping is None else {"top_k": self.top_k, "decimals": self.decimals}
-        return told | super().to_json()
+        """Extend :meth:`Entry.to_json`: with a mapping, ``top_k`` and ``decimals`` are always
+        written, also as ``null``.
+        """
+        written = super().to_json()
+        if self.mapping is None:
+            return written
+        return {"top_k": self.top_k, "decimals": self.decimals} | written
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """All that ``Recipe`` has; empty for a checkpoint that was not trained here."""
+        """The fields of ``Recipe``; empty for a checkpoint that this package did not train."""
         return {} if "rates" not in self.extra else {"augment": self.augment} | dict(self.extra)
 
 
 @dataclass(frozen=True)
 class DataCard(Entry):
-    """The images that a checkpoint was trained on: digest, sizes, shots, seed; ``parts`` of a union
-    of tasks.
+    """The images that a checkpoint was trained on; see ``imaging.dataset.Task``.
+
+    Attributes:
+        digest: SHA-256 over classes, training images and validation images.
+        train: Number of training images.
+        val: Number of validation images.
+        shots: Limit of training images per class; ``None`` for no limit.
+        seed: Seed of splits and shots.
+        parts: The tasks of a union, by name.
     """
 
     digest: Name
@@ -145,18 +168,21 @@ class DataCard(Entry):
 
 @dataclass(frozen=True)
 class MetricsCard(Entry):
-    """Accuracies on the validation images, which also chose: so they are optimistic.
+    """Accuracies in [0, 1] on the validation images.
+
+    They are optimistic: the same images chose the epoch, the mapping and the fusion weight.
 
     Attributes:
-        split: ``val``.
+        split: The split that was measured, ``val``.
         n: Number of validation images.
         epoch: Epoch of the checkpoint; ``None`` where nothing was trained.
-        latent: Accuracy in latent space.
-        uint8: Accuracy of what is served, without the local head.
+        latent: Accuracy of the prompts in latent space, before they become pixels.
+        uint8: Accuracy of the uint8 prompts that are served, without the local head.
         local: Accuracy of the local head alone.
-        fused: Accuracy of both.
-        mapping: How the mapping was chosen, in words.
-        perplexity: Mean perplexity of the mixtures, in rows; ``None`` where there are none.
+        fused: Accuracy of the endpoint fused with the local head.
+        mapping: Description of how the mapping was chosen.
+        perplexity: Mean perplexity of the mixtures, in library rows; ``None`` for a method without
+            mixtures.
         history: Accuracy and log-loss after every epoch.
     """
 
@@ -174,7 +200,7 @@ class MetricsCard(Entry):
 
 @dataclass(frozen=True)
 class PartCard(Entry):
-    """One task of a checkpoint for several."""
+    """One task of a checkpoint for several tasks: its fusion weight and its metrics."""
 
     fusion: Share
     metrics: MetricsCard
@@ -182,7 +208,7 @@ class PartCard(Entry):
 
 @dataclass(frozen=True)
 class ImportCard(Entry):
-    """File name and digest of a published checkpoint that was imported."""
+    """File name and SHA-256 of the published checkpoint that was imported."""
 
     file: Name
     sha256: Name
@@ -190,7 +216,21 @@ class ImportCard(Entry):
 
 @dataclass(frozen=True)
 class ReachCard(Entry):
-    """What pixels can reach of a latent library; see ``prompting.inversion.reach``."""
+    """How closely pixels can reproduce the rows of a latent library.
+
+    See ``prompting.inversion.reach`` for the definitions.
+
+    Attributes:
+        norm: Median norm of the rows.
+        norm_most: Maximum norm of the rows.
+        norm_of_pixels: Median norm of the tokens of random patches.
+        bounded: Median relative residual of the bounded inversion.
+        bounded_most: Maximum relative residual of the bounded inversion.
+        pseudo_inverse: Median relative residual of the clipped pseudo-inverse.
+        pseudo_inverse_most: Maximum relative residual of the clipped pseudo-inverse.
+        condition: Condition number of the patch embedding; ``None`` where pixels cannot reach every
+            direction.
+    """
 
     norm: Number
     norm_most: Number
@@ -204,11 +244,11 @@ class ReachCard(Entry):
 
 @dataclass(frozen=True)
 class ProbeCard(Entry):
-    """A linear probe on a public backbone, from schema 2 on; this version does not serve it.
+    """A linear probe on a public backbone (schema 2); this version cannot serve it.
 
     Attributes:
-        backbone: Its timm name.
-        weights_sha256: Digest of its weights.
+        backbone: The timm name of the backbone.
+        weights_sha256: SHA-256 of the backbone's weights.
     """
 
     backbone: Name
@@ -217,7 +257,9 @@ class ProbeCard(Entry):
 
 @dataclass(frozen=True)
 class FusionCard(Entry):
-    """Weights of a three-way fusion, from schema 2 on; this version does not serve it."""
+    """Weights of endpoint, local head and linear probe in a three-way fusion (schema 2); this
+    version cannot serve it.
+    """
 
     endpoint: Share
     local: Share
@@ -226,44 +268,54 @@ class FusionCard(Entry):
 
 @dataclass(frozen=True)
 class Card(Entry):
-    """A whole card.
+    """A complete card.
+
+    Every field that describes prompts, from ``backbone`` to ``inversion``, is ``None`` for a
+    checkpoint that holds only a label mapping.
 
     Attributes:
-        method: ``pgn``, another method of ``prompting.methods``, ``raw`` (a mapping alone, without
-            prompts), or ``expres`` (which runs on the server; see ``tests/contract/adapters``).
+        method: Method of the prompts: ``pgn``, another method of ``prompting.methods``, ``raw``
+            (only a label mapping, no prompts), or ``expres`` (runs on the server; see
+            ``tests/contract/adapters``).
         classes: C task classes.
-        mapping: How endpoint classes become task classes; ``None`` only while training.
-        fusion: α: served score = (1 - α) log p_endpoint + α log p_local; 0 = endpoint alone, 1 =
-            local head alone.
-        backbone: The surrogate; ``None`` of a mapping alone, as all that describes prompts.
-        profile: What the server does to an image's geometry, for example ``resize_crop:248:224``.
-        layout: Where the prompts sit: ``ring``, ``corner``, ``rows:N``, ``cells:…`` or ``full``.
-        generator: What the generator looks at.
-        library: The token library; ``None`` of a method without one.
-        inversion: ``exact``, ``bounded`` or ``pseudo_inverse``.
-        none_below: "None of these" where the best class is less likely than this.
-        learnable: How many numbers were trained: prompt, mapping, local classifier.
+        mapping: Label mapping from endpoint classes to task classes; ``None`` only during training.
+        fusion: Weight α of the local head, in [0, 1]: served score = (1 - α) log p_endpoint +
+            α log p_local.
+        backbone: The surrogate.
+        profile: Server's resize and crop, as a profile string such as ``resize_crop:248:224``.
+        layout: Position of the prompts: ``ring``, ``corner``, ``rows:N``, ``cells:…`` or ``full``.
+        generator: Input of the prompt generator.
+        library: The token library; ``None`` for a method without one.
+        inversion: Method that turns latent tokens into pixels: ``exact``, ``bounded`` or
+            ``pseudo_inverse``.
+        none_below: Threshold in [0, 1]: a best class with a lower probability becomes "none of
+            these".
+        learnable: Number of trained parameters of ``prompt``, ``mapping`` and ``local`` classifier.
         seed: Seed of the training.
-        recipe: How it was trained.
-        data: The images it was trained on.
+        recipe: Training settings.
+        data: Images that the checkpoint was trained on.
         metrics: Accuracies on the validation images.
-        versions: Versions of the packages that made it.
-        parts: Of a checkpoint for several tasks (classes are ``TASK/CLASS``): every task's own.
-        part_of: Of a checkpoint for one of several tasks: the names of all.
-        reach: What pixels can reach of a latent library.
-        imported: The published checkpoint, which has no seed, recipe, data and metrics.
+        versions: Versions of the packages that made the checkpoint.
+        parts: Entry of every task, by name, in a checkpoint for several tasks (whose classes are
+            ``TASK/CLASS``).
+        part_of: Names of all tasks, in a checkpoint for one of several tasks.
+        reach: Distance of a latent library's rows from what pixels can produce.
+        imported: The published checkpoint that was imported; it comes without seed, recipe, data
+            and metrics.
         interrupted: Whether Ctrl-C ended the training.
         mapped: Whether ``pgn map`` fitted the mapping.
-        prompted_on: Digest of the images that the prompt was trained on, where ``data`` are others.
-        surrogate: From schema 2 on: whether the user said that the surrogate is the hosted model.
-        temperature: From schema 2 on: divides the served log-probabilities.
-        linear_probe: From schema 2 on: a probe that is fused.
-        fusion_weights: From schema 2 on: weights of endpoint, local head and probe.
-        decode: From schema 2 on: version of how image files are decoded.
-        runtime: From schema 2 on: what computes the prompts.
-        schema: 1 or 2.
-        fingerprint: SHA-256 over the card without it and all tensors; ``None`` before it is
-            written.
+        prompted_on: Digest of the images that the prompt was trained on, where they differ from
+            ``data``.
+        surrogate: User's statement about the surrogate: the ``same`` model as the hosted one, or a
+            ``stand_in`` (schema 2).
+        temperature: Divisor of the served log-probabilities (schema 2).
+        linear_probe: Linear probe that is fused with the endpoint (schema 2).
+        fusion_weights: Weights of endpoint, local head and linear probe (schema 2).
+        decode: Version of the image decoding (schema 2).
+        runtime: Software that computes the prompts (schema 2).
+        schema: Schema of the card, 1 or 2.
+        fingerprint: SHA-256 over all tensors and the card without this field; ``None`` before the
+            card is written.
     """
 
     method: Name
@@ -301,25 +353,29 @@ class Card(Entry):
 
     @classmethod
     def of(cls, card: Card | Mapping[str, Any]) -> Card:
-        """Return a card as it is, or read it from JSON."""
+        """Return a ``Card`` unchanged, or read one from JSON."""
         return card if isinstance(card, cls) else cls.from_json(card)
 
     @classmethod
     def from_json(cls, value: Any, where: str = "") -> Card:
-        """See :meth:`Entry.from_json`; whatever is wrong is a ``CheckpointError``.
+        """Extend :meth:`Entry.from_json`: the fields that the method needs must be there.
 
         Raises:
-            CheckpointError: Also where the method needs a part that is missing.
+            CheckpointError: A needed field is missing, or a value is of another type or out of
+                bounds.
         """
         card = super().from_json(value, where)
+
         needed = ["mapping"]
         if card.method != RAW:
             needed += ["backbone", "profile"]
         if card.method not in (RAW, HOSTED):
             needed += ["layout", "generator", "inversion"]
+
         for name in needed:
             if getattr(card, name) is None:
-                raise CheckpointError(f"{name} is missing, which method {card.method} needs")
+                raise CheckpointError(f"{name} is missing; method {card.method} needs it")
+
         if card.mapping and card.method != HOSTED:
             for name in ("source", "classes"):
                 if getattr(card.mapping, name) is None:
@@ -328,17 +384,20 @@ class Card(Entry):
 
     @property
     def not_served(self) -> list[str]:
-        """Names of what the card asks for and this version cannot serve."""
+        """Names of the fields that the card sets and this version cannot serve."""
         reserved = ("temperature", "linear_probe", "fusion_weights")
         return [name for name in reserved if getattr(self, name) is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """As :meth:`Entry.to_json`; a mapping alone tells nothing of prompts, not even ``null``."""
+        """Extend :meth:`Entry.to_json`: a card that holds only a label mapping omits the fields
+        about prompts, also those that others write as ``null``.
+        """
         written = super().to_json()
         if self.backbone is None:
             del written["library"]
-            metrics = written.get("metrics", {})
-            written |= {"metrics": {k: v for k, v in metrics.items() if v is not None}}
+            if "metrics" in written:
+                metrics = written["metrics"].items()
+                written["metrics"] = {name: value for name, value in metrics if value is not None}
         return written
 
     @property
@@ -353,13 +412,13 @@ class Card(Entry):
 
     @property
     def hosted(self) -> bool:
-        """Whether it runs on the server."""
+        """Whether the checkpoint runs on the server."""
         return self.method == HOSTED
 
 
 @dataclass(frozen=True)
 class ServedBackbone(Entry):
-    """What an endpoint's own description is compared with."""
+    """The fields of a backbone that are compared with the endpoint's description of its model."""
 
     name: Name = "an unnamed backbone"
     input_size: Side | None = None
@@ -368,15 +427,20 @@ class ServedBackbone(Entry):
 
 @dataclass(frozen=True)
 class ServedRecipe(Entry):
-    """How many labels the mapping was fitted on."""
+    """The field of a recipe that a client needs.
+
+    Attributes:
+        top_k: Number of returned labels per image that the mapping was fitted on; ``None`` for all.
+    """
 
     top_k: Annotated[int, Bounds(1, 2**40)] | None = None
 
 
 @dataclass(frozen=True)
 class ServedCard(Entry):
-    """What a client needs of the ``info`` of any adapter, also of one that is not ours; all of it
-    may be missing.
+    """The fields of an adapter's ``info`` that a client reads.
+
+    The adapter may be a user's own class, so every field may be missing.
     """
 
     method: Name | None = None

@@ -1,10 +1,10 @@
-"""Frozen dataclasses from JSON and back, by their annotations; every value is checked before it is
-used.
+"""Frozen dataclasses that are read from JSON and written to JSON by their annotations.
 
-A subclass of :class:`Entry` names its keys as fields. Their types may be ``str``, ``int``,
-``float``, ``bool``, ``Any``, ``Literal``, another entry, ``tuple`` and ``Mapping`` of these, one of
-these or ``None``, and ``Annotated`` with :class:`Bounds`. A number stays what the file has (``1``
-is a valid ``float``), so that the same entry is written as it was read.
+Every value is checked when it is read. A subclass of :class:`Entry` declares its keys as fields.
+A field's type may be ``str``, ``int``, ``float``, ``bool``, ``Any``, ``Literal``, another entry, a
+``tuple`` or ``Mapping`` of these, one of these or ``None``, and ``Annotated`` with :class:`Bounds`.
+A number keeps its JSON type (``1`` is a valid ``float``), so that an entry is written exactly as it
+was read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least and greatest value of a number, or length of a text; both are allowed."""
+    """Inclusive bounds for the value of a number, or for the length of a text or list.
+
+    Attributes:
+        least: Smallest allowed value or length.
+        most: Greatest allowed value or length.
+    """
 
     least: float
     most: float
@@ -33,7 +38,7 @@ class Bounds:
 
 
 NULL: Mapping[str, Any] = {"null": True}
-"""Metadata of a field whose ``None`` is written as ``null``; other fields are then left out."""
+"""Metadata of a field whose ``None`` is written as ``null``; fields without it are left out."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Entry:
     """Base of all entries of a card.
 
     Attributes:
-        extra: Keys that this version does not know; they are written back as they were read.
+        extra: Keys that this version does not declare, with their values; they are written back
+            unchanged.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
@@ -51,29 +57,34 @@ class Entry:
         """Read an entry.
 
         Args:
-            value: What ``json.loads`` returned.
-            where: Dotted path of the entry on the card, for messages.
+            value: Value that ``json.loads`` returned.
+            where: Dotted path of the entry on the card, for error messages.
 
         Raises:
             CheckpointError: A key is missing, or a value is of another type or out of bounds.
         """
         if not isinstance(value, Mapping):
             raise _refused(where or "the card", value, "an object")
+
+        # mypy rejects a type variable as the argument of a cached function.
         key: Any = cls
         types, required = _keys(key)
-        found: dict[str, Any] = {}
+
+        fields_read: dict[str, Any] = {}
         for name, kind in types.items():
             place = f"{where}.{name}" if where else name
             if name in value:
-                found[name] = _read(kind, value[name], place)
+                fields_read[name] = _read(kind, value[name], place)
             elif name in required:
                 raise CheckpointError(f"{place} is missing")
+
         extra = {name: value[name] for name in value if name not in types}
-        return cls(**found, extra=extra)
+        return cls(**fields_read, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry ready for ``json.dumps``; a field that is ``None`` is left out, unless
-        its metadata is :data:`NULL`.
+        """Return the entry as an object for ``json.dumps``.
+
+        A field that is ``None`` is left out, unless its metadata is :data:`NULL`.
         """
         written = {}
         for entry in fields(self):
@@ -85,16 +96,18 @@ class Entry:
 
 @cache
 def _keys(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the types of an entry's keys, and which keys it cannot do without."""
+    """Return the type of every key of an entry, and the names of its required keys."""
     hints = get_type_hints(cls, include_extras=True)
-    own = [entry for entry in fields(cls) if entry.name != "extra"]
-    required = frozenset(entry.name for entry in own if entry.default is MISSING)
-    return {entry.name: hints[entry.name] for entry in own}, required
+    declared = [entry for entry in fields(cls) if entry.name != "extra"]
+    required = frozenset(entry.name for entry in declared if entry.default is MISSING)
+    return {entry.name: hints[entry.name] for entry in declared}, required
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of a type, or refuse it."""
-    origin, arguments = get_origin(kind), get_args(kind)
+    """Return the value as the type ``kind``, or raise a ``CheckpointError``."""
+    origin = get_origin(kind)
+    arguments = get_args(kind)
+
     if kind is Any:
         return value
     if origin is Annotated:
@@ -118,7 +131,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         }
     if issubclass(kind, Entry):
         return kind.from_json(value, where)
-    # JSON's true is no number, though Python's is one
+
+    # In Python True is an int, but in JSON true is not a number.
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise _refused(where, value, _NAMES[kind])
@@ -126,7 +140,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """Return a tuple of any length, ``tuple[T, ...]``, or of a fixed one."""
+    """Return a tuple of any length (``tuple[T, ...]``) or of a fixed length."""
     if not isinstance(value, list | tuple):
         raise _refused(where, value, "a list")
     if arguments[-1] is Ellipsis:
@@ -141,7 +155,7 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
 
 def _bounded(value: Any, bounds: Bounds, where: str) -> Any:
     size = value if isinstance(value, int | float) else len(value)
-    # not true of infinite numbers, and not of nan
+    # The comparison is false for NaN, and for infinite numbers because all bounds are finite.
     if not bounds.least <= size <= bounds.most:
         expected = f"{bounds}" if isinstance(value, int | float) else f"{bounds} long"
         raise _refused(where, value, expected)
@@ -149,9 +163,10 @@ def _bounded(value: Any, bounds: Bounds, where: str) -> Any:
 
 
 def _refused(where: str, value: Any, expected: str) -> CheckpointError:
-    got = repr(value)
-    shown = got if len(got) <= 60 else f"{got[:60]}…"
-    return CheckpointError(f"{where}: got {shown}, expected {expected}")
+    rendered = repr(value)
+    if len(rendered) > 60:
+        rendered = f"{rendered[:60]}…"
+    return CheckpointError(f"{where}: got {rendered}, expected {expected}")
 
 
 def _written(value: Any) -> Any:

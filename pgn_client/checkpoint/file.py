@@ -1,7 +1,8 @@
-"""Checkpoint files: written whole, verified when read.
+"""Checkpoint files: written atomically, verified when read.
 
-The fingerprint is the SHA-256 over the canonical card without it, and every tensor's name, dtype,
-shape and bytes. What stands on a card is the matter of ``card``; here it is JSON.
+The fingerprint is the SHA-256 over the canonical card without its fingerprint, and over every
+tensor's name, dtype, shape and bytes. This module treats the card as JSON; ``card`` defines its
+fields.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from pgn_client.imaging.files import whole_file
 
 _HEADER_KEY = "pgn_client"
 _HOSTED_SCHEMA = 1
-"""Schema of checkpoints that run on the server: the contract with servers of other versions."""
+"""Schema of checkpoints that run on the server.
+
+It stays at 1, because servers of other versions must be able to read them.
+"""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def fingerprint(card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 over the canonical card (without its fingerprint) and every tensor."""
+    """Return the SHA-256 over the canonical card (without its fingerprint) and every tensor."""
     bare = {key: value for key, value in card.items() if key != "fingerprint"}
     digest = hashlib.sha256(_canonical(bare).encode())
     for name in sorted(tensors):
@@ -46,12 +50,12 @@ def write(
     """Write a checkpoint atomically.
 
     Args:
-        path: File to write.
-        card: The card as JSON. One that was read from a file of an older schema keeps that schema.
+        path: Path to write.
+        card: Card as JSON. A card with an older schema keeps it.
         tensors: Arrays by name.
 
     Returns:
-        The card with schema and fingerprint filled in.
+        The card with its schema and fingerprint.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -59,10 +63,12 @@ def write(
     newest = _HOSTED_SCHEMA if card.get("method") == HOSTED else SCHEMA
     full = {**card, "schema": min(card.get("schema", newest), newest)}
     full["fingerprint"] = fingerprint(full, tensors)
+
     data = save(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()},
         metadata={_HEADER_KEY: _canonical(full)},
     )
+
     path = Path(path)
     try:
         with whole_file(path) as partial:
@@ -75,10 +81,11 @@ def write(
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the card alone.
+    """Read the card without the tensors.
 
     Raises:
-        CheckpointError: missing, a pickle, truncated, not one of ours, or of a newer schema.
+        CheckpointError: The file is missing, a pickle, truncated, not a PGN checkpoint, or has a
+            newer schema.
     """
     _refuse_other_files(Path(path))
     try:
@@ -90,33 +97,37 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
-    """Return the fingerprint that a file states; its tensors are not read.
+    """Return the fingerprint on a file's card, without reading or verifying the tensors.
 
     Raises:
-        CheckpointError: As :func:`read_card`, or the file states none.
+        CheckpointError: :func:`read_card` fails, or the card has no fingerprint.
     """
-    stated = read_card(path).get("fingerprint")
-    if not isinstance(stated, str):
+    recorded = read_card(path).get("fingerprint")
+    if not isinstance(recorded, str):
         raise CheckpointError(f"checkpoint {path}: its card has no fingerprint; train it again")
-    return stated
+    return recorded
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
-    """Read a checkpoint whole and verify its fingerprint.
+    """Read card and tensors, and verify the fingerprint.
 
     Raises:
-        CheckpointError: as :func:`read_card`, or the contents are not what was written.
+        CheckpointError: :func:`read_card` fails, the tensors cannot be read, or the contents do not
+            match the fingerprint.
     """
     card = read_card(path)
+
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    # NumPy has no bfloat16: TypeError
+    # A bfloat16 tensor raises a TypeError, because NumPy has no such type.
     except (SafetensorError, OSError, TypeError) as error:
         raise _unreadable(path, error) from error
+
     try:
         computed = fingerprint(card, tensors)
-    except ValueError as error:  # a number that is not finite
+    # Canonical JSON refuses NaN and infinite numbers, which json.loads accepts.
+    except ValueError as error:
         raise _unreadable(path, error) from error
     if computed != card.get("fingerprint"):
         raise CheckpointError(
@@ -133,8 +144,8 @@ def _refuse_other_files(path: Path) -> None:
         raise CheckpointError(
             f"checkpoint {path}: {error.strerror}; expected a file written by pgn train"
         ) from error
-    # The length of our header may begin with a pickle's first byte; behind its eight bytes stands
-    # the JSON.
+    # A safetensors file starts with eight bytes for the header's length, which may look like the
+    # start of a pickle; then follows the JSON header, which starts with a brace.
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         raise CheckpointError(
             f"checkpoint {path}: got a pickle, which could run code; expected safetensors written "
@@ -151,9 +162,11 @@ def _checked_card(header: str | None, path: str | os.PathLike[str]) -> dict[str,
     try:
         card: dict[str, Any] = json.loads(header)
         schema = int(card["schema"])
-    # 1e999 is infinite, and a thousand brackets are too deep
+    # int() overflows on 1e999, which is infinite, and deeply nested brackets exceed the recursion
+    # limit.
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise _unreadable(path, error) from error
+
     if schema > SCHEMA:
         raise CheckpointError(
             f"checkpoint {path}: got schema {schema}, expected at most {SCHEMA}; upgrade: pip "

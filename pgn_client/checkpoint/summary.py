@@ -1,4 +1,4 @@
-"""A card as a few lines for people."""
+"""Short text that describes a card."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 from pgn_client.checkpoint.card import Card, MetricsCard, ReachCard
 
-_FIRST = 8
-"""Number of class names that are shown."""
+_SHOWN_CLASSES = 8
+"""Number of class names in the summary."""
 
 
 def summary(card: Card | Mapping[str, Any]) -> str:
-    """Return a card as a few lines for people.
+    """Return a card as aligned lines of text.
 
     Raises:
-        CheckpointError: A card that is not complete.
+        CheckpointError: The card is incomplete.
     """
     card = Card.of(card)
-    more = ", …" if len(card.classes) > _FIRST else ""
-    classes = ", ".join(card.classes[:_FIRST]) + more
+    classes = ", ".join(card.classes[:_SHOWN_CLASSES])
+    if len(card.classes) > _SHOWN_CLASSES:
+        classes += ", …"
+
     lines = {
         **_prompts(card),
         "classes": f"{len(card.classes)}: {classes}",
@@ -36,8 +38,9 @@ def summary(card: Card | Mapping[str, Any]) -> str:
 
 
 def _prompts(card: Card) -> dict[str, str]:
-    """Return what is painted, and for which model."""
-    backbone, library = card.backbone, card.library
+    """Return the lines about the prompts and the surrogate."""
+    backbone = card.backbone
+    library = card.library
     if backbone is None:
         return {"method": "raw: images are sent as they are"}
     rows = f", {library.kind} library of {library.size} rows" if library else ""
@@ -58,34 +61,37 @@ def _mapping(card: Card) -> str:
 
 def _learnable(card: Card) -> str:
     counts = sorted((card.learnable or {}).items())
-    return ", ".join(f"{count:,} of the {part}" for part, count in counts)
+    return ", ".join(f"{count:,} ({part})" for part, count in counts)
 
 
 def _fusion(card: Card) -> str:
     if not card.fuses:
         return ""
-    return f"α = {card.fusion:.2f} (0 endpoint alone, 1 local head alone)"
+    return f"α = {card.fusion:.2f} (0: endpoint alone, 1: local head alone)"
 
 
 def _none_below(card: Card) -> str:
     if card.none_below is None:
         return ""
-    return f"where the best class is below {card.none_below:.3f}"
+    return f"none of these, where the best class is below {card.none_below:.3f}"
 
 
 def _training(card: Card) -> dict[str, str]:
-    """Return data, way and validation accuracy; nothing for an import."""
-    metrics, data, library = card.metrics, card.data, card.library
+    """Return the lines about training data and validation; none for an imported checkpoint."""
+    metrics = card.metrics
+    data = card.data
+    library = card.library
     if metrics is None or data is None:
         return {}
+
     mixture = ""
     if library and metrics.perplexity:
         mixture = f"perplexity {metrics.perplexity:.1f} of {library.size} rows"
     return {
         "wire": _wire(card),
         "data": f"{data.train} training, {data.val} validation images; seed {card.seed}",
-        "validation": f"{_accuracies(metrics)} ({_how(card)}; chosen on these images, so "
-        "optimistic)",
+        "validation": f"{_accuracies(metrics)} ({_source(card)}; optimistic, because these images "
+        "also chose the checkpoint)",
         "mixture": mixture,
     }
 
@@ -93,8 +99,9 @@ def _training(card: Card) -> dict[str, str]:
 def _wire(card: Card) -> str:
     if card.recipe is None or card.recipe.wire is None:
         return ""
-    measured = "" if card.mapped else "and measured "
-    return f"{card.recipe.wire}: trained {measured}behind it"
+    # pgn map measures its accuracy at the endpoint, not with the simulated degradation.
+    steps = "trained" if card.mapped else "trained and measured"
+    return f"{card.recipe.wire}: {steps} with this degradation"
 
 
 def _accuracies(metrics: MetricsCard) -> str:
@@ -105,23 +112,26 @@ def _accuracies(metrics: MetricsCard) -> str:
     return f"prompt {metrics.uint8:.3f}, local head {metrics.local:.3f}, fused {metrics.fused:.3f}"
 
 
-def _how(card: Card) -> str:
+def _source(card: Card) -> str:
+    """Return the epoch of the validation accuracy, or that the endpoint gave it."""
     if card.mapped or card.metrics is None:
         return "over HTTP"
     return f"epoch {card.metrics.epoch}"
 
 
 def _reach(reach: ReachCard | None) -> dict[str, str]:
-    """Return what inversion can and cannot reach of latent rows (see ``inversion.reach``)."""
+    """Return the lines about how closely pixels can reproduce a latent library (see
+    ``inversion.reach``).
+    """
     if reach is None:
         return {}
     condition = "pixels cannot reach every direction"
     if reach.condition:
         condition = f"condition {reach.condition:g}"
     return {
-        "row norms": f"median {reach.norm:g}, most {reach.norm_most:g}; of random pixels "
+        "row norms": f"median {reach.norm:g}, maximum {reach.norm_most:g}; random pixels "
         f"{reach.norm_of_pixels:g}",
-        "unreached": f"bounded {reach.bounded:.0%}, at most {reach.bounded_most:.0%}; "
-        f"pseudo-inverse, clipped, {reach.pseudo_inverse:.0%}, at most "
-        f"{reach.pseudo_inverse_most:.0%} (of the rows' norms; {condition})",
+        "unreached": f"bounded: median {reach.bounded:.0%}, maximum {reach.bounded_most:.0%}; "
+        f"clipped pseudo-inverse: median {reach.pseudo_inverse:.0%}, maximum "
+        f"{reach.pseudo_inverse_most:.0%} (share of the row's norm; {condition})",
     }

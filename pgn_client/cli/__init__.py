@@ -1,9 +1,10 @@
-"""The command ``pgn``: one ``add_`` and one ``run_`` per subcommand; heavy imports only inside
-``run_``.
+"""The command ``pgn``: one ``add_`` and one ``run_`` function per subcommand.
 
-Results go to stdout, progress and errors to stderr. Exit 0 all fine, 1 some items failed or the
-endpoint did, 2 usage or configuration, 130 interrupted (journals and the best checkpoint so far are
-kept).
+Heavy packages are imported inside the ``run_`` functions only, so ``--help`` loads none of them.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 some images failed,
+or the endpoint failed; 2 usage or configuration; 130 interrupted (journals and the best checkpoint
+so far are saved).
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pgn`` with arguments (default: the process's); return the exit status."""
+    """Run ``pgn`` and return its exit status.
+
+    Args:
+        argv: Arguments; ``None`` for those of the process.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+
+    # The mock server parses its own arguments, and `--help` too.
     if arguments[:1] == ["serve"]:
         return run_serve(arguments[1:])
+
     args = build_parser().parse_args(arguments)
     try:
         show_log()
@@ -45,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PGNError as error:
         return complain(error, USAGE)
     except KeyboardInterrupt:
-        talk("interrupted; what was written before is kept")
+        talk("interrupted; what was saved before is kept")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+    except BrokenPipeError:
+        # The reader of stdout has closed it, as `head` does. Python flushes stdout once more at
+        # exit, which would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
@@ -56,11 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="pgn",
-        description="Adapt a vision API that you cannot touch: prompts made here, "
-        "answers made there.",
+        description="Adapt a hosted vision model that you can only reach by URL: prompts are added "
+        "to the images on this machine, and a label mapping turns the model's scores into your "
+        "classes.",
     )
     parser.add_argument("--version", action="version", version=f"pgn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    # In the order of --help: the everyday commands first.
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
     for add in (
         *everyday,

@@ -1,4 +1,4 @@
-"""What the command line writes: results to stdout (`--json` for scripts), the rest to stderr."""
+"""Output of the command line: results on stdout, messages and the log on stderr."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 from pgn_client.errors import ConfigurationError, EndpointError
 
-SAME_ERRORS = 3
+SAME_ERRORS = 3  # an error that occurs more often is summed up
 
 
 def talk(text: str) -> None:
-    """Say something to a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the one place that talks)
+    """Print a message for the user on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the one place that prints messages)
 
 
 def tell(text: str) -> None:
-    """Write data, on stdout."""
-    print(text, flush=True)  # noqa: T201 (the one place that writes data)
+    """Print data on stdout."""
+    print(text, flush=True)  # noqa: T201 (the one place that prints data)
 
 
 def complain(error: Exception, status: int) -> int:
-    """Say what went wrong, in one line, and return the exit status."""
+    """Print an error in one line on stderr, and return the exit status."""
     talk(f"error: {error}")
     return status
 
@@ -38,87 +38,99 @@ def tell_records(
     people: bool = False,
     say: Callable[[str], object] = talk,
 ) -> int:
-    """Write prediction records, and say what failed.
+    """Print prediction records on stdout, and the errors among them on stderr.
 
     Args:
-        records: see ``batch.predict_files``.
-        as_json: one JSON line each on stdout.
-        people: otherwise, one short line each on stdout; else nothing.
-        say: how to talk, beside a progress bar for example.
+        records: Records; see ``folders.predict_files``.
+        as_json: Whether to print every record as one JSON line.
+        people: Whether to print a short line for every prediction, if ``as_json`` is false. If
+            both are false, nothing is printed on stdout.
+        say: Function that prints a message; one that is compatible with a progress bar, for
+            example.
 
     Returns:
-        How many failed. An endpoint's error that ends the run is raised only if it was not told
-        beside an image.
+        Number of failed images. If an endpoint error ends the run, it is raised only if no image
+        failed before, because otherwise the user has seen it already.
     """
     failed = 0
-    said: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     try:
         for record in records:
-            failed += record["error"] is not None
+            has_failed = record["error"] is not None
+            failed += has_failed
             if as_json:
                 tell(json.dumps(record))
-            elif people and record["error"] is None:
+            elif people and not has_failed:
                 tell(f"{record['path']}  {record['label']}  {record['score']:.3f}")
-            if record["error"] is not None:
-                _say_once(record, said, say)
+            if has_failed:
+                _report(record, reported, say)
     except EndpointError:
         if not failed:
             raise
-    for error, times in said.items():
+    for error, times in reported.items():
         if times > SAME_ERRORS:
             say(f"error: {times - SAME_ERRORS} more images: {error}")
     return failed
 
 
-def _say_once(record: dict[str, Any], said: Counter[str], say: Callable[[str], object]) -> None:
-    """Say an error with its image, unless the same has been said often enough, as when a budget
-    is spent.
+def _report(record: dict[str, Any], reported: Counter[str], say: Callable[[str], object]) -> None:
+    """Print the error of an image, unless the same error was printed often enough.
+
+    After the budget is spent, for example, every image fails with the same error.
     """
-    error, path = str(record["error"]), str(record["path"])
-    said[error] += 1
-    if said[error] <= SAME_ERRORS:
+    error = str(record["error"])
+    path = str(record["path"])
+    reported[error] += 1
+    if reported[error] <= SAME_ERRORS:
         say(f"error: {error}" if path in error else f"error: {path}: {error}")
 
 
 def show_log() -> None:
-    """Say what the library logs: warnings, or as much as ``PGN_LOG`` asks for.
+    """Print the log of the library on stderr: warnings, or what ``PGN_LOG`` selects.
 
-    ``PGN_LOG`` is ``info`` (a line per request) or ``debug``; with ``json:`` before it each line is
-    a JSON object with the fields of the request.
+    ``PGN_LOG=info`` prints one line per request, ``PGN_LOG=debug`` more. With the prefix ``json:``,
+    each line is a JSON object with the fields of the request.
 
     Raises:
-        ConfigurationError: it is something else.
+        ConfigurationError: ``PGN_LOG`` has another value.
     """
     wish = os.environ.get("PGN_LOG", "").lower()
-    level = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}.get(
-        wish.removeprefix("json:")
-    )
+    levels = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}
+    level = levels.get(wish.removeprefix("json:"))
     if level is None:
         raise ConfigurationError(
             f"PGN_LOG: got {wish!r}, expected info, debug, json:info or json:debug"
         )
-    handler, logger = logging.StreamHandler(), logging.getLogger("pgn_client")
-    plain = logging.Formatter(
-        "%(asctime)s %(levelname)s %(message)s" if wish else "note: %(message)s"
-    )
-    handler.setFormatter(JsonLines() if wish.startswith("json:") else plain)
-    logger.handlers = [handler]  # a second run in one process writes to its own stderr
+
+    if wish.startswith("json:"):
+        formatter: logging.Formatter = JsonLines()
+    else:
+        formatter = logging.Formatter(
+            "%(asctime)s %(levelname)s %(message)s" if wish else "note: %(message)s"
+        )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("pgn_client")
+
+    # Earlier handlers are replaced, because a second run in one process may have another stderr.
+    logger.handlers = [handler]
     logger.setLevel(level)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per record: time (seconds since the epoch), level, message, and the fields
-    given along.
+    """Formats a log record as one JSON object.
+
+    It has the time (seconds since the epoch), the level, the message, and the record's own fields.
     """
 
-    _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        fields = {name: value for name, value in vars(record).items() if name not in self._OF_ALL}
-        told = {
+        """Return the record as one line."""
+        fields = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
+        line = {
             "time": round(record.created, 3),
             "level": record.levelname,
             "message": record.getMessage(),
         }
-        return json.dumps(told | fields, default=str)
+        return json.dumps(line | fields, default=str)

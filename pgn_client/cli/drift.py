@@ -1,4 +1,4 @@
-"""``pgn drift``: does the endpoint still answer as it did when a cache was recorded?"""
+"""``pgn drift``: check whether the endpoint still returns the scores that a cache recorded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pgn_client.errors import ConfigurationError
 
 
 def add_drift(commands: Subparsers) -> None:
-    """``pgn drift``."""
+    """Add ``pgn drift``."""
     example = "pgn drift --url http://127.0.0.1:8000 --cache answers.sqlite"
     help = (
-        "send a few recorded images again and compare the answers; exit 1 where the model "
+        "send a few recorded images again and compare the scores; exit status 1 if the model "
         "has changed"
     )
     p = command(commands, "drift", run_drift, help, example)
@@ -34,35 +34,39 @@ def add_drift(commands: Subparsers) -> None:
         type=int,
         default=8,
         metavar="K",
-        help="how many, of the 8 that a cache keeps (8)",
+        help="number of images to send again, at most the 8 that a cache keeps (default 8)",
     )
-    p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
+    p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout")
 
 
 def run_drift(args: argparse.Namespace) -> int:
-    """Send, compare, and say what to do."""
+    """Send recorded images again, compare the scores, and print what to do."""
     if args.cache is None or not args.cache.is_file():
         raise ConfigurationError(
-            f"--cache: got {args.cache}, expected the file that an earlier run has recorded"
-        )
-    with connect(args, None) as client:
-        found = client.drift(args.images)
-        used = client.usage
-    if not found.pictures:
-        raise ConfigurationError(
-            f"{args.cache}: holds no image that was sent to this endpoint and model; record one "
+            f"--cache: got {args.cache}, expected a file that an earlier run recorded; record one "
             "with --cache"
         )
-    told = (
-        f"{found.pictures} images sent again: {found.changed:.0%} have another label; scores "
-        "differ by up to "
-        f"{found.difference:.2g} (between two answers of now: {found.noise:.2g})"
-    )
-    tell(to_json(asdict(found) | {"drifted": found.drifted}) if args.json else told)
-    talk(f"{used.images} images sent in {used.requests} requests")
-    if found.drifted:
-        talk(
-            "warning: the model has changed; record anew with another --cache, and fit the "
-            "mapping again (pgn map)"
+    with connect(args, None) as client:
+        drift = client.drift(args.images)
+        used = client.usage
+    if not drift.pictures:
+        raise ConfigurationError(
+            f"--cache: got {args.cache}, which holds no image that was sent to this endpoint and "
+            "model, expected at least one; record one with --cache"
         )
-    return FAILED if found.drifted else OK
+
+    if args.json:
+        tell(to_json(asdict(drift) | {"drifted": drift.drifted}))
+    else:
+        tell(
+            f"{drift.pictures} images sent again: {drift.changed:.0%} have another label; scores "
+            f"differ by up to {drift.difference:.2g} from the recorded ones (between two answers "
+            f"to the same image now: {drift.noise:.2g})"
+        )
+    talk(f"{used.images} images sent in {used.requests} requests")
+    if drift.drifted:
+        talk(
+            "warning: the model has changed; record a new --cache, and fit the mapping again "
+            "with pgn map"
+        )
+    return FAILED if drift.drifted else OK

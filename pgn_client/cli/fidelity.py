@@ -1,5 +1,6 @@
-"""``pgn retain``: what is left of a checkpoint's prompts on their way to a server; no endpoint and
-no labels needed.
+"""``pgn retain``: measure what remains of a checkpoint's prompts on their way to a server.
+
+The command needs neither an endpoint nor labels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pgn_client.cli.options import (
     OK,
     Subparsers,
     add_profile_option,
+    add_source,
     add_surrogate_options,
     command,
     load_adapter,
@@ -30,30 +32,31 @@ if TYPE_CHECKING:
 
 
 def add_retain(commands: Subparsers) -> None:
-    """``pgn retain``."""
+    """Add ``pgn retain``."""
     example = "pgn retain photos/ --ckpt eurosat.safetensors --out steps.png"
     help = (
-        "tell what is left of a checkpoint's prompts at each step to the server; no endpoint, "
-        "no labels"
+        "measure what remains of a checkpoint's prompts at each step to the server; needs neither "
+        "an endpoint nor labels"
     )
     p = command(commands, "retain", run_retain, help, example)
+    add_source(p)
     p.add_argument(
-        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
+        "--ckpt", required=True, metavar="CKPT", help="checkpoint whose prompts are measured"
     )
-    p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_surrogate_options(p, None)
     p.add_argument(
         "--out",
         type=Path,
         metavar="PNG",
-        help="four images as they are sent, as they are seen, behind two JPEGs",
+        help="path of the PNG to write, with four images at each step: sent, received, and "
+        "re-encoded as two JPEGs (default none)",
     )
-    p.add_argument("--json", action="store_true", help="the numbers as JSON on stdout")
+    p.add_argument("--json", action="store_true", help="print the numbers as JSON on stdout")
 
 
 def run_retain(args: argparse.Namespace) -> int:
-    """Print the share of images whose label survives each step; draw what the server sees."""
+    """Print the share of images that keep their label at each step; draw what the server sees."""
     require("retention", "train", "torch", "timm")
     import numpy as np
 
@@ -67,29 +70,42 @@ def run_retain(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"--out: got {args.out}, expected a .png file in a folder that exists"
         )
-    paths, adapter = find_images(args.source), load_adapter(args.ckpt, args.profile)
+    paths = find_images(args.source)
+    adapter = load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
     readable: list[Path] = []
-    parts = list(_followed(adapter, surrogate, paths, readable))
-    if not parts:
+    batches = list(_followed(adapter, surrogate, paths, readable))
+    if not batches:
         return FAILED
-    shares = agreement(
-        {stage: np.concatenate([part[stage] for part in parts]) for stage in parts[0]}
-    )
-    found = {"pictures": len(readable), "agreement": shares}
-    tell(to_json(found) if args.json else report.retention_table(shares, len(readable)))
+
+    log_probs: dict[str, Any] = {}
+    for stage in batches[0]:
+        log_probs[stage] = np.concatenate([batch[stage] for batch in batches])
+    shares = agreement(log_probs)
+    if args.json:
+        tell(to_json({"pictures": len(readable), "agreement": shares}))
+    else:
+        tell(report.retention_table(shares, len(readable)))
+
     if args.out:
         shown = columns(adapter, readable)
         report.sheet([(images, step) for step, images in shown.items()]).save(args.out)
-        talk(f"written: {args.out}, what the server sees at each step")
+        talk(f"saved: {args.out}, with what the server sees at each step")
     return OK if len(readable) == len(paths) else FAILED
 
 
 def _followed(
     adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
 ) -> Iterator[dict[str, Any]]:
-    """Follow a few images at a time, so that a folder of any size fits in memory; name those that
-    can be read.
+    """Yield the log-probabilities at each step, batch by batch.
+
+    Batches keep a folder of any size within memory.
+
+    Args:
+        adapter: Adapter that prepares the images.
+        surrogate: Surrogate that classifies them.
+        paths: Paths of the images.
+        readable: Receives the paths of the images that can be read.
     """
     import numpy as np
 
@@ -111,20 +127,20 @@ def _followed(
 
 
 def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
-    """Load the backbone of the card.
+    """Load the surrogate that the checkpoint was made for.
 
     Raises:
-        ConfigurationError: other weights, or a head that answers nothing.
+        ConfigurationError: The weights are others, or the surrogate has no head for the labels.
     """
     from pgn_client.training.rival import same_surrogate
 
     imported = adapter.card.imported is not None
-    found = load_surrogate(args, args.backbone or adapter.backbone.name, new_head=imported)
-    surrogate = same_surrogate(found, adapter)
+    backbone = load_surrogate(args, args.backbone or adapter.backbone.name, new_head=imported)
+    surrogate = same_surrogate(backbone, adapter)
     if imported and surrogate.silent:
         raise ConfigurationError(
             f"surrogate: got {surrogate.name} without a head for the checkpoint's labels, expected "
-            "one that answers; "
-            "import the checkpoint with --weights and --labels of the endpoint's own classifier"
+            "a classifier; import the checkpoint with --weights and --labels of the endpoint's own "
+            "classifier"
         )
     return surrogate

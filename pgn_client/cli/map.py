@@ -1,4 +1,4 @@
-"""``pgn map``: a label mapping, of a checkpoint or alone, fitted to what an endpoint answers."""
+"""``pgn map``: fit a label mapping to the endpoint's scores, for a checkpoint or for raw images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pgn_client.errors import ConfigurationError
 
 
 def add_map(commands: Subparsers) -> None:
-    """``pgn map``."""
+    """Add ``pgn map``."""
     example = (
         "pgn map digits/ --url http://127.0.0.1:8000 --ckpt eurosat.safetensors --out "
         "digits.safetensors"
     )
     help = (
-        "fit a label mapping to the endpoint's own answers: of a checkpoint (imports, other "
-        "classes), or alone"
+        "fit a label mapping to the endpoint's scores, for a checkpoint (an imported one, or other "
+        "classes) or for raw images"
     )
     p = command(commands, "map", run_map, help, example)
     p.add_argument(
@@ -38,7 +38,9 @@ def add_map(commands: Subparsers) -> None:
     )
     add_endpoint_options(p)
     p.add_argument(
-        "--ckpt", metavar="CKPT", help="whose prompts are sent (none: images as they are)"
+        "--ckpt",
+        metavar="CKPT",
+        help="checkpoint whose prompts are sent (default none: images are sent raw)",
     )
     add_profile_option(p)
     p.add_argument(
@@ -46,28 +48,38 @@ def add_map(commands: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="CKPT",
-        help="checkpoint to write, NAME.safetensors",
+        help="path of the checkpoint to write, NAME.safetensors",
     )
     p.add_argument(
-        "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
+        "--mapping",
+        default="auto",
+        help="kind of the label mapping: auto, identity, flm, ilm, blm, blm+ or linear; auto lets "
+        "the validation images choose (default auto)",
     )
     p.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training images per class (all)"
+        "--shots",
+        type=int,
+        metavar="N",
+        help="largest number of training images per class (default all)",
     )
     p.add_argument(
         "--none-of-these",
         type=float,
         metavar="SHARE",
         help='reject an image as "none of these" if its top probability is in the lowest SHARE of '
-        "the validation images",
+        "the validation images (default never)",
     )
-    p.add_argument("--seed", type=int, help="of the splits and folds (the checkpoint's, or 0)")
+    p.add_argument(
+        "--seed",
+        type=int,
+        help="seed for the splits and folds (default the checkpoint's, or 0 without one)",
+    )
     add_dry_run(p)
-    p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
+    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
 
 
 def run_map(args: argparse.Namespace) -> int:
-    """Fit, save, and print the card."""
+    """Fit the mapping, save the checkpoint, and print its card."""
     require("fitting a mapping", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.evaluation.queries import Asker, of_mapping
@@ -81,18 +93,23 @@ def run_map(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"--mapping: got {args.mapping!r}, expected auto or one of {', '.join(labels.KINDS)}"
         )
-    kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     if args.profile and not args.ckpt:
         raise ConfigurationError(
-            "--profile: got one without --ckpt; images that are sent as they are have no margin"
+            "--profile: got it without --ckpt, expected both; raw images need no profile, so leave "
+            "it out"
         )
     if args.none_of_these is not None and not 0 <= args.none_of_these < 1:
         raise ConfigurationError(
-            f"--none-of-these: got {args.none_of_these}, expected a share from 0 to less than 1"
+            f"--none-of-these: got {args.none_of_these}, expected a share of at least 0 and less "
+            "than 1"
         )
+
     prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
-    seed = args.seed if args.seed is not None else (prompts.card.seed or 0) if prompts else 0
+    seed = args.seed
+    if seed is None:
+        seed = (prompts.card.seed or 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
+    kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
         if args.dry_run:
@@ -101,7 +118,8 @@ def run_map(args: argparse.Namespace) -> int:
         adapter = (
             refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
         )
+
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
-    talk(f"{asker.images_sent} images sent; written: {args.out}")
+    talk(f"{asker.images_sent} images sent; saved: {args.out}")
     return OK

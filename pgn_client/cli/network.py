@@ -1,4 +1,4 @@
-"""How the endpoint is reached: headers, authorities, client certificates, proxies."""
+"""Options of the connection to the endpoint: headers, authorities, client certificate, proxy."""
 
 from __future__ import annotations
 
@@ -13,54 +13,63 @@ from pgn_client.errors import ConfigurationError
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the connection."""
-    group = parser.add_argument_group("connection", "secrets may be given as env:VARIABLE, which "
-                                                    "keeps them out of the "
-                                      "shell's history; none is ever shown or logged")  # fmt: skip
+    group = parser.add_argument_group(
+        "connection",
+        "A secret may be given as env:VARIABLE, which keeps it out of the shell's history. Secrets "
+        "are never shown or logged.",
+    )
     group.add_argument(
         "--header",
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="sent along; repeatable",
+        help="header to send with every request; may be given several times (default none)",
     )
     group.add_argument(
-        "--ca-file", metavar="FILE", help="trust these authorities instead of the system's (PEM)"
+        "--ca-file",
+        metavar="FILE",
+        help="PEM file with the certificate authorities to trust (default the system's)",
     )
     group.add_argument(
         "--client-cert",
         metavar="FILE[:KEY]",
-        help="certificate (and key) that the endpoint asks for",
+        help="PEM file with the client certificate, and the file with its key if that is another "
+        "one (default none)",
     )
     group.add_argument(
-        "--proxy", metavar="URL", help="http://, https:// or socks5:// (as HTTPS_PROXY says)"
+        "--proxy",
+        metavar="URL",
+        help="URL of the proxy: http://, https:// or socks5:// (default from the environment, for "
+        "example HTTPS_PROXY)",
     )
 
 
 def http_options(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what ``add_network_options`` has read, as the client's ``http``.
+    """Return the options that ``add_network_options`` added, as the client's ``http``.
 
     Raises:
-        ConfigurationError: a header without a colon, a variable that is not set, a file that cannot
-            be used.
+        ConfigurationError: A header has no colon, a variable is not set, or a file cannot be used.
     """
     headers = dict(_header(text) for text in args.header)
     verify = _context(args.ca_file, args.client_cert) if args.ca_file or args.client_cert else None
-    proxy = None if args.proxy is None else _revealed(args.proxy, "--proxy")
-    found = {"headers": headers or None, "verify": verify, "proxy": proxy}
-    return {name: value for name, value in found.items() if value is not None} or None
+    proxy = None if args.proxy is None else _resolved(args.proxy, "--proxy")
+    options = {"headers": headers or None, "verify": verify, "proxy": proxy}
+    return {name: value for name, value in options.items() if value is not None} or None
 
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip() or not value.strip():
+        # The text may be a secret, so the message does not show it.
         raise ConfigurationError(
-            "--header: got none, expected 'NAME: VALUE' or 'NAME: env:VARIABLE'"
+            "--header: got one without a name, a colon or a value, expected 'NAME: VALUE' or "
+            "'NAME: env:VARIABLE'"
         )
-    return name.strip(), _revealed(value.strip(), f"--header {name.strip()[:40]}")
+    return name.strip(), _resolved(value.strip(), f"--header {name.strip()[:40]}")
 
 
-def _revealed(text: str, option: str) -> str:
-    """Return a value, or that of the environment's variable that it names."""
+def _resolved(text: str, option: str) -> str:
+    """Return a value, or for ``env:VARIABLE`` the value of that environment variable."""
     if not text.startswith("env:"):
         return text
     variable = text.removeprefix("env:")
@@ -70,14 +79,19 @@ def _revealed(text: str, option: str) -> str:
 
 
 def _context(ca_file: str | None, client_cert: str | None) -> ssl.SSLContext:
+    """Return a TLS context with these authorities and this client certificate."""
+    # ssl.SSLError is an OSError.
     try:
         context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:
         raise _unusable("--ca-file", ca_file, error) from error
+
     if client_cert is not None:
-        file, _, key = (
-            (client_cert, "", "") if Path(client_cert).exists() else client_cert.rpartition(":")
-        )
+        # The path of a single file may contain a colon itself, on Windows for example.
+        file = client_cert
+        key = ""
+        if not Path(client_cert).exists():
+            file, _, key = client_cert.rpartition(":")
         try:
             context.load_cert_chain(file or client_cert, key or None)
         except OSError as error:
@@ -88,5 +102,5 @@ def _context(ca_file: str | None, client_cert: str | None) -> ssl.SSLContext:
 def _unusable(option: str, name: str | None, error: OSError) -> ConfigurationError:
     reason = error.strerror or str(error)
     return ConfigurationError(
-        f"{option}: got {name}, expected PEM files that can be read ({reason})"
+        f"{option}: got {name}, expected readable PEM files ({reason}); check the path and the file"
     )

@@ -1,4 +1,4 @@
-"""What several subcommands share: exit codes, groups of options, and what is built from them."""
+"""Code for several subcommands: exit codes, groups of options, and objects built from options."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from pgn_client.types import Adapter
     from pgn_client.wire.client import AdaptedClient
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-Subparsers = Any  # argparse gives its type no public name
+# Exit codes.
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+Subparsers = Any  # argparse has no public name for this type
 
 
 def command(
@@ -30,7 +34,15 @@ def command(
     help: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Add one subcommand to the parser and return it, for its own arguments."""
+    """Add a subcommand and return its parser, to which the caller adds arguments.
+
+    Args:
+        commands: Subparsers of ``pgn``.
+        name: Name of the subcommand.
+        run: Function that runs it and returns the exit status.
+        help: Short description, which starts small and ends without a period.
+        example: Example command line.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}"
     )
@@ -38,35 +50,60 @@ def command(
     return parser
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the argument ``IN``, the images; see ``files.find_images``."""
+    help = (
+        "folder of images, one image, a text file with one path per line, or - for paths on stdin"
+    )
+    parser.add_argument("source", metavar="IN", help=help)
+
+
 def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options of the local surrogate; a default of None stands for the backbone of the
-    checkpoint.
+    """Add the options of the local surrogate.
+
+    Args:
+        parser: Parser of a subcommand.
+        default: Name of the default backbone; ``None`` for the backbone of the checkpoint.
     """
     shown = default or "the checkpoint's"
     parser.add_argument(
-        "--backbone", default=default, metavar="bundled|TIMM_NAME", help=f"the surrogate ({shown})"
+        "--backbone",
+        default=default,
+        metavar="bundled|TIMM_NAME",
+        help=f"surrogate, the local copy of the hosted model (default {shown})",
     )
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="its safetensors file (timm's published weights)",
+        help="safetensors file with the surrogate's weights (default the published weights of the "
+        "backbone)",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of its class names")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="JSON list of the surrogate's class names (default the backbone's own)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="device of the surrogate; auto uses CUDA if there is a GPU (default auto)",
+    )
 
 
 def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = False) -> Backbone:
-    """Load what ``add_surrogate_options`` has read.
+    """Load the surrogate that the options of ``add_surrogate_options`` select.
 
     Args:
-        args: its options.
-        name: of the backbone, where the checkpoint may decide it.
-        new_head: see ``backbone.load``.
+        args: Parsed options.
+        name: Name of the backbone; the caller may take it from the checkpoint.
+        new_head: Whether to add an all-zeros head where none fits; see ``backbone.load``.
 
     Raises:
-        ConfigurationError: no such backbone or device, or labels that do not fit.
-        CheckpointError: the weights cannot be used.
+        ConfigurationError: There is no such backbone or device, or the labels do not fit.
+        CheckpointError: The weights cannot be used.
     """
     import torch
 
@@ -74,7 +111,10 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
 
     device = args.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device: got cuda, but torch finds none; use cpu or auto")
+        raise ConfigurationError(
+            "--device: got cuda, expected a GPU that torch can use, but it finds none; use cpu or "
+            "auto"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return backbone.load(
@@ -83,56 +123,107 @@ def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = Fals
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Add the options of the endpoint: where it is, how fast to ask it, what it may cost."""
+    """Add the options of the endpoint: its URL and protocol, limits, costs and records.
+
+    Args:
+        parser: Parser of a subcommand.
+        positional: Whether the URL is an argument instead of the option ``--url``.
+    """
     url = (
-        "the endpoint, or the file that describes it (endpoint.json, .toml); its key is read "
-        "from PGN_API_KEY"
+        "URL of the endpoint, or a file that describes it (endpoint.json, .toml); the variable "
+        "PGN_API_KEY holds its key"
     )
-    names = "huggingface, oip, kserve-v1, vertex, sagemaker, torchserve, openai, custom, ..."
-    labels = "its labels, or those to ask for: A,B,C or a file, one per line or a JSON list"
     if positional:
         parser.add_argument("url", metavar="URL|FILE", help=url)
     else:
         parser.add_argument("--url", required=True, metavar="URL|FILE", help=url)
     parser.add_argument(
-        "--protocol", default="auto", metavar="NAME", help=f"auto, pgn, {names} (auto)"
+        "--protocol",
+        default="auto",
+        metavar="NAME",
+        help="wire format of the endpoint: auto, pgn, huggingface, huggingface-zero-shot, "
+        "huggingface-features, oip, kserve-v1, vertex, sagemaker, torchserve, openai, "
+        "openai-embeddings or custom (default auto)",
     )
-    parser.add_argument("--model", help="the model's name, where the endpoint hosts several")
-    parser.add_argument("--source-labels", metavar="A,B,C|FILE", help=labels)
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="SECONDS", help="in all, for one image (30)"
+        "--model", help="name of the model, if the endpoint hosts several (default none)"
     )
-    parser.add_argument("--max-retries", type=int, default=4, metavar="N", help="for one image (4)")
     parser.add_argument(
-        "--max-concurrency", type=int, default=8, metavar="N", help="requests at the same time (8)"
+        "--source-labels",
+        metavar="A,B,C|FILE",
+        help="labels of the endpoint, or the labels to request from it: A,B,C, or a file with one "
+        "label per line or a JSON list (default the endpoint's own)",
     )
-    parser.add_argument("--requests-per-second", type=float, metavar="R", help="at most (no limit)")
+
     parser.add_argument(
-        "--bytes-per-second", type=float, metavar="R", help="of request bodies, at most (no limit)"
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time limit for one image, retries included (default 30)",
     )
+    parser.add_argument(
+        "--max-retries",
+        type=int,
+        default=4,
+        metavar="N",
+        help="largest number of retries for one image (default 4)",
+    )
+    parser.add_argument(
+        "--max-concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="largest number of requests at the same time (default 8)",
+    )
+    parser.add_argument(
+        "--requests-per-second",
+        type=float,
+        metavar="R",
+        help="largest rate of requests (default no limit)",
+    )
+    parser.add_argument(
+        "--bytes-per-second",
+        type=float,
+        metavar="R",
+        help="largest rate of request bodies, in bytes per second (default no limit)",
+    )
+
     parser.add_argument(
         "--budget",
         type=int,
         metavar="N",
-        help="send at most N images, retries included; see --ledger (no limit)",
+        help="largest number of images to send, retries included; see --ledger (default no limit)",
     )
     parser.add_argument(
-        "--price-per-image", type=float, metavar="PRICE", help="to tell costs, in any currency"
+        "--price-per-image",
+        type=float,
+        metavar="PRICE",
+        help="price of one image in any currency, to report costs (default none)",
     )
     parser.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="what was spent, so that --budget holds over "
-                                                    "all runs with it, "
-        "also after crashes (with --budget: JOURNAL.ledger.sqlite beside a journal, or else beside "
-        "--cache)",
-    )  # fmt: skip
-    answers = parser.add_mutually_exclusive_group()
-    answers.add_argument(
-        "--cache", type=Path, metavar="FILE", help="recorded answers, so that nothing is paid "
-                                                   "twice; holds 8 images "
-        "as they were sent (see drift)",
-    )  # fmt: skip
-    answers.add_argument(
-        "--replay", type=Path, metavar="FILE", help="answer from a --cache alone; nothing is sent"
+        "--ledger",
+        type=Path,
+        metavar="FILE",
+        help="file that counts the images sent, so that --budget holds over all runs that use it, "
+        "even after a crash (default with --budget: JOURNAL.ledger.sqlite, or CACHE.ledger.sqlite "
+        "without a journal)",
+    )
+
+    records = parser.add_mutually_exclusive_group()
+    records.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FILE",
+        help="file that records the answers, so that no image is paid for twice; it also keeps 8 "
+        "images for pgn drift (default none)",
+    )
+    records.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="file of an earlier --cache; all answers come from it, and nothing is sent (default "
+        "none)",
     )
     add_network_options(parser)
 
@@ -140,22 +231,26 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
 def connect(
     args: argparse.Namespace, adapter: Adapter | None, *, journal: str | None = None, **fusion: Any
 ) -> AdaptedClient:
-    """Open a client for what ``add_endpoint_options`` has read.
+    """Open a client with the options of ``add_endpoint_options``.
 
     Args:
-        args: its options.
-        adapter: what images are sent through.
-        journal: the file beside which a budget is kept, where no ledger is named.
-        **fusion: further options of the client.
+        args: Parsed options.
+        adapter: Adapter that prepares the images; ``None`` sends them raw.
+        journal: Path of the journal; the default ledger lies in the same folder.
+        **fusion: Further options of the client.
     """
     from pgn_client.wire.cache import AnswerCache
     from pgn_client.wire.client import AdaptedClient
 
-    cache, ledger = args.cache, args.ledger
+    cache = args.cache
+    ledger = args.ledger
     if ledger is None and args.budget is not None and (journal or cache):
         ledger = Path(f"{journal or cache}.ledger.sqlite")
-    if getattr(args, "dry_run", False):  # leaves no file behind
-        cache, ledger = cache if cache and cache.exists() else None, None
+
+    # A dry run must leave no new file behind.
+    if getattr(args, "dry_run", False):
+        cache = cache if cache and cache.exists() else None
+        ledger = None
     return AdaptedClient(
         args.url,
         adapter,
@@ -177,57 +272,72 @@ def connect(
 
 
 def source_labels(text: str) -> list[str]:
-    """Read ``--source-labels``: names with commas between, or a file with one per line or a JSON
-    list.
+    """Read ``--source-labels``.
+
+    Args:
+        text: Names separated by commas, or the path of a file with one name per line or a JSON
+            list.
 
     Raises:
-        ConfigurationError: the file holds neither.
+        ConfigurationError: The file holds neither.
     """
+    labels: list[Any]
     try:
         is_file = Path(text).is_file()
         content = Path(text).read_text(encoding="utf-8").strip() if is_file else ""
-        labels = (
-            json.loads(content)
-            if content.startswith("[")
-            else content.splitlines()
-            if is_file
-            else text.split(",")
-        )
+        if content.startswith("["):
+            labels = json.loads(content)
+        elif is_file:
+            labels = content.splitlines()
+        else:
+            labels = text.split(",")
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--source-labels: {text}: cannot be read ({error})") from error
+        raise ConfigurationError(
+            f"--source-labels: got {text}, which cannot be read ({error}), expected one label per "
+            "line or a JSON list; check the file"
+        ) from error
     if not all(isinstance(label, str) for label in labels):
         raise ConfigurationError(
-            f"--source-labels: {text}: got other values in its list, expected texts"
+            f"--source-labels: got a JSON list in {text} with other values than strings, expected "
+            "strings only; put the labels in quotes"
         )
     return [label.strip() for label in labels if label.strip()]
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--profile``, for a checkpoint that knows its own."""
+    """Add ``--profile``, for commands that load a checkpoint, which has a profile too."""
     help = (
-        "the server's resize and crop, where it is not the one of the training (the checkpoint's)"
+        "the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
+        "(default the endpoint file's, if there is one, otherwise the checkpoint's)"
     )
     parser.add_argument("--profile", metavar="P", help=help)
 
 
 def add_endpoint_file(parser: argparse.ArgumentParser) -> None:
     """Add ``--endpoint``, for commands that send nothing."""
-    help = "endpoint.json of pgn probe: what the server does to images"
+    help = (
+        "endpoint file, written by pgn probe; it sets the options about the server that are not "
+        "given (default none)"
+    )
     parser.add_argument("--endpoint", metavar="FILE", help=help)
 
 
 def profile_of(args: argparse.Namespace) -> str | None:
-    """Return the server profile that is named, or that the endpoint's file tells."""
+    """Return the server profile of ``--profile`` or, without it, of the endpoint file."""
     where = getattr(args, "url", None) or args.endpoint
     return args.profile or (Endpoint.open(where).found.profile if where else None)
 
 
 def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
-    """Load a checkpoint, for another server profile where one is named.
+    """Load a checkpoint.
+
+    Args:
+        path: Path of the checkpoint.
+        profile: Server profile to use; ``None`` for the checkpoint's own.
 
     Raises:
-        ConfigurationError: the profile cannot be read.
-        CheckpointError: the checkpoint cannot be used.
+        ConfigurationError: The profile cannot be read.
+        CheckpointError: The checkpoint cannot be used.
     """
     from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.types import ServerProfile
@@ -239,8 +349,11 @@ def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
 def parse_fusion(text: str) -> Any:
     """Read ``--fusion``.
 
+    Returns:
+        ``"auto"``, ``None`` for none, or a float.
+
     Raises:
-        ConfigurationError: neither auto, none nor a number.
+        ConfigurationError: The text is neither auto, none nor a number.
     """
     if text in ("auto", "none"):
         return "auto" if text == "auto" else None
@@ -248,34 +361,40 @@ def parse_fusion(text: str) -> Any:
         return float(text)
     except ValueError:
         raise ConfigurationError(
-            f"--fusion: got {text!r}, expected auto, none, or a number in [0, 1]"
+            f"--fusion: got {text!r}, expected auto, none or a number in [0, 1]"
         ) from None
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of ``--out``, where it is not there yet.
+    """Create the folder of ``--out``, if it does not exist yet.
 
     Raises:
-        ConfigurationError: it cannot be made.
+        ConfigurationError: The folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"--out: got {path}, expected a folder that can be made ({error.strerror})"
+            f"--out: got {path}, expected a folder that can be created ({error.strerror}); choose "
+            "another"
         ) from error
 
 
 def to_json(value: Any) -> str:
-    """Return a whole result as ``--json`` prints it."""
+    """Return a result as the text that ``--json`` prints."""
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def require(what: str, extra: str, *modules: str) -> None:
-    """Name the missing extra before a long import fails half-way.
+    """Check that an extra is installed, before a long import fails half-way.
+
+    Args:
+        what: Feature that needs it, for the message.
+        extra: Name of the extra.
+        *modules: Modules of the extra.
 
     Raises:
-        MissingDependencyError: one of the modules is not installed.
+        MissingDependencyError: One of the modules is not installed.
     """
     if any(find_spec(module) is None for module in modules):
         raise MissingDependencyError(what, extra)

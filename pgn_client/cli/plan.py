@@ -1,5 +1,6 @@
-"""``--dry-run``: how many images a command would send, for how long, at what price; nothing is sent
-or trained.
+"""``--dry-run``: print the number of images that a command would send, the time, and the price.
+
+A dry run sends no image and trains nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +21,25 @@ if TYPE_CHECKING:
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Add ``--dry-run``."""
     help = (
-        "send no image and train nothing; say how many images it would take, how long, at "
-        "what price"
+        "send no image and train nothing; print the number of images that would be sent, the time "
+        "and the price"
     )
     parser.add_argument("--dry-run", action="store_true", help=help)
 
 
 def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | None) -> int:
-    """Print what queries would take, by part; what the cache holds of the model that was last seen
-    costs nothing.
+    """Print the cost of queries, in total and by part.
 
-    The endpoint is asked once for its model's description, which carries no image, to time a round
-    trip.
+    Recorded answers of the model last seen at the endpoint cost nothing. One request without an
+    image, for the model's description, measures the round trip.
+
+    Args:
+        client: Client of the endpoint.
+        queries: Images that the command would send.
+        price: Price of one image; ``None`` if it is unknown.
+
+    Returns:
+        Exit status.
     """
     from pgn_client.wire.estimate import seconds_each
 
@@ -39,20 +47,28 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
     slowest = 0.0
     for query in queries:
         part = parts.setdefault(query.part, {"images": 0, "already_answered": 0})
-        asking = client.with_options(pgn_ckpt=query.adapter)
-        known = asking.recorded(query.images) if query.ready else 0
-        part["images"] += len(query.images) - known
-        part["already_answered"] += known
-        slowest = slowest or seconds_each(asking, query.images[:4])
-    images, known = (
-        sum(part[key] for part in parts.values()) for key in ("images", "already_answered")
-    )
-    tell(json.dumps(plan(images, known, images * slowest, price) | {"parts": parts}))
+        adapted = client.with_options(pgn_ckpt=query.adapter)
+        recorded = adapted.recorded(query.images) if query.ready else 0
+        part["images"] += len(query.images) - recorded
+        part["already_answered"] += recorded
+        slowest = slowest or seconds_each(adapted, query.images[:4])
+
+    images = sum(part["images"] for part in parts.values())
+    already_answered = sum(part["already_answered"] for part in parts.values())
+    total = plan(images, already_answered, images * slowest, price)
+    tell(json.dumps(total | {"parts": parts}))
     return OK
 
 
 def plan(images: int, already_answered: int, seconds: float, price: float | None) -> dict[str, Any]:
-    """Return what every dry run tells."""
+    """Return what every dry run prints.
+
+    Args:
+        images: Number of images that would be sent.
+        already_answered: Number of images whose answers are recorded.
+        seconds: Lower bound of the duration, in seconds.
+        price: Price of one image; ``None`` if it is unknown.
+    """
     return {
         "images": images,
         "already_answered": already_answered,

@@ -1,4 +1,4 @@
-"""``pgn adapt``, ``pgn predict`` and ``pgn inspect``: the use of a checkpoint that is there."""
+"""``pgn adapt``, ``pgn predict`` and ``pgn inspect``: commands that use a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pgn_client.cli.options import (
     add_endpoint_file,
     add_endpoint_options,
     add_profile_option,
+    add_source,
     command,
     connect,
     load_adapter,
@@ -33,87 +34,98 @@ if TYPE_CHECKING:
 
 
 def add_adapt(commands: Subparsers) -> None:
-    """``pgn adapt``."""
+    """Add ``pgn adapt``."""
     example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
     p = command(
         commands,
         "adapt",
         run_adapt,
-        "write the images that would be sent, as PNG; no network",
+        "write the images that would be sent, as PNG files; sends nothing",
         example,
     )
+    add_source(p)
     p.add_argument(
-        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
+        "target", metavar="OUT", help="folder for the adapted images, in the same folder tree"
     )
     p.add_argument(
-        "target", metavar="OUT", help="folder for the adapted images; the tree is mirrored"
+        "--ckpt", required=True, metavar="CKPT", help="checkpoint that adapts the images"
     )
-    p.add_argument("--ckpt", required=True, metavar="CKPT")
     add_profile_option(p)
     add_endpoint_file(p)
-    p.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
+    p.add_argument("--json", action="store_true", help="print one JSON line per image on stdout")
 
 
 def run_adapt(args: argparse.Namespace) -> int:
-    """Adapt a folder; what is there already is left alone."""
+    """Adapt images; adapted images that exist already are kept."""
     from pgn_client.wire.folders import adapt_files
 
     adapter = load_adapter(args.ckpt, profile_of(args))
-    done = failed = skipped = 0
+    done = 0
+    skipped = 0
+    failed = 0
     for result in adapt_files(adapter, args.source, args.target):
-        done, skipped, failed = (
-            done + 1,
-            skipped + result.skipped,
-            failed + (result.error is not None),
-        )
+        done += 1
+        skipped += result.skipped
+        failed += result.error is not None
+
         error = None if result.error is None else str(result.error)
         if error is not None:
             talk(f"error: {result.source}: {error}")
         if args.json:
-            tell(
-                json.dumps(
-                    {"path": str(result.source), "adapted": str(result.target), "error": error}
-                )
-            )
+            line = {"path": str(result.source), "adapted": str(result.target), "error": error}
+            tell(json.dumps(line))
         elif error is None:
             tell(str(result.target))
-    talk(f"{done - failed} adapted ({skipped} of them before), {failed} failed")
+    talk(f"{done - failed} adapted ({skipped} of them by an earlier run), {failed} failed")
     return FAILED if failed else OK
 
 
 def add_predict(commands: Subparsers) -> None:
-    """``pgn predict``."""
+    """Add ``pgn predict``."""
     example = (
         "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out "
         "predictions.jsonl"
     )
     p = command(
-        commands, "predict", run_predict, "classify images through the endpoint; resumes", example
+        commands,
+        "predict",
+        run_predict,
+        "classify images through the endpoint; the same command resumes an interrupted run",
+        example,
     )
-    p.add_argument(
-        "source", metavar="IN", help="folder, image, list file, or - for a list on stdin"
-    )
+    add_source(p)
     add_endpoint_options(p)
-    p.add_argument("--ckpt", metavar="CKPT", help="without it images are sent as they are")
+    p.add_argument(
+        "--ckpt",
+        metavar="CKPT",
+        help="checkpoint that adapts the images (default none: images are sent raw)",
+    )
     add_profile_option(p)
     p.add_argument(
         "--out",
         metavar="FILE",
-        help="JSON Lines journal, or - for stdout (predictions.jsonl; one image: -)",
+        help="path of the JSON Lines journal to write, or - for stdout (default "
+        "predictions.jsonl, or - for a single image)",
     )
     p.add_argument(
         "--fusion",
         default="auto",
-        help="α of the local head: auto (the card's), none, or a number (auto)",
+        help="weight α of the local head in [0, 1]; auto takes the checkpoint's, none turns the "
+        "local head off (default auto)",
     )
     p.add_argument(
         "--query-below",
         type=float,
         metavar="τ",
-        help="answer locally where the local head is this sure",
+        help="classify an image locally, without sending it, if the local head's top probability "
+        "is at least τ (default none: all images are sent)",
     )
     add_dry_run(p)
-    p.add_argument("--json", action="store_true", help="JSON lines on stdout, also on a terminal")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON line per image on stdout, also on a terminal and with --out FILE",
+    )
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -125,27 +137,27 @@ def run_predict(args: argparse.Namespace) -> int:
     out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
     if args.profile and not args.ckpt:
         raise ConfigurationError(
-            "--profile: got one without --ckpt; images that are sent as they are have no margin"
+            "--profile: got it without --ckpt, expected both; raw images need no profile, so leave "
+            "it out"
         )
     adapter = load(args.ckpt, profile_of(args)) if args.ckpt else None
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
     with connect(args, adapter, journal=None if out == "-" else out, **options) as client:
         if args.dry_run:
             return _dry_run(client, files, None if out == "-" else out, args)
-        as_json = args.json or not sys.stdout.isatty()
-        return (
-            _to_stdout(client, files, as_json)
-            if out == "-"
-            else _to_journal(client, files, out, args.json)
-        )
+        if out == "-":
+            return _to_stdout(client, files, args.json or not sys.stdout.isatty())
+        return _to_journal(client, files, out, args.json)
 
 
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
+    """Write the predictions to a journal; return the exit status."""
     from tqdm import tqdm
 
     from pgn_client.wire.folders import predict_files
 
-    resumed, bar = 0, tqdm(total=len(files), unit="img", disable=None)
+    resumed = 0
+    bar = tqdm(total=len(files), unit="img", disable=None)
 
     def records() -> Iterator[Record]:
         nonlocal resumed
@@ -155,20 +167,24 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
                 bar.update()
                 yield result.record
 
+    # A plain print would tear the progress bar.
     failed = tell_records(
         records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr)
     )
     done = len(files) - failed
-    talk(f"{out}: {done} predictions ({resumed} of them before), {failed} failed; {_usage(client)}")
+    talk(
+        f"{out}: {done} predictions ({resumed} of them by an earlier run), {failed} failed; "
+        f"{_usage(client)}"
+    )
     return FAILED if failed else OK
 
 
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
+    """Print the predictions; return the exit status."""
     from pgn_client.wire.folders import predict_records
 
-    return (
-        FAILED if tell_records(predict_records(client, files), as_json=as_json, people=True) else OK
-    )
+    failed = tell_records(predict_records(client, files), as_json=as_json, people=True)
+    return FAILED if failed else OK
 
 
 def _usage(client: AdaptedClient) -> str:
@@ -180,20 +196,20 @@ def _usage(client: AdaptedClient) -> str:
 def _dry_run(
     client: AdaptedClient, files: Sequence[Path], journal: str | None, args: argparse.Namespace
 ) -> int:
-    """Count what would be sent; time the local work on a few images, and one round trip that
-    carries no image.
+    """Print how many images would be sent; return the exit status.
+
+    The time is that of the local work on a few images, and of one request without an image.
     """
     from pgn_client.wire.estimate import estimate
 
-    found = estimate(client, files, journal)
-    tell(
-        json.dumps(plan(found.images, found.already_answered, found.seconds, args.price_per_image))
-    )
+    expected = estimate(client, files, journal)
+    total = plan(expected.images, expected.already_answered, expected.seconds, args.price_per_image)
+    tell(json.dumps(total))
     return OK
 
 
 def add_inspect(commands: Subparsers) -> None:
-    """``pgn inspect``."""
+    """Add ``pgn inspect``."""
     p = command(
         commands,
         "inspect",
@@ -201,12 +217,12 @@ def add_inspect(commands: Subparsers) -> None:
         "print a checkpoint's card",
         "pgn inspect digits.safetensors",
     )
-    p.add_argument("ckpt", metavar="CKPT")
-    p.add_argument("--json", action="store_true", help="the whole card as JSON")
+    p.add_argument("ckpt", metavar="CKPT", help="checkpoint, NAME.safetensors")
+    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Verify a checkpoint and print its card; torch is not needed."""
+    """Verify a checkpoint and print its card; this does not need torch."""
     from pgn_client.checkpoint import read, summary
 
     card, _ = read(args.ckpt)

@@ -1,6 +1,4 @@
-"""``pgn probe``: what an unknown endpoint does to images and answers, measured with a few of
-them.
-"""
+"""``pgn probe``: measure what an unknown endpoint does to images and scores, with a few images."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ MEASURED = ("profile", "input_size", "codec", "output", "top_k", "decimals")
 
 
 def add_probe(commands: Subparsers) -> None:
-    """``pgn probe``."""
+    """Add ``pgn probe``."""
     example = "pgn probe http://127.0.0.1:8000 --out endpoint.json"
     help = (
-        "find out what an endpoint does to images and answers; writes endpoint.json, which "
-        "other commands take"
+        "measure what an endpoint does to images and scores; other commands accept the file that "
+        "it writes"
     )
     p = command(commands, "probe", run_probe, help, example)
     add_endpoint_options(p, positional=True)
@@ -36,48 +34,60 @@ def add_probe(commands: Subparsers) -> None:
         type=int,
         default=40,
         metavar="N",
-        help="send at most N images, retries aside (40)",
+        help="largest number of images to send, not counting retries (default 40)",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the images' colours (0)")
     p.add_argument(
-        "--out", type=Path, default=Path("endpoint.json"), metavar="FILE", help="(endpoint.json)"
+        "--seed", type=int, default=0, help="seed for the colors of the images (default 0)"
     )
-    p.add_argument("--json", action="store_true", help="the findings as JSON on stdout")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("endpoint.json"),
+        metavar="FILE",
+        help="path of the endpoint file to write (default endpoint.json)",
+    )
+    p.add_argument("--json", action="store_true", help="print the findings as JSON on stdout")
 
 
 def run_probe(args: argparse.Namespace) -> int:
-    """Measure, tell, and write the endpoint's file."""
+    """Measure the endpoint, print the findings, and write the endpoint file."""
     if args.cache or args.replay:
-        raise ConfigurationError("--cache, --replay: a probe needs fresh answers; leave them out")
+        raise ConfigurationError(
+            "--cache, --replay: got one of them, expected none, because a probe needs fresh "
+            "answers; leave them out"
+        )
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
+
     with connect(args, None) as client:
         info = client.info()
-        found = _measure(client, args.limit, args.seed)
-        noise = {} if "noise" not in found else {"noise": found["noise"]}
+        measured = _measure(client, args.limit, args.seed)
         endpoint = replace(
             client.endpoint,
             protocol=(client.protocol or "auto").split()[0],
-            found=_found(found, info),
-            limits=_limits(client, found),
+            found=_found(measured, info),
+            limits=_limits(client, measured),
         )
-        found = _spoken(client, info) | found | noise
+
+        findings = _reported(client, info) | measured
         used = client.usage
-    findings = {name: asdict(finding) for name, finding in found.items()}
-    endpoint.write(args.out, findings)
-    tell(to_json(findings) if args.json else _table(found))
-    talk(f"{used.images} images sent; written: {args.out}")
+
+    values = {name: asdict(finding) for name, finding in findings.items()}
+    endpoint.write(args.out, values)
+    tell(to_json(values) if args.json else _table(findings))
+    talk(f"{used.images} images sent; saved: {args.out}")
     if "?" in endpoint.url:
         talk(
-            f"warning: {args.out} holds the URL's query; if a token is in it, keep the file as "
-            "secret as the token"
+            f"warning: {args.out} holds the query of the URL; if it contains a token, keep the "
+            "file secret too"
         )
     return OK
 
 
 def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]:
-    """Spend images: first on what happens to an image, then, with what is left, on how large one
-    may be.
+    """Send synthetic images, and return the findings by name.
+
+    The images that are left after the probe test how large an image may be.
     """
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
 
@@ -87,46 +97,64 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
         return client.usage.bytes_sent - before
 
     measured = probe(client.answers, limit=limit, seed=seed)
-    found = {name: getattr(measured, name) for name in MEASURED}
-    quiet = (
-        ("answers to one image twice are equal")
-        if not measured.noise
-        else "answers to one image differ so much"
-    )
-    found["noise"] = Finding(measured.noise, "certain", quiet)
-    found["body_bytes"] = find_bytes(send, limit - client.usage.images)
-    found["pixels"] = find_pixels(send, limit - client.usage.images)
-    return found
+    findings = {name: getattr(measured, name) for name in MEASURED}
+    if measured.noise:
+        noise = "largest distance between two answers to the same image"
+    else:
+        noise = "two answers to the same image are equal"
+    findings["noise"] = Finding(measured.noise, "certain", noise)
+    findings["body_bytes"] = find_bytes(send, limit - client.usage.images)
+    findings["pixels"] = find_pixels(send, limit - client.usage.images)
+    return findings
 
 
-def _spoken(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Finding]:
-    """What needs no image of its own: the wire format, and what headers say of rates."""
+def _reported(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Finding]:
+    """Return the findings that need no images: the protocol, and rate limits in headers."""
     from pgn_client.probe import Finding
 
-    why = "the endpoint describes itself so" if info else "it answers what is asked in this form"
-    spoken = {"protocol": Finding(client.protocol, "certain", why)}
-    rates = "; ".join(f"{name}: {value}" for name, value in sorted(client.rate_limits.items()))
-    spoken["rate_limits"] = (
-        Finding(rates, "certain", "headers") if rates else Finding.unknown("no header tells")
-    )
-    return spoken
+    if info:
+        evidence = "the endpoint's description of its model names it"
+    else:
+        evidence = "the endpoint answers requests in this format"
+    protocol = Finding(client.protocol, "certain", evidence)
+
+    limits = "; ".join(f"{name}: {value}" for name, value in sorted(client.rate_limits.items()))
+    if limits:
+        rate_limits = Finding(limits, "certain", "headers of the responses")
+    else:
+        rate_limits = Finding.unknown("no header of the responses has a rate limit")
+    return {"protocol": protocol, "rate_limits": rate_limits}
 
 
-def _found(found: dict[str, Finding], info: ModelInfo | None) -> Found:
-    """What the commands go by; where nothing could be measured, what the endpoint itself tells."""
+def _found(findings: dict[str, Finding], info: ModelInfo | None) -> Found:
+    """Return the values for other commands.
+
+    A value that could not be measured is replaced by the one that the endpoint reports, in
+    ``findings`` too.
+
+    Args:
+        findings: Name -> finding.
+        info: The endpoint's description of its model; ``None`` if it returned none.
+    """
     from pgn_client.wire.endpoint import Found
 
-    values = {name: found[name].value for name in MEASURED}
+    values = {name: findings[name].value for name in MEASURED}
     for name in ("profile", "input_size"):
-        told = getattr(info, name, None)
-        if values[name] is None and told is not None:
-            values[name] = told
-            found[name] = replace(
-                found[name], value=told, certainty="likely", evidence="the endpoint tells so itself"
+        reported = getattr(info, name, None)
+        if values[name] is None and reported is not None:
+            values[name] = reported
+            findings[name] = replace(
+                findings[name],
+                value=reported,
+                certainty="likely",
+                evidence="the endpoint reports this value itself",
             )
-        elif told is not None and values[name] != told:
-            talk(f"warning: {name}: measured {values[name]}, but the endpoint tells {told}")
-    top_k, decimals = (values.pop(name) for name in ("top_k", "decimals"))
+        elif reported is not None and values[name] != reported:
+            talk(f"warning: {name}: measured {values[name]}, but the endpoint reports {reported}")
+
+    # In the endpoint file, 0 labels stand for all, and -1 decimals for no rounding.
+    top_k = values.pop("top_k")
+    decimals = values.pop("decimals")
     return Found(
         **values,  # type: ignore[arg-type]
         top_k=None if top_k is None else 0 if top_k == "all" else int(top_k),
@@ -134,27 +162,26 @@ def _found(found: dict[str, Finding], info: ModelInfo | None) -> Found:
     )
 
 
-def _limits(client: AdaptedClient, found: dict[str, Finding]) -> Limits:
-    """The smallest that was refused, less one, where the endpoint itself tells no limit."""
-    told = client.endpoint.limits
-    seen = {
-        name: found[name].value
-        for name in ("body_bytes", "pixels")
-        if found[name].certainty == "certain"
+def _limits(client: AdaptedClient, findings: dict[str, Finding]) -> Limits:
+    """Return the limits that the endpoint reports, and measured ones where it reports none."""
+    limits = client.endpoint.limits
+    measured: dict[str, int] = {}
+    for name in ("body_bytes", "pixels"):
+        finding = findings[name]
+        if finding.certainty == "certain" and finding.value and not getattr(limits, name):
+            measured[name] = int(finding.value)
+    return replace(limits, **measured)
+
+
+def _table(findings: dict[str, Finding]) -> str:
+    """Return the findings as a table in plain text."""
+    values = {
+        name: "?" if finding.value is None else str(finding.value)
+        for name, finding in findings.items()
     }
-    return replace(
-        told,
-        **{name: int(value) for name, value in seen.items() if value and not getattr(told, name)},
-    )
-
-
-def _table(found: dict[str, Finding]) -> str:
-    values = {name: "?" if f.value is None else str(f.value) for name, f in found.items()}
-    wide = max(map(len, values.values())) + 2
-    lines = [f"{'':<13}{'found':<{wide}}{'':<10}why"]
-    for name, finding in found.items():
-        lines.append(
-            f"{name.replace('_', ' '):<13}{values[name]:<{wide}}"
-            f"{finding.certainty:<10}{finding.evidence}"
-        )
+    width = max(map(len, values.values())) + 2
+    lines = [f"{'':<13}{'value':<{width}}{'':<10}evidence"]
+    for name, finding in findings.items():
+        title = name.replace("_", " ")
+        lines.append(f"{title:<13}{values[name]:<{width}}{finding.certainty:<10}{finding.evidence}")
     return "\n".join(lines)

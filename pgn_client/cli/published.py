@@ -1,4 +1,4 @@
-"""``pgn import``: a checkpoint of PGN's authors becomes one that an endpoint can serve."""
+"""``pgn import``: convert a checkpoint of the PGN authors into one for an endpoint."""
 
 from __future__ import annotations
 
@@ -18,43 +18,57 @@ from pgn_client.cli.options import (
 
 
 def add_import(commands: Subparsers) -> None:
-    """``pgn import``."""
+    """Add ``pgn import``."""
     example = (
         "pgn import sun397.pt --backbone vit_small_patch16_224.dino --labels L.json --out "
         "sun397.safetensors"
     )
     p = command(
-        commands, "import", run_import, "import a checkpoint that PGN's authors published", example
+        commands,
+        "import",
+        run_import,
+        "import a checkpoint that the PGN authors published",
+        example,
     )
-    p.add_argument("file", metavar="FILE", help="their state dict; nothing in it is executed")
+    p.add_argument(
+        "file", metavar="FILE", help="published state dict, a .pt file; nothing in it is executed"
+    )
     p.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="CKPT",
-        help="checkpoint to write, NAME.safetensors",
+        help="path of the checkpoint to write, NAME.safetensors",
     )
-    add_surrogate_options(p, "bundled")  # --labels: the endpoint's, whose head is not needed here
+    # --labels are the classes of the endpoint. Its classification head is not needed here.
+    add_surrogate_options(p, "bundled")
     p.add_argument(
         "--layout",
-        help="with a cell for each prompt: cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (lower right)",
+        help="layout with one cell for each prompt: cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (default "
+        "cells at the lower right)",
     )
     p.add_argument(
         "--profile",
-        help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)",
+        help="the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or "
+        "letterbox:R (default the backbone's own)",
     )
-    p.add_argument("--inversion", default="bounded", help="bounded or pseudo_inverse (bounded)")
-    p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
+    p.add_argument(
+        "--inversion",
+        default="bounded",
+        help="inversion of the latent prompts into pixels: bounded or pseudo_inverse (default "
+        "bounded)",
+    )
+    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Import, save, and print the card."""
+    """Import the checkpoint, save it, and print its card."""
     require("imports", "train", "torch", "timm")
     from pgn_client.checkpoint import summary
     from pgn_client.prompting.import_published import import_published, read
     from pgn_client.types import ServerProfile
 
-    # a file that cannot be read is told before a model is loaded, which takes longer
+    # Loading a model takes long, so an unreadable file is reported before.
     read(args.file)
     backbone = load_surrogate(args, args.backbone, new_head=True)
     adapter = import_published(
@@ -68,8 +82,7 @@ def run_import(args: argparse.Namespace) -> int:
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     if backbone.silent:
         talk(
-            f"{backbone.name} has no head for these labels: the prompts can be sent (adapt, map, "
-            "predict), but pgn "
-            "retain has no labels to compare"
+            f"{backbone.name} has no head for these labels: pgn adapt, map and predict can use the "
+            "prompts, but pgn retain has no labels to compare"
         )
     return OK

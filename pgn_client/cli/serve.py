@@ -1,4 +1,4 @@
-"""``pgn demo`` and ``pgn serve``: what runs the mock server."""
+"""``pgn demo`` and ``pgn serve``: commands that run the mock server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pgn_client.errors import MissingDependencyError
 
 
 def add_demo(commands: Subparsers) -> None:
-    """``pgn demo``."""
+    """Add ``pgn demo``."""
     p = command(
         commands,
         "demo",
         run_demo,
-        "train, serve and compare on real handwritten digits",
+        "train, serve and compare prompts on real handwritten digits",
         "pgn demo --out demo",
     )
     p.add_argument(
@@ -27,7 +27,7 @@ def add_demo(commands: Subparsers) -> None:
         type=Path,
         default=Path("demo_out"),
         metavar="DIR",
-        help="where results go (demo_out)",
+        help="folder for the results (default demo_out)",
     )
     p.add_argument(
         "--images",
@@ -35,11 +35,11 @@ def add_demo(commands: Subparsers) -> None:
         dest="images",
         type=int,
         metavar="N",
-        help="use N of the 1,797 digits (all)",
+        help="number of digits to use, at most 1,797 (default all)",
     )
-    p.add_argument("--epochs", type=int, default=6, help="of the training (6)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
+    p.add_argument("--epochs", type=int, default=6, help="epochs of the training (default 6)")
+    p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
+    p.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -58,12 +58,12 @@ def run_demo(args: argparse.Namespace) -> int:
     )
     tell(to_json(done.report.to_json()) if args.json else report.table(done.report))
     names = ("report.html", "report.json", "before_after.png", "pgn.safetensors")
-    talk("written: " + ", ".join(str(done.folder / name) for name in names))
+    talk("saved: " + ", ".join(str(done.folder / name) for name in names))
     return OK
 
 
 def add_serve(commands: Subparsers) -> None:
-    """``pgn serve``: listed here, parsed by ``mock_server`` itself."""
+    """Add ``pgn serve`` to the list of commands; ``mock_server`` parses its arguments itself."""
     command(
         commands,
         "serve",
@@ -74,7 +74,14 @@ def add_serve(commands: Subparsers) -> None:
 
 
 def run_serve(arguments: Sequence[str]) -> int:
-    """Become ``python -m mock_server ARGUMENTS``; the two packages share no code."""
+    """Replace this process by ``python -m mock_server``; the two packages share no code.
+
+    Args:
+        arguments: Arguments of the mock server.
+
+    Returns:
+        Exit status, if the server cannot run.
+    """
     try:
         require("the mock server", "server", "fastapi", "uvicorn", "torch", "timm")
     except MissingDependencyError as error:

@@ -1,4 +1,4 @@
-"""``pgn train`` and ``pgn evaluate``: what needs labelled images and a local surrogate."""
+"""``pgn train`` and ``pgn evaluate``: commands for labeled images and a local surrogate."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 
 MOST_PROMPT_TOKENS = 128
-"""Of an adapter, by its contract."""
+"""Largest number of prompt tokens of a hosted adapter, by its contract."""
 
 
 def add_train(commands: Subparsers) -> None:
-    """``pgn train``."""
+    """Add ``pgn train``."""
     example = "pgn train digits/ --out digits.safetensors"
     p = command(
         commands,
@@ -52,45 +52,63 @@ def add_train(commands: Subparsers) -> None:
         "data",
         nargs="+",
         metavar="DATA",
-        help="folder with train/, val/, test/, or one folder per class; several train one prompt "
-        "for all of them",
+        help="folder with train/, val/, test/, or one folder per class; several folders train one "
+        "prompt for all of them",
     )
     p.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="CKPT",
-        help="checkpoint to write, NAME.safetensors",
+        help="path of the checkpoint to write, NAME.safetensors",
     )
     add_surrogate_options(p, "bundled")
     p.add_argument(
         "--method",
         default="pgn",
-        help="pgn, input_independent, padding, masked, low_rank, blend, no_prompt, grey_frame; "
-        "expres, for a server "
-        "that hosts adapters of the very --backbone (pgn)",
-    )
-    kinds = (
-        "pixel, smooth, luma, latent or reachable (pixel; smooth where --endpoint says that "
-        "the server re-encodes)"
-    )
-    p.add_argument("--library", help=kinds)
-    p.add_argument(
-        "--inversion", default="bounded", help="of latent rows: bounded or pseudo_inverse (bounded)"
+        help="method to train: pgn, input_independent, padding, masked, low_rank, blend, "
+        "no_prompt, grey_frame, or expres, which needs a server that hosts adapters for this "
+        "--backbone (default pgn)",
     )
     p.add_argument(
-        "--layout", help="ring, corner, rows:N, full or cells:… as of import (the method's own)"
+        "--library",
+        help="kind of the token library: pixel, smooth, luma, latent or reachable (default pixel, "
+        "or smooth if the server in --endpoint re-encodes images)",
+    )
+    p.add_argument(
+        "--inversion",
+        default="bounded",
+        help="inversion of a latent library into pixels: bounded or pseudo_inverse (default "
+        "bounded)",
+    )
+    p.add_argument(
+        "--layout",
+        help="place of the prompt patches: ring, corner, rows:N, full or "
+        "cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (default the method's)",
     )
     add_endpoint_file(p)
     p.add_argument(
         "--profile",
-        help="the server's resize and crop: direct, resize_crop:R:C, … (the backbone's own)",
+        help="the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or "
+        "letterbox:R (default that of --endpoint, if it has one, otherwise the backbone's own)",
     )
-    p.add_argument("--preset", default="default", help="default, small or paper (default)")
     p.add_argument(
-        "--augment", help="none, shift, flip, dihedral or paper: what the task allows (shift)"
+        "--preset",
+        default="default",
+        help='recipe to start from: default, small or paper (default "default")',
     )
-    p.add_argument("--library-size", type=int, metavar="L", help="rows of the token library (64)")
+    p.add_argument(
+        "--augment",
+        help="augmentation that the task allows: none, shift, flip, dihedral or paper (default "
+        "shift; paper with --preset paper)",
+    )
+    p.add_argument(
+        "--library-size",
+        type=int,
+        metavar="L",
+        help="number of rows in the token library (default 64; 16 with --preset small, 256 with "
+        "paper)",
+    )
     p.add_argument(
         "--prompt-tokens",
         type=int,
@@ -98,35 +116,54 @@ def add_train(commands: Subparsers) -> None:
         help="number of EXPRES prompt tokens, at most 128 (default 10)",
     )
     p.add_argument(
-        "--mapping", default="auto", help="auto, identity, flm, ilm, blm, blm+ or linear (auto)"
-    )
-    p.add_argument("--epochs", type=int, help="passes over the training images (12)")
-    p.add_argument("--batch-size", type=int, metavar="B", help="images per step (16)")
-    p.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training images per class (all)"
+        "--mapping",
+        default="auto",
+        help="kind of the label mapping: auto, identity, flm, ilm, blm, blm+ or linear; auto lets "
+        "the validation images choose (default auto)",
     )
     p.add_argument(
-        "--top-k", type=int, metavar="N", help="how many labels the endpoint returns (all)"
+        "--epochs",
+        type=int,
+        help="number of passes over the training images (default 12; 500 with --preset paper)",
+    )
+    p.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="number of images per step (default 16; 128 with --preset paper)",
+    )
+    p.add_argument(
+        "--shots",
+        type=int,
+        metavar="N",
+        help="largest number of training images per class (default all)",
+    )
+    p.add_argument(
+        "--top-k",
+        type=int,
+        metavar="N",
+        help="number of labels that the endpoint returns (default that of --endpoint, or all)",
     )
     p.add_argument(
         "--decimals",
         type=int,
         metavar="N",
-        help="how the endpoint rounds probabilities (not at all)",
+        help="decimals to which the endpoint rounds probabilities (default those of --endpoint, or "
+        "no rounding)",
     )
     p.add_argument(
         "--wire",
-        help="what happens to images on their way, for libraries of pixels: uint8, jpeg:75:420, "
-        "shift:4, scale:0.05, "
-        "or several joined by + (nothing)",
+        help="changes to images on their way to the model, for pixel libraries: uint8, "
+        "jpeg:75:420, shift:4, scale:0.05, or several joined by + (default the JPEG of --endpoint, "
+        "or none)",
     )
     p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
-    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    p.add_argument("--json", action="store_true", help="the whole card as JSON on stdout")
+    p.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train and save; on Ctrl-C save the best so far."""
+    """Train a prompt and save the checkpoint; Ctrl-C saves the best epoch so far."""
     require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.surrogate.degradation import Wire
@@ -136,16 +173,19 @@ def run_train(args: argparse.Namespace) -> int:
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
     if args.endpoint:
-        _heed(args)
+        _apply_endpoint(args)
     numbers = _numbers(args)
     if args.method == "expres":
         return _train_hosted(args, numbers)
-    task, surrogate = _task(args), load_surrogate(args, args.backbone)
+
+    task = _task(args)
+    surrogate = load_surrogate(args, args.backbone)
     if args.endpoint:
-        _same_size(args, surrogate)
+        _check_size(args, surrogate)
     state = args.out.with_name(args.out.name + ".resume")
     if args.resume and not state.exists():
-        talk(f"nothing to resume: there is no {state}; starting from the beginning")
+        talk(f"nothing to resume: there is no {state}; the training starts from the beginning")
+
     config = TrainingConfig(
         method=args.method,
         library=args.library or "pixel",
@@ -160,23 +200,24 @@ def run_train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     adapter = fit(task, surrogate, config, state=state, resume=args.resume, progress=True)
+
     _save(adapter, args.out)
     if not adapter.card.interrupted:
         state.unlink(missing_ok=True)
     tell(to_json(adapter.info) if args.json else summary(adapter.info))
     if adapter.card.interrupted:
-        talk(f"interrupted: {args.out} holds the best epoch so far; go on with --resume")
+        talk(f"interrupted: {args.out} holds the best epoch so far; continue with --resume")
         return INTERRUPTED
     return OK
 
 
 def _numbers(args: argparse.Namespace) -> Recipe:
-    """Return the recipe of the preset and what was given beside it."""
+    """Return the recipe of ``--preset``, with the numbers that other options change."""
     from pgn_client.training import recipe
 
     if args.prompt_tokens is not None and args.method != "expres":
         raise ConfigurationError(
-            f"--prompt-tokens: got it for {args.method}, expected it for expres; leave it out"
+            f"--prompt-tokens: got it for {args.method}, expected --method expres; leave it out"
         )
     return recipe(
         args.preset,
@@ -189,27 +230,35 @@ def _numbers(args: argparse.Namespace) -> Recipe:
 
 
 def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
-    """Train EXPRES, which a server of the same backbone hosts; Ctrl-C leaves nothing."""
+    """Train EXPRES, for a server that hosts the same backbone; Ctrl-C saves nothing.
+
+    Returns:
+        Exit status.
+    """
     from pgn_client.checkpoint import summary
     from pgn_client.training import fit_white_box
     from pgn_client.types import ServerProfile
 
-    painted = ("library", "layout", "library_size", "top_k", "decimals", "wire", "resume")
-    foreign = [name for name in painted if getattr(args, name)]
-    foreign += ["mapping"] if args.mapping != "auto" else []
-    if foreign or len(args.data) > 1:
-        what = f"--{foreign[0].replace('_', '-')}" if foreign else "several DATA"
+    # EXPRES changes no image, so these options would be ignored.
+    only_in_images = ("library", "layout", "library_size", "top_k", "decimals", "wire", "resume")
+    unusable = [name for name in only_in_images if getattr(args, name)]
+    if args.mapping != "auto":
+        unusable.append("mapping")
+    if unusable or len(args.data) > 1:
+        what = f"--{unusable[0].replace('_', '-')}" if unusable else "several DATA"
         raise ConfigurationError(
-            f"--method expres: got {what}, which is of prompts in images; leave it out"
+            f"--method expres: got {what}, which only prompts in images can use; leave it out"
         )
     if numbers.prompt_tokens > MOST_PROMPT_TOKENS:
         raise ConfigurationError(
             f"--prompt-tokens: got {numbers.prompt_tokens}, expected at most {MOST_PROMPT_TOKENS}, "
-            "as servers take"
+            "the most that a server accepts; lower it"
         )
-    task, surrogate = _task(args), load_surrogate(args, args.backbone)
+
+    task = _task(args)
+    surrogate = load_surrogate(args, args.backbone)
     if args.endpoint:
-        _same_size(args, surrogate)
+        _check_size(args, surrogate)
     model = fit_white_box(
         task, surrogate, args.method, recipe=numbers, seed=args.seed, progress=True
     )
@@ -218,81 +267,91 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
     return OK
 
 
-def _same_size(args: argparse.Namespace, surrogate: Backbone) -> None:
+def _check_size(args: argparse.Namespace, surrogate: Backbone) -> None:
+    """Check that the surrogate has the input size that the endpoint file names.
+
+    Raises:
+        ConfigurationError: It has another one.
+    """
     size = Endpoint.read(args.endpoint).found.input_size
     if size is not None and size != surrogate.input_size:
         raise ConfigurationError(
-            f"{args.endpoint}: the model there sees {size} px: got {args.backbone} with "
-            f"{surrogate.input_size} px; "
-            "give the --backbone that is hosted there"
+            f"--backbone: got {args.backbone} with an input of {surrogate.input_size} px, expected "
+            f"{size} px as in {args.endpoint}; give the --backbone that is hosted there"
         )
 
 
 def _save(adapter: PromptAdapter, out: Path) -> None:
-    """Write the checkpoint, and one for each of several tasks."""
+    """Save the checkpoint and, for several tasks, one checkpoint for each."""
     adapter.save(out)
     for name in adapter.card.parts or {}:
         part = out.with_name(f"{out.stem}.{name}{out.suffix}")
         adapter.for_task(name).save(part)
-        talk(f"written: {part}, for {name} alone")
+        talk(f"saved: {part}, for {name} alone")
 
 
-def _heed(args: argparse.Namespace) -> None:
-    """Take what the endpoint's file tells for every option that was not given, and say so."""
+def _apply_endpoint(args: argparse.Namespace) -> None:
+    """Set every option that was not given to its value in the endpoint file, and print these.
+
+    Raises:
+        ConfigurationError: The endpoint returns embeddings.
+    """
     found = Endpoint.read(args.endpoint).found
     if found.output == "embedding":
         raise ConfigurationError(
-            f"{args.endpoint}: got an endpoint of embeddings, expected class scores to train "
-            "through; use pgn map"
+            f"{args.endpoint}: got an endpoint that returns embeddings, expected class scores to "
+            "train through; use pgn map"
         )
+
     jpeg = found.codec if found.codec and found.codec.startswith("jpeg") else None
-    told = {
-        "profile": found.profile,
-        "wire": jpeg,
-        "library": "smooth" if jpeg and _mixes(args.method) else None,
-        "top_k": 1 if found.output == "label" else found.top_k or None,
-        "decimals": None if found.decimals == -1 else found.decimals,
-    }
-    if args.method == "expres":  # nothing is painted, and no score of the endpoint's is read
-        told = {"profile": found.profile}
-    taken = {
+    settings: dict[str, str | int | None] = {"profile": found.profile}
+    # With EXPRES, images are not changed and the endpoint's own scores are not read.
+    if args.method != "expres":
+        settings |= {
+            "wire": jpeg,
+            "library": "smooth" if jpeg and _has_library(args.method) else None,
+            "top_k": 1 if found.output == "label" else found.top_k or None,
+            "decimals": None if found.decimals == -1 else found.decimals,
+        }
+    applied = {
         name: value
-        for name, value in told.items()
+        for name, value in settings.items()
         if value is not None and getattr(args, name) is None
     }
-    vars(args).update(taken)
-    said = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
-    talk(f"{args.endpoint}: {said or 'nothing that changes the training'}")
+    vars(args).update(applied)
+    options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in applied.items())
+    talk(f"options from {args.endpoint}: {options or 'none'}")
+
     unknown = [
         name
-        for name, wire in (("profile", "profile"), ("codec", "wire"))
-        if _is_open(found, name, args, wire)
+        for name, option in (("profile", "profile"), ("codec", "wire"))
+        if _is_unknown(found, name, args, option)
     ]
     if unknown:
         talk(
-            f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training takes the "
-            "server for one that "
-            "squashes images and does not re-encode them, unless --profile and --wire say "
-            "otherwise"
+            f"warning: {args.endpoint}: {' and '.join(unknown)} unknown; the training assumes a "
+            "server that squashes images and does not re-encode them, unless --profile and --wire "
+            "describe it"
         )
 
 
-def _mixes(method: str) -> bool:
-    """Whether a method mixes a token library, of which JPEG leaves more where its rows are smooth
-    (log, 2026-11-28).
+def _has_library(method: str) -> bool:
+    """Whether a method has a token library.
+
+    JPEG preserves more of it if its rows are smooth (benchmarks/LOG.md, 2026-11-28).
     """
     from pgn_client.prompting.methods import PGN, get
 
     return issubclass(get(method), PGN)
 
 
-def _is_open(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:
-    """Whether neither the endpoint's file nor an option says what the server does."""
+def _is_unknown(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:
+    """Whether neither the endpoint file nor an option has a value for what the server does."""
     return getattr(found, name) in (None, "lossy") and getattr(args, option) is None
 
 
 def _task(args: argparse.Namespace) -> Task:
-    """Read the folder, or several as one task."""
+    """Read the folder, or several folders as one task."""
     from pgn_client.training import load_task, union
 
     tasks = {
@@ -301,13 +360,13 @@ def _task(args: argparse.Namespace) -> Task:
     }
     if len(tasks) < len(args.data):
         raise ConfigurationError(
-            "DATA: got two folders of one name, expected names that differ; rename one"
+            "DATA: got two folders with the same name, expected different names; rename one"
         )
     return union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
 
 
 def add_evaluate(commands: Subparsers) -> None:
-    """``pgn evaluate``."""
+    """Add ``pgn evaluate``."""
     example = (
         "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
     )
@@ -315,31 +374,33 @@ def add_evaluate(commands: Subparsers) -> None:
         commands,
         "evaluate",
         run_evaluate,
-        "compare a prompt with its rivals on the test split",
+        "compare a prompt with its baselines on the test images",
         example,
     )
-    p.add_argument("data", metavar="DATA", help="the folder that the checkpoint was trained on")
+    p.add_argument("data", metavar="DATA", help="folder that the checkpoint was trained on")
     add_endpoint_options(p)
-    p.add_argument("--ckpt", required=True, metavar="CKPT")
+    p.add_argument("--ckpt", required=True, metavar="CKPT", help="checkpoint to evaluate")
     add_profile_option(p)
     p.add_argument(
         "--rival",
         metavar="CKPT",
-        help="input-independent checkpoint (trained with the same recipe)",
+        help="checkpoint of an input-independent prompt to compare with (default one that is "
+        "trained here with the recipe of --ckpt)",
     )
     add_surrogate_options(p, None)
     p.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="report.html, report.json, steps.png, recorded answers, and the rival",
+        help="folder for report.html, report.json, steps.png, the recorded answers and the trained "
+        "rival (default none)",
     )
     add_dry_run(p)
-    p.add_argument("--json", action="store_true", help="the report as JSON on stdout")
+    p.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Run the honest comparison and print its table."""
+    """Compare a prompt with its baselines, and print the table."""
     require("evaluation", "train", "torch", "timm", "jinja2", "scipy")
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import columns
@@ -354,13 +415,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     task, same = task_of(adapter, args.data)
     surrogate = _matching_surrogate(args, adapter)
     rival, untrained = _rival(args, adapter, task, surrogate, keep=same)
+
     with connect(args, None) as client:
         if args.dry_run:
             planned = queries(task, adapter, rival=rival, rival_to_train=untrained)
             return tell_plan(client, planned, args.price_per_image)
-        found = evaluate(
+        result = evaluate(
             task,
-            lambda a: client.with_options(pgn_ckpt=a),
+            lambda prompt: client.with_options(pgn_ckpt=prompt),
             adapter,
             same_data=same,
             rival=rival,
@@ -368,25 +430,33 @@ def run_evaluate(args: argparse.Namespace) -> int:
             price_per_image=args.price_per_image,
             note=talk,
         )
-    if (
-        args.out
-    ):  # before anything is printed: a terminal that fails must not cost what was paid for
-        report.write(args.out, found, columns(adapter, task.test.paths))
-    tell(to_json(found.to_json()) if args.json else report.table(found))
+
+    # The files are written before anything is printed, so that a failing terminal cannot lose a
+    # report that was paid for.
+    if args.out:
+        report.write(args.out, result, columns(adapter, task.test.paths))
+    tell(to_json(result.to_json()) if args.json else report.table(result))
     if args.out:
         talk(
-            f"written: {args.out / 'report.html'}, report.json, and steps.png, what the server "
+            f"saved: {args.out / 'report.html'}, report.json, and steps.png, with what the server "
             "sees at each step"
         )
     return OK
 
 
 def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
-    """Load the backbone of the card if its weights are at hand; say so where they are not."""
+    """Load the surrogate that the checkpoint was trained through.
+
+    Returns:
+        The surrogate; ``None``, with a message, if it is not available.
+
+    Raises:
+        ConfigurationError: ``--backbone`` or ``--weights`` name one that cannot be used.
+    """
     from pgn_client.training.rival import same_surrogate
 
     if adapter.mapping.open and not (args.backbone or args.weights):
-        talk("no surrogate: the mapping reads labels that only the endpoint knows")
+        talk("no surrogate: the checkpoint's mapping reads labels that only the endpoint has")
         return None
     try:
         surrogate = load_surrogate(args, args.backbone or adapter.backbone.name)
@@ -406,14 +476,19 @@ def _rival(
     *,
     keep: bool,
 ) -> tuple[PromptAdapter | None, bool]:
-    """Take the rival that was given, or an earlier call has trained; train it where a surrogate is
-    at hand.
+    """Load the input-independent rival, or train it if there is a surrogate.
 
-    On other images than the checkpoint's it is not kept: there it would not be the same in all
-    but the method.
+    Args:
+        args: Parsed options; ``--rival`` names a rival, and ``--out`` may hold one from an earlier
+            run.
+        adapter: Checkpoint to compare with.
+        task: Task that the rival learns.
+        surrogate: Surrogate to train through, if any.
+        keep: Whether to save the rival in ``--out``, and to load it from there. On other images
+            than the checkpoint's, it would differ from the checkpoint in more than the method.
 
     Returns:
-        The rival, if any, and whether it would have to be trained but for the dry run.
+        The rival, if any, and whether a dry run has left out its training.
     """
     from pgn_client.checkpoint import fingerprint_of
     from pgn_client.training.rival import same_but_input_independent, train_rival
@@ -421,20 +496,23 @@ def _rival(
     if adapter.card.method != "pgn" or adapter.card.part_of or adapter.card.mapped:
         if args.rival:
             raise ConfigurationError(
-                "--rival: expected a PGN of one task, as pgn train wrote it, as --ckpt; "
-                "leave it out"
+                "--rival: got it with another --ckpt than a PGN of one task from pgn train, "
+                "expected such a PGN; leave --rival out"
             )
-        return None, False  # nothing that is trained alike would compare
-    # of the file: another --profile is no reason to train again
+        # No input-independent prompt could be trained in the same way.
+        return None, False
+
+    # The fingerprint is that of the file, so that another --profile trains no new rival.
     mark = fingerprint_of(args.ckpt)[:12]
-    kept = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
-    given = args.rival or (kept if kept and kept.exists() else None)
-    if given:
-        return same_but_input_independent(load_adapter(given, profile_of(args)), adapter), False
+    saved = args.out / f"iip-{mark}.safetensors" if args.out and keep else None
+    path = args.rival or (saved if saved and saved.exists() else None)
+    if path:
+        return same_but_input_independent(load_adapter(path, profile_of(args)), adapter), False
     if surrogate is None or args.dry_run:
         return None, surrogate is not None
+
     talk("training the input-independent rival with the same recipe")
     rival = train_rival(adapter, task, surrogate, progress=True)
-    if kept:
-        rival.save(kept)
+    if saved:
+        rival.save(saved)
     return rival, False

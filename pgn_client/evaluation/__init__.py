@@ -1,4 +1,4 @@
-"""The study: a prompt and its rivals on the same images, and what they say together."""
+"""Compare a prompt with its baselines on the same images, and report the result."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 MOVED = {"Note": "study", "Report": "results", "evaluate": "study"}
-"""Names of the module that this package was in version 0.1; found here for one release."""
+"""Names that were here in version 0.1 → their module now; resolved for one more release."""
 
 
-if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
+if not TYPE_CHECKING:  # with a module __getattr__, a type checker would accept any misspelled name
 
     def __getattr__(name: str) -> Any:
         if name not in MOVED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         warnings.warn(
-            f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the old path goes with the "
-            "next release",
+            f"{__name__}.{name} has moved to {__name__}.{MOVED[name]}; the next release removes "
+            "the old path",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -1,5 +1,5 @@
-"""The rivals that a prompt must beat, and the prompt itself, each measured on the same validation
-and test images.
+"""Measure the baselines that a prompt must beat, and the prompt itself, on the same validation and
+test images.
 """
 
 from __future__ import annotations
@@ -27,50 +27,62 @@ from pgn_client.types import Answer
 
 
 def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate, labels.Fitted]:
-    """Images as they are, with the best mapping.
+    """Send raw images, and fit the best label mapping to the answers.
 
-    Fitted on the training answers, and once more with those to augmented copies of each training
-    image, as the prompt saw augmented images too; validation chooses between the two.
+    Two mappings are fitted: one to the training images, and one to these and augmented copies of
+    them, because the prompt saw augmented images too. Validation chooses between the two.
+
+    Args:
+        ask: Sends images to the endpoint.
+        task: Training, validation and test images.
+        augmentation: Name of the augmentation that the prompt was trained with.
+        seed: Seed of the augmented copies and of the fit.
+
+    Returns:
+        The row, and the chosen mapping with its log-losses on validation.
     """
-    clean, val, test = (ask(split.paths) for split in (task.train, task.val, task.test))
-    copies = [
-        answer
-        for block in augmented_blocks(task.train, augmentation, seed)
-        for answer in ask(block)
-    ]
+    clean = ask(task.train.paths)
+    val = ask(task.val.paths)
+    test = ask(task.test.paths)
+    copies: list[Answer] = []
+    for block in augmented_blocks(task.train, augmentation, seed):
+        copies += ask(block)
+
     source = labels.vocabulary(clean)
 
     def rows(answers: Sequence[Answer]) -> Floats:
-        # a label never seen in training says nothing
+        # Not strict: an answer without any label of the training answers gets a uniform row.
         return labels.log_scores(answers, source, strict=False)
 
     def fit(answers: Sequence[Answer]) -> labels.Fitted:
-        times, held_out = len(answers) // len(clean), (rows(val), task.val.labels)
+        times = len(answers) // len(clean)
         targets = np.tile(task.train.labels, times)
+        held_out = (rows(val), task.val.labels)
         return labels.fit(
             rows(answers), targets, source, task.classes, val=held_out, copies=times, seed=seed
         )
 
-    fitted = min(
-        (fit(clean), fit([*clean, *copies])), key=lambda found: min(found.log_loss.values())
-    )
-    val_rows, test_rows = (fitted.mapping.log_probs(rows(answers)) for answers in (val, test))
-    return Candidate(
-        RAW, val_rows, test_rows, len(clean) + len(copies) + len(val) + len(test)
-    ), fitted
+    fits = (fit(clean), fit([*clean, *copies]))
+    fitted = min(fits, key=lambda candidate: min(candidate.log_loss.values()))
+
+    val_rows = fitted.mapping.log_probs(rows(val))
+    test_rows = fitted.mapping.log_probs(rows(test))
+    queries = len(clean) + len(copies) + len(val) + len(test)
+    return Candidate(RAW, val_rows, test_rows, queries), fitted
 
 
 def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
-    """Yield ``augment.COPIES`` times a copy of every image; nothing where the task allows no
-    augmentation.
+    """Yield ``augment.COPIES`` blocks, each with an augmented copy of every image; none where the
+    task allows no augmentation.
     """
     for block in range(augment.copies(name)):
         yield augmented_copies(split, name, seed + block * len(split))
 
 
 def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
-    """Return an augmented copy of every image, each drawn with a seed of its own."""
-    augmented, copies = augment.get(name), []
+    """Return an augmented copy of every image; image i uses the seed ``seed + i``."""
+    augmented = augment.get(name)
+    copies = []
     for i, path in enumerate(split.paths):
         torch.manual_seed(seed + i)
         pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
@@ -79,16 +91,23 @@ def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
 
 
 def local_head(adapter: PromptAdapter, val: FittedSplit, test: FittedSplit) -> Candidate:
-    """Return the local head's opinion, which costs nothing."""
-    return Candidate(LOCAL, val.rendered(adapter)[1], test.rendered(adapter)[1], 0, 0.0)
+    """Return the row of the checkpoint's local head, which sends nothing."""
+    val_rows = val.rendered(adapter)[1]
+    test_rows = test.rendered(adapter)[1]
+    return Candidate(LOCAL, val_rows, test_rows, 0, 0.0)
 
 
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
-    """Fit a linear probe on the surrogate's features of images as its own preprocessing sees
-    them.
+    """Fit a linear probe on the surrogate's features of images after its own preprocessing.
 
-    As for the raw answers, validation chooses whether it also learns from augmented copies of each
-    training image.
+    As for raw images, validation chooses whether the probe also learns from augmented copies of the
+    training images.
+
+    Args:
+        backbone: The surrogate.
+        task: Training, validation and test images.
+        augmentation: Name of the augmentation that the prompt was trained with.
+        seed: Seed of the augmented copies and of the fit.
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
@@ -99,39 +118,52 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
         targets = np.tile(task.train.labels, copies)
         return linear_probe.LinearProbe.fit(x, targets, len(task.classes), copies=copies, seed=seed)
 
-    clean, val, test = (features(split.paths) for split in (task.train, task.val, task.test))
-    blocks = [
-        clean,
-        *(features(block) for block in augmented_blocks(task.train, augmentation, seed)),
-    ]
-    fits = fit(clean, 1), fit(np.concatenate(blocks), len(blocks))
-    fitted = min(fits, key=lambda found: log_loss(found.log_probs(val), task.val.labels))
+    clean = features(task.train.paths)
+    val = features(task.val.paths)
+    test = features(task.test.paths)
+    blocks = [clean]
+    for block in augmented_blocks(task.train, augmentation, seed):
+        blocks.append(features(block))
+
+    fits = (fit(clean, 1), fit(np.concatenate(blocks), len(blocks)))
+    fitted = min(fits, key=lambda candidate: log_loss(candidate.log_probs(val), task.val.labels))
     return Candidate(PROBE, fitted.log_probs(val), fitted.log_probs(test), 0, 0.0)
 
 
 def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
-    b = backbone
-    return seen_by_server(open_image(image), b.profile, b.input_size, b.interpolation)
+    """Return the pixels that reach the surrogate's model, (h, w, 3) uint8."""
+    return seen_by_server(
+        open_image(image), backbone.profile, backbone.input_size, backbone.interpolation
+    )
 
 
 def without_prompt(
     raw: Candidate, local: Candidate, probe: Candidate | None, val_targets: Integers
 ) -> list[Candidate]:
-    """Return the rivals that need no prompt: those given, and raw answers and probe each fused with
+    """Return the baselines without a prompt: those given, and raw images and probe each fused with
     the local head.
+
+    Args:
+        raw: Raw images with a mapping.
+        local: The local head.
+        probe: The linear probe; ``None`` without a surrogate.
+        val_targets: Class indices of the validation images, (n,).
     """
-    raw, probes = replace(raw, local=local), [probe] if probe else []
-    return [raw, local, *probes, *(fused_best(row, local, val_targets) for row in (raw, *probes))]
+    raw = replace(raw, local=local)
+    probes = [probe] if probe else []
+    fusions = [fused_best(row, local, val_targets) for row in (raw, *probes)]
+    return [raw, local, *probes, *fusions]
 
 
 def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candidate:
-    """Send images as an adapter makes them, and read the answers with its mapping."""
-    val, test = (read(adapter, ask(split.paths, adapter)) for split in (task.val, task.test))
+    """Send images with the adapter's prompt, and apply its mapping to the answers."""
+    val = read(adapter, ask(task.val.paths, adapter))
+    test = read(adapter, ask(task.test.paths, adapter))
     return Candidate(name, val, test, len(val) + len(test))
 
 
 def read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
-    """(n,) answers → (n, C) log-probabilities, by an adapter's mapping."""
+    """Apply an adapter's mapping to n answers; return (n, C) log-probabilities."""
     return adapter.mapping.log_probs(
         labels.log_scores(answers, adapter.mapping.source, strict=False)
     )

@@ -1,10 +1,9 @@
-"""Ways to answer, each measured on the same validation and test images: a prompt, its rivals, and
-their fusions.
+"""A candidate: one way to classify, measured on the same validation and test images as its rivals.
 
-Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
-mapping, the local head, a linear probe on the surrogate, the first and the last of them fused with
-the local head. Whatever is fitted or chosen is so on training and validation images; the test
-images are only counted.
+Baselines without a prompt or without an endpoint are always there: raw images with the best label
+mapping, the local head, a linear probe on the surrogate, and the first and the last of these fused
+with the local head. Fitting and choosing use training and validation images only. The test images
+serve to measure accuracy, nothing else.
 """
 
 from __future__ import annotations
@@ -14,12 +13,22 @@ from dataclasses import dataclass, field
 from pgn_client.arrays import Floats, Integers
 from pgn_client.mapping.fusion import best_fusion, fuse
 
-RAW, LOCAL, PROBE, SERVED = "raw + mapping", "local head", "linear probe", "served"
-PGN, IIP, NO_PROMPT, FRAME = "PGN", "IIP", "no prompt", "grey frame"
-"""Titles of rows; those of prompts are the methods' own, written out here so that results need no
-torch to be read.
+RAW = "raw + mapping"
+LOCAL = "local head"
+PROBE = "linear probe"
+SERVED = "served"
+"""Titles of rows without a prompt, and of the served row."""
+
+PGN = "PGN"
+IIP = "IIP"
+NO_PROMPT = "no prompt"
+FRAME = "grey frame"
+"""Titles of rows with a prompt. They equal the titles in ``methods.REGISTRY`` and are repeated here
+so that reading results does not import torch.
 """
+
 KEYS = {RAW: "raw", LOCAL: "local", PROBE: "probe", FRAME: "frame"}
+"""Title of a row → its key, where the key does not follow from the title."""
 
 
 def with_local(name: str) -> str:
@@ -28,24 +37,24 @@ def with_local(name: str) -> str:
 
 
 def key_of(title: str) -> str:
-    """Return the key of a row that is not fused: what programs know it by."""
+    """Return the key, for programs, of a row that is not fused."""
     return KEYS.get(title, title.lower().replace(" ", "_"))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to answer.
+    """One way to classify, with its log-probabilities and the images it sends.
 
     Attributes:
-        name: title of its row.
-        val, test: (n, C) log-probabilities.
-        queries: images sent for its test row, and for fitting and choosing it where the endpoint
-            was asked for that.
-        sent: share of the test images that are sent when it serves.
-        local: the local head beside it, which can gate it.
-        alpha: the local head's weight in it; ``None`` where nothing is fused.
-        fuses: title of the row that is fused with the local head here; empty where nothing is
-            fused.
+        name: Title of its row.
+        val: Log-probabilities of the validation images, (n, C).
+        test: Log-probabilities of the test images, (m, C).
+        queries: Number of images sent for its test row, and for fitting and choosing it where that
+            needed the endpoint.
+        sent: Share of the test images that serving sends, in [0, 1].
+        local: The local head that can gate this candidate; ``None`` where there is none.
+        alpha: Weight of the local head, in [0, 1]; ``None`` where nothing is fused.
+        fuses: Title of the row that is fused with the local head; empty where nothing is fused.
     """
 
     name: str
@@ -59,39 +68,49 @@ class Candidate:
 
     @property
     def fused(self) -> bool:
-        """Whether the local head has a say in it."""
+        """Whether the row is fused with the local head."""
         return bool(self.fuses)
 
     @property
     def key(self) -> str:
-        """What programs know the row by: ``raw``, ``pgn``, and ``pgn+local`` where it is fused."""
+        """Key of the row for programs: ``raw``, ``pgn``, and ``pgn+local`` where it is fused."""
         return f"{key_of(self.fuses)}+local" if self.fuses else key_of(self.name)
 
     @property
     def queries_test(self) -> int:
-        """Images sent for its test row: what serving as many images takes."""
+        """Number of images sent for its test row, which serving as many images sends too."""
         return round(self.sent * len(self.test))
 
     @property
     def queries_fit(self) -> int:
-        """Images sent for fitting and choosing it: paid once."""
+        """Number of images sent once, to fit and choose it."""
         return self.queries - self.queries_test
 
     def cost(self, images: int, price_per_image: float | None) -> float | None:
-        """What serving so many images costs; ``None`` where some are sent and no price is known."""
+        """Return the cost of serving this many images; ``None`` where it sends some and no price is
+        given.
+        """
         if not self.sent:
             return 0.0
         return None if price_per_image is None else self.sent * images * price_per_image
 
 
 def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
-    """Fuse a row with the local head's opinion; where the row then has no say, nothing is sent."""
-    val, test = (fuse(a, b, alpha) for a, b in ((other.val, local.val), (other.test, local.test)))
+    """Fuse a row with the local head. At α = 1 only the local head counts, and nothing is sent."""
+    val = fuse(other.val, local.val, alpha)
+    test = fuse(other.test, local.test, alpha)
+
     sent = other.sent if alpha < 1 else 0.0
     queries = other.queries - round((other.sent - sent) * len(test))
     return Candidate(with_local(other.name), val, test, queries, sent, local, alpha, other.name)
 
 
 def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
-    """Fuse by the α of least log-loss on the validation images, whose (n,) targets are given."""
+    """Fuse a row with the local head, with the α of least log-loss on the validation images.
+
+    Args:
+        other: The row to fuse.
+        local: The local head.
+        val_targets: Class indices of the validation images, (n,).
+    """
     return fused(other, local, best_fusion(other.val, local.val, val_targets))

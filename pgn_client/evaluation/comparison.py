@@ -1,4 +1,4 @@
-"""Which rows differ: paired comparisons on the same test images."""
+"""Paired comparisons of rows on the same test images."""
 
 from __future__ import annotations
 
@@ -19,28 +19,40 @@ from pgn_client.evaluation.results import Comparison
 from pgn_client.evaluation.statistics import discordant, mcnemar, paired_bootstrap
 from pgn_client.mapping.probability import right
 
-RAW_LOCAL, PROBE_LOCAL, IIP_LOCAL, PGN_LOCAL = (with_local(name) for name in (RAW, PROBE, IIP, PGN))
+RAW_LOCAL = with_local(RAW)
+PROBE_LOCAL = with_local(PROBE)
+IIP_LOCAL = with_local(IIP)
+PGN_LOCAL = with_local(PGN)
 
 
 def compare(
     candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN
 ) -> list[Comparison]:
-    """Return the paired comparisons that decide whether a prompt pays, where both rows are there.
+    """Return the paired comparisons that show whether a prompt pays; pairs with a missing row are
+    left out.
+
+    Args:
+        candidates: All rows.
+        targets: Class indices of the test images, (n,).
+        seed: Seed of the bootstrap.
+        name: Title of the prompt's row.
 
     Raises:
-        MissingDependencyError: scipy is not installed; McNemar's test needs it.
+        MissingDependencyError: SciPy is not installed; McNemar's test needs it.
     """
     rows = {c.name: c for c in candidates}
-    both = with_local(name)
+    prompt_local = with_local(name)
     pairs = [
         (name, RAW),
         (name, IIP),
         (name, LOCAL),
-        (both, RAW_LOCAL),
-        (both, PROBE_LOCAL),
-        (both, IIP_LOCAL),
+        (prompt_local, RAW_LOCAL),
+        (prompt_local, PROBE_LOCAL),
+        (prompt_local, IIP_LOCAL),
+        (SERVED, LOCAL),
+        (SERVED, PROBE_LOCAL),
+        (SERVED, RAW_LOCAL),
     ]
-    pairs += [(SERVED, LOCAL), (SERVED, PROBE_LOCAL), (SERVED, RAW_LOCAL)]
     return [
         compared(rows[a], rows[b], targets, seed)
         for a, b in pairs
@@ -49,10 +61,16 @@ def compare(
 
 
 def compared(a: Candidate, b: Candidate, targets: Integers, seed: int) -> Comparison:
-    """Compare two rows on the same test images, of which (n,) class indices are given.
+    """Compare two rows on the same test images.
+
+    Args:
+        a: One row.
+        b: The other row, which is subtracted.
+        targets: Class indices of the test images, (n,).
+        seed: Seed of the bootstrap.
 
     Raises:
-        MissingDependencyError: scipy is not installed; McNemar's test needs it.
+        MissingDependencyError: SciPy is not installed; McNemar's test needs it.
     """
     hits = right(a.test, targets), right(b.test, targets)
     difference, lo, hi = paired_bootstrap(*hits, seed=seed)

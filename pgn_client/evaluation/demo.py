@@ -1,7 +1,7 @@
-"""``pgn demo``: the whole way once, on real handwritten digits, in a few minutes on two cores.
+"""``pgn demo``: train, serve and evaluate once, on handwritten digits, in minutes on two cores.
 
-A server in its own process hosts the bundled ViT; a PGN and its input-independent rival are trained
-here; raw and adapted images go over HTTP; the comparison is printed and written down.
+The demo trains a PGN and its input-independent rival. A server in its own process hosts the bundled
+ViT. Raw and adapted images go to it over HTTP. The comparison is printed and saved.
 """
 
 from __future__ import annotations
@@ -30,26 +30,33 @@ from pgn_client.training.rival import train_rival
 from pgn_client.wire.client import AdaptedClient
 
 EXAMPLES = 8
+"""Largest number of digits in ``before_after.png``."""
 EPOCHS = 6
+"""Epochs of both trainings: half the recipe's, which is enough for digits."""
 
 
 @contextmanager
 def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Run ``python -m mock_server`` in a process of its own on a free port; yield its URL.
+    """Run ``python -m mock_server`` in a separate process on a free port; yield its URL.
+
+    Args:
+        arguments: More options of the mock server.
 
     Raises:
-        ConfigurationError: it ended before it was ready; the message is its own.
+        ConfigurationError: The server ended before it was ready; the message has the last line of
+            its stderr.
     """
     command = [sys.executable, "-m", "mock_server", "--port", "0", *arguments]
+    # stderr goes to a file: nobody reads it while the server runs, and a full pipe would block it.
     with (
-        tempfile.TemporaryFile("w+") as talk,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True) as process,
+        tempfile.TemporaryFile("w+") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith("listening on "):
-                talk.seek(0)
-                reason = "".join(talk.read().strip().splitlines()[-1:])
+                stderr.seek(0)
+                reason = "".join(stderr.read().strip().splitlines()[-1:])
                 raise ConfigurationError(f"the mock server did not start: {reason}")
             yield line.removeprefix("listening on ").strip()
         finally:
@@ -58,13 +65,16 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
 
 
 def write_digits(folder: Path, *, images: int | None = None, seed: int = 0) -> None:
-    """Write scikit-learn's 1,797 handwritten digits (8 x 8, real, shipped with it) as
+    """Write the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships as
     ``folder/CLASS/NNNN.png``.
 
     Args:
-        folder: where; made if missing. Digits of an earlier call are removed.
-        images: how many, drawn at random; ``None`` for all.
-        seed: of the draw.
+        folder: Folder to write; made if missing. Digits of an earlier call are removed.
+        images: Number of digits, drawn at random; ``None`` for all.
+        seed: Seed of the draw.
+
+    Raises:
+        MissingDependencyError: The package scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -72,24 +82,25 @@ def write_digits(folder: Path, *, images: int | None = None, seed: int = 0) -> N
         raise MissingDependencyError("the demo's handwritten digits", "demo") from error
     for old in folder.glob("[0-9]/[0-9][0-9][0-9][0-9].png"):
         old.unlink()
+
     digits = load_digits()
     rows = np.random.default_rng(seed).permutation(len(digits.target))[:images]
     for i in sorted(rows.tolist()):
         target = folder / str(digits.target[i])
         target.mkdir(parents=True, exist_ok=True)
-        # 17 levels of ink, white on black
-        grey = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)
-        Image.fromarray(grey).save(target / f"{i:04d}.png")
+        # scikit-learn stores ink from 0 to 16; here that is black to white.
+        pixels = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)
+        Image.fromarray(pixels).save(target / f"{i:04d}.png")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo run left behind.
+    """The results of a demo run.
 
     Attributes:
-        report: the comparison.
-        folder: where ``report.html``, ``report.json``, ``before_after.png``, ``pgn.safetensors``
-            and ``digits/`` lie.
+        report: The comparison.
+        folder: Folder with ``report.html``, ``report.json``, ``before_after.png``,
+            ``pgn.safetensors`` and ``digits/``.
     """
 
     report: Report
@@ -105,32 +116,39 @@ def run(
     note: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> Demo:
-    """Train, serve, compare, and write everything to ``folder``.
+    """Train, serve, compare, and write all results to ``folder``.
 
     Args:
-        folder: made if missing; earlier results in it are replaced.
-        images: use so many of the 1,797 digits; ``None`` for all.
-        epochs: of the training: half the recipe's, which digits do not need.
+        folder: Folder to write; made if missing. Earlier results in it are replaced.
+        images: Number of digits to use, of 1,797; ``None`` for all.
+        epochs: Epochs of the PGN's training.
         seed: Seed for all random choices.
-        note: told what is going on.
-        progress: show bars on stderr.
+        note: Callback that takes progress messages.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        KeyboardInterrupt: The training was interrupted.
     """
     note("writing scikit-learn's handwritten digits")
     write_digits(folder / "digits", images=images, seed=seed)
     task = load_task(folder / "digits", seed=seed)
     surrogate = backbone.load("bundled")
+
     note(f"training a PGN on {len(task.train)} digits through the bundled ViT")
     pgn = fit(task, surrogate, recipe=recipe(epochs=epochs), seed=seed, progress=progress)
     if pgn.card.interrupted:
+        # fit() returns early on Ctrl-C, with the weights so far; the demo has no use for these.
         raise KeyboardInterrupt
     pgn.save(folder / "pgn.safetensors")
-    note("training its rival, one prompt for all images, alike")
+
+    note("training its rival, one prompt for all images, with the same recipe")
     rival = train_rival(pgn, task, surrogate, progress=progress)
     rival.save(folder / "iip.safetensors")
-    note("starting the server in its own process")
+
+    note("starting the server in a separate process")
     with local_server() as url:
-        note(f"the hosted ViT answers at {url}")
-        found = evaluate(
+        note(f"the server hosts the ViT at {url}")
+        result = evaluate(
             task,
             lambda adapter: AdaptedClient(url, adapter),
             pgn,
@@ -138,19 +156,23 @@ def run(
             surrogate=surrogate,
             note=note,
         )
-        report.write(folder, found, columns(pgn, task.test.paths))
+        report.write(folder, result, columns(pgn, task.test.paths))
         _before_after(task, url, pgn).save(folder / "before_after.png")
-    return Demo(found, folder)
+    return Demo(result, folder)
 
 
 def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
-    """One test digit of each of the first classes, what is sent for it, and what comes back."""
+    """Draw one test digit of each of the first classes, the image that is sent, and the predicted
+    label.
+    """
     _, first = np.unique(task.test.labels, return_index=True)
+    # Without fusion, so that the label is the endpoint's answer to the drawn image.
     with AdaptedClient(url, pgn, fusion=None) as client:
         pairs = []
         for i in first[:EXAMPLES].tolist():
             image = open_image(task.test.paths[i])
             p = client.classify(image)
-            said = f"{task.classes[task.test.labels[i]]} read as {p.label} ({p.score:.2f})"
-            pairs.append(((image, client.adapt(image)), said))
+            true_class = task.classes[task.test.labels[i]]
+            caption = f"true {true_class}, predicted {p.label} ({p.score:.2f})"
+            pairs.append(((image, client.adapt(image)), caption))
     return report.sheet(pairs)

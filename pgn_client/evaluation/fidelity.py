@@ -1,6 +1,4 @@
-"""What is left of a prompt on its way: latent → float RGB → clipped → uint8 → the endpoint → lossy
-images.
-"""
+"""Measure what a prompt loses at each step from latent space over uint8 pixels to lossy images."""
 
 from __future__ import annotations
 
@@ -41,18 +39,20 @@ STAGES = (
     "jpeg95_444",
     "jpeg75_420",
 )
-"""Of the way, in its order."""
+"""Steps in the order in which :func:`follow` returns them."""
 
 
 def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:
-    """Return the share of images at each step of :func:`follow` that have the label of the first
-    step.
+    """Return, for each step, the share of images that have the label of the first step.
 
-    That is ``latent``, or ``published`` where it is there.
+    The first step is ``latent``, or ``published`` for an imported checkpoint that has it.
+
+    Args:
+        stages: Step → (n, C) log-probabilities, as :func:`follow` returns them.
     """
     labels = {stage: log_p.argmax(axis=1) for stage, log_p in stages.items()}
     first = next(iter(labels.values()))
-    return {stage: float((found == first).mean()) for stage, found in labels.items()}
+    return {stage: float((predicted == first).mean()) for stage, predicted in labels.items()}
 
 
 def follow(
@@ -63,67 +63,88 @@ def follow(
     looked_at: Pixels | None = None,
     over_http: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Follow a prompt from the latent space to lossy images; the mapping is the checkpoint's at
-    every step.
+    """Return what the model predicts at each step from latent space to lossy images.
+
+    Every step uses the label mapping of the checkpoint.
 
     Args:
-        pgn: the prompt.
-        backbone: the surrogate it was trained through; everything but ``over_http`` is asked of it.
-        fitted: (n, h, w, 3) uint8 images, n >= 1, as ``compositor.fit_to_canvas`` makes them.
-        looked_at: (n, r, r, 3) uint8, as ``PromptAdapter.looked_at`` makes them; ``None``: the
-            fitted images.
-        over_http: (n, C) log-probabilities that the real endpoint gave for the PNGs.
+        pgn: The prompt.
+        backbone: The surrogate that the prompt was trained through. It computes every step but
+            ``http_png``.
+        fitted: Images as ``compositor.fit_to_canvas`` makes them, (n, h, w, 3) uint8, n >= 1.
+        looked_at: Input images of the generator as ``PromptAdapter.looked_at`` makes them,
+            (n, r, r, 3) uint8; ``None`` uses ``fitted``.
+        over_http: Log-probabilities of the real endpoint for the sent PNGs, (n, C).
 
     Returns:
-        (n, C) log-probabilities at each step: ``published`` (of an imported checkpoint, for a
-        backbone of 224 pixels: the sequence that its authors trained, under this backbone's head;
-        theirs are not published), ``latent`` (float32 tokens), ``float`` (RGB in float32, of a
-        pseudo-inverse before it is clipped), ``clipped`` (within [0, 1]), ``uint8`` (rounded
-        images), ``http_png`` (the endpoint), ``jpeg95_444`` and ``jpeg75_420`` (the whole sent
-        image re-encoded, then the profile's crop).
+        Log-probabilities (n, C) at each step:
+
+        - ``published``: the token sequence that the authors of an imported checkpoint trained, for
+          a backbone of 224 pixels only. The head is this backbone's, as theirs is not published.
+        - ``latent``: float32 tokens.
+        - ``float``: RGB pixels in float32; of a pseudo-inverse, before clipping.
+        - ``clipped``: the same within [0, 1].
+        - ``uint8``: rounded pixels.
+        - ``http_png``: the real endpoint.
+        - ``jpeg95_444``, ``jpeg75_420``: the whole sent image as JPEG, then resized and cropped by
+          the profile.
 
     Raises:
-        ConfigurationError: a checkpoint whose generator looks at a crop of its own, without
-            ``looked_at``.
+        ConfigurationError: The generator of the checkpoint takes its own crop of an image, and
+            ``looked_at`` is missing.
     """
-    eye = _eye(pgn, fitted, looked_at)
-    patches, _ = pgn.render(fitted, prompted_by=eye)
+    prompted_by = _generator_images(pgn, fitted, looked_at)
+    patches, _ = pgn.render(fitted, prompted_by=prompted_by)
     sent = [compose(p, q, pgn.canvas) for p, q in zip(fitted, patches, strict=True)]
-    with _asking(pgn, backbone) as surrogate:
-        parts = [_answers(pgn, surrogate, fitted[b], eye[b], sent[b]) for b in _batches(fitted)]
-    rows = {
-        stage: torch.cat([part[stage] for part in parts]).double().numpy() for stage in parts[0]
-    }
-    found = {stage: pgn.mapping.log_probs(row) for stage, row in rows.items()}
-    found |= {} if over_http is None else {"http_png": over_http}
-    return {stage: found[stage] for stage in STAGES if stage in found}
+
+    parts = []
+    with _float32_surrogate(pgn, backbone) as surrogate:
+        for b in _batches(fitted):
+            parts.append(_scores(pgn, surrogate, fitted[b], prompted_by[b], sent[b]))
+
+    log_probs = {}
+    for stage in parts[0]:
+        scores = torch.cat([part[stage] for part in parts])
+        log_probs[stage] = pgn.mapping.log_probs(scores.double().numpy())
+    if over_http is not None:
+        log_probs["http_png"] = over_http
+    return {stage: log_probs[stage] for stage in STAGES if stage in log_probs}
 
 
 def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
-    """Return ``latent`` of :func:`follow` alone: (n, h, w, 3) uint8 → (n, C); it raises the
-    same.
+    """Return the step ``latent`` of :func:`follow` alone, (n, C) log-probabilities.
+
+    Args:
+        pgn: The prompt.
+        backbone: The surrogate that the prompt was trained through.
+        fitted: Images as ``compositor.fit_to_canvas`` makes them, (n, h, w, 3) uint8, n >= 1.
+
+    Raises:
+        ConfigurationError: The generator of the checkpoint takes its own crop of an image.
     """
-    eye, parts = _eye(pgn, fitted, None), []
-    with _asking(pgn, backbone) as surrogate:
+    prompted_by = _generator_images(pgn, fitted, None)
+    parts = []
+    with _float32_surrogate(pgn, backbone) as surrogate:
         for b in _batches(fitted):
-            images, code = _coded(pgn, surrogate, fitted[b], eye[b])
+            images, code = _coded(pgn, surrogate, fitted[b], prompted_by[b])
             parts.append(pgn.runtime[0].scores(code, images, surrogate).cpu())
     return pgn.mapping.log_probs(torch.cat(parts).double().numpy())
 
 
-def _eye(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
+def _generator_images(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
+    """Return the input images of the generator."""
     if looked_at is None and pgn.generator.profile is not None:
         raise ConfigurationError(
-            "retention: got images on the canvas alone, expected also what the generator of this "
-            "checkpoint looks "
-            "at; give looked_at=adapter.looked_at(images)"
+            "retention: got only images fitted to the canvas, expected also the generator's input, "
+            "because the generator of this checkpoint takes its own crop of an image; give "
+            "looked_at=adapter.looked_at(images)"
         )
     return fitted if looked_at is None else looked_at
 
 
 @contextmanager
-def _asking(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
-    """Ask the surrogate in float32, with the prompt's model beside it on its device."""
+def _float32_surrogate(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
+    """Yield the surrogate, computing in float32, with the prompt's model on the same device."""
     model, _ = pgn.runtime
     recipe = pgn.card.recipe or RecipeCard()
     model.to(backbone.device)
@@ -131,6 +152,7 @@ def _asking(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
         with float32_convolutions(), torch.inference_mode():
             yield Surrogate(backbone, pgn.canvas, recipe.top_k, recipe.decimals)
     finally:
+        # The adapter renders on the CPU, so its model has to be there afterward.
         model.to("cpu")
 
 
@@ -139,34 +161,34 @@ def _batches(images: Pixels) -> Iterator[slice]:
 
 
 def _coded(
-    pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, eye: Pixels
+    pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, prompted_by: Pixels
 ) -> tuple[Tensor, Any]:
-    """Return images as a tensor, and what the method says of what it looks at."""
+    """Return the fitted images as a tensor, and the method's code for the prompts of one batch."""
     device = surrogate.backbone.device
-    images, seen = (torch.from_numpy(x).permute(0, 3, 1, 2).to(device) for x in (fitted, eye))
+    images = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(device)
+    seen = torch.from_numpy(prompted_by).permute(0, 3, 1, 2).to(device)
     code, _ = pgn.runtime[0](generator_input(seen, pgn.card.resolution))
     return images, code
 
 
-def _answers(
+def _scores(
     pgn: PromptAdapter,
     surrogate: Surrogate,
     fitted: Pixels,
-    eye: Pixels,
+    prompted_by: Pixels,
     sent: Sequence[Image.Image],
 ) -> dict[str, Tensor]:
-    """What the surrogate answers to one batch at each step: (B, S) log-probabilities."""
-    (model, own), backbone = pgn.runtime, surrogate.backbone
-    embedding, (images, code) = (
-        own and own.to(backbone.device),
-        _coded(pgn, surrogate, fitted, eye),
-    )
+    """Return the surrogate's scores of one batch at each step, (B, S) log-probabilities."""
+    model, embedding = pgn.runtime
+    backbone = surrogate.backbone
+    embedding = embedding and embedding.to(backbone.device)
+    images, code = _coded(pgn, surrogate, fitted, prompted_by)
 
     def painted(patches: Tensor) -> Tensor:
         return surrogate.pixel_scores(surrogate.paint(images, patches))
 
     clipped = painted(model.painted(code, images, embedding, pgn.card.inversion or "exact"))
-    found = {
+    scores = {
         "latent": model.scores(code, images, surrogate),
         "float": clipped,
         "clipped": clipped,
@@ -174,37 +196,44 @@ def _answers(
         "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
         "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
     }
+
+    # Only a pseudo-inverse leaves [0, 1], so for other inversions "float" equals "clipped".
     if pgn.card.inversion == "pseudo_inverse" and isinstance(model, PGN) and embedding is not None:
-        found["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
+        scores["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
     if isinstance(model, PublishedPGN) and backbone.input_size == RESOLUTION:
-        seen = torch.from_numpy(eye).permute(0, 3, 1, 2).to(backbone.device)
-        found["published"] = returned_scores(model.published_logits(code, seen, backbone))
-    return {stage: answers.cpu() for stage, answers in found.items()}
+        seen = torch.from_numpy(prompted_by).permute(0, 3, 1, 2).to(backbone.device)
+        scores["published"] = returned_scores(model.published_logits(code, seen, backbone))
+    return {stage: log_p.cpu() for stage, log_p in scores.items()}
 
 
 def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Tensor:
-    """Send images through the profile's resize and crop, and the surrogate."""
-    profile = pgn.profile
-    seen = np.stack([seen_by_server(image, profile, surrogate.canvas.size) for image in images])
+    """Return the surrogate's scores of sent images after the profile's resize and crop."""
+    size = surrogate.canvas.size
+    seen = np.stack([seen_by_server(image, pgn.profile, size) for image in images])
     return surrogate.pixel_scores(
         torch.from_numpy(seen).permute(0, 3, 1, 2).to(surrogate.backbone.device)
     )
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
-    """Return what is sent, and what then reaches the model, without and with JPEG, as images to
-    look at.
+    """Return images for display: the sent ones, and what then reaches the model, without and with
+    JPEG.
 
     Args:
-        pgn: whose profile the server has.
-        sent: RGB, as the adapter makes them.
+        pgn: Prompt whose profile the server has.
+        sent: RGB images as the adapter makes them.
+
+    Returns:
+        Title of the step → its images. The last step shows the error of JPEG 75, times 4.
     """
-    profile, size = pgn.profile, pgn.canvas.size
+    profile = pgn.profile
+    size = pgn.canvas.size
 
     def seen(images: Iterable[Image.Image]) -> list[Image.Image]:
         return [Image.fromarray(seen_by_server(image, profile, size)) for image in images]
 
-    plain, lossy = seen(sent), seen(jpeg(image, 75, 2) for image in sent)
+    plain = seen(sent)
+    lossy = seen(jpeg(image, 75, 2) for image in sent)
     error = [
         ImageChops.difference(a, b).point(lambda x: 4 * x)
         for a, b in zip(plain, lossy, strict=True)
@@ -219,7 +248,6 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
 
 def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
-    """Return what the server sees of a few of these images, step by step: see
-    ``retention.steps``.
-    """
-    return steps(pgn, pgn([open_image(paths[i]) for i in spread(len(paths))]))
+    """Return the :func:`steps` of a few of these images, evenly spread over the paths."""
+    images = [open_image(paths[i]) for i in spread(len(paths))]
+    return steps(pgn, pgn(images))

@@ -11,19 +11,19 @@ from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ShapeError
 
 BINS = 15
-"""Of equal width, as in Guo et al. and most papers since, so that numbers compare; equal mass would
-be steadier.
+"""Number of bins. Bins of equal width are the choice of Guo et al. and of most papers since, so the
+numbers are comparable. Bins of equal mass would give a less noisy estimate.
 """
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose answers are about equally sure.
+    """Images whose predictions have about the same confidence.
 
     Attributes:
-        count: how many, at least 1.
-        confidence: mean of their greatest probabilities, in [0, 1].
-        accuracy: share that is right, in [0, 1].
+        count: Number of images, at least 1.
+        confidence: Mean probability of the predicted class, in [0, 1].
+        accuracy: Share of right predictions, in [0, 1].
     """
 
     count: int
@@ -33,16 +33,17 @@ class Bin:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares.
+    """Precision, recall and F1 of one class.
 
     Attributes:
-        name: of the class.
-        support: images of it.
-        precision: share of the images so answered that are of it; ``None`` where none is so
-            answered.
-        recall: share of its images that are so answered; ``None`` where there are none.
-        f1: harmonic mean of the two, 2·hits / (answered + support); ``None`` where both counts are
-            0.
+        name: Name of the class.
+        support: Number of images of the class.
+        precision: Share of the images predicted as this class that belong to it; ``None`` where
+            there are none.
+        recall: Share of the images of this class that are predicted as it; ``None`` where there
+            are none.
+        f1: Harmonic mean of precision and recall, 2·hits / (predicted + support); ``None`` where
+            both counts are 0.
     """
 
     name: str
@@ -53,23 +54,24 @@ class ClassScore:
 
 
 def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
-    """Return accuracy against confidence in bins ((m - 1)/15, m/15], from the least sure; empty
-    ones are left out.
+    """Return accuracy against confidence in the bins ((m - 1)/15, m/15], in ascending order; empty
+    bins are left out.
 
     Args:
-        log_p: (n, C) float64 log-probabilities, n >= 1.
-        labels: (n,) int64 in [0, C).
+        log_p: Log-probabilities, (n, C) float64, n >= 1.
+        labels: True class indices, (n,) int64 in [0, C).
 
     Raises:
-        ShapeError: arrays that do not fit.
+        ShapeError: The shapes of the two arrays do not fit.
 
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599.
     """
     _check(log_p, labels)
+    # The exponential of a rounded log-probability can exceed 1 by a rounding error.
     confidence = np.minimum(np.exp(log_p.max(axis=1)), 1.0)
     right = log_p.argmax(axis=1) == labels
-    number = np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
-    masks = (number == m for m in range(BINS))
+    bin_of = np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
+    masks = (bin_of == m for m in range(BINS))
     return [
         Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean()))
         for m in masks
@@ -78,21 +80,25 @@ def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the expected calibration error (ECE) of :func:`reliability`: mean |accuracy -
-    confidence|, in [0, 1].
+    """Return the expected calibration error (ECE): the mean over images of |accuracy -
+    confidence| of their bin, in [0, 1].
+
+    Args:
+        bins: Bins of :func:`reliability`.
     """
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / sum(b.count for b in bins)
+    images = sum(b.count for b in bins)
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / images
 
 
 def confusion(log_p: Floats, labels: Integers) -> Integers:
-    """Return (C, C) int64: how many images of each class (row) are answered as each class (column).
+    """Return the confusion matrix, (C, C) int64: true classes in rows, predicted ones in columns.
 
     Args:
-        log_p: (n, C) float64 log-probabilities, n >= 1.
-        labels: (n,) int64 in [0, C).
+        log_p: Log-probabilities, (n, C) float64, n >= 1.
+        labels: True class indices, (n,) int64 in [0, C).
 
     Raises:
-        ShapeError: arrays that do not fit.
+        ShapeError: The shapes of the two arrays do not fit.
     """
     _check(log_p, labels)
     counts = np.zeros((log_p.shape[1],) * 2, dtype=np.int64)
@@ -101,25 +107,28 @@ def confusion(log_p: Floats, labels: Integers) -> Integers:
 
 
 def by_class(counts: Integers, classes: Sequence[str]) -> list[ClassScore]:
-    """Return the scores of each class, in order, from the (C, C) counts of :func:`confusion` and
-    the C names.
+    """Return the scores of each class, in the order of the classes.
+
+    Args:
+        counts: Confusion matrix of :func:`confusion`, (C, C).
+        classes: Names of the C classes.
     """
-    hits, answered, support = (
-        x.tolist() for x in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1))
-    )
+    hits = counts.diagonal().tolist()
+    predicted = counts.sum(axis=0).tolist()
+    support = counts.sum(axis=1).tolist()
     return [
-        ClassScore(name, s, _share(h, a), _share(h, s), _share(2 * h, a + s))
-        for name, h, a, s in zip(classes, hits, answered, support, strict=True)
+        ClassScore(name, s, _share(h, p), _share(h, s), _share(2 * h, p + s))
+        for name, h, p, s in zip(classes, hits, predicted, support, strict=True)
     ]
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _share(part: int, total: int) -> float | None:
+    return part / total if total else None
 
 
 def _check(log_p: Floats, labels: Integers) -> None:
     if log_p.ndim != 2 or not len(labels) or labels.shape != log_p.shape[:1]:
         raise ShapeError(
-            f"measures: got labels {labels.shape} and scores {log_p.shape}, expected "
-            "(n,), (n, C), n >= 1"
+            f"metrics: got labels of shape {labels.shape} and scores of shape {log_p.shape}, "
+            "expected (n,) and (n, C) with n >= 1"
         )

@@ -1,4 +1,4 @@
-"""What the study asks an endpoint, and how many images that takes."""
+"""Images that the study sends to an endpoint, and their number."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pgn_client.types import Adapter, Answer
 from pgn_client.wire.client import AdaptedClient
 
 Connect = Callable[[Adapter | None], AdaptedClient]
+"""Opens a client of the endpoint for an adapter, or for raw images (``None``)."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Images that would be sent: what a dry run counts.
+    """Images that would be sent, for a dry run to count.
 
     Attributes:
-        part: what they are for.
-        images: in order.
-        adapter: what they are sent through; ``None`` as they are.
-        ready: whether the adapter is there already; one that would be trained first can have no
+        part: Part of the evaluation that needs them, such as ``training``.
+        images: Images in the order in which they would be sent.
+        adapter: Adapter that prepares them; ``None`` where they are sent raw.
+        ready: Whether the adapter exists already. An adapter that would be trained first has no
             recorded answers.
     """
 
@@ -32,7 +33,12 @@ class Query:
 
 
 class Asker:
-    """Asks the endpoint for its own answers, and counts what that takes."""
+    """Send images to the endpoint, and count them.
+
+    Attributes:
+        connect: Opens a client for an adapter.
+        images_sent: Number of images sent so far; answers from a cache do not count.
+    """
 
     def __init__(self, connect: Connect) -> None:
         self.connect = connect
@@ -41,16 +47,22 @@ class Asker:
     def __call__(
         self, images: Sequence[ImageSource], adapter: Adapter | None = None
     ) -> list[Answer]:
-        """Return the answers to images as they are, or as ``adapter`` makes them, in order."""
+        """Return the endpoint's answers in the order of the images.
+
+        Args:
+            images: Images to send.
+            adapter: Adapter that prepares them; ``None`` sends them raw.
+        """
         with self.connect(adapter) as client:
-            before = client.usage.images  # of all copies of a client
+            # All copies of a client share their usage, so only the growth belongs to this call.
+            before = client.usage.images
             answers = client.answers(images)
             self.images_sent += client.usage.images - before
         return answers
 
 
 def of_mapping(adapter: Adapter | None, task: Task) -> list[Query]:
-    """Return what ``pgn map`` would send to fit a mapping."""
+    """Return the images that ``pgn map`` would send to fit a mapping."""
     return [
         Query("training", task.train.paths, adapter),
         Query("validation", task.val.paths, adapter),

@@ -1,6 +1,4 @@
-"""What an evaluation found, as values: rows, paired differences, the verdict, and how they came
-about.
-"""
+"""Results of an evaluation as values: rows, paired differences, the verdict, and the settings."""
 
 from __future__ import annotations
 
@@ -10,27 +8,29 @@ from typing import Any, Literal
 from pgn_client.evaluation.metrics import Bin, ClassScore
 
 Kind = Literal["local", "mapping", "prompt", "both"]
-"""What a verdict recommends: the local model alone, raw answers with a mapping, a prompt, or two of
-them together.
+"""Kind of recommendation: ``local`` is a model on this machine; ``mapping`` is a label mapping with
+no prompt; ``prompt`` is a prompt; ``both`` is a mapping or a prompt, fused with the local head.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to answer, measured on the test images.
+    """One way to classify, measured on the test images.
 
     Attributes:
-        key: What programs know it by: ``raw``, ``local``, ``probe``, ``pgn``, ``pgn+local``,
-            ``served``, ...
-        title: What people read.
-        fused: Whether the local head has a say in it, also behind a gate.
-        accuracy, ci95: Share of right answers, with its 95 % Wilson interval.
-        log_loss: In nats; an image counts at most 13.8.
-        ece: Expected calibration error of its probabilities.
-        queries: Images sent in all: ``queries_fit`` for fitting and choosing, and ``queries_test``.
-        sent: Share of the images that are sent when it serves.
-        cost_per_1000: Cost of serving 1,000 images, in the currency of the price; ``None`` without
-            a price.
+        key: Key for programs, such as ``raw``, ``local``, ``probe``, ``pgn+local`` or ``served``.
+        title: Title for readers.
+        fused: Whether the local head contributes, by fusion or by a gate.
+        accuracy: Share of right answers, in [0, 1].
+        ci95: 95 % Wilson interval of the accuracy, (low, high).
+        log_loss: Mean log-loss in nats; an image counts at most 13.8.
+        ece: Expected calibration error, in [0, 1].
+        queries: Number of images sent: ``queries_fit`` and ``queries_test`` together.
+        queries_fit: Number of images sent once, to fit and choose the row.
+        queries_test: Number of images sent to measure the row on the test images.
+        sent: Share of the images that serving sends, in [0, 1].
+        cost_per_1000: Cost of serving 1,000 images, in the currency of the price; ``None`` where
+            images are sent and no price is given.
     """
 
     key: str
@@ -47,22 +47,20 @@ class Row:
     cost_per_1000: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON; ``name`` is the title, as reports of version 0.1 have
-        it.
-        """
+        """Return plain values for JSON. Version 0.1 called the title ``name``; both are there."""
         return {"name": self.title} | asdict(self)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do.
+    """The recommendation.
 
     Attributes:
-        kind: What is recommended.
-        recommended: Key of its row.
-        advice: The recommendation as an imperative: "use the prompt".
-        reason: What the test images say of it, and what it costs.
-        warnings: What a reader must know before relying on it.
+        kind: Kind of the recommended row.
+        recommended: Key of the recommended row.
+        advice: Recommendation as an imperative: "use the prompt".
+        reason: Accuracy and cost of the recommended row, in sentences.
+        warnings: Reservations that come before the advice.
     """
 
     kind: Kind
@@ -72,21 +70,23 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return it as one sentence."""
+        """Return warnings, advice and reason as one line of text."""
         return "; ".join([*self.warnings, f"{self.advice}: {self.reason}"])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows on the same test images.
+    """A paired comparison of two rows on the same test images.
 
     Attributes:
-        a, b: the rows.
-        difference, ci95: of their accuracies, a - b, as shares, with the 95 % interval of the
-            paired bootstrap.
-        only_a, only_b: how many images only one of them gets right.
-        mcnemar_p: P-value of the exact McNemar test on these two counts, two-sided, not corrected
-            for other comparisons.
+        a: Title of the first row.
+        b: Title of the second row.
+        difference: Accuracy of ``a`` minus accuracy of ``b``, in [-1, 1].
+        ci95: 95 % interval of the difference by the paired bootstrap, (low, high).
+        only_a: Number of images that only ``a`` gets right.
+        only_b: Number of images that only ``b`` gets right.
+        mcnemar_p: Two-sided p-value of the exact McNemar test on these two counts, not corrected
+            for the number of comparisons.
     """
 
     a: str
@@ -100,24 +100,28 @@ class Comparison:
 
 @dataclass
 class Judgement:
-    """What the answers say.
+    """All rows, their comparisons, the verdict, and details of the served row.
 
     Attributes:
-        rows: Every way to answer.
-        paired: differences between rows on the same images.
-        verdict: what to do.
-        best: the row of least log-loss on validation, which the row ``served`` is, behind the gate
-            ``query_below``.
-        advised: the cheapest row that validation could not tell from it; often the same.
-        same_data: whether the images are the checkpoint's own.
-        fusion: row → weight of the local head in it.
-        price_per_image: as it was given.
-        curve: of ``best``: ``accuracy`` if images below ``query_below`` are ``sent``, with
-            ``cost_per_1000``.
-        per_class, confusion, reliability: of the rows ``served`` and ``raw + mapping``: scores of
-            each class; true class → answered class → images, without zeros; accuracy against
-            confidence.
-        examples: a few test images, with their ``label`` and what is ``served``.
+        rows: All rows.
+        paired: Differences between rows on the same images.
+        verdict: The recommendation.
+        best: Title of the row of least log-loss on validation. The row ``served`` is this row
+            behind the gate ``query_below``.
+        advised: Title of the cheapest row within one standard error, or one image, of ``best`` on
+            validation; often ``best`` itself.
+        same_data: Whether the images are those that the checkpoint was trained with.
+        fusion: Title of a fused row → weight of the local head in it, in [0, 1].
+        query_below: Confidence of the local head below which an image is sent, in [0, 1]; ``None``
+            where the row has no gate.
+        price_per_image: Price of an image at the endpoint; ``None`` where it is not given.
+        curve: Points of ``best`` behind other gates: threshold ``query_below``, share ``sent``,
+            ``accuracy`` and ``cost_per_1000``.
+        per_class: Title → scores of each class; for the rows ``served`` and ``raw + mapping``.
+        confusion: Title → true class → predicted class → number of images, without zeros; for
+            the same two rows.
+        reliability: Title → bins of accuracy against confidence; for the same two rows.
+        examples: A few test images: name (``picture``), true ``label`` and ``served`` label.
     """
 
     rows: list[Row]
@@ -142,19 +146,19 @@ class Judgement:
 
 @dataclass
 class Report(Judgement):
-    """What ``report.json`` holds: the judgement, and how it came about.
+    """The content of ``report.json``: the judgement, and the settings that it was made with.
 
     Attributes:
-        retention: accuracy at each step on the way, and ``agreement`` with the first; ``None``
-            without a surrogate.
-        controls: accuracy with prompts that should not work.
-        omitted: which rows are not there, and why.
-        seconds: it took.
+        retention: Accuracy at each step from latent space to the server, and the share of images
+            with the label of the first step (``agreement``); ``None`` without a surrogate.
+        controls: Accuracy of the prompt, and of variants that should score lower.
+        omitted: Reasons why rows are missing.
+        seconds: Duration of the evaluation in seconds.
         seed: Seed of the checkpoint's training and for all random choices here.
-        split: how many images were used for what.
-        mapping: Mapping of the raw answers: its kind, and the log-loss of all kinds on validation.
+        split: Number of images for training, validation and test.
+        mapping: Mapping of the raw images: its kind, and the log-loss of all kinds on validation.
         versions: Versions of the libraries that trained the checkpoint.
-        images_sent: in all, controls included; answers from a cache are not sent.
+        images_sent: Number of images sent, controls included; answers from a cache do not count.
     """
 
     retention: dict[str, Any] | None
@@ -168,9 +172,7 @@ class Report(Judgement):
     images_sent: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON: the verdict as a sentence, and its parts under
-        ``advice``.
-        """
-        found = asdict(self)
+        """Return plain values for JSON: ``verdict`` as text, and its parts under ``advice``."""
+        fields = asdict(self)
         rows = [row.to_json() for row in self.rows]
-        return found | {"rows": rows, "verdict": str(self.verdict), "advice": found["verdict"]}
+        return fields | {"rows": rows, "verdict": str(self.verdict), "advice": fields["verdict"]}

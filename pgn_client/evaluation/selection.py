@@ -1,4 +1,4 @@
-"""What is served, and what is advised: chosen on validation images alone."""
+"""Choose the served row and the advised row, on validation images alone."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from pgn_client.mapping.probability import log_loss, right
 
 
 def choose(candidates: Iterable[Candidate], val_targets: Integers) -> Candidate:
-    """Pick what is served, on validation: the least log-loss; the cheaper among equals.
+    """Return the candidate of least log-loss on validation; the cheaper among equals.
 
-    Not the best accuracy, nor the cheapest within its error: both were tried on two sets, with 120
-    validation images, and what they picked was 0.9 and 1.5 points behind the best on other
-    images (log-loss: 0.6).
+    Two other rules were tried on two sets with 120 validation images: the best accuracy, and the
+    cheapest within its error. Their choices were 0.9 and 1.5 points behind the best on other
+    images; those by log-loss were 0.6 behind.
 
     Args:
-        candidates: from the cheapest to the dearest.
-        val_targets: (n,) class indices.
+        candidates: Candidates from the cheapest to the most expensive.
+        val_targets: Class indices of the validation images, (n,).
     """
+    # Rounded, so that candidates equal but for rounding errors tie; min() takes the first of them.
     return min(candidates, key=lambda c: round(log_loss(c.val, val_targets), 9))
 
 
 def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
-    """Return the cheapest candidate within one paired standard error, or one image, of the best
-    on validation.
+    """Return the cheapest candidate whose validation accuracy is within one paired standard error,
+    or one image, of the best.
 
-    The one-standard-error rule (Breiman et al. 1984): what is dearer has not shown there that it is
-    worth it.
+    This is the one-standard-error rule (Breiman et al. 1984): a more expensive candidate must show
+    on validation that it is worth its cost.
 
     Args:
-        candidates: from the cheapest to the dearest.
-        best: what they are held against.
-        val_targets: (n,) class indices.
+        candidates: Candidates from the cheapest to the most expensive.
+        best: The candidate that they are compared with.
+        val_targets: Class indices of the validation images, (n,).
     """
     hits = right(best.val, val_targets).astype(float)
     for candidate in candidates:
@@ -48,33 +49,34 @@ def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Inte
 
 
 def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integers) -> Candidate:
-    """Return the :func:`cheapest` way, as gated as it would serve, that sends no more than what is
-    served.
+    """Return the :func:`cheapest` candidate, behind its own gate, that saves something over the
+    best.
 
-    Passed over is what saves nothing: a way without a prompt that yet sends more images, and a
-    prompt that only does without the local head, which its checkpoint holds anyway.
+    A candidate that sends more images than the best saves nothing. Neither does the prompt of the
+    best without the local head, because the checkpoint holds the local head anyway.
 
     Args:
-        candidates: from the cheapest to the dearest.
-        best: the one that is served, behind its gate.
-        val_targets: (n,) class indices.
+        candidates: Candidates from the cheapest to the most expensive.
+        best: The candidate that is served, before its gate.
+        val_targets: Class indices of the validation images, (n,).
     """
-    served, most = _as_served(best, val_targets)
+    served, served_share = _as_served(best, val_targets)
     offers = (_as_served(candidate, val_targets) for candidate in candidates)
     saving = (
         offer
-        for offer, sent in offers
-        if sent < most or (sent == most and not _same_prompt(offer, best))
+        for offer, share in offers
+        if share < served_share or (share == served_share and not _same_prompt(offer, best))
     )
     return cheapest(saving, served, val_targets)
 
 
 def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
+    """Whether the candidate is the prompt of the best row, without the local head."""
     return candidate.name not in ("", RAW) and candidate.name == best.fuses
 
 
 def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, float]:
-    """A candidate behind its gate, and the share of the validation images that it sends."""
+    """Return a candidate behind its gate, and the share of the validation images that it sends."""
     offer, query_below = gated(candidate.name, candidate, val_targets)
     if query_below is None or candidate.local is None:
         return offer, candidate.sent
@@ -82,23 +84,25 @@ def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, 
 
 
 def _share_sent(log_p_local: Floats, query_below: float) -> float:
-    (point,) = gate_curve(
-        log_p_local, log_p_local, np.zeros(len(log_p_local), dtype=np.int64), [query_below]
-    )
+    """Return the share of images, in [0, 1], that the gate sends."""
+    # The curve also counts right answers; only the share is read, so any labels will do.
+    labels = np.zeros(len(log_p_local), dtype=np.int64)
+    (point,) = gate_curve(log_p_local, log_p_local, labels, [query_below])
     return point.sent
 
 
 def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate, float | None]:
-    """Answer locally where the row's local head is sure; only the other images are sent.
+    """Put a row behind a gate: images on which its local head is confident are not sent.
+
+    The threshold is chosen on validation, where the gate must not raise the log-loss.
 
     Args:
         name: Title of the new row.
-        best: the row to gate.
-        val_targets: (n,) class indices, by which the threshold is chosen: no worse than sending
-            all.
+        best: The row to gate.
+        val_targets: Class indices of the validation images, (n,).
 
     Returns:
-        The gated row, and the threshold ``query_below``; ``None`` where all, or no, images are
+        The gated row, and the threshold ``query_below``; ``None`` where all images, or none, are
         sent anyway.
     """
     local = best.local
@@ -106,9 +110,9 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     fuses = best.fuses if name == best.name else ""
     if local is None or query_below is None:
         return replace(best, name=name, fuses=fuses), None
-    val, test = (
-        gate(a, b, query_below) for a, b in ((best.val, local.val), (best.test, local.test))
-    )
+
+    val = gate(best.val, local.val, query_below)
+    test = gate(best.test, local.test, query_below)
     sent = _share_sent(local.test, query_below)
-    saved = round((1 - sent) * len(test))
-    return Candidate(name, val, test, best.queries - saved, sent, local, fuses=fuses), query_below
+    queries = best.queries - round((1 - sent) * len(test))
+    return Candidate(name, val, test, queries, sent, local, fuses=fuses), query_below

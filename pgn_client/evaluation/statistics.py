@@ -1,7 +1,7 @@
-"""Intervals and tests that say how certain a comparison on a test set is.
+"""Confidence intervals and tests for accuracies and their differences on a test set.
 
 Importing needs NumPy only; McNemar's test needs SciPy, which the extra ``[train]`` installs. All
-intervals are at 95 %. Comparisons are *paired*: both methods answer the same images in the same
+intervals are at 95 %. Comparisons are *paired*: both methods classify the same images in the same
 order.
 """
 
@@ -25,29 +25,34 @@ Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 def accuracy_interval(correct: Booleans | Floats) -> tuple[float, float, float]:
-    """Return accuracy with its 95 % Wilson score interval.
+    """Return the accuracy with its 95 % Wilson score interval.
 
     Args:
-        correct: (n,) bool, n >= 1; or floats in [0, 1], means over seeds (the interval is then a
-            little too wide).
+        correct: Whether each image is right, (n,) bool, n >= 1. Floats in [0, 1] are means over
+            seeds; the interval is then a little too wide.
 
     Returns:
         (accuracy, low, high), each in [0, 1].
 
     Raises:
-        ShapeError: not a non-empty row.
+        ShapeError: ``correct`` is empty, or has other than one dimension.
 
     Reference: Wilson, "Probable inference, the law of succession, and statistical inference", JASA
     1927.
     """
     _check_row(correct)
-    n, p = len(correct), float(np.mean(correct))
-    # SciPy has this interval too, binomtest(k, n).proportion_ci(method="wilson"), but for whole
-    # counts k only, and means over seeds are fractions; ours also needs no SciPy.
-    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    n = len(correct)
+    p = float(np.mean(correct))
+
+    # SciPy has this interval too, as binomtest(k, n).proportion_ci(method="wilson"). It accepts
+    # whole counts k only, but means over seeds are fractions.
+    center = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
-    # At p = 0 and 1 an end of the interval is p itself, which rounding would miss.
-    return p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+    # At p = 0 and p = 1 one end of the interval equals p; rounding errors would move it off p.
+    low = min(p, max(0.0, center - half))
+    high = max(p, min(1.0, center + half))
+    return p, low, high
 
 
 def paired_bootstrap(
@@ -61,26 +66,25 @@ def paired_bootstrap(
     grow with n.
 
     Args:
-        correct_a: (n,) bool, n >= 1.
-        correct_b: (n,) bool, the same images.
+        correct_a: Whether method a is right on each image, (n,) bool, n >= 1.
+        correct_b: Whether method b is right on the same images, (n,) bool.
         seed: Seed of the draws.
-        resamples: number of draws, at least 1.
+        resamples: Number of draws, at least 1.
 
     Returns:
         (difference a - b, low, high), each in [-1, 1].
 
     Raises:
-        ShapeError: rows that are empty or of different lengths.
-        ConfigurationError: no resamples.
+        ShapeError: The arrays are empty, or their lengths differ.
+        ConfigurationError: ``resamples`` is below 1.
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
     only_a, only_b = discordant(correct_a, correct_b)
     _check_resamples(resamples)
     n = len(correct_a)
-    low, high = np.quantile(
-        _resampled(only_a, only_b, n, np.random.default_rng(seed), resamples), [0.025, 0.975]
-    )
+    draws = _resampled(only_a, only_b, n, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(draws, [0.025, 0.975])
     return (only_a - only_b) / n, float(low), float(high)
 
 
@@ -90,25 +94,25 @@ def pooled_bootstrap(
     """Return the mean difference of two accuracies over several runs, with its 95 % percentile
     bootstrap interval.
 
-    A run is one image set. Every run counts the same, however many images it has. Images are drawn
-    with replacement within each run, and independently between runs. The runs stay fixed: the
-    interval answers for *these* sets, and for other images of the same kind; it says nothing about
-    sets in general. Several seeds on the same images are one run: average them image by image
-    first, or the interval is too narrow where they agree.
+    A run is one image set. Every run has the same weight, however many images it has. Images are
+    drawn with replacement within each run, and independently between runs. The runs stay fixed: the
+    interval holds for *these* sets and other images of the same kind, not for sets in general.
+    Several seeds on the same images are one run: average them image by image first, or the interval
+    is too narrow where they agree.
 
     Args:
-        differences: one (n_i,) array for each run, n_i >= 1, in [-1, 1]: correct with a, less
-            correct with b, averaged over seeds. (Correct with a alone, in [0, 1], gives the
-            interval of a mean accuracy.)
+        differences: One array for each run, (n_i,) in [-1, 1], n_i >= 1: correct with a, minus
+            correct with b, averaged over seeds. Correct with a alone, in [0, 1], gives the interval
+            of a mean accuracy.
         seed: Seed of the draws.
-        resamples: number of draws, at least 1.
+        resamples: Number of draws, at least 1.
 
     Returns:
         (mean difference a - b, low, high), each in [-1, 1].
 
     Raises:
-        ShapeError: no runs, or a run that is not a non-empty row.
-        ConfigurationError: no resamples, or a difference outside [-1, 1].
+        ShapeError: There are no runs, or a run is empty or has other than one dimension.
+        ConfigurationError: ``resamples`` is below 1, or a difference is outside [-1, 1].
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, chapters 8 and 13.
     """
@@ -116,16 +120,18 @@ def pooled_bootstrap(
     if not len(differences):
         raise ShapeError("pooled bootstrap: got no runs, expected at least one")
     rng = np.random.default_rng(seed)
-    mean, draws = 0.0, np.zeros(resamples)
+    mean = 0.0
+    draws = np.zeros(resamples)
     for row in differences:
         _check_row(row)
         if not (np.abs(row) <= 1).all():
             raise ConfigurationError(
-                "pooled bootstrap: got a difference outside [-1, 1], expected of two accuracies"
+                "pooled bootstrap: got a difference outside [-1, 1], expected differences of two "
+                "accuracies"
             )
-        values, counts = np.unique(
-            row, return_counts=True
-        )  # few: drawing their counts is drawing the images
+        # There are few distinct values. Drawing how often each occurs is the same experiment as
+        # drawing images, and faster.
+        values, counts = np.unique(row, return_counts=True)
         mean += float(np.mean(row))
         draws += rng.multinomial(len(row), counts / len(row), size=resamples) @ values / len(row)
     low, high = np.quantile(draws / len(differences), [0.025, 0.975])
@@ -133,47 +139,48 @@ def pooled_bootstrap(
 
 
 def discordant(correct_a: Booleans, correct_b: Booleans) -> tuple[int, int]:
-    """Return how many images only a, and only b, gets right.
+    """Return the number of images that only a gets right, and that only b gets right.
 
     Args:
-        correct_a: (n,) bool, n >= 1.
-        correct_b: (n,) bool, the same images.
+        correct_a: Whether method a is right on each image, (n,) bool, n >= 1.
+        correct_b: Whether method b is right on the same images, (n,) bool.
 
     Raises:
-        ShapeError: rows that are empty or of different lengths.
+        ShapeError: The arrays are empty, or their lengths differ.
     """
     _check_row(correct_a)
     if correct_a.shape != correct_b.shape:
         raise ShapeError(
-            f"paired comparison: got {correct_a.shape} and {correct_b.shape}, expected the "
-            "same images"
+            f"paired comparison: got arrays of shapes {correct_a.shape} and {correct_b.shape}, "
+            "expected the same images in both"
         )
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    a = np.asarray(correct_a, dtype=bool)
+    b = np.asarray(correct_b, dtype=bool)
     return int((a & ~b).sum()), int((b & ~a).sum())
 
 
 def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
-    """Return the two-sided p-value of the exact McNemar test that two methods are right equally
-    often.
+    """Return the two-sided p-value of the exact McNemar test; its null hypothesis is that both
+    methods are right equally often.
 
     With b and c images that only one method gets right, p = min(1, 2·P[X <= min(b, c)]), X ~
     Binomial(b + c, 1/2); 1 where the methods never differ.
 
     Args:
-        correct_a: (n,) bool, n >= 1.
-        correct_b: (n,) bool, the same images.
+        correct_a: Whether method a is right on each image, (n,) bool, n >= 1.
+        correct_b: Whether method b is right on the same images, (n,) bool.
 
     Raises:
-        MissingDependencyError: scipy is not installed.
-        ShapeError: rows that are empty or of different lengths.
+        MissingDependencyError: SciPy is not installed.
+        ShapeError: The arrays are empty, or their lengths differ.
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated
     proportions", 1947.
     """
     only_a, only_b = discordant(correct_a, correct_b)
     if only_a + only_b == 0:
-        return 1.0  # binomtest refuses to test no trials
-    # Not at the top of the module: results are read and shown without SciPy.
+        return 1.0  # binomtest raises an error for zero trials.
+    # Imported here, because results can be loaded and shown without SciPy.
     try:
         from scipy.stats import binomtest
     except ImportError as error:
@@ -184,7 +191,7 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
 def _resampled(
     only_a: int, only_b: int, n: int, rng: np.random.Generator, resamples: int
 ) -> Floats:
-    """Return the differences of two accuracies on n images drawn with replacement, (resamples,)."""
+    """Return the difference of two accuracies in each draw of n images, (resamples,)."""
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     draws = rng.multinomial(n, shares, size=resamples)  # (resamples, 3)
     return np.asarray((draws[:, 0] - draws[:, 1]) / n)
@@ -197,4 +204,6 @@ def _check_resamples(resamples: int) -> None:
 
 def _check_row(correct: NDArray[Any]) -> None:
     if correct.ndim != 1 or not len(correct):
-        raise ShapeError(f"accuracy: got a row of shape {correct.shape}, expected (n,) with n >= 1")
+        raise ShapeError(
+            f"accuracy: got an array of shape {correct.shape}, expected (n,) with n >= 1"
+        )

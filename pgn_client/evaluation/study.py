@@ -1,10 +1,10 @@
-"""The honest comparison: a prompt and its rivals on the same test images, with intervals and a
-verdict.
+"""Compare a prompt with its baselines on the same test images, with intervals and a verdict.
 
-Rivals that need no prompt, or no endpoint, are always there: raw answers with the best label
-mapping, the generator's own local head, a linear probe on the surrogate, answers and probe fused
-with that head, the input-independent prompt. Everything is chosen on training and validation
-images; the test images are only counted.
+Baselines without a prompt or without an endpoint are always there: raw images with the best label
+mapping, the generator's local head, a linear probe on the surrogate, and the first and the last of
+these fused with the local head. The input-independent prompt is compared where there is one.
+Everything is chosen on training and validation images. The test images serve to measure accuracy,
+nothing else.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pgn_client.training import Task
 from pgn_client.training.examples import FittedSplit
 
 Note = Callable[[str], None]
+"""Callback that takes progress messages."""
 
 
 def evaluate(
@@ -46,74 +47,78 @@ def evaluate(
     price_per_image: float | None = None,
     note: Note = lambda _: None,
 ) -> Report:
-    """Compare a prompt with its rivals over HTTP.
+    """Compare a prompt with its baselines over HTTP.
 
     Args:
-        task: the splits that the prompt was trained with (see ``training.alike.task_of``).
-        connect: opens a client of the endpoint for an adapter, or for images as they are
-            (``None``).
-        pgn: the prompt to judge.
-        same_data: whether these are the training images of the checkpoint; if not, the report
-            says so.
-        rival: an input-independent prompt trained alike; without it the row ``IIP`` is left out,
-            and said so.
-        surrogate: the backbone the prompt was trained through; without it linear probe and
+        task: Splits that the prompt was trained with (see ``training.rival.task_of``).
+        connect: Opens a client of the endpoint for an adapter, or for raw images (``None``).
+        pgn: Prompt to evaluate.
+        same_data: Whether these are the images of the checkpoint's training. If not, the verdict
+            carries a warning.
+        rival: Input-independent prompt trained with the same recipe; without it the row ``IIP`` is
+            left out, and ``omitted`` gives the reason.
+        surrogate: Backbone that the prompt was trained through; without it linear probe and
             retention are left out.
-        price_per_image: of the endpoint, in any currency; costs are told where it is known.
-        note: told what is going on.
+        price_per_image: Price of an image at the endpoint, in any currency; without it the report
+            has no costs.
+        note: Callback that takes progress messages.
 
     Returns:
-        The report. The row ``served`` is what the verdict recommends, chosen on validation alone:
-        the way of least log-loss, and the gate ``query_below`` under which images are sent.
-        ``curve`` is that way's accuracy against images sent.
+        The report. The row ``served`` is chosen on validation alone: it is the row of least
+        log-loss behind its gate. The gate sends an image where the local head's confidence is below
+        ``query_below``. ``curve`` is the accuracy of that row against images sent.
     """
     started = time.monotonic()
-    val, test = (FittedSplit.of(split, pgn) for split in (task.val, task.test))
+    val = FittedSplit.of(task.val, pgn)
+    test = FittedSplit.of(task.test, pgn)
     asker = Asker(connect)
-    seed, name = (pgn.card.seed or 0), methods.restorable(pgn.card.method).title
-    note(
-        f"raw answers to {len(task.train)} training, {len(task.val)} validation and "
-        f"{len(task.test)} test images"
-    )
+    seed = pgn.card.seed or 0
+    name = methods.restorable(pgn.card.method).title
     augmentation = _augmentation(pgn)
+
+    note(
+        f"sending {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test "
+        "images without a prompt"
+    )
     raw, fitted = baselines.raw(asker, task, augmentation, seed)
     local = baselines.local_head(pgn, val, test)
     probe, omitted = _probe(task, surrogate, augmentation, seed)
     candidates = baselines.without_prompt(raw, local, probe, task.val.labels)
+
     if rival is not None:
-        note("input-independent prompt over HTTP")
-        candidates += _with_its_local_head(
-            IIP, asker, rival, task, baselines.local_head(rival, val, test)
-        )
+        note("sending images with the input-independent prompt")
+        rival_local = baselines.local_head(rival, val, test)
+        candidates += _with_its_local_head(IIP, asker, rival, task, rival_local)
     elif name != IIP:
         omitted.append(
-            f"{IIP}: none that is trained alike; for a PGN of one task, as pgn train wrote it, "
-            "give --rival, or a "
-            "surrogate to train one"
+            f"{IIP}: no input-independent prompt with the same recipe; if --ckpt is a PGN of one "
+            "task from pgn train, give --rival, or a surrogate to train one"
         )
-    note(f"{name} over HTTP, with its own prompts, swapped ones, and on grey images")
-    prompted, both = _with_its_local_head(name, asker, pgn, task, local)
-    candidates += [prompted, both]
+
+    note(f"sending images with {name}, then the controls: swapped prompts, and gray images")
+    prompted, prompted_local = _with_its_local_head(name, asker, pgn, task, local)
+    candidates += [prompted, prompted_local]
     controls = _controls(asker, pgn, test, prompted)
+
     retention: dict[str, Any] | None = None
     if surrogate is not None:
-        note("retention from latent float32 to JPEG")
+        note("measuring retention, from float32 latent space to JPEG")
         stages = follow(
             pgn, surrogate, test.fitted, looked_at=test.looked_at, over_http=prompted.test
         )
         retention = {k: float(right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
+
+    judgement = judge(
+        candidates,
+        task,
+        seed=seed,
+        name=name,
+        same_data=same_data,
+        price_per_image=price_per_image,
+    )
     return Report(
-        **vars(
-            judge(
-                candidates,
-                task,
-                seed=seed,
-                name=name,
-                same_data=same_data,
-                price_per_image=price_per_image,
-            )
-        ),
+        **vars(judgement),
         retention=retention,
         controls=controls,
         omitted=omitted,
@@ -133,21 +138,24 @@ def queries(
     rival: PromptAdapter | None = None,
     rival_to_train: bool = False,
 ) -> Iterator[Query]:
-    """Yield what ``evaluate`` would send, for a dry run.
+    """Yield the images that :func:`evaluate` would send, for a dry run.
 
     Args:
-        task: as of ``evaluate``, like the two that follow.
-        pgn: the prompt to judge.
-        rival: an input-independent prompt.
-        rival_to_train: whether the rival would be trained first.
+        task: Splits that the prompt was trained with.
+        pgn: Prompt to evaluate.
+        rival: Input-independent prompt; ``None`` where there is none yet.
+        rival_to_train: Whether the rival would be trained first.
     """
     yield Query("training", task.train.paths)
     for block in baselines.augmented_blocks(task.train, _augmentation(pgn), pgn.card.seed or 0):
         yield Query("training, augmented", block)
+
     for part, split in (("validation", task.val), ("test", task.test)):
-        yield from (Query(part, split.paths, adapter) for adapter in (None, pgn))
+        yield Query(part, split.paths, None)
+        yield Query(part, split.paths, pgn)
         if rival is not None or rival_to_train:
             yield Query(part, split.paths, rival, ready=rival is not None)
+
     for _, images in _control_images(pgn, FittedSplit.of(task.test, pgn)):
         yield Query("controls", images)
 
@@ -160,16 +168,21 @@ def _augmentation(pgn: PromptAdapter) -> str:
 def _probe(
     task: Task, surrogate: Backbone | None, augmentation: str, seed: int
 ) -> tuple[Candidate | None, list[str]]:
-    """The linear probe, or a word on what cannot be measured without a surrogate."""
+    """Return the linear probe and no reason, or no probe and the reason why."""
     if surrogate is None:
-        return None, [f"{PROBE} and retention: no surrogate; give --backbone and --weights"]
+        return None, [
+            f"{PROBE} and retention: they need a surrogate; give --backbone and --weights"
+        ]
     return baselines.probe(surrogate, task, augmentation, seed), []
 
 
 def _with_its_local_head(
     name: str, ask: Asker, adapter: PromptAdapter, task: Task, local: Candidate
 ) -> list[Candidate]:
-    """A prompt alone, and fused with the local head of its own checkpoint by the α of its card."""
+    """Return the row of a prompt, and the row that fuses it with the local head of its checkpoint.
+
+    The weight α is that on the checkpoint's card.
+    """
     alone = replace(baselines.prompted(name, ask, adapter, task), local=local)
     return [alone, candidate.fused(alone, local, adapter.card.fusion)]
 
@@ -177,37 +190,44 @@ def _with_its_local_head(
 def _controls(
     ask: Asker, pgn: PromptAdapter, test: FittedSplit, prompted: Candidate
 ) -> dict[str, float]:
-    """Is the prompt a smuggled label? Another image's prompt, and the own prompt on a grey
-    image, must say less.
+    """Return the accuracy of the prompt and of its controls.
 
-    Where the server crops, the bare canvas without its margin shows what the crop then does to the
-    prompt.
+    The controls test whether the prompt itself carries the label: they send the prompt of another
+    image, and the own prompt on a gray image. Both should score lower than the own prompt. Where
+    the server crops, a further control sends the canvas without its margin, so that the crop cuts
+    into the prompt.
     """
-
-    def accuracy(images: list[Image.Image]) -> float:
-        return float(right(baselines.read(pgn, ask(images)), test.split.labels).mean())
-
-    own = float(right(prompted.test, test.split.labels).mean())
-    return {"own_prompt": own} | {
-        name: accuracy(images) for name, images in _control_images(pgn, test)
-    }
+    controls = {"own_prompt": float(right(prompted.test, test.split.labels).mean())}
+    for name, images in _control_images(pgn, test):
+        log_p = baselines.read(pgn, ask(images))
+        controls[name] = float(right(log_p, test.split.labels).mean())
+    return controls
 
 
 def _control_images(
     pgn: PromptAdapter, test: FittedSplit
 ) -> Iterator[tuple[str, list[Image.Image]]]:
-    fitted, eye = test.fitted, test.prompted_by
+    """Yield each control: its key in ``report.json``, and its images."""
+    fitted = test.fitted
+    prompted_by = test.prompted_by
     other = np.random.default_rng(pgn.card.seed or 0).permutation(len(fitted))
-    yield "swapped_prompt", _painted(pgn, fitted, eye[other])
-    yield "grey_picture", _painted(pgn, np.full_like(fitted, GREY), eye)
+    yield "swapped_prompt", _painted(pgn, fitted, prompted_by[other])
+    yield "grey_picture", _painted(pgn, np.full_like(fitted, GREY), prompted_by)
     if pgn.canvas.sent > pgn.canvas.size:
-        yield "without_margin", _painted(pgn, fitted, eye, margin=False)
+        yield "without_margin", _painted(pgn, fitted, prompted_by, margin=False)
 
 
 def _painted(
     adapter: PromptAdapter, images: Pixels, prompted_by: Pixels, *, margin: bool = True
 ) -> list[Image.Image]:
-    """Images with the prompts of these or others."""
+    """Return fitted images with prompts, ready to send.
+
+    Args:
+        adapter: Prompt to paint.
+        images: Fitted images, (n, h, w, 3) uint8.
+        prompted_by: Images from which the prompts are generated.
+        margin: Whether to add the margin that the server's crop removes.
+    """
     patches, _ = adapter.render(images, prompted_by=prompted_by)
     return [
         compose(p, q, adapter.canvas, margin=margin) for p, q in zip(images, patches, strict=True)

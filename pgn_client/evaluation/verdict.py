@@ -1,8 +1,7 @@
-"""What the answers of a prompt and its rivals say: how good each row is, what to do, why, and what
-it costs.
+"""Judge a prompt and its baselines: accuracy and cost of each row, and a recommendation.
 
-Whatever is chosen is chosen on validation images; the test images are only counted. Nothing is sent
-or trained here.
+Every choice is made on validation images. The test images serve to measure accuracy, nothing else.
+This module sends and trains nothing.
 """
 
 from __future__ import annotations
@@ -44,38 +43,35 @@ from pgn_client.mapping.fusion import gate_curve
 from pgn_client.mapping.probability import log_loss, right
 
 NEAREST = (
-    "nearest checkpoint: pgn train --method no_prompt, which squashes images into the "
+    "the nearest checkpoint is that of pgn train --method no_prompt, which stretches images to the "
     "canvas; evaluate it too"
 )
-
 
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
     PROBE: "use the local model (a linear probe on the surrogate's features): no query is needed",
-    PROBE_LOCAL: "use the local models (the local head, fused with a linear probe on the "
-    "surrogate's features): no "
-    "query is needed",
+    PROBE_LOCAL: "use the local models (a linear probe on the surrogate's features, fused with the "
+    "local head): no query is needed",
     RAW: f"use the mapping only: send images as they are ({NEAREST})",
-    RAW_LOCAL: "use both without a prompt: send images as they are, and fuse the answers with "
-    "the local head "
+    RAW_LOCAL: "use the mapping and the local head, without a prompt: send images as they are "
     f"({NEAREST})",
     NO_PROMPT: "use the mapping only: send images without a prompt",
-    with_local(NO_PROMPT): "use both without a prompt: send images without one, fused with the "
-    "local head",
-    FRAME: "use the mapping only: send images in an empty grey frame",
-    with_local(FRAME): "use both without a prompt: send images in a grey frame, fused with the "
-    "local head",
+    with_local(NO_PROMPT): "use the mapping and the local head: send images without a prompt",
+    FRAME: "use the mapping only: send images in an empty gray frame",
+    with_local(FRAME): "use the mapping and the local head: send images in an empty gray frame",
     IIP: "use the input-independent prompt: one prompt for all images",
     IIP_LOCAL: "use the input-independent prompt, fused with the local head",
     PGN: "use the prompt",
-    PGN_LOCAL: "use both: the prompt, fused with the local head",
+    PGN_LOCAL: "use the prompt, fused with the local head",
 }
-"""What to do where a row wins, from the cheapest to the dearest: local costs nothing, a prompt
-costs training too.
+"""Title of the recommended row → recommendation, from the cheapest row to the most expensive.
+Local models send nothing; a prompt has to be trained too.
 """
 
-
-CONTAMINATED = "not the checkpoint's own data, so these test images may have been trained on"
+CONTAMINATED = (
+    "not the checkpoint's own data, so the prompt may have been trained on these test images"
+)
+"""Warning where the images are not those that the checkpoint was trained with."""
 
 
 def verdict(
@@ -88,68 +84,70 @@ def verdict(
     seed: int = 0,
     price_per_image: float | None = None,
 ) -> Verdict:
-    """Recommend the cheapest way that validation could not tell from what is served.
+    """Recommend the cheapest row that validation could not separate from the served row.
 
-    The reason tells what the test images say of it and what it costs, then the same of what is
-    served.
+    The reason gives accuracy and cost of the recommended row, then those of the served row where
+    that is another, and the gain of the prompt over raw images.
 
     Args:
-        best: the row that is served.
-        served: how it is: behind its gate.
-        advised: see ``selection.advised``; ``served`` itself, by the name of ``best``, where
-            nothing is cheaper.
-        targets: (n,) class indices of the test images.
-        paired: the comparisons.
+        best: Title of the row that is served.
+        served: The same row behind its gate.
+        advised: The row of ``selection.advised``. Where no row is cheaper, that is ``served`` under
+            the title ``best``.
+        targets: Class indices of the test images, (n,).
+        paired: Comparisons of the rows.
         seed: Seed of the bootstrap.
-        price_per_image: Price of an image at the endpoint; ``None`` where it is not known.
+        price_per_image: Price of an image at the endpoint; ``None`` where it is not given.
     """
+    accuracy, lo, hi = accuracy_interval(right(advised.test, targets))
+    reason = (
+        f"{advised.name} has accuracy {accuracy:.3f} (95 % interval [{lo:.3f}, {hi:.3f}]) on "
+        f"{len(targets)} test images and {_sending(advised, price_per_image)}."
+    )
 
-    def told(name: str, candidate: Candidate, where: str = "") -> str:
-        accuracy, lo, hi = accuracy_interval(right(candidate.test, targets))
-        return (
-            f"{name} reaches {accuracy:.3f} [{lo:.3f}, {hi:.3f}]{where} and "
-            f"{_sending(candidate, price_per_image)}"
-        )
-
-    text = told(advised.name, advised, f" on {len(targets)} test images")
     if advised.name != best:
-        text += (
-            "; on validation it is within one standard error, or one image, of the served model, "
+        accuracy, lo, hi = accuracy_interval(right(served.test, targets))
+        lead = compared(served, advised, targets, seed)
+        reason += (
+            " On validation it is within one standard error, or one image, of the served row, "
+            f"{best}, which has accuracy {accuracy:.3f} [{lo:.3f}, {hi:.3f}] and "
+            f"{_sending(served, price_per_image)}. On the test images, the gain of {best} over "
+            f"{advised.name} is {_points(lead)}."
         )
-        text += (
-            f"{told(f'{best}, which', served)}: "
-            f"{_points(compared(served, advised, targets, seed))} on these images"
-        )
+
     gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
-    text += "." if gain is None else f"; {gain.a} − {RAW} is {_points(gain)}."
-    return Verdict(kind_of(advised), advised.key, advice(advised), text)
+    if gain is not None:
+        reason += f" The gain of {gain.a} over {RAW} is {_points(gain)}."
+    return Verdict(kind_of(advised), advised.key, advice(advised), reason)
 
 
 def _sending(candidate: Candidate, price_per_image: float | None) -> str:
-    """What serving 1,000 images sends and costs."""
+    """Return how many of 1,000 images serving sends, and their cost."""
     if not candidate.sent:
         return "sends nothing"
+    text = f"sends {1000 * candidate.sent:,.0f} of 1,000 images"
     cost = candidate.cost(1000, price_per_image)
-    text = (f"sends {1000 * candidate.sent:,.0f} of 1,000 images") + (
-        "" if cost is None else f" (cost {money(cost)})"
-    )
-    return text + (", those of which the local head is not sure" if candidate.sent < 1 else "")
+    if cost is not None:
+        text += f" (cost {money(cost)})"
+    if candidate.sent < 1:
+        text += ", those on which the local head is not confident"
+    return text
 
 
 def money(amount: float) -> str:
-    """An amount in whatever currency: two decimals, or two digits of less than a hundredth."""
+    """Return an amount in any currency: two decimals, or two digits of an amount below 0.01."""
     return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.2g}"
 
 
 def advice(row: Candidate) -> str:
-    """Return what to do where a row wins; another prompt than those named is a prompt all the
-    same.
+    """Return the recommendation where a row wins. Methods without an entry of their own get that of
+    PGN.
     """
     return ADVICE.get(row.name, ADVICE[PGN_LOCAL if row.fused else PGN])
 
 
 def kind_of(row: Candidate) -> Kind:
-    """Return what kind of recommendation a row is."""
+    """Return the kind of recommendation of a row."""
     alone = row.fuses or row.name
     if alone in (LOCAL, PROBE):
         return "local"
@@ -159,15 +157,17 @@ def kind_of(row: Candidate) -> Kind:
 
 
 def _points(c: Comparison) -> str:
-    sure = "" if c.ci95[0] > 0 or c.ci95[1] < 0 else ", not established"
-    return (
-        f"{100 * c.difference:+.1f} [{100 * c.ci95[0]:+.1f}, {100 * c.ci95[1]:+.1f}] points{sure}"
-    )
+    """Return a difference with its interval, marked "not established" if the interval includes
+    0.
+    """
+    low, high = c.ci95
+    mark = "" if low > 0 or high < 0 else ", not established"
+    return f"{100 * c.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points{mark}"
 
 
 CURVE = tuple(step / 10 for step in range(11))
-"""Quantiles of the local head's confidence at which the curve of accuracy against images sent is
-told.
+"""Quantiles of the local head's confidence: the thresholds of the curve of accuracy against images
+sent.
 """
 
 
@@ -180,32 +180,42 @@ def judge(
     same_data: bool = True,
     price_per_image: float | None = None,
 ) -> Judgement:
-    """Choose on validation what is served, and measure everything on the test images.
+    """Choose the served row on validation, and measure all rows on the test images.
 
     Args:
-        candidates: what was asked, raw answers among it, from the cheapest to the dearest.
-        task: its splits; only their labels and the files' names are read.
+        candidates: All rows, raw images among them, from the cheapest to the most expensive.
+        task: The splits; only their labels and the names of the files are read.
         seed: Seed of the bootstrap.
         name: Title of the prompt's row.
-        same_data: whether these are the training images of the checkpoint.
-        price_per_image: Price of an image, in any currency; ``None`` where it is not known.
+        same_data: Whether these are the images of the checkpoint's training.
+        price_per_image: Price of an image, in any currency; ``None`` where it is not given.
     """
-    val, test, price = task.val.labels, task.test.labels, price_per_image
-    ranked = sorted(candidates, key=lambda c: c.sent > 0)  # what sends nothing comes first
+    val = task.val.labels
+    test = task.test.labels
+    price = price_per_image
+
+    # The sort is stable: rows that send nothing come first, otherwise the order stays.
+    ranked = sorted(candidates, key=lambda c: c.sent > 0)
     best = selection.choose(ranked, val)
     served, query_below = selection.gated(SERVED, best, val)
     advised = selection.advised(ranked, best, val)
+
+    rows = [_row(c, test, price) for c in candidates]
+    served_row = _row(served, test, price)
+    rows.append(replace(served_row, fused=best.fused or query_below is not None))
     paired = compare([*candidates, served], test, seed, name)
-    found = verdict(best.name, served, advised, test, paired, seed=seed, price_per_image=price)
-    looked_into = [served, *(c for c in candidates if c.name == RAW)]
-    counts = {c.name: confusion(c.test, test) for c in looked_into}
+    recommendation = verdict(
+        best.name, served, advised, test, paired, seed=seed, price_per_image=price
+    )
+    if not same_data:
+        recommendation = replace(recommendation, warnings=(CONTAMINATED,))
+
+    detailed = [served, *(c for c in candidates if c.name == RAW)]
+    counts = {c.name: confusion(c.test, test) for c in detailed}
     return Judgement(
-        rows=[
-            *(_row(c, test, price) for c in candidates),
-            replace(_row(served, test, price), fused=best.fused or query_below is not None),
-        ],
+        rows=rows,
         paired=paired,
-        verdict=found if same_data else replace(found, warnings=(CONTAMINATED,)),
+        verdict=recommendation,
         best=best.name,
         advised=advised.name,
         same_data=same_data,
@@ -215,7 +225,7 @@ def judge(
         curve=_curve(best, task, price),
         per_class={row: by_class(count, task.classes) for row, count in counts.items()},
         confusion={row: _sparse(count, task.classes) for row, count in counts.items()},
-        reliability={c.name: reliability(c.test, test) for c in looked_into},
+        reliability={c.name: reliability(c.test, test) for c in detailed},
         examples=_examples(task, served),
     )
 
@@ -239,22 +249,25 @@ def _row(candidate: Candidate, targets: Integers, price_per_image: float | None)
 
 
 def _sparse(counts: Integers, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """(C, C) counts → true class → answered class → images, without zeros."""
-    return {
-        true: {classes[k]: int(row[k]) for k in np.flatnonzero(row).tolist()}
-        for true, row in zip(classes, counts, strict=True)
-        if row.any()
-    }
+    """Turn a (C, C) confusion matrix into true class → predicted class → number of images. Zeros
+    are left out.
+    """
+    sparse = {}
+    for true, row in zip(classes, counts, strict=True):
+        if row.any():
+            sparse[true] = {classes[k]: int(row[k]) for k in np.flatnonzero(row).tolist()}
+    return sparse
 
 
 def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
-    """A few test images by name, with their label and what is served."""
-    answered, targets = served.test.argmax(axis=1), task.test.labels
+    """Return a few test images by name, with their true label and the served label."""
+    predicted = served.test.argmax(axis=1)
+    targets = task.test.labels
     return [
         {
             "picture": describe(task.test.paths[i]),
             "label": task.classes[targets[i]],
-            "served": task.classes[answered[i]],
+            "served": task.classes[predicted[i]],
         }
         for i in spread(len(task.test))
     ]
@@ -263,8 +276,8 @@ def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
 def _curve(
     best: Candidate, task: Task, price_per_image: float | None
 ) -> list[dict[str, float | None]]:
-    """Accuracy against images sent; thresholds are quantiles of the confidence on validation
-    images.
+    """Return points of accuracy against images sent, one for each quantile of the local head's
+    confidence on validation images.
     """
     local = best.local
     if not best.sent or local is None:

@@ -1,1 +1,1 @@
-"""Images: opened, placed on the canvas, painted. NumPy and Pillow, no torch."""
+"""Images: decoding, canvas geometry, prompt composition, data sets. NumPy and Pillow, no torch."""

@@ -1,9 +1,8 @@
-"""Images in, images out: any source to RGB uint8, and RGB uint8 to the bytes that are sent.
+"""Decoding of any image source to RGB uint8, and encoding of RGB uint8 to the bytes that are sent.
 
-What ``open_image`` decides for the caller: the EXIF orientation is applied, transparency is laid
-over white, 16-bit grey is scaled to 8 bits (and not clipped), and of an animation the first frame
-is used, which is told in ``image.info["pgn_note"]`` and in the log. Nothing is fetched from the
-network.
+``open_image`` applies the EXIF orientation, lays transparent pixels over white, and scales 16-bit
+gray to 8 bits instead of clipping it. Of an animation it uses the first frame; it then adds a note
+to ``image.info["pgn_note"]`` and to the log. It fetches nothing from the network.
 """
 
 from __future__ import annotations
@@ -30,15 +29,18 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Im
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 64_000_000
+"""Default limit for the width times the height of an image."""
 ARRAY_SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 NOTE = "pgn_note"
+"""Key of a decoded image's ``info`` under which a note to the user may be."""
 
 _log = logging.getLogger("pgn_client")
-_quiet = threading.Lock()  # warnings.catch_warnings changes process-wide state
+# warnings.catch_warnings changes the state of the whole process, so only one thread may use it.
+_quiet = threading.Lock()
 
 
 class Codec(Protocol):
-    """RGB image to bytes."""
+    """Encoder of RGB images."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Codec(Protocol):
 
     @property
     def media_type(self) -> str:
-        """What goes into ``Content-Type``."""
+        """Value of the ``Content-Type`` header."""
         ...
 
     @property
@@ -56,7 +58,7 @@ class Codec(Protocol):
         ...
 
     def encode(self, image: Image.Image) -> bytes:
-        """Return the file's bytes, without any metadata."""
+        """Return the image as a file's bytes, without any metadata."""
         ...
 
 
@@ -69,14 +71,17 @@ class _PillowCodec:
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def encode(self, image: Image.Image) -> bytes:
-        """Return the file's bytes of an RGB image, without any metadata."""
+        """Return an RGB image as a file's bytes, without any metadata."""
         if image.mode != "RGB":
             raise ShapeError(
                 f"encoding as {self.name}: got a {image.mode} image, expected RGB; "
                 "use open_image first"
             )
+
+        # Pillow writes what is in info, such as an EXIF block, into the file.
         plain = image.copy()
         plain.info = {}
+
         buffer = io.BytesIO()
         try:
             plain.save(buffer, self.format, **self.options)
@@ -94,10 +99,9 @@ WEBP_LOSSLESS: Codec = _PillowCodec(
 
 
 def describe(source: object) -> str:
-    """Return a short printable name of an image's source, for messages and results."""
+    """Return a short printable name of an image source, for messages and results."""
     if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        text = os.fsdecode(text)
+        text = os.fsdecode(os.fspath(source))
         return text if text.isprintable() else ascii(text)
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
@@ -112,17 +116,18 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """Return any supported source as an RGB image, uint8 in [0, 255].
 
     Args:
-        source: a path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4).
-        max_pixels: larger images are refused from their header, before they are decoded.
+        source: Path, file content, PIL image, or uint8 array of shape (H, W), (H, W, 1), (H, W, 3)
+            or (H, W, 4).
+        max_pixels: Limit for the width times the height; larger images are refused by their header,
+            before they are decoded.
 
     Returns:
-        A new image of any size from 1x1 up; its ``info`` holds nothing but, where there is
-        something to say, a sentence under ``pgn_note``.
+        A new image of at least 1x1 pixels. Its ``info`` is empty, or has one sentence under
+        ``pgn_note``.
 
     Raises:
-        ImageError: missing, unreadable, not an image, cut, or too large.
-        ShapeError: an array that is not uint8, has another shape, or no pixels.
+        ImageError: The source is missing, unreadable, not an image, truncated, or too large.
+        ShapeError: The array is not uint8, has another shape, or has no pixels.
     """
     name = describe(source)
     if isinstance(source, np.ndarray):
@@ -148,9 +153,10 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
     except (OSError, ValueError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
-        )
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        else:
+            reason = _one_line(error)
         raise ImageError(
             f"{name}: cannot be read ({reason}); check the path and its permissions"
         ) from None
@@ -159,6 +165,7 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
 def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     if not file.read(1):
         raise ImageError(f"{name}: got an empty file, expected an image")
+
     file.seek(0)
     try:
         with _no_warnings():
@@ -171,15 +178,16 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{name}: the image is too large, expected at most {max_pixels:,} pixels"
         ) from None
-    # decoders of hostile files raise anything: struct.error, SyntaxError, EOFError, ...
+    # Pillow's decoders raise many types on a damaged file: struct.error, SyntaxError, EOFError, …
     except Exception as error:
         raise ImageError(f"{name}: broken image ({_one_line(error)})") from error
+
     with image:
         return _to_rgb(image, name, max_pixels)
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Check the size before decoding, then decode, turn upright, and convert."""
+    """Check the size, then decode the image, apply its orientation, and convert it to RGB."""
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"{name}: the image is too large: got {image.width}x{image.height}, "
@@ -187,6 +195,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         )
     if image.width * image.height == 0:
         raise ShapeError(f"{name}: got an image without pixels, expected at least 1x1")
+
     try:
         with _no_warnings():
             note = _animation_note(image)
@@ -194,7 +203,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"{name}: broken or cut image ({_one_line(error)})") from error
+        raise ImageError(f"{name}: broken or truncated image ({_one_line(error)})") from error
+
     rgb.info = {NOTE: note} if note else {}
     if note:
         _log.warning("%s: %s", name, note)
@@ -203,15 +213,15 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _animation_note(image: Image.Image) -> str | None:
     frames = getattr(image, "n_frames", 1)
-    # a phone's MPO: the other "frames" are previews and depth maps
+    # Phones write MPO files, whose other "frames" are previews and depth maps.
     if frames == 1 or image.format == "MPO":
         return None
     image.seek(0)
-    return f"first of {frames} frames is used"
+    return f"used the first of {frames} frames"
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Convert any PIL mode to RGB; returns a new image."""
+    """Convert an image of any PIL mode to a new RGB image."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.mode == "F":
@@ -219,18 +229,20 @@ def _flatten(image: Image.Image) -> Image.Image:
             "got a floating-point image, expected integers; scale it to [0, 255] "
             "and convert to uint8"
         )
+
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits: round(v / 257), since 65535 = 255 * 257."""
+    """Scale 16-bit gray to 8 bits: round(v / 257), since 65535 = 255 * 257."""
     values = np.asarray(image, dtype=np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            "got 32-bit grey beyond [0, 65535], expected at most 16 bits; scale it first"
+            "got 32-bit gray values outside [0, 65535], expected at most 16 bits; scale them first"
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
@@ -239,21 +251,23 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not fits or array.size == 0:
         raise ShapeError(
-            f"image array: got shape {array.shape}, expected {ARRAY_SHAPES}, not empty"
+            f"image array: got shape {array.shape}, expected {ARRAY_SHAPES} with at least one pixel"
         )
     if array.dtype != np.uint8:
         raise ShapeError(
             f"image array: got {array.dtype}, expected uint8 in [0, 255]; "
             "round and convert it, for example (x * 255).round().astype('uint8') for x in [0, 1]"
         )
-    grey = array.ndim == 3 and array.shape[2] == 1
-    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if grey else array))
+
+    is_gray = array.ndim == 3 and array.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if is_gray else array))
 
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Keep Pillow's warnings (bombs, broken EXIF) off the user's screen: what matters becomes an
-    ImageError.
+    """Suppress Pillow's warnings about large images and broken EXIF data.
+
+    Where such a problem matters, the caller raises an ``ImageError``.
     """
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
-"""Prompt patches and an image become the image that is sent; NumPy and Pillow only.
+"""Composition of prompt patches and an image into the image that is sent; NumPy and Pillow only.
 
-uint8 in, uint8 out, lossless: what is composed here is bit for bit what a faithful server decodes.
+Input and output are uint8. A server that decodes the sent image without loss gets exactly the
+pixels that are composed here.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from pgn_client.errors import ShapeError
 from pgn_client.imaging.geometry import Canvas, crop_offset
 from pgn_client.types import ServerProfile
 
-GREY = 128  # of the cells when there is no prompt: the neutral canvas
+GREY = 128  # value of the prompt cells where there is no prompt (the neutral canvas)
 
 
 def fit_to_canvas(image: Image.Image, canvas: Canvas) -> Pixels:
-    """Squash an RGB image into the canvas's box.
+    """Resize an RGB image to the canvas's box, without keeping the aspect ratio.
 
     Args:
-        image: RGB, any size.
-        canvas: where it goes.
+        image: RGB image of any size.
+        canvas: Canvas that will hold the image.
 
     Returns:
-        (h, w, 3) uint8, pixel space; bicubic with antialiasing, as Pillow does it.
+        (h, w, 3) uint8, pixel space; resized by Pillow's antialiased bicubic filter.
     """
     _, _, height, width = canvas.box
     return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
@@ -33,22 +34,21 @@ def fit_to_canvas(image: Image.Image, canvas: Canvas) -> Pixels:
 def compose(
     image: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True
 ) -> Image.Image:
-    """Put prompt patches around a fitted image and add the margin that the server's crop will
-    remove.
+    """Put prompt patches around a fitted image, and add the margin that the server's crop removes.
 
     Args:
-        image: (h, w, 3) uint8, from :func:`fit_to_canvas`.
-        patches: (K, P, P, 3) uint8, pixel space; ``None`` leaves the cells grey (the neutral
-            canvas). From a method that paints the image itself, (H, W, 3) uint8: the whole
-            canvas, with the image in it.
-        canvas: where everything goes.
-        margin: ``False`` sends the bare canvas, to show what a server's crop then does to a prompt.
+        image: Image from :func:`fit_to_canvas`, (h, w, 3) uint8.
+        patches: Prompt patches, (K, P, P, 3) uint8, pixel space. ``None`` leaves the cells gray
+            (the neutral canvas). A method that paints on the image itself gives the whole canvas
+            with the image in it, (H, W, 3) uint8.
+        canvas: Position of image and patches.
+        margin: Whether to add the margin. Without it, the server's crop cuts into the prompt.
 
     Returns:
         RGB image, ``canvas.sent`` pixels square; the margin repeats the canvas's edge.
 
     Raises:
-        ShapeError: image or patches do not fit the canvas.
+        ShapeError: The image or the patches do not fit the canvas.
     """
     top, left, height, width = canvas.box
     if image.shape != (height, width, 3):
@@ -56,6 +56,7 @@ def compose(
             f"image: got shape {image.shape}, expected {(height, width, 3)}; "
             "use fit_to_canvas first"
         )
+
     pixels = np.full((canvas.size, canvas.size, 3), GREY, dtype=np.uint8)
     pixels[top : top + height, left : left + width] = image
     if patches is not None and canvas.cells:
@@ -64,11 +65,11 @@ def compose(
         if patches.shape != pixels.shape:
             raise ShapeError(f"painted canvas: got shape {patches.shape}, expected {pixels.shape}")
         pixels = patches
-    after = canvas.sent - canvas.size - canvas.offset
+
     if margin and canvas.sent > canvas.size:
-        pixels = np.pad(
-            pixels, ((canvas.offset, after), (canvas.offset, after), (0, 0)), mode="edge"
-        )
+        widths = (canvas.offset, canvas.sent - canvas.size - canvas.offset)
+        pixels = np.pad(pixels, (widths, widths, (0, 0)), mode="edge")
+
     return Image.fromarray(pixels)
 
 
@@ -83,32 +84,37 @@ def _paste(pixels: Pixels, patches: Pixels, canvas: Canvas) -> None:
 def seen_by_server(
     image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic"
 ) -> Pixels:
-    """Apply a server's resize and crop locally, as torchvision's on Pillow images do.
+    """Apply a server's resize and crop locally, exactly like torchvision on Pillow images.
 
-    What comes out is square, as a surrogate with a fixed input needs it: ``shortest_edge`` is
-    cropped at the centre, and ``letterbox`` pads with middle grey. For what we send, which is
-    square, neither happens.
+    The result is always square, because a surrogate's input has a fixed size: ``shortest_edge`` is
+    cropped at the center, and ``letterbox`` pads with middle gray. Prompted images are square, so
+    they are neither cropped nor padded.
 
     Args:
-        image: RGB, any size.
-        profile: what the server does.
-        size: H = W of its model's input, in pixels (where the profile is ``direct``).
-        interpolation: of the resize: ``bicubic``, ``bilinear``, … as Pillow and timm call them.
+        image: RGB image of any size.
+        profile: Server's resize and crop.
+        size: Side of the model input in pixels, H = W; used where the profile is ``direct``.
+        interpolation: Interpolation of the resize, ``bicubic``, ``bilinear``, …, as in Pillow and
+            timm.
 
     Returns:
-        (H, W, 3) uint8, what reaches the patch embedding.
+        Pixels that reach the patch embedding, (H, W, 3) uint8.
     """
-    image, resampling = image.convert("RGB"), Image.Resampling[interpolation.upper()]
+    image = image.convert("RGB")
+    resampling = Image.Resampling[interpolation.upper()]
     target = profile.resize or size
+
     if profile.kind == "letterbox":
-        return np.asarray(
-            ImageOps.pad(image, (target, target), resampling, color=(GREY, GREY, GREY))
-        )
+        gray = (GREY, GREY, GREY)
+        return np.asarray(ImageOps.pad(image, (target, target), resampling, color=gray))
     if profile.kind == "direct":
         return np.asarray(image.resize((target, target), resampling))
+
     short = min(image.size)
     width, height = (side * target // short for side in image.size)
-    side = profile.crop or target
-    left, top = crop_offset(width, side), crop_offset(height, side)
     resized = image.resize((width, height), resampling)
+
+    side = profile.crop or target
+    left = crop_offset(width, side)
+    top = crop_offset(height, side)
     return np.asarray(resized.crop((left, top, left + side, top + side)))

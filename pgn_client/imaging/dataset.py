@@ -1,8 +1,8 @@
-"""Folders of labelled images become a task: classes and three disjoint splits.
+"""Classification tasks from folders of labeled images: classes and three disjoint splits.
 
-``DATA/{train,val,test}/CLASS/*``; where ``val`` is missing it is split off ``train``, and a plain
-``DATA/CLASS/*`` tree is split 60 / 20 / 20. Every split is seeded and stratified. Nothing is ever
-selected on ``test``. Several tasks make one by :func:`union`.
+The layout is ``DATA/{train,val,test}/CLASS/*``. Where ``val`` is missing, it is split off
+``train``. A plain ``DATA/CLASS/*`` tree is split 60 / 20 / 20. Every split is seeded and
+stratified. No choice is ever made on ``test``. :func:`union` joins several tasks into one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Some labelled images.
+    """Labeled images.
 
     Attributes:
-        paths: n files.
-        labels: (n,) int64 in [0, C).
+        paths: Paths of the n image files.
+        labels: Class indices, (n,) int64 in [0, C).
     """
 
     paths: tuple[Path, ...]
@@ -41,9 +41,8 @@ class Split:
 
     def take(self, rows: Sequence[int] | Integers) -> Split:
         """Return the chosen rows, in that order."""
-        return Split(
-            tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, dtype=np.int64)]
-        )
+        paths = tuple(self.paths[i] for i in rows)
+        return Split(paths, self.labels[np.asarray(rows, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,13 @@ class Task:
     """A classification task.
 
     Attributes:
-        classes: the C class names, sorted; in a union ``PART/CLASS``, part by part.
-        train, val, test: disjoint splits; ``test`` may be empty.
-        shots, seed: how they were drawn (see :func:`load_task`).
-        parts: the names of the tasks that a union was made of; none in a plain task.
+        classes: The C class names, sorted; in a union ``PART/CLASS``, part by part.
+        train: Training images.
+        val: Validation images.
+        test: Test images; may be empty. The three splits are disjoint.
+        shots: Limit of training images per class; ``None`` for no limit (see :func:`load_task`).
+        seed: Seed of splits and shots.
+        parts: Names of the tasks in a union; empty for a plain task.
     """
 
     classes: tuple[str, ...]
@@ -66,18 +68,27 @@ class Task:
     parts: tuple[str, ...] = ()
 
     def card(self) -> dict[str, Any]:
-        """Return what a checkpoint card tells about the data; a union's has the card of every part
-        under ``parts``.
+        """Return the description of the data for a checkpoint card.
+
+        The card of a union has the cards of its parts under ``parts``.
         """
-        sizes = {"train": len(self.train), "val": len(self.val)}
-        card = {"digest": self.digest(), **sizes, "shots": self.shots, "seed": self.seed}
-        return card | (
-            {"parts": {name: _part(self, name).card() for name in self.parts}} if self.parts else {}
-        )
+        card: dict[str, Any] = {
+            "digest": self.digest(),
+            "train": len(self.train),
+            "val": len(self.val),
+            "shots": self.shots,
+            "seed": self.seed,
+        }
+        if self.parts:
+            card["parts"] = {name: _part(self, name).card() for name in self.parts}
+        return card
 
     def with_shots(self, shots: int | None, seed: int) -> Task:
-        """Return the task with at most so many training images per class, drawn by this seed;
-        ``None`` for all.
+        """Return the task with a random draw of its training images.
+
+        Args:
+            shots: Limit of training images per class; ``None`` keeps all.
+            seed: Seed of the draw.
         """
         train = self.train if shots is None else _few(self.train, shots, seed)
         return replace(self, train=train, shots=shots, seed=seed)
@@ -90,31 +101,30 @@ class Task:
         test: int | None = None,
         seed: int = 0,
     ) -> Task:
-        """Return the task with at most so many images in a split, as evenly over the C classes as
-        they allow.
+        """Return the task with smaller splits, as evenly spread over the C classes as possible.
 
-        The classes give one image each in turn; which image, and who gives in a last round that
-        is not full, is drawn. What is left keeps its order, and a smaller limit's images are
-        among a larger one's.
+        Images are drawn in rounds, one image per class and round. The image, and the classes of an
+        incomplete last round, are random. The drawn images keep their order. The images of a
+        smaller limit are a subset of those of a larger limit.
 
         Args:
-            train: at least C; ``None`` leaves the split as it is.
-            val: the same.
-            test: at least 1, or ``None``.
-            seed: of the draw; the task's own stays what it was.
+            train: Limit of training images, at least C; ``None`` keeps all.
+            val: Limit of validation images, at least C; ``None`` keeps all.
+            test: Limit of test images, at least 1; ``None`` keeps all.
+            seed: Seed of the draw; it does not change the task's ``seed``.
 
         Raises:
-            ConfigurationError: a limit that is too low.
+            ConfigurationError: A limit is too low.
         """
 
         def at_most(name: str, split: Split, limit: int | None, least: int) -> Split:
             if limit is None:
                 return split
             if limit < least:
-                why = "one image" if name == "test" else "one of each class"
+                reason = "one image" if name == "test" else "one of each class"
                 raise ConfigurationError(
-                    f"limit of {name}: got {limit}, expected at least {least}, {why}; raise it or "
-                    "leave it out"
+                    f"limit of {name}: got {limit}, expected at least {least}, {reason}; raise it "
+                    "or leave it out"
                 )
             return _evenly(split, limit, seed)
 
@@ -126,8 +136,8 @@ class Task:
         )
 
     def digest(self) -> str:
-        """SHA-256 over the classes and over what is in the training and validation files, in
-        order.
+        """Return the SHA-256 over the classes and over labels and contents of the training and
+        validation files, in order.
         """
         sha = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.val):
@@ -140,64 +150,72 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
     """Find classes and splits below a folder.
 
     Args:
-        folder: ``DATA`` as above.
-        shots: at most this many training images per class; ``None`` takes all.
-        seed: of splits and shots.
+        folder: Folder ``DATA`` in one of the layouts above.
+        shots: Limit of training images per class; ``None`` takes all.
+        seed: Seed of splits and shots.
 
     Raises:
-        ConfigurationError: no folder, no classes, a class that a split does not know, or too few
-            images.
+        ConfigurationError: There is no such folder or it has fewer than two classes, a split has a
+            class that is not in ``train``, or a class has no training or validation images.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ConfigurationError(
             f"data: got {root}, expected a folder with train/, val/, test/ or one folder per class"
         )
+
     if (root / "train").is_dir():
         classes = _classes(root / "train")
         splits = [_read_split(root / name, classes) for name in SPLITS]
     else:
         classes = _classes(root)
         splits = _stratified(_read_split(root, classes), (0.6, 0.2, 0.2), seed)
+
     train, val, test = splits
     if not len(val):
         train, val = _stratified(train, (0.8, 0.2), seed)
     if shots is not None:
         train = _few(train, shots, seed)
+
     task = Task(classes, train, val, test, shots, seed)
     _check(task, root)
     return task
 
 
 def union(tasks: Mapping[str, Task]) -> Task:
-    """Make one task of several, for one generator that serves several sets.
+    """Join several tasks into one, to train one generator for several sets.
+
+    The splits are concatenated in the order of ``tasks``. The labels of a task are shifted by the
+    number of classes before it.
 
     Args:
-        tasks: plain tasks by name. Their classes become ``NAME/CLASS`` and their splits follow one
-            another in the order given; the labels of a task are shifted by the number of classes
-            before it.
+        tasks: Plain tasks by name. Their classes become ``NAME/CLASS``.
 
     Raises:
-        ConfigurationError: no tasks, an empty name, one with a slash, one given twice, a task that
-            is a union itself, or tasks that differ in shots or seed.
+        ConfigurationError: There are no tasks, a name is empty, has a slash or is used twice, a
+            task is itself a union, or the tasks differ in shots or seed.
     """
     names = tuple(name for name, _ in tasks.items())
     members = [task for _, task in tasks.items()]
     _check_union(names, members)
-    starts = np.cumsum([0, *(len(task.classes) for task in members)])[:-1]
 
-    def joined(of: Callable[[Task], Split]) -> Split:
-        labels = [of(task).labels + start for task, start in zip(members, starts, strict=True)]
-        return Split(
-            tuple(path for task in members for path in of(task).paths), np.concatenate(labels)
-        )
+    classes: list[str] = []
+    starts: list[int] = []
+    for name, task in zip(names, members, strict=True):
+        starts.append(len(classes))
+        classes.extend(f"{name}/{label}" for label in task.classes)
+
+    def joined(split_of: Callable[[Task], Split]) -> Split:
+        paths: list[Path] = []
+        labels: list[Integers] = []
+        for task, start in zip(members, starts, strict=True):
+            split = split_of(task)
+            paths.extend(split.paths)
+            labels.append(split.labels + start)
+        return Split(tuple(paths), np.concatenate(labels))
 
     return Task(
-        tuple(
-            f"{name}/{label}"
-            for name, task in zip(names, members, strict=True)
-            for label in task.classes
-        ),
+        tuple(classes),
         joined(lambda task: task.train),
         joined(lambda task: task.val),
         joined(lambda task: task.test),
@@ -207,10 +225,13 @@ def union(tasks: Mapping[str, Task]) -> Task:
     )
 
 
+def _subfolders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder, without hidden ones."""
+    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    )
+    names = tuple(sorted(_subfolders(folder)))
     if len(names) < 2:
         raise ConfigurationError(
             f"data: got {len(names)} class folders in {folder}, expected at least 2, one per class"
@@ -221,26 +242,26 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
     if not folder.is_dir():
         return Split((), np.empty(0, dtype=np.int64))
-    unknown = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(
-        classes
-    )
+
+    unknown = _subfolders(folder) - set(classes)
     if unknown:
         raise ConfigurationError(
-            f"data: {folder} has classes {sorted(unknown)[:3]} that the training split has not"
+            f"data: {folder} has classes {sorted(unknown)[:3]} that the training split does not "
+            "have; add or remove them"
         )
-    rows = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
-    return Split(
-        tuple(path for path, _ in rows), np.array([label for _, label in rows], dtype=np.int64)
-    )
+
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        for path in sorted((folder / name).glob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                paths.append(path)
+                labels.append(label)
+    return Split(tuple(paths), np.array(labels, dtype=np.int64))
 
 
 def _by_class(split: Split, seed: int) -> list[list[int]]:
-    """Row numbers of each class, shuffled."""
+    """Return the row numbers of each class that has images, shuffled."""
     rows: dict[int, list[int]] = defaultdict(list)
     for i in np.random.default_rng(seed).permutation(len(split)):
         rows[int(split.labels[i])].append(int(i))
@@ -248,6 +269,7 @@ def _by_class(split: Split, seed: int) -> list[list[int]]:
 
 
 def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Split]:
+    """Divide a split at random into parts with the given shares, each share of every class."""
     parts: list[list[int]] = [[] for _ in shares]
     for rows in _by_class(split, seed):
         ends = np.round(np.cumsum(shares) * len(rows)).astype(int)
@@ -257,33 +279,48 @@ def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Spli
 
 
 def _few(split: Split, shots: int, seed: int) -> Split:
+    """Draw at most ``shots`` images of each class."""
     if shots < 1:
         raise ConfigurationError(f"shots: got {shots}, expected at least 1 image per class")
-    return split.take(sorted(i for rows in _by_class(split, seed) for i in rows[:shots]))
+
+    drawn: list[int] = []
+    for rows in _by_class(split, seed):
+        drawn.extend(rows[:shots])
+    return split.take(sorted(drawn))
 
 
 def _evenly(split: Split, limit: int, seed: int) -> Split:
+    """Draw at most ``limit`` images in rounds, one image per class and round."""
     groups = _by_class(split, seed)
+    # The order of the classes within a round needs a random stream other than that of _by_class.
     turns = np.random.default_rng([seed, 1]).permutation(len(groups)).tolist()
-    drawn = sorted(
-        (place, turn, row)
-        for turn, rows in zip(turns, groups, strict=True)
-        for place, row in enumerate(rows)
-    )
-    return split.take(sorted(row for _, _, row in drawn[:limit]))
+
+    candidates: list[tuple[int, int, int]] = []
+    for turn, rows in zip(turns, groups, strict=True):
+        candidates.extend((rank, turn, row) for rank, row in enumerate(rows))
+    candidates.sort()
+
+    return split.take(sorted(row for _, _, row in candidates[:limit]))
 
 
 def _part(task: Task, name: str) -> Task:
-    """What of a union, limited or not, comes from one of its tasks."""
+    """Return one of the tasks that a union, limited or not, consists of."""
     prefix = f"{name}/"
     labels = [label for label, full in enumerate(task.classes) if full.startswith(prefix)]
-
-    def own(split: Split) -> Split:
-        part = split.take(np.flatnonzero(np.isin(split.labels, labels)))
-        return Split(part.paths, part.labels - labels[0])
-
     classes = tuple(task.classes[label].removeprefix(prefix) for label in labels)
-    return Task(classes, own(task.train), own(task.val), own(task.test), task.shots, task.seed)
+
+    def of_part(split: Split) -> Split:
+        rows = split.take(np.flatnonzero(np.isin(split.labels, labels)))
+        return Split(rows.paths, rows.labels - labels[0])
+
+    return Task(
+        classes,
+        of_part(task.train),
+        of_part(task.val),
+        of_part(task.test),
+        task.shots,
+        task.seed,
+    )
 
 
 def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
@@ -291,6 +328,7 @@ def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
         raise ConfigurationError(
             "union: got no tasks, expected at least one; name the sets to serve"
         )
+
     for name, task in zip(names, members, strict=True):
         if not name or "/" in name:
             raise ConfigurationError(
@@ -302,15 +340,16 @@ def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
             )
         if task.parts:
             raise ConfigurationError(
-                f"union: got a union as {name!r}, expected a plain task; give "
-                f"{', '.join(task.parts)} themselves"
+                f"union: got a union as {name!r}, expected a plain task; pass its parts "
+                f"{', '.join(task.parts)} instead"
             )
+
     for what in ("shots", "seed"):
         values = [getattr(task, what) for task in members]
         if len(set(values)) > 1:
             raise ConfigurationError(
                 f"union: got {what} {dict(zip(names, values, strict=True))}, expected the same in "
-                "all; load them alike"
+                f"all tasks; load them with the same {what}"
             )
 
 
@@ -321,6 +360,5 @@ def _check(task: Task, root: Path) -> None:
             names = ", ".join(task.classes[i] for i in missing[:3])
             raise ConfigurationError(
                 f"data: {root} has no {name} images of {names}; expected at least one of every "
-                "class there "
-                f"(files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
+                f"class (files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
             )

@@ -1,4 +1,4 @@
-"""Files and folders of images."""
+"""Finding image files, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from pgn_client.imaging.codecs import IMAGE_SUFFIXES
 PathLike = str | os.PathLike[str]
 
 SHOWN = 4
-"""Images to look at, at most."""
+"""Greatest number of example images."""
 
 
 def spread(n: int) -> range:
-    """Return which of n images to look at: a few, evenly spread."""
+    """Return the indices of at most ``SHOWN`` example images among n, evenly spread."""
     return range(0, n, max(1, n // SHOWN))[:SHOWN]
 
 
 def find_images(source: PathLike) -> list[Path]:
-    """Return the images that an input names.
+    """Return the paths of the images in a folder, a file or a list.
+
+    A folder is searched recursively, without hidden files and folders, and sorted by path with
+    upper case before lower case. A list keeps its order; a repeated path is used once.
 
     Args:
-        source: a folder (searched recursively; sorted by path, upper before lower case; hidden
-            files and folders are left out), one image, a text file with one path per line, or
-            ``-`` for such lines on stdin. Lists keep their order; a path that occurs twice is used
-            once.
+        source: Folder, image file, text file with one path per line, or ``-`` for such lines on
+            stdin.
 
     Raises:
-        ConfigurationError: nothing there, or no image among it.
+        ConfigurationError: The source does not exist or has no images.
     """
     if os.fspath(source) == "-":
         return _listed(sys.stdin, "stdin")
     path = Path(source)
     if path.is_dir():
-        found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
-        if not found:
+        images = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
+        if not images:
             raise ConfigurationError(
                 f"{path}: got a folder without images, expected {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
-        return found
+        return images
+
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder; check the path")
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -55,6 +57,7 @@ def find_images(source: PathLike) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
+        # os.walk only enters the folders that stay in this list.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
@@ -64,10 +67,12 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _listed(lines: Iterable[str], name: str) -> list[Path]:
     try:
         paths = dict.fromkeys(Path(text) for line in lines if (text := line.strip()))
-    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
+    # Reading bytes that are not UTF-8 raises UnicodeDecodeError, which is a ValueError.
+    except (OSError, ValueError):
         raise ConfigurationError(
             f"{name}: neither an image nor a text file with one path per line"
         ) from None
+
     if not paths:
         raise ConfigurationError(f"{name}: got an empty list, expected one path per line")
     return list(paths)
@@ -75,18 +80,20 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what is written there appears under ``path`` complete, or not at
-    all.
+    """Yield a temporary path to write; on success it replaces ``path`` in one step.
+
+    So the file at ``path`` is always complete, or does not exist.
 
     Raises:
-        OSError: It cannot be written; nothing is left behind.
+        OSError: The file cannot be written; the temporary file is removed.
     """
-    # Not made of the file's own name, which may be as long as the file system allows.
+    # Not derived from the file's own name, which may already have the maximum length.
     partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield partial
+        # Without fsync, a crash of the machine could leave an empty file under the final name.
         with partial.open("rb") as written:
-            os.fsync(written.fileno())  # a crash of the machine must not leave an empty file either
+            os.fsync(written.fileno())
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -95,10 +102,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears complete or not at all.
+    """Write a file atomically: it appears complete, or not at all.
 
     Raises:
-        ConfigurationError: It cannot be written.
+        ConfigurationError: The file cannot be written.
     """
     try:
         with whole_file(path) as partial:
@@ -108,5 +115,5 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ConfigurationError:
-    """Return the error of a file that cannot be written."""
+    """Return the error for a file that cannot be written."""
     return ConfigurationError(f"{path}: cannot be written ({error.strerror}); choose another place")

@@ -1,1 +1,1 @@
-"""From the endpoint's classes to the task's. NumPy only."""
+"""Label mappings from endpoint classes to task classes; applying one needs NumPy only."""

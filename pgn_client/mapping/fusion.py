@@ -1,6 +1,4 @@
-"""The local head beside the endpoint: fused scores, and the gate that decides which images are
-sent. NumPy only.
-"""
+"""Fusion of endpoint and local head, and the gate that chooses the images to send. NumPy only."""
 
 from __future__ import annotations
 
@@ -18,72 +16,70 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-LEAST = -700.0  # log-probability, near the logarithm of the smallest float
-ALPHAS = tuple(step / 20 for step in range(21))  # 0, 0.05, ..., 1
+LEAST = -700.0  # floor of log-probabilities, near the logarithm of the smallest float
+ALPHAS = tuple(step / 20 for step in range(21))  # candidates for α: 0, 0.05, ..., 1
 
 
 def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
-    """Return (1 - alpha)·log p_endpoint + alpha·log p_local, normalised again: the served score.
+    """Return the served score: (1 - alpha)·log p_endpoint + alpha·log p_local, normalized again.
 
     Args:
-        log_p_endpoint: (n, C) float64 log-probabilities of the endpoint after the label mapping.
-        log_p_local: (n, C) float64 log-probabilities of the local head.
-        alpha: in [0, 1]; 0 is the endpoint alone, 1 the local head alone.
+        log_p_endpoint: Log-probabilities of the endpoint after the label mapping, (n, C) float64.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        alpha: Weight of the local head in [0, 1]: 0 is the endpoint alone, 1 the local head alone.
 
     Returns:
-        (n, C) float64 log-probabilities.
+        Log-probabilities, (n, C) float64.
 
     Raises:
-        ConfigurationError: ``alpha`` outside [0, 1].
-        ShapeError: arrays that do not fit.
+        ConfigurationError: ``alpha`` is outside [0, 1].
+        ShapeError: The shapes of the arrays do not match.
     """
     if not 0 <= alpha <= 1:
         raise ConfigurationError(f"fusion: got alpha={alpha}, expected a number in [0, 1]")
     _check_scores("fusion", log_p_endpoint, log_p_local)
-    # At the ends the other side has no say, not even where it gives a class no probability at all.
+
+    # At the ends, one side alone decides, and the floor below must not change its scores.
     if alpha in (0, 1):
         return log_softmax(log_p_local if alpha else log_p_endpoint)
-    # Between them, where every class had a probability of 0 on one side, minus infinity would leave
-    # nothing to rank.
-    endpoint, local = np.maximum(log_p_endpoint, LEAST), np.maximum(log_p_local, LEAST)
+
+    # If one side or the other gives each class a probability of 0, all sums would be minus
+    # infinity, and the classes could not be ranked.
+    endpoint = np.maximum(log_p_endpoint, LEAST)
+    local = np.maximum(log_p_local, LEAST)
     return log_softmax((1 - alpha) * endpoint + alpha * local)
 
 
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
-    """Return the alpha in 0, 0.05, ..., 1 of the least log-loss on these (validation) images; the
-    smaller among equals.
+    """Return the alpha in 0, 0.05, ..., 1 with the smallest log-loss on these validation images.
 
-    Not of the best accuracy: on a few hundred images that is a step function of a few images, and
-    was tried: it cost up to 2.5 points on others.
+    Among equals the smallest alpha wins. Accuracy is not the criterion: with a few hundred images
+    it changes in steps of a few images, and choosing by it cost up to 2.5 points on other images.
 
     Args:
-        log_p_endpoint: (n, C) float64 log-probabilities, n >= 1.
-        log_p_local: (n, C) float64 log-probabilities.
-        labels: (n,) int64 in [0, C).
+        log_p_endpoint: Log-probabilities of the endpoint, (n, C) float64, n >= 1.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        labels: Class indices, (n,) int64 in [0, C).
 
     Raises:
-        ShapeError: arrays that do not fit.
+        ShapeError: The shapes of the arrays do not match.
     """
-    if not len(labels) or labels.shape != log_p_endpoint.shape[:1]:
-        raise ShapeError(
-            f"fusion: got labels {labels.shape} and scores {log_p_endpoint.shape}, "
-            "expected (n,), (n, C)"
-        )
+    _check_labels("fusion", labels, log_p_endpoint)
 
-    # Rounded, so that rounding errors do not decide between sides that say the same.
-    return min(
-        ALPHAS,
-        key=lambda alpha: round(log_loss(fuse(log_p_endpoint, log_p_local, alpha), labels), 12),
-    )
+    def loss(alpha: float) -> float:
+        # Rounded, so that rounding errors do not decide between values of alpha that are equal.
+        return round(log_loss(fuse(log_p_endpoint, log_p_local, alpha), labels), 12)
+
+    return min(ALPHAS, key=loss)
 
 
 @dataclass(frozen=True)
 class GatePoint:
-    """What one threshold of the gate costs and gives.
+    """Cost and accuracy of one threshold of the gate.
 
     Attributes:
-        query_below: the threshold, in [0, 1].
-        sent: share of the images that are sent to the endpoint, in [0, 1].
+        query_below: Threshold, in [0, 1].
+        sent: Share of the images that are sent to the endpoint, in [0, 1].
         accuracy: Accuracy over all images, sent or not, in [0, 1].
     """
 
@@ -93,23 +89,22 @@ class GatePoint:
 
 
 def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -> Floats:
-    """Return the local score of the images of which the local head is at least this sure, the
-    served score of the rest.
+    """Return the local score for the images that the gate does not send, else the served score.
 
-    The comparison is the client's: an image whose greatest local probability is ``query_below`` or
-    more is not sent.
+    An image is not sent if its greatest local probability is ``query_below`` or more. The client
+    makes the same comparison.
 
     Args:
-        log_p_served: (n, C) float64 log-probabilities of the served score (see `fuse`).
-        log_p_local: (n, C) float64 log-probabilities of the local head.
-        query_below: in [0, 1]; 0 sends nothing, None sends everything.
+        log_p_served: Log-probabilities of the served score (see :func:`fuse`), (n, C) float64.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        query_below: Threshold in [0, 1]: 0 sends no image, ``None`` sends every image.
 
     Returns:
-        (n, C) float64 log-probabilities.
+        Log-probabilities, (n, C) float64.
 
     Raises:
-        ConfigurationError: ``query_below`` outside [0, 1].
-        ShapeError: arrays that do not fit.
+        ConfigurationError: ``query_below`` is outside [0, 1].
+        ShapeError: The shapes of the arrays do not match.
     """
     _check_scores("gate", log_p_served, log_p_local)
     if query_below is None:
@@ -118,11 +113,14 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
 
 
 def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
-    """Return, for (n, C) log-probabilities of the local head, the (n,) images that it answers
-    alone.
+    """Return a mask (n,) of the images that the local head classifies alone.
+
+    Args:
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        query_below: Threshold, in [0, 1].
 
     Raises:
-        ConfigurationError: ``query_below`` outside [0, 1].
+        ConfigurationError: ``query_below`` is outside [0, 1].
     """
     _check_threshold(query_below)
     return np.asarray(_confidence(log_p_local) >= query_below)
@@ -131,26 +129,28 @@ def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
 def gate_curve(
     log_p_served: Floats, log_p_local: Floats, labels: Integers, thresholds: Sequence[float]
 ) -> list[GatePoint]:
-    """Return what each threshold of the gate sends, and how often the answers are right.
+    """Return the share of sent images and the accuracy of each threshold of the gate.
 
     Args:
-        log_p_served: (n, C) float64 log-probabilities of the served score, n >= 1.
-        log_p_local: (n, C) float64 log-probabilities of the local head.
-        labels: (n,) int64 in [0, C).
-        thresholds: each in [0, 1], in any order.
+        log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        labels: Class indices, (n,) int64 in [0, C).
+        thresholds: Thresholds in [0, 1], in any order.
 
     Returns:
         One point for each threshold, in the order of ``thresholds``.
 
     Raises:
-        ConfigurationError: a threshold outside [0, 1].
-        ShapeError: arrays that do not fit.
+        ConfigurationError: A threshold is outside [0, 1].
+        ShapeError: The shapes of the arrays do not match.
     """
     confidence, hits = gate_hits(log_p_served, log_p_local, labels)
+
     points = []
     for threshold in thresholds:
         _check_threshold(threshold)
-        sent = int(np.searchsorted(confidence, threshold))  # those strictly below it
+        # The number of images with a confidence strictly below the threshold.
+        sent = int(np.searchsorted(confidence, threshold))
         points.append(
             GatePoint(float(threshold), sent / len(labels), int(hits[sent]) / len(labels))
         )
@@ -158,35 +158,39 @@ def gate_curve(
 
 
 def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> float | None:
-    """Return the threshold that sends the fewest of these (validation) images without loss of
-    log-loss.
+    """Return the threshold that sends the fewest validation images without a higher log-loss.
 
-    The candidates are the distinct confidences of the images, so images of one confidence go the
-    same way. Among those whose log-loss is at most that of sending everything, the lowest wins. Not
-    of the accuracy: that was tried on two sets, and cost 1.0 point on other images (up to 9),
-    log-loss 0.2 (up to 1.5).
+    The candidates are the distinct confidences of the images, so images with the same confidence
+    are either all sent or all not sent. Among the candidates whose log-loss is at most that of
+    sending everything, the lowest wins. Accuracy is not the criterion: on two sets, choosing by it
+    cost 1.0 point of accuracy on other images (up to 9), and the log-loss rose by 0.2 (up to 1.5).
 
     Args:
-        log_p_served: (n, C) float64 log-probabilities of the served score, n >= 1.
-        log_p_local: (n, C) float64 log-probabilities of the local head.
-        labels: (n,) int64 in [0, C).
+        log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        labels: Class indices, (n,) int64 in [0, C).
 
     Returns:
-        ``query_below`` in [0, 1]: 0.0 where the local head alone is as good, so that nothing is
-        sent; None where only sending everything is good enough.
+        ``query_below`` in [0, 1]: 0.0 (send nothing) where the local head alone is as good;
+        ``None`` where only sending everything is good enough.
 
     Raises:
-        ShapeError: arrays that do not fit.
+        ShapeError: The shapes of the arrays do not match.
     """
     _check_scores("gate", log_p_served, log_p_local)
     _check_labels("gate", labels, log_p_served)
+
     confidence = _confidence(log_p_local)
     order = np.argsort(confidence)
     confidence = confidence[order]
-    served, local = (log_likelihood(x, labels)[order] for x in (log_p_served, log_p_local))
-    gains = np.concatenate([[0.0], np.cumsum(served - local)])  # of sending the k least sure
-    # Sending the k least sure is a threshold only where the next one is surer than they are.
+    served = log_likelihood(log_p_served, labels)[order]
+    local = log_likelihood(log_p_local, labels)[order]
+
+    # gains[k]: gain in log-likelihood from sending the k least confident images.
+    gains = np.concatenate([[0.0], np.cumsum(served - local)])
+    # A threshold can send exactly k images only if the next image has a higher confidence.
     reachable = np.concatenate([[True], confidence[1:] > confidence[:-1], [True]])
+    # The tolerance keeps rounding errors of the sums from rejecting an equal log-loss.
     sent = int(np.argmax(reachable & (gains >= gains[-1] - 1e-9)))
     if sent == len(confidence):
         return None
@@ -196,11 +200,23 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
 def gate_hits(
     log_p_served: Floats, log_p_local: Floats, labels: Integers
 ) -> tuple[Floats, Integers]:
-    """Return the confidences (n,), ascending, and how many images are right if the k least sure are
-    sent (n + 1,).
+    """Return the number of correct images for every number of sent images.
+
+    Args:
+        log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.
+        log_p_local: Log-probabilities of the local head, (n, C) float64.
+        labels: Class indices, (n,) int64 in [0, C).
+
+    Returns:
+        Confidences of the local head, (n,) float64, ascending; and hits, (n + 1,) int64: entry k is
+        the number of correct images if the k least confident are sent.
+
+    Raises:
+        ShapeError: The shapes of the arrays do not match.
     """
     _check_scores("gate", log_p_served, log_p_local)
     _check_labels("gate", labels, log_p_served)
+
     confidence = _confidence(log_p_local)
     order = np.argsort(confidence)
     local = (log_p_local.argmax(axis=1) == labels)[order].astype(np.int64)
@@ -209,26 +225,26 @@ def gate_hits(
 
 
 def _confidence(log_p: Floats) -> Floats:
-    """Return the greatest probability of each image, (n,) in [0, 1]."""
-    # math.exp as in the client: np.exp may differ in the last bit, and a threshold is itself a
-    # confidence. A sum of rounded terms can put a probability a hair above 1, which is no
-    # threshold; below 1 nothing changes.
-    return np.array(
-        [min(math.exp(value), 1.0) for value in log_p.max(axis=1).tolist()], dtype=np.float64
-    )
+    """Return the greatest probability of each image, (n,) float64 in [0, 1]."""
+    # The client uses math.exp too. np.exp may differ in the last bit, which matters because a
+    # threshold is itself one of the confidences. Rounding can put a probability slightly above 1,
+    # which is not a valid threshold, so it is limited to 1.
+    confidences = [min(math.exp(value), 1.0) for value in log_p.max(axis=1).tolist()]
+    return np.array(confidences, dtype=np.float64)
 
 
 def _check_scores(what: str, log_p: Floats, log_p_local: Floats) -> None:
     if log_p.ndim != 2 or log_p.shape != log_p_local.shape:
         raise ShapeError(
-            f"{what}: got {log_p.shape} and {log_p_local.shape}, expected (n, C) twice"
+            f"{what}: got scores {log_p.shape} and {log_p_local.shape}, expected (n, C) for both"
         )
 
 
 def _check_labels(what: str, labels: Integers, log_p: Floats) -> None:
     if not len(labels) or labels.shape != log_p.shape[:1]:
         raise ShapeError(
-            f"{what}: got labels {labels.shape} and scores {log_p.shape}, expected (n,), (n, C)"
+            f"{what}: got labels {labels.shape} and scores {log_p.shape}, "
+            "expected (n,) and (n, C), n >= 1"
         )
 
 

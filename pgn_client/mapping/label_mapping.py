@@ -1,13 +1,16 @@
-"""Label mapping: from what an endpoint answers (S source labels) to the task's C classes.
+"""Label mappings from an endpoint's answers (S source labels) to the task's C classes.
 
 Importing this module and applying a mapping needs NumPy only. Fitting ``flm``, ``ilm`` or
 ``linear`` needs SciPy, which the extra ``[train]`` installs.
 
-An answer becomes a row of S log-probabilities x (:func:`log_scores`); a :class:`LabelMapping` turns
-rows into C log-probabilities; :func:`fit` chooses among several kinds by log-loss on validation
-examples. ``identity`` (every class is a source label) and those of ``counting`` (``flm``, ``ilm``,
-``blm``, ``blm+``) are additive, log normalise(exp(x) @ weight); ``linear`` is log softmax(x @
-weight + bias), pulled to the identity where source labels and classes are the same.
+:func:`log_scores` turns an answer into a row x of S log-probabilities. A :class:`LabelMapping`
+turns rows into C log-probabilities. :func:`fit` chooses among several kinds of mapping by their
+log-loss on validation examples.
+
+The kinds ``identity`` (every class is a source label), ``flm``, ``ilm``, ``blm`` and ``blm+`` (see
+``mapping.frequency``) are additive: log normalize(exp(x) @ weight). The kind ``linear`` is
+log softmax(x @ weight + bias); its penalty pulls it to the identity where source labels and classes
+are the same.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
 MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)
 AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
-"""What is tried where nothing is asked for. BLM+ stands for the kinds that count: with 240 images
-and all scores, ``linear`` was far above each of them on all of six sets (see the log).
+"""Kinds that :func:`fit` tries by default.
+
+BLM+ represents the kinds that count: with 240 images and all scores, ``linear`` was far above each
+of them on all of six sets (see ``benchmarks/LOG.md``).
 """
 Counting = Callable[[Any, Any, int], Any]
 COUNTING: dict[MappingKind, Counting] = {
@@ -48,93 +53,113 @@ COUNTING: dict[MappingKind, Counting] = {
 
 
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
-    """Return the sorted union of all labels in the answers: the S source labels."""
+    """Return the S source labels: all labels in the answers, sorted.
+
+    Names of an embedding's numbers keep their order.
+    """
     first = answers[0].labels if answers else ()
     if are_embeddings(first) and all(answer.labels == first for answer in answers):
         return first
-    return tuple(sorted({label for answer in answers for label in answer.labels}))
+
+    labels: set[str] = set()
+    for answer in answers:
+        labels.update(answer.labels)
+    return tuple(sorted(labels))
 
 
 def log_scores(
     answers: Sequence[Answer], source: tuple[str, ...], *, strict: bool = True
 ) -> Floats:
-    """Turn n answers into (n, S) float64 log-probabilities over the source labels.
+    """Turn n answers into log-probabilities over the source labels.
 
-    Logits go through a softmax over what was returned; a hard label is one-hot; labels that appear
-    twice in an answer are summed. The residual mass r = max(0, 1 - sum of what was returned) is
-    spread evenly over the labels that were not returned. Every row is then normalised, raised to
-    ``FLOOR``, and normalised again; so a model gives the same row whether it sends probabilities or
-    logits. Labels outside ``source`` are dropped together with their mass. Embeddings stay as they
-    are: their rows are no log-probabilities, and only ``linear`` reads them.
+    Logits go through a softmax over the returned labels. A single label becomes one-hot. Labels
+    that appear twice in an answer are summed. The residual mass r = max(0, 1 - sum of the returned
+    probabilities) is spread evenly over the labels that were not returned. Every row is then
+    normalized, raised to ``FLOOR``, and normalized again, so a model gives the same row whether it
+    returns probabilities or logits. Labels outside ``source`` are dropped together with their mass.
 
-    Deviation: no missing label receives more than the smallest probability that was returned,
-    because an answer lists the best labels; without this a small vocabulary would lift the missing
-    labels above the best one.
+    Embeddings are returned unchanged. Their rows are not log-probabilities, and only ``linear``
+    can read them.
+
+    Deviation: no missing label receives more than the smallest returned probability, because an
+    answer lists the best labels. Otherwise, with few source labels, the missing labels could get
+    more than the best one.
 
     Args:
-        answers: n answers of any kinds.
-        source: the S source labels, without repetition.
-        strict: whether an answer without a single known label is an error; otherwise its row is
+        answers: The n answers, of any kind.
+        source: The S source labels, without repetition.
+        strict: Whether an answer without any of the source labels is an error; if not, its row is
             uniform.
 
+    Returns:
+        Log-probabilities, (n, S) float64.
+
     Raises:
-        ConfigurationError: an answer shares no label with ``source``, or has a score that is no
-            finite number, or is an embedding of other features.
+        ConfigurationError: An answer has no label of ``source``, has a score that is not finite,
+            or is an embedding with other features.
     """
     if any(answer.kind == "embedding" for answer in answers):
         return _embeddings(answers, source)
-    index = {label: s for s, label in enumerate(source)}
+
+    column = {label: s for s, label in enumerate(source)}
     rows = np.zeros((len(answers), len(source)))
     for row, answer in zip(rows, answers, strict=True):
-        known = [(index[label], i) for i, label in enumerate(answer.labels) if label in index]
-        if strict and not known:
+        matches = [(column[label], i) for i, label in enumerate(answer.labels) if label in column]
+        if strict and not matches:
             raise ConfigurationError(
                 f"label mapping: got an answer with labels such as {list(answer.labels[:3])}, "
-                "expected some of the "
-                f"{len(source)} source labels such as {list(source[:3])}; fit the mapping again "
-                "for this endpoint"
+                f"expected some of the {len(source)} source labels such as {list(source[:3])}; fit "
+                "the mapping again for this endpoint"
             )
-        _fill(row, known, _probabilities(answer))
+        _fill(row, matches, _probabilities(answer))
     return log_normalised(rows)
 
 
 def are_embeddings(source: Sequence[str]) -> bool:
-    """Whether source labels name the numbers of an embedding, and not classes."""
+    """Return whether source labels name the numbers of an embedding instead of classes."""
     return bool(source) and source[0] == "dim 0"
 
 
 def _embeddings(answers: Sequence[Answer], source: tuple[str, ...]) -> Floats:
+    """Return the embeddings, (n, S) float64."""
     for answer in answers:
         if answer.labels != source or not np.isfinite(answer.scores).all():
             raise ConfigurationError(
-                f"label mapping: got {answer.kind} with {len(answer.labels)} numbers, expected "
-                "finite ones of the "
-                f"{len(source)} source labels such as {list(source[:3])}; fit the mapping again "
-                "for this endpoint"
+                f"label mapping: got {answer.kind} with {len(answer.labels)} numbers, expected a "
+                f"finite number for each of the {len(source)} source labels such as "
+                f"{list(source[:3])}; fit the mapping again for this endpoint"
             )
     return np.array([answer.scores for answer in answers], dtype=np.float64)
 
 
-def _fill(row: Floats, known: list[tuple[int, int]], p: Floats) -> None:
-    """Write one answer's probabilities into its row of S zeros, the residual mass into the labels
-    not returned.
+def _fill(row: Floats, matches: list[tuple[int, int]], p: Floats) -> None:
+    """Fill the row of one answer: returned probabilities, and the residual mass elsewhere.
+
+    Args:
+        row: Row of S zeros, float64; changed in place.
+        matches: Pairs of a column of the row and the index of the probability that belongs there.
+        p: Returned probabilities, in the order of the answer's labels, float64.
     """
-    places = np.array([s for s, _ in known], dtype=np.int64)
-    np.add.at(row, places, p[[i for _, i in known]])  # add: ImageNet has two classes called "crane"
+    columns = np.array([s for s, _ in matches], dtype=np.int64)
+    # Assignment would keep only one of two equal labels: ImageNet has two classes named "crane".
+    np.add.at(row, columns, p[[i for _, i in matches]])
+
     missing = np.ones(row.size, dtype=bool)
-    missing[places] = False
+    missing[columns] = False
     if missing.any() and p.size:
-        row[missing] = min(max(0.0, 1.0 - float(p.sum())) / int(missing.sum()), float(p.min()))
+        residual = max(0.0, 1.0 - float(p.sum()))
+        row[missing] = min(residual / int(missing.sum()), float(p.min()))
 
 
 def _probabilities(answer: Answer) -> Floats:
+    """Return the scores of an answer as non-negative probabilities, in the order of its labels."""
     scores = np.asarray(answer.scores, dtype=np.float64)
     if len(scores) != len(answer.labels) or not np.isfinite(scores).all():
         raise ConfigurationError(
             f"answer: got {len(scores)} scores {answer.scores[:3]} for {len(answer.labels)} "
-            "labels, "
-            "expected one finite number per label; check the endpoint's protocol"
+            "labels, expected one finite number per label; check the endpoint's protocol"
         )
+
     if answer.kind == "logits":
         scores = np.exp(scores - scores.max(initial=-np.inf))
         return np.asarray(scores / scores.sum())
@@ -146,14 +171,15 @@ class LabelMapping:
     """A fitted mapping from source labels to task classes; implements ``types.ScoreMapping``.
 
     Attributes:
-        kind: ``identity``, ``flm`` (fitted once), ``ilm`` (the same, fitted anew after each epoch
-            of a training, as all that follow), ``blm``, ``blm+`` or ``linear``.
-        source: the S source labels, in the order of the features.
-        classes: the C task classes.
-        weight: (S, C) float64; non-negative for the additive kinds.
-        bias: (C,) float64; zero for the additive kinds.
-        open: whether ``source`` is only what an endpoint was seen to say: then an answer of other
-            labels is no error, it says nothing.
+        kind: Kind of mapping: ``identity``, ``flm``, ``ilm``, ``blm``, ``blm+`` or ``linear``.
+            ``flm`` and ``ilm`` are the same mapping; training fits ``flm`` once, and ``ilm`` and
+            the kinds after it again after each epoch.
+        source: The S source labels, in the order of the features.
+        classes: The C task classes.
+        weight: Weights, (S, C) float64; non-negative for the additive kinds.
+        bias: Biases, (C,) float64; zero for the additive kinds.
+        open: Whether ``source`` has only the labels that an endpoint returned so far. If so, an
+            answer with other labels alone is no error; it gives every source label the same score.
     """
 
     kind: MappingKind
@@ -165,33 +191,39 @@ class LabelMapping:
 
     def __post_init__(self) -> None:
         _check_kinds((self.kind,))
-        S, C = len(self.source), len(self.classes)
+        S = len(self.source)
+        C = len(self.classes)
         if self.weight.shape != (S, C) or self.bias.shape != (C,):
             raise ShapeError(
                 f"label mapping: got weight {self.weight.shape} and bias {self.bias.shape}, "
-                f"expected {(S, C)} and "
-                f"{(C,)} for {S} source labels and {C} classes"
+                f"expected {(S, C)} and {(C,)} for {S} source labels and {C} classes"
             )
 
     @property
     def additive(self) -> bool:
-        """Whether probabilities are added; only ``linear`` is linear in log-probabilities
-        instead.
-        """
+        """Whether the mapping adds probabilities; ``linear`` is linear in log-probabilities."""
         return self.kind != "linear"
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Map answers to (n, C) float64 log-probabilities; raises as :func:`log_scores`, unless
-        ``open``.
+        """Map n answers to log-probabilities, (n, C) float64.
+
+        Raises:
+            ConfigurationError: :func:`log_scores` refuses an answer; it is strict unless the
+                mapping is ``open``.
         """
         return self.log_probs(log_scores(answers, self.source, strict=not self.open))
 
     def log_probs(self, features: Floats) -> Floats:
-        """Map (n, S) float64 log-probabilities, as of :func:`log_scores`, to (n, C) float64
-        log-probabilities.
+        """Map log-probabilities of source labels to log-probabilities of task classes.
+
+        Args:
+            features: Rows of :func:`log_scores`, (n, S) float64.
+
+        Returns:
+            Log-probabilities, (n, C) float64.
 
         Raises:
-            ShapeError: not S columns.
+            ShapeError: The features do not have S columns.
         """
         if features.ndim != 2 or features.shape[1] != len(self.source):
             raise ShapeError(
@@ -202,8 +234,9 @@ class LabelMapping:
         return log_softmax(features @ self.weight + self.bias)
 
     def arrays(self) -> dict[str, Floats]:
-        """Return the arrays for a checkpoint: ``weight`` (S, C) and ``bias`` (C,), float64,
-        contiguous.
+        """Return the arrays for a checkpoint: ``weight``, (S, C), and ``bias``, (C,).
+
+        Both are float64 and contiguous.
         """
         return {
             "weight": np.ascontiguousarray(self.weight),
@@ -211,45 +244,50 @@ class LabelMapping:
         }
 
     def card(self) -> dict[str, Any]:
-        """Return what is no array, ready for JSON: ``kind``, ``source`` and ``classes``, and
-        ``open`` if it is.
+        """Return the mapping's card for JSON: ``kind``, ``source``, ``classes``, and ``open`` if
+        it is true.
         """
-        card = {"kind": self.kind, "source": list(self.source), "classes": list(self.classes)}
-        return card | ({"open": True} if self.open else {})
+        card: dict[str, Any] = {
+            "kind": self.kind,
+            "source": list(self.source),
+            "classes": list(self.classes),
+        }
+        if self.open:
+            card["open"] = True
+        return card
 
     @classmethod
     def from_parts(cls, card: Mapping[str, Any], arrays: Mapping[str, Any]) -> LabelMapping:
-        """Rebuild a mapping from :meth:`card` and :meth:`arrays`; parts that do not fit raise
-        ``CheckpointError``.
+        """Rebuild a mapping from the results of :meth:`card` and :meth:`arrays`.
+
+        Raises:
+            CheckpointError: A part is missing, or the parts do not match each other.
         """
         try:
-            weight, bias = (
-                np.asarray(arrays[name], dtype=np.float64) for name in ("weight", "bias")
-            )
-            names = tuple(card["source"]), tuple(card["classes"])
-            return cls(card["kind"], *names, weight, bias, bool(card.get("open", False)))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:  # ShapeError and ConfigurationError are ValueErrors
-            message = (
-                f"label mapping in the checkpoint: got {error!s}, expected parts that fit; "
-                "save it again"
-            )
-            raise CheckpointError(message) from error
+            weight = np.asarray(arrays["weight"], dtype=np.float64)
+            bias = np.asarray(arrays["bias"], dtype=np.float64)
+            source = tuple(card["source"])
+            classes = tuple(card["classes"])
+            is_open = bool(card.get("open", False))
+            return cls(card["kind"], source, classes, weight, bias, is_open)
+        # The constructor's ShapeError and ConfigurationError are ValueErrors.
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"label mapping in the checkpoint: got {error!s}, expected parts that match each "
+                "other; save it again"
+            ) from error
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What :func:`fit` found.
+    """Result of :func:`fit`.
 
     Attributes:
-        mapping: the chosen mapping, fitted on all examples.
-        log_loss: Log-loss of every kind tried, on the validation examples or cross-validated, in
-            nats per example.
-        l2: strength of the penalty of ``linear`` (see :func:`logistic_regression`), where it was
-            tried.
+        mapping: The chosen mapping, fitted on all examples.
+        log_loss: Log-loss of every kind that was tried, on the validation examples or by
+            cross-validation, in nats per example.
+        l2: Strength of the penalty of ``linear`` (see :func:`logistic_regression`); ``None`` where
+            ``linear`` was not tried.
     """
 
     mapping: LabelMapping
@@ -269,33 +307,33 @@ def fit(
     folds: int = 5,
     seed: int = 0,
 ) -> Fitted:
-    """Fit every kind of mapping and keep the one with the least log-loss on examples it was not
-    fitted on.
+    """Fit several kinds of mapping, and choose the one with the smallest held-out log-loss.
 
-    Cross-validation misjudges tasks with two or three examples a class, whose training folds lack
-    whole classes: with 240 images of 101 classes it took ``blm+`` (accuracy 0.645, log-loss 1.27
-    on others) for ``linear`` (0.725, 1.17). So validation examples decide where there are some.
+    Validation examples choose, where there are some; otherwise cross-validation does.
+    Cross-validation misjudges tasks with two or three examples per class, because the training
+    folds lack whole classes: with 240 images of 101 classes it chose ``blm+`` (accuracy 0.645,
+    log-loss 1.27 on other images) instead of ``linear`` (0.725, 1.17).
 
     Args:
-        features: (n, S) float64 log-probabilities, as of :func:`log_scores`; n >= 2.
-        labels: (n,) int64 in [0, C), C >= 2; a class may have one example, or none, and then keeps
-            a small prior.
-        source: the S source labels.
-        classes: the C task classes; the identity is tried where every one of them is a source
+        features: Rows of :func:`log_scores`, (n, S) float64, n >= 2.
+        labels: Class indices, (n,) int64 in [0, C), C >= 2. A class without examples keeps a small
+            prior.
+        source: The S source labels.
+        classes: The C task classes. The identity is tried only where each of them is a source
             label.
-        val: features and labels of other examples, which choose the kind; ``None`` cross-validates.
-        kinds: which kinds to try; among equals the first wins.
-        copies: the examples are so many blocks of versions of the same images; no fold parts the
-            versions of one.
-        folds: number of stratified folds, at most n.
-        seed: of the assignment to folds.
+        val: Features and labels of the validation examples; ``None`` cross-validates.
+        kinds: Kinds to try; among equals the first wins.
+        copies: Number of equally long blocks in ``features``, each with another version of the same
+            images; all versions of an image are in the same fold.
+        folds: Number of stratified folds, at most n.
+        seed: Seed of the assignment to folds.
 
     Raises:
-        ConfigurationError: fewer than 2 classes or examples, a score that is not finite, a label
-            out of range, an unknown kind, or no kind that is possible.
-        MissingDependencyError: scipy is not installed, and ``kinds`` names ``flm``, ``ilm`` or
+        ConfigurationError: There are fewer than 2 classes or examples, a score is not finite, a
+            label is out of range, a kind is unknown, or no kind is possible.
+        MissingDependencyError: SciPy is not installed, and ``kinds`` has ``flm``, ``ilm`` or
             ``linear``.
-        ShapeError: features and labels do not fit.
+        ShapeError: The shapes of features, labels and ``source`` do not match.
     """
     _check_kinds(kinds)
     C = len(classes)
@@ -311,45 +349,51 @@ def fit(
         )
     if are_embeddings(source):
         kinds = _only_linear(kinds)
-    found: dict[str, tuple[float, LabelMapping]] = {}
-    names, l2 = _permutation(source, classes), None
+
+    identity = _permutation(source, classes)
+    mappings: dict[str, LabelMapping] = {}
+    losses: dict[str, float] = {}
+    l2: float | None = None
+
     if "identity" in kinds and set(classes) <= set(source):
-        mapping = LabelMapping("identity", source, classes, names, np.zeros(C))
-        found["identity"] = log_loss(mapping.log_probs(features), labels), mapping
+        mapping = LabelMapping("identity", source, classes, identity, np.zeros(C))
+        mappings["identity"] = mapping
+        # It has nothing to fit, so all examples are held out.
+        losses["identity"] = log_loss(mapping.log_probs(features), labels)
+
     for kind, count in COUNTING.items():
         if kind in kinds:
-            mapping = LabelMapping(
-                kind, source, classes, count(np.exp(features), labels, C), np.zeros(C)
-            )
-            found[kind] = (
-                _counted_loss(count, features, labels, C, stratified(labels, folds, seed, copies)),
-                mapping,
-            )
+            weight = count(np.exp(features), labels, C)
+            mappings[kind] = LabelMapping(kind, source, classes, weight, np.zeros(C))
+            split = stratified(labels, folds, seed, copies)
+            losses[kind] = _counted_loss(count, features, labels, C, split)
+
     if "linear" in kinds:
-        # Residual form I + E where the labels are the classes: a strong penalty then means "as it
-        # is".
-        offset = names if set(source) == set(classes) else None
-        mean, scale = (
-            _standard(features)
-            if are_embeddings(source)
-            else (np.zeros(len(source)), np.ones(len(source)))
-        )
-        X = (features - mean) / scale
+        # Where the source labels are the classes, a strong penalty must leave the scores unchanged
+        # instead of making all classes equal.
+        offset = identity if set(source) == set(classes) else None
+        mean, scale = _standard(features, source)
         linear = logistic_regression_cv(
-            X, labels, C, folds=folds, seed=seed, copies=copies, offset=offset
+            (features - mean) / scale,
+            labels,
+            C,
+            folds=folds,
+            seed=seed,
+            copies=copies,
+            offset=offset,
         )
         weight = linear.weight / scale[:, None]
-        mapping, l2 = (
-            LabelMapping("linear", source, classes, weight, linear.bias - mean @ weight),
-            linear.l2,
-        )
-        found["linear"] = linear.log_loss, mapping
-    losses = {
-        kind: loss if val is None else log_loss(mapping.log_probs(val[0]), val[1])
-        for kind, (loss, mapping) in found.items()
-    }
-    best = min((kind for kind in kinds if kind in found), key=losses.__getitem__)
-    return Fitted(found[best][1], losses, l2)
+        bias = linear.bias - mean @ weight
+        mappings["linear"] = LabelMapping("linear", source, classes, weight, bias)
+        losses["linear"] = linear.log_loss
+        l2 = linear.l2
+
+    if val is not None:
+        val_features, val_labels = val
+        for name, mapping in mappings.items():
+            losses[name] = log_loss(mapping.log_probs(val_features), val_labels)
+    best = min((kind for kind in kinds if kind in mappings), key=losses.__getitem__)
+    return Fitted(mappings[best], losses, l2)
 
 
 def _only_linear(kinds: Sequence[str]) -> Sequence[str]:
@@ -360,10 +404,14 @@ def _only_linear(kinds: Sequence[str]) -> Sequence[str]:
     return ("linear",)
 
 
-def _standard(features: Floats) -> tuple[Floats, Floats]:
-    """Return mean and scale of the columns: the features of an embedding differ in size,
-    log-probabilities do not.
+def _standard(features: Floats, source: tuple[str, ...]) -> tuple[Floats, Floats]:
+    """Return the mean and the scale, (S,) each, by which features are standardized.
+
+    Only an embedding needs it, because its numbers differ in size; log-probabilities do not.
     """
+    if not are_embeddings(source):
+        return np.zeros(len(source)), np.ones(len(source))
+    # The constant keeps the scale of a constant feature above zero.
     return features.mean(axis=0), features.std(axis=0) + 1e-6
 
 
@@ -374,23 +422,26 @@ def _counted_loss(
     C: int,
     folds: Iterable[tuple[Integers, Integers]],
 ) -> float:
-    """Cross-validated log-loss of a mapping by counting."""
-    p, loss = np.exp(features), 0.0
+    """Return the cross-validated log-loss of a mapping by counting, in nats per example."""
+    p = np.exp(features)
+    total = 0.0
     for train, held in folds:
-        loss += len(held) * log_loss(
-            log_normalised(p[held] @ count(p[train], labels[train], C)), labels[held]
-        )
-    return loss / len(labels)
+        weight = count(p[train], labels[train], C)
+        total += len(held) * log_loss(log_normalised(p[held] @ weight), labels[held])
+    return total / len(labels)
 
 
 def _permutation(source: tuple[str, ...], classes: tuple[str, ...]) -> Floats:
-    """Return (S, C): 1 where the source label is the class."""
-    return np.array([[float(label == name) for name in classes] for label in source])
+    """Return the weight of the identity, (S, C) float64: 1 where the source label is the class."""
+    rows: list[list[float]] = []
+    for label in source:
+        rows.append([float(label == name) for name in classes])
+    return np.array(rows)
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigurationError(
-            f"label mapping: got kind {unknown}, expected some of {list(KINDS)}"
+            f"label mapping: got the kinds {unknown}, expected one or more of {list(KINDS)}"
         )

@@ -1,7 +1,8 @@
 """Multinomial logistic regression with an L2 penalty, chosen by cross-validation.
 
-It fits the linear label mapping, on an endpoint's answers, and the linear probe, on a backbone's
-features. Importing needs NumPy only; fitting needs SciPy, which the extra ``[train]`` installs.
+It fits the linear label mapping on an endpoint's answers, and the linear probe on a backbone's
+features. Importing this module needs NumPy only. Fitting needs SciPy, which the extra ``[train]``
+installs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """Weight (d, C) and bias (C,) float64, the chosen l2, and its cross-validated log-loss in nats
-    per example.
+    """Fitted parameters and the penalty that cross-validation chose.
+
+    Attributes:
+        weight: Weights, (d, C) float64.
+        bias: Biases, (C,) float64.
+        l2: Chosen strength of the penalty.
+        log_loss: Cross-validated log-loss of ``l2``, in nats per example.
     """
 
     weight: Floats
@@ -42,32 +48,36 @@ def logistic_regression(
     start: Start | None = None,
     offset: Floats | None = None,
 ) -> tuple[Floats, Floats]:
-    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS, and return weight (d, C) and bias (C,),
-    float64.
+    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS.
 
-    Minimises mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias is free. scikit-learn's ``C``
-    is 1/(n·l2). A class without examples keeps ``offset`` as its weight, and a bias that gives it
-    the mean probability 1/(n + C).
+    It minimizes mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias has no penalty.
+    scikit-learn's ``C`` is 1/(n·l2). A class without examples keeps ``offset`` as its weight, and
+    gets a bias that gives it the mean probability 1/(n + C).
 
     Args:
-        X: (n, d) float64, n >= 2; cost is that of min(n, d) features, whatever d is.
-        y: (n,) int64 in [0, C).
-        C: number of classes, at least 2.
-        l2: > 0, nats per squared unit of weight.
-        start: weight (d, C) and bias (C,) to start from.
-        offset: (d, C) weight to which the penalty pulls; zero where ``None``.
+        X: Features, (n, d) float64, n >= 2. The cost is that of min(n, d) features.
+        y: Class indices, (n,) int64 in [0, C).
+        C: Number of classes, at least 2.
+        l2: Strength of the penalty, positive, in nats per squared unit of weight.
+        start: Weight (d, C) and bias (C,) to start from.
+        offset: Weight to which the penalty pulls, (d, C) float64; ``None`` means zero.
+
+    Returns:
+        Weight, (d, C) float64, and bias, (C,) float64.
 
     Raises:
-        ConfigurationError: fewer than 2 classes or examples, values that are not finite, ``l2`` not
-            positive.
-        MissingDependencyError: scipy is not installed.
-        ShapeError: arrays that do not fit.
+        ConfigurationError: There are fewer than 2 classes or examples, a value is not finite, a
+            label is out of range, or ``l2`` is not positive.
+        MissingDependencyError: SciPy is not installed.
+        ShapeError: The shapes of the arrays do not match.
     """
     check_examples(X, y, C)
     if not l2 > 0:
         raise ConfigurationError(f"logistic regression: got l2={l2}, expected a positive number")
+
     problem = _Rotated(X, y, C, offset)
-    return problem.unrotated(problem.solve(l2, None if start is None else problem.rotated(*start)))
+    first = None if start is None else problem.rotated(*start)
+    return problem.unrotated(problem.solve(l2, first))
 
 
 def logistic_regression_cv(
@@ -81,70 +91,93 @@ def logistic_regression_cv(
     groups: Integers | None = None,
     offset: Floats | None = None,
 ) -> LinearFit:
-    """Choose the penalty of :func:`logistic_regression` by stratified cross-validated log-loss,
-    then fit on everything.
+    """Choose the penalty of :func:`logistic_regression` by cross-validation, then fit on all
+    examples.
 
-    Strengths are tried from strong to weak, each started from the one before, until the log-loss
-    has risen twice.
+    The candidates are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the
+    scale of X does not matter. They are tried from strong to weak, each from the solution of the
+    one before, until the held-out log-loss has risen twice in a row.
 
-    The strengths are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the
-    scale of X does not matter. Of ``copies`` blocks of the same examples, no fold parts the copies
-    of one; with ``groups``, (n,) numbers of at least two groups, no fold parts a group. The other
-    arguments are as in :func:`logistic_regression`.
+    Args:
+        X: Features, (n, d) float64, n >= 2.
+        y: Class indices, (n,) int64 in [0, C).
+        C: Number of classes, at least 2.
+        folds: Number of folds.
+        seed: Seed of the assignment to folds.
+        copies: Number of equally long blocks in X, each with another version of the same examples;
+            all versions of an example are in the same fold.
+        groups: Group number of each example, (n,) int64, at least two groups; a group is never
+            divided between folds. ``None`` makes stratified folds.
+        offset: Weight to which the penalty pulls, (d, C) float64; ``None`` means zero.
 
     Raises:
-        ConfigurationError, MissingDependencyError, ShapeError: as :func:`logistic_regression`.
+        ConfigurationError: There are fewer than 2 classes, examples or groups, a value is not
+            finite, or a label is out of range.
+        MissingDependencyError: SciPy is not installed.
+        ShapeError: The shapes of the arrays do not match.
     """
     check_examples(X, y, C)
+
+    # A variance of zero would make all penalties zero.
     scale = float(X.var(axis=0).sum()) or 1.0
     path = np.logspace(0, -6, 9) * scale
     split = stratified(y, folds, seed, copies) if groups is None else grouped(groups, folds, seed)
     parts = [(_Rotated(X[train], y[train], C, offset), held) for train, held in split]
+
     starts: list[Floats | None] = [None] * len(parts)
     losses: list[float] = []
     for l2 in path:
         total = 0.0
         for f, (problem, held) in enumerate(parts):
-            starts[f] = params = problem.solve(l2, starts[f], tolerance=1e-4)
+            params = problem.solve(l2, starts[f], tolerance=1e-4)
+            starts[f] = params
             weight, bias = problem.unrotated(params)
             total += len(held) * log_loss(log_softmax(X[held] @ weight + bias), y[held])
         losses.append(total / len(y))
         if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
+
     best = int(np.argmin(losses))
     l2 = float(path[best])
-    return LinearFit(*logistic_regression(X, y, C, l2, offset=offset), l2, losses[best])
+    weight, bias = logistic_regression(X, y, C, l2, offset=offset)
+    return LinearFit(weight, bias, l2, losses[best])
 
 
 class _Rotated:
-    """One regression problem in the coordinates of its data: centred, and turned into the span of
-    its rows by an SVD.
+    """One regression problem in smaller coordinates: the data are centered, and rotated into the
+    span of their rows by an SVD.
 
-    The optimum lies in that span, and a rotation keeps the penalty, so r = rank <= min(n - 1, d)
-    features do. Parameters are (r + 1, Cp) float64: the last row is the bias, and the Cp columns
-    are the classes with examples.
+    The optimum lies in that span, and a rotation does not change the penalty, so
+    r = rank <= min(n - 1, d) features are enough. Parameters are (r + 1, Cp) float64: the last row
+    is the bias, and the Cp columns are the classes that have examples.
     """
 
     def __init__(self, X: Floats, y: Integers, C: int, offset: Floats | None) -> None:
-        self.C, shape = C, (X.shape[1], C)
+        self.C = C
+        shape = (X.shape[1], C)
         self.offset = np.zeros(shape) if offset is None else offset
         if self.offset.shape != shape:
             raise ShapeError(
                 f"logistic regression: got offset {self.offset.shape}, expected {shape}"
             )
+
         self.present, target = np.unique(y, return_inverse=True)
         self.one_hot = np.eye(len(self.present))[target]  # (n, Cp)
+
         self.mean = X.mean(axis=0)
-        centred = X - self.mean
-        U, sigma, Vt = np.linalg.svd(centred, full_matrices=False)
+        centered = X - self.mean
+        U, sigma, Vt = np.linalg.svd(centered, full_matrices=False)
+        # Singular values below this are rounding errors; 1e-300 gives rank 0 where all are zero.
         rank = int((sigma > 1e-10 * max(sigma[0], 1e-300)).sum())
-        self.sigma, self.basis = sigma[:rank], Vt[:rank].T  # (r,), (d, r)
+        self.sigma = sigma[:rank]  # (r,)
+        self.basis = Vt[:rank].T  # (d, r)
         self.Z = U[:, :rank] * self.sigma  # (n, r)
-        self.offset_logits = centred @ self.offset  # (n, C)
+        self.offset_logits = centered @ self.offset  # (n, C)
 
     def objective(self, l2: float, scale: Floats) -> Objective:
-        """Return the function from scaled parameters, flat, to (loss, flat gradient)."""
-        n, shape = len(self.Z), (len(self.sigma) + 1, len(self.present))
+        """Return the function from flat scaled parameters to the loss and its flat gradient."""
+        n = len(self.Z)
+        shape = (len(self.sigma) + 1, len(self.present))
         design = np.column_stack([self.Z, np.ones(n)]) / scale  # (n, r + 1)
         penalty = np.append(np.full(len(self.sigma), l2), 0.0)[:, None] / scale[:, None] ** 2
         fixed = self.offset_logits[:, self.present]
@@ -152,68 +185,74 @@ class _Rotated:
         def value_and_gradient(flat: Floats) -> tuple[float, Floats]:
             params = flat.reshape(shape)
             log_p = log_softmax(design @ params + fixed)
-            value = -float((self.one_hot * log_p).sum()) / n + 0.5 * float(
-                (penalty * params**2).sum()
-            )
+            cross_entropy = -float((self.one_hot * log_p).sum()) / n
+            value = cross_entropy + 0.5 * float((penalty * params**2).sum())
             gradient = design.T @ ((np.exp(log_p) - self.one_hot) / n) + penalty * params
             return value, gradient.ravel()
 
         return value_and_gradient
 
     def solve(self, l2: float, start: Floats | None = None, *, tolerance: float = 1e-6) -> Floats:
-        """Return (r + 1, Cp) optimal parameters; stops where the norm of the scaled gradient is
-        below ``tolerance``.
+        """Return the optimal parameters, (r + 1, Cp).
+
+        Args:
+            l2: Strength of the penalty.
+            start: Parameters to start from, (r + 1, Cp); ``None`` means zero.
+            tolerance: Norm of the scaled gradient below which the search stops.
         """
         Cp = len(self.present)
-        # Preconditioner: roots of the Hessian's diagonal at uniform predictions. Without it the
-        # singular values of log-probabilities, which span many decades, make the iteration count
-        # explode at weak penalties.
+        # Preconditioner: square roots of the Hessian's diagonal at uniform predictions. Without it,
+        # weak penalties need very many iterations, because the singular values of log-probabilities
+        # span many orders of magnitude.
         scale = np.sqrt(np.append(self.sigma**2 / (len(self.Z) * Cp) + l2, 1.0 / Cp))
         params = np.zeros((len(scale), Cp)) if start is None else start
-        flat = _minimise(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance)
+        flat = _minimize(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance)
         return np.asarray(flat.reshape(params.shape) / scale[:, None])
 
     def rotated(self, weight: Floats, bias: Floats) -> Floats:
-        """Bring weight (d, C) and bias (C,) into (r + 1, Cp) parameters; what lies outside the span
-        is dropped.
+        """Convert weight (d, C) and bias (C,) to parameters (r + 1, Cp).
+
+        The part of the weight outside the span is dropped.
         """
-        return np.vstack([self.basis.T @ (weight - self.offset), bias + self.mean @ weight])[
-            :, self.present
-        ]
+        rotated_weight = self.basis.T @ (weight - self.offset)
+        params = np.vstack([rotated_weight, bias + self.mean @ weight])
+        return params[:, self.present]
 
     def unrotated(self, params: Floats) -> tuple[Floats, Floats]:
-        """Bring (r + 1, Cp) parameters back to weight (d, C) and bias (C,); absent classes get
-        their prior.
+        """Convert parameters (r + 1, Cp) to weight (d, C) and bias (C,).
+
+        Classes without examples get a bias for the probability 1/(n + C).
         """
         weight = self.offset.copy()
         weight[:, self.present] += self.basis @ params[:-1]
+
         logits = self.Z @ params[:-1] + params[-1] + self.offset_logits[:, self.present]
         level = float(np.mean(logits - log_softmax(logits)))  # mean log of the sum of exponentials
-        # odds of a probability 1/(n + C), for absent classes
+        # The odds of a probability 1/(n + C) are 1 to n + C - 1.
         bias = level - np.log(len(self.Z) + self.C - 1) - self.offset_logits.mean(axis=0)
         bias[self.present] = params[-1]
         return weight, bias - self.mean @ weight
 
 
-def _minimise(function: Objective, start: Floats, tolerance: float) -> Floats:
-    """Minimise a smooth convex function by L-BFGS until the norm of its gradient is below
-    ``tolerance``.
+def _minimize(function: Objective, start: Floats, tolerance: float) -> Floats:
+    """Minimize a smooth convex function by L-BFGS.
 
-    It also stops after 500 iterations, or where rounding errors hide any further decrease. That
-    is no error: the parameters reached so far are returned.
+    It stops when the norm of the gradient is below ``tolerance``, after 500 iterations, or where
+    rounding errors hide any further decrease. The last two are no error: the parameters reached so
+    far are returned.
 
     Args:
-        function: Maps (m,) parameters to the value and its (m,) gradient.
-        start: (m,) float64.
+        function: Function from parameters (m,) to the value and its gradient (m,).
+        start: Parameters to start from, (m,) float64.
         tolerance: Bound on the Euclidean norm of the gradient.
 
     Returns:
-        (m,) float64.
+        Parameters, (m,) float64.
 
     Raises:
-        MissingDependencyError: scipy is not installed.
+        MissingDependencyError: SciPy is not installed.
     """
-    # Not at the top of the module: the light client reads this module and has no SciPy.
+    # Not at the top of the module: the light client imports this module and has no SciPy.
     try:
         from scipy.optimize import minimize
     except ImportError as error:
@@ -229,23 +268,33 @@ def _minimise(function: Objective, start: Floats, tolerance: float) -> Floats:
 
     # ftol = 0: a small decrease alone must not stop it, because weak penalties make slow progress.
     options = {"gtol": 0.0, "ftol": 0.0, "maxiter": 500}
-    found = minimize(until_flat, start, jac=True, method="L-BFGS-B", options=options)
-    return np.asarray(found.x, dtype=np.float64)
+    result = minimize(until_flat, start, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(result.x, dtype=np.float64)
 
 
 def stratified(
     labels: Integers, folds: int, seed: int, copies: int = 1
 ) -> Iterator[tuple[Integers, Integers]]:
-    """Yield (train, held-out) indices; every class is dealt out to the folds in turn, so sizes
-    differ by at most 1.
+    """Yield the training and held-out indices of each stratified fold.
 
-    Of ``copies`` blocks of the same examples, all copies of one are held out together.
+    The examples of every class are dealt out to the folds in turn, so the sizes of the folds differ
+    by at most 1.
+
+    Args:
+        labels: Class indices, (n,) int64.
+        folds: Number of folds; at least 2 and at most one per example are made.
+        seed: Seed of the assignment to folds.
+        copies: Number of equally long blocks in ``labels``, each with another version of the same
+            examples; all versions of an example are held out together.
     """
     labels = labels[: len(labels) // copies]
+    folds = min(max(folds, 2), len(labels))
+
+    # Shuffled, then sorted by class: examples of a class follow one another in random order.
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
+
     fold = np.empty(len(labels), dtype=np.int64)
-    folds = min(max(folds, 2), len(labels))
     fold[order] = np.arange(len(labels)) % folds
     fold = np.tile(fold, copies)
     for f in range(folds):
@@ -253,17 +302,22 @@ def stratified(
 
 
 def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers, Integers]]:
-    """Yield (train, held-out) indices; the groups are dealt out to the folds in turn, each as a
-    whole.
+    """Yield the training and held-out indices of each fold; a group is never divided.
+
+    Args:
+        groups: Group number of each example, (n,) int64.
+        folds: Number of folds; at least 2 and at most one per group are made.
+        seed: Seed of the assignment to folds.
 
     Raises:
-        ConfigurationError: fewer than 2 groups.
+        ConfigurationError: There are fewer than 2 groups.
     """
     names, member = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise ConfigurationError(
             f"cross-validation: got {len(names)} group, expected at least 2; add examples"
         )
+
     order = np.random.default_rng(seed).permutation(len(names))
     fold = order[member] % min(max(folds, 2), len(names))
     for f in range(fold.max() + 1):
@@ -271,17 +325,22 @@ def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers,
 
 
 def check_examples(X: Floats, y: Integers, C: int) -> None:
-    """Refuse what nothing can be fitted on.
+    """Check the examples of a fit.
+
+    Args:
+        X: Features, (n, d) float64.
+        y: Class indices, (n,) int64 in [0, C).
+        C: Number of classes.
 
     Raises:
-        ConfigurationError: fewer than 2 classes or examples, values that are not finite, a label
-            out of range.
-        ShapeError: arrays that do not fit.
+        ConfigurationError: There are fewer than 2 classes or examples, a value is not finite, or a
+            label is out of range.
+        ShapeError: The shapes of the arrays do not match.
     """
     if X.ndim != 2 or X.shape[1] < 1 or y.shape != (len(X),):
         raise ShapeError(
-            f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and "
-            "(n,), d >= 1"
+            f"fitting: got features {X.shape} and labels {y.shape}, expected (n, d) and (n,), "
+            "d >= 1"
         )
     if C < 2 or len(X) < 2:
         raise ConfigurationError(

@@ -1,6 +1,4 @@
-"""Log-probabilities: normalising, floors, and the log-loss that every choice on validation goes by.
-NumPy only.
-"""
+"""Log-probabilities: normalization, floors, and the log-loss of validation images. NumPy only."""
 
 from __future__ import annotations
 
@@ -10,13 +8,14 @@ import numpy as np
 
 from pgn_client.arrays import Booleans, Floats, Integers
 
-# least probability of a label before the last renormalisation, so that logarithms stay finite
 FLOOR = 1e-6
+"""Smallest probability of a label before the final normalization; it keeps logarithms finite."""
 
 
 def log_normalised(mass: Floats) -> Floats:
-    """Return logs of (n, S) non-negative rows, normalised and floored; a row of zeros is
-    uniform.
+    """Return log-probabilities (n, S) of non-negative rows (n, S), normalized and floored.
+
+    A row of zeros becomes uniform.
     """
     total = mass.sum(axis=1, keepdims=True)
     p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
@@ -24,27 +23,40 @@ def log_normalised(mass: Floats) -> Floats:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Return (n, C) log-probabilities of logits."""
+    """Return the log-probabilities (n, C) of logits (n, C)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
-    """Return (n,) log-probabilities of the right classes, of (n, C) and (n,) class indices.
+    """Return the log-probability of each image's true class.
 
-    None is below log ``FLOOR``, so that one certain mistake does not decide a choice alone.
+    It is at least log ``FLOOR``, so that a single confident mistake does not decide a choice.
+
+    Args:
+        log_p: Log-probabilities, (n, C) float64.
+        labels: True class indices, (n,) int64 in [0, C).
+
+    Returns:
+        Log-probabilities, (n,) float64.
     """
     return np.asarray(np.maximum(log_p[np.arange(len(labels)), labels], math.log(FLOOR)))
 
 
 def log_loss(log_p: Floats, labels: Integers) -> float:
-    """Return minus the mean of :func:`log_likelihood`: what every choice on validation examples
-    goes by, in nats.
+    """Return the mean log-loss in nats: minus the mean of :func:`log_likelihood`.
+
+    It is the criterion of every choice on validation images.
     """
     return float(-log_likelihood(log_p, labels).mean())
 
 
 def right(log_p: Floats, targets: Integers) -> Booleans:
-    """(n, C) log-probabilities, (n,) targets → (n,) whether the most likely class is the target."""
+    """Return a mask (n,) of the images whose most likely class is the target.
+
+    Args:
+        log_p: Log-probabilities, (n, C) float64.
+        targets: True class indices, (n,) int64 in [0, C).
+    """
     hits: Booleans = log_p.argmax(axis=1) == targets
     return hits

@@ -1,18 +1,23 @@
-"""Find out what an unknown endpoint does to an image, in at most 40 of them.
+"""Measure what an unknown endpoint does to images, with at most 40 images.
 
-Nothing of the model is known but that images go in and answers come out. So pairs of images are
-sent which a server of one kind turns into (nearly) the same input of its model, and a server of
-another kind does not. What each kind leaves of the difference is computed, and how far the answers
-are apart weighs all kinds at once (:mod:`pgn_client.probe.posterior`); the next pair is the one
-that is expected to tell most. *Certain* is only what was also held against a control: an image
-that differs as much, that the kind does not hide, and that is answered differently. Without a
-control that is seen, the finding is *unknown*, and where an answer has fewer than three scores,
-which may be equal by accident, codec and profile are never certain.
+The probe assumes only that the endpoint takes images and returns scores. It sends pairs of
+synthetic images. A server of one kind turns both images of a pair into (nearly) the same input of
+its model; servers of other kinds do not. The probe computes how much of the difference reaches the
+model under each kind, and compares this with the distance between the two answers. Each answer
+updates the weights of all kinds at once (:mod:`pgn_client.probe.posterior`). The next pair is the
+one with the largest expected information.
 
-- the codec (:mod:`pgn_client.probe.codec`), on 32 px images;
+A finding is *certain* only if a control confirmed it: a pair of images that differ as much, whose
+difference this kind of server does not remove, and whose answers differ. If the control has no
+effect, the finding is *unknown*. If an answer has fewer than three scores, equal scores may be a
+coincidence, so codec, input size and profile are at most *likely*.
+
+Measured are:
+
+- the codec (:mod:`pgn_client.probe.codec`), with images of 32 px;
 - resize and crop of a square image (:mod:`pgn_client.probe.resize`);
-- what happens to a wide one (:mod:`pgn_client.probe.aspect_ratio`);
-- the kind, number and rounding of the scores (:mod:`pgn_client.probe.score_type`), on all answers.
+- resize, crop or padding of a wide image (:mod:`pgn_client.probe.aspect_ratio`);
+- type, number and rounding of the scores (:mod:`pgn_client.probe.score_type`), from all answers.
 """
 
 from __future__ import annotations
@@ -25,42 +30,47 @@ from pgn_client.probe.aspect_ratio import find_profile
 from pgn_client.probe.codec import find_codec
 from pgn_client.probe.findings import Certainty, Finding, Findings
 from pgn_client.probe.limits import find_bytes, find_pixels
-from pgn_client.probe.queries import Ask, Asker, LimitReachedError
+from pgn_client.probe.queries import Ask, Prober, LimitReachedError
 from pgn_client.probe.resize import Square, find_square
 
 __all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "find_bytes", "find_pixels", "probe"]
 
 LIMIT = 40
-FEW = 3  # scores per answer
+FEW = 3  # scores per answer; with fewer, equal scores may be a coincidence
 
 
 def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
     """Measure an endpoint with synthetic images.
 
     Args:
-        ask: sends RGB images, from 32 to 1024 px, and returns one answer each; whatever it raises
-            passes through.
-        limit: the most images that are sent, repeats included.
-        seed: of the images' colours.
+        ask: Function that sends RGB images, with sides from 32 to 1024 px, and returns one answer
+            for each. Its exceptions pass through, except a spent budget, which ends the probe.
+        limit: Largest number of images to send, repeats included; at least 2.
+        seed: Seed for the colors of the images, at least 0.
 
     Raises:
-        ConfigurationError: a limit below 2 (the first image is sent twice), or a seed below 0.
+        ConfigurationError: The limit is below 2 (the first image is sent twice), or the seed is
+            below 0.
+        BudgetExceededError: The budget was spent before the first answer.
     """
     if seed < 0:
         raise ConfigurationError(f"probe: got a seed of {seed}, expected a whole number from 0 on")
-    asker = Asker(ask, limit)
-    reached = Finding.unknown("no images were left for it")
-    codec = size = profile = reached
+    asker = Prober(ask, limit)
+    not_measured = Finding.unknown("no images were left to measure it")
+
+    # Each step keeps its findings if the next one reaches the limit.
+    codec = size = profile = not_measured
     with contextlib.suppress(LimitReachedError):
         codec = find_codec(asker, seed)
     with contextlib.suppress(LimitReachedError):
         square = find_square(asker, seed)
         size = _input_size(square)
         profile = find_profile(asker, square, seed)
-    few = any(len(answer.scores) < FEW for answer in asker.answers)
-    profile, size, codec = (
-        _doubted(finding) if few else finding for finding in (profile, size, codec)
-    )
+
+    if any(len(answer.scores) < FEW for answer in asker.answers):
+        codec = _at_most_likely(codec)
+        size = _at_most_likely(size)
+        profile = _at_most_likely(profile)
     return Findings(
         profile=profile,
         input_size=size,
@@ -73,11 +83,14 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
     )
 
 
-def _doubted(finding: Finding) -> Finding:
+def _at_most_likely(finding: Finding) -> Finding:
+    """Return the finding, with ``likely`` instead of ``certain``."""
     if finding.certainty != "certain":
         return finding
     return Finding(
-        finding.value, "likely", f"{finding.evidence}; but so few scores may be equal by accident"
+        finding.value,
+        "likely",
+        f"{finding.evidence}; but with so few scores per answer, equal scores may be a coincidence",
     )
 
 

@@ -1,8 +1,8 @@
-"""What a server does to an image that is not square: squash, crop, pad, or let it through.
+"""Find out what a server does to an image that is not square: squash, crop, pad, or keep its shape.
 
-One wide image, twice as wide as high, and waves laid over it. With the side R of the resized
-square known, each kind of profile says to how many pixels the two edges are resized, and so which
-waves vanish.
+The probe lays waves over an image that is twice as wide as high. Given the size R of a resized
+square image, each kind of server profile fixes the pixels to which both edges are resized, and so
+which waves vanish.
 """
 
 from __future__ import annotations
@@ -16,34 +16,45 @@ from pgn_client.arrays import Floats
 from pgn_client.probe.findings import Finding
 from pgn_client.probe.gratings import REST, Wave, middle, needle, quadrature
 from pgn_client.probe.posterior import EAR, HEARD, Belief, Which
-from pgn_client.probe.queries import SENSITIVE, Asker
+from pgn_client.probe.queries import SENSITIVE, Prober
 from pgn_client.probe.resize import Square
 from pgn_client.probe.resize_hypotheses import FRAME, KERNELS, SIDE
 from pgn_client.probe.stimuli import smooth, to_image
 from pgn_client.types import ProfileKind, ServerProfile
 
-WIDE, HIGH = SIDE, SIDE // 2
+WIDE = SIDE
+HIGH = SIDE // 2
 KINDS: tuple[ProfileKind, ...] = ("direct", "resize_crop", "shortest_edge", "letterbox")
 PRIOR = np.array([0.4, 0.3, 0.15, 0.15])
-PADDED = np.sqrt(0.5)  # half of a letterbox is padding
-ODD = 0.02  # weight, each, of what is not `resize_crop` although a square image is cropped
-BELIEVED, LIKELY = 0.98, 0.7
-CLEARLY = (0.1, 0.5)  # of its quadrature: a wave that vanished, or did not, beyond doubt
+PADDED = np.sqrt(0.5)  # factor of the root of the mean square: half of a letterbox is padding
+ODD = 0.02  # prior weight of each kind other than `resize_crop` if square images are cropped
+BELIEVED = 0.98  # weight above which a kind may be certain
+LIKELY = 0.7  # smallest weight of a kind that is reported
+# Shares of the quadrature's response: a wave below the first has vanished beyond doubt, one above
+# the second has not.
+CLEARLY = (0.1, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """A wave along one edge, or both ends brightened, where there is none."""
+    """A change to the wide image: a wave along one edge, or bright left and right ends.
+
+    Attributes:
+        wave: Wave; ``None`` for bright ends.
+        edge: Edge along which the wave runs: ``across`` (horizontal) or ``down`` (vertical).
+    """
 
     wave: Wave | None = None
     edge: Literal["across", "down"] = "across"
 
     def __call__(self) -> Floats:
-        """(HIGH, WIDE), pixel space."""
+        """Return the change in pixel space, (HIGH, WIDE)."""
         if self.wave is None:
+            # The ends lie well outside the central square, so no kernel carries them into a crop.
+            width = HIGH // 4
             ends = np.zeros((HIGH, WIDE))
-            # beyond the central square, and well so
-            ends[:, : HIGH // 4] = ends[:, -HIGH // 4 :] = FRAME
+            ends[:, :width] = FRAME
+            ends[:, -width:] = FRAME
             return ends
         if self.edge == "across":
             return np.tile(self.wave(WIDE), (HIGH, 1))
@@ -53,24 +64,41 @@ class Overlay:
 ENDS = Overlay()
 
 
-def find_profile(asker: Asker, square: Square, seed: int) -> Finding:
-    """Find the profile in 4 and more images, with what is known of square ones."""
+def find_profile(asker: Prober, square: Square, seed: int) -> Finding:
+    """Find the server profile with at least 4 images, given the resize and crop of square ones."""
     if square.resize is None or square.crop is None:
         return Finding.unknown(square.evidence)
     return _Search(asker, square.resize, square.crop, seed).run(square)
 
 
 class _Search:
-    def __init__(self, asker: Asker, resize: int, crop: int, seed: int) -> None:
+    """Search with weights over profile kinds times two sensitivities of the model.
+
+    One is the sensitivity to horizontal waves, the other the one to vertical waves.
+    """
+
+    def __init__(self, asker: Prober, resize: int, crop: int, seed: int) -> None:
         self.asker = asker
-        self.resize, self.crop = resize, crop
+        self.resize = resize
+        self.crop = crop
         self.pixels = smooth(WIDE, HIGH, seed)
+
+        # A letterbox resizes the height to half of R.
+        across = needle(resize)
+        down = needle(round(resize / 2))
+        self.core = [
+            Overlay(quadrature(across), "across"),
+            Overlay(across, "across"),
+            ENDS,
+            Overlay(quadrature(down), "down"),
+            Overlay(down, "down"),
+        ]
+        self.more = [
+            *(Overlay(wave, "across") for wave in middle(across.target)),
+            *(Overlay(wave, "down") for wave in middle(down.target)),
+        ]
+
         prior = PRIOR if crop == resize else np.where(np.array(KINDS) == "resize_crop", 1.0, ODD)
-        across, down = needle(resize), needle(round(resize / 2))
-        self.core = [Overlay(wave, "across") for wave in (quadrature(across), across)]
-        self.core += [ENDS, *(Overlay(wave, "down") for wave in (quadrature(down), down))]
-        self.more = [Overlay(wave, "across") for wave in middle(across.target)]
-        self.more += [Overlay(wave, "down") for wave in middle(down.target)]
         self.belief: Belief[Overlay] = Belief(
             asker, np.einsum("k,a,d->kad", prior, EAR, EAR).ravel(), self._amplitudes
         )
@@ -79,86 +107,124 @@ class _Search:
         if self.asker.left > 1:
             (base,) = self.asker(to_image(self.pixels))
             while self.asker.left and (overlay := self._next()):
-                response = self.asker.response(base, to_image(self.pixels + overlay()[:, :, None]))
-                self.belief.learn(overlay, response)
-        return self._concluded(square)
+                image = to_image(self.pixels + overlay()[:, :, None])
+                self.belief.learn(overlay, self.asker.response(base, image))
+        return self._finding(square)
 
     @property
     def shares(self) -> Floats:
-        """(4,) of ``KINDS``."""
+        """Weights of ``KINDS`` that sum to 1, (4,)."""
         return np.asarray(self.belief.shares.reshape(len(KINDS), -1).sum(axis=1))
 
     def _next(self) -> Overlay | None:
-        """Return what tells most; once that is known, what is needed to be certain."""
+        """Return the overlay with the largest expected information.
+
+        If one kind is believed, return what is still needed to be certain.
+        """
         responses = self.belief.responses
         if responses and self.shares.max() < BELIEVED:
-            found = self.belief.best([*self.core, *self.more])
-            return found and found[0]
+            best = self.belief.best([*self.core, *self.more])
+            return best and best[0]
         return next((overlay for overlay in self.core if overlay not in responses), None)
 
     def _amplitudes(self, overlay: Overlay, which: Which) -> Floats:
-        """(H',) grey levels that reach the model, for each kind and two ears, one for waves across
-        and one for down.
+        """Return the gray levels of an overlay that reach the model, (H',).
+
+        Args:
+            overlay: Overlay on the wide image.
+            which: Indices of hypotheses: profile kind, sensitivity to horizontal waves, sensitivity
+                to vertical waves.
         """
-        across, down = np.ones(len(HEARD)), np.ones(len(HEARD))
+        across = np.ones(len(HEARD))
+        down = np.ones(len(HEARD))
         if overlay.wave is None:
-            left, rest = FRAME * np.sqrt(HIGH / 2 / WIDE) * np.array([1, 0, 1, PADDED]), 0.0
+            left = FRAME * np.sqrt(HIGH / 2 / WIDE) * np.array([1, 0, 1, PADDED])
+            rest = 0.0
         else:
-            left, rest = self._left(overlay.wave, overlay.edge), REST
-            across, down = (HEARD, down) if overlay.edge == "across" else (across, HEARD)
-        return np.asarray(
-            np.hypot(rest, np.einsum("k,a,d->kad", left, across, down).ravel()[which])
-        )
+            left = self._left(overlay.wave, overlay.edge)
+            rest = REST
+            if overlay.edge == "across":
+                across = HEARD
+            else:
+                down = HEARD
+        amplitudes = np.einsum("k,a,d->kad", left, across, down).ravel()
+        return np.asarray(np.hypot(rest, amplitudes[which]))
 
     def _left(self, wave: Wave, edge: Literal["across", "down"]) -> Floats:
-        """(4,) grey levels that each of ``KINDS`` leaves of a wave."""
-        side, crop = self.resize, self.crop
+        """Return the gray levels that each of ``KINDS`` leaves of a wave, (4,)."""
+        side = self.resize
+        crop = self.crop
         if edge == "across":
-            resized, kept = [side, 2 * side, 2 * side, side], [side, crop, 2 * side, side]
+            resized = [side, 2 * side, 2 * side, side]
+            cropped = [side, crop, 2 * side, side]
         else:
-            resized, kept = [side, side, side, side // 2], [side, crop, side, side // 2]
-        passes = KERNELS[0].passes(wave.target / 2 / np.array(resized, float))
-        return np.asarray(wave.seen(resized, kept) * passes * np.array([1, 1, 1, PADDED]))
+            resized = [side, side, side, side // 2]
+            cropped = [side, crop, side, side // 2]
 
-    def _concluded(self, square: Square) -> Finding:
+        # The first kernel, bicubic, stands for all.
+        passes = KERNELS[0].passes(wave.target / 2 / np.array(resized, float))
+        return np.asarray(wave.seen(resized, cropped) * passes * np.array([1, 1, 1, PADDED]))
+
+    def _finding(self, square: Square) -> Finding:
         shares = self.shares
         kind = KINDS[int(shares.argmax())]
-        told = [self.belief.responses.get(overlay) for overlay in self.core]
-        evidence = f"{square.evidence}; in a wide image {self._told()}"
+        evidence = f"{square.evidence}; {self._measured()}"
+
+        # A server that crops square images can only be `resize_crop`.
         if shares.max() < LIKELY or (self.crop < self.resize and kind != "resize_crop"):
-            return Finding.unknown(f"{evidence}: no known profile does that for sure")
-        sides = {"direct": (), "resize_crop": (self.resize, self.crop)}.get(kind, (self.resize,))
-        sure = square.sure and shares.max() > BELIEVED and self._clear(kind, told)
-        return Finding(str(ServerProfile(kind, *sides)), "certain" if sure else "likely", evidence)
+            return Finding.unknown(f"{evidence}: no known profile explains this well enough")
 
-    def _clear(self, kind: ProfileKind, told: list[float | None]) -> bool:
-        """Whether all was asked, and what the kind says of each overlay is beyond doubt."""
-        if None in told:
-            return False
-        across_seen, across, ends, down_seen, down = (response or 0.0 for response in told)
-        floor = self.asker.floor
-        waves = (
-            (across, across_seen, kind in ("direct", "letterbox")),
-            (down, down_seen, kind == "letterbox"),
-        )
-        return (ends <= floor if kind == "resize_crop" else ends > 3 * floor) and all(
-            seen >= SENSITIVE * floor
-            and (gone < CLEARLY[0] * seen if vanishes else gone > CLEARLY[1] * seen)
-            for gone, seen, vanishes in waves
-        )
+        if kind == "direct":
+            profile = ServerProfile(kind)
+        elif kind == "resize_crop":
+            profile = ServerProfile(kind, self.resize, self.crop)
+        else:
+            profile = ServerProfile(kind, self.resize)
+        sure = square.sure and shares.max() > BELIEVED and self._is_clear(kind)
+        return Finding(str(profile), "certain" if sure else "likely", evidence)
 
-    def _told(self) -> str:
-        names = (
-            f"a grating that peaks at {self.resize} px across",
-            "one that vanishes there",
-            "the ends",
-            f"a grating that peaks at {round(self.resize / 2)} px down",
-            "one that vanishes there",
-        )
+    def _is_clear(self, kind: ProfileKind) -> bool:
+        """Whether all of ``core`` was sent, and every response fits the kind beyond doubt."""
         responses = [self.belief.responses.get(overlay) for overlay in self.core]
-        told = [
-            f"{name} by {value:.2g}"
-            for name, value in zip(names, responses, strict=True)
-            if value is not None
-        ]
-        return f"the scores are moved: {', '.join(told)}" if told else "nothing was asked"
+        if None in responses:
+            return False
+        across_peak, across, ends, down_peak, down = (response or 0.0 for response in responses)
+
+        floor = self.asker.floor
+        ends_fit = ends <= floor if kind == "resize_crop" else ends > 3 * floor
+        return (
+            ends_fit
+            and self._wave_fits(across, across_peak, vanishes=kind in ("direct", "letterbox"))
+            and self._wave_fits(down, down_peak, vanishes=kind == "letterbox")
+        )
+
+    def _wave_fits(self, response: float, peak: float, *, vanishes: bool) -> bool:
+        """Whether a wave has vanished, or has not, beyond doubt.
+
+        Args:
+            response: Response to the wave.
+            peak: Response to its quadrature.
+            vanishes: Whether the wave should have vanished.
+        """
+        if peak < SENSITIVE * self.asker.floor:
+            return False
+        return response < CLEARLY[0] * peak if vanishes else response > CLEARLY[1] * peak
+
+    def _measured(self) -> str:
+        """Return the responses to ``core`` as a text."""
+        half = round(self.resize / 2)
+        names = (
+            f"horizontal grating that peaks at {self.resize} px",
+            f"horizontal grating that vanishes at {self.resize} px",
+            "bright ends",
+            f"vertical grating that peaks at {half} px",
+            f"vertical grating that vanishes at {half} px",
+        )
+        parts = []
+        for name, overlay in zip(names, self.core, strict=True):
+            response = self.belief.responses.get(overlay)
+            if response is not None:
+                parts.append(f"{response:.2g} ({name})")
+        if not parts:
+            return "no images were left to send a wide one"
+        return f"in a wide image, the scores move by {', '.join(parts)}"

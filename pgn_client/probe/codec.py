@@ -1,17 +1,21 @@
-"""Whether a server re-encodes what it receives as JPEG, and with which quality and subsampling.
+"""Find out whether a server re-encodes images as JPEG, with which quality and subsampling.
 
-Every image is a mosaic of flat 8 x 8 blocks, 32 px square: below the input size of any model, so
-that whatever is left after the codec is up-scaled and seen, wherever the server resizes and crops
-to. What is laid over the mosaic says which codec sees it: a pattern whose DCT coefficients are all
-below half a quantisation step is gone after JPEG, and coarser steps lose it too; colour stripes are
-gone where the subsampling averages them. The next pattern is the one that is expected to tell most.
-What is found is held against a pair of images which it alone makes equal.
+Every image is a mosaic of flat 8 x 8 blocks, 32 px square. That is smaller than the input of any
+model, so what remains after the codec is enlarged and reaches the model, whatever the server's
+resize and crop.
+
+A pattern is laid over the mosaic. JPEG removes it if all its DCT coefficients are below half a
+quantization step, and coarser steps remove it too. Subsampling removes color stripes that it
+averages. So the response to a pattern shows which codecs are possible. The next pattern is the one
+with the largest expected information. A JPEG codec is confirmed by a pair of images that only this
+codec makes equal.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +24,7 @@ from PIL import Image
 from pgn_client.arrays import Floats
 from pgn_client.probe.findings import Finding
 from pgn_client.probe.posterior import CONTROL, Belief, Which
-from pgn_client.probe.queries import SENSITIVE, Asker
+from pgn_client.probe.queries import SENSITIVE, Prober
 from pgn_client.probe.stimuli import mosaic, recode, rms, to_image
 from pgn_client.types import Answer
 
@@ -29,9 +33,12 @@ QUALITIES = range(30, 101)
 SUBSAMPLINGS = ("444", "422", "420")
 USUAL_QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
 LOSSLESS = "lossless"
-ROOM = 75  # grey levels between the mosaic and black or white
-# of a quantisation step: what is below rounds to nothing, what is above does not
-GONE, KEPT = 0.485, 0.515
+ROOM = 75  # gray levels between the mosaic and black or white
+# Shares of a quantization step: a coefficient below GONE rounds to 0, one above KEPT does not.
+# Between them, the outcome cannot be predicted.
+GONE = 0.485
+KEPT = 0.515
+# Vertical and horizontal frequency of the cosine waves, in half periods per block.
 WAVES = (
     (1, 2),
     (2, 2),
@@ -47,32 +54,35 @@ WAVES = (
     (1, 6),
     (5, 2),
     (6, 4),
-)  # of the cosine transform
-STRIPES = 15.0  # amplitude of the control, in grey levels
-# Grey levels of R, G, B, to and fro: 0.299 R + 0.587 G + 0.114 B is as good as 0.
+)
+STRIPES = 15.0  # amplitude of the control, in gray levels
+# Levels of R, G and B by which color stripes alternate. Their luma, 0.299 R + 0.587 G + 0.114 B, is
+# nearly 0.
 COLOURS = np.array([(-7.0, -11.0, 75.0), (45.0, -25.0, 11.0), (-38.0, 14.0, 28.0)])
-# a model may be deaf to colours
-HEARD, EAR = np.array([1.0, 0.3, 0.1, 0.0]), np.array([0.6, 0.2, 0.15, 0.05])
+# Sensitivity of a model to color stripes, and the prior probability of each; it may be 0.
+HEARD = np.array([1.0, 0.3, 0.1, 0.0])
+EAR = np.array([0.6, 0.2, 0.15, 0.05])
 QUESTIONS = 11
-WORTH = 0.02  # bits that a question must be good for
-BELIEVED = 0.97  # weight from which a codec is held against its own pair
-CERTAIN, LIKELY = 0.995, 0.7
+WORTH = 0.02  # expected bits below which a question is not worth its image
+BELIEVED = 0.97  # weight above which the pair of images that confirms a codec is sent
+CERTAIN = 0.995  # weight above which a codec is certain
+LIKELY = 0.7  # smallest weight of a codec that is reported
 
 
 _N = np.arange(8)
-# the 8-point DCT
+# The 8-point DCT: frequency by position.
 BASIS: Floats = np.cos(np.outer(_N, 2 * _N + 1) * np.pi / 16) * np.where(_N, 0.5, 0.5**1.5)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """Something laid over the mosaic, and what is left of it.
+    """A pattern laid over the mosaic, and what each codec leaves of it.
 
     Attributes:
-        values: (SIDE, SIDE, 1 or 3), pixel space.
-        left: (H,) grey levels (root of the mean square) that are left after each codec; NaN where
-            that hangs by a hair.
-        colour: whether a model that is deaf to colours does not see it.
+        values: Pattern, (SIDE, SIDE, 1 or 3), pixel space.
+        left: Gray levels (root of the mean square) that each codec leaves of it, (H,); NaN where
+            a coefficient is too close to half a quantization step to predict it.
+        colour: Whether the pattern has color only, to which a model may be insensitive.
     """
 
     values: Floats
@@ -80,137 +90,160 @@ class Overlay:
     colour: bool = False
 
     def amplitudes(self, which: Which) -> Floats:
-        """(H',) as ``left``, for some of the codecs times the model's ears for colour."""
-        return np.asarray(
-            np.outer(self.left, HEARD if self.colour else np.ones(len(HEARD))).ravel()[which]
-        )
+        """Return ``left`` for pairs of a codec and a model's sensitivity to color, (H',).
+
+        Args:
+            which: Indices of the pairs.
+        """
+        sensitivity = HEARD if self.colour else np.ones(len(HEARD))
+        return np.asarray(np.outer(self.left, sensitivity).ravel()[which])
 
 
-def find_codec(asker: Asker, seed: int) -> Finding:
-    """Find the codec in at most 16 images."""
+def find_codec(asker: Prober, seed: int) -> Finding:
+    """Find the codec with at most 16 images."""
     return _Search(asker, seed).run()
 
 
 class _Search:
-    """Weights over ``lossless`` and (quality, subsampling), the first entry and a grid behind it,
-    times ears.
+    """Search with weights over codecs times sensitivities to color.
+
+    Codec 0 is lossless; codec n is entry n - 1 of the grid of qualities and subsamplings.
     """
 
-    def __init__(self, asker: Asker, seed: int) -> None:
+    def __init__(self, asker: Prober, seed: int) -> None:
         self.asker = asker
         self.mosaic = mosaic(SIDE, seed)
         self.belief: Belief[Overlay] = Belief(
             asker, np.outer(_prior(), EAR).ravel(), Overlay.amplitudes
         )
-        self.colours = [self._colour(stripes) for stripes in _colour_stripes()]
-        self.held: dict[int, str] = {}  # codec → what its own pair of images said
+        self.colours = [
+            Overlay(stripes, _remaining(self.mosaic + stripes, self.mosaic), colour=True)
+            for stripes in _colour_stripes()
+        ]
+        self.confirmations: dict[int, str] = {}  # codec -> evidence from its own pair of images
 
     def run(self) -> Finding:
         base = self.asker.twice(to_image(self.mosaic))
+
+        # The control passes every codec.
         stripes = np.tile(_alternating(4, STRIPES), (SIDE, 1))[:, :, None]
         self._ask(base, Overlay(stripes, np.full(1 + len(_grid()), CONTROL)))
         if self.belief.control < SENSITIVE * self.asker.floor:
             return Finding.unknown(
-                f"strong stripes move the scores by {self.belief.control:.2g}, little beside a "
-                "floor of "
-                f"{self.asker.floor:.2g}: the answers show too little"
+                f"strong stripes move the scores by only {self.belief.control:.2g}, and changes of "
+                f"up to {self.asker.floor:.2g} may be noise or rounding; the scores are too "
+                "insensitive"
             )
+
         for _ in range(QUESTIONS):
             best = int(self.shares.argmax())
-            found = self.belief.best([*self.colours, *_library()])
-            if (
-                best
-                and best not in self.held
-                and (self.shares[best] > BELIEVED or found is None or found[1] < WORTH)
-            ):
-                self._hold(best)
-            elif found is None or found[1] < WORTH:
+            question = self.belief.best([*self.colours, *_library()])
+            exhausted = question is None or question[1] < WORTH
+            unconfirmed = best != 0 and best not in self.confirmations
+            if unconfirmed and (self.shares[best] > BELIEVED or exhausted):
+                self._confirm(best)
+            elif question is None or exhausted:
                 break
             else:
-                self._ask(base, found[0])
-        return self._concluded()
+                self._ask(base, question[0])
+        return self._finding()
 
     @property
     def shares(self) -> Floats:
-        """(H,) of the codecs."""
+        """Weights of the codecs that sum to 1, (H,)."""
         return np.asarray(self.belief.shares.reshape(-1, len(HEARD)).sum(axis=1))
 
     def _ask(self, base: Answer, overlay: Overlay) -> None:
-        self.belief.learn(
-            overlay, self.asker.response(base, to_image(self.mosaic + overlay.values))
-        )
+        image = to_image(self.mosaic + overlay.values)
+        self.belief.learn(overlay, self.asker.response(base, image))
 
-    def _colour(self, stripes: Floats) -> Overlay:
-        left = [
-            rms(_coded(self.mosaic + stripes, n) - _coded(self.mosaic, n))
-            for n in range(1 + len(_grid()))
-        ]
-        return Overlay(stripes, np.array(left), colour=True)
-
-    def _hold(self, codec: int) -> None:
-        """Send two rich images which only this codec makes equal."""
+    def _confirm(self, codec: int) -> None:
+        """Send two images with many details that only this codec makes equal."""
         one, other = metamers(*_grid()[codec - 1], self.mosaic)
-        left = np.array([rms(_coded(one, n) - _coded(other, n)) for n in range(1 + len(_grid()))])
         first, second = self.asker(to_image(one), to_image(other))
         response = self.asker.distance(first, second)
-        self.belief.learn(Overlay(one - other, left), response)
-        self.held[codec] = (
-            f"two images {rms(one - other):.1f} grey levels apart which it makes equal are "
-            f"{response:.2g} apart, "
-            f"where strong stripes move the scores by {self.belief.control:.2g}"
+        self.belief.learn(Overlay(one - other, _remaining(one, other)), response)
+        self.confirmations[codec] = (
+            f"two images that differ by {rms(one - other):.1f} gray levels, which only this codec "
+            f"makes equal, move the scores by {response:.2g}; strong stripes move them by "
+            f"{self.belief.control:.2g}"
         )
 
-    def _concluded(self) -> Finding:
+    def _finding(self) -> Finding:
         shares = self.shares
         best = int(shares.argmax())
-        asked = f"{len(self.belief.responses)} patterns"
+        patterns = f"{len(self.belief.responses)} patterns"
+
         if shares[best] < LIKELY:
             lossy = shares[0] < 1 - CERTAIN
             return Finding(
-                "lossy" if lossy else None, "unknown", f"{asked} fit more than one codec"
+                "lossy" if lossy else None,
+                "unknown",
+                f"the answers to {patterns} fit more than one codec",
             )
         if best == 0:
             return Finding(
                 LOSSLESS,
                 "certain" if shares[0] > CERTAIN else "likely",
-                f"{asked} are seen, faint ones too",
+                f"the answers to {patterns} fit: faint ones reach the model too",
             )
+
         quality, subsampling = _grid()[best - 1]
-        sure = shares[best] > CERTAIN and best in self.held
-        evidence = (
-            f"{asked} fit; "
-            f"{self.held.get(best, 'it was not held against a pair of images of its own')}"
+        sure = shares[best] > CERTAIN and best in self.confirmations
+        confirmation = self.confirmations.get(
+            best, "two images that only this codec makes equal were not sent"
         )
-        return Finding(f"jpeg:{quality}:{subsampling}", "certain" if sure else "likely", evidence)
+        return Finding(
+            f"jpeg:{quality}:{subsampling}",
+            "certain" if sure else "likely",
+            f"the answers to {patterns} fit; {confirmation}",
+        )
 
 
 def _coded(pixels: Floats, codec: int) -> Floats:
-    """Return pixels as they come back from a codec, 0 the lossless one."""
+    """Return pixel values (SIDE, SIDE, 3) after a codec; see ``_Search`` for its number."""
     return recode(pixels, *_grid()[codec - 1]) if codec else np.clip(np.rint(pixels), 0, 255)
+
+
+def _remaining(one: Floats, other: Floats) -> Floats:
+    """Return the difference of two images after each codec, (H,) gray levels."""
+    codecs = range(1 + len(_grid()))
+    return np.array([rms(_coded(one, codec) - _coded(other, codec)) for codec in codecs])
 
 
 @functools.cache
 def _grid() -> list[tuple[int, str]]:
-    return [(quality, subsampling) for quality in QUALITIES for subsampling in SUBSAMPLINGS]
+    """Return all pairs of a quality and a subsampling."""
+    return list(itertools.product(QUALITIES, SUBSAMPLINGS))
 
 
 def _prior() -> Floats:
-    """Weights before the first image: lossless, and the qualities that people write into a
-    configuration.
+    """Return the prior weight of each codec, (H,).
+
+    Lossless servers, and qualities that people write into configurations, are likelier.
     """
     by_subsampling = {"444": 0.25, "422": 0.15, "420": 0.6}
-    usual = {q: 1.0 if q in USUAL_QUALITIES else 0.3 if q % 5 == 0 else 0.03 for q in QUALITIES}
-    return np.array([10.0, *(usual[quality] * by_subsampling[s] for quality, s in _grid())])
+    weights = [
+        _quality_weight(quality) * by_subsampling[subsampling] for quality, subsampling in _grid()
+    ]
+    return np.array([10.0, *weights])
+
+
+def _quality_weight(quality: int) -> float:
+    if quality in USUAL_QUALITIES:
+        return 1.0
+    return 0.3 if quality % 5 == 0 else 0.03
 
 
 def _alternating(width: int, amplitude: float) -> Floats:
-    """(SIDE,) stripes ``width`` pixels wide."""
+    """Return stripes that are ``width`` pixels wide, (SIDE,)."""
     return np.where(np.arange(SIDE) // width % 2, amplitude, -amplitude)
 
 
 def _colour_stripes() -> list[Floats]:
-    """Columns and rows of one pixel and opposite colours, (SIDE, SIDE, 3); the luma of both is
-    equal within a level.
+    """Return columns and rows of one pixel in opposite colors, (SIDE, SIDE, 3) each.
+
+    The luma of both colors is equal within one level.
     """
     columns = [np.tile(_alternating(1, 1.0), (SIDE, 1))[:, :, None] * colour for colour in COLOURS]
     return [*columns, *(stripes.transpose(1, 0, 2) for stripes in columns)]
@@ -218,69 +251,99 @@ def _colour_stripes() -> list[Floats]:
 
 @functools.cache
 def _library() -> list[Overlay]:
-    """Luma patterns, one 8 x 8 block all over; what is left of them does not depend on the
-    subsampling.
+    """Return the luma patterns: one 8 x 8 pattern, repeated in every block.
+
+    What remains of them does not depend on the subsampling.
     """
+    blocks = _blocks()
+    coefficients = np.stack([_dct(block) for block in blocks])[:, None]
+    steps = _steps()[None]
+    largest = (np.abs(coefficients) / steps).max(axis=2)  # (T, Q)
+    by_quality = np.linalg.norm(np.rint(coefficients / steps) * steps, axis=2) / 8
+
+    # Where the largest coefficient is close to half a step, what remains cannot be predicted.
+    by_quality = np.where(largest < GONE, 0.0, np.where(largest < KEPT, np.nan, by_quality))
+
+    lossless = np.array([[rms(block)] for block in blocks])
+    left = np.hstack([lossless, np.repeat(by_quality, len(SUBSAMPLINGS), axis=1)])
+    blocks_per_side = SIDE // 8
+    return [
+        Overlay(np.tile(block, (blocks_per_side, blocks_per_side))[:, :, None], row)
+        for block, row in zip(blocks, left, strict=True)
+    ]
+
+
+def _blocks() -> Floats:
+    """Return different 8 x 8 patterns with a mean of 0, (T, 8, 8), pixel space."""
+    candidates: list[Floats] = []
+
+    # Single waves of all amplitudes.
     x = (np.arange(8) + 0.5) * np.pi / 8
+    for u, v in WAVES:
+        wave = np.outer(np.cos(u * x), np.cos(v * x))
+        candidates += [np.rint(amplitude * wave) for amplitude in np.arange(0.6, 26, 0.2)]
+
+    # Sums of all waves, each by the same share of its quantization step at every other quality.
     spectra = np.random.default_rng(0).choice([-1.0, 1.0], (4, 8, 8))
     spectra[:, 0, 0] = 0
-    rich = [(share, spectrum) for share in (0.2, 0.3, 0.4) for spectrum in spectra]
-    waves = [np.outer(np.cos(u * x), np.cos(v * x)) for u, v in WAVES]
-    found = [np.rint(amplitude * wave) for wave in waves for amplitude in np.arange(0.6, 26, 0.2)]
-    found += [
-        np.rint(BASIS.T @ (steps * share * spectrum) @ BASIS)
-        for steps in _steps()[::2].reshape(-1, 8, 8)
-        for share, spectrum in rich
-    ]
+    for steps in _steps()[::2].reshape(-1, 8, 8):
+        for share in (0.2, 0.3, 0.4):
+            candidates += [
+                np.rint(BASIS.T @ (steps * share * spectrum) @ BASIS) for spectrum in spectra
+            ]
+
+    # Two pixels, so faint that no coefficient reaches a half: every quality removes this pattern.
     faint = np.zeros((8, 8))
-    faint[1, 2], faint[6, 3] = 1, -1  # no coefficient reaches a half: lost at every quality
-    found.append(faint)
-    blocks = np.stack(
-        list(
-            {p.tobytes(): p for p in found if 0 < np.abs(p).max() <= ROOM and not p.sum()}.values()
-        )
-    )
-    coefficients, steps = np.stack([_dct(block) for block in blocks])[:, None], _steps()[None]
-    largest = (np.abs(coefficients) / steps).max(axis=2)  # (T, Q)
-    left = np.linalg.norm(np.rint(coefficients / steps) * steps, axis=2) / 8
-    left = np.where(largest < GONE, 0.0, np.where(largest < KEPT, np.nan, left))
-    left = np.hstack(
-        [np.array([[rms(block)] for block in blocks]), np.repeat(left, len(SUBSAMPLINGS), axis=1)]
-    )
-    return [
-        Overlay(np.tile(b, (SIDE // 8, SIDE // 8))[:, :, None], row)
-        for b, row in zip(blocks, left, strict=True)
-    ]
+    faint[1, 2] = 1
+    faint[6, 3] = -1
+    candidates.append(faint)
+
+    different: dict[bytes, Floats] = {}
+    for pattern in candidates:
+        if 0 < np.abs(pattern).max() <= ROOM and not pattern.sum():
+            different[pattern.tobytes()] = pattern
+    return np.stack(list(different.values()))
 
 
 def _dct(values: Floats) -> Floats:
-    """(64,) coefficients of an 8 x 8 block, in JPEG's scale."""
+    """Return the coefficients of an 8 x 8 block in the scale of JPEG, (64,)."""
     return np.asarray((BASIS @ values @ BASIS.T).ravel())
 
 
 def _steps() -> Floats:
-    """(Q, 64) luma quantisation steps, row by row."""
+    """Return the luma quantization steps of all qualities, row by row, (Q, 64)."""
     return np.stack([_table(quality) for quality in QUALITIES])
 
 
 def _table(quality: int) -> Floats:
+    """Return the luma quantization steps that Pillow uses for a quality, (64,)."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
     return np.array(Image.open(buffer).quantization[0], np.float64)  # type: ignore[attr-defined]
 
 
 def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Floats]:
-    """Return two images, as far apart as 60 tries make them, which JPEG of this quality turns
-    into one.
+    """Return two images that JPEG turns into the same image, at this quality and subsampling.
 
-    Each block gets random coefficients below half a step; blocks which nevertheless come back
-    changed are left alone.
+    Each block gets random coefficients below half a step. A block that JPEG changes nevertheless
+    keeps its earlier coefficients. The two images differ as much as 60 tries make possible.
+
+    Args:
+        quality: JPEG quality.
+        subsampling: JPEG subsampling, one of ``SUBSAMPLINGS``.
+        pixels: Image to start from, (SIDE, SIDE, 3), pixel space.
+
+    Returns:
+        Two images, (SIDE, SIDE, 3) each, pixel space.
     """
     draw = np.random.default_rng(0)
     fixed = pixels + draw.normal(0, 15, (SIDE, SIDE, 1)) + draw.normal(0, 8, (SIDE, SIDE, 3))
-    for _ in range(20):  # re-encoding soon changes nothing any more
+    # After a few rounds, encoding the image again changes nothing any more.
+    for _ in range(20):
         fixed = recode(fixed, quality, subsampling)
-    target, steps = recode(fixed, quality, subsampling), _table(quality).reshape(8, 8)
+    target = recode(fixed, quality, subsampling)
+
+    steps = _table(quality).reshape(8, 8)
     best = np.zeros((SIDE, SIDE))
     for share in np.linspace(0.05, 0.45, 60):
         coefficients = draw.uniform(-share, share, (SIDE // 8, 8, SIDE // 8, 8)) * steps[:, None]
@@ -288,6 +351,6 @@ def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Fl
             np.einsum("ui,aubv,vj->aibj", BASIS, coefficients, BASIS).reshape(SIDE, SIDE)
         )
         changed = (recode(fixed + overlay[:, :, None], quality, subsampling) != target).any(axis=2)
-        lost = ~changed.reshape(SIDE // 8, 8, SIDE // 8, 8).any(axis=(1, 3))
-        best = np.where(np.kron(lost, np.ones((8, 8))) > 0, overlay, best)
+        removed = ~changed.reshape(SIDE // 8, 8, SIDE // 8, 8).any(axis=(1, 3))
+        best = np.where(np.kron(removed, np.ones((8, 8))) > 0, overlay, best)
     return fixed, fixed + best[:, :, None]

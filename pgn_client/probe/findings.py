@@ -1,4 +1,4 @@
-"""What a probe has found, and how sure it is."""
+"""Results of a probe, each with its certainty and its evidence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Certainty = Literal["certain", "likely", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One property of an endpoint.
+    """One measured property of an endpoint.
 
     Attributes:
-        value: what it is; ``None`` where nothing is known.
-        certainty: ``certain`` (measured, and what speaks against it was shown to be visible),
-            ``likely`` (the best guess) or ``unknown``.
-        evidence: one sentence.
+        value: Measured value; ``None`` if it is unknown.
+        certainty: ``certain`` (measured, and a control showed that other values would have been
+            seen), ``likely`` (the best guess) or ``unknown``.
+        evidence: Reason for the value and its certainty, one sentence.
     """
 
     value: str | int | float | None
@@ -25,26 +25,29 @@ class Finding:
 
     @classmethod
     def unknown(cls, evidence: str) -> Finding:
-        """Nothing is known, and why."""
+        """Return a finding without a value.
+
+        Args:
+            evidence: Reason why the property is unknown.
+        """
         return cls(None, "unknown", evidence)
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the answers to a probe's images say about an endpoint.
+    """All measured properties of an endpoint.
 
     Attributes:
-        profile: what the server does to the geometry, a profile string; ``direct`` where it
-            squashes.
-        input_size: side of the square image that its model sees, in pixels.
-        codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy``, where neither quality nor subsampling
-            could be told.
+        profile: The server's resize and crop, a profile string; ``direct`` if it squashes images.
+        input_size: Side of the square image that reaches the model, in pixels.
+        codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy`` if the server re-encodes images with an
+            unknown quality and subsampling.
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
-        top_k: labels per answer, or ``all``.
-        decimals: digits after the point that scores are rounded to, or ``none``.
-        noise: the largest distance between answers to one image (log-scores; of logits, the
-            scores themselves).
-        images: images sent.
+        top_k: Number of labels per answer, or ``all``.
+        decimals: Decimal places to which scores are rounded, or ``none``.
+        noise: Largest distance between two answers to the same image, in log-scores (for logits,
+            in scores).
+        images: Number of images sent.
     """
 
     profile: Finding

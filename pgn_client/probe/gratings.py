@@ -1,11 +1,14 @@
-"""Waves near the resolution of a resize: whether they vanish tells to how many pixels.
+"""Waves that vanish, or peak, if a server resizes an edge to a certain number of pixels.
 
-A wave of T half periods per edge meets the pixels after a resize to R = T once per half period: in
-one phase they all lie on its zeros (every symmetric kernel sums it to nothing), in the other on its
-crests. At R = T + d the samples beat, one beat per edge for d = 1. A *needle*, a wave over the
-whole edge, so asks for one R alone. A *burst*, a wave in a window around the place u, sees few
-beats and asks R modulo something: around u = 1/2 the phase tells odd R from even ones, around 1/3
-the rest of a division by three; how near R must be to T, the width of the window decides.
+A wave with T half periods along an edge meets the pixels, after a resize to R = T, once per half
+period. In one phase, all pixels lie on zeros of the wave, and every symmetric kernel sums it to
+nothing. In the other phase (the *quadrature*), they lie on its crests. At R = T + d the samples
+beat: for d = 1, once along the edge.
+
+- A *needle* is a wave over the whole edge. It tests one value of R.
+- A *burst* is a wave in a window around the place u. It covers few beats, so it tests R modulo a
+  number: around u = 1/2, the phase separates odd R from even R; around u = 1/3, it gives the
+  remainder of a division by three. The width of the window decides how close R must be to T.
 """
 
 from __future__ import annotations
@@ -19,24 +22,24 @@ from numpy.typing import ArrayLike
 
 from pgn_client.arrays import Floats
 
-# standard deviations of the window, in pixels after a resize to T
+# Standard deviations of the windows of bursts, in pixels after a resize to T.
 WIDTHS = (3.0, 6.0, 12.0, 24.0, 48.0)
-REST = 0.4  # grey levels that uint8 rounding leaves of what vanished
-PLACES = tuple(Fraction(*place) for place in ((1, 2), (1, 3), (2, 5), (1, 4)))
+REST = 0.4  # gray levels that remain of a vanished wave, because images are rounded to uint8
+PLACES = (Fraction(1, 2), Fraction(1, 3), Fraction(2, 5), Fraction(1, 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """cos(pi T (t - u) - phase) under a window, t in [0, 1] along an edge.
+    """The wave cos(pi T (t - u) - phase) under a window, with t in [0, 1] along an edge.
 
     Attributes:
-        target: T, half periods per edge: it vanishes, or peaks, when the edge is resized to T
-            pixels.
-        width: standard deviation of a Gaussian window, in pixels of 1/T; ``None``: sin(pi t)^2,
-            over the whole edge.
-        place: u, the middle of the window; where there is none, 0.
-        phase: radians.
-        amplitude: grey levels.
+        target: T, the number of half periods per edge. The wave vanishes, or peaks, if the edge is
+            resized to T pixels.
+        width: Standard deviation of a Gaussian window, in units of 1/T; ``None`` for the window
+            sin(pi t)^2 over the whole edge.
+        place: Middle u of the Gaussian window, as a fraction of the edge; 0 without one.
+        phase: Phase in radians.
+        amplitude: Amplitude in gray levels.
     """
 
     target: int
@@ -46,32 +49,36 @@ class Wave:
     amplitude: float = 70.0
 
     def __call__(self, side: int) -> Floats:
-        """(side,) pixel space, to be added to a row of pixels."""
+        """Return the wave in pixel space, (side,), to be added to a row of pixels."""
         t = positions(side)
         u = t - float(self.place)
-        window = (
-            np.sin(np.pi * t) ** 2
-            if self.width is None
-            else np.exp(-0.5 * (u * self.target / self.width) ** 2)
-        )
+        if self.width is None:
+            window = np.sin(np.pi * t) ** 2
+        else:
+            window = np.exp(-0.5 * (u * self.target / self.width) ** 2)
         return np.asarray(self.amplitude * window * np.cos(np.pi * self.target * u - self.phase))
 
     def seen(self, resize: ArrayLike, crop: ArrayLike) -> Floats:
-        """Return what is left of it after a resize to R and a centre crop to C, before what the
-        kernel takes.
+        """Return the gray levels that remain after a resize to R and a center crop to C.
 
-        The root of the mean square over the crop, grey levels. By Poisson's summation over the
-        pixels' centres, of which the first alias alone is near: (1 - rho cos(2 pi R u + 2 phase)) /
-        2 of the window's energy.
+        The loss in the resize kernel is not included. The value is the root of the mean square
+        over the crop. By Poisson summation over the centers of the pixels, where only the first
+        alias matters, the mean square is (1 - rho cos(2 pi R u + 2 phase)) / 2 times the energy of
+        the window.
+
+        Args:
+            resize: R in pixels, any shape.
+            crop: C in pixels; broadcast with ``resize``.
         """
-        resize, crop = np.asarray(resize, float), np.asarray(crop, float)
+        resize = np.asarray(resize, float)
+        crop = np.asarray(crop, float)
         away = resize - self.target
         if self.width is None:
-            kept = crop / resize
-            energy = 3 / 8 + (np.sin(np.pi * kept) / 2 + np.sin(2 * np.pi * kept) / 16) / (
-                np.pi * kept
+            share = crop / resize
+            energy = 3 / 8 + (np.sin(np.pi * share) / 2 + np.sin(2 * np.pi * share) / 16) / (
+                np.pi * share
             )
-            # the transform of sin^4
+            # The Fourier transform of the squared window, sin^4, at whole frequencies.
             rho = np.interp(np.abs(away), (0, 1, 2, 3), (1, -2 / 3, 1 / 6, 0))
         else:
             energy = self.width * np.sqrt(np.pi) / self.target * resize / crop
@@ -81,32 +88,32 @@ class Wave:
 
 
 def quadrature(wave: Wave) -> Wave:
-    """Return the same wave a quarter of a period on: it peaks where the other vanishes."""
+    """Return the wave moved by a quarter of a period; it peaks where the given wave vanishes."""
     return Wave(wave.target, wave.width, wave.place, wave.phase + np.pi / 2, wave.amplitude)
 
 
 def needle(target: int, amplitude: float = 70.0) -> Wave:
-    """Return the wave that vanishes when an edge is resized to exactly so many pixels."""
+    """Return the wave that vanishes only if an edge is resized to ``target`` pixels."""
     return Wave(target, amplitude=amplitude)
 
 
 def around(targets: Iterable[int]) -> Iterator[Wave]:
-    """Yield the waves that vanish when an edge is resized to one of some numbers of pixels."""
+    """Yield the needle and the bursts that vanish if an edge is resized to one of the targets."""
     for target in targets:
         yield needle(target)
         for place in PLACES:
             phase = float(-np.pi * (target * place % 1))
-            for width in (width for width in WIDTHS if 3 * width < target * place):
-                yield Wave(target, width, place, phase)
+            for width in WIDTHS:
+                # The window must end before the edge does.
+                if 3 * width < target * place:
+                    yield Wave(target, width, place, phase)
 
 
 def middle(target: int) -> list[Wave]:
-    """Return the bursts in the middle of an edge that vanish when it is resized to so many
-    pixels.
-    """
+    """Return the bursts in the middle of an edge that vanish if it is resized to ``target`` px."""
     return [wave for wave in around([target]) if wave.place == PLACES[0]]
 
 
 def positions(side: int) -> Floats:
-    """The centres of ``side`` pixels as (side,) fractions of the edge."""
+    """Return the centers of ``side`` pixels as fractions of the edge, (side,)."""
     return np.asarray((np.arange(side) + 0.5) / side)

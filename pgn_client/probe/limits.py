@@ -1,8 +1,8 @@
-"""How large an image may be: a small image in a long file tells bytes from pixels, a flat one
-pixels from bytes.
+"""Measure how large an image may be, in bytes and in pixels.
 
-A limit is only bracketed. What is reported is its upper end: that what is larger was refused is
-certain.
+A small image in a long file tests the limit of bytes; a large flat image in a short file tests the
+limit of pixels. A limit lies between the largest accepted size and the smallest refused size. The
+finding is just below the refused size, because only the refusal is certain.
 """
 
 from __future__ import annotations
@@ -29,45 +29,60 @@ from pgn_client.probe.findings import Finding
 
 Send = Callable[[bytes], int]
 
-BASE64 = 4 / 3  # the most that a wire format adds to a file
+BASE64 = 4 / 3  # the largest growth of a file in a request, among the wire formats
 MEBIBYTES = (1, 5, 10, 20)
 SIDES = (2048, 4096, 7168)  # 4, 17 and 51 million pixels
 
 
 def find_bytes(send: Send, left: int) -> Finding:
-    """Send ever longer files until one is refused; what is found are bytes of the request's body.
+    """Find the largest request body, in bytes, by longer and longer files until one is refused.
 
     Args:
-        send: sends a PNG file as it is and returns the bytes of the request's body, or raises what
-            the client raises.
-        left: how many may be sent.
+        send: Function that sends a PNG file unchanged and returns the length of the request body
+            in bytes; it raises the client's errors.
+        left: Number of images that may be sent.
     """
-    added: list[float] = []
+    growths: list[float] = []
 
-    def weighed(data: bytes) -> int:
-        added.append(send(data) / len(data))
-        return 0
+    def measured(data: bytes) -> int:
+        body = send(data)
+        growths.append(body / len(data))
+        return body
 
-    found = _largest(
-        weighed, ((n * 2**20, long_file(n * 2**20)) for n in MEBIBYTES[:left]), "bytes"
-    )
-    if not isinstance(found.value, int):
-        return found
-    body = int((found.value + 1) * max(added, default=BASE64)) - 1
+    sizes = [mebibytes * 2**20 for mebibytes in MEBIBYTES[:left]]
+    finding = _largest(measured, ((size, long_file(size)) for size in sizes), "bytes")
+    if not isinstance(finding.value, int):
+        return finding
+
+    # Bytes of the refused body. If no file was accepted, the growth is unknown and the largest one
+    # is assumed, so that the client rejects nothing that the endpoint might accept.
+    refused = (finding.value + 1) * max(growths, default=BASE64)
     return replace(
-        found,
-        value=body,
-        evidence=f"files: {found.evidence}; the value is that of the request's body",
+        finding,
+        value=int(refused) - 1,
+        evidence=f"files: {finding.evidence}; the value is the length of the request body",
     )
 
 
 def find_pixels(send: Send, left: int) -> Finding:
-    """Send ever larger flat images until one is refused; see ``find_bytes``."""
+    """Find the largest image, in pixels, by larger and larger flat images until one is refused.
+
+    Args:
+        send: Function that sends a file; see ``find_bytes``.
+        left: Number of images that may be sent.
+    """
     return _largest(send, ((side * side, flat_file(side)) for side in SIDES[:left]), "pixels")
 
 
 def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Finding:
-    taken = 0
+    """Send files in ascending order until one is refused.
+
+    Args:
+        send: Function that sends a file.
+        files: Size and content of each file; the size counts ``unit``.
+        unit: Name of the unit, for the evidence.
+    """
+    accepted = 0
     for size, data in files:
         try:
             send(data)
@@ -80,38 +95,49 @@ def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Findi
             ConnectionFailedError,
             TimedOutError,
         ) as error:
-            return _refused(size, taken, unit, error)
-        taken = size
-    if not taken:
-        return Finding.unknown("no image was left to try it with")
-    return Finding(None, "unknown", f"{taken:,} {unit} are taken; more was not tried")
+            return _refused(size, accepted, unit, error)
+        accepted = size
+
+    if not accepted:
+        return Finding.unknown("no image was left to test this limit")
+    return Finding.unknown(f"{accepted:,} {unit} are accepted; larger sizes were not tested")
 
 
-def _refused(size: int, taken: int, unit: str, error: Exception) -> Finding:
-    """A refusal for the size has a status of its own; anything else may have another reason."""
+def _refused(size: int, accepted: int, unit: str, error: Exception) -> Finding:
+    """Return the finding for a refused size.
+
+    It is certain if the error names the size as the reason (status 413, or an ``ImageError``).
+    """
     status = getattr(error, "status", None)
-    said = (
-        f"status {status}" if isinstance(error, EndpointError) and status else type(error).__name__
+    has_status = isinstance(error, EndpointError) and status
+    reason = f"status {status}" if has_status else type(error).__name__
+    evidence = (
+        f"{accepted:,} {unit} are accepted, {size:,} are refused ({reason}); the limit lies between"
     )
-    text = f"{taken:,} {unit} are taken, {size:,} refused ({said}); the limit lies between"
     sure = isinstance(error, ImageError) or status == 413
-    return Finding(size - 1, "certain" if sure else "likely", text)
+    return Finding(size - 1, "certain" if sure else "likely", evidence)
 
 
 def long_file(size: int) -> bytes:
-    """Return a PNG of 32 x 32 grey pixels that is ``size`` bytes long: a private chunk that
-    decoders skip fills it.
+    """Return a PNG file that is ``size`` bytes long, with an image of 32 x 32 gray pixels.
+
+    A private chunk, which decoders skip, fills the file.
     """
     file = _png(Image.new("RGB", (32, 32), (128, 128, 128)))
+
+    # A chunk has 12 bytes besides its data: length, type and checksum. Random data cannot be
+    # compressed on the way.
     filling = os.urandom(size - len(file) - 12)
     body = b"pgNc" + filling
     chunk = struct.pack(">I", len(filling)) + body + struct.pack(">I", zlib.crc32(body))
+
+    # The length of the next chunk stands in the 4 bytes before its type.
     end = file.index(b"IDAT") - 4
     return file[:end] + chunk + file[end:]
 
 
 def flat_file(side: int) -> bytes:
-    """Return a PNG of one grey, ``side`` pixels wide and high."""
+    """Return a PNG file with one gray, ``side`` pixels wide and high."""
     return _png(Image.new("RGB", (side, side), (128, 128, 128)))
 
 

@@ -1,13 +1,16 @@
-"""Hypotheses about a server, weighed by how far its answers moved: which question tells most, and
-what an answer says.
+"""Weights of hypotheses about a server, given how far its answers moved.
 
-An overlay that reaches the model with an amplitude of ``a`` grey levels (root of the mean square
-over what the model sees) moves the scores by about ``expected(a)``, in units in which the control
-moves them by ``CONTROL``; models saturate. The spread about that is wide, wider for faint overlays
-(a model may be deaf to them) and for answers of few scores, one of which may stay where it is by
-accident. Its tails are a Student's: no single answer decides.
+A *question* is a change to an image, such as a wave laid over it. A *response* is the distance
+between the answers with and without the change. Each hypothesis predicts the amplitude *a* with
+which the change reaches the model: gray levels, root of the mean square over the model's input.
 
-The numbers were measured on random servers (``benchmarks/probe_servers.py``, seeds 1000 to 1015).
+Such a change moves the scores by about ``expected(a)``, in units in which the control moves them by
+``CONTROL``; models saturate. The spread around this value is wide. It is wider for faint changes,
+because a model may be insensitive to them, and for answers with few scores, one of which may stay
+the same by coincidence. The tails are those of a Student distribution, so that no single answer
+decides.
+
+The constants were measured on random servers (``benchmarks/probe_servers.py``, seeds 1000 to 1015).
 """
 
 from __future__ import annotations
@@ -19,48 +22,55 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pgn_client.arrays import Floats, Integers
-from pgn_client.probe.queries import Asker
+from pgn_client.probe.queries import Prober
 
-Which = Integers | slice
+Which = Integers | slice  # indices of hypotheses
 Q = TypeVar("Q", bound=Hashable)
 
-CONTROL = 21.7  # grey levels: a grating of amplitude 50, faded out at the edges
-MOST, KNEE = 24.0, 8.0  # where answers saturate, and how soon
-FADE = 0.7  # grey levels below which they fade faster
-BELOW = 4.0  # times below the floor: what is taken for the response to nothing
-FAINT, CLEAR = 1.0, 5.0  # grey levels from which an overlay is seen by most models, and in any case
-FAINTEST_SPREAD, FAINT_SPREAD = 1.6, 1.2  # of the logarithm, below the first and the second
-CLEAR_SPREAD = {1: 1.3, 2: 0.9, 3: 0.7, 4: 0.6}  # by scores per answer
-MANY_SPREAD = 0.5
-NOTHING, NOTHING_SPREAD = 0.02, 0.4  # what is not there at all: answers are then equal
-# How well a model hears an overlay of another kind than the control (waves along one edge,
-# colours), and how often: the same for all of that kind, so it is part of a hypothesis.
-HEARD, EAR = np.array([2.5, 1.0, 0.4, 0.1, 0.01]), np.array([0.2, 0.5, 0.2, 0.07, 0.03])
-LEVELS = np.array([0.0, *np.geomspace(0.03, 60, 47)])  # amplitudes, and ...
-SEEN = np.geomspace(0.03, 90, 24)  # ... responses, for `information`
-CONSIDERED = 1000  # of the likeliest hypotheses, in the choice of a question
+CONTROL = 21.7  # gray levels: a grating with amplitude 50 that fades out at the edges
+MOST = 24.0  # response at which models saturate
+KNEE = 8.0  # gray levels: the scale on which they do
+FADE = 0.7  # gray levels below which responses fade faster
+BELOW = 4.0  # the expected response is at least the floor divided by this
+FAINT = 1.0  # gray levels above which most models respond to a change
+CLEAR = 5.0  # gray levels above which every model does
+FAINTEST_SPREAD = 1.6  # spread of the response's logarithm below FAINT
+FAINT_SPREAD = 1.2  # likewise, between FAINT and CLEAR
+CLEAR_SPREAD = {1: 1.3, 2: 0.9, 3: 0.7, 4: 0.6}  # likewise, above CLEAR, by scores per answer
+MANY_SPREAD = 0.5  # likewise, for answers with more scores
+NOTHING = 0.02  # gray levels below which nothing reaches the model and answers are equal
+NOTHING_SPREAD = 0.4  # spread below NOTHING
+# Sensitivity of a model to changes of another kind than the control (waves along one edge, colors),
+# and the prior probability of each sensitivity. It is the same for all changes of one kind, so it
+# is part of a hypothesis.
+HEARD = np.array([2.5, 1.0, 0.4, 0.1, 0.01])
+EAR = np.array([0.2, 0.5, 0.2, 0.07, 0.03])
+LEVELS = np.array([0.0, *np.geomspace(0.03, 60, 47)])  # grid of amplitudes for `information`
+SEEN = np.geomspace(0.03, 90, 24)  # grid of responses for `information`
+CONSIDERED = 1000  # number of the likeliest hypotheses that the choice of a question considers
 
 
 class Belief(Generic[Q]):
-    """Weights of hypotheses, and the responses that they stand on.
+    """Weights of H hypotheses, and the responses that they are based on.
 
     Attributes:
-        weights: (H,), not normalised.
-        responses: question → how far the answer moved.
-        control: the largest response to a question that every hypothesis lets through, or to any
-            like it.
+        weights: Weights, (H,), not normalized.
+        responses: Question -> response.
+        control: Largest response to a change that reaches the model under every hypothesis, or to
+            another change of its kind; the unit of all responses.
     """
 
     def __init__(
-        self, asker: Asker, prior: Floats, amplitudes: Callable[[Q, Which], Floats]
+        self, asker: Prober, prior: Floats, amplitudes: Callable[[Q, Which], Floats]
     ) -> None:
-        """Begin with a prior.
+        """Start with a prior.
 
         Args:
-            asker: knows the floor of its distances, and how many scores an answer has.
-            prior: (H,).
-            amplitudes: a question and H' of the hypotheses → (H',) grey levels that reach the model
-                under each; NaN where one says nothing.
+            asker: Source of the floor of distances and of the number of scores per answer.
+            prior: Prior weights, (H,).
+            amplitudes: Function of a question and of the indices of H' hypotheses. It returns the
+                gray levels that reach the model under each of them, (H',); NaN where a hypothesis
+                makes no prediction.
         """
         self._asker = asker
         self._prior = prior
@@ -70,13 +80,13 @@ class Belief(Generic[Q]):
         self.control = 0.0
 
     def learn(self, question: Q, response: float, *, control: bool = True) -> None:
-        """Weigh every hypothesis by what it predicted.
+        """Update the weights with the response to a question.
 
         Args:
-            question: what was asked.
-            response: how far the answer moved.
-            control: whether a larger response than all before makes a new control; all weights are
-                then found anew.
+            question: Question that was sent.
+            response: Distance by which the answer moved.
+            control: Whether this response becomes the control if it is the largest so far. All
+                weights are then computed anew, because the unit of all responses changes.
         """
         self.responses[question] = response
         if self.control and not (control and response > self.control):
@@ -88,8 +98,13 @@ class Belief(Generic[Q]):
             self._weigh(earlier)
 
     def best(self, questions: Iterable[Q]) -> tuple[Q, float] | None:
-        """Return the new question that is expected to tell most, and how many bits; ``None`` if
-        there is none.
+        """Return the new question with the largest expected information, and its bits.
+
+        Args:
+            questions: Candidates.
+
+        Returns:
+            The question and its expected information in bits; ``None`` if no candidate is new.
         """
         new = [question for question in questions if question not in self.responses]
         if not new:
@@ -101,44 +116,48 @@ class Belief(Generic[Q]):
 
     @property
     def shares(self) -> Floats:
-        """(H,) the weights, summing to 1."""
+        """Weights that sum to 1, (H,)."""
         return np.asarray(self.weights / self.weights.sum())
 
     @property
     def floor(self) -> float:
-        """The least response that means anything, in units of the control."""
+        """Smallest meaningful response, in units of the control."""
         return self._asker.floor / self.control * CONTROL
 
     def _weigh(self, question: Q) -> None:
+        """Multiply each weight by the likelihood of the response to a question."""
         response = self.responses[question] / self.control * CONTROL
-        likely = likelihood(
+        likelihoods = likelihood(
             response, self._amplitudes(question, slice(None)), self.floor, self._asker.scores
         )
-        told = np.isfinite(likely)
-        neutral = (
-            np.average(likely[told], weights=self.weights[told])
-            if self.weights[told].any()
-            else 1.0
-        )
-        self.weights = self.weights * np.where(told, likely, neutral)
+
+        # A hypothesis without a prediction gets the average likelihood, which keeps its share.
+        predicted = np.isfinite(likelihoods)
+        neutral = 1.0
+        if self.weights[predicted].any():
+            average = np.average(likelihoods[predicted], weights=self.weights[predicted])
+            neutral = float(average)
+        self.weights = self.weights * np.where(predicted, likelihoods, neutral)
         self.weights = self.weights / self.weights.max()
 
 
 def expected(amplitude: ArrayLike) -> Floats:
-    """Return the response to an amplitude in grey levels, in units of the control."""
+    """Return the expected response to an amplitude in gray levels, in units of the control."""
     amplitude = np.asarray(amplitude)
     return np.asarray(MOST * (1 - np.exp(-(amplitude**2) / (amplitude + FADE) / KNEE)))
 
 
 def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: int) -> Floats:
-    """Return the density of a response's logarithm or, where it is below the floor, the probability
-    of that.
+    """Return the likelihood of a response.
+
+    It is the density of the response's logarithm. For a response below the floor, it is the
+    probability of a response below the floor.
 
     Args:
-        response: in units of the control.
-        amplitude: grey levels at the model; broadcast with ``response``.
-        floor: the least response that means anything.
-        scores: per answer.
+        response: Responses in units of the control.
+        amplitude: Gray levels that reach the model; broadcast with ``response``.
+        floor: Smallest meaningful response, in units of the control.
+        scores: Number of scores per answer.
     """
     amplitude = np.asarray(amplitude)
     clear = CLEAR_SPREAD.get(scores, MANY_SPREAD)
@@ -146,44 +165,52 @@ def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: 
     spread = np.where(
         amplitude < NOTHING, NOTHING_SPREAD, np.where(amplitude < CLEAR, faint, clear)
     )
-    away = (
-        np.log(np.maximum(response, floor) / np.maximum(expected(amplitude), floor / BELOW))
-        / spread
-    )
+    center = np.maximum(expected(amplitude), floor / BELOW)
+    away = np.log(np.maximum(response, floor) / center) / spread
     return np.where(np.asarray(response) > floor, _density(away) / spread, _cumulated(away))
 
 
 def _density(t: Floats) -> Floats:
-    """Of Student's distribution with 4 degrees of freedom."""
+    """Return the density of the Student distribution with 4 degrees of freedom."""
     return np.asarray(0.375 * (1 + t**2 / 4) ** -2.5)
 
 
 def _cumulated(t: Floats) -> Floats:
-    """The integral of the density from minus infinity."""
+    """Return the integral of the density from minus infinity to t."""
     share = t**2 / (1 + t**2 / 4)
     return np.asarray(0.5 + 0.375 * t / np.sqrt(1 + t**2 / 4) * (1 - share / 12))
 
 
 def information(weights: Floats, amplitudes: Floats, floor: float, scores: int) -> Floats:
-    """Return how many bits each of Q questions is expected to tell.
+    """Return the expected information of each of Q questions, in bits, (Q,).
 
     Args:
-        weights: (H,) of the hypotheses.
-        amplitudes: (Q, H) grey levels, what each hypothesis predicts; NaN where it says nothing.
-        floor: as in ``likelihood``.
-        scores: as in ``likelihood``.
+        weights: Weights of the hypotheses, (H,).
+        amplitudes: Gray levels that each hypothesis predicts, (Q, H); NaN where it makes no
+            prediction.
+        floor: Smallest meaningful response, in units of the control.
+        scores: Number of scores per answer.
     """
-    seen = np.array([floor, *SEEN[floor < SEEN]])
-    steps = np.array([1.0, *np.full(len(seen) - 1, np.log(SEEN[1] / SEEN[0]))])
-    table = likelihood(seen[None], LEVELS[:, None], floor, scores) * steps  # (levels, responses)
+    # Probability of each response, given each amplitude: (levels, responses).
+    responses = np.array([floor, *SEEN[floor < SEEN]])
+    steps = np.array([1.0, *np.full(len(responses) - 1, np.log(SEEN[1] / SEEN[0]))])
+    table = likelihood(responses[None], LEVELS[:, None], floor, scores) * steps
     table /= table.sum(axis=1, keepdims=True)
-    told = np.where(np.isfinite(amplitudes), weights, 0.0)
+
+    # Weight of each amplitude, for each question: (Q, levels).
     level = np.searchsorted(LEVELS[1:], np.nan_to_num(amplitudes))
-    share = np.stack([np.bincount(*row, len(LEVELS)) for row in zip(level, told, strict=True)])
-    known = share.sum(axis=1)
-    share = share / np.maximum(known, 1e-300)[:, None]
-    return np.asarray((_entropy(share @ table) - share @ _entropy(table)) * known / weights.sum())
+    predicting = np.where(np.isfinite(amplitudes), weights, 0.0)
+    share = np.stack(
+        [np.bincount(*row, len(LEVELS)) for row in zip(level, predicting, strict=True)]
+    )
+    total = share.sum(axis=1)
+    share = share / np.maximum(total, 1e-300)[:, None]
+
+    # The mutual information of amplitude and response, among hypotheses that make a prediction.
+    bits = _entropy(share @ table) - share @ _entropy(table)
+    return np.asarray(bits * total / weights.sum())
 
 
 def _entropy(shares: Floats) -> Floats:
+    """Return the entropy along the last axis, in bits."""
     return np.asarray(-np.sum(shares * np.log2(np.maximum(shares, 1e-300)), axis=-1))

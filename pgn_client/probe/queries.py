@@ -1,6 +1,4 @@
-"""Images sent and counted, and how far two answers are apart, beside what the answers could show
-at all.
-"""
+"""Send the images of a probe, count them, and measure the distance between two answers."""
 
 from __future__ import annotations
 
@@ -16,27 +14,28 @@ from pgn_client.types import Answer
 
 Ask = Callable[[Sequence[Image.Image]], list[Answer]]
 
-UNROUNDED = 9  # decimals and more: what is left of a float32 or float64 that nobody rounded
+UNROUNDED = 9  # a score with so many decimal places is an unrounded float32 or float64
 SMALLEST = 1e-9  # added to probabilities before their logarithm is taken
-DAMPING = 10  # steps of the rounding, added likewise
-# log-scores: a server adds images up in another order, on another day, in another batch
+DAMPING = 10  # rounding steps, added to probabilities likewise
+# Smallest meaningful distance in log-scores: a server may sum floats in another order on another
+# day or in another batch.
 FLOOR = 1e-3
-ANOTHER_LABEL = 1.0  # log-scores, or logits: what usually lies behind it
-GONE = 0.1  # of the control's distance: a metamer
-SENSITIVE = 10  # times the floor: what the control must reach before equal answers mean anything
+ANOTHER_LABEL = 1.0  # typical distance, in log-scores or logits, if the best label changes
+GONE = 0.1  # share of the control's distance below which two answers count as equal
+SENSITIVE = 10  # multiple of the floor that a control must reach before equal answers mean anything
 
 
 class LimitReachedError(Exception):
-    """The next images would exceed the limit; caught by :func:`pgn_client.probe.probe` alone."""
+    """The next images would exceed the limit; only :func:`pgn_client.probe.probe` catches it."""
 
 
-class Asker:
-    """Sends images, never more than ``limit``, and keeps every answer.
+class Prober:
+    """Sends at most ``limit`` images, and keeps every answer.
 
     Attributes:
-        limit: the most images that are sent; less once a budget has ended.
-        answers: in the order of sending.
-        decimals: the most digits after the point of any score so far.
+        limit: Largest number of images to send; lowered when the client's budget is spent.
+        answers: Answers in the order of sending.
+        decimals: Most decimal places of any score so far.
     """
 
     def __init__(self, ask: Ask, limit: int) -> None:
@@ -54,8 +53,9 @@ class Asker:
         """Send images together and return their answers.
 
         Raises:
-            LimitReachedError: they would be too many, and none is sent; or the client's budget
-                ended on the way.
+            LimitReachedError: The images would exceed the limit (then none is sent), or the
+                client's budget was spent on the way.
+            BudgetExceededError: The budget was spent before the first answer.
         """
         if len(images) > self.left:
             raise LimitReachedError
@@ -64,73 +64,77 @@ class Asker:
         except BudgetExceededError:
             if not self.answers:
                 raise
+            # A spent budget ends the probe like its limit: the findings so far are kept.
             self.limit = len(self.answers)
             raise LimitReachedError from None
+
         self.answers += answers
-        self.decimals = max(
-            [self.decimals, *(decimals(score) for answer in answers for score in answer.scores)]
-        )
+        for answer in answers:
+            self.decimals = max([self.decimals, *map(decimals, answer.scores)])
         return answers
 
     def twice(self, image: Image.Image) -> Answer:
-        """Send one image two times, for the noise, and return the first answer."""
+        """Send one image twice, to measure the noise, and return the first answer."""
         first, second = self(image, image)
         self._pairs.append((first, second))
         return first
 
     def response(self, base: Answer, image: Image.Image) -> float:
-        """Send an image and return how far its answer is from ``base``."""
+        """Send an image and return the distance of its answer from ``base``."""
         return self.distance(base, self(image)[0])
 
     @property
     def left(self) -> int:
-        """How many images may still be sent."""
+        """Number of images that may still be sent."""
         return self.limit - len(self.answers)
 
     @property
     def scores(self) -> int:
-        """The fewest scores of any answer."""
+        """Smallest number of scores in any answer."""
         return min(len(answer.scores) for answer in self.answers)
 
     @property
     def noise(self) -> float:
-        """The largest distance between answers to one image."""
+        """Largest distance between two answers to the same image."""
         return max((self.distance(*pair) for pair in self._pairs), default=0.0)
 
     @property
     def floor(self) -> float:
-        """What a distance must exceed to mean anything: the noise, and what the rounding hides of
-        the best score.
-        """
+        """Smallest meaningful distance; smaller ones may be noise or rounding of the best score."""
         hidden = 0.0
         if self.decimals < UNROUNDED:
-            step, best = (
-                10.0**-self.decimals,
-                float(np.median([max(answer.scores) for answer in self.answers])),
-            )
+            step = 10.0**-self.decimals
+            best = float(np.median([max(answer.scores) for answer in self.answers]))
             hidden = 2 * step if self._logits else 2 * step / (best + DAMPING * step)
         return max(FLOOR, hidden, 4 * self.noise)
 
     def distance(self, one: Answer, other: Answer) -> float:
-        """Return the largest difference between two answers' log-scores (of logits: of the scores
-        themselves).
+        """Return the largest difference between the log-scores of two answers.
 
-        It is a lower bound: a rounded score lies anywhere within half a step, and a label that one
-        answer does not name may have its smallest score, or its residual mass where that is less.
-        Between answers of one label each, which differ, it is at least ``ANOTHER_LABEL``: the bound
-        would be far too low.
+        For logits, it is the difference between the scores themselves.
+
+        The distance is a lower bound. A rounded score lies anywhere within half a step. A label
+        that only one answer has may have the smallest score of the other answer, or the residual
+        mass if that is less. For two answers with one label each, which differ, this bound would
+        be far too low; then the distance is at least ``ANOTHER_LABEL``.
         """
         if len(one.labels) == len(other.labels) == 1 and one.labels != other.labels:
             return max(ANOTHER_LABEL, self._apart(one.scores[0], other.scores[0]))
+
         labels = set(one.labels) | set(other.labels)
-        first, second = _scores(one), _scores(other)
+        first = _scores(one)
+        second = _scores(other)
         return max(
             self._apart(first.get(name, first[""]), second.get(name, second[""])) for name in labels
         )
 
     def gone(self, response: float, *, beside: float) -> bool:
-        """Whether a distance is nothing beside a control's, an image which differs as much and is
-        surely seen.
+        """Whether a distance is negligible compared with that of a control.
+
+        Args:
+            response: Distance between the answers to a pair of images.
+            beside: Distance of the control: a pair that differs as much, and whose difference
+                surely reaches the model.
         """
         return beside >= SENSITIVE * self.floor and response <= max(self.floor, GONE * beside)
 
@@ -139,26 +143,27 @@ class Asker:
         return self.answers[0].kind == "logits"
 
     def _apart(self, one: float, other: float) -> float:
+        """Return the smallest distance of two scores that their rounding allows."""
         low, high = sorted((one, other))
         step = 10.0**-self.decimals if self.decimals < UNROUNDED else 0.0
         if self._logits:
             return max(0.0, high - low - step)
-        # or one step of a score near 0 would outweigh all others
+
+        # Without an offset, one rounding step of a score near 0 would outweigh all other scores.
         offset = max(SMALLEST, DAMPING * step)
-        return max(
-            0.0,
-            math.log((max(high, 0.0) - step / 2 + offset) / (max(low, 0.0) + step / 2 + offset)),
-        )
+        high_at_least = max(high, 0.0) - step / 2 + offset
+        low_at_most = max(low, 0.0) + step / 2 + offset
+        return max(0.0, math.log(high_at_least / low_at_most))
 
 
 def _scores(answer: Answer) -> dict[str, float]:
-    """Label → score; the empty label stands for all that are not named."""
+    """Return label -> score; the empty label has a score for all labels not in the answer."""
     least = min(answer.scores)
     rest = least if answer.kind == "logits" else max(0.0, min(least, 1 - sum(answer.scores)))
     return {"": rest} | dict(zip(answer.labels, answer.scores, strict=True))
 
 
 def decimals(score: float) -> int:
-    """Return the digits after the point of the shortest text that reads as ``score``."""
+    """Return the number of decimal places of the shortest text that parses as ``score``."""
     exponent = Decimal(repr(score)).normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0

@@ -1,8 +1,7 @@
-"""Hypotheses about a square image: to which R x R pixels it is resized, which central C x C of
-them a crop keeps.
+"""Hypotheses about a square image: a server resizes it to R x R pixels and crops the central C x C.
 
-Each says how much of a wave or of a frame, laid over an image of ``SIDE`` pixels, reaches the
-model.
+Each hypothesis predicts how much of a wave or of a bright frame, laid over an image of ``SIDE``
+pixels, reaches the model.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ from pgn_client.probe.gratings import REST, Wave
 from pgn_client.probe.posterior import EAR, HEARD, Which
 
 SIDE = 1024  # pixels
-SMALLEST, LARGEST = 32, 640  # sides that are looked for
-FRAME = 80.0  # grey levels by which a frame brightens
+SMALLEST = 32  # smallest and largest side of a model's input that is considered, in pixels
+LARGEST = 640
+FRAME = 80.0  # gray levels by which a frame brightens an image
+# Input sizes of common models, with their prior weights.
 USUAL = {224: 30.0, 64: 10.0, 32: 5.0, 256: 5.0, 384: 8.0, 336: 4.0, 448: 4.0, 518: 3.0}
+# Input sizes of other models; each has the prior weight 0.5.
 OTHERS = {
     48,
     96,
@@ -46,8 +48,9 @@ OTHERS = {
     392,
 }
 OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
-# whole patches of 8, 14, 16 px
+# Only these crops are considered: the sizes above, and whole patches of 8, 14 or 16 px.
 CROPS = {*USUAL, *OTHERS, *range(0, LARGEST + 1, 8), *range(0, LARGEST + 1, 14)}
+# Usual quotients of crop and resize, with their prior weights.
 PERCENTAGES = {
     0.875: 5.0,
     0.9: 2.0,
@@ -64,14 +67,14 @@ Question = Wave | int  # a wave, or the width of a frame in pixels
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """H servers and models, (H,) each.
+    """H pairs of a server and a model; every attribute has the shape (H,).
 
     Attributes:
         resize: R in pixels.
         crop: C in pixels.
-        kernel: place in ``KERNELS``.
-        heard: how well the model hears waves.
-        weights: before all answers.
+        kernel: Index of the resize kernel in ``KERNELS``.
+        heard: Sensitivity of the model to waves, relative to the control.
+        weights: Prior weights, which sum to 1.
     """
 
     resize: Integers
@@ -81,39 +84,54 @@ class Hypotheses:
     weights: Floats
 
     def amplitudes(self, question: Question, which: Which) -> Floats:
-        """(H',) grey levels that are left of a wave or a frame, under some of the hypotheses."""
-        resize, crop, kernel = self.resize[which], self.crop[which], self.kernel[which]
-        if isinstance(question, Wave):
-            return np.asarray(
-                np.hypot(REST, self.heard[which] * _wave(question, resize, crop, kernel))
-            )
-        return _frame(question, resize, crop, kernel)
+        """Return the gray levels of a wave or a frame that reach the model, (H',).
+
+        Args:
+            question: Wave, or the width of a frame in pixels.
+            which: Indices of H' hypotheses.
+        """
+        resize = self.resize[which]
+        crop = self.crop[which]
+        kernel = self.kernel[which]
+        if not isinstance(question, Wave):
+            return _frame(question, resize, crop, kernel)
+        return np.asarray(np.hypot(REST, self.heard[which] * _wave(question, resize, crop, kernel)))
 
 
 def _wave(wave: Wave, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
-    return np.asarray(
-        wave.seen(resize, crop) * _by_kernel(Kernel.passes, kernel, wave.target / 2 / resize)
-    )
+    """Return the gray levels that remain of a wave, for a model with a sensitivity of 1."""
+    periods_per_pixel = wave.target / 2 / resize
+    passed = _by_kernel(Kernel.passes, kernel, periods_per_pixel)
+    return np.asarray(wave.seen(resize, crop) * passed)
 
 
 def _frame(width: int, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
-    """A few rows of pixels are left of it on each of four sides."""
+    """Return the gray levels that remain of a frame: a few rows of pixels on each of four sides."""
+    # The crop removes a margin of pixels; an odd margin is not the same on both sides.
     first = np.round((resize - crop) / 2)
-    reach = [
-        width * resize / SIDE - offset - 0.5 for offset in (first, resize - crop - first)
-    ]  # sides of an odd margin
-    rows = sum(2 * _by_kernel(Kernel.covers, kernel, rows) for rows in reach)
+    margins = (first, resize - crop - first)
+
+    # Vertical and horizontal edges are alike, so each margin occurs twice.
+    rows = sum(
+        2 * _by_kernel(Kernel.covers, kernel, width * resize / SIDE - margin - 0.5)
+        for margin in margins
+    )
     return np.asarray(FRAME * np.sqrt(np.minimum(1.0, rows / crop)))
 
 
 def _by_kernel(
     function: Callable[[Kernel, Floats], Floats], kernel: Integers, values: Floats
 ) -> Floats:
+    """Return a function of a kernel and of values, with the kernel of each hypothesis."""
     return np.choose(kernel, [function(each, values) for each in KERNELS])
 
 
 class Kernel:
-    """A symmetric kernel of a resize, stretched to the pixels of the smaller image."""
+    """A symmetric resize kernel, in pixels of the smaller image.
+
+    Args:
+        values: Kernel at equal distances in [-4, 4] pixels, (n,); any scale.
+    """
 
     def __init__(self, values: Floats) -> None:
         self._x = np.linspace(-4, 4, len(values))
@@ -123,15 +141,22 @@ class Kernel:
             np.cos(2 * np.pi * np.outer(self._frequencies, self._x)) @ self._values
         )
         edge = np.cumsum(self._values)
+        # A kernel spans 8 pixels, so an edge at row 4 or before brightens no row from 8 on.
         self._covers = sum(np.interp(self._x - row, self._x, edge) ** 2 for row in range(8))
 
     def passes(self, frequency: Floats) -> Floats:
-        """Return what is left of a wave of so many periods per pixel."""
+        """Return the share of a wave's amplitude that passes the kernel.
+
+        Args:
+            frequency: Periods per pixel.
+        """
         return np.asarray(np.interp(frequency, self._frequencies, self._passes))
 
     def covers(self, reach: Floats) -> Floats:
-        """Return the sum of squares over the rows 0, 1, … of what an edge that reaches ``reach``
-        rows brightens.
+        """Return the energy of a bright edge: the sum of the squared brightness of rows 0, 1, ….
+
+        Args:
+            reach: Position where the brightness ends, in rows.
         """
         beyond = np.maximum(reach - self._x[-1], 0)
         return np.asarray(np.interp(reach, self._x, self._covers) + beyond)
@@ -143,7 +168,8 @@ def _bilinear(x: Floats) -> Floats:
 
 def _bicubic(x: Floats) -> Floats:
     x = np.abs(x)
-    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
@@ -154,31 +180,41 @@ def _lanczos(x: Floats) -> Floats:
 KERNELS = tuple(
     Kernel(kernel(np.linspace(-4, 4, 4001))) for kernel in (_bicubic, _bilinear, _lanczos)
 )
-SHARES = (0.55, 0.4, 0.05)  # their weights
+SHARES = (0.55, 0.4, 0.05)  # prior weights of the kernels
 
 
 @functools.cache
 def hypotheses() -> Hypotheses:
-    """Every likely crop from 32 to 640 px, every side that it is two thirds of or more; the usual
-    ones weigh more.
+    """Return all hypotheses; usual pairs of a resize and a crop weigh more.
+
+    They are each likely crop from 32 to 640 px, with every resize from 1 to 1.5 times the crop.
     """
-    rows = []
-    for crop in (crop for crop in range(SMALLEST, LARGEST + 1) if crop in CROPS):
-        usual = USUAL.get(crop, 0.5 if crop in OTHERS else 0.02)
+    pairs = []
+    for crop in sorted(CROPS):
+        if not SMALLEST <= crop <= LARGEST:
+            continue
+        crop_weight = USUAL.get(crop, 0.5 if crop in OTHERS else 0.02)
         for resize in range(crop, min(LARGEST, crop * 3 // 2) + 1):
-            rows.append((resize, crop, usual * _resize_weight(resize, crop)))
-    resizes, crops, weight = (np.array(column) for column in zip(*rows, strict=True))
-    square, kernel, ear = (
-        axis.ravel() for axis in np.indices((len(rows), len(KERNELS), len(HEARD)))
+            pairs.append((resize, crop, crop_weight * _resize_weight(resize, crop)))
+    resizes, crops, pair_weights = (np.array(column) for column in zip(*pairs, strict=True))
+
+    # All combinations of a pair, a kernel and a sensitivity of the model.
+    pair, kernel, sensitivity = (
+        axis.ravel() for axis in np.indices((len(pairs), len(KERNELS), len(HEARD)))
     )
-    weights = weight[square] * np.array(SHARES)[kernel] * EAR[ear]
-    return Hypotheses(resizes[square], crops[square], kernel, HEARD[ear], weights / weights.sum())
+    weights = pair_weights[pair] * np.array(SHARES)[kernel] * EAR[sensitivity]
+    return Hypotheses(
+        resizes[pair], crops[pair], kernel, HEARD[sensitivity], weights / weights.sum()
+    )
 
 
 def _resize_weight(resize: int, crop: int) -> float:
+    """Return the prior weight of a resize, given the crop."""
     if resize == crop:
         return 6.0
     by_percentage = max(
         (w for share, w in PERCENTAGES.items() if resize == int(crop / share)), default=0.2
     )
-    return max(by_percentage, 2.0 if resize == crop + 32 else 0.5 if resize % 8 == 0 else 0.0)
+    if resize == crop + 32:
+        return max(by_percentage, 2.0)
+    return max(by_percentage, 0.5 if resize % 8 == 0 else 0.0)

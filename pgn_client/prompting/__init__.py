@@ -1,1 +1,1 @@
-"""The paper's figure: image → generator → mixture weights → token library → prompt patches."""
+"""Prompts for images: image → generator → mixture weights → token library → prompt patches."""

@@ -1,6 +1,6 @@
-"""A checkpoint as a callable: images in, the images that are sent out.
+"""Checkpoints as callables: from images to the images that are sent.
 
-Reading the card, and mapping answers, need no torch; making prompts does.
+Making prompts needs torch. Reading the card and mapping the endpoint's scores do not.
 """
 
 from __future__ import annotations
@@ -36,21 +36,32 @@ if TYPE_CHECKING:
     from pgn_client.prompting.methods import RGBMethod
     from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
-# always so many at once: torch rounds by the size of a batch, and recorded answers go by the bytes
-# sent
 BATCH = 8
+"""Number of images in every forward pass; short batches are padded.
+
+torch's rounding depends on the batch size, and recorded answers are found by the bytes that were
+sent. With a fixed size, an image gives the same bytes each time.
+"""
 
 
 class PromptAdapter:
-    """Image → adapted image, with everything that is needed to read the endpoint's answers.
+    """A checkpoint of prompts: image → prompted image, with the label mapping for the scores.
 
     Args:
-        card: see ``pgn_client.checkpoint``.
-        tensors: the model's state, ``mapping.weight`` and ``mapping.bias``, and for a latent
-            library the surrogate's patch embedding, ``embedding.weight`` and ``embedding.bias``.
+        card: Card of the checkpoint; see ``pgn_client.checkpoint``.
+        tensors: Arrays by name: the model's state, ``mapping.weight`` and ``mapping.bias``, and for
+            a latent library the surrogate's patch embedding, ``embedding.weight`` and
+            ``embedding.bias``.
+
+    Attributes:
+        card: Card of the checkpoint.
+        backbone: Card of the surrogate that the prompts were trained through.
+        profile: Resize and crop of the server.
+        mapping: Label mapping.
+        canvas: Places of prompts and image in the image that is sent.
 
     Raises:
-        CheckpointError: parts are missing or do not fit.
+        CheckpointError: Parts of the checkpoint are missing or do not fit each other.
     """
 
     def __init__(self, card: Card | Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -69,46 +80,44 @@ class PromptAdapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PromptAdapter:
-        """Read a checkpoint.
+        """Read a checkpoint of prompts.
 
         Raises:
-            CheckpointError: a mapping alone, unreadable, a pickle, truncated, of a newer schema, or
-                inconsistent.
+            CheckpointError: The file is unreadable, a pickle, truncated, of a newer schema or
+                inconsistent, or holds a label mapping alone or EXPRES.
         """
-        found = load(path)
-        if not isinstance(found, cls):
-            got = (
-                "a label mapping alone"
-                if isinstance(found, MappingAdapter)
-                else ("EXPRES, which runs on the server")
-            )
+        adapter = load(path)
+        if not isinstance(adapter, cls):
+            got = "EXPRES, which runs on the server"
+            if isinstance(adapter, MappingAdapter):
+                got = "a label mapping alone"
             raise CheckpointError(
                 f"checkpoint {path}: got {got}, expected prompts in images; use pgn predict, or "
-                "pgn train another"
+                "train another checkpoint with pgn train"
             )
-        return found
+        return adapter
 
     @property
     def generator(self) -> GeneratorCard:
-        """What the generator looks at.
+        """The card's entry about the generator's input.
 
         Raises:
-            CheckpointError: The card does not say.
+            CheckpointError: The card has no such entry.
         """
         if self.card.generator is None:
             raise CheckpointError("checkpoint: its card has no generator; train it again")
         return self.card.generator
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, atomically, and take over the fingerprint on its card."""
+        """Write the checkpoint atomically, and put its fingerprint on this adapter's card."""
         self.card = Card.from_json(checkpoint.write(path, self.info, self._tensors))
 
     def with_profile(self, profile: ServerProfile) -> PromptAdapter:
-        """Return the same prompts for a server with another resize and crop: only the margin around
-        the canvas differs.
+        """Return the same prompts for a server with another resize and crop; only the margin around
+        the canvas changes.
 
         Raises:
-            ConfigurationError: the profile ends at another size than the backbone's input.
+            ConfigurationError: The profile ends at another size than the backbone's input.
         """
         card = replace(self.card, profile=str(profile))
         return PromptAdapter(_marked(card, self._tensors), self._tensors)
@@ -116,53 +125,60 @@ class PromptAdapter:
     def with_mapping(
         self, mapping: LabelMapping, tensors: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> PromptAdapter:
-        """Return the same prompts with another label mapping; of a union of tasks nothing but the
-        prompts is left.
+        """Return the same prompts with another label mapping.
+
+        A checkpoint for several tasks becomes one for the mapping's classes alone.
 
         Args:
-            mapping: of the endpoint's labels to the classes.
-            tensors: others to replace, as of a local head for these classes.
-            changes: attributes of the card to replace.
+            mapping: Mapping of the endpoint's labels to the classes.
+            tensors: Other arrays to replace, for example those of a local head for these classes.
+            changes: Attributes of the card to replace.
 
         Raises:
-            CheckpointError: parts that do not fit each other.
+            CheckpointError: The parts do not fit each other.
         """
-        parts = (
-            self._tensors | dict(tensors) | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
-        )
-        own = replace(
+        arrays = self._tensors | dict(tensors)
+        arrays |= {f"mapping.{name}": array for name, array in mapping.arrays().items()}
+
+        card = replace(
             self.card,
             parts=None,
             part_of=None,
             classes=mapping.classes,
             mapping=MappingCard.from_json(mapping.card()),
         )
-        return PromptAdapter(_marked(replace(own, **changes), parts), parts)
+        return PromptAdapter(_marked(replace(card, **changes), arrays), arrays)
 
     def for_task(self, name: str) -> PromptAdapter:
-        """Return one task of a checkpoint for several: same prompts; its own classes, mapping,
-        local head and α.
+        """Return the adapter for one task of a checkpoint for several.
+
+        It has the same prompts, and the task's own classes, mapping, local head and α.
 
         Raises:
-            ConfigurationError: the checkpoint does not know that task.
+            ConfigurationError: The checkpoint has no such task.
         """
         parts: Mapping[str, PartCard] = self.card.parts or {}
         if name not in parts:
-            known = ", ".join(parts) or "none: it was trained on one"
+            tasks = ", ".join(parts) or "none: it was trained on one task"
             raise ConfigurationError(
-                f"task: got {name!r}, expected one of the checkpoint's ({known})"
+                f"task: got {name!r}, expected one of the checkpoint's tasks ({tasks})"
             )
+
+        # The classes of a checkpoint for several tasks are named TASK/CLASS.
         prefix = f"{name}/"
         columns = [i for i, label in enumerate(self.card.classes) if label.startswith(prefix)]
         classes = tuple(self.card.classes[i].removeprefix(prefix) for i in columns)
-        whole = self.mapping
+        union = self.mapping
         mapping = LabelMapping(
-            whole.kind, whole.source, classes, whole.weight[:, columns], whole.bias[columns]
+            union.kind, union.source, classes, union.weight[:, columns], union.bias[columns]
         )
-        head = {
-            k: v[columns] for k, v in self._tensors.items() if k.startswith("generator.local_head.")
-        }
-        tensors = self._tensors | head | {f"mapping.{k}": v for k, v in mapping.arrays().items()}
+
+        tensors = dict(self._tensors)
+        for key, array in self._tensors.items():
+            if key.startswith("generator.local_head."):
+                tensors[key] = array[columns]
+        tensors |= {f"mapping.{key}": array for key, array in mapping.arrays().items()}
+
         data = self.card.data.parts if self.card.data else None
         card = replace(
             self.card,
@@ -177,81 +193,83 @@ class PromptAdapter:
         return PromptAdapter(_marked(card, tensors), tensors)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Return the images to send, RGB, in the size that the card's server profile asks for."""
+        """Return the images to send, RGB, in the size that the card's server profile needs."""
         return [prepared.image for prepared in self.prepare(images)]
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return what to send for each image, with the local head's log-probabilities.
+        """Return the image to send for each image, with the local head's log-probabilities.
 
         Args:
-            images: RGB (others are converted), any size.
+            images: Images of any size and mode; they are converted to RGB.
 
         Raises:
-            MissingDependencyError: torch is not installed.
+            MissingDependencyError: The package torch is not installed.
         """
-        out: list[Prepared] = []
+        prepared: list[Prepared] = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             fitted = np.stack([fit_to_canvas(image, self.canvas) for image in batch])
-            patches, local = self.render(fitted, prompted_by=self.looked_at(batch))
-            out.extend(
-                Prepared(compose(p, q, self.canvas), row)
-                for p, q, row in zip(fitted, patches, local, strict=True)
-            )
-        return out
+            painted, local = self.render(fitted, prompted_by=self.looked_at(batch))
+            for image, pixels, log_probs in zip(fitted, painted, local, strict=True):
+                prepared.append(Prepared(compose(image, pixels, self.canvas), log_probs))
+        return prepared
 
     def prompt_tokens(
         self, images: Sequence[Image.Image], embedding: PatchEmbedding | None = None
     ) -> Floats32:
-        """Return the tokens that the generator makes of images, without position embedding.
+        """Return the prompt tokens of images, without position embedding.
 
         Args:
-            images: RGB (others are converted), any size.
-            embedding: the backbone's patch embedding, which turns the rows of a pixel library into
-                tokens; a latent library needs none.
+            images: Images of any size and mode; they are converted to RGB.
+            embedding: Patch embedding of the backbone, which embeds the rows of a pixel library; a
+                latent library does not need it.
 
         Returns:
-            (B, K, D) float32. Of a published checkpoint they are what the authors' code computes.
+            (B, K, D) float32. For a published checkpoint, they equal the tokens that the authors'
+            code computes.
 
         Raises:
-            ConfigurationError: a method that mixes no library, or a pixel library without
+            ConfigurationError: The method mixes no library, or a pixel library comes without
                 ``embedding``.
-            MissingDependencyError: torch is not installed.
+            MissingDependencyError: The package torch is not installed.
         """
-        model, own = self.runtime
+        # First, because it raises a clear error where torch is missing.
+        model, saved_embedding = self.runtime
         import torch
 
         from pgn_client.prompting.generator import generator_input
         from pgn_client.prompting.methods import PGN
 
-        embedding = embedding or own
+        embedding = embedding or saved_embedding
         if not isinstance(model, PGN) or embedding is None:
             raise ConfigurationError(
                 f"prompt tokens: got {self!r}, expected a PGN, and for a pixel library the "
                 "backbone's patch embedding"
             )
-        embedding, parts = embedding.to("cpu"), []
+        embedding = embedding.to("cpu")
+
+        parts = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            seen = self.looked_at(batch)
-            if seen is None:
-                seen = np.stack([fit_to_canvas(image, self.canvas) for image in batch])
+            crops = self.looked_at(batch)
+            if crops is None:
+                crops = np.stack([fit_to_canvas(image, self.canvas) for image in batch])
             with torch.inference_mode():
-                fitted = torch.from_numpy(seen).permute(0, 3, 1, 2)
-                weights, _ = model(generator_input(fitted, self.generator.resolution))
+                pixels = torch.from_numpy(crops).permute(0, 3, 1, 2)
+                weights, _ = model(generator_input(pixels, self.generator.resolution))
                 parts.append(model.prompt_tokens(weights, embedding).numpy())
-        return (
-            np.concatenate(parts)
-            if parts
-            else np.zeros((0, self.canvas.prompts, embedding.width), np.float32)
-        )
+
+        if not parts:
+            return np.zeros((0, self.canvas.prompts, embedding.width), np.float32)
+        return np.concatenate(parts)
 
     def looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
-        """Return what the generator looks at where the card names a crop of its own, as of a
-        published checkpoint.
+        """Return the generator's own crops of images, where the card names such a crop.
+
+        The card of a published checkpoint does.
 
         Returns:
-            (B, r, r, 3) uint8; ``None`` where it looks at the images as they stand on the canvas.
+            (B, r, r, 3) uint8; ``None`` where the generator reads the images fitted to the canvas.
         """
         generator = self.generator
         if generator.profile is None:
@@ -266,42 +284,52 @@ class PromptAdapter:
         )
 
     def render(self, images: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
-        """Fitted images → what ``compositor.compose`` paints around or over them.
+        """Make the pixels that ``compositor.compose`` puts around or over fitted images.
 
         Args:
-            images: (B, h, w, 3) uint8, from ``compositor.fit_to_canvas``.
-            prompted_by: as many images, whose prompts are painted instead; a control.
+            images: Images from ``compositor.fit_to_canvas``, (B, h, w, 3) uint8.
+            prompted_by: As many images for the generator to read instead of ``images``: the crops
+                from :meth:`looked_at`, or other images for a control experiment.
 
         Returns:
             (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints the image itself; and (B, C) float64 log-probabilities of the local head.
+            that paints on the image itself; and (B, C) float64 log-probabilities of the local head.
         """
         source = images if prompted_by is None else prompted_by
-        starts = range(0, len(images), BATCH)
-        parts = [self._render(images[i : i + BATCH], source[i : i + BATCH]) for i in starts]
-        return np.concatenate([p for p, _ in parts]), np.concatenate([q for _, q in parts])
+        painted = []
+        local = []
+        # no images still make one empty batch, whose shapes are those of any other
+        for start in range(0, max(1, len(images)), BATCH):
+            batch = slice(start, start + BATCH)
+            pixels, log_probs = self._render(images[batch], source[batch])
+            painted.append(pixels)
+            local.append(log_probs)
+        return np.concatenate(painted), np.concatenate(local)
 
     def _render(self, images: Pixels, source: Pixels) -> tuple[Any, Any]:
+        """Render up to ``BATCH`` images; see :meth:`render`."""
+        # First, because it raises a clear error where torch is missing.
         model, embedding = self.runtime
         import torch
 
-        n, missing = len(images), ((0, BATCH - len(images)), (0, 0), (0, 0), (0, 0))
-        fitted, seen = (
-            torch.from_numpy(np.pad(x, missing)).permute(0, 3, 1, 2) for x in (images, source)
-        )
-        patches, local = model.render(
-            fitted,
-            prompted_by=seen,
+        n = len(images)
+        padding = ((0, BATCH - n), (0, 0), (0, 0), (0, 0))
+        painted, local = model.render(
+            torch.from_numpy(np.pad(images, padding)).permute(0, 3, 1, 2),
+            prompted_by=torch.from_numpy(np.pad(source, padding)).permute(0, 3, 1, 2),
             resolution=self.generator.resolution,
             embedding=embedding,
             route=self.card.inversion or "exact",
         )
-        return patches.numpy()[:n], local.double().numpy()[:n]
+        return painted.numpy()[:n], local.double().numpy()[:n]
 
     @cached_property
     def runtime(self) -> tuple[RGBMethod, PatchEmbedding | None]:
-        """The torch side: the model in evaluation mode, and the patch embedding where inversion
-        needs it.
+        """The model in evaluation mode, and the saved patch embedding if there is one.
+
+        Raises:
+            CheckpointError: The tensors do not fit the card.
+            MissingDependencyError: The package torch is not installed.
         """
         try:
             import torch
@@ -310,7 +338,8 @@ class PromptAdapter:
             from pgn_client.surrogate.patch_embedding import PatchEmbedding
         except ImportError as error:
             raise MissingDependencyError("making prompts from a checkpoint", "train") from error
-        state = {k: torch.from_numpy(np.array(v)) for k, v in self._tensors.items()}
+
+        state = {name: torch.from_numpy(np.array(array)) for name, array in self._tensors.items()}
         embedding = None
         if "embedding.weight" in state:
             embedding = PatchEmbedding(
@@ -319,15 +348,21 @@ class PromptAdapter:
                 self.backbone.mean,
                 self.backbone.std,
             )
-        parts = {k: v for k, v in state.items() if not k.startswith(("mapping.", "embedding."))}
+
+        model_state = {
+            name: tensor
+            for name, tensor in state.items()
+            if not name.startswith(("mapping.", "embedding."))
+        }
         try:
-            return methods.restorable(self.card.method).restore(self.card, parts), embedding
-        # torch's say which tensor
+            model = methods.restorable(self.card.method).restore(self.card, model_state)
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            # torch's message names the tensor.
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"checkpoint: its tensors do not fit its card ({reason}); train it again"
             ) from error
+        return model, embedding
 
     def __repr__(self) -> str:
         card = self.card
@@ -335,15 +370,14 @@ class PromptAdapter:
 
 
 class MappingAdapter:
-    """A checkpoint of a label mapping alone: images are sent as they are, and nothing needs
-    torch.
+    """A checkpoint of a label mapping alone: images are sent unchanged. It does not need torch.
 
     Args:
-        card: see ``pgn_client.checkpoint``; its method is ``raw``.
-        tensors: ``mapping.weight`` and ``mapping.bias``.
+        card: Card of the checkpoint, with the method ``raw``; see ``pgn_client.checkpoint``.
+        tensors: Arrays by name: ``mapping.weight`` and ``mapping.bias``.
 
     Raises:
-        CheckpointError: parts are missing or do not fit.
+        CheckpointError: Parts of the checkpoint are missing or do not fit each other.
     """
 
     def __init__(self, card: Card | Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -356,16 +390,16 @@ class MappingAdapter:
         return self.card.to_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, atomically, and take over the fingerprint on its card."""
+        """Write the checkpoint atomically, and put its fingerprint on this adapter's card."""
         arrays = {f"mapping.{name}": array for name, array in self.mapping.arrays().items()}
         self.card = Card.from_json(checkpoint.write(path, self.info, arrays))
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Return the images as they are."""
+        """Return the images unchanged."""
         return list(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return the images as they are; there is no local head."""
+        """Return the images unchanged; there is no local head."""
         return [Prepared(image) for image in images]
 
     def __repr__(self) -> str:
@@ -373,15 +407,14 @@ class MappingAdapter:
 
 
 class HostedAdapter:
-    """A checkpoint that runs on the server, EXPRES: here images are only fitted. Nothing needs
-    torch.
+    """A checkpoint that runs on the server, EXPRES: images are only fitted. It does not need torch.
 
     Args:
-        card: see ``pgn_client.checkpoint``; its method is ``expres``.
-        data: the whole file, which is uploaded.
+        card: Card of the checkpoint, with the method ``expres``; see ``pgn_client.checkpoint``.
+        data: Content of the checkpoint file, which is uploaded to the server.
 
     Raises:
-        CheckpointError: parts are missing or do not fit.
+        CheckpointError: Parts of the checkpoint are missing or do not fit each other.
     """
 
     def __init__(self, card: Card | Mapping[str, Any], data: bytes) -> None:
@@ -392,6 +425,8 @@ class HostedAdapter:
         )
         self.hosted = Hosted(f"expres-{(self.card.fingerprint or '')[:24]}", data)
         self._reference = self.hosted.reference
+
+        # The server returns scores of the task's classes, so no label mapping is needed.
         classes = self.card.classes
         self.mapping = LabelMapping(
             "identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes))
@@ -404,12 +439,14 @@ class HostedAdapter:
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send: squashed as in training, in the size that the card's server
-        profile asks for.
+        profile needs.
         """
         return [compose(fit_to_canvas(image, self.canvas), None, self.canvas) for image in images]
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return the images to send, and whom to ask; there is no local head."""
+        """Return the images to send, with the reference of the uploaded checkpoint that processes
+        them; there is no local head.
+        """
         return [Prepared(image, hosted=self._reference) for image in self(images)]
 
     def __repr__(self) -> str:
@@ -422,13 +459,14 @@ def load(
     """Read a checkpoint of any kind.
 
     Args:
-        path: of the file.
-        profile: the server's resize and crop where they are known; prompts then get the margin that
-            it wants.
+        path: Path of the file.
+        profile: The server's resize and crop; the images to send get the margin that it needs.
+            ``None`` keeps the card's.
 
     Raises:
-        CheckpointError: unreadable, a pickle, truncated, of a newer schema, or inconsistent.
-        ConfigurationError: the profile ends at another size than the backbone's input.
+        CheckpointError: The file is unreadable, a pickle, truncated, of a newer schema, or
+            inconsistent.
+        ConfigurationError: The profile ends at another size than the backbone's input.
     """
     header, tensors = checkpoint.read(path)
     try:
@@ -447,43 +485,53 @@ def load(
             return MappingAdapter(card, tensors)
         if card.method == HOSTED:
             adapted = replace(card, profile=profile or card.profile)
-            return HostedAdapter(adapted, _whole(path))
-        found = PromptAdapter(card, tensors)
+            return HostedAdapter(adapted, _file_content(path))
+        adapter = PromptAdapter(card, tensors)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path}: its card is not complete ({error}); train it again"
         ) from error
+
     if profile and card.profile != profile:
-        return found.with_profile(ServerProfile.parse(profile))
-    return found
+        return adapter.with_profile(ServerProfile.parse(profile))
+    return adapter
 
 
 def _prompts_of(card: Card) -> tuple[BackboneCard, ServerProfile, str]:
-    """Return what a card of prompts has: backbone, server profile and layout.
+    """Return backbone, server profile and layout from the card of a checkpoint with prompts.
 
     Raises:
-        CheckpointError: A mapping alone, which has none.
+        CheckpointError: The card is that of a label mapping alone.
     """
     if card.backbone is None or card.profile is None:
         raise CheckpointError(
-            f"checkpoint: got method {card.method} without prompts, expected one that makes some"
+            f"checkpoint: got method {card.method} without prompts, expected one with prompts"
         )
     return card.backbone, ServerProfile.parse(card.profile), card.layout or "full"
 
 
 def _mapping(card: Card, tensors: Mapping[str, Any]) -> LabelMapping:
-    """Return the label mapping of a checkpoint that does not run on the server."""
+    """Return the label mapping of a checkpoint that does not run on the server.
+
+    Raises:
+        CheckpointError: The card has no label mapping, or the tensors do not fit it.
+    """
     if card.mapping is None:
         raise CheckpointError("checkpoint: its card has no label mapping; train it again")
     return LabelMapping.from_parts(card.mapping.to_json(), _below(tensors, "mapping."))
 
 
 def _marked(card: Card, tensors: Mapping[str, Any]) -> Card:
-    """Return the card with the fingerprint of what it now says."""
+    """Return the card with a fingerprint of its present content and of the tensors."""
     return replace(card, fingerprint=checkpoint.fingerprint(card.to_json(), tensors))
 
 
-def _whole(path: str | os.PathLike[str]) -> bytes:
+def _file_content(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -493,6 +541,7 @@ def _whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the tensors whose names start with a prefix, without that prefix."""
     return {
         name.removeprefix(prefix): array
         for name, array in tensors.items()

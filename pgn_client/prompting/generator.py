@@ -1,5 +1,4 @@
-"""The local half of PGN: a small CNN that mixes the rows of a token library into a prompt for each
-image.
+"""The local half of PGN: a small CNN that weights the rows of a token library for each image.
 
 Reference: Loedeman et al., Prompt Generation Networks, arXiv 2210.06466; the network follows the
 authors' code.
@@ -14,8 +13,9 @@ TRUNK_WIDTH = 128
 
 
 class ResidualBlock(nn.Module):
-    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU. The down-sampling shortcut is a 1x1 conv with
-    bias, without BN.
+    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU.
+
+    The shortcut of a down-sampling block is a 1x1 convolution with bias and without BN.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet10(nn.Module):
-    """The generator's trunk, exactly as published: (B, 3, r, r) float, normalised → (B, 128)
+    """The generator's trunk, exactly as published: (B, 3, r, r) float, normalized → (B, 128)
     features.
     """
 
@@ -64,13 +64,13 @@ class ResNet10(nn.Module):
 
 
 class LocalClassifier(nn.Module):
-    """The trunk with a C-way head: an opinion that needs no endpoint (Deviation: ours).
+    """The trunk with a local head: a C-way classifier that needs no endpoint.
 
-    It warms a prompt generator's trunk up, and what it says can be fused with what the endpoint
-    says.
+    Deviation: ours. Training it warms up the trunk of a prompt generator, and its scores can be
+    fused with the endpoint's.
 
     Args:
-        classes: C.
+        classes: Number of task classes, C.
     """
 
     def __init__(self, classes: int) -> None:
@@ -79,22 +79,22 @@ class LocalClassifier(nn.Module):
         self.local_head = nn.Linear(TRUNK_WIDTH, classes)
 
     def classify(self, x: Tensor) -> Tensor:
-        """(B, 3, r, r) float, normalised → (B, C) logits."""
+        """Return the (B, C) logits of (B, 3, r, r) float images, normalized."""
         logits: Tensor = self.local_head(self.trunk(x))
         return logits
 
 
 class PromptGenerator(LocalClassifier):
-    """Image → mixture weights over the library, and the local head's opinion.
+    """Image → mixture weights over the token library, and logits of the local head.
 
     Args:
-        prompts: K.
-        library_size: L.
-        classes: C.
+        prompts: Number of prompts per image, K.
+        library_size: Number of library rows, L.
+        classes: Number of task classes, C.
 
     Attributes:
-        head_teaches_trunk: whether gradients of the local head reach the trunk, beside those of the
-            prompt.
+        head_teaches_trunk: Whether gradients of the local head reach the trunk, in addition to
+            those of the prompt.
     """
 
     def __init__(self, prompts: int, library_size: int, classes: int) -> None:
@@ -104,28 +104,32 @@ class PromptGenerator(LocalClassifier):
         self.head_teaches_trunk = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix and classify.
+        """Compute mixture weights and local logits.
 
         Args:
-            x: (B, 3, r, r) float, normalised.
+            x: Images, (B, 3, r, r) float, normalized.
 
         Returns:
             (B, K, L) float32 mixture weights, which sum to 1 over L; (B, C) logits of the local
-            head. The softmax stays
-            in float32 under autocast: the mixture is exact only where its weights sum to 1.
+            head.
         """
         features = self.trunk(x)
+
+        # The softmax stays in float32 under autocast: weights that do not sum to 1 would make the
+        # mixture of rows inexact.
         weights = self.mixture(features).float().unflatten(-1, self.shape).softmax(dim=-1)
-        return weights, self.local_head(features if self.head_teaches_trunk else features.detach())
+
+        head_input = features if self.head_teaches_trunk else features.detach()
+        return weights, self.local_head(head_input)
 
 
 def generator_input(images: Tensor, resolution: int) -> Tensor:
-    """Shrink fitted images to what the generator looks at.
+    """Resize fitted images to the generator's input.
 
     Args:
-        images: (B, 3, h, w) uint8, as they stand on the canvas, so that training and serving see
-            the same.
-        resolution: r, in pixels.
+        images: Images already fitted to the canvas, (B, 3, h, w) uint8, so that the generator's
+            input is the same in training and in serving.
+        resolution: Side of the generator's input, r, in pixels.
 
     Returns:
         (B, 3, r, r) float32 in [-1, 1]; bilinear with antialiasing.

@@ -1,8 +1,8 @@
 """Import the checkpoints that PGN's authors published: state dicts for CLIP, supervised and DINO
 ViTs.
 
-Their prompts are latent. ``methods.published`` says where they stood, and where they go in an
-image; what pixels can reach of them is measured and written on the card.
+Their prompts are latent; ``methods.published`` explains how they become patches of an image. The
+import measures how well pixels can reproduce them, and writes the result on the card.
 
 Reference: the checkpoints of arXiv 2210.06466's repository.
 """
@@ -41,10 +41,10 @@ from pgn_client.version import __version__
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a published state dict; nothing in the file is executed.
+    """Read a published state dict; no code in the file is executed.
 
     Raises:
-        CheckpointError: missing, unreadable, holding more than tensors, or no state dict of
+        CheckpointError: The file is missing, unreadable, holds more than tensors, or is no dict of
             tensors.
     """
     if not Path(path).is_file():
@@ -52,17 +52,22 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"published checkpoint {path}: {what}; expected one of the authors' .pt files"
         )
+
     try:
+        # torch does not verify checksums, so it would load flipped bits without an error.
         if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"{broken} is damaged")  # torch reads on over flipped bits
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            raise ValueError(f"{broken} is damaged")
+        # torch warns about pickles that it then refuses; the error below is enough.
+        with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is damaged makes torch raise errors of any kind
+    except Exception as error:
+        # A damaged file makes torch raise exceptions of many types.
         raise CheckpointError(
             f"published checkpoint {path}: cannot be read as tensors alone "
-            f"({type(error).__name__}), and nothing "
-            "else is read; expected a file of the authors' repository"
+            f"({type(error).__name__}), and no other content is loaded; expected a file of the "
+            "authors' repository"
         ) from error
+
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
@@ -73,8 +78,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _some_cells_tokens(model: PublishedPGN) -> Tensor:
-    """Return (L, D): each row as one of the cells needs it, which are drawn with a seed; all pairs
-    would take long.
+    """Return the tokens that the rows need in the canvas, (L, D), each in one randomly drawn cell.
+
+    All pairs of rows and cells would take long. The seed is fixed, so that the result is the same
+    each time.
     """
     rows = model.library.rows.detach()
     cells = torch.randint(
@@ -91,56 +98,61 @@ def import_published(
     profile: ServerProfile | None = None,
     inversion: str = "bounded",
 ) -> PromptAdapter:
-    """Make an adapter of a published checkpoint: its prompts become patches of explicit cells.
+    """Make an adapter from a published checkpoint: its prompts become patches in explicit cells.
 
     Args:
-        path: the authors' file.
-        backbone: the endpoint's model; its patch embedding and positions are needed, and its
-            labels, which become the classes. Its head is not.
-        layout: one with as many cells as there are prompts; ``None`` puts them around the lower
-            right corner.
-        profile: what the server does to an image's geometry; ``None`` takes the backbone's own
-            preprocessing.
-        inversion: ``bounded`` or ``pseudo_inverse``.
+        path: Path of the authors' file.
+        backbone: The endpoint's model. Its patch embedding, its position embedding and its labels,
+            which become the classes, are used; its head is not.
+        layout: Layout with one cell per prompt; ``None`` puts the prompts around the lower right
+            corner.
+        profile: The server's resize and crop; ``None`` takes the backbone's own preprocessing.
+        inversion: Name of the inversion, ``bounded`` or ``pseudo_inverse``.
 
     Returns:
-        An adapter whose ``prompt_tokens`` are the published generator's. The mapping is the
-        identity: the endpoint's own classes. The card's ``reach`` says what inversion loses.
+        An adapter whose ``prompt_tokens`` are the published generator's. The label mapping is the
+        identity of the endpoint's classes. The card's ``reach`` holds the error of the inversion.
 
     Raises:
-        CheckpointError: the file is no published checkpoint, or its width is not the backbone's.
-        ConfigurationError: an unknown layout or inversion, or a layout with another number of
-            cells.
+        CheckpointError: The file is no published checkpoint, or its tokens have another width than
+            the backbone's.
+        ConfigurationError: The layout or inversion is unknown, or the layout has another number of
+            cells than there are prompts.
     """
-    route(inversion)
+    route(inversion)  # Raises an error for an unknown name.
     state = read(path)
     prompts, size, width = sizes(state)
-    embedding, profile = backbone.embedding.to("cpu"), profile or backbone.profile
+    embedding = backbone.embedding.to("cpu")
+    profile = profile or backbone.profile
     if width != embedding.width:
         raise CheckpointError(
-            f"published checkpoint {path}: its tokens have {width} numbers, those of "
-            f"{backbone.name} "
-            f"{embedding.width}; name the --backbone that it was trained for, for example "
+            f"published checkpoint {path}: got tokens of {width} numbers, expected "
+            f"{embedding.width} for {backbone.name}; give the --backbone that it was trained for, "
+            "for example "
             "vit_base_patch32_clip_quickgelu_224.openai, vit_base_patch32_224 (768) or "
             "vit_small_patch16_224.dino (384)"
         )
+
     layout = layout or room_for(prompts, backbone.input_size // backbone.patch_size)
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, layout, profile)
     if canvas.prompts != prompts:
         raise ConfigurationError(
-            f"layout: got {layout} with {canvas.prompts} cells, expected {prompts}, one a prompt"
+            f"layout: got {layout} with {canvas.prompts} cells, expected {prompts}, one per prompt"
         )
+
     classes = backbone.labels
     model = PublishedPGN.create(
         Setting(canvas, len(classes), width, library="latent", library_size=size)
     )
     model.position.copy_(backbone.positions[list(canvas.cells)])
     model.load_published(state)
+
     mapping = LabelMapping(
         "identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes))
     )
-    own_crop = str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))
+    generator_profile = str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
     card = Card(
         method=model.name,
         backbone=BackboneCard.from_json(backbone.card()),
@@ -148,7 +160,7 @@ def import_published(
         layout=layout,
         library=LibraryCard("latent", size),
         inversion="pseudo_inverse" if inversion == "pseudo_inverse" else "bounded",
-        generator=GeneratorCard(RESOLUTION, own_crop, INTERPOLATION),
+        generator=GeneratorCard(RESOLUTION, generator_profile, INTERPOLATION),
         classes=tuple(classes),
         mapping=MappingCard.from_json(mapping.card()),
         learnable={"prompt": model.learnable(), "mapping": 0, "local": 0},
@@ -156,10 +168,11 @@ def import_published(
         reach=ReachCard.from_json(reach(_some_cells_tokens(model), embedding)),
         versions={"pgn_client": __version__, "torch": str(torch.__version__)},
     )
-    tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
-    tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
-    tensors |= {
-        "embedding.weight": embedding.weight.cpu().numpy(),
-        "embedding.bias": embedding.bias.cpu().numpy(),
+
+    tensors = {
+        name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()
     }
+    tensors |= {f"mapping.{name}": array for name, array in mapping.arrays().items()}
+    tensors["embedding.weight"] = embedding.weight.cpu().numpy()
+    tensors["embedding.bias"] = embedding.bias.cpu().numpy()
     return PromptAdapter(card, tensors)

@@ -1,7 +1,7 @@
-"""Token libraries: what the rows are that a generator's weights mix into prompts.
+"""Token libraries: the learned rows that a generator's weights mix into prompts.
 
-A softmax mixture is convex. Mixed pixels are a valid image, and through the affine patch
-embedding mixed tokens are the tokens of mixed pixels; so a library of pixels is trained in the
+A softmax mixture is convex, so a mixture of pixels is a valid image. The patch embedding is affine,
+so the tokens of mixed pixels are the mixed tokens. A library of pixels is therefore trained in the
 embedding space and deployed exactly. Latent rows, as published, have to be inverted (see
 ``inversion``).
 """
@@ -18,21 +18,22 @@ from pgn_client.prompting import inversion
 from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 PROJECTION_STEPS = 20
-"""Of projected gradient, after each step of a training: rows move little between two of them."""
+"""Iterations of projected gradient after each training step; few, since rows move little a step."""
 
 
 class TokenLibrary(nn.Module):
     """L learned rows; a prompt is a convex mixture of them.
 
     Args:
-        rows: the free parameters; subclasses say what they mean.
+        rows: Free parameters of the L rows; subclasses define their shape and meaning.
 
     Attributes:
-        kind: as options and checkpoint cards have it.
+        kind: Name in options and on checkpoint cards.
+        exact: Whether the rows are pixels, so that prompts need no inversion.
     """
 
     kind: ClassVar[str]
-    exact: ClassVar[bool] = False  # whether rows are pixels, so that nothing has to be inverted
+    exact: ClassVar[bool] = False
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -40,29 +41,32 @@ class TokenLibrary(nn.Module):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int) -> TokenLibrary:
-        """Draw ``size`` rows for patches of side ``patch_size`` and tokens of ``width`` numbers."""
-        raise TypeError(f"{cls.__name__} does not say how it is drawn")
+        """Draw ``size`` random rows for patches of side ``patch_size`` and tokens of ``width``
+        numbers.
+        """
+        raise TypeError(f"{cls.__name__} must define create")
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
         """Return the rows as (L, D) tokens, float32, without position embedding."""
-        raise TypeError(f"{type(self).__name__} does not say what its rows are")
+        raise TypeError(f"{type(self).__name__} must define tokens")
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """Called after each step of a training: a library with bounds moves its rows back into
-        them.
+        """Move the rows back into their bounds, if the library has any; training calls this after
+        each step.
         """
 
 
 class LatentLibrary(TokenLibrary):
-    """Rows are D-vectors, as published, drawn from N(0, 0.02²); RGB needs ``inversion``, which
-    loses.
+    """Rows are D-vectors, as published, drawn from N(0, 0.02²).
+
+    To become RGB patches they need ``inversion``, which is inexact.
     """
 
     kind = "latent"
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int) -> LatentLibrary:
-        """Draw rows of ``width`` numbers."""
+        """Draw random rows of ``width`` numbers."""
         return cls(torch.randn(size, width) * 0.02)
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
@@ -71,30 +75,32 @@ class LatentLibrary(TokenLibrary):
 
 
 class ReachableLibrary(LatentLibrary):
-    """Latent rows that pixels can reach: after each step every row goes back to the nearest token
-    of a valid patch.
+    """Latent rows that pixels can reach: each training step ends with a projection of every row to
+    the nearest token of a valid patch.
 
-    The tokens of valid patches are a convex set, so mixtures of reachable rows are reachable too,
-    and bounded inversion loses nothing but the rounding. What it parametrises is what a pixel
-    library does, in other coordinates. Deviation: ours.
+    The tokens of valid patches form a convex set, so mixtures of reachable rows are reachable too,
+    and bounded inversion is exact up to rounding. It represents the same prompts as a pixel
+    library, in other coordinates. Deviation: ours.
     """
 
     kind = "reachable"
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """See :class:`TokenLibrary`: projected by ``inversion.bounded``."""
+        """Project the rows by ``inversion.bounded``; see :class:`TokenLibrary`."""
         with torch.no_grad():
-            self.rows.copy_(
-                embedding(inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS))
-            )
+            patches = inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS)
+            self.rows.copy_(embedding(patches))
 
 
 class PixelLibrary(TokenLibrary):
-    """Rows are RGB patches of side ``patch_size``, sigmoid(free) in [0, 1], so a mixture of them is
-    a valid image.
+    """Rows are RGB patches, so a mixture of them is a valid image.
 
-    Deviation: ours; the published library is latent. Standard deviation 1 before the sigmoid gives
-    rows contrast.
+    A row is the sigmoid of free numbers, in [0, 1]. These are drawn with a standard deviation of 1,
+    which gives the rows contrast. Deviation: ours; the published library is latent.
+
+    Args:
+        rows: Free numbers, (L, 3, P, P) float32 here.
+        patch_size: P, side of a patch, in pixels.
     """
 
     kind = "pixel"
@@ -106,11 +112,11 @@ class PixelLibrary(TokenLibrary):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> PixelLibrary:
-        """Draw rows of 3 x P x P numbers."""
+        """Draw random rows of 3 x P x P numbers."""
         return cls(torch.randn(size, 3, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
-        """Return (L, 3, P, P) float32 in [0, 1], unit space."""
+        """Return the rows as patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return self.rows.sigmoid()
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
@@ -119,9 +125,9 @@ class PixelLibrary(TokenLibrary):
 
 
 class SmoothLibrary(PixelLibrary):
-    """A pixel library of low frequencies, for servers that re-encode: JPEG keeps what is smooth.
+    """A pixel library of low frequencies, for servers that re-encode: JPEG preserves them best.
 
-    Rows are coarse grids of P/4 x P/4 colours, spread over the patch by bilinear interpolation.
+    Rows are coarse grids of P/4 x P/4 colors, enlarged to the patch by bilinear interpolation.
     Deviation: ours.
     """
 
@@ -129,7 +135,7 @@ class SmoothLibrary(PixelLibrary):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> SmoothLibrary:
-        """Draw rows of 3 x P/4 x P/4 numbers."""
+        """Draw random rows of 3 x P/4 x P/4 numbers."""
         side = max(1, patch_size // 4)
         return cls(torch.randn(size, 3, side, side), patch_size)
 
@@ -139,7 +145,7 @@ class SmoothLibrary(PixelLibrary):
 
 
 class LumaLibrary(PixelLibrary):
-    """A pixel library without colour, for servers that re-encode: chroma subsampling cannot touch
+    """A pixel library without color, for servers that re-encode: chroma subsampling does not change
     it.
 
     Deviation: ours.
@@ -149,7 +155,7 @@ class LumaLibrary(PixelLibrary):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> LumaLibrary:
-        """Draw rows of P x P numbers."""
+        """Draw random rows of P x P numbers."""
         return cls(torch.randn(size, 1, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
@@ -167,7 +173,7 @@ def library(kind: str) -> type[TokenLibrary]:
     """Return a kind of library by name.
 
     Raises:
-        ConfigurationError: unknown.
+        ConfigurationError: The name is unknown.
     """
     if kind not in LIBRARIES:
         raise ConfigurationError(f"library: got {kind!r}, expected one of {', '.join(LIBRARIES)}")

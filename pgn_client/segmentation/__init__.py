@@ -1,6 +1,4 @@
-"""Few-shot semantic segmentation: EXPRES's output tokens as prototypes of classes, and a linear
-baseline.
-"""
+"""Few-shot semantic segmentation with EXPRES prompts, and a linear baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few-shot episodes: some classes, few images of each to learn from, others to be tested on."""
+"""Few-shot episodes: a few classes, a few support images of each, and query images for the test."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Episode:
     """One task of N classes and the background.
 
     Attributes:
-        classes: N + 1 names, the background's first.
-        support: (N K, 3, H, W) uint8 images to learn from. support_masks: (N K, H, W) uint8 in
-            [0, N], or ``IGNORED``.
-        query: (Q, 3, H, W) uint8 images to be tested on. query_masks: (Q, H, W) uint8.
+        classes: N + 1 class names, the background first.
+        support: Images to train on, (N K, 3, H, W) uint8.
+        support_masks: Masks of the support images, (N K, H, W) uint8 in [0, N] or ``IGNORED``.
+        query: Images to test on, (Q, 3, H, W) uint8.
+        query_masks: Masks of the query images, (Q, H, W) uint8 in [0, N] or ``IGNORED``.
     """
 
     classes: tuple[str, ...]
@@ -36,23 +37,24 @@ class Episode:
 def sample(
     train: Masked, test: Masked, *, ways: int, shots: int, queries: int, seed: int
 ) -> Episode:
-    """Draw an episode.
+    """Draw an episode at random.
 
-    Only images are taken that show no class but the episode's: nothing has to be ignored, and no
-    texture is called background. Each class in turn gives an image that shows it, until there are
-    enough; none is taken twice.
+    An image is a candidate only if all its classes belong to the episode. So no other class has to
+    be ignored or counted as background. The classes take turns: each draws an image that shows it,
+    until there are enough. No image is drawn twice.
 
     Args:
-        train: where the support comes from.
-        test: where the queries come from; the same classes.
-        ways: N classes, without the background.
-        shots: K support images for each class; they may show another of the N as well.
-        queries: Q query images, at least N, so that each class is there.
-        seed: of the draw.
+        train: Images that the support is drawn from.
+        test: Images that the queries are drawn from, with the same classes as ``train``.
+        ways: Number N of classes without the background.
+        shots: Number K of support images per class; they may show other classes of the episode
+            as well.
+        queries: Number Q of query images, at least N so that each class is shown.
+        seed: Seed for the draw.
 
     Raises:
-        ConfigurationError: classes that differ, more classes or images than there are, or too few
-            queries.
+        ConfigurationError: The classes of ``train`` and ``test`` differ, there are too few classes
+            or images, or there are fewer queries than classes.
     """
     if train.classes != test.classes:
         raise ConfigurationError(
@@ -61,15 +63,16 @@ def sample(
     if not 1 <= ways < len(train.classes) or shots < 1 or queries < ways:
         raise ConfigurationError(
             f"episode: got {ways} ways, {shots} shots and {queries} queries, expected 1 to "
-            f"{len(train.classes) - 1} "
-            "ways, 1 shot or more, and as many queries as ways or more"
+            f"{len(train.classes) - 1} ways, at least 1 shot, and at least as many queries as ways"
         )
+
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(np.arange(1, len(train.classes)), size=ways, replace=False))
     support = _images(train, chosen, ways * shots, rng)
     query = _images(test, chosen, queries, rng)
+    names = [train.classes[c] for c in chosen]
     return Episode(
-        (train.classes[0], *(train.classes[c] for c in chosen)),
+        (train.classes[0], *names),
         train.images[support],
         _renumbered(train.masks[support], chosen),
         test.images[query],
@@ -78,30 +81,33 @@ def sample(
 
 
 def _images(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw images that show nothing but the chosen classes, for each class in turn one that shows
-    it.
-    """
+    """Draw images that show no class but the chosen; the classes take turns."""
     shown = [set(np.unique(mask)) - {0, IGNORED} for mask in masked.masks.numpy()]
-    order = [int(i) for i in rng.permutation(len(shown)) if shown[i] <= set(chosen)]
+    candidates = [int(i) for i in rng.permutation(len(shown)) if shown[i] <= set(chosen)]
+
     drawn: list[int] = []
-    for number in range(count):
-        wanted = chosen[number % len(chosen)]
-        drawn.append(_first(i for i in order if wanted in shown[i] and i not in drawn))
+    for turn in range(count):
+        class_index = chosen[turn % len(chosen)]
+        drawn.append(_first(i for i in candidates if class_index in shown[i] and i not in drawn))
     return drawn
 
 
 def _first(images: Iterable[int]) -> int:
+    """Return the first image.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
     for image in images:
         return image
     raise ConfigurationError(
-        "episode: got too few images that show no class but the chosen, expected more; ask for "
-        "fewer images, "
-        "or for more ways"
+        "episode: got too few images that show no class but the chosen, expected more; draw fewer "
+        "images or more ways"
     )
 
 
 def _renumbered(masks: Tensor, chosen: Integers) -> Tensor:
-    """Call the chosen classes 1, 2, …; background and what is ignored stay."""
+    """Number the chosen classes 1, 2, …; the background and ignored pixels keep their values."""
     table = torch.full((256,), IGNORED, dtype=torch.uint8)
     table[0] = 0
     table[torch.from_numpy(chosen)] = torch.arange(1, len(chosen) + 1, dtype=torch.uint8)

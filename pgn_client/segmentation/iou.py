@@ -1,4 +1,4 @@
-"""How well predicted masks overlap with the true ones."""
+"""Mean intersection over union of predicted and true masks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor
 from pgn_client.errors import ShapeError
 
 IGNORED = 255
-"""Value of mask pixels that neither train nor count."""
+"""Value of mask pixels that are left out of training and measurement."""
 
 
 def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
     """Return the mean over classes of intersection over union, pooled over all images.
 
-    A class that is neither predicted nor there has no union, and is left out of the mean.
+    A class that is neither predicted nor true anywhere has no union, so the mean leaves it out.
 
     Args:
-        predicted: (n, H, W) integers in [0, classes).
-        masks: (n, H, W) integers in [0, classes), or ``IGNORED``.
-        classes: number of classes, background included.
+        predicted: Predicted classes, (n, H, W) integers in [0, classes).
+        masks: True classes, (n, H, W) integers in [0, classes) or ``IGNORED``.
+        classes: Number of classes, the background included.
 
     Returns:
-        In [0, 1].
+        Mean IoU in [0, 1].
 
     Raises:
-        ShapeError: shapes that differ, or no pixel that counts.
+        ShapeError: The shapes differ, or all pixels are ignored.
     """
     if predicted.shape != masks.shape:
         raise ShapeError(
@@ -34,11 +34,15 @@ def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
     counts = masks != IGNORED
     if not counts.any():
         raise ShapeError(
-            "mean IoU: got no pixel that counts, expected some; leave images that are ignored out"
+            "mean IoU: got no pixel that counts, expected some; leave out images whose pixels are "
+            "all ignored"
         )
-    found, true = predicted[counts].long(), masks[counts].long()
-    table = (
-        torch.bincount(true * classes + found, minlength=classes**2).view(classes, classes).double()
-    )
-    union = table.sum(0) + table.sum(1) - table.diagonal()
-    return float((table.diagonal()[union > 0] / union[union > 0]).mean())
+
+    predicted_classes = predicted[counts].long()
+    true_classes = masks[counts].long()
+    pairs = torch.bincount(true_classes * classes + predicted_classes, minlength=classes**2)
+    confusion = pairs.view(classes, classes).double()
+
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    return float((intersection[union > 0] / union[union > 0]).mean())

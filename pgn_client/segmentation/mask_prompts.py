@@ -1,6 +1,4 @@
-"""EXPRES for masks: what comes out of a class's prompts is the class's prototype, held against
-every patch.
-"""
+"""EXPRES for masks: the output tokens of a class's prompts form a prototype for its patches."""
 
 from __future__ import annotations
 
@@ -21,38 +19,40 @@ from pgn_client.segmentation.linear import BATCH, LinearHead, check_size, enlarg
 from pgn_client.surrogate.backbone import Backbone
 
 SCALE = 10.0
-"""Of cosines, before the training."""
+"""Scale of the cosines before training."""
 GATE = 1.0
-"""Before the training. From 0, where it begins as the linear head, the gate hardly opened (see
-``LOG.md``).
+"""Gate before training. A gate that started at 0, where the model equals the linear head, hardly
+opened (see ``benchmarks/LOG.md``).
 """
 
 
 class MaskPrompts(nn.Module):
-    """Scores of patches, from prompts that travel through the frozen model beside them.
+    """Class scores of patches, from prompts that pass through the frozen model with the patches.
 
-    With patch tokens x and output tokens o after the final norm, r output tokens for each of C
-    classes::
+    x are the patch tokens and o the output tokens, both after the final norm. There are r output
+    tokens for each of C classes::
 
         prototype_c = mean of o_{c r}, …, o_{c r + r - 1}
         prototype score of patch p and class c = scale · cos(x_p, prototype_c)
         score = x_p W + b + gate · prototype score
 
-    The patches read the prompts, so x is not what the frozen model says of the image alone. With
-    one term only there is no gate.
+    Patches attend to the prompts, so x differs from the patch tokens of the image alone. The score
+    has a gate only if it has both terms.
 
     Args:
-        prompts: with C r of them.
-        classes: C, background included.
-        head: W and b to start from; ``None`` leaves that term out, and the gate too.
-        prototypes: whether the prototype scores are added.
+        prompts: EXPRES with C r prompts, grouped by class.
+        classes: Number C of classes, the background included.
+        head: Linear head whose W and b the training starts from; ``None`` leaves out that term and
+            the gate.
+        prototypes: Whether the prototype scores are added.
 
     Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers",
-    CVPR 2023, arXiv 2303.15591, reports semantic segmentation. How tokens become masks is our own
-    here.
+    CVPR 2023, arXiv 2303.15591, which reports semantic segmentation. The step from tokens to
+    masks is ours.
 
     Raises:
-        ConfigurationError: no term is left, or prompts that cannot be shared out evenly.
+        ConfigurationError: Both terms are left out, or the prompts cannot be divided evenly among
+            the classes.
     """
 
     def __init__(
@@ -68,7 +68,9 @@ class MaskPrompts(nn.Module):
                 f"mask prompts: got {len(prompts.prompts)} prompts, expected as many for each of "
                 f"{classes} classes"
             )
-        self.prompts, self.classes, self.prototypes = prompts, classes, prototypes
+        self.prompts = prompts
+        self.classes = classes
+        self.prototypes = prototypes
         self.head = (
             None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
         )
@@ -85,30 +87,36 @@ class MaskPrompts(nn.Module):
         *,
         prototypes: bool = True,
     ) -> MaskPrompts:
-        """Draw prompts, ``each`` of them for every class; residuals are at the method's own
-        sites.
+        """Create a model with random prompts, on the backbone's device.
+
+        Args:
+            backbone: The frozen model.
+            classes: Number C of classes, the background included.
+            each: Number r of prompts per class.
+            head: See the class.
+            prototypes: See the class.
         """
         canvas = Canvas.build(backbone.input_size, backbone.patch_size, "full")
         setting = Setting(
             canvas, classes, backbone.width, backbone.depth, prompt_tokens=classes * each
         )
-        return cls(EXPRES.create(setting), classes, head, prototypes=prototypes).to(backbone.device)
+        model = cls(EXPRES.create(setting), classes, head, prototypes=prototypes)
+        return model.to(backbone.device)
 
     def forward(self, images: Tensor, backbone: Backbone) -> Tensor:
-        """(n, 3, H, W) uint8 → (n, N, C) float32 scores of the patches."""
+        """Return the scores of the patches: (n, 3, H, W) uint8 → (n, N, C) float32."""
         return self._together(*self.parts(images, backbone))
 
     def loss(self, images: Tensor, masks: Tensor, backbone: Backbone) -> Tensor:
-        """Cross-entropy by pixels of the scores, and where there is a head also of the prototypes'
-        alone.
+        """Return the cross-entropy per pixel of the scores.
 
-        Without the second term the head, which starts well, would leave the prototypes nothing to
-        learn.
+        With both terms, the cross-entropy of the prototype scores alone is added. Without it the
+        head, which starts well, would leave the prototypes nothing to learn.
 
         Args:
-            images: (n, 3, H, W) uint8.
-            masks: (n, H, W) uint8.
-            backbone: the frozen model.
+            images: Images, (n, 3, H, W) uint8.
+            masks: Masks of the images, (n, H, W) uint8.
+            backbone: The frozen model.
         """
         by_head, by_prototypes = self.parts(images, backbone)
         loss = pixel_loss(self._together(by_head, by_prototypes), masks)
@@ -118,16 +126,18 @@ class MaskPrompts(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, backbone: Backbone) -> Tensor:
-        """(n, 3, H, W) uint8 → (n, H, W) int64 classes of the pixels.
+        """Return the class of each pixel: (n, 3, H, W) uint8 → (n, H, W) int64.
 
         Raises:
-            ShapeError: images of another size than the model's.
+            ShapeError: The images do not have the model's input size.
         """
         check_size(backbone, images)
         size = images.shape[-1]
-        return torch.cat(
-            [enlarged(self(x, backbone), size).argmax(1).cpu() for x in images.split(BATCH)]
-        )
+        parts = []
+        for batch in images.split(BATCH):
+            scores = enlarged(self(batch, backbone), size)
+            parts.append(scores.argmax(1).cpu())
+        return torch.cat(parts)
 
     def save(
         self,
@@ -136,55 +146,68 @@ class MaskPrompts(nn.Module):
         classes: Sequence[str],
         profile: str | None = None,
     ) -> dict[str, Any]:
-        """Write what a server of adapters hosts for ``/v1/segment``; see
-        ``tests/contract/adapters/README.md``.
+        """Write the file that a server of adapters hosts for ``/v1/segment``.
+
+        The format is in ``tests/contract/adapters/README.md``.
 
         Args:
-            path: of the file.
-            backbone: the model that the prompts were trained on.
-            classes: C names, the background's first.
-            profile: the server's resize and crop; ``None`` takes the backbone's own.
+            path: Path to write.
+            backbone: The model that the prompts were trained on.
+            classes: C class names, the background first.
+            profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
 
         Returns:
             The card.
 
         Raises:
-            ConfigurationError: other classes than the prompts have.
-            CheckpointError: the file cannot be written.
+            ConfigurationError: The number of names is not C.
+            CheckpointError: The file cannot be written.
         """
         if len(classes) != self.classes:
             raise ConfigurationError(
                 f"mask prompts: got {len(classes)} names, expected one for each of "
                 f"{self.classes} classes"
             )
+
+        # The format has both terms always; a term that is left out is written as zeros.
         width = self.prompts.prompts.shape[1]
         weight, bias = self.head or (torch.zeros(width, self.classes), torch.zeros(self.classes))
-        scale = self.log_scale.exp() * (1 if self.head is None else self.gate) * self.prototypes
-        beside = {
+        gate = 1 if self.head is None else self.gate
+        scale = self.log_scale.exp() * gate * self.prototypes
+        tensors = {
             "mapping.weight": weight,
             "mapping.bias": bias,
             "prototypes.weight": scale.reshape(1),
         }
-        return self.prompts.save(path, backbone, classes, beside, profile=profile)
+        return self.prompts.save(path, backbone, classes, tensors, profile=profile)
 
     def parts(self, images: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
-        """(n, 3, H, W) uint8 → the head's and the prototypes' scores, (n, N, C); ``None`` for what
-        is left out.
+        """Return both terms of the score for (n, 3, H, W) uint8 images.
+
+        Returns:
+            Scores of the head and scores of the prototypes, each (n, N, C); ``None`` for a term
+            that is left out.
         """
-        patches, outputs = self.prompts.encoded(
-            backbone.tokens(images.to(backbone.device)), backbone
-        )
+        tokens = backbone.tokens(images.to(backbone.device))
+        patches, outputs = self.prompts.encoded(tokens, backbone)
         by_head = None if self.head is None else LinearHead(*self.head)(patches)
-        return by_head, self.prototype_scores(patches, outputs) if self.prototypes else None
+        by_prototypes = self.prototype_scores(patches, outputs) if self.prototypes else None
+        return by_head, by_prototypes
 
     def _together(self, by_head: Tensor | None, by_prototypes: Tensor | None) -> Tensor:
+        """Add the terms; a single term is returned without the gate."""
         if by_head is None or by_prototypes is None:
-            (alone,) = (part for part in (by_head, by_prototypes) if part is not None)
-            return alone
+            (single,) = (part for part in (by_head, by_prototypes) if part is not None)
+            return single
         return by_head + self.gate * by_prototypes
 
     def prototype_scores(self, patches: Tensor, outputs: Tensor) -> Tensor:
-        """(n, N, D) patch tokens and (n, C r, D) output tokens → (n, N, C)."""
+        """Return the prototype scores, (n, N, C).
+
+        Args:
+            patches: Patch tokens after the final norm, (n, N, D).
+            outputs: Output tokens after the final norm, (n, C r, D).
+        """
         prototypes = outputs.unflatten(1, (self.classes, -1)).mean(2)
         cosines = F.normalize(patches, dim=-1) @ F.normalize(prototypes, dim=-1).transpose(1, 2)
         return self.log_scale.exp() * cosines

@@ -1,5 +1,6 @@
-"""A folder of images with masks: ``images/NAME.png`` and ``masks/NAME.png``, and ``classes.json``
-beside it.
+"""Images with masks, read from a folder with ``images/NAME.png`` and ``masks/NAME.png``.
+
+The class names are in ``classes.json`` next to the folder.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Masked:
     """Images with masks.
 
     Attributes:
-        images: (n, 3, H, W) uint8, RGB.
-        masks: (n, H, W) uint8 in [0, C), or ``IGNORED``; 0 is the background.
-        classes: the C class names, the background's first.
+        images: RGB images, (n, 3, H, W) uint8.
+        masks: Masks, (n, H, W) uint8 in [0, C) or ``IGNORED``; 0 is the background.
+        classes: The C class names, the background first.
     """
 
     images: Tensor
@@ -41,17 +42,17 @@ def load_masked(folder: Path) -> Masked:
     """Read one split.
 
     Args:
-        folder: with ``images/*.png`` and ``masks/*.png``, 8-bit grey or with a palette; beside it
-            ``classes.json``, a list of names, the background's first.
+        folder: Folder with ``images/*.png`` and ``masks/*.png``, the masks 8-bit gray or with a
+            palette. Its parent has ``classes.json``, a list of class names, the background first.
 
     Returns:
-        The images in the order of their names; all have one size.
+        The images and masks, sorted by file name; all have one size.
 
     Raises:
-        ConfigurationError: no images, a mask or image without its partner, a class that has no
-            name, or no readable ``classes.json``.
-        ShapeError: images or masks of another size.
-        ImageError: a file that is no image, or a mask in colour.
+        ConfigurationError: There are no images, an image or mask has no partner, a mask has a value
+            without a class name, or ``classes.json`` cannot be read.
+        ShapeError: The images differ in size, or a mask has another size than its image.
+        ImageError: A file is not an image, or a mask is in color.
     """
     classes = _classes(folder.parent / "classes.json")
     names = _names(folder)
@@ -64,59 +65,55 @@ def load_masked(folder: Path) -> Masked:
             )
         if image.shape != images[0].shape:
             raise ShapeError(
-                f"image {name} in {folder}: got {image.shape[:2]}, expected "
-                f"{images[0].shape[:2]} as of the "
-                "first; bring all to one size"
+                f"image {name} in {folder}: got {image.shape[:2]}, expected the first image's "
+                f"{images[0].shape[:2]}; resize all images and masks to one size"
             )
-    return Masked(
-        torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), _stacked(masks), classes
-    )
 
-
-def _stacked(masks: list[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(masks))
+    channels_first = np.stack(images).transpose(0, 3, 1, 2).copy()
+    stacked_masks = np.stack(masks)
+    return Masked(torch.from_numpy(channels_first), torch.from_numpy(stacked_masks), classes)
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names of images, each of which has a mask."""
-    images, masks = (
-        {p.name for p in (folder / kind).glob("*.png")} for kind in ("images", "masks")
-    )
+    """Return the sorted file names of the images; each of them has a mask."""
+    images = {path.name for path in (folder / "images").glob("*.png")}
+    masks = {path.name for path in (folder / "masks").glob("*.png")}
     if not images:
         raise ConfigurationError(
             f"masked images: got none in {folder / 'images'}, expected NAME.png"
         )
     for name in sorted(images ^ masks):
-        there, missing = ("images", "masks") if name in images else ("masks", "images")
+        present, missing = ("images", "masks") if name in images else ("masks", "images")
         raise ConfigurationError(
-            f"masked images: got {there}/{name} alone in {folder}, expected {missing}/{name} "
+            f"masked images: got {present}/{name} alone in {folder}, expected {missing}/{name} "
             "too; add or remove one"
         )
     return sorted(images)
 
 
 def _mask(path: Path, classes: int) -> Pixels:
-    """(H, W) uint8; values of a palette are its indices."""
+    """Read a mask, (H, W) uint8; with a palette, its values are the palette's indices."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
                 raise ImageError(
-                    f"mask {path}: got mode {image.mode}, expected 8-bit grey or a palette (L, P)"
+                    f"mask {path}: got mode {image.mode}, expected 8-bit gray or a palette (L, P)"
                 )
             mask = np.array(image, dtype=np.uint8)
     except (OSError, UnidentifiedImageError) as error:
-        raise ImageError(f"mask {path}: got {error}, expected a PNG; write it anew") from error
-    foreign = np.setdiff1d(mask, [*range(classes), IGNORED])
-    if len(foreign):
+        raise ImageError(f"mask {path}: got {error}, expected a PNG; save it again") from error
+
+    unnamed = np.setdiff1d(mask, [*range(classes), IGNORED])
+    if len(unnamed):
         raise ConfigurationError(
-            f"mask {path}: got the value {foreign[0]}, expected 0 to {classes - 1}, or {IGNORED} "
-            "for ignored; name the "
-            "class in classes.json"
+            f"mask {path}: got the value {unnamed[0]}, expected 0 to {classes - 1}, or {IGNORED} "
+            "for ignored pixels; name the class in classes.json"
         )
     return mask
 
 
 def _classes(path: Path) -> tuple[str, ...]:
+    """Read the class names, the background first."""
     try:
         names = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -129,6 +126,6 @@ def _classes(path: Path) -> tuple[str, ...]:
         or not all(isinstance(n, str) for n in names)
     ):
         raise ConfigurationError(
-            f"classes {path}: expected a JSON list of 2 to {IGNORED} names, the background's first"
+            f"classes {path}: expected a JSON list of 2 to {IGNORED} names, the background first"
         )
     return tuple(names)

@@ -1,4 +1,4 @@
-"""Training on a support set, by pixels: of a linear head alone, and of prompts."""
+"""Training on the support images of an episode: a linear head alone, or prompts."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ from pgn_client.segmentation.mask_prompts import MaskPrompts
 from pgn_client.surrogate.backbone import Backbone
 
 HEAD_RATE = 1e-3
+"""Learning rate of the linear head."""
 HEAD_STEPS = 20
-"""Steps of a linear head alone for each support image."""
+"""Number of steps per support image in the training of a linear head alone."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of the prompts' training; all were chosen on development episodes, which no table
-    shows.
+    """Numbers of the training of prompts.
+
+    They were chosen on development episodes, which are not among the reported episodes.
 
     Attributes:
-        steps: of AdamW; its rates fall to zero as half a cosine.
-        batch: images of a step, at most.
-        each: prompts of a class.
-        rate: learning rate of prompts and residuals.
-        head_rate: of the linear head.
-        gate_rate: of gate and scale.
+        steps: Number of AdamW steps; the learning rates fall to zero along half a cosine.
+        batch: Largest number of images in a step.
+        each: Number of prompts per class.
+        rate: Learning rate of the prompts and residuals.
+        head_rate: Learning rate of the linear head.
+        gate_rate: Learning rate of the gate and the scale.
     """
 
     steps: int = 20
@@ -52,28 +54,26 @@ class Numbers:
 def tuned(
     head: LinearHead, seen: Versions, *, batch: int = Numbers.batch, seed: int = 0
 ) -> LinearHead:
-    """Train a linear head on by the pixels' cross-entropy, on tokens that stay as they are.
+    """Train a linear head with the cross-entropy per pixel, on fixed patch tokens.
 
-    What prompts are compared with: the same loss and the same versions of the images.
+    This is the baseline for prompts: it has the same loss and the same versions of the images.
 
     Args:
-        head: where to start.
-        seen: the images to learn from.
-        batch: versions of images in a step.
-        seed: of their order.
+        head: Linear head to start from; it does not change.
+        seen: Images to train on.
+        batch: Number of versions of images in a step.
+        seed: Seed for the draw of the versions.
     """
     noise = torch.Generator().manual_seed(seed)
-    weight, bias = (nn.Parameter(p.clone()) for p in (head.weight, head.bias))
+    weight = nn.Parameter(head.weight.clone())
+    bias = nn.Parameter(head.bias.clone())
 
     def loss() -> Tensor:
         rows = torch.randint(0, len(seen.masks), (batch,), generator=noise)
         return pixel_loss(seen.tokens[rows] @ weight + bias, seen.masks[rows])
 
-    minimise(
-        loss,
-        [{"params": [weight, bias], "lr": HEAD_RATE}],
-        HEAD_STEPS * len(seen.masks) // VERSIONS,
-    )
+    steps = HEAD_STEPS * len(seen.masks) // VERSIONS
+    minimise(loss, [{"params": [weight, bias], "lr": HEAD_RATE}], steps)
     return LinearHead(weight.detach(), bias.detach())
 
 
@@ -86,22 +86,23 @@ def fit_prompts(
     numbers: Numbers | None = None,
     seed: int = 0,
 ) -> MaskPrompts:
-    """Train prompts on an episode's support; its queries are not looked at.
+    """Train prompts on the support images of an episode; the queries are not read.
 
     Args:
-        episode: images at the model's size.
-        backbone: the model; it stays frozen.
-        head: where the linear head starts; ``None`` leaves it out.
-        prototypes: whether prototype scores are added.
-        numbers: of the training.
-        seed: of prompts, order and versions of the images.
+        episode: Episode with images of the model's input size.
+        backbone: The model; it stays frozen.
+        head: Linear head to start from; ``None`` trains without one.
+        prototypes: Whether the prototype scores are added.
+        numbers: Numbers of the training; ``None`` for the defaults.
+        seed: Seed for the prompts, and for the order and versions of the images.
 
     Raises:
-        ShapeError: images of another size than the model's.
-        ConfigurationError: neither head nor prototypes.
+        ShapeError: The images do not have the model's input size.
+        ConfigurationError: There is neither a head nor prototypes.
     """
     check_size(backbone, episode.support)
     numbers = numbers or Numbers()
+
     torch.manual_seed(seed)
     model = MaskPrompts.create(
         backbone, len(episode.classes), numbers.each, head, prototypes=prototypes
@@ -112,7 +113,7 @@ def fit_prompts(
 
 
 def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
-    """Return optimiser groups of all that learns."""
+    """Return the optimizer groups of all trained parameters."""
     head = [] if model.head is None else list(model.head)
     return [
         {"params": list(model.prompts.parameters()), "lr": numbers.rate},
@@ -122,27 +123,36 @@ def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (b, 3, H, W) images and (b, H, W) masks of the support without end, each turned and
-    mirrored at random.
+    """Yield support images (b, 3, H, W) and masks (b, H, W) without end.
 
-    Every image comes once before any comes again, in a new order each time.
+    Each image is rotated and mirrored at random. Every image comes once before any comes again, in
+    a new order each time.
     """
     while True:
         for rows in torch.randperm(len(episode.support)).split(batch):
-            turns = torch.randint(0, VERSIONS, (len(rows),)).tolist()
-            images = [version(episode.support[i], v) for i, v in zip(rows, turns, strict=True)]
-            masks = [version(episode.support_masks[i], v) for i, v in zip(rows, turns, strict=True)]
+            numbers = torch.randint(0, VERSIONS, (len(rows),)).tolist()
+            images = []
+            masks = []
+            for row, number in zip(rows, numbers, strict=True):
+                images.append(version(episode.support[row], number))
+                masks.append(version(episode.support_masks[row], number))
             yield torch.stack(images), torch.stack(masks)
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], steps: int) -> None:
-    """Take steps of AdamW without decay of weights; the rates fall to zero as half a cosine."""
-    optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
+    """Minimize a loss with AdamW, without weight decay.
+
+    Args:
+        loss: Returns the loss of the next batch.
+        parameters: Optimizer groups with their learning rates.
+        steps: Number of steps; the learning rates fall to zero along half a cosine.
+    """
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: (1 + math.cos(math.pi * i / max(steps, 1))) / 2
+        optimizer, lambda step: (1 + math.cos(math.pi * step / max(steps, 1))) / 2
     )
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss().backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()

@@ -1,3 +1,1 @@
-"""The hosted model, imitated: a local backbone behind the canvas, and what the wire does to
-images.
-"""
+"""A local imitation of the hosted model: the backbone behind the canvas, and the wire's effects."""

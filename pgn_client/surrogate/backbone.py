@@ -1,9 +1,9 @@
-"""A frozen classifier, and where it is a plain ViT its patch embedding.
+"""The frozen local classifier that training back-propagates through.
 
-The *surrogate* of training: the local copy of (or stand-in for) the hosted model. The tokens of a
-plain ViT can be replaced one by one, which is how training mixes prompts in the embedding space
-instead of rendering images (see ``inversion``). Other stems (convolutional, overlapping, of Swin
-or ConvNeXt) are trained through rendered images.
+It is a copy of the hosted model, or a stand-in for it. In a plain ViT the patch tokens can be
+replaced one by one, so training mixes prompts in the embedding space instead of rendering images
+(see ``inversion``). Models with other stems (convolutional, overlapping, Swin, ConvNeXt) are
+trained through rendered images.
 """
 
 from __future__ import annotations
@@ -28,32 +28,31 @@ from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normal
 from pgn_client.types import ServerProfile
 
 CELL = 16
-"""Side of the canvas's cells where the model has no plain patches, in pixels, if its input size
-allows.
-"""
+"""Preferred side of a canvas cell, in pixels, for a model without plain patches."""
 
 
 class Backbone:
     """A frozen timm classifier.
 
     Args:
-        model: any timm model with a classification head, (B, 3, H, W) → (B, S).
-        name: what it is called on checkpoint cards.
-        mean, std: of its normalised space.
-        labels: names of its S classes; ``None`` calls them ``class_0``, ``class_1``, … as the mock
-            server does.
-        profile: the geometry that its own preprocessing applies.
-        input_size: H = W, in pixels; a plain ViT knows it itself.
-        interpolation: of its own preprocessing: ``bicubic``, ``bilinear``, …
+        model: Any timm model with a classification head, (B, 3, H, W) → (B, S).
+        name: Name on checkpoint cards.
+        mean: Mean per channel of its normalized space, for pixels in [0, 1].
+        std: Standard deviation per channel of its normalized space, for pixels in [0, 1].
+        labels: Names of its S classes; ``None`` names them ``class_0``, ``class_1``, … like the
+            mock server.
+        profile: Geometry of the model's own preprocessing.
+        input_size: H = W, in pixels; required for all models but plain ViTs.
+        interpolation: Interpolation of the model's own preprocessing: ``bicubic``, ``bilinear``, …
 
     Attributes:
-        plain: whether it is a ViT whose patch embedding is one affine map per patch, so that tokens
-            can stand in for pixels. Only then are there ``embedding``, ``positions`` and tokens.
-        weights_sha256: SHA-256 over all weights, as they were when this object was made.
+        plain: Whether the model is a ViT whose patch embedding is one affine map per patch, so that
+            tokens can replace pixels. ``embedding``, ``positions`` and tokens need this.
+        weights_sha256: SHA-256 over all weights at the time when this object was made.
 
     Raises:
-        ConfigurationError: no classification head, labels that do not fit it, or an input size that
-            is not told.
+        ConfigurationError: The model has no classification head, the number of labels differs from
+            its number of classes, or ``input_size`` is missing.
     """
 
     def __init__(
@@ -71,20 +70,23 @@ class Backbone:
         self.plain = is_plain(model)
         self.model = cast(Any, model.eval().requires_grad_(False))
         self.name = name
-        self.mean, self.std = _triple(mean), _triple(std)
+        self.mean = _triple(mean)
+        self.std = _triple(std)
+
         classes = int(getattr(model, "num_classes", 0))
         if classes < 2:
             raise ConfigurationError(
                 f"backbone {name}: got no classification head, expected one; choose a classifier, "
-                "or for an import "
-                "name the endpoint's --labels"
+                "or, to import a published checkpoint, give the endpoint's --labels"
             )
         self.labels = unique_labels(labels or [f"class_{i}" for i in range(classes)])
         if len(self.labels) != classes:
             raise ConfigurationError(
                 f"labels: got {len(self.labels)}, expected {classes} (the classes of {name})"
             )
-        self.profile, self.interpolation = profile or ServerProfile("direct"), interpolation
+
+        self.profile = profile or ServerProfile("direct")
+        self.interpolation = interpolation
         size = int(self.model.patch_embed.img_size[0]) if self.plain else input_size
         if size is None:
             raise ConfigurationError(
@@ -92,64 +94,67 @@ class Backbone:
             )
         self.input_size = size
         """H = W, in pixels."""
+
         self._embedding: PatchEmbedding | None = None
         self.weights_sha256 = self._digest()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Device of the weights."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     @property
     def patch_size(self) -> int:
-        """P, side of the canvas's cells, in pixels; without plain patches it is what is nearest to
-        ``CELL``.
+        """P, side of a canvas cell, in pixels: the model's patch side if it is plain, else the
+        divisor of the input size that is nearest to ``CELL``.
         """
         if self.plain:
             return int(self.model.patch_embed.patch_size[0])
+
         divisors = (side for side in range(1, self.input_size + 1) if self.input_size % side == 0)
         return min(divisors, key=lambda side: abs(side - CELL))
 
     @property
     def width(self) -> int:
-        """D of the pooled features."""
+        """D, the number of pooled features."""
         return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     @property
     def embedding(self) -> PatchEmbedding:
-        """The patch embedding, sharing the model's weights; the same object as long as they stay
-        where they are.
+        """The patch embedding, which shares the model's weights.
+
+        The same object is returned until :meth:`to` moves the weights.
 
         Raises:
-            ConfigurationError: there is no plain one.
+            ConfigurationError: The model is not a plain ViT.
         """
         if not self.plain:
             raise ConfigurationError(
                 f"backbone {self.name}: got {type(self.model).__name__}, expected a plain timm "
-                "VisionTransformer "
-                "(patch embedding = one convolution with kernel = stride, no norm) where tokens "
-                "stand in for pixels; "
-                "use a library of pixels, or choose a vit_* or deit_* model"
+                "VisionTransformer (its patch embedding is one convolution with kernel = stride, "
+                "and no norm), because prompt tokens replace patch tokens here; use a library of "
+                "pixels, or choose a vit_* or deit_* model"
             )
+
         proj = self.model.patch_embed.proj
         if self._embedding is None or self._embedding.weight is not proj.weight:
-            bias = (
-                proj.bias
-                if proj.bias is not None
-                else torch.zeros(proj.out_channels, device=self.device)
-            )
+            bias = proj.bias
+            if bias is None:
+                bias = torch.zeros(proj.out_channels, device=self.device)
             self._embedding = PatchEmbedding(proj.weight, bias, self.mean, self.std)
         return self._embedding
 
     @property
     def silent(self) -> bool:
-        """Whether the head is the placeholder of zeros that `load` adds: scores mean nothing."""
+        """Whether the classification head is the all-zeros placeholder that `load` adds; its scores
+        then mean nothing.
+        """
         return not any(bool(p.any()) for p in self.model.get_classifier().parameters())
 
     @property
     def depth(self) -> int:
-        """Number of transformer blocks of a plain ViT."""
+        """Number of transformer blocks of a plain ViT; 0 for other models."""
         return len(self.model.blocks) if self.plain else 0
 
     @property
@@ -157,15 +162,15 @@ class Backbone:
         """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch
         tokens.
         """
-        cells, width = (self.input_size // self.patch_size) ** 2, self.embedding.width
+        cells = (self.input_size // self.patch_size) ** 2
+        zeros = torch.zeros(1, cells, self.embedding.width, device=self.device)
         with torch.inference_mode():
-            sequence: Tensor = self.model._pos_embed(
-                torch.zeros(1, cells, width, device=self.device)
-            )
+            sequence: Tensor = self.model._pos_embed(zeros)
+        # The model may put a class token and registers in front of the patch tokens.
         return sequence[0, -cells:].clone()
 
     def card(self) -> dict[str, Any]:
-        """Return what checkpoint cards tell of it."""
+        """Return the backbone's entry on a checkpoint card, as JSON."""
         return {
             "name": self.name,
             "input_size": self.input_size,
@@ -183,20 +188,28 @@ class Backbone:
         return self
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, N, D) patch tokens, no
-        position added.
+        """Embed images; gradients flow to float pixels.
 
-        Gradients flow to grey values that ask for them.
+        Args:
+            pixels: Images, (B, 3, H, W) uint8, or float pixel values in [0, 255].
+
+        Returns:
+            (B, N, D) patch tokens without position embedding.
         """
         tokens: Tensor = self.model.patch_embed(self.embedding.normalise(pixels.float() / 255))
         return tokens
 
     def features_from_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, D) pooled features after the
-        final norm.
+        """Return the pooled features of patch tokens.
 
-        Where the class token alone is pooled, the last block computes only its query: the same
-        function, less work.
+        Where the model pools the class token alone, the last block computes only that token's
+        query: the result is the same, for less work.
+
+        Args:
+            tokens: Patch tokens without position embedding, (B, N, D).
+
+        Returns:
+            (B, D) features after the final norm.
         """
         m = self.model
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
@@ -206,7 +219,7 @@ class Backbone:
         return features
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 pixels, or float grey values in [0, 255] → (B, D) pooled features."""
+        """Return the (B, D) pooled features of images, which are as for :meth:`tokens`."""
         if self.plain:
             return self.features_from_tokens(self.tokens(pixels))
         x = self.model.forward_features(normalised(pixels.float() / 255, self.mean, self.std))
@@ -214,16 +227,16 @@ class Backbone:
         return features
 
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, S) logits."""
+        """Return the (B, S) logits of (B, N, D) patch tokens without position embedding."""
         logits: Tensor = self.model.head(self.features_from_tokens(tokens))
         return logits
 
     def logits_with_more_tokens(self, images: Tensor, more: Tensor) -> Tensor:
-        """Let tokens stand behind all others, as they are: no position is added to them.
+        """Return the logits with more tokens appended to the sequence, without position embedding.
 
         Args:
-            images: (B, 3, H, W) float32 in the normalised space.
-            more: (B, K, D) float32.
+            images: Images in the normalized space, (B, 3, H, W) float32.
+            more: Tokens to append, (B, K, D) float32.
 
         Returns:
             (B, S) logits.
@@ -234,37 +247,38 @@ class Backbone:
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels as of :meth:`tokens` → (B, S) logits, by the model's own forward
-        pass: the reference.
+        """Return the (B, S) logits of images by the model's own forward pass, which is the
+        reference; the images are as for :meth:`tokens`.
         """
         logits: Tensor = self.model(normalised(pixels.float() / 255, self.mean, self.std))
         return logits
 
     def features_sha256(self) -> str:
-        """SHA-256 of all weights but the head's, as servers of adapters know it.
+        """Return the SHA-256 of all weights but the head's, as an adapter server computes it.
 
-        By name in order: each tensor's name, and its numbers as little-endian float32.
+        The digest covers the tensors in the order of their names: first the name, then the values
+        as little-endian float32.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             if not name.startswith("head."):
-                digest.update(
-                    name.encode() + tensor.detach().float().cpu().numpy().astype("<f4").tobytes()
-                )
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
     def verify_frozen(self) -> None:
         """Check that no weight has changed since this object was made.
 
         Raises:
-            PGNError: one has, so whatever was trained is not what the hosted model will compute.
+            PGNError: A weight has changed, so training did not use the hosted model's weights.
         """
         if self._digest() != self.weights_sha256:
             raise PGNError(
-                f"backbone {self.name}: its weights changed; it must stay frozen, load it anew"
+                f"backbone {self.name}: its weights changed; it must stay frozen; load it again"
             )
 
     def _digest(self) -> str:
+        """Return the SHA-256 over all weights."""
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -272,26 +286,31 @@ class Backbone:
 
 
 def class_token_block(block: Any, x: Tensor) -> Tensor:
-    """Run a transformer block for the class token only: (B, T, D) → (B, 1, D). Keys and values
-    still see all tokens.
+    """Return a transformer block's output for the class token only: (B, T, D) → (B, 1, D).
+
+    Its query attends to the keys and values of all tokens.
     """
-    attn, width = block.attn, x.shape[-1]
-    h = block.norm1(x)
+    attn = block.attn
+    width = x.shape[-1]
     bias = attn.qkv.bias
-    query_bias, key_value_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    query_bias = None if bias is None else bias[:width]
+    key_value_bias = None if bias is None else bias[width:]
+
+    h = block.norm1(x)
     query = F.linear(h[:, :1], attn.qkv.weight[:width], query_bias)
     key, value = F.linear(h, attn.qkv.weight[width:], key_value_bias).chunk(2, dim=-1)
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
     # (B, heads, 1, D/heads)
     mixed = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
+
     y = x[:, :1] + block.ls1(attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2))))
     out: Tensor = y + block.ls2(block.mlp(block.norm2(y)))
     return out
 
 
 def class_token_alone(model: Any) -> bool:
-    """Whether the shortcut computes the model's function: class-token pooling and the standard
-    block.
+    """Whether :func:`class_token_block` can replace the model's last block: it needs pooling of the
+    class token and timm's standard block.
     """
     from timm.layers import Attention
     from timm.models.vision_transformer import Block
@@ -306,36 +325,40 @@ def class_token_alone(model: Any) -> bool:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether the model's first layer is one affine map per patch; where it is not, latent prompts
-    are no pixels.
+    """Whether the model is a ViT whose patch embedding is one affine map per patch.
+
+    In other models, latent prompts have no equivalent in pixels.
     """
     from timm.layers import PatchEmbed
     from timm.models import VisionTransformer
 
     if type(model) is not VisionTransformer or type(model.patch_embed) is not PatchEmbed:
-        return False  # subclasses change the forward pass
-    proj, norm = cast(Any, model).patch_embed.proj, cast(Any, model).patch_embed.norm
+        return False  # Exact types: subclasses can change the forward pass.
+
+    embed = cast(Any, model.patch_embed)
+    proj = embed.proj
     bare = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and not any(proj.padding)
-    return bare and isinstance(norm, nn.Identity) and bool(model.patch_embed.flatten)
+    return bare and isinstance(embed.norm, nn.Identity) and bool(embed.flatten)
 
 
 def unique_labels(names: Sequence[str]) -> tuple[str, ...]:
-    """Give the second and later of equal class names a suffix: ``crane``, ``crane (2)``. Servers do
-    the same.
+    """Add a suffix to the second and later of equal class names: ``crane``, ``crane (2)``.
+
+    Servers do the same.
     """
-    seen: dict[str, int] = {}
-    out = []
+    counts: dict[str, int] = {}
+    unique = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return tuple(out)
+        counts[name] = counts.get(name, 0) + 1
+        unique.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return tuple(unique)
 
 
 def read_labels(path: Path) -> list[str]:
     """Read class names in the model's order: a JSON list of strings, or of objects with a ``name``.
 
     Raises:
-        ConfigurationError: missing, not JSON, or of another form.
+        ConfigurationError: The file is missing, is not JSON, or has another form.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -361,20 +384,22 @@ def load(
 
     Args:
         name: ``bundled`` (the small ViT that ships with ``mock_server``), or a timm model name.
-        weights: safetensors file, loaded strictly; without it timm fetches the published weights
-            from its hub.
+        weights: Safetensors file whose tensors must match the model exactly; ``None`` lets timm
+            download the published weights from its hub.
         labels: JSON file with the class names.
-        device: where to put it.
-        new_head: where neither ``weights`` nor the model has a head for ``labels`` (DINO has none,
-            CLIP a projection), give it one of zeros, for uses that need the first layers alone.
+        device: Device for the weights.
+        new_head: Whether to add an all-zeros head where neither ``weights`` nor the model has one
+            for ``labels`` (DINO has no head, CLIP has a projection); for uses that need only the
+            first layers.
 
     Raises:
-        ConfigurationError: an unknown name, or a model that is no classifier.
-        CheckpointError: weights that cannot be read or do not fit.
+        ConfigurationError: The name is unknown, or the model has no classification head.
+        CheckpointError: The weights cannot be read, or do not fit the model.
     """
     names = read_labels(labels) if labels else None
     if name == "bundled":
         return _load_bundled(weights, names).to(device)
+
     import timm
     from timm.data import resolve_model_data_config
 
@@ -383,9 +408,10 @@ def load(
         raise ConfigurationError(
             f"backbone: got {name!r}, expected bundled or a timm model, for example {close}"
         )
-    own_head = names and weights and (not new_head or _head_size(weights, name) == len(names))
-    # fine-tuned weights bring a head of their own
-    head = {"num_classes": len(names)} if names and own_head else {}
+
+    # Fine-tuned weights come with a head for the labels, so the model needs one of that size.
+    tuned_head = names and weights and (not new_head or _head_size(weights, name) == len(names))
+    head = {"num_classes": len(names)} if names and tuned_head else {}
     model = _guarded(
         lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}"
     )
@@ -393,14 +419,12 @@ def load(
         _load_weights(model, weights, name)
     if new_head and names and model.num_classes != len(names):
         _silent_head(model, len(names))
+
     config = resolve_model_data_config(model)
     size = int(config["input_size"][-1])
-    squash = config["crop_mode"] == "squash"
-    profile = (
-        ServerProfile("direct")
-        if squash
-        else ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
-    )
+    profile = ServerProfile("direct")
+    if config["crop_mode"] != "squash":
+        profile = ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
     return Backbone(
         model,
         name=name,
@@ -414,26 +438,30 @@ def load(
 
 
 def _head_size(weights: Path, name: str) -> int:
-    """Return how many classes the head in a weights file has; 0 for none."""
+    """Return the number of classes of the head in a weights file; 0 if the file has no head."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
+    head = f"{config.classifier if config else 'head'}.weight"
     try:
         with safe_open(weights, framework="pt") as file:
-            head = f"{config.classifier if config else 'head'}.weight"
-            return int(file.get_slice(head).get_shape()[0]) if head in set(file.keys()) else 0
+            if head not in set(file.keys()):
+                return 0
+            return int(file.get_slice(head).get_shape()[0])
     except (SafetensorError, OSError):
-        return 0  # whoever loads it says what is wrong
+        # _load_weights reads the same file next, and raises an error that explains the problem.
+        return 0
 
 
 def _silent_head(model: Any, classes: int) -> None:
-    """Replace the head; zeros, so that the weights' fingerprint is the same each time."""
+    """Replace the head by zeros, which give the weights the same fingerprint each time."""
     model.reset_classifier(classes)
     for parameter in model.get_classifier().parameters():
         nn.init.zeros_(parameter)
 
 
 def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:
+    """Load the small ViT that ships with ``mock_server``."""
     from timm.models import VisionTransformer
 
     folder = bundled_folder()
@@ -446,17 +474,17 @@ def _load_bundled(weights: Path | None, names: list[str] | None) -> Backbone:
 
 
 def bundled_folder() -> Path:
-    """Where the bundled weights lie: data of ``mock_server``, found without importing it.
+    """Return the folder of the bundled weights, which are data of ``mock_server``.
+
+    The package is located without importing it, because client and server share no code.
 
     Raises:
-        ConfigurationError: that package, or its weights, are not installed.
+        ConfigurationError: The package ``mock_server``, or its weights, are not installed.
     """
     spec = find_spec("mock_server")
-    folder = (
-        Path(spec.submodule_search_locations[0]) / "weights"
-        if spec and spec.submodule_search_locations
-        else None
-    )
+    folder = None
+    if spec and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / "weights"
     if folder is None or not (folder / "bundled.json").is_file():
         raise ConfigurationError(
             "backbone bundled: its weights are not installed; name a timm model, or reinstall"
@@ -465,12 +493,13 @@ def bundled_folder() -> Path:
 
 
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+    """Load a safetensors file into a model; every tensor must match."""
     if not path.is_file():
         raise CheckpointError(
             f"backbone {name}: no weights file {path}; give --weights a safetensors file"
         )
     try:
-        state = {k: v.float() for k, v in load_file(path).items()}
+        state = {key: tensor.float() for key, tensor in load_file(path).items()}
         model.load_state_dict(state, strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -478,20 +507,22 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
 
 
 def _guarded(make: Callable[[], Any], what: str) -> Any:
-    """Turn whatever a hub throws into one line."""
+    """Call ``make``; turn any exception of timm or its hub into an error of one line."""
     try:
         return make()
-    except Exception as error:  # timm and its hub raise many kinds: offline, unknown, gated
+    except Exception as error:
+        # timm and its hub raise many types: offline, unknown model, model that needs a login.
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(
             f"{what}: its published weights could not be loaded ({type(error).__name__}: "
-            f"{reason}); "
-            "give --weights a local safetensors file"
+            f"{reason}); give --weights a local safetensors file"
         ) from error
 
 
 def float32_convolutions() -> AbstractContextManager[None]:
-    """Keep the patch embedding, a convolution, in float32 on a GPU, where cuDNN would take TF32."""
+    """Return a context that keeps the patch embedding, a convolution, in float32 on a GPU; cuDNN
+    would use TF32.
+    """
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, allow_tf32=False
     )

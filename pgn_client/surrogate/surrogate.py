@@ -1,6 +1,4 @@
-"""The endpoint as training sees it: a local backbone behind the canvas, answering as the endpoint
-will.
-"""
+"""A differentiable local model of the endpoint: canvas, wire, backbone and returned scores."""
 
 from __future__ import annotations
 
@@ -18,15 +16,16 @@ from pgn_client.surrogate.returned_scores import returned_scores
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A backbone, a canvas, and what the endpoint returns.
+    """The local model of the endpoint that training back-propagates through.
 
     Attributes:
-        backbone: the frozen ViT that training back-propagates through.
-        canvas: where image and prompts go.
-        top_k: how many labels the endpoint returns; ``None`` for all.
-        decimals: how the endpoint rounds probabilities; ``None`` for not at all.
-        half: compute the backbone in bfloat16; mixing and softmax stay in float32.
-        wire: what happens to images on their way; ``None`` for nothing, not even rounding.
+        backbone: The frozen classifier that training back-propagates through.
+        canvas: Places of the image and of the prompts in the image that is sent.
+        top_k: Number of labels that the endpoint returns; ``None`` for all.
+        decimals: Decimals to which the endpoint rounds probabilities; ``None`` for no rounding.
+        half: Whether the backbone computes in bfloat16; mixing and softmax stay in float32.
+        wire: Degradation of the images between client and model; ``None`` for none, not even
+            rounding.
     """
 
     backbone: Backbone
@@ -38,13 +37,13 @@ class Surrogate:
 
     @property
     def latent(self) -> bool:
-        """Whether prompt tokens may stand in for prompt pixels: in a plain ViT, where nothing
-        happens to the pixels.
+        """Whether training may insert prompt tokens instead of prompt pixels: only in a plain ViT,
+        and only without a wire.
         """
         return self.wire is None and self.backbone.plain
 
     def neutral(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) uint8 fitted images → (B, 3, H, W) uint8 canvases with grey cells."""
+        """Place (B, 3, h, w) uint8 fitted images on (B, 3, H, W) uint8 canvases with gray cells."""
         top, left, height, width = self.canvas.box
         size = self.canvas.size
         canvases = torch.full(
@@ -54,34 +53,40 @@ class Surrogate:
         return canvases
 
     def paint(self, images: Tensor, painted: Tensor) -> Tensor:
-        """Put what a method paints on the canvas; differentiable.
+        """Put prompts and images together on canvases; differentiable.
 
         Args:
-            images: (B, 3, h, w) uint8.
-            painted: (B, K, 3, P, P) prompt patches, or (B, 3, H, W) whole canvases, in [0, 1].
+            images: Fitted images, (B, 3, h, w) uint8.
+            painted: Prompt patches, (B, K, 3, P, P), or whole canvases, (B, 3, H, W), in [0, 1].
 
         Returns:
-            (B, 3, H, W) float32 grey values in [0, 255], not rounded.
+            (B, 3, H, W) float32 pixel values in [0, 255], not rounded.
         """
         if not self.canvas.cells:
             return 255 * painted
+
+        # Cut the canvases into their grid cells, (B, N, 3, P, P).
         side = self.canvas.patch
         grid = self.canvas.size // side
         cells = self.neutral(images).float().unflatten(3, (grid, side)).unflatten(2, (grid, side))
-        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, N, 3, P, P)
+        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
         cells = cells.index_copy(1, self._cells(images.device), 255 * painted.float())
+
+        # Join the cells to canvases again.
         canvases: Tensor = (
             cells.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         )
         return canvases
 
     def scores(self, images: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Answer in the latent space: prompt tokens replace the patch tokens of their cells.
+        """Return the endpoint's scores for images whose prompts are tokens or absent.
 
         Args:
-            images: (B, 3, h, w) uint8.
-            prompts: (B, K, D) float32 tokens without position embedding, where ``latent``; ``None``
-                leaves the cells grey, and takes the wire.
+            images: Fitted images, (B, 3, h, w) uint8.
+            prompts: Prompt tokens without position embedding, (B, K, D) float32, which replace the
+                patch tokens of their cells and skip the wire; only where ``latent``. ``None``
+                leaves the cells gray and applies the wire.
 
         Returns:
             (B, S) float32 log-probabilities.
@@ -92,8 +97,13 @@ class Surrogate:
         return self.token_scores(tokens.index_copy(1, self._cells(tokens.device), prompts))
 
     def pixel_scores(self, canvases: Tensor) -> Tensor:
-        """Answer to (B, 3, H, W) canvases, uint8 or float grey values in [0, 255], as the server
-        does.
+        """Return the endpoint's scores for canvases, after the wire.
+
+        Args:
+            canvases: Canvases, (B, 3, H, W) uint8, or float pixel values in [0, 255].
+
+        Returns:
+            (B, S) float32 log-probabilities.
         """
         arrived = canvases if self.wire is None else self.wire(canvases, self.canvas)
         if self.backbone.plain:
@@ -103,15 +113,22 @@ class Surrogate:
         return returned_scores(logits, top_k=self.top_k, decimals=self.decimals)
 
     def token_scores(self, tokens: Tensor) -> Tensor:
-        """Answer to (B, N, D) patch tokens without position embedding: (B, S) float32
-        log-probabilities.
+        """Return the endpoint's scores for patch tokens.
+
+        Args:
+            tokens: Patch tokens without position embedding, (B, N, D).
+
+        Returns:
+            (B, S) float32 log-probabilities.
         """
         with self._precision(tokens.device):
             logits = self.backbone.logits_from_tokens(tokens)
         return returned_scores(logits, top_k=self.top_k, decimals=self.decimals)
 
     def _precision(self, device: torch.device) -> torch.autocast:
+        """Return the autocast context for the backbone's forward pass."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.half)
 
     def _cells(self, device: torch.device) -> Tensor:
+        """Return the grid cells of the prompts, (K,) int64, on ``device``."""
         return torch.tensor(self.canvas.cells, device=device)

@@ -1,4 +1,4 @@
-"""Training: images and a surrogate become a prompt adapter."""
+"""Training of a prompt adapter from labeled images and a surrogate."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Augmentation of fitted images: whole grey values in, whole grey values out, so that training
-sees what is sent.
+"""Augmentation of images that are fitted to the canvas.
 
-Which one a task allows only its owner knows: digits may be shifted, never flipped; aerial images
-have no up.
+Every augmentation takes and returns uint8 images, so training sees what is sent. The owner of a
+task chooses which one it allows: digits may be shifted but never flipped; aerial images have no up.
 """
 
 from __future__ import annotations
@@ -15,24 +14,28 @@ from torch.nn import functional as F
 
 from pgn_client.errors import ConfigurationError
 
-SHIFT = 1 / 12  # of the side, at most
+SHIFT = 1 / 12
+"""Largest shift, as a share of the image's side."""
 COPIES = 4
-"""Augmented copies of each training image that a label mapping or linear probe may learn from
-(see ``LOG.md``).
+"""Number of augmented copies of each training image that a label mapping or linear probe may learn
+from (see ``benchmarks/LOG.md``).
 """
 
 Augmentation = Callable[[Tensor], Tensor]
 
 
 def none(images: Tensor) -> Tensor:
-    """Leave the images alone."""
+    """Return the images unchanged."""
     return images
 
 
 def shift(images: Tensor) -> Tensor:
-    """Move each image by up to a twelfth of its side; its edge is repeated."""
+    """Move each image by up to a twelfth of its side; the gap repeats the image's edge."""
     _, _, height, width = images.shape
-    dy, dx = max(1, round(height * SHIFT)), max(1, round(width * SHIFT))
+    dy = max(1, round(height * SHIFT))
+    dx = max(1, round(width * SHIFT))
+
+    # Replicate padding works on floats only; uint8 values survive the way there and back.
     padded = F.pad(images.float(), (dx, dx, dy, dy), mode="replicate").to(images.dtype)
     tops = torch.randint(0, 2 * dy + 1, (len(images),)).tolist()
     lefts = torch.randint(0, 2 * dx + 1, (len(images),)).tolist()
@@ -43,25 +46,28 @@ def shift(images: Tensor) -> Tensor:
 
 
 def flip(images: Tensor) -> Tensor:
-    """Shift, and mirror half of the images left to right."""
-    return torch.stack(
-        [p.flip(-1) if coin else p for p, coin in zip(shift(images), _coins(images), strict=True)]
-    )
+    """Shift the images, and mirror half of them left to right."""
+    shifted = shift(images)
+    coins = _coins(images)
+    return torch.stack([p.flip(-1) if coin else p for p, coin in zip(shifted, coins, strict=True)])
 
 
 def dihedral(images: Tensor) -> Tensor:
-    """Shift, mirror half, and turn by 0, 90, 180 or 270 degrees (0 or 180 where the box is not
-    square).
+    """Shift the images, mirror half of them, and rotate by 0, 90, 180 or 270 degrees.
+
+    Images that are not square are rotated by 0 or 180 degrees, which keeps their shape.
     """
     square = images.shape[-1] == images.shape[-2]
     turns = torch.randint(0, 4, (len(images),)) * (1 if square else 2)
-    turned = [p.rot90(k, (-2, -1)) for p, k in zip(flip(images), turns.tolist(), strict=True)]
+    flipped = flip(images)
+    turned = [p.rot90(k, (-2, -1)) for p, k in zip(flipped, turns.tolist(), strict=True)]
     return torch.stack(turned)
 
 
 def paper(images: Tensor) -> Tensor:
-    """The published recipe: RandomResizedCrop, colour jitter 0.4 (p 0.8), grey (p 0.2), solarize (p
-    0.2), flip.
+    """Apply the published recipe: random resized crop, color jitter, grayscale, solarize, flip.
+
+    Color jitter has strength 0.4 and probability 0.8; grayscale and solarize have probability 0.2.
     """
     from torchvision.transforms import v2
 
@@ -77,6 +83,7 @@ def paper(images: Tensor) -> Tensor:
 
 
 def _coins(images: Tensor) -> list[bool]:
+    """Toss a fair coin for each image."""
     return [bool(c) for c in (torch.rand(len(images)) < 0.5).tolist()]
 
 
@@ -84,17 +91,17 @@ REGISTRY: dict[str, Augmentation] = {f.__name__: f for f in (none, shift, flip, 
 
 
 def copies(name: str) -> int:
-    """How many augmented copies of each training image there are; copies of images left alone
-    teach nothing.
+    """Return the number of augmented copies of each training image: 0 for ``none``, whose copies
+    would be the image again.
     """
     return 0 if name == none.__name__ else COPIES
 
 
 def get(name: str) -> Augmentation:
-    """Return an augmentation, (B, 3, h, w) uint8 → the same, by name.
+    """Return the augmentation of a name: (B, 3, h, w) uint8 → (B, 3, h, w) uint8.
 
     Raises:
-        ConfigurationError: unknown.
+        ConfigurationError: No augmentation has this name.
     """
     if name not in REGISTRY:
         raise ConfigurationError(

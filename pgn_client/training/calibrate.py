@@ -1,5 +1,7 @@
-"""After the last epoch: measure in latent space and as uint8 images, refit the mapping, choose α,
-fill the card.
+"""The last stage of training: refit the mapping, choose α, measure on validation, fill in the card.
+
+Accuracy is measured twice: in latent space, as training computes it, and on the uint8 images that
+a client sends.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ EVALUATION_BATCH = 64
 def log_probs(
     model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int
 ) -> Tensor:
-    """Return (n, C) log-probabilities of the prompted surrogate, as training computes them: over
-    its wire, if any.
+    """Return (n, C) float32 log-probabilities of the prompted surrogate, as training computes them.
+
+    If the surrogate simulates the wire, the images pass through it.
     """
     mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
     return mapped
@@ -57,7 +60,7 @@ def outputs(
     resolution: int,
     augmented: Augmentation = none,
 ) -> Tensor:
-    """Return (n, S) of what the mapping reads, as training computes it."""
+    """Return the (n, S) features that the mapping reads, as training computes them."""
     model.eval()
     parts = []
     with float32_convolutions():
@@ -72,28 +75,35 @@ def outputs(
 def deployed_features(
     adapter: PromptAdapter, surrogate: Surrogate, examples: Examples, augmented: Augmentation = none
 ) -> tuple[Floats, Floats]:
-    """Send uint8 canvases through the surrogate: (n, S) log-probabilities, and (n, C) of the local
-    head.
+    """Pass uint8 canvases, as a client sends them, through the surrogate.
+
+    Returns:
+        (n, S) float64 log-probabilities of the surrogate, and (n, C) float64 log-probabilities of
+        the local head.
     """
-    features, opinions = [], []
+    features = []
+    local_log_probs = []
     for originals, _ in examples.batches(EVALUATION_BATCH):
         images = augmented(originals)
         fitted = images.permute(0, 2, 3, 1).cpu().numpy()
         patches, local = adapter.render(fitted)
         canvases = [
-            compose(p, q, surrogate.canvas, margin=False)
-            for p, q in zip(fitted, patches, strict=True)
+            np.asarray(compose(image, patch, surrogate.canvas, margin=False))
+            for image, patch in zip(fitted, patches, strict=True)
         ]
-        pixels = torch.from_numpy(np.stack([np.asarray(c) for c in canvases])).permute(0, 3, 1, 2)
-        features.append(surrogate.pixel_scores(pixels.to(images.device)).cpu().double().numpy())
-        opinions.append(local)
-    return np.concatenate(features), np.concatenate(opinions)
+
+        pixels = torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2)
+        scores = surrogate.pixel_scores(pixels.to(images.device))
+        features.append(scores.cpu().double().numpy())
+        local_log_probs.append(local)
+    return np.concatenate(features), np.concatenate(local_log_probs)
 
 
 @torch.inference_mode()
 def perplexity(model: Method, examples: Examples, resolution: int) -> float | None:
-    """Mean perplexity of the mixtures, in rows: 1 picks single rows, L mixes all alike (flat
-    grey).
+    """Return the mean perplexity of the mixtures, in library rows; ``None`` without mixtures.
+
+    At 1 every prompt token is a single row; at L it mixes all rows equally, which gives flat gray.
     """
     if not isinstance(model, PGN):
         return None
@@ -113,40 +123,54 @@ def finish(
     val: Examples,
     augmented: Augmentation,
 ) -> PromptAdapter:
-    """Refit the mapping on prompted answers, choose α, measure, and write it all on the card;
-    validation decides.
+    """Choose the mapping and α, measure the result, and return the adapter with a complete card.
 
-    The mapping is the one that was trained along, a fit on the answers to prompted training
-    images, or one on those and on the answers to augmented copies of each (what the raw rival is
-    allowed as well).
+    The mapping is the one trained jointly with the prompt, a fit on the surrogate's answers to the
+    prompted training images, or a fit on those and on augmented copies of each image. The baseline
+    without a prompt may use the same copies. The validation images choose the mapping and α.
+
+    Args:
+        card: Card of the run before training.
+        run: The finished run, set back to its best epoch.
+        surrogate: The surrogate, in float32 and without random degradation.
+        train: Training images and targets.
+        val: Validation images and targets.
+        augmented: Augmentation of the recipe, for the copies.
     """
     resolution = card.resolution
     recipe = card.recipe or RecipeCard()
     mapping = run.mapping.mapping()
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
+    targets = train.targets.cpu().numpy()
+    val_targets = val.targets.cpu().numpy()
+
     with float32_convolutions():
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
-        again = range(copies(recipe.augment))
-        versions = [
-            features,
-            *(deployed_features(draft, surrogate, train, augmented)[0] for _ in again),
-        ]
-        val_features, opinions = deployed_features(draft, surrogate, val)
-    targets, val_targets = (x.targets.cpu().numpy() for x in (train, val))
+        versions = [features]
+        for _ in range(copies(recipe.augment)):
+            augmented_features, _ = deployed_features(draft, surrogate, train, augmented)
+            versions.append(augmented_features)
+        val_features, local = deployed_features(draft, surrogate, val)
+
     kinds = labels.AUTO if recipe.mapping == "auto" else (mapping.kind,)
-    val_answers = val_features, val_targets
     chosen, mapping = last_mapping(
-        mapping, versions, targets, val_answers, kinds=kinds, seed=card.seed or 0
+        mapping,
+        versions,
+        targets,
+        (val_features, val_targets),
+        kinds=kinds,
+        seed=card.seed or 0,
     )
     deployed = mapping.log_probs(val_features)
-    alpha, fused = _fused(deployed, opinions, val_targets)
+    alpha, fused = _fused(deployed, local, val_targets)
+
     metrics = MetricsCard(
         n=len(val),
         epoch=run.best["epoch"] if run.best else 0,
         latent=_accuracy(latent.cpu().numpy(), val_targets),
         uint8=_accuracy(deployed, val_targets),
-        local=_accuracy(opinions, val_targets),
+        local=_accuracy(local, val_targets),
         fused=fused,
         mapping=chosen,
         perplexity=perplexity(run.model, val, resolution),
@@ -159,11 +183,11 @@ def finish(
     )
     if isinstance(run.model, PGN) and card.inversion != "exact":
         embedding = surrogate.backbone.embedding
-        reached = reach(run.model.library.tokens(embedding).detach(), embedding)
-        card = replace(card, reach=ReachCard.from_json(reached))
+        tokens = run.model.library.tokens(embedding).detach()
+        card = replace(card, reach=ReachCard.from_json(reach(tokens, embedding)))
     if card.data is not None and card.data.parts:
         parts = {
-            name: _part(metrics, name, mapping.classes, deployed, opinions, val_targets)
+            name: _part(metrics, name, mapping.classes, deployed, local, val_targets)
             for name in card.data.parts
         }
         card = replace(card, parts=parts)
@@ -179,40 +203,45 @@ def last_mapping(
     kinds: Sequence[str],
     seed: int,
 ) -> tuple[str, LabelMapping]:
-    """Choose on validation: the mapping trained along, a fit on (n, S) features, or on those and
-    augmented copies.
+    """Choose the final mapping by its log-loss on the validation images.
+
+    The candidates are the mapping trained jointly with the prompt, a fit on the training images,
+    and a fit on those and their augmented copies. An ``flm`` mapping stays as it was first fitted.
 
     Args:
-        mapping: trained along.
+        mapping: Mapping trained jointly with the prompt.
         versions: (n, S) features of the training images, then of each augmented copy of them.
-        targets: (n,) class indices.
-        val: features and targets of the validation images.
-        kinds: of mapping that may be fitted.
-        seed: of the folds.
+        targets: (n,) class indices of the training images.
+        val: Features (m, S) and class indices (m,) of the validation images.
+        kinds: Kinds of mapping that a refit may choose among.
+        seed: Seed for the cross-validation folds.
 
     Returns:
-        What was chosen, in words, and the mapping.
+        A description of the choice for the card, and the mapping.
     """
     if mapping.kind == "flm":
         return "fitted once", mapping
 
     def refitted(parts: Sequence[Floats]) -> LabelMapping:
-        x, y, source, classes = (
+        fitted = labels.fit(
             np.concatenate(parts),
             np.tile(targets, len(parts)),
             mapping.source,
             mapping.classes,
+            val=val,
+            kinds=kinds,
+            copies=len(parts),
+            seed=seed,
         )
-        return labels.fit(
-            x, y, source, classes, val=val, kinds=kinds, copies=len(parts), seed=seed
-        ).mapping
+        return fitted.mapping
 
     fits = {
         "trained jointly": mapping,
         "refitted": refitted(versions[:1]),
         "refitted with augmented copies": refitted(versions),
     }
-    chosen = min(fits, key=lambda name: log_loss(fits[name].log_probs(val[0]), val[1]))
+    val_features, val_targets = val
+    chosen = min(fits, key=lambda name: log_loss(fits[name].log_probs(val_features), val_targets))
     return chosen, fits[chosen]
 
 
@@ -221,44 +250,57 @@ def _part(
     name: str,
     classes: tuple[str, ...],
     deployed: Floats,
-    opinions: Floats,
+    local: Floats,
     targets: Integers,
 ) -> PartCard:
-    """What the card tells of one task of a union: its own α, and its images measured among its
-    own classes alone.
+    """Return the card entry of one task in a union: its α and its metrics.
+
+    Only the images of this task count, and only its classes compete.
     """
+    # In a union, classes are named PART/CLASS.
     columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])
     rows = np.isin(targets, columns)
-    own = np.searchsorted(columns, targets[rows])
-    prompted, local = deployed[rows][:, columns], opinions[rows][:, columns]
-    alpha, fused = _fused(prompted, local, own)
+    part_targets = np.searchsorted(columns, targets[rows])
+    part_deployed = deployed[rows][:, columns]
+    part_local = local[rows][:, columns]
+    alpha, fused = _fused(part_deployed, part_local, part_targets)
+
     measured = replace(
         metrics,
-        n=len(own),
-        uint8=_accuracy(prompted, own),
-        local=_accuracy(local, own),
+        n=len(part_targets),
+        uint8=_accuracy(part_deployed, part_targets),
+        local=_accuracy(part_local, part_targets),
         fused=fused,
-        # those of the union alone
+        # These two are measured for the whole union only.
         latent=None,
         history=None,
     )
     return PartCard(alpha, measured)
 
 
-def _fused(deployed: Floats, opinions: Floats, targets: Integers) -> tuple[float, float]:
-    """Choose α on validation; return it with the accuracy it gives there."""
-    alpha = best_fusion(deployed, opinions, targets)
-    return alpha, _accuracy(fuse(deployed, opinions, alpha), targets)
+def _fused(deployed: Floats, local: Floats, targets: Integers) -> tuple[float, float]:
+    """Choose α on the validation images; return it and the fused accuracy on them."""
+    alpha = best_fusion(deployed, local, targets)
+    return alpha, _accuracy(fuse(deployed, local, alpha), targets)
 
 
 def learnable(model: Method, mapping: int) -> dict[str, int]:
-    """Return how many numbers were trained: of the prompt, of the mapping that reads it, of what is
-    local beside it.
+    """Return the number of trained parameters in the prompt, the mapping and the local parts.
+
+    The local parts serve the local head only.
+
+    Args:
+        model: The trained method.
+        mapping: Number of parameters of the label mapping.
     """
-    rates = Rates(0, 0, 0, 0, 0)
-    everything = sum(p.numel() for group in model.parameter_groups(rates) for p in group["params"])
+    # Parameters are only counted here, so their learning rates do not matter.
+    groups = model.parameter_groups(Rates(0, 0, 0, 0, 0))
+    in_model = 0
+    for group in groups:
+        in_model += sum(p.numel() for p in group["params"])
+
     prompt = model.learnable()
-    return {"prompt": prompt, "mapping": mapping, "local": everything - prompt}
+    return {"prompt": prompt, "mapping": mapping, "local": in_model - prompt}
 
 
 def assemble(
@@ -269,8 +311,9 @@ def assemble(
     *,
     fusion: float,
 ) -> PromptAdapter:
-    """Put card, model and mapping together; a latent library takes the patch embedding along for
-    its inversion.
+    """Build an adapter from a card, a trained model and a mapping.
+
+    With a latent library the adapter also carries the patch embedding, which its inversion needs.
     """
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
@@ -280,8 +323,8 @@ def assemble(
             "embedding.weight": embedding.weight.cpu().numpy(),
             "embedding.bias": embedding.bias.cpu().numpy(),
         }
-    whole = replace(card, mapping=MappingCard.from_json(mapping.card()), fusion=fusion)
-    return PromptAdapter(whole, tensors)
+    complete = replace(card, mapping=MappingCard.from_json(mapping.card()), fusion=fusion)
+    return PromptAdapter(complete, tensors)
 
 
 def _accuracy(log_p: Floats, targets: Integers) -> float:

@@ -1,6 +1,4 @@
-"""Everything that a training run is asked for, in one frozen value: for ``fit`` and for the command
-line.
-"""
+"""Configuration of a training run: one frozen value that ``fit`` and the command line share."""
 
 from __future__ import annotations
 
@@ -36,27 +34,29 @@ from pgn_client.version import __version__
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What to train, for which server, and with which numbers.
+    """The method to train, the server it is for, and the numbers of the training.
 
     Attributes:
-        method: ``pgn``, or another method of ``methods.REGISTRY`` that can be deployed.
-        library: ``pixel`` (deploys exactly), ``smooth`` or ``luma`` (for servers that re-encode as
-            JPEG), ``latent`` (as published; deploys by ``inversion``) or ``reachable`` (latent,
-            kept within what pixels reach).
-        layout: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None`` takes the method's own.
-        profile: The server's resize and crop; ``None`` takes the backbone's own preprocessing.
-        recipe: All numbers of the training.
-        mapping: ``auto`` (chosen on validation among some), or one of ``label_mapping.KINDS``.
-        inversion: ``bounded`` or ``pseudo_inverse``, for a latent library.
+        method: Name of a method that can be deployed: ``pgn`` or another of ``methods.REGISTRY``.
+        library: Kind of the token library: ``pixel`` (deploys exactly), ``smooth`` or ``luma``
+            (for servers that re-encode as JPEG), ``latent`` (as published; deploys by
+            ``inversion``) or ``reachable`` (latent, limited to tokens that pixels can produce).
+        layout: Place of the prompt patches: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None``
+            for the method's default.
+        profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
+        recipe: Learning rates, epochs and all other numbers of the training.
+        mapping: Kind of the label mapping: ``auto`` (validation chooses among several), or one of
+            ``label_mapping.KINDS``.
+        inversion: Inversion of a latent library: ``bounded`` or ``pseudo_inverse``.
         top_k: Number of labels that the endpoint returns; ``None`` for all.
         decimals: Decimals to which the endpoint rounds probabilities; ``None`` for no rounding.
-        wire: Degradation of the images on their way to the model, for libraries of pixels (see
-            ``surrogate.degradation``); ``None`` for a lossless way, where training runs in the
-            latent space.
+        wire: Degradation of the images on their way to the model, for pixel libraries (see
+            ``surrogate.degradation``). ``None`` for lossless transport; training then runs in
+            latent space if the backbone is a plain ViT.
         seed: Seed for all random choices.
 
     Raises:
-        ConfigurationError: An unknown name, a number that makes no sense, or options that exclude
+        ConfigurationError: A name is unknown, a number is out of range, or two options exclude
             each other.
     """
 
@@ -73,15 +73,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse now what could not work after the training."""
-        if self.recipe is None:  # as ``fit(recipe=None)`` of version 0.1
+        """Reject invalid options before any training starts."""
+        # Version 0.1 accepted ``fit(recipe=None)``.
+        if self.recipe is None:
             object.__setattr__(self, "recipe", Recipe())
         kind = methods.deployable(self.method)
         route(self.inversion)
         if self.mapping not in ("auto", *labels.KINDS):
-            known = ", ".join(labels.KINDS)
+            kinds = ", ".join(labels.KINDS)
             raise ConfigurationError(
-                f"mapping: got {self.mapping!r}, expected auto or one of {known}"
+                f"mapping: got {self.mapping!r}, expected auto or one of {kinds}"
             )
         for name, least in (("top_k", 1), ("decimals", 0), ("seed", 0)):
             value = getattr(self, name)
@@ -89,45 +90,47 @@ class TrainingConfig:
                 raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
         if self.library != "pixel" and not issubclass(kind, PGN):
             raise ConfigurationError(
-                f"library: got {self.library} for method {self.method}, which mixes none; "
-                "leave it out"
+                f"library: got {self.library} for method {self.method}, which has no token "
+                "library; leave it out"
             )
 
     @classmethod
     def of(cls, config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
-        """Return a config, with options by name in its place or beside it.
+        """Return ``config``, or a config built from options by name.
 
         Raises:
-            ConfigurationError: An option that is unknown, or both a config and options.
+            ConfigurationError: An option is unknown, or both a config and options are given.
         """
         if config is not None and not isinstance(config, cls):
             raise ConfigurationError(
-                f"fit: got {type(config).__name__}, expected a TrainingConfig; give a recipe as "
-                "recipe=..."
+                f"fit: got {type(config).__name__}, expected a TrainingConfig; pass a recipe "
+                "as recipe=..."
             )
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(options) - set(known))
+        names = [f.name for f in fields(cls)]
+        unknown = sorted(set(options) - set(names))
         if unknown:
-            raise ConfigurationError(f"fit: got {unknown[0]!r}, expected one of {', '.join(known)}")
+            raise ConfigurationError(f"fit: got {unknown[0]!r}, expected one of {', '.join(names)}")
         if config is not None and options:
             raise ConfigurationError(
-                f"fit: got a config and {sorted(options)[0]!r}; put it into the config"
+                f"fit: got a config and the option {sorted(options)[0]!r}, expected one of them; "
+                "set the option in the config"
             )
         return config if config is not None else cls(**options)
 
     @classmethod
     def from_card(cls, card: Card | Mapping[str, Any]) -> TrainingConfig:
-        """Return what a checkpoint of ``fit`` was trained with, as its card says.
+        """Return the config that a checkpoint was trained with, read from its card.
 
         Raises:
-            CheckpointError: It was not trained by ``fit``: an import, or a mapping alone.
+            CheckpointError: The checkpoint was not trained by ``fit``; it is imported, or holds
+                only a mapping.
         """
         card = Card.of(card)
         recipe = card.recipe
         if recipe is None or not recipe.numbers or card.layout is None or card.profile is None:
             raise CheckpointError(
-                f"checkpoint: got method {card.method}, which pgn train did not make, expected "
-                "one whose card has its recipe"
+                f"checkpoint: got one of method {card.method} without a training recipe on its "
+                "card, expected one made by pgn train"
             )
         return cls(
             method=card.method,
@@ -145,7 +148,7 @@ class TrainingConfig:
 
     @property
     def kind(self) -> type[RGBMethod]:
-        """The method's class."""
+        """The class of the method."""
         return methods.deployable(self.method)
 
     @property
@@ -157,23 +160,26 @@ class TrainingConfig:
         """Return the canvas for a backbone behind the server's resize and crop.
 
         Raises:
-            ConfigurationError: A library or a wire that does not go with the backbone or the
-                canvas.
+            ConfigurationError: The library does not fit the backbone or the wire, or the wire's
+                shift does not fit the canvas.
         """
         profile = self.profile or backbone.profile
         canvas = Canvas.build(
             backbone.input_size, backbone.patch_size, self.layout or self.kind.layout, profile
         )
-        if not (token_library(self.library).exact or (backbone.plain and self.wire is None)):
-            why = (
+        # Without a plain ViT and a lossless wire, training goes through rendered pixels. The rows
+        # of a latent library have no pixels until they are inverted, after the training.
+        has_pixels = token_library(self.library).exact
+        needs_pixels = self.wire is not None or not backbone.plain
+        if needs_pixels and not has_pixels:
+            reason = (
                 f"the wire {self.wire}"
                 if backbone.plain
-                else (f"{backbone.name}, which is no plain ViT")
+                else f"{backbone.name}, which is not a plain ViT"
             )
             raise ConfigurationError(
-                f"library: got {self.library} for {why}, expected a library of pixels, since there "
-                "tokens cannot "
-                "stand in for them; use pixel, smooth or luma"
+                f"library: got {self.library} for {reason}, expected a library of pixels, because "
+                "training goes through the rendered image; use pixel, smooth or luma"
             )
         if self.wire is not None and self.wire.shift >= canvas.size / 2:
             raise ConfigurationError(
@@ -183,21 +189,21 @@ class TrainingConfig:
         return canvas
 
     def card(self, task: Task, backbone: Backbone, canvas: Canvas) -> Card:
-        """Return what a card says of the run before anything is trained; it has no mapping yet."""
-        recipe = self.recipe.card() | {"mapping": self.mapping}
-        returned = RecipeCard.from_json(recipe)
+        """Return the card of the run before any training; it has no mapping yet."""
+        recipe = RecipeCard.from_json(self.recipe.card() | {"mapping": self.mapping})
         wire = None if self.wire is None else str(self.wire)
+        library = LibraryCard(self.library, self.recipe.library_size) if self.mixes else None
         return Card(
             method=self.method,
             classes=task.classes,
             backbone=BackboneCard.from_json(backbone.card()),
             profile=str(self.profile or backbone.profile),
             layout=self.layout or self.kind.layout,
-            library=LibraryCard(self.library, self.recipe.library_size) if self.mixes else None,
+            library=library,
             inversion=self._inversion,
             generator=GeneratorCard(min(self.recipe.resolution, *canvas.box[2:])),
             seed=self.seed,
-            recipe=replace(returned, top_k=self.top_k, decimals=self.decimals, wire=wire),
+            recipe=replace(recipe, top_k=self.top_k, decimals=self.decimals, wire=wire),
             data=DataCard.from_json(task.card()),
             versions={"pgn_client": __version__, "torch": str(torch.__version__)},
         )

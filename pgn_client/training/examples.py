@@ -1,4 +1,4 @@
-"""Labeled images in memory, where training computes."""
+"""Labeled images in memory, on the device that training runs on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from pgn_client.training.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Examples:
-    """One split in memory: images (n, 3, h, w) uint8 and targets (n,) int64."""
+    """One split in memory.
+
+    Attributes:
+        images: RGB images that are fitted to the canvas, (n, 3, h, w) uint8.
+        targets: Class indices, (n,) int64.
+    """
 
     images: Tensor
     targets: Tensor
@@ -29,12 +34,14 @@ class Examples:
         return len(self.targets)
 
     def steps(self, size: int) -> int:
-        """Return how many shuffled batches an epoch has."""
+        """Return the number of shuffled batches in an epoch."""
         return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, targets) in batches; a last batch of one is dropped in training
-        (BatchNorm needs two).
+        """Yield (images, targets) in batches of at most ``size``.
+
+        With ``shuffle``, the order is random and a last batch of one image is dropped, because
+        BatchNorm needs two images in training.
         """
         order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         for rows in order.split(size):
@@ -43,10 +50,15 @@ class Examples:
 
 
 def load_images(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
-    """Fit all images of a split into the canvas's box: (n, 3, h, w) uint8, pixel space.
+    """Read the images of a split and fit them to the canvas's box: (n, 3, h, w) uint8.
+
+    Args:
+        split: Files to read.
+        canvas: Canvas whose box the images are fitted to.
+        tick: Called after each image; ``None`` for no calls.
 
     Raises:
-        ImageError: a file that cannot be read; it is named.
+        ImageError: A file cannot be read; the message names it.
     """
     _, _, height, width = canvas.box
     images = np.empty((len(split), height, width, 3), dtype=np.uint8)
@@ -60,9 +72,7 @@ def load_images(split: Split, canvas: Canvas, tick: Callable[[], object] | None 
 def load_examples(
     split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False
 ) -> Examples:
-    """Load a split as :func:`load_images` does, where training computes; ``shown`` tells
-    progress.
-    """
+    """Load a split with :func:`load_images` onto a device; ``shown`` draws a progress bar."""
     with progress_bar(len(split), "reading", "img", shown=shown) as bar:
         images = load_images(split, canvas, bar.update)
     return Examples(images.to(device), torch.from_numpy(split.labels).to(device))
@@ -70,13 +80,13 @@ def load_examples(
 
 @dataclass(frozen=True)
 class FittedSplit:
-    """One split as a checkpoint sees it.
+    """One split, prepared for a checkpoint.
 
     Attributes:
-        split: files and their targets.
-        fitted: (n, h, w, 3) uint8, as they stand on the canvas.
-        looked_at: (n, r, r, 3) uint8, what the generator looks at; ``None`` where that is
-            ``fitted``.
+        split: Files and their targets.
+        fitted: Images that are fitted to the canvas, (n, h, w, 3) uint8.
+        looked_at: Separate crops that the generator reads, (n, r, r, 3) uint8; ``None`` if the
+            generator reads ``fitted``.
     """
 
     split: Split
@@ -85,20 +95,25 @@ class FittedSplit:
 
     @classmethod
     def of(cls, split: Split, adapter: PromptAdapter) -> FittedSplit:
-        """Decode a split, one image at a time."""
-        fitted, looked_at = [], []
+        """Read and prepare a split, one image at a time to limit memory."""
+        fitted = []
+        crops = []
         for image in map(open_image, split.paths):
             fitted.append(fit_to_canvas(image, adapter.canvas))
-            looked_at.append(adapter.looked_at([image]))
-        crops = [crop for crop in looked_at if crop is not None]
+            crop = adapter.looked_at([image])
+            if crop is not None:
+                crops.append(crop)
         return cls(split, np.stack(fitted), np.concatenate(crops) if crops else None)
 
     @property
     def prompted_by(self) -> Pixels:
-        """What the prompts are made from."""
+        """The images that the generator makes the prompts from."""
         return self.fitted if self.looked_at is None else self.looked_at
 
     def rendered(self, adapter: PromptAdapter) -> tuple[Pixels, Floats]:
-        """Return what is painted, and (n, C) log-probabilities of the local head."""
+        """Return the painted patches or canvases, and (n, C) log-probabilities of the local head.
+
+        See ``PromptAdapter.render`` for the shapes.
+        """
         painted, local = adapter.render(self.fitted, prompted_by=self.prompted_by)
         return painted, local

@@ -1,8 +1,7 @@
-"""Fit a label mapping to what an endpoint itself answers, to prompted images or to images as
-they are: ``pgn map``.
+"""Fit a label mapping to an endpoint's own answers, on prompted or raw images: ``pgn map``.
 
-A checkpoint's mapping is fitted anew for another endpoint than the one of the training, one whose
-answers have changed, other classes, and for imports, which know no classes of their own.
+A checkpoint needs a new mapping for an endpoint other than the one it was trained for, for an
+endpoint whose answers have changed, for other classes, and after an import, which has no classes.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from pgn_client.version import __version__
 
 Arrays = dict[str, Floats32]
 FITTED = "fitted to the endpoint's answers"
-"""How the card says that the mapping was chosen."""
+"""Value of ``metrics.mapping`` on the card of a mapping that was fitted here."""
 IMPORTED_RECIPE = RecipeCard(augment="none", mapping="auto")
-"""What the comparison may assume of a checkpoint that was not trained here."""
+"""Recipe that the evaluation assumes for a checkpoint that was not trained here."""
 
 
 def refit(
@@ -49,44 +48,56 @@ def refit(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> PromptAdapter:
-    """Send the training and validation images as the checkpoint makes them; fit mapping and α to
-    the answers.
+    """Send prompted training and validation images, and fit the mapping and α to the answers.
 
-    Where the checkpoint's local head does not know these classes, a new one is fitted on its
-    trunk's features.
+    If the checkpoint's local head was trained on other classes, a new head is fitted on the
+    features of its trunk.
 
     Args:
-        adapter: the checkpoint; its prompts stay as they are.
-        task: labelled images, at least two classes and two training images.
-        ask: the endpoint.
-        kinds: of mapping to choose among, by log-loss on the validation images.
-        none_below: see :func:`none_of_these`.
+        adapter: The checkpoint; its prompts do not change.
+        task: Labeled images, at least two classes and two training images.
+        ask: The endpoint.
+        kinds: Kinds of mapping to choose among, by log-loss on the validation images.
+        none_below: Share of the validation images that may be refused, in [0, 1); see
+            :func:`none_of_these`. ``None`` always names a class.
 
     Returns:
-        A checkpoint for the task's classes; the card's ``metrics`` are those of the endpoint on the
+        A checkpoint for the task's classes. Its card's ``metrics`` are those of the endpoint on the
         validation images.
 
     Raises:
-        ConfigurationError: no kind is possible, or the task is too small.
+        ConfigurationError: No kind of mapping is possible, or the task is too small.
     """
-    train, val = (ask(split.paths, adapter) for split in (task.train, task.val))
-    source, unknown = _source(adapter, [*train, *val])
-    rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
-    held_out = val_rows, task.val.labels
+    train_answers = ask(task.train.paths, adapter)
+    val_answers = ask(task.val.paths, adapter)
+    source, is_open = _source(adapter, [*train_answers, *val_answers])
+    features = labels.log_scores(train_answers, source, strict=False)
+    val_features = labels.log_scores(val_answers, source, strict=False)
+
     fitted = labels.fit(
-        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
+        features,
+        task.train.labels,
+        source,
+        task.classes,
+        val=(val_features, task.val.labels),
+        kinds=kinds,
+        seed=task.seed,
     )
-    mapping = replace(fitted.mapping, open=unknown)
-    draft = adapter.with_mapping(
-        mapping, {} if knows(adapter, task) else new_head(adapter, task), {}
-    )
-    _, opinions = FittedSplit.of(task.val, draft).rendered(draft)
-    deployed = mapping.log_probs(val_rows)
-    alpha = best_fusion(deployed, opinions, task.val.labels)
-    ways = {"uint8": deployed, "local": opinions, "fused": fuse(deployed, opinions, alpha)}
-    measured = {name: float(right(log_p, task.val.labels).mean()) for name, log_p in ways.items()}
-    changes = _changes(adapter, task, mapping, measured)
-    changes |= {"fusion": alpha, "none_below": none_of_these(ways["fused"], none_below)}
+    mapping = replace(fitted.mapping, open=is_open)
+
+    head = {} if knows(adapter, task) else new_head(adapter, task)
+    draft = adapter.with_mapping(mapping, head, {})
+    _, local = FittedSplit.of(task.val, draft).rendered(draft)
+    deployed = mapping.log_probs(val_features)
+    alpha = best_fusion(deployed, local, task.val.labels)
+    fused = fuse(deployed, local, alpha)
+
+    log_probs = {"uint8": deployed, "local": local, "fused": fused}
+    accuracies = {
+        name: float(right(log_p, task.val.labels).mean()) for name, log_p in log_probs.items()
+    }
+    changes = _changes(adapter, task, mapping, accuracies)
+    changes |= {"fusion": alpha, "none_below": none_of_these(fused, none_below)}
     return draft.with_mapping(mapping, {}, changes)
 
 
@@ -97,28 +108,39 @@ def fit_raw(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> MappingAdapter:
-    """Send the training and validation images as they are, and fit a mapping to the answers: no
-    prompt at all.
+    """Send raw training and validation images, without a prompt, and fit a mapping to the answers.
 
     Args:
-        task: labelled images, at least two classes and two training images.
-        ask: the endpoint.
-        kinds: of mapping to choose among, by log-loss on the validation images; embeddings take
-            ``linear`` alone.
-        none_below: see :func:`none_of_these`; ``None`` always names a class.
+        task: Labeled images, at least two classes and two training images.
+        ask: The endpoint.
+        kinds: Kinds of mapping to choose among, by log-loss on the validation images; for an
+            endpoint that returns embeddings only ``linear`` is possible.
+        none_below: Share of the validation images that may be refused, in [0, 1); see
+            :func:`none_of_these`. ``None`` always names a class.
 
     Raises:
-        ConfigurationError: no kind is possible, or the task is too small.
+        ConfigurationError: No kind of mapping is possible, or the task is too small.
     """
-    train, val = (ask(split.paths) for split in (task.train, task.val))
-    source = labels.vocabulary([*train, *val])
-    rows, val_rows = (labels.log_scores(answers, source, strict=False) for answers in (train, val))
-    held_out = val_rows, task.val.labels
+    train_answers = ask(task.train.paths)
+    val_answers = ask(task.val.paths)
+    source = labels.vocabulary([*train_answers, *val_answers])
+    features = labels.log_scores(train_answers, source, strict=False)
+    val_features = labels.log_scores(val_answers, source, strict=False)
+
     fitted = labels.fit(
-        rows, task.train.labels, source, task.classes, val=held_out, kinds=kinds, seed=task.seed
+        features,
+        task.train.labels,
+        source,
+        task.classes,
+        val=(val_features, task.val.labels),
+        kinds=kinds,
+        seed=task.seed,
     )
-    mapping, log_p = replace(fitted.mapping, open=True), fitted.mapping.log_probs(val_rows)
+    # The endpoint may have labels that it has not returned yet.
+    mapping = replace(fitted.mapping, open=True)
+    log_p = mapping.log_probs(val_features)
     accuracy = float(right(log_p, task.val.labels).mean())
+
     card = Card(
         method=RAW,
         classes=task.classes,
@@ -132,16 +154,19 @@ def fit_raw(
         none_below=none_of_these(log_p, none_below),
     )
     arrays = {f"mapping.{name}": array for name, array in mapping.arrays().items()}
-    marked = replace(card, fingerprint=fingerprint(card.to_json(), arrays))
-    return MappingAdapter(marked, arrays)
+    with_fingerprint = replace(card, fingerprint=fingerprint(card.to_json(), arrays))
+    return MappingAdapter(with_fingerprint, arrays)
 
 
 def none_of_these(log_p: Floats, share: float | None) -> float | None:
-    """Choose the probability of the best class below which an image is none of them.
+    """Choose the threshold for the answer "none of these classes".
+
+    An image whose best class has a probability below the threshold gets that answer.
 
     Args:
-        log_p: (n, C) log-probabilities of validation images, which all belong to a class.
-        share: of them, in [0, 1), that may be refused; ``None`` refuses none.
+        log_p: Log-probabilities of validation images that all belong to a class, (n, C).
+        share: Share of these images that may fall below the threshold, in [0, 1); ``None`` for no
+            threshold.
 
     Returns:
         The card's ``none_below``.
@@ -152,67 +177,81 @@ def none_of_these(log_p: Floats, share: float | None) -> float | None:
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
-    """Whether the checkpoint's local head was taught these classes; an imported one was taught
-    none.
+    """Whether the checkpoint's local head was trained on the task's classes.
+
+    An imported checkpoint has no trained local head.
     """
     return adapter.card.imported is None and adapter.card.classes == task.classes
 
 
 def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
-    """Fit a local head for the task's classes: a linear probe on what the generator's trunk makes
-    of an image.
+    """Fit a local head for the task's classes: a linear probe on the generator trunk's features.
+
+    Returns:
+        The head's weight (C, D) and bias (C,), named as in a checkpoint.
     """
-    images, features = FittedSplit.of(task.train, adapter), []
+    split = FittedSplit.of(task.train, adapter)
     trunk = adapter.runtime[0].generator.trunk
+
+    # Rendering does not return the trunk's features, so a hook collects them.
+    features = []
     hook = trunk.register_forward_hook(lambda *call: features.append(call[-1].double().numpy()))
     try:
-        images.rendered(adapter)
+        split.rendered(adapter)
     finally:
         hook.remove()
+
     probe = LinearProbe.fit(
         np.concatenate(features), task.train.labels, len(task.classes), seed=task.seed
     )
+
+    # The local head reads the features directly, so it includes the probe's standardization.
     weight = probe.weight / probe.scale[:, None]
     arrays = {"weight": weight.T, "bias": probe.bias - probe.mean @ weight}
     return {
-        f"generator.local_head.{k}": np.ascontiguousarray(v, dtype=np.float32)
-        for k, v in arrays.items()
+        f"generator.local_head.{name}": np.ascontiguousarray(array, dtype=np.float32)
+        for name, array in arrays.items()
     }
 
 
 def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[str, ...], bool]:
-    """Keep the surrogate's labels, in its order, where they are all that was answered; otherwise
-    what was seen.
+    """Choose the source labels of the new mapping.
+
+    They are the labels of the checkpoint's mapping, in its order, if that mapping has all labels of
+    its endpoint and the answers hold no others. Otherwise they are the labels in the answers.
 
     Returns:
-        The labels, and whether there may be others.
+        The source labels, and whether the endpoint may have others.
     """
-    known, found = adapter.mapping.source, labels.vocabulary(answers)
-    strange = adapter.mapping.open or not set(found) <= set(known)
-    return (found, True) if strange else (known, False)
+    mapped_labels = adapter.mapping.source
+    answered_labels = labels.vocabulary(answers)
+    if adapter.mapping.open or not set(answered_labels) <= set(mapped_labels):
+        return answered_labels, True
+    return mapped_labels, False
 
 
 def _changes(
-    adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, measured: dict[str, float]
+    adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, accuracies: dict[str, float]
 ) -> dict[str, Any]:
-    """Return what changes on the card, but for α."""
+    """Return the changed fields of the card, except α and ``none_below``."""
     card = adapter.card
     learnable = dict(card.learnable or {})
     learnable["mapping"] = mapping.weight.size + mapping.bias.size
     if not knows(adapter, task):
-        # an imported checkpoint has no head of its own that is replaced
+        # An imported checkpoint has no local head yet, so the new head replaces no parameters.
         replaced = 0 if card.imported else len(card.classes)
-        more = len(task.classes) - replaced
-        learnable["local"] = learnable.get("local", 0) + (TRUNK_WIDTH + 1) * more
+        added = len(task.classes) - replaced
+        learnable["local"] = learnable.get("local", 0) + (TRUNK_WIDTH + 1) * added
+
     before = card.metrics
     metrics = MetricsCard(
         n=len(task.val),
         mapping=FITTED,
         epoch=before.epoch if before else None,
         perplexity=before.perplexity if before else None,
-        uint8=measured["uint8"],
-        local=measured["local"],
-        fused=measured["fused"],
+        uint8=accuracies["uint8"],
+        local=accuracies["local"],
+        fused=accuracies["fused"],
     )
     changes: dict[str, Any] = {
         "learnable": learnable,
@@ -222,6 +261,8 @@ def _changes(
         "metrics": metrics,
         "mapped": True,
     }
-    if knows(adapter, task) and card.data:  # images that taught the prompt must not judge it
+    # ``data`` now names the images of the mapping. The images that trained the prompt are recorded
+    # too, because the prompt must not be evaluated on them.
+    if knows(adapter, task) and card.data:
         changes["prompted_on"] = card.prompted_on or card.data.digest
     return changes

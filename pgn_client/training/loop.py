@@ -3,8 +3,8 @@
     image → generator → mixture weights → prompt tokens ─┐
       └─────────→ canvas → patch tokens ────────────────→ frozen ViT → scores → mapping → loss
 
-Only generator, library and label mapping learn. Selection is by validation; the test split is never
-opened.
+Only the generator, the token library and the label mapping are trained. The validation split
+selects the best epoch; the test split is never read.
 """
 
 from __future__ import annotations
@@ -53,28 +53,31 @@ def fit(
 
     Args:
         task: Classes and splits; only ``train`` and ``val`` are read.
-        backbone: The surrogate; it stays frozen, and that is verified. On a GPU it computes in
-            bfloat16; on a CPU that gained too little (a factor of 1.15 on a ViT-Tiny) for what it
-            costs in precision.
-        config: What to train; ``None`` takes the defaults of ``TrainingConfig``.
-        state: File that keeps the run after each epoch, so that it can be resumed; yours to remove
-            once the adapter is saved.
-        resume: Whether to go on from ``state``.
+        backbone: The surrogate; it stays frozen, and that is verified. It computes in bfloat16 on
+            a GPU and in float32 on a CPU, where bfloat16 was only 1.15 times as fast (ViT-Tiny).
+        config: Method, server and numbers of the training; ``None`` for the defaults of
+            ``TrainingConfig``.
+        state: File that stores the run after each epoch, so that it can be resumed. The caller
+            removes it once the adapter is saved. ``None`` stores nothing.
+        resume: Whether to continue the run in ``state``, if the file exists.
         progress: Whether to draw progress bars on stderr.
-        **options: Attributes of ``TrainingConfig`` by name, in place of ``config``: ``fit(task,
+        **options: Attributes of ``TrainingConfig`` by name, instead of ``config``: ``fit(task,
             backbone, seed=1)``.
 
     Returns:
-        The adapter with the best validation accuracy (ties: the lower log-loss). After Ctrl-C, the
-        best so far, with ``interrupted`` true on its card.
+        The adapter of the epoch with the best validation accuracy (ties: the lower log-loss). After
+        Ctrl-C, that of the best epoch so far, with ``interrupted`` true on its card.
 
     Raises:
-        ConfigurationError: An option that is unknown or does not fit.
-        CheckpointError: ``state`` belongs to another run.
+        ConfigurationError: An option is unknown or does not fit the others, or ``state`` exists and
+            ``resume`` is false.
+        CheckpointError: ``state`` cannot be read, or it belongs to another run.
+        KeyboardInterrupt: Ctrl-C before the first epoch was finished.
     """
     config = TrainingConfig.of(config, options)
     check_state(state, resume)
     torch.manual_seed(config.seed)
+
     canvas = config.canvas(backbone)
     half = backbone.device.type == "cuda"
     surrogate = Surrogate(
@@ -83,38 +86,42 @@ def fit(
     card = config.card(task, backbone, canvas)
     model = config.kind.create(setting(surrogate, task, config.library, config.recipe))
     loop = Loop.begin(model, surrogate, task, config.recipe, card, progress)
+
     identity = _identity(card)
-    resuming = resume and state is not None and state.exists()
-    run = (
-        loop.resume(load_state(state, identity))
-        if state and resuming
-        else loop.start(config.mapping)
-    )
+    if resume and state is not None and state.exists():
+        run = loop.resume(load_state(state, identity))
+    else:
+        run = loop.start(config.mapping)
 
     interrupted = False
     with loop.bar(run) as bar:
         try:
             while run.epoch < config.recipe.epochs:
                 loop.train_epoch(run, bar)
-                loop.validate(run)  # keeps the epoch if it is the best so far
+                loop.validate(run)
                 if state is not None:
                     save_state(state, run, identity)
         except KeyboardInterrupt:
-            if run.best is None:  # not even one epoch: there is nothing to keep
+            # Without a finished epoch there is no adapter to return.
+            if run.best is None:
                 raise
             interrupted = True
 
     run.restore_best()
     backbone.verify_frozen()
-    # What is measured and fitted at the end is float32 on every device.
-    exactly = replace(loop.surrogate, half=False)
+    # The last fits and measurements are in float32 on every device.
+    float32_surrogate = replace(loop.surrogate, half=False)
     card = replace(card, interrupted=interrupted)
-    return finish(card, run, exactly, loop.train_examples, loop.val_examples, loop.augmented)
+    return finish(
+        card, run, float32_surrogate, loop.train_examples, loop.val_examples, loop.augmented
+    )
 
 
 def _identity(card: Card) -> dict[str, Any]:
-    """Return what tells one run from another: the card before training, without its schema, which
-    is no matter of the run.
+    """Return the card fields that identify a run.
+
+    They are those of the card before training, without two that are not options of the run: the
+    card's schema, and α, which is chosen after training.
     """
     identity = card.to_json()
     del identity["schema"], identity["fusion"]
@@ -123,10 +130,24 @@ def _identity(card: Card) -> dict[str, Any]:
 
 @dataclass
 class Loop:
-    """One training: what does not change while it runs."""
+    """The parts of a training that do not change while it runs.
+
+    Attributes:
+        model: The method to train.
+        training_surrogate: Surrogate that the training steps use.
+        train_examples: Training images and targets.
+        val_examples: Validation images and targets.
+        recipe: The numbers of the training.
+        card: Card of the run before training.
+        progress: Whether progress bars are drawn on stderr.
+        surrogate: The training surrogate without random degradation, for all measurements.
+        resolution: Side of the generator's input, in pixels.
+        seed: Seed for all random choices.
+        augmented: Augmentation of each batch of training images.
+    """
 
     model: Method
-    taught_by: Surrogate
+    training_surrogate: Surrogate
     train_examples: Examples
     val_examples: Examples
     recipe: Recipe
@@ -134,13 +155,13 @@ class Loop:
     progress: bool
 
     def __post_init__(self) -> None:
-        settled = self.taught_by.wire.settled if self.taught_by.wire else None
-        # what is measured has nothing random on its way
-        self.surrogate = replace(self.taught_by, wire=settled)
+        # Measurements must be reproducible, so their wire has no random part.
+        wire = self.training_surrogate.wire
+        self.surrogate = replace(self.training_surrogate, wire=wire.settled if wire else None)
         self.resolution = self.card.resolution
         self.seed = self.card.seed or 0
         self.augmented = augment.get(self.recipe.augment)
-        # another's trunk has no other teacher
+        # In other methods the prompt does not train the trunk; there the local head always does.
         if isinstance(self.model, PGN) and self.model.sees_image:
             self.model.generator.head_teaches_trunk = self.recipe.head_teaches_trunk
 
@@ -154,17 +175,18 @@ class Loop:
         card: Card,
         progress: bool,
     ) -> Loop:
-        """Read the images that are trained and judged on."""
+        """Read the training and validation images, and move all to the surrogate's device."""
+        canvas = surrogate.canvas
         device = surrogate.backbone.device
-        train, val = (
-            load_examples(split, surrogate.canvas, device, shown=progress)
-            for split in (task.train, task.val)
-        )
+        train = load_examples(task.train, canvas, device, shown=progress)
+        val = load_examples(task.val, canvas, device, shown=progress)
         return cls(model.to(device), surrogate, train, val, recipe, card, progress)
 
     def start(self, mapping: str) -> Run:
-        """Begin: peaked prompts, a trunk that knows the task, a mapping that reads neutral
-        canvases.
+        """Start a run: initialize the prompts, train the trunk on the task, fit a first mapping.
+
+        Args:
+            mapping: Kind of the label mapping, or ``auto``.
         """
         if isinstance(self.model, RGBMethod):
             self.model.start(peaked=self.recipe.peaked_start)
@@ -180,11 +202,10 @@ class Loop:
         return self._run(self._first_mapping(mapping))
 
     def resume(self, saved: dict[str, Any]) -> Run:
-        """Go on where a saved run stopped, as if nothing had happened."""
-        shape = saved["mapping"]["weight"].shape
-        run = self._run(
-            _blank_mapping(saved["mapping_kind"], self._source(shape[0]), self._classes)
-        )
+        """Continue a saved run exactly where it stopped."""
+        features = saved["mapping"]["weight"].shape[0]
+        source = self._source(features)
+        run = self._run(_blank_mapping(saved["mapping_kind"], source, self.card.classes))
         run.load_state_dict(saved)
         return run
 
@@ -192,7 +213,7 @@ class Loop:
         """Train the remaining epochs.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C.
+            KeyboardInterrupt: Ctrl-C ended the training.
         """
         with self.bar(run) as bar:
             while run.epoch < self.recipe.epochs:
@@ -200,9 +221,10 @@ class Loop:
                 self.validate(run)
 
     def bar(self, run: Run) -> Any:
-        """Return a progress bar over the images that are still to be trained on."""
+        """Return a progress bar over the images of all epochs; finished epochs count as done."""
         n = len(self.train_examples)
-        total, done = self.recipe.epochs * n, run.epoch * n
+        total = self.recipe.epochs * n
+        done = run.epoch * n
         return progress_bar(total, self.card.method, "img", shown=self.progress, initial=done)
 
     def train_epoch(self, run: Run, bar: Any) -> None:
@@ -217,11 +239,15 @@ class Loop:
                 seen.append((features.detach(), targets))
             bar.update(len(targets))
             bar.set_postfix(run.postfix(loss.item()), refresh=False)
-        if seen:  # an additive mapping has no gradient: it is counted anew after each epoch
+
+        # An additive mapping has no gradient, so it is fitted again after each epoch.
+        if seen:
             run.refit(seen, self.seed)
 
     def validate(self, run: Run) -> None:
-        """Measure the run on the validation images, and keep it if it is the best so far."""
+        """Measure the run on the validation images, and keep its parameters if they are the best
+        so far.
+        """
         log_p = log_probs(
             self.model, run.mapping, self.surrogate, self.val_examples, self.resolution
         )
@@ -230,46 +256,44 @@ class Loop:
     def _loss(
         self, mapping: TorchMapping, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what the endpoint would answer, (B, S), and the loss of the task classes that are
-        read from it.
+        """Return the features (B, S) that the mapping reads, and the loss of a batch.
+
+        The loss is that of the mapped scores, plus that of the local head if the method has one.
         """
         code, local = self.model(generator_input(images, self.resolution))
-        features = self.model.scores(code, images, self.taught_by)
+        features = self.model.scores(code, images, self.training_surrogate)
         smoothing = self.recipe.label_smoothing
         loss = smoothed_nll(mapping(features), targets, smoothing)
         if local is None:
             return features, loss
-        beside = F.cross_entropy(local.float(), targets, label_smoothing=smoothing)
-        return features, loss + self.recipe.local_weight * beside
+        local_loss = F.cross_entropy(local.float(), targets, label_smoothing=smoothing)
+        return features, loss + self.recipe.local_weight * local_loss
 
-    def _first_mapping(self, wanted: str) -> LabelMapping:
-        """Choose a mapping on the answers to neutral canvases; it is where the joint training
-        starts.
-        """
-        features, val = (
-            self._neutral(examples) for examples in (self.train_examples, self.val_examples)
-        )
-        targets, val_targets = (
-            x.targets.cpu().numpy() for x in (self.train_examples, self.val_examples)
-        )
-        source, kinds = (
-            self._source(features.shape[1]),
-            labels.AUTO if wanted == "auto" else (wanted,),
-        )
+    def _first_mapping(self, kind: str) -> LabelMapping:
+        """Fit the mapping that the joint training starts from to answers for neutral canvases."""
+        features = self._neutral(self.train_examples)
+        val_features = self._neutral(self.val_examples)
+        targets = self.train_examples.targets.cpu().numpy()
+        val_targets = self.val_examples.targets.cpu().numpy()
+        source = self._source(features.shape[1])
+
         mapping = labels.fit(
             features,
             targets,
             source,
-            self._classes,
-            val=(val, val_targets),
-            kinds=kinds,
+            self.card.classes,
+            val=(val_features, val_targets),
+            kinds=labels.AUTO if kind == "auto" else (kind,),
             seed=self.seed,
         ).mapping
+
+        # An additive mapping has no gradient, so it cannot start from zero.
         warm = self.recipe.warm_mapping or mapping.additive
-        return mapping if warm else _blank_mapping("linear", source, self._classes)
+        return mapping if warm else _blank_mapping("linear", source, self.card.classes)
 
     @torch.inference_mode()
     def _neutral(self, examples: Examples) -> Floats:
+        """Return the features of the images without any prompt, (n, S) float64."""
         parts = [
             self.model.neutral(images, self.surrogate)
             for images, _ in examples.batches(EVALUATION_BATCH)
@@ -277,22 +301,19 @@ class Loop:
         return torch.cat(parts).cpu().double().numpy()
 
     def _run(self, mapping: LabelMapping) -> Run:
+        """Return a run at its first step."""
         torch_mapping = TorchMapping(mapping).to(self.surrogate.backbone.device)
         steps = self.train_examples.steps(self.recipe.batch_size) * self.recipe.epochs
-        return Run(
-            self.model, torch_mapping, *optimisation(self.model, torch_mapping, self.recipe, steps)
-        )
+        optimizer, schedule = optimisation(self.model, torch_mapping, self.recipe, steps)
+        return Run(self.model, torch_mapping, optimizer, schedule)
 
     def _source(self, count: int) -> tuple[str, ...]:
-        """Names of what the mapping reads: the endpoint's labels, or a white-box method's
-        features.
+        """Return a name for each feature that the mapping reads.
+
+        They are the endpoint's labels, or numbered names for the features of a white-box method.
         """
         names = self.surrogate.backbone.labels
         return names if len(names) == count else tuple(f"feature_{i}" for i in range(count))
-
-    @property
-    def _classes(self) -> tuple[str, ...]:
-        return self.card.classes
 
 
 def train_local_head(
@@ -304,62 +325,63 @@ def train_local_head(
     *,
     shown: bool = False,
 ) -> None:
-    """Teach trunk and local head the task alone, before any prompt is trained; the endpoint is not
-    involved.
+    """Train the trunk and the local head on the task, before any prompt and without the surrogate.
 
     Args:
-        classifier: Trained in place, and left in training mode.
-        examples: Training images as they stand on the canvas.
-        recipe: Its ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``, ``batch_size`` and
-            ``label_smoothing``.
+        classifier: Classifier to train; it changes in place and stays in training mode.
+        examples: Training images that are fitted to the canvas, and targets.
+        recipe: Recipe; only ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``,
+            ``batch_size`` and ``label_smoothing`` are used.
         augmented: Augmentation of each batch.
         resolution: Side of the classifier's input, in pixels.
         shown: Whether a progress bar is drawn on stderr.
     """
     size = 2 * recipe.batch_size
     parameters = [*classifier.trunk.parameters(), *classifier.local_head.parameters()]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         parameters, lr=recipe.trunk_rate, weight_decay=recipe.trunk_weight_decay
     )
     steps = examples.steps(size) * recipe.trunk_epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.trunk_rate, total_steps=steps + 1
+        optimizer, recipe.trunk_rate, total_steps=steps + 1
     )
+
     classifier.train()
     with progress_bar(steps, "local head", "step", shown=shown) as bar:
         for _ in range(recipe.trunk_epochs):
             for images, targets in examples.batches(size, shuffle=True):
                 local = classifier.classify(generator_input(augmented(images), resolution))
                 loss = F.cross_entropy(local, targets, label_smoothing=recipe.label_smoothing)
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
                 bar.update()
 
 
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of (B, C) log-probabilities with label smoothing; the mean over the batch."""
+    """Return the mean cross-entropy of (B, C) log-probabilities with label smoothing."""
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
 
 
 def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
-    """What a method is drawn for."""
-    b = surrogate.backbone
+    """Return the setting that a method is created for."""
+    backbone = surrogate.backbone
     return Setting(
         surrogate.canvas,
         classes=len(task.classes),
-        width=b.width,
-        depth=b.depth,
+        width=backbone.width,
+        depth=backbone.depth,
         library=library,
         library_size=recipe.library_size,
-        backbone=b,
+        backbone=backbone,
         prompt_tokens=recipe.prompt_tokens,
         sites=recipe.sites,
     )
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:
-    return LabelMapping(
-        kind, source, classes, np.zeros((len(source), len(classes))), np.zeros(len(classes))
-    )
+    """Return a mapping of zeros, which loads saved parameters or starts from zero."""
+    weight = np.zeros((len(source), len(classes)))
+    bias = np.zeros(len(classes))
+    return LabelMapping(kind, source, classes, weight, bias)

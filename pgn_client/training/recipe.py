@@ -1,7 +1,7 @@
-"""Recipes: the numbers of a training run, in one frozen value that ends up on the checkpoint card.
+"""Recipes: the numbers of a training run, in one frozen value that the checkpoint card records.
 
-Fixed beside them: Adam's betas (0.9, 0.99), SGD's momentum 0.9, a fifth of the one-cycle schedule
-to rise.
+These constants are the same in every recipe: Adam's betas (0.9, 0.99), SGD's momentum 0.9, and the
+one-cycle schedule's rise over the first fifth of the steps.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ from pgn_client.prompting.methods.base import RESIDUAL_SITES
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a prompt is trained. The defaults are ours (``default``); the published ones are
+    """The numbers of a training run.
+
+    The default values are ours, the preset ``default``. The published values are the preset
     ``paper``.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: B.
-        optimiser: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with warm-up, then
-            cosine to 1 %.
-        rates: learning rate of each part.
-        warmup_epochs: of the ``sgd`` schedule.
-        label_smoothing: of the cross-entropies.
-        augment: see ``training.augment``.
-        library_size: L.
-        resolution: side of the generator's input, at most, in pixels.
-        peaked_start: start prompts with contrast (see ``PGN.start``).
-        warm_mapping: start the label mapping from a fit on the answers to neutral canvases;
-            otherwise from zero.
-        trunk_epochs: passes in which the trunk first learns the task alone, as a local classifier;
-            0 skips it.
-        trunk_rate: its learning rate (AdamW, one-cycle).
-        local_weight: weight of the local head's loss while the prompt is trained, so that the head
-            stays in step with the trunk.
-        head_teaches_trunk: whether that loss also reaches the trunk; published PGN has no such
-            head.
-        prompt_tokens: m, of VPT and EXPRES. sites: where EXPRES adds residuals; none leaves shallow
-            output tokens.
-        weight_decay: of ``adamw``, on all parts. trunk_weight_decay: while the trunk learns the
-            task alone.
+        epochs: Passes over the training images.
+        batch_size: Number B of images in a training step.
+        optimiser: Optimizer: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with a
+            warm-up and a cosine decay to 1 %.
+        rates: Learning rate of each part.
+        warmup_epochs: Warm-up epochs of the ``sgd`` schedule.
+        label_smoothing: Label smoothing of the cross-entropies, in [0, 1).
+        augment: Name of the augmentation; see ``training.augment``.
+        library_size: Number L of rows in the token library.
+        resolution: Largest side of the generator's input, in pixels.
+        peaked_start: Whether prompts start with contrast (see ``PGN.start``).
+        warm_mapping: Whether the label mapping starts from a fit on the answers to neutral
+            canvases; otherwise it starts from zero.
+        trunk_epochs: Passes in which the trunk first learns the task alone, as a local classifier;
+            0 skips this stage.
+        trunk_rate: Learning rate of the trunk in that stage (AdamW, one-cycle).
+        local_weight: Weight of the local head's loss during the training of the prompt. The trunk
+            changes there, and this loss keeps the head fitted to it.
+        head_teaches_trunk: Whether the gradient of that loss also reaches the trunk; the published
+            PGN has no local head.
+        weight_decay: Weight decay of ``adamw``, on all parts.
+        trunk_weight_decay: Weight decay of the stage in which the trunk learns the task alone.
+        prompt_tokens: Number m of prompt tokens of VPT and EXPRES.
+        sites: Places in a block where EXPRES adds residuals; none for shallow output tokens.
     """
 
     epochs: int = 12
@@ -70,13 +72,13 @@ class Recipe:
     sites: tuple[str, ...] = RESIDUAL_SITES
 
     def card(self) -> dict[str, Any]:
-        """Return all numbers as JSON has them; see :func:`from_card`."""
+        """Return all numbers as JSON values; :func:`from_card` reads them."""
         return asdict(self) | {"sites": list(self.sites)}
 
 
 # The published recipe has no label mapping (it trains a head or uses text labels) and no local
-# head. Here the mapping takes the same rate as the rest, and the local head learns on the trunk's
-# features without touching them.
+# head. Here the mapping has the same learning rate as the rest. The local head learns on the
+# trunk's features, but its loss does not change them.
 PAPER = Recipe(
     epochs=500,
     batch_size=128,
@@ -93,31 +95,39 @@ PAPER = Recipe(
     head_teaches_trunk=False,
 )
 
-# For tasks of many classes, or where a checkpoint must be small: most of a PGN's numbers are the
-# mixture's, K·L each.
+# For tasks with many classes, or for small checkpoints. Most of a PGN's parameters are in its
+# mixture, which has K·L outputs, so fewer library rows save most.
 SMALL = Recipe(library_size=16)
 
 PRESETS = {"default": Recipe(), "small": SMALL, "paper": PAPER}
 
 
 def from_card(numbers: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that a checkpoint card tells, to train a rival alike."""
-    known = {f.name for f in fields(Recipe)}
-    chosen = {k: v for k, v in numbers.items() if k in known}
-    if "sites" in chosen:
-        chosen["sites"] = tuple(chosen["sites"])  # JSON has lists
-    return Recipe(**chosen | {"rates": Rates(**numbers["rates"])})
+    """Return the recipe on a checkpoint card, for a rival that is trained with the same numbers."""
+    names = {f.name for f in fields(Recipe)}
+    values = {name: value for name, value in numbers.items() if name in names}
+    values["rates"] = Rates(**numbers["rates"])
+    # JSON has lists only, and a frozen recipe holds a tuple.
+    if "sites" in values:
+        values["sites"] = tuple(values["sites"])
+    return Recipe(**values)
 
 
 def recipe(preset: str = "default", **overrides: Any) -> Recipe:
-    """Return a preset with some numbers changed; an override that is ``None`` changes nothing.
+    """Return a preset with some numbers changed.
+
+    Args:
+        preset: Name of the preset, one of ``PRESETS``.
+        **overrides: Attributes of ``Recipe`` by name; ``None`` keeps the preset's value.
 
     Raises:
-        ConfigurationError: an unknown preset, or a number that makes no sense.
+        ConfigurationError: The preset is unknown, or a number is out of range.
     """
     if preset not in PRESETS:
         raise ConfigurationError(f"preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
-    chosen = replace(PRESETS[preset], **{k: v for k, v in overrides.items() if v is not None})
+    changes = {name: value for name, value in overrides.items() if value is not None}
+    chosen = replace(PRESETS[preset], **changes)
+
     for name, least in (
         ("epochs", 1),
         ("batch_size", 2),
@@ -133,6 +143,8 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
         raise ConfigurationError(
             f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd"
         )
+
+    # A preset's warm-up may be longer than a run whose epochs are overridden.
     if chosen.warmup_epochs >= chosen.epochs:
         return replace(chosen, warmup_epochs=chosen.epochs // 10)
     return chosen

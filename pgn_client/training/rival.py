@@ -1,4 +1,4 @@
-"""From a checkpoint's card back to what it was trained on, and to rivals that are trained alike."""
+"""The task of a checkpoint, loaded again from its card, and the rival trained the same way."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ RIVAL = "input_independent"
 
 
 def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Task, bool]:
-    """Read the splits that a checkpoint was trained with: same seed, same shots.
+    """Read a folder with the seed and the shots that a checkpoint was trained with.
 
     Returns:
         The task, and whether its training and validation images are the checkpoint's, byte for
-        byte. Where they are not, its test images may have been trained on.
+        byte. If they are not, the checkpoint may have been trained on images of this test split.
 
     Raises:
-        ConfigurationError: other classes, or no test images.
+        ConfigurationError: The checkpoint was imported, the folder has other classes, or it has no
+            test images.
     """
     data = adapter.card.data
     if data is None:
         raise ConfigurationError(
-            "checkpoint: got an imported one, which knows no data, expected one of pgn train or "
-            "pgn map; fit it to "
-            "your classes with pgn map"
+            "checkpoint: got an imported one, whose card names no data, expected one made by "
+            "pgn train or pgn map; fit it to your classes with pgn map"
         )
     task = load_task(folder, shots=data.shots, seed=data.seed)
     if task.classes != adapter.mapping.classes:
-        got, expected = list(task.classes[:3]), list(adapter.mapping.classes[:3])
+        got = list(task.classes[:3])
+        expected = list(adapter.mapping.classes[:3])
         raise ConfigurationError(
-            f"data: got classes {got}…, expected the checkpoint's {expected}…; give its own data"
+            f"data: got classes {got}…, expected the checkpoint's classes {expected}…; give the "
+            "data that it was trained on"
         )
     if not len(task.test):
         raise ConfigurationError(
@@ -47,12 +49,12 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
-    """Return the backbone, with the checkpoint's class names, if it is the one the checkpoint was
-    trained through.
+    """Return the backbone if the checkpoint was trained through it, with the checkpoint's labels.
 
     Raises:
-        ConfigurationError: any of its weights are others: rivals trained through it would not
-            compare. Or the mapping reads labels that it does not have.
+        ConfigurationError: The backbone's weights differ from the checkpoint's, so a rival trained
+            through it would not be comparable. Or the mapping reads labels that the backbone does
+            not have.
     """
     if adapter.mapping.open:
         raise ConfigurationError(
@@ -62,33 +64,34 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
     if backbone.weights_sha256 != adapter.backbone.weights_sha256:
         raise ConfigurationError(
             f"surrogate: got {backbone.name} with other weights or another head, expected the "
-            f"{adapter.backbone.name} that the checkpoint was made for; give its --backbone, "
-            "--weights and --labels"
+            f"{adapter.backbone.name} that the checkpoint was trained through; give its "
+            "--backbone, --weights and --labels"
         )
     backbone.labels = adapter.mapping.source
     return backbone
 
 
 def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> PromptAdapter:
-    """Return the rival if it is the input-independent prompt trained as the checkpoint was.
+    """Return the rival if it differs from the checkpoint in its method only.
 
     Raises:
-        ConfigurationError: it differs in more than the method; the message says in what.
+        ConfigurationError: The rival is not an input-independent prompt, or it differs in more than
+            the method; the message lists the differences.
     """
-    differs = [
+    differences = [
         name
         for name in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")
         if getattr(rival.card, name) != getattr(adapter.card, name)
     ]
     if rival.card.method != RIVAL:
-        differs.insert(0, "method")
+        differences.insert(0, "method")
     if rival.card.interrupted:
-        differs.append("that it was interrupted")
-    if differs:
+        differences.append("interruption")
+    if differences:
         raise ConfigurationError(
-            f"rival: got a checkpoint that differs in {', '.join(differs)}, expected --method "
-            f"{RIVAL} with all else "
-            "as in --ckpt; train it so, or leave --rival out"
+            f"rival: got a checkpoint that differs in {', '.join(differences)}, expected one "
+            f"trained with --method {RIVAL} and otherwise like --ckpt; train it so, or leave "
+            "--rival out"
         )
     return rival
 
@@ -96,10 +99,10 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
 def train_rival(
     adapter: PromptAdapter, task: Task, backbone: Backbone, *, progress: bool = False
 ) -> PromptAdapter:
-    """Train the input-independent prompt with a checkpoint's own recipe, layout, profile and seed.
+    """Train the input-independent prompt with a checkpoint's recipe, layout, profile and seed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
+        KeyboardInterrupt: Ctrl-C ended the training; an unfinished rival would be too weak.
     """
     config = replace(TrainingConfig.from_card(adapter.card), method=RIVAL)
     rival = fit(task, backbone, config, progress=progress)

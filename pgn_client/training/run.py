@@ -1,4 +1,4 @@
-"""What changes during a run, and how it survives an interruption."""
+"""The state of a training run, and the file that resumes it after an interruption."""
 
 from __future__ import annotations
 
@@ -21,30 +21,52 @@ from pgn_client.training.torch_mapping import TorchMapping
 def optimisation(
     model: Method, mapping: TorchMapping, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return optimiser and per-step schedule of a recipe, for ``steps`` steps in all."""
+    """Return a recipe's optimizer and its schedule, which advances each step.
+
+    Args:
+        model: The method to train.
+        mapping: The label mapping; only a linear one is optimized.
+        recipe: The numbers of the training.
+        steps: Number of steps of the whole run.
+    """
     groups = model.parameter_groups(recipe.rates)
     if not mapping.start.additive:
         groups.append({"params": list(mapping.parameters()), "lr": recipe.rates.mapping})
     if recipe.optimiser == "adamw":
         adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
         peaks = [group["lr"] for group in groups]
-        rise = 0.25 if steps == 4 else 0.2  # torch divides by 0.2 * total_steps - 1
+        # OneCycleLR divides by pct_start * total_steps - 1, which is 0 for 0.2 and 5.
+        rise = 0.25 if steps == 4 else 0.2
         return adamw, torch.optim.lr_scheduler.OneCycleLR(
             adamw, peaks, total_steps=steps + 1, pct_start=rise, cycle_momentum=False
         )
+
     sgd = torch.optim.SGD(groups, momentum=0.9)
-    warm = steps * recipe.warmup_epochs // recipe.epochs
+    warmup_steps = steps * recipe.warmup_epochs // recipe.epochs
 
     def scale(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
     return sgd, torch.optim.lr_scheduler.LambdaLR(sgd, scale)
 
 
 class Run:
-    """What changes during a run: model, mapping, optimiser, schedule, and the best epoch so far."""
+    """All state that changes during a training run.
+
+    Args:
+        model: The method to train.
+        mapping: The label mapping, trained jointly.
+        optimiser: Optimizer of both.
+        schedule: Learning-rate schedule of the optimizer, which advances each step.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        best: Metrics and parameters of the best epoch so far; ``None`` before the first epoch.
+        history: Validation accuracy and log-loss of each epoch.
+    """
 
     def __init__(
         self,
@@ -53,33 +75,36 @@ class Run:
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        self.model, self.mapping, self.optimiser, self.schedule = (
-            model,
-            mapping,
-            optimiser,
-            schedule,
-        )
+        self.model = model
+        self.mapping = mapping
+        self.optimiser = optimiser
+        self.schedule = schedule
         self.epoch = 0
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
 
     def step(self, loss: Tensor) -> None:
-        """One optimiser step down a loss."""
+        """Take one optimizer step and one step of the schedule."""
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
 
     def postfix(self, loss: float) -> dict[str, str]:
-        """What the progress bar shows: the loss now, and the last validation accuracy."""
+        """Return the progress bar's values: the current loss and the last validation accuracy."""
         shown = {"loss": f"{loss:.3f}"}
         if self.history:
             shown["val"] = f"{self.history[-1]['accuracy']:.3f}"
         return shown
 
     def refit(self, seen: list[tuple[Tensor, Tensor]], seed: int) -> None:
-        """Fit an additive mapping anew on the answers of the last epoch; ``flm`` is the one that
-        stays.
+        """Fit an additive mapping again on the features of the last epoch.
+
+        An ``flm`` mapping is fitted once only, so it does not change.
+
+        Args:
+            seen: Features (B, S) and class indices (B,) of each batch.
+            seed: Seed for the cross-validation folds.
         """
         if self.mapping.start.kind == "flm":
             return
@@ -92,10 +117,16 @@ class Run:
         self.mapping = TorchMapping(fitted.mapping).to(self.mapping.weight.device)
 
     def judge(self, log_p: Tensor, targets: Tensor) -> None:
-        """End an epoch: keep it if its validation accuracy is the best (ties: the lower log-loss).
+        """End an epoch, and keep its parameters if its validation accuracy is the best so far.
+
+        Ties go to the lower log-loss.
+
+        Args:
+            log_p: Log-probabilities of the validation images, (n, C).
+            targets: Their class indices, (n,) int64.
 
         Raises:
-            ConfigurationError: training has diverged.
+            ConfigurationError: The training has diverged.
         """
         self.epoch += 1
         accuracy = (log_p.argmax(1) == targets).float().mean().item()
@@ -103,9 +134,9 @@ class Run:
         if not math.isfinite(loss):
             raise ConfigurationError(
                 f"training: got a validation loss of {loss} in epoch {self.epoch}, expected a "
-                "finite one; "
-                "use lower learning rates"
+                "finite one; use lower learning rates"
             )
+
         self.history.append({"accuracy": accuracy, "log_loss": loss})
         if self.best is None or (accuracy, -loss) > (self.best["accuracy"], -self.best["log_loss"]):
             self.best = {
@@ -117,18 +148,23 @@ class Run:
             }
 
     def restore_best(self) -> None:
-        """Go back to the best epoch."""
+        """Load the parameters of the best epoch.
+
+        Raises:
+            ConfigurationError: No epoch is finished.
+        """
         if self.best is None:
             raise ConfigurationError("training: no epoch was finished; train for at least one")
         self.model.load_state_dict(self.best["model"])
         self.mapping.load_state_dict(self.best["mapping"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an interrupted run needs to go on as if nothing had happened."""
-        parts = {
-            k: getattr(self, k).state_dict() for k in ("model", "mapping", "optimiser", "schedule")
-        }
-        return parts | {
+        """Return all state that an interrupted run needs to continue exactly."""
+        return {
+            "model": self.model.state_dict(),
+            "mapping": self.mapping.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "mapping_kind": self.mapping.start.kind,
             "epoch": self.epoch,
             "best": self.best,
@@ -137,51 +173,62 @@ class Run:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over a saved run."""
-        for name in ("model", "mapping", "optimiser", "schedule"):
-            getattr(self, name).load_state_dict(saved[name])
-        self.epoch, self.best, self.history = saved["epoch"], saved["best"], saved["history"]
+        """Load the state of a saved run, the random state included."""
+        self.model.load_state_dict(saved["model"])
+        self.mapping.load_state_dict(saved["mapping"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.epoch = saved["epoch"]
+        self.best = saved["best"]
+        self.history = saved["history"]
         torch.set_rng_state(saved["random"].cpu())
 
 
 def check_state(path: Path | None, resume: bool) -> None:
-    """Refuse to run over what an unfinished run has left.
+    """Refuse to overwrite the state of an unfinished run.
 
     Raises:
-        ConfigurationError: it is there, and was not asked to be resumed.
+        ConfigurationError: The state file exists, and ``resume`` is false.
     """
     if path is not None and path.exists() and not resume:
         raise ConfigurationError(
-            f"training: {path} is left of an unfinished run; go on with --resume, or delete it"
+            f"training: {path} is left over from an unfinished run; continue it with --resume, "
+            "or delete the file"
         )
 
 
 def save_state(path: Path, run: Run, identity: dict[str, Any]) -> None:
-    """Keep a run after an epoch, atomically; ``identity`` is the card, which says what run it
-    is.
+    """Save a run after an epoch, atomically.
+
+    Args:
+        path: Path to write.
+        run: The run to save.
+        identity: Card fields that identify the run; :func:`load_state` compares them.
     """
     with whole_file(path) as partial:
         torch.save({"identity": identity, "run": run.state_dict()}, partial)
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved run, for ``Run.load_state_dict``. Nothing in the file is executed.
+    """Return a saved run, for ``Run.load_state_dict``. No code in the file is executed.
 
     Raises:
-        CheckpointError: it cannot be read, or belongs to another run.
+        CheckpointError: The file cannot be read, or it belongs to another run.
     """
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        other = saved["identity"]
+        saved_identity = saved["identity"]
         run: dict[str, Any] = saved["run"]
-    except Exception as error:  # torch.load raises many kinds on a damaged file
+    # torch.load raises many types of errors for a damaged file.
+    except Exception as error:
         raise CheckpointError(
-            f"training: {path} cannot be read; delete it and train anew"
+            f"training: {path} cannot be read; delete it and train again"
         ) from error
-    different = sorted(k for k in identity if identity[k] != other.get(k))
+
+    different = sorted(name for name in identity if identity[name] != saved_identity.get(name))
     if different:
         raise CheckpointError(
-            f"training: {path} is of another run (it differs in {', '.join(different)}); "
-            "give the same options, or delete it"
+            f"training: {path} is the state of another run (it differs in "
+            f"{', '.join(different)}); give the same options, or delete the file"
         )
     return run

@@ -1,8 +1,6 @@
-"""What the endpoint will return, and the label mapping on top of it, as differentiable torch
-functions.
+"""The label mapping as a differentiable torch module.
 
-They compute what ``labels.log_scores`` and ``labels.LabelMapping`` compute from real answers; tests
-hold them equal.
+It computes the same as ``LabelMapping.log_probs``; tests compare the two.
 """
 
 from __future__ import annotations
@@ -15,28 +13,33 @@ from pgn_client.mapping.probability import FLOOR
 
 
 class TorchMapping(nn.Module):
-    """A label mapping that can be trained along; only the linear kind has something to learn.
+    """A label mapping that is trained jointly with a prompt; only the linear kind has gradients.
 
     Args:
-        mapping: where it starts.
+        mapping: Mapping to start from.
     """
 
     def __init__(self, mapping: LabelMapping) -> None:
         super().__init__()
-        learns = not mapping.additive
+        trainable = not mapping.additive
         self.start = mapping
-        self.weight = nn.Parameter(torch.from_numpy(mapping.weight).float(), requires_grad=learns)
-        self.bias = nn.Parameter(torch.from_numpy(mapping.bias).float(), requires_grad=learns)
+        weight = torch.from_numpy(mapping.weight).float()
+        bias = torch.from_numpy(mapping.bias).float()
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+        self.bias = nn.Parameter(bias, requires_grad=trainable)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, S) log-probabilities → (B, C) log-probabilities."""
         if not self.start.additive:
             return (features @ self.weight + self.bias).log_softmax(dim=-1)
+
+        # The first floor avoids a division by zero, the second the logarithm of zero.
         mass = features.exp() @ self.weight
         p = (mass / mass.sum(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_min(FLOOR)
         return (p / p.sum(dim=-1, keepdim=True)).log()
 
     def mapping(self) -> LabelMapping:
-        """Return what it is now, as plain NumPy."""
-        weight, bias = (t.detach().cpu().double().numpy() for t in (self.weight, self.bias))
+        """Return the current mapping, with NumPy arrays."""
+        weight = self.weight.detach().cpu().double().numpy()
+        bias = self.bias.detach().cpu().double().numpy()
         return LabelMapping(self.start.kind, self.start.source, self.start.classes, weight, bias)

@@ -1,5 +1,6 @@
-"""Training of methods that need the inside of the model, in the loop that trains prompts, to be
-compared with.
+"""Training of white-box methods, which need the inside of the model.
+
+They are rivals of the prompts, and train in the same loop.
 """
 
 from __future__ import annotations
@@ -42,22 +43,24 @@ def fit_white_box(
 ) -> WhiteBoxModel:
     """Train a method that needs the inside of the model.
 
-    Images are squashed into the model's input as for a prompt over the whole image; the linear
-    mapping reads what the method lets it read (the backbone's features) and is warm-started alike.
+    Images are squashed into the model's input, as for a prompt over the whole image. For a method
+    that reads the backbone's features, the mapping is linear; it starts from a fit like any other.
 
     Args:
-        task: classes and splits; only ``train`` and ``val`` are read.
-        backbone: the model; it stays frozen, and that is verified (fine-tuning works on a copy).
-        method: a white-box method of ``methods.REGISTRY``.
-        recipe: all numbers of the training.
+        task: Classes and splits; only ``train`` and ``val`` are read.
+        backbone: The model; it stays frozen, and that is verified (fine-tuning trains a copy).
+        method: Name of a white-box method of ``methods.REGISTRY``.
+        recipe: The numbers of the training; ``None`` for the default recipe.
         seed: Seed for all random choices.
-        progress: show bars on stderr.
+        progress: Whether progress bars are drawn on stderr.
 
     Raises:
-        ConfigurationError: the method is no white box.
-        KeyboardInterrupt: Ctrl-C; a rival that was cut short would be a weak one.
+        ConfigurationError: The method is not a white box, or it needs a plain ViT and the backbone
+            is not one.
+        KeyboardInterrupt: Ctrl-C ended the training; an unfinished rival would be too weak.
     """
-    recipe, kind = recipe or Recipe(), methods.get(method)
+    recipe = recipe or Recipe()
+    kind = methods.get(method)
     if not issubclass(kind, methods.WhiteBox):
         raise ConfigurationError(
             f"method: got {method}, which an endpoint can serve, expected a white box; use fit"
@@ -67,6 +70,7 @@ def fit_white_box(
             f"method {method}: got {backbone.name}, expected a plain ViT; leave it out"
         )
     torch.manual_seed(seed)
+
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
     surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
     model = kind.create(setting(surrogate, task, "pixel", recipe))
@@ -78,22 +82,30 @@ def fit_white_box(
     loop.train(run)
     run.restore_best()
     backbone.verify_frozen()
-    exactly = replace(surrogate, half=False)
+
+    # The last fits and measurements are in float32 on every device.
+    float32_surrogate = replace(surrogate, half=False)
 
     def features(examples: Examples, augmented: augment.Augmentation = augment.none) -> Floats:
-        return outputs(model, exactly, examples, 1, augmented).cpu().double().numpy()
+        return outputs(model, float32_surrogate, examples, 1, augmented).cpu().double().numpy()
 
-    copies = (
-        features(loop.train_examples, loop.augmented) for _ in range(augment.copies(recipe.augment))
-    )
-    versions, val = (
-        [features(loop.train_examples), *copies],
-        (features(loop.val_examples), task.val.labels),
-    )
+    versions = [features(loop.train_examples)]
+    for _ in range(augment.copies(recipe.augment)):
+        versions.append(features(loop.train_examples, loop.augmented))
+    val_features = features(loop.val_examples)
+    val_targets = task.val.labels
+
     kinds = ("linear",) if kind.reads_features else labels.AUTO
     _, mapping = last_mapping(
-        run.mapping.mapping(), versions, task.train.labels, val, kinds=kinds, seed=seed
+        run.mapping.mapping(),
+        versions,
+        task.train.labels,
+        (val_features, val_targets),
+        kinds=kinds,
+        seed=seed,
     )
+    predicted = mapping.log_probs(val_features).argmax(axis=1)
+
     card = replace(
         card,
         recipe=RecipeCard.from_json(recipe.card()),
@@ -101,21 +113,26 @@ def fit_white_box(
         metrics=MetricsCard(
             n=len(task.val),
             epoch=run.best["epoch"] if run.best else 0,
-            uint8=float((mapping.log_probs(val[0]).argmax(axis=1) == val[1]).mean()),
+            uint8=float((predicted == val_targets).mean()),
         ),
         versions={"pgn_client": __version__, "torch": str(torch.__version__)},
     )
-    return WhiteBoxModel(method, model, TorchMapping(mapping).to(backbone.device), exactly, card)
+    torch_mapping = TorchMapping(mapping).to(backbone.device)
+    return WhiteBoxModel(method, model, torch_mapping, float32_surrogate, card)
 
 
 @dataclass(frozen=True)
 class WhiteBoxModel:
-    """A trained white-box method: it answers here, where the backbone is, and cannot be deployed.
+    """A trained white-box method, which runs on the local backbone.
+
+    Only EXPRES can be saved, for a server that hosts adapters.
 
     Attributes:
-        method: its name.
-        model, mapping, surrogate: what answers.
-        card: what a checkpoint tells of it.
+        method: Name of the method.
+        model: The trained method.
+        mapping: The label mapping on its output.
+        surrogate: The backbone and canvas that the method runs on.
+        card: Card of the training, for a checkpoint.
     """
 
     method: str
@@ -125,37 +142,41 @@ class WhiteBoxModel:
     card: Card
 
     def log_probs(self, split: Split) -> Floats:
-        """Return (n, C) float64 log-probabilities for a split's images."""
+        """Return (n, C) float64 log-probabilities for the images of a split."""
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
-        return (
-            log_probs(self.model, self.mapping, self.surrogate, examples, 1).cpu().double().numpy()
-        )
+        log_p = log_probs(self.model, self.mapping, self.surrogate, examples, 1)
+        return log_p.cpu().double().numpy()
 
     def save(
         self, path: str | os.PathLike[str], profile: ServerProfile | None = None
     ) -> dict[str, Any]:
-        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``. Returns
-        the card.
+        """Write the file that a server of adapters hosts, and return its card.
+
+        The format is in ``tests/contract/adapters/README.md``.
 
         Args:
-            path: of the file.
-            profile: the server's resize and crop; ``None`` takes the backbone's own.
+            path: Path to write.
+            profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
 
         Raises:
-            ConfigurationError: a method that no server hosts.
-            CheckpointError: the file cannot be written.
+            ConfigurationError: No server hosts the method; only EXPRES can be hosted.
+            CheckpointError: The file cannot be written.
         """
         if not isinstance(self.model, EXPRES):
             raise ConfigurationError(
                 f"save: got {self.method}, which no server hosts, expected expres"
             )
         mapping = {f"mapping.{name}": tensor for name, tensor in self.mapping.state_dict().items()}
-        wanted = str(profile) if profile else None
         card = replace(self.card, learnable=self.learnable())
         return self.model.save(
-            path, self.surrogate.backbone, card.classes, mapping, profile=wanted, card=card
+            path,
+            self.surrogate.backbone,
+            card.classes,
+            mapping,
+            profile=str(profile) if profile else None,
+            card=card,
         )
 
     def learnable(self) -> dict[str, int]:
-        """Return how many numbers were trained: of the method, and of the head that reads it."""
+        """Return the number of trained parameters in the method and in its mapping."""
         return learnable(self.model, self.mapping.weight.numel() + self.mapping.bias.numel())

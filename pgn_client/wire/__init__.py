@@ -1,1 +1,1 @@
-"""One endpoint over HTTP: protocols, retries, budget, cache, clients. No torch."""
+"""HTTP access to one endpoint: protocols, retries, budget, cache and the clients. No torch."""

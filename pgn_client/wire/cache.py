@@ -1,6 +1,6 @@
-"""Record and replay of an endpoint's answers: the same bytes to the same model are paid for once.
+"""Records and replays an endpoint's answers: an image is paid for once per model.
 
-A file that was recorded refits mappings, and runs whole evaluations, without a network.
+With a recorded file, mappings can be fitted and whole evaluations can run without a network.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import os
 import sqlite3
 import threading
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import pathname2url
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.types import Answer
+from pgn_client.types import Answer, Reply
 
 CANARIES = 8
-"""Images that are kept of each endpoint: a model that has changed answers none, or few, of them
-exactly as before.
+"""Number of images stored per endpoint for drift checks.
+
+A model that has changed returns different scores for most or all of them.
 """
 
 _TABLES = {
@@ -32,87 +32,76 @@ _TABLES = {
 
 
 def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
-    """Return the fingerprint of an endpoint: the SHA-256, in hexadecimal, of its URL, its model and
-    what is asked.
+    """Return the fingerprint of an endpoint, a SHA-256 in hexadecimal.
 
     Args:
-        url: may hold a credential in its query.
-        model: the caller's name for it.
-        asked: labels and options, as JSON; empty where none are given.
+        url: URL of the endpoint; its query may hold a credential.
+        model: Model name that the caller configured.
+        asked: Labels and options of the endpoint as JSON; empty without any.
     """
     return cache_key(url, model, asked, b"")
 
 
 def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
-    """Return the SHA-256, in hexadecimal, of the endpoint, its model and the image's bytes.
-
-    The parts are joined by a zero byte, which neither URL nor JSON holds, so that no two inputs are
-    the same.
+    """Return the cache key of an image, a SHA-256 in hexadecimal.
 
     Args:
-        url: may hold a credential in its query, of which the digest shows nothing.
-        model: the caller's name for it.
-        identity: what the endpoint says of the model behind the URL, and the dialect it is asked
-            in, as JSON.
-        body: the image's bytes.
+        url: URL of the endpoint; its query may hold a credential, which the hash does not reveal.
+        model: Model name that the caller configured.
+        identity: Model identity as JSON: the endpoint's description of its model, and the dialect
+            of the requests.
+        body: Bytes of the image.
     """
+    # Neither a URL nor JSON contains a zero byte, so different parts never join to the same bytes.
     parts = [url.encode(), (model or "").encode(), identity.encode(), body]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """An answer as it was recorded.
-
-    Attributes:
-        answer: the endpoint's.
-        attempts: requests that it took then.
-        request_id: the server's identifier then, if it gave one.
-    """
-
-    answer: Answer
-    attempts: int = 0
-    request_id: str | None = None
-
-
 class AnswerCache:
-    """A persistent map from key to Answer (SQLite); safe to use from several threads and processes.
+    """Persistent answers by cache key, in SQLite; safe for several threads and processes.
 
-    It also remembers the identity of the model that last answered at each endpoint, so that its
-    answers can be replayed while that cannot be reached, and the first ``CANARIES`` images that
-    were sent there, as they were sent, so that a drift of the model can be found by sending them
-    again. An endpoint is named by its ``endpoint_key``.
+    The cache also stores two things per endpoint, under its ``endpoint_key``:
+
+    - The identity of the model that answered last. With it, answers can be replayed while the
+      endpoint is unreachable.
+    - The first ``CANARIES`` images, with the bytes that were sent. Sending them again shows whether
+      the model has changed.
 
     Args:
-        path: the database file, made if missing; None keeps the answers in memory.
-        replay: only read what is recorded; a client then sends nothing at all, and an image that
-            is not recorded is an error.
+        path: Path of the database file, which is created if missing; None keeps the answers in
+            memory.
+        replay: Whether to only read recorded answers. A client then sends no requests, and an image
+            without a recorded answer is an error.
 
     Raises:
-        ConfigurationError: the file cannot be opened or is something else; or, to replay, is
-            missing.
+        ConfigurationError: The file cannot be opened or is no database of answers; or it is missing
+            and ``replay`` is set.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, replay: bool = False) -> None:
         self.replay = replay
-        self._enough: set[str] = set()  # endpoints whose canaries are kept
+        self._complete: set[str] = set()  # endpoints that have all their canaries
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
         if replay and (path is None or not Path(path).is_file()):
             raise ConfigurationError(
                 f"replay: got {self._name}, expected a file that a run with a cache has recorded"
             )
+
         try:
-            where = _only_reading(Path(self._name)) if replay else self._name
-            self._db = sqlite3.connect(where, check_same_thread=False, timeout=30.0, uri=replay)
-            weakref.finalize(self, self._db.close)  # of one that nobody closes
+            database = _read_only_uri(Path(self._name)) if replay else self._name
+            self._db = sqlite3.connect(database, check_same_thread=False, timeout=30.0, uri=replay)
+            # For a cache that is never closed.
+            weakref.finalize(self, self._db.close)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
+
         try:
             if replay:
                 self._db.execute("SELECT 1 FROM answers, models LIMIT 0")
                 return
-            # with NORMAL: one write per answer, and no wait for the disk
+            # A write-ahead log with NORMAL needs one write per answer, and does not wait for the
+            # disk. A power cut may lose the newest answers, which then cost their requests again.
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             with self._db:
@@ -126,55 +115,71 @@ class AnswerCache:
 
     @property
     def name(self) -> str:
-        """The file, for messages."""
+        """Name of the file, for messages."""
         return self._name
 
-    def get(self, key: str) -> Recorded | None:
-        """Return what is recorded, or None."""
+    def get(self, key: str) -> Reply | None:
+        """Return the recorded answer; None if there is none."""
         text = self._one("SELECT answer FROM answers WHERE key = ?", key)
         if text is None:
             return None
-        labels, scores, kind, *took = json.loads(text)
-        return Recorded(Answer(tuple(labels), tuple(scores), kind), *took)
+        # Files of earlier versions lack the attempts and the request id.
+        labels, scores, kind, *attempts_and_id = json.loads(text)
+        return Reply(Answer(tuple(labels), tuple(scores), kind), *attempts_and_id)
 
     def put(
         self, key: str, answer: Answer, attempts: int = 0, request_id: str | None = None
     ) -> None:
-        """Record an answer, and what it took; a later one for the same key replaces it."""
+        """Record an answer; it replaces an earlier one with the same key.
+
+        Args:
+            key: Cache key of the image.
+            answer: Answer to record.
+            attempts: Number of requests that the answer took.
+            request_id: Server's identifier of the request; None if it returned none.
+        """
         text = json.dumps([answer.labels, answer.scores, answer.kind, attempts, request_id])
         self._write("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
 
     def keep(self, endpoint: str, key: str, image: bytes) -> None:
-        """Keep an image as it was sent, for ``canaries``, unless there are enough of this
-        endpoint.
+        """Store a sent image for ``canaries``, unless the endpoint has enough of them.
+
+        Args:
+            endpoint: Fingerprint of the endpoint, from ``endpoint_key``.
+            key: Cache key of the image.
+            image: Bytes of the image as sent.
         """
-        if endpoint in self._enough:
+        if endpoint in self._complete:
             return
-        counted = "(SELECT COUNT(*) FROM images WHERE endpoint = ?)"
+        # One statement counts and inserts, so that several processes together keep the limit.
+        count = "(SELECT COUNT(*) FROM pictures WHERE endpoint = ?)"
         values = (key, endpoint, image, endpoint, CANARIES)
-        self._write(f"INSERT OR IGNORE INTO images SELECT ?, ?, ? WHERE {counted} < ?", *values)
-        if int(self._one(f"SELECT {counted}", endpoint) or 0) >= CANARIES:
-            self._enough.add(endpoint)
+        self._write(f"INSERT OR IGNORE INTO pictures SELECT ?, ?, ? WHERE {count} < ?", *values)
+        if int(self._one(f"SELECT {count}", endpoint) or 0) >= CANARIES:
+            self._complete.add(endpoint)
 
     def canaries(self, endpoint: str) -> list[tuple[Answer, bytes]]:
-        """Return the images that are kept of an endpoint, oldest first, each with its recorded
-        answer.
-        """
+        """Return the stored images of an endpoint, oldest first, each with its recorded answer."""
         rows = self._rows(
-            "SELECT key, image FROM images WHERE endpoint = ? ORDER BY rowid", endpoint
+            "SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint
         )
-        kept = ((self.get(key), bytes(image)) for key, image in rows)
-        return [(found.answer, image) for found, image in kept if found is not None]
+        canaries = []
+        for key, image in rows:
+            recorded = self.get(key)
+            if recorded is not None:
+                canaries.append((recorded.answer, bytes(image)))
+        return canaries
 
     def recall(self, endpoint: str) -> str | None:
-        """Return the identity of the model that last answered there, or None."""
+        """Return the identity of the model that last answered at the endpoint; None if unknown."""
         return self._one("SELECT identity FROM models WHERE key = ?", endpoint)
 
     def remember(self, endpoint: str, identity: str) -> None:
-        """Note the identity of the model there."""
+        """Store the identity of the model that last answered at the endpoint."""
         self._write("INSERT OR REPLACE INTO models VALUES (?, ?)", endpoint, identity)
 
     def _one(self, query: str, key: str) -> str | None:
+        """Return the first column of a query's first row as text; None without a row."""
         rows = self._rows(query, key)
         return str(rows[0][0]) if rows else None
 
@@ -198,22 +203,22 @@ class AnswerCache:
 
     def close(self) -> None:
         """Close the file; the cache cannot be used afterwards."""
-        with self._lock:  # SQLite crashes where one thread closes what another is using
+        # SQLite crashes if one thread closes the connection while another uses it.
+        with self._lock:
             self._db.close()
 
     def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
+        """Return the error for a file that SQLite cannot use."""
         return ConfigurationError(
             f"answer cache: cannot use {self._name!r} ({error}); give a new file in an existing, "
             "writable folder"
         )
 
 
-def _only_reading(path: Path) -> str:
-    """Return the URI that opens a database without writing a byte, also from a folder that cannot
-    be written.
-
-    A log beside it belongs to a run that is recording, or was killed while it did: its newest
-    answers are in there.
-    """
-    recording = path.with_name(path.name + "-wal").exists()
-    return f"file:{pathname2url(os.path.abspath(path))}?{'mode=ro' if recording else 'immutable=1'}"
+def _read_only_uri(path: Path) -> str:
+    """Return the URI that opens a database without writing to it, even in a read-only folder."""
+    # A write-ahead log next to the file holds the newest answers of a run that is recording, or was
+    # killed while it was. ``immutable`` would ignore the log, so it is for files without one.
+    has_log = path.with_name(path.name + "-wal").exists()
+    mode = "mode=ro" if has_log else "immutable=1"
+    return f"file:{pathname2url(os.path.abspath(path))}?{mode}"

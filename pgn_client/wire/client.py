@@ -1,9 +1,8 @@
-"""``AdaptedClient`` and ``AsyncAdaptedClient``: an image goes in, the hosted model's opinion about
-the task comes out.
+"""``AdaptedClient`` and ``AsyncAdaptedClient``: send adapted images, return predictions.
 
-The two differ in how they send and sleep; everything else is in ``session`` and ``exchange``. This
-is the only module that imports httpx. It imports no torch: the adapter does, when it first makes
-prompts.
+The two clients differ only in how they send and wait; ``session`` and ``exchange`` hold the rest.
+Only this module and ``transport`` import httpx. Neither imports torch: the adapter imports it when
+it first makes prompts.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from PIL import Image
 
 from pgn_client.errors import PGNError
 from pgn_client.imaging.codecs import ImageSource, describe
-from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
+from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction, Reply
 from pgn_client.wire.cache import CANARIES
 from pgn_client.wire.deadline import Leaving, Watch
 from pgn_client.wire.drift import Drift, differing, judge
 from pgn_client.wire.exchange import Broken, Outcome, Send, Steps
 from pgn_client.wire.jobs import Job, asks, chunks, chunks_async, ends_all, raised
-from pgn_client.wire.prediction import Reply
 from pgn_client.wire.protocols import WireResponse
 from pgn_client.wire.session import Session
 from pgn_client.wire.transport import FOREIGN, Body, broken_by, connecting
@@ -39,54 +37,58 @@ T = TypeVar("T")
 
 
 class AdaptedClient(Session):
-    """Sends adapted images to a hosted model and reads its answers as classes of your task.
+    """Sends adapted images to a hosted model and maps its answers to the classes of your task.
 
-    The constructor does no network I/O: the protocol is found, and the checkpoint compared with the
-    model, at the first image. Safe to use from several threads.
+    The constructor does no network I/O. The client detects the protocol, and compares the
+    checkpoint with the model, when it gets the first image. Safe to use from several threads.
 
     Args:
-        url: the endpoint.
-        pgn_ckpt: a checkpoint's path, a ``PromptAdapter``, or None to send images as they are
-            (then the labels are the endpoint's own).
-        protocol: ``auto`` (the URL's path or the server's answers to cheap questions tell it),
-            ``pgn``, ``huggingface``, ``huggingface-zero-shot``, ``huggingface-features``, ``oip``
-            (Open Inference Protocol: Triton, MLServer, KServe v2), ``kserve-v1`` (and TensorFlow
-            Serving), ``vertex``, ``sagemaker``, ``torchserve``, ``openai``, ``openai-embeddings``,
-            or ``custom``, which an endpoint file describes.
-        model: name of the model, for endpoints that serve several; it separates recorded answers.
-        api_key: sent as a bearer token; by default ``PGN_API_KEY``. It is in no repr, log or
-            exception.
-        timeout: seconds for one call in total, retries and slow answers included.
-        max_retries: requests beyond the first of a call; see ``RetryPolicy``.
-        max_concurrency: requests at the same time.
-        requests_per_second: at most so many, evenly spaced; None is no limit.
-        bytes_per_second: of request bodies, at most so many; None is no limit. Waiting for either
-            limit is not counted against ``timeout``.
-        fusion: weight of the local head in [0, 1], ``auto`` for the checkpoint's own, None for
-            none. With 1 nothing is sent.
-        query_below: images of which the local head is at least this sure are answered locally and
-            cost nothing.
-        budget: how often an image may be sent, retries included, since the provider may bill each;
-            then ``BudgetExceededError``. It never overshoots, whatever is sent at the same time.
-        price_per_image: for ``usage.cost``.
-        ledger: a file (or ``Ledger``) in which each image is written down before it is sent, by
-            endpoint: the budget then holds over all processes that share it, and after a crash and
-            a restart. By default it is kept in memory and ends with the client.
-        cache: a file (or ``AnswerCache``) that records answers; a recorded one costs nothing. It
-            belongs to the model that the endpoint describes, which is asked for first; while the
-            endpoint is out of reach, the recorded answers are those of the model that was last seen
-            there. With ``AnswerCache(file, replay=True)`` nothing is sent at all. The file also
-            holds the first 8 images as they were sent; see ``drift``.
-        transport: an ``httpx`` transport, for tests and special networks.
-        labels: the S source labels: names for bare numbers, and what is sent along where a protocol
-            asks for labels of your choice (``huggingface-zero-shot``, ``openai``).
-        http: any of httpx's own ``verify`` (an ``ssl.SSLContext``, or False), ``cert``, ``proxy``,
-            ``headers`` and ``auth``. What they hold is in no repr, log or exception. With an
-            ``authorization`` or ``auth`` of your own,
-            ``PGN_API_KEY`` is not sent.
+        url: URL of the endpoint, or path of an endpoint file.
+        pgn_ckpt: Path of a checkpoint, a ``PromptAdapter``, or None to send images unchanged (the
+            labels are then the endpoint's own).
+        protocol: Protocol of the endpoint: ``auto`` (detected from the URL's path, or by requests
+            that carry no image), ``pgn``, ``huggingface``, ``huggingface-zero-shot``,
+            ``huggingface-features``, ``oip`` (Open Inference Protocol: Triton, MLServer,
+            KServe v2), ``kserve-v1`` (also TensorFlow Serving), ``vertex``, ``sagemaker``,
+            ``torchserve``, ``openai``, ``openai-embeddings``, or ``custom``, which an endpoint file
+            describes.
+        model: Name of the model, for endpoints that serve several. Recorded answers belong to one
+            name.
+        api_key: API key, sent as a bearer token; default: the environment variable ``PGN_API_KEY``.
+            It appears in no repr, log or exception.
+        timeout: Time limit for one call in seconds, including retries and slow responses.
+        max_retries: Largest number of retries of one call; see ``RetryPolicy``.
+        max_concurrency: Largest number of simultaneous requests.
+        requests_per_second: Largest number of requests per second, evenly spaced; None for no
+            limit.
+        bytes_per_second: Largest number of request body bytes per second; None for no limit. The
+            time spent waiting for either limit does not count against ``timeout``.
+        fusion: Weight of the local head in [0, 1], ``auto`` for the checkpoint's own weight, or
+            None for 0. With 1 nothing is sent.
+        query_below: Confidence threshold in [0, 1]. Images for which the local head's confidence
+            reaches it are answered locally, at no cost; None for no threshold.
+        budget: Largest number of times that images may be sent, retries included, because the
+            provider may bill each; None for no limit. Further images raise
+            ``BudgetExceededError``. Concurrent requests never exceed the budget.
+        price_per_image: Price of one image in any currency, for ``usage.cost``.
+        ledger: Database file (or ``Ledger``) that counts each image of an endpoint before it is
+            sent. The budget then holds across all processes that share the file, and after a crash
+            or restart. By default the count is kept in memory and ends with the client.
+        cache: Database file (or ``AnswerCache``) that records answers; a recorded answer costs
+            nothing. Answers belong to the model that the endpoint describes, so the client requests
+            the description first. While the endpoint is out of reach, the client uses the recorded
+            answers of the model that was last seen there. With
+            ``AnswerCache(file, replay=True)`` nothing is sent at all. The file also holds the first
+            8 images as sent; see ``drift``.
+        transport: An ``httpx`` transport, for tests and special networks.
+        labels: The S source labels. They name the scores of answers without labels, and are sent
+            with each image if the protocol takes labels (``huggingface-zero-shot``, ``openai``).
+        http: Options of httpx: any of ``verify`` (an ``ssl.SSLContext``, or False), ``cert``,
+            ``proxy``, ``headers`` and ``auth``. Their values appear in no repr, log or exception.
+            With an ``authorization`` header or ``auth``, ``PGN_API_KEY`` is not sent.
 
     Raises:
-        ConfigurationError: an argument that cannot work.
+        ConfigurationError: An argument is invalid.
     """
 
     def _open(self) -> None:
@@ -103,79 +105,89 @@ class AdaptedClient(Session):
         )
 
     def classify(self, image: ImageSource) -> Prediction:
-        """Return the task's answer for one image.
+        """Return the predicted task class of one image.
 
         Args:
-            image: a path, a file's bytes, a PIL image, or a uint8 array (H, W, 3).
+            image: Path, file content in bytes, PIL image, or RGB array, (H, W, 3) uint8.
 
         Raises:
-            ImageError, ShapeError: the image cannot be used.
-            CheckpointError: the checkpoint is unreadable, or made for another model.
-            BudgetExceededError: the budget is spent.
-            EndpointError: the endpoint gave no usable answer.
+            ImageError, ShapeError: The image cannot be used.
+            CheckpointError: The checkpoint is unreadable or was made for another model.
+            BudgetExceededError: The budget is spent.
+            EndpointError: The endpoint gave no usable answer.
         """
         job = self._only_job(image, always=False)
-        return self._predict(job, self._finish(job, self._ready() if asks(job) else None))
+        deadline = self._ready() if asks(job) else None
+        return self._predict(job, self._finish(job, deadline))
 
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
         """Yield one result per image, in order; an image that fails does not stop the others.
 
-        At most a few times ``max_concurrency`` images are read ahead. What concerns every image
-        is raised: a checkpoint that does not fit, a wrong option, an endpoint that cannot be
-        reached at the first image; a refused key, after the results of what was on its way. When
-        the budget is spent, the rest fail unread.
+        The client reads ahead by at most a few times ``max_concurrency`` images. It raises errors
+        that concern every image: a checkpoint that does not fit, a wrong option, or an endpoint
+        that is out of reach at the first image. It raises a rejected key after it has yielded the
+        results of the requests under way. When the budget is spent, the remaining images fail
+        unread.
 
-        Whatever is on its way when the iterator is left early, also by Ctrl-C, is broken off.
+        If the iterator is left early, also by Ctrl-C, the client aborts the requests under way.
         """
         return self._stream(images, self._attempt)
 
     def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
-        """Return the endpoint's own answer for what would be sent, before any label mapping or
-        fusion.
+        """Return the endpoint's answer to the adapted image, before any label mapping or fusion.
 
-        With ``as_it_is``, ``image`` is the bytes of a PNG file, which are sent to the model itself,
-        recorded or not.
+        Args:
+            image: Path, file content in bytes, PIL image, or RGB array, (H, W, 3) uint8.
+            as_it_is: Whether to send ``image``, which must be the content of a PNG file in bytes,
+                unchanged to the model itself, even if its answer is recorded.
         """
-        return self._finish(
-            self._only_job(image, always=True, as_it_is=as_it_is), self._ready()
-        ).answer
+        job = self._only_job(image, always=True, as_it_is=as_it_is)
+        return self._finish(job, self._ready()).answer
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
-        """Return the endpoint's own answers in order; the first failure is raised (recorded answers
-        are kept).
+        """Return the endpoint's answers in order, before any label mapping or fusion.
+
+        The first failure is raised; the cache keeps the answers recorded until then.
         """
-        return list(
-            self._stream(images, lambda _, job: self._finish(raised(job)).answer, always=True)
-        )
+
+        def act(_: ImageSource, job: Job | PGNError) -> Answer:
+            return self._finish(raised(job)).answer
+
+        return list(self._stream(images, act, always=True))
 
     def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""
         return self._only_image(image)
 
     def info(self) -> ModelInfo | None:
-        """Return what the endpoint says about its model, or None where it says nothing."""
+        """Return the endpoint's description of its model, or None if it gives none."""
         self._ready(for_info=True)
         return self._model.info
 
     def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first images that were recorded in the cache again, and compare the answers.
+        """Send the first images of the cache again, and compare the new answers with the recorded.
 
-        This costs ``k`` images of the budget, and one more for each answer that is not as it was.
-        Nothing is recorded.
+        This costs ``k`` images of the budget, and one more for each answer that differs. Nothing is
+        recorded.
 
         Args:
-            k: how many at most; the cache keeps ``CANARIES``.
+            k: Largest number of images to send; the cache keeps ``CANARIES``.
 
         Raises:
-            ConfigurationError: no cache, or one that only replays.
-            BudgetExceededError, EndpointError: as of ``classify``.
+            ConfigurationError: There is no cache, the cache only replays, or the checkpoint runs on
+                the server.
+            BudgetExceededError, EndpointError: See ``classify``.
         """
         recorded, jobs = self._canaries(k)
         deadline = self._ready() if jobs else None
-        now = [self._finish(job, deadline if i == 0 else None).answer for i, job in enumerate(jobs)]
-        return judge(
-            recorded, now, {i: self._finish(jobs[i]).answer for i in differing(recorded, now)}
-        )
+        now = []
+        for i, job in enumerate(jobs):
+            # Only the first image shares the deadline that began with the description request.
+            reply = self._finish(job, deadline if i == 0 else None)
+            now.append(reply.answer)
+        # Sending the differing images once more shows the model's own noise.
+        repeated = {i: self._finish(jobs[i]).answer for i in differing(recorded, now)}
+        return judge(recorded, now, repeated)
 
     def close(self) -> None:
         """Close the connections, the cache and the ledger that this client opened."""
@@ -202,14 +214,14 @@ class AdaptedClient(Session):
             return ImageFailure(describe(source), error)
 
     def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        known = self._known(job)
-        if known is not None:
-            return known
+        reply = self._reply_without_request(job)
+        if reply is not None:
+            return reply
         with self._slots:
             return self._drive(self._reply(self._exchange(deadline), job))
 
     def _ready(self, *, for_info: bool = False) -> float | None:
-        """Ask about the model if nobody has; returns the deadline that began with that."""
+        """Request the model description if it is missing; return the deadline that this began."""
         before = self._model.failure
         with self._settling:
             if self._is_ready(before, for_info=for_info):
@@ -225,11 +237,10 @@ class AdaptedClient(Session):
         *,
         always: bool = False,
     ) -> Iterator[T]:
-        """Prepare in small batches here, wait for the endpoint in threads, give results in
-        order.
-        """
+        """Prepare images in chunks here, send them in threads, and yield the results in order."""
         window: deque[Future[T]] = deque()
-        leaving, settled = Leaving(), False
+        leaving = Leaving()
+        settled = False
         pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
         try:
             for chunk in chunks(sources, self.chunk):
@@ -238,10 +249,14 @@ class AdaptedClient(Session):
                     self._ready()
                     settled = True
                 window.extend(pool.submit(act, *pair) for pair in zip(chunk, jobs, strict=True))
-                room, fatal = self.max_concurrency if chunk else 0, None
+
+                # The empty chunk at the end waits for all remaining results.
+                room = self.max_concurrency if chunk else 0
+                fatal: PGNError | None = None
                 while window and (len(window) > room or window[0].done()):
                     result = window.popleft().result()
                     fatal = fatal or ends_all(result)
+                    # After a fatal error, the window is emptied before the error is raised.
                     room = 0 if fatal else room
                     yield result
                 if fatal:
@@ -250,22 +265,27 @@ class AdaptedClient(Session):
             leaving.now()
             raise
         finally:
+            # The shutdown waits for the running threads, which ``leaving`` has stopped if needed.
             pool.shutdown(cancel_futures=True)
 
     def _drive(self, steps: Steps[T]) -> T:
+        """Carry out the steps and return their result."""
         outcome: Outcome = None
         while True:
+            # A stream that is left early starts nothing new, but still processes (and so records) a
+            # response that has arrived.
             if outcome is None and self._watch.leaving.flag.is_set():
                 raise CancelledError
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
-            outcome = (
-                self._send(step)
-                if isinstance(step, Send)
-                else cast(None, self._sleep(step.seconds))
-            )
+
+            if isinstance(step, Send):
+                outcome = self._send(step)
+            else:
+                self._sleep(step.seconds)
+                outcome = None
 
     def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
@@ -289,11 +309,10 @@ class AdaptedClient(Session):
 
 
 class AsyncAdaptedClient(Session):
-    """``AdaptedClient`` for asyncio: the same arguments and methods, awaited; ``aclose`` and
-    ``async for``.
+    """``AdaptedClient`` for asyncio, with the same arguments and methods.
 
-    Connections belong to an event loop and are made at the first use in each. Adapting runs in a
-    thread.
+    Await the methods, iterate with ``async for``, and close with ``aclose``. Each event loop gets
+    its own connections at first use. Images are adapted in a thread.
     """
 
     def _open(self) -> None:
@@ -303,11 +322,10 @@ class AsyncAdaptedClient(Session):
         )
 
     async def classify(self, image: ImageSource) -> Prediction:
-        """Return the task's answer for one image; see ``AdaptedClient.classify``."""
+        """Return the predicted task class of one image; see ``AdaptedClient.classify``."""
         job = await asyncio.to_thread(self._only_job, image, always=False)
-        return self._predict(
-            job, await self._finish(job, await self._ready() if asks(job) else None)
-        )
+        deadline = await self._ready() if asks(job) else None
+        return self._predict(job, await self._finish(job, deadline))
 
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
@@ -316,17 +334,19 @@ class AsyncAdaptedClient(Session):
         return self._stream(images, self._attempt)
 
     async def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
-        """Return the endpoint's own answer; see ``AdaptedClient.answer``."""
+        """Return the endpoint's answer to one image; see ``AdaptedClient.answer``."""
         job = await asyncio.to_thread(self._only_job, image, always=True, as_it_is=as_it_is)
-        return (await self._finish(job, await self._ready())).answer
+        reply = await self._finish(job, await self._ready())
+        return reply.answer
 
     async def answers(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> list[Answer]:
-        """Return the endpoint's own answers in order; see ``AdaptedClient.answers``."""
+        """Return the endpoint's answers in order; see ``AdaptedClient.answers``."""
 
         async def act(_: ImageSource, job: Job | PGNError) -> Answer:
-            return (await self._finish(raised(job))).answer
+            reply = await self._finish(raised(job))
+            return reply.answer
 
         return [answer async for answer in self._stream(images, act, always=True)]
 
@@ -335,31 +355,29 @@ class AsyncAdaptedClient(Session):
         return await asyncio.to_thread(self._only_image, image)
 
     async def info(self) -> ModelInfo | None:
-        """Return what the endpoint says about its model, or None where it says nothing."""
+        """Return the endpoint's description of its model, or None if it gives none."""
         await self._ready(for_info=True)
         return self._model.info
 
     async def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first images that were recorded in the cache again; see
-        ``AdaptedClient.drift``.
-        """
+        """Compare new answers to the cache's first images; see ``AdaptedClient.drift``."""
         recorded, jobs = await asyncio.to_thread(self._canaries, k)
         deadline = await self._ready() if jobs else None
-        now = [
-            (await self._finish(job, deadline if i == 0 else None)).answer
-            for i, job in enumerate(jobs)
-        ]
+        now = []
+        for i, job in enumerate(jobs):
+            # Only the first image shares the deadline that began with the description request.
+            reply = await self._finish(job, deadline if i == 0 else None)
+            now.append(reply.answer)
+        # Sending the differing images once more shows the model's own noise.
         repeated = {i: (await self._finish(jobs[i])).answer for i in differing(recorded, now)}
         return judge(recorded, now, repeated)
 
     async def aclose(self) -> None:
-        """Close this event loop's connections, and the cache and the ledger that this client
-        opened.
-        """
+        """Close this event loop's connections, and the cache and ledger that this client opened."""
         self._close()
-        here = None if self._borrows else self._loops.pop(asyncio.get_running_loop(), None)
-        if here is not None:
-            await here.http.aclose()
+        loop = None if self._borrows else self._loops.pop(asyncio.get_running_loop(), None)
+        if loop is not None:
+            await loop.http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -373,6 +391,7 @@ class AsyncAdaptedClient(Session):
         await self.aclose()
 
     def _here(self) -> _Loop:
+        """Return the objects of the running event loop, created at first use."""
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
@@ -393,13 +412,14 @@ class AsyncAdaptedClient(Session):
             return ImageFailure(describe(source), error)
 
     async def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        known = self._known(job)
-        if known is not None:
-            return known
+        reply = self._reply_without_request(job)
+        if reply is not None:
+            return reply
         async with self._here().slots:
             return await self._drive(self._reply(self._exchange(deadline), job))
 
     async def _ready(self, *, for_info: bool = False) -> float | None:
+        """Request the model description if it is missing; return the deadline that this began."""
         before = self._model.failure
         async with self._here().settling:
             if self._is_ready(before, for_info=for_info):
@@ -415,6 +435,7 @@ class AsyncAdaptedClient(Session):
         *,
         always: bool = False,
     ) -> AsyncIterator[T]:
+        """Prepare images in chunks in a thread, send them in tasks, and yield results in order."""
         window: deque[asyncio.Future[T]] = deque()
         settled = False
         try:
@@ -426,10 +447,14 @@ class AsyncAdaptedClient(Session):
                 window.extend(
                     asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True)
                 )
-                room, fatal = self.max_concurrency if chunk else 0, None
+
+                # The empty chunk at the end waits for all remaining results.
+                room = self.max_concurrency if chunk else 0
+                fatal: PGNError | None = None
                 while window and (len(window) > room or window[0].done()):
                     result = await window.popleft()
                     fatal = fatal or ends_all(result)
+                    # After a fatal error, the window is emptied before the error is raised.
                     room = 0 if fatal else room
                     yield result
                 if fatal:
@@ -440,27 +465,29 @@ class AsyncAdaptedClient(Session):
             await asyncio.gather(*window, return_exceptions=True)
 
     async def _drive(self, steps: Steps[T]) -> T:
+        """Carry out the steps and return their result."""
         outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
                 return cast(T, done.value)
-            outcome = (
-                await self._send(step)
-                if isinstance(step, Send)
-                else cast(None, await self._sleep(step.seconds))
-            )
+
+            if isinstance(step, Send):
+                outcome = await self._send(step)
+            else:
+                await self._sleep(step.seconds)
+                outcome = None
 
     async def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
         body = Body(self._clocks.monotonic, step.seconds)
-        connecting = False
+        is_connecting = False
 
         async def trace(event: str, info: dict[str, Any]) -> None:
-            nonlocal connecting
+            nonlocal is_connecting
             if event in ("connection.connect_tcp.started", "http11.send_request_headers.started"):
-                connecting = event.startswith("connection")
+                is_connecting = event.startswith("connection")
 
         try:
             async with (
@@ -470,6 +497,7 @@ class AsyncAdaptedClient(Session):
                     request.url,
                     headers=dict(request.headers),
                     content=request.body,
+                    # httpx would restart its own timeout at every read and write.
                     timeout=None,
                     extensions={"trace": trace},
                 ) as response,
@@ -480,14 +508,20 @@ class AsyncAdaptedClient(Session):
                         break
                 return body.outcome(response)
         except TimeoutError:
-            return Broken("unsent" if connecting else "late", "deadline")
+            return Broken("unsent" if is_connecting else "late", "deadline")
         except FOREIGN as error:
             return broken_by(error)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """What belongs to one event loop."""
+    """The objects of an asynchronous client that belong to one event loop.
+
+    Attributes:
+        http: Client of httpx with the loop's connections.
+        slots: Semaphore that limits the number of simultaneous requests.
+        settling: Lock around the description request.
+    """
 
     http: httpx.AsyncClient
     slots: asyncio.Semaphore

@@ -1,6 +1,4 @@
-"""What ends a thread’s work on the network: the deadline of its request, or that its stream is
-left.
-"""
+"""Ends a thread's network work at its request's deadline, or when its stream is left early."""
 
 from __future__ import annotations
 
@@ -12,11 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any, cast
 
-SLICE = 16 * 2**10  # bytes that are sent at a time; the deadline is looked at in between
+SLICE = 16 * 2**10  # bytes per write; the deadline is checked before each slice
 
 
 class Leaving:
-    """Breaks off what the threads of one stream are doing, when its consumer leaves."""
+    """Stops the threads of one stream when its consumer leaves early.
+
+    Attributes:
+        flag: Event that is set once the consumer has left.
+    """
 
     def __init__(self) -> None:
         self.flag = threading.Event()
@@ -24,19 +26,18 @@ class Leaving:
         self._busy: set[socket.socket] = set()
 
     def now(self) -> None:
-        """Let every thread end: one that sleeps, one that waits for the network, one that would
-        begin.
-        """
+        """Stop every thread of the stream: sleeping, using the network, or about to begin."""
         with self._lock:
             self.flag.set()
             for connection in self._busy:
-                # the plain method, also of a TLS socket; it wakes who reads
+                # The plain socket method works for TLS sockets too, and wakes a blocked reader.
+                # A connection that is already closed raises OSError, which needs no handling.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def busy(self, connection: socket.socket) -> Iterator[None]:
-        """Use a connection that ``now`` may break."""
+        """Allow ``now`` to shut down this connection while the context is open."""
         with self._lock:
             if self.flag.is_set():
                 raise CancelledError
@@ -49,38 +50,46 @@ class Leaving:
 
 
 class Watch(threading.local):
-    """Makes all that a thread does on the network end at the deadline of its request, or when its
-    stream is left.
+    """Ends a thread's network work at its request's deadline, or when its stream is left early.
 
-    httpx restarts its timeout at every read and write, so that a server which takes or sends a byte
-    now and then holds a call for ever. httpx's ``trace`` extension shows each new connection's
-    stream, whose ``read`` and ``write`` then get the time that is left. (asyncio needs none of
-    this: ``asyncio.timeout`` covers the whole request.)
+    httpx restarts its timeout at every read and write, so a server that sends or takes one byte now
+    and then could hold a call forever. httpx's ``trace`` extension passes the stream of each new
+    connection; this class replaces the stream's ``read`` and ``write`` by versions that use the
+    remaining time as their timeout. asyncio needs none of this, because ``asyncio.timeout`` covers
+    the whole request.
+
+    Attributes:
+        deadline: Deadline of the current request on the monotonic clock, in seconds.
+        leaving: Stop signal of the stream that this thread works for.
     """
 
     deadline = 0.0
     leaving = Leaving()
 
     def heed(self, leaving: Leaving) -> None:
-        """Let this thread work for a stream."""
+        """Make this thread stop when the given stream is left early."""
         self.leaving = leaving
 
     def sleep(self, seconds: float) -> None:
-        """Wait, unless the stream is left."""
+        """Wait ``seconds``, or until the stream is left early."""
         self.leaving.flag.wait(seconds)
 
     def start(self, seconds: float) -> None:
-        """Begin a request that may take so many seconds."""
+        """Start a request that must end within ``seconds``."""
         self.deadline = time.monotonic() + seconds
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Wrap the stream of a connection that was just made."""
+        """Wrap the stream of a new connection; called by httpx for each event."""
         if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             return
+
         stream = info["return_value"]
-        read, write, connection = stream.read, stream.write, stream.get_extra_info("socket")
+        read = stream.read
+        write = stream.write
+        connection = stream.get_extra_info("socket")
 
         def remaining() -> float:
+            # A timeout of 0 would make the socket non-blocking instead of timing out.
             return max(self.deadline - time.monotonic(), 1e-3)
 
         def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
@@ -92,4 +101,5 @@ class Watch(threading.local):
                 for start in range(0, len(buffer), SLICE):
                     write(buffer[start : start + SLICE], remaining())
 
-        stream.read, stream.write = read_until_deadline, write_until_deadline
+        stream.read = read_until_deadline
+        stream.write = write_until_deadline

@@ -1,6 +1,4 @@
-"""Does a hosted model still answer as it did? Images that were sent before are sent again, and
-compared.
-"""
+"""Detects a changed model: recorded images are sent again and their scores compared."""
 
 from __future__ import annotations
 
@@ -13,23 +11,22 @@ from pgn_client.types import Answer, ScoreKind
 from pgn_client.wire.prediction import probabilities
 
 TOLERANCE = 1e-3
-"""Difference of a probability that batching and float32 may make on a server that has not changed.
-"""
+"""Largest difference of a probability that batching and float32 cause on an unchanged server."""
 NOISES = 2.0
-"""A drift is more than so many times what the same image differs from itself, sent twice."""
+"""A model has drifted if scores differ by more than this multiple of the server's own noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What sending recorded images again has shown.
+    """Result of sending recorded images again.
 
     Attributes:
-        pictures: how many were compared; 0 where none is kept.
-        changed: share of them whose best label is another.
-        difference: largest difference of a score to the recorded one: of a probability (logits by
-            softmax), or of an embedding's numbers relative to its largest.
-        noise: the same between two answers of now, to the images that differed; 0.0 where none
-            did.
+        pictures: Number of images that were compared; 0 if none is stored.
+        changed: Share of the images whose best label differs, in [0, 1].
+        difference: Largest difference between a new and a recorded score, in probability (softmax
+            for logits); for embeddings relative to the largest number.
+        noise: Largest difference between two new answers to the same image, in the same unit. Only
+            images that differ are sent twice; 0.0 if there are none.
     """
 
     pictures: int
@@ -39,64 +36,76 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """Whether the model answers otherwise than it did, beyond its own noise."""
+        """Whether the scores differ by more than the tolerance and the server's own noise."""
         return self.difference > max(TOLERANCE, NOISES * self.noise)
 
 
 def differing(recorded: Sequence[Answer], now: Sequence[Answer]) -> list[int]:
-    """Return the rows whose answers differ by more than the tolerance; only these are worth sending
-    once more.
+    """Return the rows whose answers differ by more than ``TOLERANCE``.
+
+    Only their images need to be sent a second time, to measure the noise.
     """
-    return [
-        i for i, pair in enumerate(zip(recorded, now, strict=True)) if difference(*pair) > TOLERANCE
-    ]
+    pairs = zip(recorded, now, strict=True)
+    return [i for i, (before, after) in enumerate(pairs) if difference(before, after) > TOLERANCE]
 
 
 def judge(
     recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[int, Answer]
 ) -> Drift:
-    """Compare recorded answers with those of now.
+    """Compare recorded answers with new ones.
 
     Args:
-        recorded: n answers.
-        now: the n answers to the same images.
-        repeated: further answers to some of them, by row, which show the noise.
+        recorded: Recorded answers to n images.
+        now: New answers to the same n images.
+        repeated: Second new answers to some of the images, by row; they show the noise.
     """
     pairs = list(zip(recorded, now, strict=True))
+    # An embedding's labels are its dimensions, so its first label means nothing.
+    changed = sum(a.labels[0] != b.labels[0] for a, b in pairs if a.kind != "embedding")
     return Drift(
-        len(pairs),
-        sum(a.labels[0] != b.labels[0] for a, b in pairs if a.kind != "embedding")
-        / max(1, len(pairs)),
-        max((difference(a, b) for a, b in pairs), default=0.0),
-        max((difference(now[i], answer) for i, answer in repeated.items()), default=0.0),
+        pictures=len(pairs),
+        changed=changed / max(1, len(pairs)),
+        difference=max((difference(a, b) for a, b in pairs), default=0.0),
+        noise=max((difference(now[i], again) for i, again in repeated.items()), default=0.0),
     )
 
 
 def difference(a: Answer, b: Answer) -> float:
-    """Return the largest difference of two answers to one image, in [0, 1] where they are
-    probabilities.
+    """Return the largest difference between the scores of two answers to one image.
 
-    Of answers that hold the best labels only, a label that is missing has at most the last one's
-    score, and no more than what the others leave. Answers of another kind, or embeddings of another
-    width, are not as they were: 1.
+    For probabilities and logits it is a difference of probabilities, in [0, 1]. For embeddings it
+    is relative to the largest number. For labels alone it is 0 or 1. It is 1 for answers of
+    different types, and for embeddings of different widths.
+
+    If the answers contain the best labels only, a missing label has at most the lowest score in the
+    answer, and at most the probability that the others leave. The difference is the least that
+    these limits allow.
     """
     if a.kind != b.kind or (a.kind == "embedding" and len(a.scores) != len(b.scores)):
         return 1.0
     if a.kind == "label":
         return float(a.labels != b.labels)
-    x, y = probabilities(a), probabilities(b)
+
+    x = probabilities(a)
+    y = probabilities(b)
     if a.kind == "embedding":
         largest = float(np.abs([x, y]).max())
         return float(np.abs(x - y).max()) / largest if largest else 0.0
-    before, after = (
-        dict(zip(a.labels, x.tolist(), strict=True)),
-        dict(zip(b.labels, y.tolist(), strict=True)),
-    )
-    return max(_lost(before, after, a.kind), _lost(after, before, a.kind))
+
+    before = dict(zip(a.labels, x.tolist(), strict=True))
+    after = dict(zip(b.labels, y.tolist(), strict=True))
+    return max(_largest_loss(before, after, a.kind), _largest_loss(after, before, a.kind))
 
 
-def _lost(before: Mapping[str, float], after: Mapping[str, float], kind: ScoreKind) -> float:
-    """Return the most that a label has at least lost."""
+def _largest_loss(
+    before: Mapping[str, float], after: Mapping[str, float], kind: ScoreKind
+) -> float:
+    """Return the largest decrease of a label's probability.
+
+    For a label that ``after`` lacks, the least possible decrease counts.
+    """
+    # The softmax of logits sums to 1 over the returned labels alone, so it does not limit the rest.
     rest = 1 - sum(after.values()) if kind == "probabilities" else 1.0
-    missing = max(0.0, min(*after.values(), rest))
-    return max(0.0, *(score - after.get(label, missing) for label, score in before.items()))
+    most_of_missing = max(0.0, min(*after.values(), rest))
+    losses = (score - after.get(label, most_of_missing) for label, score in before.items())
+    return max(0.0, *losses)

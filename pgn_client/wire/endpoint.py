@@ -1,4 +1,4 @@
-"""One hosted model behind a URL, with credentials that are in no repr, log, exception or pickle."""
+"""A hosted model behind a URL; its credentials appear in no repr, log, exception or pickle."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.types import ServerProfile
 
 BEARER = "Authorization: Bearer {key}"
+KEY_HEADER = re.compile(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*")
+CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
 
 
 class Credential:
-    """What authorises a request, which nothing prints, compares or pickles; a pickled copy is
-    empty.
+    """Secrets that authorize a request; they are never printed, and a pickled copy is empty.
 
     Args:
-        key: sent as a bearer token.
-        headers: sent along; their values count as secrets too (those of up to 3 signs are shown).
-        secrets: other texts that are sent along; an empty one stands for what is not known.
-        hidden: texts that are not sent to the endpoint, and that no message may show either.
+        key: API key, sent as a bearer token unless ``headers()`` gets another form.
+        headers: Additional headers to send. Their values are secrets too, except values of at most
+            three characters.
+        secrets: Further texts that authorize a request; an empty text stands for an unknown secret.
+        hidden: Further texts that messages must not show, but that are not sent to the endpoint.
 
     Raises:
-        ConfigurationError: a key or header that cannot be sent.
+        ConfigurationError: The key or a header cannot be sent.
     """
 
-    __slots__ = ("_authorises", "_headers", "_hidden", "_key")
+    __slots__ = ("_authorizes", "_headers", "_hidden", "_key")
 
     def __init__(
         self,
@@ -46,9 +48,8 @@ class Credential:
     ) -> None:
         if key is not None and not (_sendable(key) and " " not in key):
             raise ConfigurationError(
-                "api_key: got an empty key or one with spaces, line breaks or non-ASCII signs, "
-                "expected printable "
-                "ASCII; check how it was copied"
+                "api_key: got an empty key or one with spaces, line breaks or non-ASCII "
+                "characters, expected printable ASCII; check how it was copied"
             )
         for name, value in (headers or {}).items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not _sendable(value):
@@ -56,19 +57,22 @@ class Credential:
                     f"headers: got one named {name[:40]!r} that cannot be sent, expected a name "
                     "and printable ASCII"
                 )
+
         self._key = key
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}
-        words = (
-            part for value in self._headers.values() for part in (value, value.rpartition(" ")[2])
-        )
         sent = [*([key] if key else []), *secrets]
-        self._authorises = bool(sent or self._headers)
-        self._hidden = {text for text in (*sent, *hidden) if text} | {
-            word for word in words if len(word) > 3
-        }
+        self._authorizes = bool(sent or self._headers)
+
+        self._hidden = {text for text in (*sent, *hidden) if text}
+        for value in self._headers.values():
+            # An endpoint may echo the token of "Bearer TOKEN" alone.
+            for text in (value, value.rpartition(" ")[2]):
+                # Values such as "1" or "on" are no secrets, and hiding them would garble messages.
+                if len(text) > 3:
+                    self._hidden.add(text)
 
     def __bool__(self) -> bool:
-        return self._authorises
+        return self._authorizes
 
     def __repr__(self) -> str:
         return "<api key>" if self else "<no api key>"
@@ -83,51 +87,57 @@ class Credential:
         return self
 
     def headers(self, form: str = BEARER) -> dict[str, str]:
-        """Return the headers that authorise a request, names in lower case; ``form`` is as ``Name:
-        {key}``.
+        """Return the headers that authorize a request, with names in lower case.
+
+        Args:
+            form: Name and value of the header for the API key, in the form ``Name: {key}``.
         """
+        if self._key is None:
+            return dict(self._headers)
         name, _, value = form.partition(":")
-        key = (
-            {}
-            if self._key is None
-            else {name.strip().lower(): value.strip().replace("{key}", self._key)}
-        )
-        return self._headers | key
+        return self._headers | {name.strip().lower(): value.strip().replace("{key}", self._key)}
 
     def redact(self, text: str) -> str:
-        """Return a text without any secret, also where JSON, HTML, a URL or ``repr`` would spell it
-        in another way.
+        """Return a text without any secret.
+
+        It also finds secrets in the spellings of JSON, HTML, URLs and ``repr``.
         """
         if not self._hidden:
             return text
-        spellings = {spelling for secret in self._hidden for spelling in _spellings(secret)}
+        spellings: set[str] = set()
+        for secret in self._hidden:
+            spellings |= _spellings(secret)
+        # Longest first, because one secret may be a part of another.
         longest_first = sorted(spellings, key=len, reverse=True)
-        return re.sub(
-            "|".join(map(re.escape, longest_first)), "<api key>", text, flags=re.IGNORECASE
-        )
+        pattern = "|".join(map(re.escape, longest_first))
+        return re.sub(pattern, "<api key>", text, flags=re.IGNORECASE)
 
 
 def _sendable(text: str) -> bool:
+    """Whether a text can be a header's value."""
     return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
 
 
 def _spellings(secret: str) -> set[str]:
-    spelt = {
+    """Return the forms in which a response or an exception may show a secret."""
+    return {
+        secret,
+        repr(secret)[1:-1],
         json.dumps(secret)[1:-1],
+        # PHP's JSON escapes slashes.
         secret.replace("/", r"\/"),
         html.escape(secret),
         quote(secret, safe=""),
     }
-    return {secret, repr(secret)[1:-1], *spelt}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest request that an endpoint takes; None is unknown.
+    """The largest request that an endpoint accepts; None means unknown.
 
     Attributes:
-        body_bytes: of one request body.
-        pixels: of one image.
+        body_bytes: Largest request body in bytes.
+        pixels: Largest number of pixels of an image.
     """
 
     body_bytes: int | None = None
@@ -136,15 +146,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found out about the way an image takes at an endpoint; None is unknown.
+    """Properties of an endpoint that a probe measures or its owner states; None means unknown.
 
     Attributes:
-        profile: the server's resize and crop, as a profile string.
-        codec: ``lossless``, or the server's own re-encoding, ``jpeg:Q:SUB``.
-        output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
-        top_k: how many labels an answer holds at most; 0 is all.
-        decimals: digits after the point of a score; -1 is all.
-        input_size: side of the square image that the model sees, in pixels.
+        profile: Server's resize and crop, as a profile string.
+        codec: Server's re-encoding of the image: ``lossless``, ``lossy`` or ``jpeg:Q:SUB`` with
+            quality and subsampling.
+        output: Type of the scores: ``probabilities``, ``logits``, ``label`` or ``embedding``.
+        top_k: Largest number of labels in an answer; 0 means all.
+        decimals: Number of decimals of a score; -1 means that scores are not rounded.
+        input_size: Side of the square model input, in pixels.
     """
 
     profile: str | None = None
@@ -157,24 +168,24 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to send images, and what is known about the model there.
+    """A hosted model's address, with the settings and measured properties of its server.
 
     Attributes:
-        url: http or https; without user, password and fragment.
-        protocol: a name of ``pgn_client.wire.protocols``, or ``auto``.
-        model: the model's name, where one URL serves several or answers are cached.
-        limits: the largest request.
-        credential: the API key.
-        labels: the S source labels: names for answers that are bare numbers, and what is asked of a
-            model that is sent the labels along.
-        options: what only one wire format knows; see its class. ``key_header`` is for all of them:
-            the header that holds the key where it is no bearer token, for example ``X-API-Key:
-            {key}``.
-        found: what a probe has measured.
+        url: URL of the endpoint, http or https, without user, password and fragment.
+        protocol: Name of a wire format in ``pgn_client.wire.protocols.PROTOCOLS``, or ``auto``.
+        model: Name of the model, for a URL that serves several; it is also part of the cache key.
+        limits: Largest request that the endpoint accepts.
+        credential: API key and other secrets that authorize a request.
+        labels: Source labels (S): names for scores that come without labels, and the candidates
+            that zero-shot and chat formats send to the model.
+        options: Options of the wire format; see its class. ``key_header`` is valid for all of them:
+            the form of the header for an API key that is no bearer token, for example
+            ``X-API-Key: {key}``.
+        found: Properties that a probe has measured.
 
     Raises:
-        ConfigurationError: a URL that is none, holds a password, or would carry the key in the
-            clear.
+        ConfigurationError: The URL is invalid, contains a password, or would send the key
+            unencrypted; or ``key_header`` is invalid.
     """
 
     url: str
@@ -190,47 +201,44 @@ class Endpoint:
         parts = _split(self.url)
         if self.credential and parts.scheme == "http" and not self.loopback:
             raise ConfigurationError(
-                f"{self.name}: an API key would travel unencrypted over http; use https://, or "
-                "remove the key "
-                "(api_key, PGN_API_KEY, headers, auth)"
+                f"{self.name}: got an API key that would be sent unencrypted over http, expected "
+                "https; use https://, or remove the key (api_key, PGN_API_KEY, headers, auth)"
             )
+
         form = self.options.get("key_header", BEARER)
-        if not isinstance(form, str) or not re.fullmatch(
-            r"[A-Za-z0-9-]+: *[ "
-            r"-~]*\{key\}[ -~]*",
-            form,
-        ):
-            # a form without {key} may be the key itself: it is not repeated
+        if not isinstance(form, str) or not KEY_HEADER.fullmatch(form):
+            # The message does not quote the text, because without {key} it may be the key itself.
             raise ConfigurationError(
                 "options: key_header: got another text, expected a header's name and form such as "
-                "'X-API-Key: {key}', "
-                "with {key} as it stands; the key itself is given as api_key= or PGN_API_KEY"
+                "'X-API-Key: {key}', with the five characters {key} in the place of the key; give "
+                "the key itself as api_key= or PGN_API_KEY"
             )
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that authorises a request, or none."""
+        """Headers that authorize a request; empty without a credential."""
         return self.credential.headers(self.options.get("key_header", BEARER))
 
     @property
     def name(self) -> str:
-        """Host, port and path: what messages and logs show."""
+        """Host, port and path, for messages and logs."""
         parts = urlsplit(self.url)
         return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
     @property
     def mark(self) -> str:
-        """The URL as a file may hold it: two models may differ in the query alone, which may hold a
-        token.
+        """URL for files, with a hash in the place of the query.
+
+        The query may hold a token, but it may also be the only difference between two models.
         """
-        address, query, _ = self.url.partition("?")
-        return address + (
-            f"?sha256:{hashlib.sha256(self.url.encode()).hexdigest()[:16]}" if query else ""
-        )
+        address, mark, _ = self.url.partition("?")
+        if not mark:
+            return address
+        return f"{address}?sha256:{hashlib.sha256(self.url.encode()).hexdigest()[:16]}"
 
     @property
     def loopback(self) -> bool:
-        """Whether it is on this machine: then http is safe, and no proxy may come between."""
+        """Whether the host is this machine; http is then safe, and proxies are not used."""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     def __repr__(self) -> str:
@@ -238,25 +246,31 @@ class Endpoint:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Endpoint:
-        """Return the endpoint of a URL, or the one that a file (``.json``, ``.toml``, or any path
-        object) describes.
+        """Return the endpoint for a URL, or the endpoint that a file describes.
+
+        Args:
+            url: URL, or path of a file: a text that ends in ``.json`` or ``.toml``, or a path
+                object.
+
+        Raises:
+            ConfigurationError: The URL or the file is invalid.
         """
         name = os.fspath(url)
-        described = not isinstance(url, str) or (
-            name.endswith((".json", ".toml")) and "://" not in name
-        )
-        return cls.read(name) if described else cls(name)
+        has_file_ending = name.endswith((".json", ".toml")) and "://" not in name
+        is_file = not isinstance(url, str) or has_file_ending
+        return cls.read(name) if is_file else cls(name)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Endpoint:
-        """Read ``endpoint.json``, as ``pgn probe`` writes it, or the same by hand as TOML.
+        """Read an endpoint file: JSON from ``pgn probe``, or JSON or TOML written by hand.
 
-        Keys: ``url``, and as needed ``protocol``, ``model``, ``labels`` (a list), ``options``,
-        ``limits`` and what is in ``Found``. ``findings`` is for people: it is not read. No key,
-        password or token belongs into the file.
+        The key ``url`` is required. Optional keys are ``protocol``, ``model``, ``labels`` (a list),
+        ``options``, ``limits`` and the attributes of ``Found``. ``findings`` is for people and is
+        ignored. The file must not contain an API key, a password or a token.
 
         Raises:
-            ConfigurationError: unreadable, an unknown key, or a value of a wrong type.
+            ConfigurationError: The file cannot be read, or it has an unknown key or an invalid
+                value.
         """
         name = os.fspath(path)
         try:
@@ -268,30 +282,36 @@ class Endpoint:
             ) from error
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(
-                f"endpoint file {name}: got no JSON or TOML ({error}); mend it"
+                f"endpoint file {name}: got no JSON or TOML ({error}); correct it"
             ) from error
         return cls(**_fields(name, content))
 
     def write(
         self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None
     ) -> None:
-        """Write ``endpoint.json``; the credential is not in it. The URL is, with its query, which
-        may hold a token.
+        """Write an endpoint file as JSON, without the credential.
+
+        The file contains the URL with its query, which may hold a token.
+
+        Args:
+            path: Path to write.
+            findings: Findings of a probe in words, for people.
 
         Raises:
-            ConfigurationError: the file cannot be written.
+            ConfigurationError: The file cannot be written.
         """
-        known = {
+        limits = {key: value for key, value in asdict(self.limits).items() if value is not None}
+        fields = {
             "url": self.url,
             "protocol": self.protocol,
             "model": self.model,
             "labels": list(self.labels) or None,
             "options": dict(self.options) or None,
-            "limits": {k: v for k, v in asdict(self.limits).items() if v is not None} or None,
+            "limits": limits or None,
             **asdict(self.found),
             "findings": findings,
         }
-        content = {key: value for key, value in known.items() if value is not None}
+        content = {key: value for key, value in fields.items() if value is not None}
         try:
             Path(path).write_text(
                 json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -302,7 +322,6 @@ class Endpoint:
             ) from error
 
 
-CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
 _TYPES: dict[str, type] = {
     "url": str,
     "protocol": str,
@@ -321,16 +340,19 @@ _TYPES: dict[str, type] = {
 
 
 def _fields(name: str, content: Any) -> dict[str, Any]:
-    """Return the arguments of ``Endpoint`` that are in a file."""
+    """Check the content of an endpoint file, and return it as arguments of ``Endpoint``."""
     if not isinstance(content, dict) or "url" not in content:
         raise ConfigurationError(
-            f"endpoint file {name}: got no url, expected at least url; write it, or pgn probe URL"
+            f"endpoint file {name}: got no url, expected at least url; add it, or make the file "
+            "with pgn probe URL"
         )
+
     for key, value in content.items():
         if key not in _TYPES:
             raise ConfigurationError(
                 f"endpoint file {name}: got the key {key!r}, expected {', '.join(_TYPES)}"
             )
+        # A bool is an int in Python, and no key takes one.
         if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
             raise ConfigurationError(
                 f"endpoint file {name}: {key}: got {type(value).__name__}, expected "
@@ -338,7 +360,7 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
             )
     if not all(isinstance(label, str) for label in content.get("labels", ())):
         raise ConfigurationError(f"endpoint file {name}: labels: expected a list of texts")
-    own = {key: content[key] for key in ("url", "protocol", "model", "options") if key in content}
+
     limits = content.get("limits", {})
     if not limits.keys() <= set(Limits.__slots__) or not all(
         type(n) is int and n > 0 for n in limits.values()
@@ -346,20 +368,26 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
         raise ConfigurationError(
             f"endpoint file {name}: limits: expected body_bytes and pixels, whole numbers above 0"
         )
+
     if "profile" in content:
         ServerProfile.parse(content["profile"])
     if not CODEC.fullmatch(content.get("codec", "lossless")):
         raise ConfigurationError(
             f"endpoint file {name}: codec: expected lossless, lossy or jpeg:QUALITY:SUBSAMPLING"
         )
+
+    # TOML has dates and JSON has NaN, but options are sent and hashed as strict JSON.
     try:
         json.dumps(content.get("options"), allow_nan=False)
-    except (TypeError, ValueError) as error:  # TOML knows dates
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"endpoint file {name}: options: {error}; expected what JSON can say"
+            f"endpoint file {name}: options: {error}; expected values that JSON supports"
         ) from error
+
+    unchanged = ("url", "protocol", "model", "options")
+    arguments = {key: content[key] for key in unchanged if key in content}
     found = Found(**{key: content[key] for key in Found.__slots__ if key in content})
-    return own | {
+    return arguments | {
         "labels": tuple(content.get("labels", ())),
         "limits": Limits(**limits),
         "found": found,
@@ -367,23 +395,11 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
 
 
 def _split(url: str) -> SplitResult:
-    """Check a URL without ever repeating more of it than host and path."""
-    try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        valid = (
-            parts is not None
-            and parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.port != 0
-        )
-    except ValueError:  # a port that is no number, a broken IPv6 address
-        parts, valid = None, False
-    if parts is None or not valid or not url.isprintable() or " " in url:
-        shown = (
-            ""
-            if isinstance(url, str) and ("@" in url or "?" in url)
-            else f" got {str(url)[:100]!r},"
-        )
+    """Check a URL and return its parts; no message quotes its user, password or query."""
+    parts = _http_parts(url)
+    if parts is None or not url.isprintable() or " " in url:
+        may_hold_secret = isinstance(url, str) and ("@" in url or "?" in url)
+        shown = "" if may_hold_secret else f" got {str(url)[:100]!r},"
         raise ConfigurationError(
             f"endpoint URL:{shown} expected http://HOST[:PORT][/PATH] or https://..."
         )
@@ -398,7 +414,22 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
+def _http_parts(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None unless it is http or https with a host."""
+    if not isinstance(url, str):
+        return None
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # The port is not a number, or an IPv6 address is invalid.
+        return None
+    is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return parts if is_http and port != 0 else None
+
+
 def _is_loopback(host: str) -> bool:
+    """Whether a host name or IP address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run would send, take and cost: nothing is sent."""
+"""Estimates how many images a run would send and how long it would take, without sending one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from pgn_client.wire.journal import read_journal, sha256_of
 
 
 class Estimate(NamedTuple):
-    """What a run would take.
+    """Size and duration of a run.
 
     Attributes:
-        images: how many would be sent, or answered by the local head.
-        already_answered: how many are in the journal or the cache.
-        seconds: at least this long: the endpoint's own computing is not known before an image is
-            sent.
+        images: Number of images that the endpoint or the local head would classify.
+        already_answered: Number of images with an answer in the journal or the cache.
+        seconds: Lower limit of the duration; the endpoint's own computing time is unknown.
     """
 
     images: int
@@ -37,45 +36,61 @@ def estimate(
     *,
     samples: int = 4,
 ) -> Estimate:
-    """Plan a run without sending an image.
+    """Estimate a run without sending an image.
 
     Args:
-        client: asks the endpoint for its model card once, which carries no image and is timed.
-        files: as for ``predict_files``.
-        journal: Journal of an earlier run, if there is one.
-        samples: images that are adapted and encoded here, to time the local work.
+        client: Client for the run. It requests the model's description once, which is timed and
+            carries no image.
+        files: Image files, as for ``predict_files``.
+        journal: Path of the journal of an earlier run; None without one.
+        samples: Number of images to adapt and encode, to time the local work.
     """
-    known = (
-        {r["path"]: r["sha256"] for r in read_journal(Path(journal)) if r["label"]}
-        if journal
-        else {}
-    )
-    todo = [file for file in files if str(file) not in known or known[str(file)] != sha256_of(file)]
-    each = seconds_each(client, todo[:samples])
+    answered: dict[str, str] = {}
+    if journal:
+        for record in read_journal(Path(journal)):
+            if record["label"]:
+                answered[record["path"]] = record["sha256"]
+    todo = [
+        file
+        for file in files
+        if str(file) not in answered or answered[str(file)] != sha256_of(file)
+    ]
+
+    per_image = seconds_each(client, todo[:samples])
     images = len(todo) - client.recorded(todo)
-    return Estimate(images, len(files) - images, images * each)
+    return Estimate(images, len(files) - images, images * per_image)
 
 
 def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float:
-    """Return the seconds that each image takes at least: local work, a round trip, or the
-    client's own limits.
+    """Return the lower limit of the seconds per image.
+
+    It is the largest of the local work, the round trip divided by the concurrency, and the pace of
+    the client's own limits.
 
     Args:
-        client: asks the endpoint for its model card once, which carries no image and is timed.
-        samples: images that are adapted and encoded here.
+        client: Client for the run. It requests the model's description once, which is timed and
+            carries no image.
+        samples: Images to adapt and encode.
     """
-    # the first one also pays for loading torch and the checkpoint: not a cost of each
+    # The first image also loads torch and the checkpoint, which later images do not.
     for image in samples[:1]:
         with contextlib.suppress(PGNError):
             client.adapt(image)
+
     started = time.perf_counter()
-    with contextlib.suppress(NotRecordedError):  # a replay asks nobody
+    # A replay may have no recorded description, and it has no round trip either.
+    with contextlib.suppress(NotRecordedError):
         client.info()
     round_trip = time.perf_counter() - started
-    started, sizes = time.perf_counter(), [0]
+
+    sizes: list[int] = []
+    started = time.perf_counter()
     for image in samples:
+        # A run reports an unreadable image and goes on; so does the estimate.
         with contextlib.suppress(PGNError):
             sizes.append(len(PNG.encode(client.adapt(image))))
     local = (time.perf_counter() - started) / max(1, len(samples))
-    pace = client.pace(sum(sizes) // max(1, len(sizes) - 1))
+
+    mean_size = sum(sizes) // max(1, len(sizes))
+    pace = client.pace(mean_size)
     return max(local, round_trip / client.max_concurrency, pace)

@@ -1,9 +1,7 @@
-"""The decisions of one call, without I/O: a generator says Send or Sleep, and is sent what came of
-it.
+"""The logic of one call, without I/O: generators that yield Send or Sleep and receive the outcome.
 
-The synchronous and the asynchronous client drive the same generator (the idea of httpx's
-``auth_flow``), and a test drives it with a list. At the end stands what makes a thread keep to such
-a deadline while httpx has it.
+The synchronous and the asynchronous client drive the same generators, as httpx does with
+``auth_flow``; tests drive them with a list of outcomes.
 """
 
 from __future__ import annotations
@@ -47,6 +45,7 @@ from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
 
 T = TypeVar("T")
 RATE = re.compile(r"(x-)?rate-?limit")
+"""Start of the names of rate limit headers."""
 
 _log = logging.getLogger("pgn_client")
 
@@ -55,7 +54,12 @@ BrokenKind = Literal["late", "unsent", "unreached", "cut", "refused", "garbled"]
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this request; the whole response must be there within so many seconds."""
+    """Step that sends a request.
+
+    Attributes:
+        request: Request with all its headers.
+        seconds: Time limit for the whole response in seconds.
+    """
 
     request: WireRequest
     seconds: float
@@ -63,20 +67,24 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait so many seconds."""
+    """Step that waits.
+
+    Attributes:
+        seconds: Length of the wait in seconds.
+    """
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """What came instead of a response.
+    """Outcome of a request without a complete response.
 
     Attributes:
-        kind: ``late`` (the deadline passed), ``unsent`` (it passed before a connection stood),
-            ``unreached`` (no connection), ``cut`` (broke after the connection stood), ``refused``
-            (cannot work, for example a bad certificate) or ``garbled`` (unreadable, or endless).
-        reason: for the message, whole and as it came.
+        kind: ``late`` (the deadline passed), ``unsent`` (the deadline passed before the connection
+            was made), ``unreached`` (no connection), ``cut`` (the connection broke), ``refused``
+            (can never work, for example a bad certificate) or ``garbled`` (unreadable or too long).
+        reason: Reason for the error message, unredacted and not shortened.
     """
 
     kind: BrokenKind
@@ -89,12 +97,12 @@ Steps = Generator[Send | Sleep, Outcome, T]
 
 @dataclass(slots=True)
 class Clocks:
-    """Time and chance; replaced in tests.
+    """Clocks and random jitter; tests replace them.
 
     Attributes:
-        monotonic: seconds, for deadlines.
-        wall: seconds since the epoch, for HTTP dates.
-        jitter: a draw in [0.75, 1].
+        monotonic: Monotonic clock in seconds, for deadlines.
+        wall: Wall clock in seconds since the epoch, for HTTP dates.
+        jitter: Function that draws a factor from [0.75, 1].
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -104,14 +112,24 @@ class Clocks:
 
 @dataclass(slots=True)
 class Exchange:
-    """One call to one endpoint: attempts, deadline, and errors that say both.
+    """One call to one endpoint, with its attempts, its deadline and its errors.
 
     Attributes:
-        timeout: seconds for everything, retries included.
-        until: the deadline, where it began before this call.
-        attempts: requests sent so far.
-        carried: how many of them carried an image off this machine.
+        endpoint: Endpoint to call.
+        policy: Retry policy.
+        account: Budget and usage, which count every image and request.
+        pacer: Client-side rate limits.
+        clocks: Clocks and random jitter.
+        timeout: Time limit for the call in seconds, retries included.
+        until: Deadline that began before this call, on the monotonic clock; None starts a new one.
+        attempts: Number of requests sent so far.
+        carried: Number of requests that may have taken an image off this machine.
         counted: Whether this image is in the usage; retries count it once.
+        gave_up: Reason for not retrying, ready to append to an error message; may be empty.
+        request_id: Server's identifier of the last answered request, if it returned one.
+        deadline: Deadline on the monotonic clock, in seconds.
+        key: Idempotency key of the request body.
+        rates: Latest rate limit headers, redacted.
     """
 
     endpoint: Endpoint
@@ -134,18 +152,25 @@ class Exchange:
         self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
 
     def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
-        """Ask about one image; returns the answer and the dialect in which it was given.
+        """Send one image; return the answer and the protocol dialect that was used.
+
+        Args:
+            protocol: Protocol to use; a refusal may lead to its plainer dialect.
+            image: Encoded image to send.
 
         Raises:
-            EndpointError: no usable answer within the deadline and the retries.
-            BudgetExceededError: the budget is spent.
+            ImageError: The image is larger than the endpoint accepts.
+            EndpointError: The endpoint gave no usable answer within the deadline and the retries.
+            BudgetExceededError: The budget is spent.
         """
         request = self._encode(protocol, image)
         try:
             response = yield from self.fetch(protocol, request, carries_image=True)
             plainer = None if response.ok else protocol.fallback(response)
             if plainer is not None:
-                protocol, self.key = plainer, uuid.uuid4().hex  # a key stands for one body
+                protocol = plainer
+                # An idempotency key identifies one body, and the plainer dialect has another.
+                self.key = uuid.uuid4().hex
                 response = yield from self.fetch(
                     protocol, self._encode(protocol, image), carries_image=True
                 )
@@ -153,65 +178,84 @@ class Exchange:
             if self.carried and not self.counted:
                 self.account.asked()
                 self.counted = True
+
         if not response.ok:
             raise self.refusal(response, protocol)
         return self._decode(response, protocol), protocol
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
-        """Ask what speaks at the URL, one candidate after the other, with requests that carry no
-        image.
+        """Detect the protocol at the URL by description requests, which carry no image.
 
         Args:
-            candidates: wire formats that may be spoken there.
-            otherwise: what is spoken where none of them is recognised.
+            candidates: Protocols that the endpoint may use, in the order to try.
+            otherwise: Protocol to assume if no candidate is recognized.
 
         Raises:
-            AuthenticationError: 401 or 403 to the first question.
-            EndpointError: nobody answers, or only "later", or a redirect.
+            AuthenticationError: The first request got 401 or 403.
+            EndpointError: The endpoint is out of reach, redirects, answers "try later", or returns
+                an unreadable description.
         """
-        # several wire formats have a question in common
-        said: dict[tuple[str, str], WireResponse] = {}
+        # Several protocols share a description request; each request is sent once.
+        responses: dict[tuple[str, str], WireResponse] = {}
         for candidate in candidates:
-            asking: Protocol | None = candidate
-            while asking is not None and (question := asking.describe()) is not None:
-                key = (question.method, question.url)
-                if key not in said:
+            # A protocol may need several requests; each answer returns the next step.
+            protocol: Protocol | None = candidate
+            while protocol is not None and (request := protocol.describe()) is not None:
+                key = (request.method, request.url)
+                if key not in responses:
                     self.attempts = 0
-                    said[key] = yield from self.fetch(asking, question)
-                response = said[key]
-                if asking is candidates[0] and _decisive(response.status):
-                    raise self.refusal(response, asking)
-                found = self._understood(
-                    asking, response, sure=candidate is otherwise or asking is not candidate
-                )
-                if isinstance(found, Described):
-                    return found
-                asking = found
+                    responses[key] = yield from self.fetch(protocol, request)
+                response = responses[key]
+
+                if protocol is candidates[0] and _ends_discovery(response.status):
+                    raise self.refusal(response, protocol)
+                certain = candidate is otherwise or protocol is not candidate
+                step = self._read_description(protocol, response, certain=certain)
+                if isinstance(step, Described):
+                    return step
+                protocol = step
         return Described(otherwise)
 
-    def _understood(
-        self, asked: Protocol, response: WireResponse, *, sure: bool
+    def _read_description(
+        self, protocol: Protocol, response: WireResponse, *, certain: bool
     ) -> Described | Protocol | None:
-        """Read the answer to a question; ``sure``: the wire format is known to be this one."""
+        """Return the description, the protocol's next step, or None for another protocol's answer.
+
+        Args:
+            protocol: Protocol whose description request was sent.
+            response: Response to it.
+            certain: Whether the endpoint is known to use this protocol, so that an unreadable
+                description is an error.
+
+        Raises:
+            EndpointError: The description is unreadable, ``certain`` holds, and the protocol
+                cannot send images without it.
+        """
         try:
-            found = asked.described(response)
+            step = protocol.described(response)
             problem = f"got {excerpt(response.body, self.endpoint.credential.redact)}"
         except MalformedAnswerError as error:
-            found, problem = None, error.tell(self.endpoint.credential.redact)
-        if found is not None or not sure or asked.complete:
-            return found
+            step = None
+            problem = error.tell(self.endpoint.credential.redact)
+
+        if step is not None or not certain or protocol.complete:
+            return step
         if not response.ok:
-            raise self.refusal(response, asked)
+            raise self.refusal(response, protocol)
         text = (
-            f"not a description of a model in the protocol {asked.name!r}: {problem}; "
-            "check the "
+            f"not a model description in the protocol {protocol.name!r}: {problem}; check the "
             "URL and protocol="
         )
         raise self._error(ProtocolMismatchError, text)
 
     def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
-        """Return the request, unless the endpoint would refuse its size."""
-        request, limits = protocol.encode([image]), self.endpoint.limits
+        """Return the request for one image.
+
+        Raises:
+            ImageError: The image is larger than the endpoint accepts.
+        """
+        request = protocol.encode([image])
+        limits = self.endpoint.limits
         for got, limit, unit in (
             (len(request.body), limits.body_bytes, "bytes"),
             (image.pixels, limits.pixels, "pixels"),
@@ -225,23 +269,38 @@ class Exchange:
     def fetch(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool = False
     ) -> Steps[WireResponse]:
-        """Send until there is a response that no retry would better."""
+        """Send a request, with retries, and return the last response.
+
+        Args:
+            protocol: Protocol of the request.
+            request: Request without credentials.
+            carries_image: Whether the request counts against the budget.
+
+        Raises:
+            EndpointError: There is no complete response within the deadline and the retries.
+            BudgetExceededError: The budget is spent.
+        """
         failures: list[int | None] = []
         while True:
             pause = self.pacer.wait(self.clocks.monotonic(), len(request.body))
             if pause:
-                self.deadline += pause  # the caller's own limit is not the endpoint's fault
+                # The caller's own rate limit must not use up the endpoint's time.
+                self.deadline += pause
                 yield Sleep(pause)
+
             outcome = yield from self._send(protocol, request, carries_image=carries_image)
             if isinstance(outcome, WireResponse):
                 self.request_id = self._request_id(outcome)
                 self.rates |= {
-                    k: self._shown(v) for k, v in outcome.headers.items() if RATE.match(k)
+                    name: self._shown(value)
+                    for name, value in outcome.headers.items()
+                    if RATE.match(name)
                 }
                 if outcome.ok:
                     return outcome
             elif outcome is not None:
-                self._check(outcome)
+                self._raise_if_final(outcome)
+
             failures.append(outcome.status if isinstance(outcome, WireResponse) else None)
             wait = self._wait(protocol, failures, outcome, carries_image=carries_image)
             if wait is not None:
@@ -254,8 +313,10 @@ class Exchange:
     def _send(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool
     ) -> Steps[Outcome]:
-        """Send once; an image is written down as spent before that, and given back if it never
-        left.
+        """Send a request once.
+
+        An image is charged to the budget before it is sent, and refunded if it provably never left
+        this machine.
         """
         step = self._next(request)
         if carries_image:
@@ -263,6 +324,7 @@ class Exchange:
             self.carried += 1
         self.account.sent(len(request.body), retry=self.attempts > 0)
         self.attempts += 1
+
         started = self.clocks.monotonic()
         outcome = yield step
         if (
@@ -272,14 +334,14 @@ class Exchange:
         ):
             self.account.release()
             self.carried -= 1
-        self._tell(protocol, request, outcome, self.clocks.monotonic() - started)
+        self._log_request(protocol, request, outcome, self.clocks.monotonic() - started)
         return outcome
 
     def check_deadline(self) -> float:
-        """Return the seconds that are left.
+        """Return the seconds until the deadline.
 
         Raises:
-            TimedOutError: none is.
+            TimedOutError: The deadline has passed.
         """
         remaining = self.deadline - self.clocks.monotonic()
         if remaining <= 0:
@@ -287,6 +349,7 @@ class Exchange:
         return remaining
 
     def _next(self, request: WireRequest) -> Send:
+        """Return the step that sends a request, with the headers of this attempt."""
         remaining = self.check_deadline()
         headers = {
             "user-agent": f"pgn-client/{__version__}",
@@ -298,24 +361,24 @@ class Exchange:
             headers["idempotency-key"] = self.key
         return Send(replace(request, headers=headers), remaining)
 
-    def _tell(
+    def _log_request(
         self, protocol: Protocol, request: WireRequest, outcome: Outcome, seconds: float
     ) -> None:
-        """Log one request, in words and as fields; neither images nor credentials are in it."""
-        status = outcome.status if isinstance(outcome, WireResponse) else None
-        said = (
-            status
-            if status is not None
-            else outcome.kind
-            if isinstance(outcome, Broken)
-            else "no answer"
-        )
+        """Log one request as a text and as fields, without images and credentials."""
+        status = None
+        result = "no answer"
+        if isinstance(outcome, WireResponse):
+            status = outcome.status
+            result = str(status)
+        elif isinstance(outcome, Broken):
+            result = outcome.kind
+
         fields = {
             "endpoint": self.endpoint.name,
             "protocol": protocol.name,
             "method": request.method,
             "status": status,
-            "outcome": str(said),
+            "outcome": result,
             "attempt": self.attempts,
             "seconds": round(seconds, 6),
             "bytes": len(request.body),
@@ -327,15 +390,15 @@ class Exchange:
             extra=fields,
         )
 
-    def _check(self, broken: Broken) -> None:
-        """Raise at once what no retry can better."""
+    def _raise_if_final(self, broken: Broken) -> None:
+        """Raise the error of an outcome that no retry can improve."""
         if broken.kind in ("late", "unsent"):
             raise self._late()
         if broken.kind == "refused":
             raise self._broken(broken)
         if broken.kind == "garbled":
             raise self._error(
-                ProtocolMismatchError, f"unreadable answer: {self._shown(broken.reason)}"
+                ProtocolMismatchError, f"unreadable response: {self._shown(broken.reason)}"
             )
 
     def _wait(
@@ -346,6 +409,7 @@ class Exchange:
         *,
         carries_image: bool,
     ) -> float | None:
+        """Return the seconds to wait before a retry, or None for no retry; sets ``gave_up``."""
         response = outcome if isinstance(outcome, WireResponse) else None
         decision = self.policy.decide(
             failures,
@@ -371,16 +435,18 @@ class Exchange:
             problem = f"got {len(answers)} answers, expected one"
         except MalformedAnswerError as error:
             problem = error.tell(self.endpoint.credential.redact)
-        # raised out here, so that the error drags no context along that holds the whole body
+
+        # Raised outside the except block, so that the original exception, which holds the whole
+        # body, is not attached as context.
         text = (
-            f"not an answer of the protocol {protocol.name!r}: {problem}; check the URL and "
+            f"not an answer in the protocol {protocol.name!r}: {problem}; check the URL and "
             "protocol="
         )
         raise self._error(ProtocolMismatchError, text)
 
     def _late(self) -> EndpointError:
         text = (
-            f"no complete answer within {self.timeout:g} s ({_times(self.attempts)}); raise "
+            f"no complete response within {self.timeout:g} s ({_times(self.attempts)}); raise "
             "timeout= to wait longer"
         )
         return self._error(TimedOutError, text)
@@ -388,25 +454,28 @@ class Exchange:
     def _broken(self, broken: Broken | None) -> EndpointError:
         reason = self._shown(broken.reason) if broken else "no answer"
         if broken and broken.kind == "cut":
-            what, remedy = "the connection broke before the answer was complete", "try again later"
+            what = "the connection broke before the response was complete"
+            remedy = "try again later"
         elif broken and broken.kind == "refused" and "certificate" in reason.lower():
             what = "no trusted connection"
             remedy = (
-                "name the authority of its certificate, or a certificate of yours, in http= "
+                "give the CA of the server's certificate, or your client certificate, in http= "
                 "(--ca-file, --client-cert)"
             )
         else:
-            what, remedy = "cannot connect", "check the URL, and that the server is running"
+            what = "cannot connect"
+            remedy = "check the URL, and that the server is running"
         return self._error(
             ConnectionFailedError,
             f"{what} ({reason}; {_times(self.attempts)}){self.gave_up}; {remedy}",
         )
 
     def refusal(self, response: WireResponse, protocol: Protocol) -> StatusError:
-        """Return the error that a response without success is."""
+        """Return the error for a response whose status is not a success."""
         kind, what = _meaning(response)
-        said = self._shown(protocol.explain(response))
-        text = f"{what}: got {response.status} ({said}), {_times(self.attempts)}{self.gave_up}"
+        explanation = self._shown(protocol.explain(response))
+        attempts = _times(self.attempts)
+        text = f"{what}: got {response.status} ({explanation}), {attempts}{self.gave_up}"
         return kind(
             f"{self.endpoint.name}: {text}",
             status=response.status,
@@ -422,9 +491,7 @@ class Exchange:
         )
 
     def _shown(self, text: str) -> str:
-        """Return what a server or httpx said as it may be shown: short, on one line, without the
-        key.
-        """
+        """Return a text of the server or of httpx as one short line, with secrets redacted."""
         return excerpt(text, self.endpoint.credential.redact)
 
     def _request_id(self, response: WireResponse) -> str | None:
@@ -435,12 +502,12 @@ class Exchange:
             "apim-request-id",
             "x-amzn-trace-id",
         )
-        found = next((response.headers[name] for name in names if response.headers.get(name)), None)
-        return found and self._shown(found)
+        value = next((response.headers[name] for name in names if response.headers.get(name)), None)
+        return value and self._shown(value)
 
 
 def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
-    """Return the error of a status that is no success, and what it means to the caller."""
+    """Return the error type for a status that is not a success, and its message for the caller."""
     status = response.status
     if status in (401, 403):
         return AuthenticationError, (
@@ -454,19 +521,19 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
         return ServerError, "the endpoint failed"
     if 300 <= status < 400:
         return InvalidRequestError, (
-            "the endpoint redirects, and images are not sent on; use its final URL"
+            "the endpoint redirects, and redirects are not followed; use its final URL"
         )
     if status == 404:
-        return InvalidRequestError, "nothing there; check the URL's path and the protocol"
+        return InvalidRequestError, "not found; check the URL's path and the protocol"
     if status == 413:
-        return InvalidRequestError, "the image is larger than the endpoint takes; make it smaller"
-    return InvalidRequestError, "the endpoint refuses the request"
+        return InvalidRequestError, "the image is larger than the endpoint accepts; make it smaller"
+    return InvalidRequestError, "the endpoint rejects the request"
 
 
-def _decisive(status: int) -> bool:
-    """Whether an answer to "who is there?" ends the search: a refused key, a redirect, or
-    "later".
-    """
+def _ends_discovery(status: int) -> bool:
+    """Whether a status ends the discovery: a rejected key, a redirect, or "try later"."""
+    # A server of another protocol may answer an unknown path with 409 or 500, so these statuses
+    # do not end the discovery although they are retried.
     return status in (401, 403) or 300 <= status < 400 or status in RETRYABLE - {409, 500}
 
 

@@ -1,9 +1,8 @@
-"""Whole folders: predictions to a JSON Lines journal, adapted images to a mirrored tree; both
-resume.
+"""Whole folders: predictions into a JSON Lines journal, adapted images into a folder; both resume.
 
-A journal line is written at once and completely, so that whatever ends the process costs at most
-the images that were on their way. A rerun pays for nothing that is in the journal: same path,
-same bytes, with a label.
+A journal line is written as soon as its answer arrives, so a crash loses at most the images in
+flight. A rerun does not send an image again if the journal has a line with a label for the same
+path and the same bytes.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from pgn_client.wire.journal import (
 
 
 class FileResult(NamedTuple):
-    """One file's line in the journal.
+    """Result of one file in ``predict_files``.
 
     Attributes:
-        record: ``path, label, score, scores, sha256, attempts, error``; a failed file has no label,
-            but an error.
-        resumed: whether an earlier run had written it.
+        record: Content of the journal line: ``path``, ``label``, ``score``, ``scores``, ``sha256``,
+            ``attempts`` and ``error``. A failed file has an error and no label.
+        resumed: Whether an earlier run wrote the line.
     """
 
     record: Record
@@ -49,13 +48,13 @@ class FileResult(NamedTuple):
 
 
 class AdaptedFile(NamedTuple):
-    """One file of ``adapt_files``.
+    """Result of one file in ``adapt_files``.
 
     Attributes:
-        source: the image.
-        target: the adapted PNG.
-        skipped: whether an earlier run had written it.
-        error: why there is no target.
+        source: Path of the image.
+        target: Path of the adapted PNG.
+        skipped: Whether an earlier run wrote the PNG.
+        error: Exception that stopped the adaptation; None if there is a PNG.
     """
 
     source: Path
@@ -67,22 +66,24 @@ class AdaptedFile(NamedTuple):
 def predict_files(
     client: AdaptedClient, files: Sequence[Path], journal: PathLike
 ) -> Iterator[FileResult]:
-    """Classify files into a journal, one JSON line per file, and yield each result in the order of
-    ``files``.
+    """Classify files into a journal, one JSON line per file, and yield the results.
 
-    A file whose line is there already, for the same bytes and with a label, is not sent again;
-    failed ones are. What the predictions depend on (endpoint, model, checkpoint, fusion) is kept
-    beside the journal in ``JOURNAL.journal.json``, so that lines of two setups are never mixed.
+    The results have the order of ``files``. A file is not sent again if the journal has a line with
+    a label for the same bytes; a file that failed is sent again.
+
+    The setup of the predictions (endpoint, model, checkpoint, fusion) is stored next to the journal
+    in ``JOURNAL.journal.json``, so that a journal never mixes the lines of two setups.
 
     Args:
-        client: is not closed.
-        files: each once; see ``find_images``.
-        journal: the JSON Lines file; complete and in order when the iterator is exhausted.
+        client: Client that classifies; it is not closed.
+        files: Image files, for example from ``find_images``; a repeated file counts once.
+        journal: Path of the JSON Lines file; it is complete and in order when the iterator is
+            exhausted.
 
     Raises:
-        ConfigurationError: the journal belongs to another setup, is no journal, cannot be written,
-            or is being written by another run.
-        PGNError: what concerns every file; see ``AdaptedClient.classify_many``.
+        ConfigurationError: The journal belongs to another setup, is no journal, cannot be written,
+            or is in use by another run.
+        PGNError: An error that concerns every file; see ``AdaptedClient.classify_many``.
     """
     path = Path(journal)
     with only_writer(path):
@@ -91,30 +92,36 @@ def predict_files(
 
 
 def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterator[FileResult]:
-    known = {record["path"]: record for record in read_journal(path) if record["label"] is not None}
-    # a torn or failed line is gone for good
-    write_lines(path, (line_of(record) for record in known.values()))
-    plan: deque[tuple[Path, str | None, Record | None]] = deque()
+    """Classify the files that have no usable line in the journal, and yield all results."""
+    answered = {r["path"]: r for r in read_journal(path) if r["label"] is not None}
+    # This drops incomplete lines and those of failed files, which are classified again.
+    write_lines(path, (line_of(record) for record in answered.values()))
+
+    # Files that the client has read from ``pending`` but whose results were not yielded yet, in
+    # order: path, SHA-256, and the record of an earlier run if it is usable.
+    queue: deque[tuple[Path, str | None, Record | None]] = deque()
     written: list[Record] = []
 
     def pending() -> Iterator[Path]:
         for file in dict.fromkeys(files):
-            digest, old = sha256_of(file), known.get(str(file))
-            resumable = old is not None and old["sha256"] == digest
-            plan.append((file, digest, old if resumable else None))
-            if not resumable:
+            digest = sha256_of(file)
+            previous = answered.get(str(file))
+            is_usable = previous is not None and previous["sha256"] == digest
+            queue.append((file, digest, previous if is_usable else None))
+            if not is_usable:
                 yield file
 
     def resumed() -> Iterator[FileResult]:
-        while plan and plan[0][2] is not None:
-            yield FileResult(plan.popleft()[2] or {}, True)
+        while queue and queue[0][2] is not None:
+            yield FileResult(queue.popleft()[2] or {}, True)
 
     with opened(path) as file:
         for result in client.classify_many(pending()):
             for earlier in resumed():
                 written.append(earlier.record)
                 yield earlier
-            source, digest, _ = plan.popleft()
+
+            source, digest, _ = queue.popleft()
             record = record_of(source, digest, result)
             file.write(line_of(record))
             file.flush()
@@ -123,34 +130,42 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
     for earlier in resumed():
         written.append(earlier.record)
         yield earlier
-    asked = {str(file) for file in files}
-    others = (record for name, record in known.items() if name not in asked)
-    write_lines(path, map(line_of, [*others, *written]))  # what an earlier run was asked for stays
+
+    # Lines of other files, from an earlier run on another selection, stay in the journal.
+    selected = {str(file) for file in files}
+    others = (record for name, record in answered.items() if name not in selected)
+    write_lines(path, map(line_of, [*others, *written]))
 
 
 def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Record]:
-    """Classify files without a journal; yield what its lines would be, in order."""
+    """Classify files without a journal, and yield the records that its lines would have.
+
+    Args:
+        client: Client that classifies; it is not closed.
+        files: Image files, for example from ``find_images``.
+    """
     for file, result in zip(files, client.classify_many(files), strict=True):
         yield record_of(file, sha256_of(file), result)
 
 
 def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterator[AdaptedFile]:
-    """Write what would be sent for each image of ``source`` as PNG into a mirrored tree; nothing
-    is sent.
+    """Write the adapted images of ``source`` as PNG into a folder with the same tree.
 
-    An image that an earlier run adapted from the same bytes with the same checkpoint is skipped;
-    that is noted in ``TARGET/adapted.jsonl``. Each PNG appears under its name only when it is
-    complete.
+    Nothing is sent. ``TARGET/adapted.jsonl`` lists the finished images. An image is skipped if an
+    earlier run adapted the same bytes with the same checkpoint. A PNG appears under its name only
+    when it is complete.
 
     Args:
-        adapter: for example a ``PromptAdapter``.
-        source: as for ``find_images``.
-        target: a folder, made if missing; neither inside the source folder nor around it.
+        adapter: Adapter that prepares the images, for example a ``PromptAdapter``.
+        source: Folder or other source of images, as for ``find_images``.
+        target: Folder to write, which is created if missing; neither inside the source folder nor
+            around it.
 
     Raises:
-        ConfigurationError: no images, or a target that overlaps with the source.
+        ConfigurationError: There are no images, or the target overlaps with the source.
     """
-    root, out = Path(source), Path(target)
+    root = Path(source)
+    out = Path(target)
     files = find_images(source)
     targets = _targets(files, _base(root, files, out), out)
     if {file.parent.resolve() for file in files} & {file.parent.resolve() for file in targets}:
@@ -158,13 +173,17 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
             f"output folder: got {out}, which holds the images themselves; choose another"
         )
     out.mkdir(parents=True, exist_ok=True)
-    journal, checkpoint = out / "adapted.jsonl", _fingerprint(adapter)
+
+    journal = out / "adapted.jsonl"
+    checkpoint = _fingerprint(adapter)
     done = {
         r["path"]: r
         for r in read_journal(journal)
         if r["label"] == "adapted" and r["checkpoint"] == checkpoint
     }
+    # This drops incomplete lines and those of other checkpoints.
     write_lines(journal, (line_of(record) for record in done.values()))
+
     todo = zip(files, targets, strict=True)
     with opened(journal) as log:
         while chunk := list(itertools.islice(todo, MAX_BATCH)):
@@ -178,18 +197,23 @@ def _fingerprint(adapter: Adapter) -> str | None:
 def _adapt_chunk(
     adapter: Adapter, chunk: Sequence[tuple[Path, Path]], done: Mapping[str, Record], log: IO[str]
 ) -> Iterator[AdaptedFile]:
-    fresh = []
+    """Adapt one batch of images that are not done yet, and yield the results of all."""
+    todo = []
     for source, target in chunk:
-        digest, old = sha256_of(source), done.get(str(source))
-        if old and old["sha256"] == digest and old["target"] == str(target) and target.exists():
+        digest = sha256_of(source)
+        previous = done.get(str(source))
+        is_same = previous and previous["sha256"] == digest and previous["target"] == str(target)
+        if is_same and target.exists():
             yield AdaptedFile(source, target, True, None)
         else:
-            fresh.append((source, target, digest))
-    prepared = prepare_each(adapter, [caught(open_image, source) for source, _, _ in fresh])
-    for (source, target, digest), item in zip(fresh, prepared, strict=True):
+            todo.append((source, target, digest))
+
+    prepared = prepare_each(adapter, [caught(open_image, source) for source, _, _ in todo])
+    for (source, target, digest), item in zip(todo, prepared, strict=True):
         if isinstance(item, PGNError):
             yield AdaptedFile(source, target, False, item)
             continue
+
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, PNG.encode(item.image))
         record = {"path": str(source), "label": "adapted", "sha256": digest, "target": str(target)}
@@ -199,12 +223,15 @@ def _adapt_chunk(
 
 
 def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
-    """Return the folder that the tree mirrors, after checking that the output does not overlap with
-    a given one.
+    """Return the folder whose tree the output mirrors.
+
+    Raises:
+        ConfigurationError: The source is a folder that overlaps with the output.
     """
     if root.is_dir():
-        inside, outside = root.resolve(), out.resolve()
-        if inside == outside or inside in outside.parents or outside in inside.parents:
+        source = root.resolve()
+        target = out.resolve()
+        if source == target or source in target.parents or target in source.parents:
             raise ConfigurationError(
                 f"output folder: got {out}, expected one that does not overlap with {root}"
             )
@@ -213,15 +240,17 @@ def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
 
 
 def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
-    """Return one PNG name per file: ``a.png`` for ``a.jpg``, or ``a.jpg.png`` where another file is
-    called ``a``.
+    """Return one PNG path per file, all of them different.
+
+    The name for ``a.jpg`` is ``a.png``, or ``a.jpg.png`` if another file already has that name.
     """
     names: dict[Path, Path] = {}
     taken: set[Path] = set()
-    for file in sorted(files, key=lambda path: path.suffix != ".png"):  # a PNG keeps its name
-        inside = (file.absolute() if base.is_absolute() else file).relative_to(base)
-        longer = (inside.with_name(f"{inside.name}{n or ''}.png") for n in itertools.count())
-        candidates = itertools.chain([inside.with_suffix(".png")], longer)
+    # PNGs come first, so that they keep their names.
+    for file in sorted(files, key=lambda path: path.suffix != ".png"):
+        relative = (file.absolute() if base.is_absolute() else file).relative_to(base)
+        longer = (relative.with_name(f"{relative.name}{n or ''}.png") for n in itertools.count())
+        candidates = itertools.chain([relative.with_suffix(".png")], longer)
         names[file] = next(name for name in candidates if name not in taken)
         taken.add(names[file])
     return [out / names[file] for file in files]

@@ -1,6 +1,4 @@
-"""How connections are made: TLS, proxies, headers, client certificates, under the names that httpx
-gives them.
-"""
+"""Connection options: TLS, proxies, headers and client certificates, with httpx's names."""
 
 from __future__ import annotations
 
@@ -15,30 +13,33 @@ NAMES = ("auth", "cert", "headers", "proxy", "verify")
 
 
 class HttpOptions:
-    """Checked arguments of ``httpx.Client``; what they hold is shown nowhere.
+    """Checked arguments of ``httpx.Client``; their values appear in no message and no repr.
 
     Args:
-        given: any of ``verify`` (an ``ssl.SSLContext`` or a bool), ``cert``, ``proxy``, ``headers``
-            and ``auth``.
+        given: Arguments by name: ``verify`` (an ``ssl.SSLContext`` or a bool), ``cert``, ``proxy``,
+            ``headers`` and ``auth``; all are optional.
+
+    Attributes:
+        headers: Headers to send with each request.
 
     Raises:
-        ConfigurationError: another name, or a value of a wrong type.
+        ConfigurationError: A name is unknown, or ``headers`` does not map texts to texts.
     """
 
     __slots__ = ("_arguments", "headers")
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
-        unknown = sorted(set(given or {}) - set(NAMES))
+        given = given or {}
+        unknown = sorted(set(given) - set(NAMES))
         if unknown:
             raise ConfigurationError(f"http: got {', '.join(unknown)}, expected {', '.join(NAMES)}")
-        self._arguments = {
-            name: value for name, value in (given or {}).items() if name != "headers"
-        }
-        headers = (given or {}).get("headers") or {}
-        texts = isinstance(headers, Mapping) and all(
-            isinstance(x, str) for pair in headers.items() for x in pair
+
+        self._arguments = {name: value for name, value in given.items() if name != "headers"}
+        headers = given.get("headers") or {}
+        are_texts = isinstance(headers, Mapping) and all(
+            isinstance(name, str) and isinstance(value, str) for name, value in headers.items()
         )
-        if not texts:
+        if not are_texts:
             raise ConfigurationError(
                 "http: headers: expected a mapping of names to values, all of them texts"
             )
@@ -48,15 +49,18 @@ class HttpOptions:
         return "<http options>"
 
     def arguments(self) -> dict[str, Any]:
-        """Return what ``httpx.Client`` is made with; the headers are sent by the exchange."""
+        """Return the arguments of ``httpx.Client``, without the headers.
+
+        ``Exchange`` adds the headers to each request, as a part of the endpoint's credential.
+        """
         return dict(self._arguments)
 
     def secrets(self) -> Iterator[str]:
-        """Yield what ``auth`` would send to the endpoint: no message may show it, and no plain
-        connection carry it.
+        """Yield the secrets that ``auth`` sends to the endpoint.
 
-        Of an ``auth`` that is no pair of texts nothing is known but that it authorises: an empty
-        secret.
+        Messages must not show them, and an unencrypted connection must not send them. An ``auth``
+        that is no pair of user and password authorizes requests with unknown secrets: it yields an
+        empty text.
         """
         auth = self._arguments.get("auth")
         if (
@@ -65,14 +69,17 @@ class HttpOptions:
             and all(isinstance(part, str | bytes) for part in auth)
         ):
             user, password = (part.encode() if isinstance(part, str) else part for part in auth)
-            yield from (password.decode("latin-1"), password.decode("utf-8", "replace"))
+            # A response may echo the bytes in either encoding, or the header's value.
+            yield password.decode("latin-1")
+            yield password.decode("utf-8", "replace")
             yield base64.b64encode(user + b":" + password).decode()
         elif auth is not None:
             yield ""
 
     def passwords(self) -> Iterator[str]:
-        """Yield the password of ``proxy``, which only the proxy gets and no message may show."""
+        """Yield the password in ``proxy``; it goes to the proxy only, and messages hide it."""
         proxy = self._arguments.get("proxy")
         password = urlsplit(proxy).password if isinstance(proxy, str) else None
         if password:
-            yield from (password, unquote(password))
+            yield password
+            yield unquote(password)

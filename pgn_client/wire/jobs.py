@@ -1,4 +1,4 @@
-"""Images on their way: prepared, in chunks, each a job for the endpoint or an error of its own."""
+"""Prepares images in chunks; each one becomes a job for the endpoint, or an error of its own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ from pgn_client.wire.protocols import Payload
 T = TypeVar("T")
 
 
-MAX_BATCH = 16  # images adapted together
+MAX_BATCH = 16
+"""Largest number of images that are adapted together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image after all local work: what to send, unless the local head is ``confident``.
+    """One image after all local work.
 
-    With ``again`` it is sent although its answer is recorded, and nothing new is recorded.
+    Attributes:
+        payload: Encoded image to send; empty if ``confident``.
+        local: (C,) log-probabilities of the local head, or None without one.
+        confident: Whether the local head answers alone, so that nothing is sent.
+        again: Whether to send the image even if its answer is recorded, and to record nothing.
     """
 
     payload: Payload
@@ -41,7 +46,7 @@ class Job:
 
 
 def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:
-    """Return what a call returns, or the error of this library that it raises."""
+    """Return the result of a call, or the ``PGNError`` that it raises."""
     try:
         return call(argument)
     except PGNError as error:
@@ -56,12 +61,12 @@ def raised(value: T | PGNError) -> T:
 
 
 def asks(job: Job | PGNError) -> bool:
-    """Whether the endpoint, or what is recorded of it, has to be asked."""
+    """Whether a job needs the endpoint or its recorded answers."""
     return isinstance(job, Job) and not job.confident
 
 
 def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of ``size`` images, and an empty one at the end."""
+    """Yield lists of up to ``size`` images, and an empty list at the end."""
     rest = iter(sources)
     while chunk := list(itertools.islice(rest, size)):
         yield chunk
@@ -71,11 +76,12 @@ def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSour
 async def chunks_async(
     sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
 ) -> AsyncIterator[list[ImageSource]]:
-    """Yield what ``chunks`` does, also of an asynchronous source."""
+    """Yield the same lists as ``chunks``; ``sources`` may be asynchronous."""
     if not isinstance(sources, AsyncIterable):
         for chunk in chunks(sources, size):
             yield chunk
         return
+
     chunk = []
     async for source in sources:
         chunk.append(source)
@@ -88,32 +94,44 @@ async def chunks_async(
 
 
 def ends_all(result: object) -> PGNError | None:
-    """Return the error of an image's result that concerns every other image too: a refused key,
-    a wrong set-up.
+    """Return the error of a failed image if every other image would fail with it too, else None.
+
+    Such errors are a rejected key, a wrong checkpoint or configuration, and a missing package.
     """
-    wrong = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
-    return (
-        result.error
-        if isinstance(result, ImageFailure) and isinstance(result.error, wrong)
-        else None
-    )
+    fatal = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
+    if isinstance(result, ImageFailure) and isinstance(result.error, fatal):
+        return result.error
+    return None
 
 
 def prepare_each(
     adapter: Adapter | None, images: Sequence[Image.Image | PGNError]
 ) -> list[Prepared | PGNError]:
-    """Adapt images together; one that fails, now or before, leaves the others alone.
+    """Adapt images together; an image that fails does not affect the others.
+
+    Args:
+        adapter: Adapter to apply; None leaves the images unchanged.
+        images: RGB images; an error stands for an image that failed before.
+
+    Returns:
+        One prepared image or error per image, in order.
 
     Raises:
-        CheckpointError, ConfigurationError, MissingDependencyError: what concerns every image.
+        CheckpointError, ConfigurationError, MissingDependencyError: Every image would fail.
     """
     if adapter is None:
         return [image if isinstance(image, PGNError) else Prepared(image) for image in images]
-    good = [image for image in images if not isinstance(image, PGNError)]
+
+    readable = [image for image in images if not isinstance(image, PGNError)]
     try:
-        ready: Iterator[Prepared | PGNError] = iter(adapter.prepare(good) if good else [])
+        prepared: Iterator[Prepared | PGNError] = iter(
+            adapter.prepare(readable) if readable else []
+        )
     except (CheckpointError, ConfigurationError, MissingDependencyError):
         raise
     except PGNError:
-        ready = iter([caught(lambda image: adapter.prepare([image])[0], image) for image in good])
-    return [image if isinstance(image, PGNError) else next(ready) for image in images]
+        # One bad image fails the whole batch, so each image is tried on its own.
+        prepared = iter(
+            [caught(lambda image: adapter.prepare([image])[0], image) for image in readable]
+        )
+    return [image if isinstance(image, PGNError) else next(prepared) for image in images]

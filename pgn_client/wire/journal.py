@@ -1,6 +1,4 @@
-"""A journal of predictions: JSON Lines that survive whatever ends the process, and one writer at a
-time.
-"""
+"""Journals of predictions: JSON Lines that survive a crash and have one writer at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +22,13 @@ Record = dict[str, Any]
 
 
 def record_of(source: Path, digest: str | None, result: Prediction | ImageFailure) -> Record:
-    """Return the record of one file: its prediction, or why there is none."""
+    """Return the record of one file.
+
+    Args:
+        source: Path of the image.
+        digest: SHA-256 of the file's bytes; None if it cannot be read.
+        result: Prediction, or the reason why there is none.
+    """
     record: Record = {
         "path": str(source),
         "label": None,
@@ -35,45 +39,59 @@ def record_of(source: Path, digest: str | None, result: Prediction | ImageFailur
     if isinstance(result, ImageFailure):
         attempts = result.error.attempts if isinstance(result.error, EndpointError) else 0
         return {**record, "attempts": attempts, "error": str(result.error)}
-    found = {"label": result.label, "score": result.score, "scores": dict(result.scores)}
-    return {**record, **found, "attempts": result.attempts, "error": None}
+    prediction = {"label": result.label, "score": result.score, "scores": dict(result.scores)}
+    return {**record, **prediction, "attempts": result.attempts, "error": None}
 
 
 def pin(journal: Path, setup: Mapping[str, Any]) -> None:
-    """Write down what the journal's lines depend on, or compare with what an earlier run wrote.
+    """Store the setup of a new journal, or compare it with that of an existing one.
 
-    A journal of failures alone holds nothing that another setup could spoil.
+    A journal of failures alone takes over the new setup: all its files are classified again.
+
+    Args:
+        journal: Path of the journal.
+        setup: Settings that the predictions depend on.
+
+    Raises:
+        ConfigurationError: The journal has another setup, or its setup is unknown.
     """
-    beside = journal.with_name(journal.name + ".journal.json")
+    setup_file = journal.with_name(journal.name + ".journal.json")
+    setup_lines = [json.dumps(setup, indent=1, sort_keys=True) + "\n"]
     if not journal.exists() or journal.stat().st_size == 0:
-        write_lines(beside, [json.dumps(setup, indent=1, sort_keys=True) + "\n"])
+        write_lines(setup_file, setup_lines)
         return
+
     try:
-        earlier = json.loads(beside.read_text(encoding="utf-8"))
+        earlier = json.loads(setup_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigurationError(
-            f"{journal}: exists, and {beside.name} does not say what made it; remove it or choose "
-            "another file"
+            f"{journal}: exists, but its setup cannot be read from {setup_file.name}; remove it or "
+            "choose another file"
         ) from None
+
     differ = sorted(key for key in {*earlier, *setup} if earlier.get(key) != setup.get(key))
     if differ and {record["label"] for record in read_journal(journal)} == {None}:
-        write_lines(beside, [json.dumps(setup, indent=1, sort_keys=True) + "\n"])
+        write_lines(setup_file, setup_lines)
     elif differ:
         raise ConfigurationError(
             f"{journal}: was made with another {' and '.join(differ)} (then "
-            f"{_brief(earlier.get(differ[0]))}, now "
-            f"{_brief(setup.get(differ[0]))}); choose another --out, or remove it to start again"
+            f"{_brief(earlier.get(differ[0]))}, now {_brief(setup.get(differ[0]))}); choose "
+            "another --out, or remove it to start again"
         )
 
 
 def _brief(value: object) -> str:
-    """Say a setting in a message: a fingerprint by its beginning, and nothing as ``none``."""
+    """Return a setting for a message: long values are cut, and None becomes ``none``."""
     text = "none" if value is None else str(value)
     return text if len(text) <= 48 else f"{text[:12]}…"
 
 
 def read_journal(journal: Path) -> Iterator[Record]:
-    """Yield the journal's records; a last line that was cut by a killed process is left out."""
+    """Yield the journal's records, without a last line that a killed process left incomplete.
+
+    Raises:
+        ConfigurationError: Another line is no record.
+    """
     if not journal.exists():
         return
     with journal.open("rb") as file:
@@ -92,8 +110,9 @@ def read_journal(journal: Path) -> Iterator[Record]:
 
 
 def sha256_of(file: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes; None when it cannot be read, which the client will
-    explain.
+    """Return the SHA-256 of a file's bytes; None if the file cannot be read.
+
+    There is no error here, because the client reports one when it opens the file.
     """
     try:
         with file.open("rb") as content:
@@ -104,28 +123,43 @@ def sha256_of(file: Path) -> str | None:
 
 @contextlib.contextmanager
 def only_writer(journal: Path) -> Iterator[None]:
-    """Refuse a second run on a journal; the lock ends with its process, however that ends."""
-    beside = journal.with_name(f".{journal.name}.lock")
-    with opened(beside, journal) as file:
+    """Hold the lock of a journal, so that no second run writes it.
+
+    The operating system releases the lock when the process ends, even after a crash.
+
+    Raises:
+        ConfigurationError: Another run is writing the journal, or the lock file cannot be made.
+    """
+    lock_file = journal.with_name(f".{journal.name}.lock")
+    with opened(lock_file, journal) as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigurationError(
-                    f"{journal}: another run is writing it; wait for that, or choose another file"
+                    f"{journal}: another run is writing it; wait until it ends, or choose another "
+                    "file"
                 ) from None
             except OSError:
-                pass  # a network drive without locks
+                # Some network drives have no locks; the run goes on without one.
+                pass
         try:
             yield
         finally:
+            # A lock file that cannot be removed does no harm: the lock itself is released.
             with contextlib.suppress(OSError):
-                beside.unlink()
+                lock_file.unlink()
 
 
 def opened(path: Path, shown: Path | None = None) -> IO[str]:
-    """Open a file to append to; an error names ``shown``, where that is the file that the user
-    knows.
+    """Open a file to append text to it.
+
+    Args:
+        path: Path of the file.
+        shown: Path that an error names, where the user gave another one; None for ``path``.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
     """
     try:
         return path.open("a", encoding="utf-8")
@@ -134,10 +168,10 @@ def opened(path: Path, shown: Path | None = None) -> IO[str]:
 
 
 def line_of(record: Record) -> str:
-    """Return a record as a line of the journal."""
+    """Return a record as one line of JSON."""
     return json.dumps(record) + "\n"
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file of these lines, complete or not at all."""
+    """Write a file with these lines; it appears complete or not at all."""
     write_whole(path, "".join(lines).encode())

@@ -1,8 +1,8 @@
-"""Images and money spent, with a hard cap that holds over threads, processes, crashes and restarts.
+"""Counts sent images and their cost, and enforces a budget across threads, processes and restarts.
 
-What counts against a budget is every time that an image is sent, retries included: the provider may
-bill each of them. It is written down before the image is sent, so that whatever ends the process
-leaves it counted; only what provably never left this machine is given back.
+Every time that an image is sent counts, retries included, because the provider may bill each of
+them. The count is written before the image is sent, so a crash cannot lose it. It is taken back
+only if the image provably never left this machine.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from pgn_client.types import Usage
 
 
 class Ledger:
-    """How often images were sent to each endpoint, and what that cost (SQLite); a file outlives its
-    process.
+    """Number and cost of the images sent to each endpoint, in SQLite.
 
-    Safe to use from several threads, and the file from several processes: all that spend together
-    keep to one budget.
+    It is safe for several threads, and a file is safe for several processes: all of them share one
+    budget.
 
     Args:
-        path: the database file, made if missing; None keeps the ledger in memory.
+        path: Path of the database file, which is created if missing; None keeps the ledger in
+            memory.
 
     Raises:
-        ConfigurationError: the file cannot be opened or is something else.
+        ConfigurationError: The file cannot be opened or is no ledger.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
-        with self._telling():
+        with self._database_errors():
             self._db = sqlite3.connect(
                 self._name, check_same_thread=False, timeout=30.0, isolation_level=None
             )
-        weakref.finalize(self, self._db.close)  # of one that nobody closes
+        # For a ledger that is never closed.
+        weakref.finalize(self, self._db.close)
         try:
-            with self._telling():
+            with self._database_errors():
                 self._db.execute("PRAGMA journal_mode = WAL")
-                # money: also a power cut loses no image
+                # The counts are money: with FULL, a power cut loses none of them.
                 self._db.execute("PRAGMA synchronous = FULL")
                 columns = (
-                    "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER "
-                    "NOT NULL, "
+                    "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER NOT NULL, "
                     "cost REAL NOT NULL"
                 )
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS spent ({columns})")
@@ -57,36 +57,38 @@ class Ledger:
             raise
 
     def spent(self, endpoint: str) -> tuple[int, float]:
-        """Return how many images were sent to an endpoint, and what those with a known price cost.
+        """Return the number of images sent to an endpoint, and the cost of those with a price.
 
         Args:
-            endpoint: its fingerprint, that of URL and model.
+            endpoint: Fingerprint of the endpoint's URL and model.
         """
-        with self._telling(), self._lock:
+        with self._database_errors(), self._lock:
             row = self._db.execute(
                 "SELECT images, cost FROM spent WHERE endpoint = ?", (endpoint,)
             ).fetchone()
         return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
 
     def reserve(self, endpoint: str, name: str, budget: int | None, price: float) -> None:
-        """Write down one image that is about to be sent.
+        """Count one image that is about to be sent.
 
         Args:
-            endpoint: its fingerprint.
-            name: of the endpoint, for people; without any credential.
-            budget: images that may be sent there in all, since the ledger began; None is no limit.
-            price: of this image, in any currency; 0 where it is unknown.
+            endpoint: Fingerprint of the endpoint's URL and model.
+            name: Name of the endpoint for people, without any credential.
+            budget: Total number of images that may be sent to the endpoint, counted since the
+                ledger was created; None for no limit.
+            price: Price of this image in any currency; 0 if it is unknown.
 
         Raises:
-            BudgetExceededError: it would be one too many; nothing is written.
+            BudgetExceededError: The image would exceed the budget; nothing is counted.
         """
         with self._writing():
             if budget is not None:
                 row = self._db.execute(
                     "SELECT images FROM spent WHERE endpoint = ?", (endpoint,)
                 ).fetchone()
-                if (row[0] if row else 0) >= budget:
-                    raise BudgetExceededError(row[0] if row else 0, budget)
+                images = row[0] if row else 0
+                if images >= budget:
+                    raise BudgetExceededError(images, budget)
             self._db.execute(
                 "INSERT INTO spent VALUES (?, ?, 1, ?) ON CONFLICT (endpoint) DO UPDATE "
                 "SET images = images + 1, cost = cost + excluded.cost",
@@ -94,24 +96,27 @@ class Ledger:
             )
 
     def release(self, endpoint: str, price: float) -> None:
-        """Take back one image that never left this machine."""
+        """Take back the count of one image that never left this machine."""
         with self._writing():
-            change = (
-                "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?"
+            # MAX: rounding of floats could leave a cost slightly below 0.
+            self._db.execute(
+                "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?",
+                (price, endpoint),
             )
-            self._db.execute(change, (price, endpoint))
 
     def close(self) -> None:
         """Close the file; the ledger cannot be used afterwards."""
-        with self._lock:  # SQLite crashes where one thread closes what another is using
+        # SQLite crashes if one thread closes the connection while another uses it.
+        with self._lock:
             self._db.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold off all other writers, of other processes too, from before the first look to after
-        the last change.
+        """Run a transaction that excludes all other writers, also of other processes.
+
+        The lock is taken before the first read, so no count can change between check and update.
         """
-        with self._telling(), self._lock:
+        with self._database_errors(), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -121,7 +126,8 @@ class Ledger:
             self._db.execute("COMMIT")
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _database_errors(self) -> Iterator[None]:
+        """Turn errors of SQLite into ``ConfigurationError``."""
         try:
             yield
         except sqlite3.Error as error:
@@ -132,18 +138,23 @@ class Ledger:
 
 
 class Account:
-    """What one client, and the copies of it, spend at one endpoint. Safe to use from several
-    threads.
+    """Usage and budget of one client and its copies at one endpoint; safe for several threads.
 
     Args:
-        ledger: where it is written down.
-        endpoint: the fingerprint of URL and model.
-        name: of the endpoint, for people.
-        budget: how often images may be sent there, by all that share the ledger; None is no limit.
-        price_per_image: in any currency; None leaves ``cost`` unknown.
+        ledger: Ledger that stores the counts.
+        endpoint: Fingerprint of the endpoint's URL and model.
+        name: Name of the endpoint, for people.
+        budget: Number of images that all clients with this ledger may send to the endpoint, retries
+            included; None for no limit.
+        price_per_image: Price of one image in any currency; None leaves ``cost`` unknown.
+
+    Attributes:
+        ledger: Ledger that stores the counts.
+        budget: Budget in images; None for no limit.
+        price: Price of one image; None if it is unknown.
 
     Raises:
-        ConfigurationError: a budget or price that is none.
+        ConfigurationError: The budget or the price is invalid.
     """
 
     def __init__(
@@ -160,47 +171,63 @@ class Account:
             raise ConfigurationError(
                 f"budget: got {budget!r}, expected a number of images, 0 or more, or None"
             )
-        known = isinstance(price_per_image, int | float) and not isinstance(price_per_image, bool)
-        if price_per_image is not None and not (known and 0 <= price_per_image < math.inf):
+        is_number = isinstance(price_per_image, int | float) and not isinstance(
+            price_per_image, bool
+        )
+        if price_per_image is not None and not (is_number and 0 <= price_per_image < math.inf):
             raise ConfigurationError(
                 f"price_per_image: got {price_per_image!r}, expected 0 or more, or None"
             )
-        self.ledger, self.budget, self.price = ledger, budget, price_per_image
-        self._endpoint, self._name = endpoint, name
+
+        self.ledger = ledger
+        self.budget = budget
+        self.price = price_per_image
+        self._endpoint = endpoint
+        self._name = name
+
         self._lock = threading.Lock()
-        self._images = self._billable = self._requests = self._retries = self._bytes = 0
+        self._images = 0
+        self._billable = 0
+        self._requests = 0
+        self._retries = 0
+        self._bytes = 0
 
     def reserve(self) -> None:
-        """Write down that an image is about to be sent.
+        """Count one image that is about to be sent.
 
         Raises:
-            BudgetExceededError: it would be one too many; nothing is written.
+            BudgetExceededError: The image would exceed the budget; nothing is counted.
         """
         self.ledger.reserve(self._endpoint, self._name, self.budget, self.price or 0.0)
         with self._lock:
             self._billable += 1
 
     def release(self) -> None:
-        """Take back what was reserved for an image that never left this machine."""
+        """Take back the count of one image that never left this machine."""
         self.ledger.release(self._endpoint, self.price or 0.0)
         with self._lock:
             self._billable -= 1
 
     @property
     def refusal(self) -> BudgetExceededError | None:
-        """The error with which the next image would be refused; None where there is budget left."""
+        """Error that the next image would raise; None if there is budget left."""
         if self.budget is None:
             return None
         images, _ = self.ledger.spent(self._endpoint)
         return BudgetExceededError(images, self.budget) if images >= self.budget else None
 
     def asked(self) -> None:
-        """Count one image, however often it was sent."""
+        """Count one image for ``usage.images``, once for all of its retries."""
         with self._lock:
             self._images += 1
 
     def sent(self, size: int, *, retry: bool) -> None:
-        """Count one HTTP request with ``size`` body bytes."""
+        """Count one HTTP request.
+
+        Args:
+            size: Size of the request body in bytes.
+            retry: Whether the request is a retry.
+        """
         with self._lock:
             self._requests += 1
             self._retries += retry
@@ -208,9 +235,13 @@ class Account:
 
     @property
     def usage(self) -> Usage:
-        """What the client has used so far."""
+        """Usage of the client and its copies so far."""
         with self._lock:
-            cost = None if self.price is None else self._billable * self.price
             return Usage(
-                self._images, self._requests, self._retries, self._bytes, cost, self._billable
+                images=self._images,
+                requests=self._requests,
+                retries=self._retries,
+                bytes_sent=self._bytes,
+                cost=None if self.price is None else self._billable * self.price,
+                billable=self._billable,
             )

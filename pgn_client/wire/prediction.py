@@ -1,6 +1,4 @@
-"""From an endpoint's answer to a prediction, and from its description to whether a checkpoint was
-made for it.
-"""
+"""Turns an endpoint's answer into a prediction, and checks that a checkpoint fits the endpoint."""
 
 from __future__ import annotations
 
@@ -16,31 +14,22 @@ import numpy as np
 from pgn_client.arrays import Floats
 from pgn_client.checkpoint.card import RAW, ServedBackbone, ServedCard
 from pgn_client.errors import CheckpointError, PGNError
-from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction
+from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction, Reply
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import excerpt
 
 _log = logging.getLogger("pgn_client")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An endpoint's answer, and what it took, now or when it was recorded."""
-
-    answer: Answer
-    attempts: int = 0
-    request_id: str | None = None
-
-
 @dataclass(slots=True)
 class Upload:
-    """How far the upload of a checkpoint's hosted part is; shared by all who ask at the same time.
+    """Upload state of a checkpoint's hosted part, shared by all concurrent calls.
 
     Attributes:
-        busy: held by the one who uploads.
-        done: how often it was found or put there.
-        there: whether the server has it, as far as is known.
-        failure: of the last try.
+        busy: Lock that the uploading call holds.
+        done: Number of times that the server was found to have the part, or received it.
+        there: Whether the server has the part, to the best of this client's knowledge.
+        failure: Error of the last attempt.
     """
 
     busy: threading.Lock = field(default_factory=threading.Lock)
@@ -49,15 +38,25 @@ class Upload:
     failure: PGNError | None = None
 
     def forgotten(self, seen: int) -> None:
-        """The server does not know what was there after ``seen`` uploads; a newer one stays."""
+        """Mark the part as missing on the server, unless a newer upload has finished.
+
+        Args:
+            seen: Value of ``done`` before the request that the server rejected.
+        """
         if self.done == seen:
             self.there = False
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What images are adapted with, opened at the first use; shared by copies of a client that
-    keep it.
+    """Adapter of a client, loaded at first use; copies of a client share it.
+
+    Attributes:
+        source: Path of a checkpoint, an adapter, or None to send images unchanged.
+        adapter: Loaded adapter; None before first use or without a source.
+        verified: Whether the checkpoint was compared with the endpoint's model.
+        warned: Whether the warning about too few labels was logged.
+        upload: Upload state of the part that runs on the server.
     """
 
     source: str | os.PathLike[str] | Adapter | None
@@ -69,7 +68,7 @@ class Checkpoint:
 
     @property
     def card(self) -> ServedCard:
-        """What the adapter's card says of serving; nothing before it is open."""
+        """The serving fields of the adapter's card; an empty card before the adapter is loaded."""
         if self.adapter is None:
             return ServedCard()
         if self._card is None:
@@ -78,12 +77,12 @@ class Checkpoint:
 
     @property
     def hosted(self) -> Hosted | None:
-        """What of it runs on the server, if any; known once it is opened."""
+        """The part that runs on the server, if any; None before the adapter is loaded."""
         return getattr(self.adapter, "hosted", None)
 
 
 def probabilities(answer: Answer) -> Floats:
-    """Return an answer's scores as probabilities: the softmax of logits, anything else as it is."""
+    """Return an answer's scores as (S,) probabilities: the softmax of logits, else unchanged."""
     scores = np.asarray(answer.scores, dtype=np.float64)
     return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
 
@@ -96,14 +95,14 @@ def ranked(
     *,
     log: bool = False,
 ) -> Prediction:
-    """Return a prediction, best label first; labels of equal scores stay in their order.
+    """Return a prediction with the best label first; labels of equal scores keep their order.
 
     Args:
         labels: S names.
-        scores: (S,) probabilities, or log-probabilities where ``log``: two of these that differ may
-            round to the same probability, and must still be ranked as they are.
-        source: Who answered.
-        reply: What the answer took.
+        scores: (S,) probabilities, or log-probabilities if ``log``. Two different log-probabilities
+            may round to the same probability; they are still ranked by their log-probabilities.
+        source: Origin of the scores.
+        reply: Reply with the number of requests and the request identifier.
         log: Whether scores are log-probabilities.
     """
     order = np.argsort(-scores, kind="stable")
@@ -114,21 +113,22 @@ def ranked(
 
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
-    """Warn, once, where an answer holds fewer labels than the checkpoint's mapping was fitted
-    on.
-    """
+    """Log one warning if an answer has fewer labels than the checkpoint's mapping was fitted on."""
     if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
-    mapping, recipe = checkpoint.adapter.mapping, checkpoint.card.recipe
+
+    mapping = checkpoint.adapter.mapping
+    recipe = checkpoint.card.recipe
     source = getattr(mapping, "source", ())
     fitted = min((recipe and recipe.top_k) or len(source), len(source))
     if getattr(mapping, "open", False) or len(answer.labels) >= fitted:
         return
+
     checkpoint.warned = True
     _log.warning(
-        "%s answers %d labels, the mapping was fitted on %d: answers are misread; ask for all "
-        "of them, "
-        "train with --top-k, or fit the mapping to this endpoint with pgn map --ckpt",
+        "%s returns %d labels, but the label mapping was fitted on %d and misreads shorter "
+        "answers; request all labels, train with --top-k, or fit the mapping to this endpoint "
+        "with pgn map --ckpt",
         endpoint.name,
         len(answer.labels),
         fitted,
@@ -136,42 +136,45 @@ def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answe
 
 
 def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None:
-    """Compare a checkpoint's card with what the endpoint says; warn where it says nothing.
+    """Compare a checkpoint's card with the endpoint's model.
+
+    Fields that either side does not give are skipped. A missing patch-embedding fingerprint is
+    logged as a warning.
+
+    Args:
+        card: Serving fields of the checkpoint's card.
+        info: Model description of the endpoint, or None if it gives none.
+        endpoint: Endpoint that was described.
 
     Raises:
-        CheckpointError: made for another backbone, input size or preprocessing.
+        CheckpointError: The checkpoint was made for another backbone, input size or preprocessing.
     """
-    # images go as they are, to any model whose labels the mapping reads
+    # A raw checkpoint sends images unchanged, so it fits any model whose labels it maps.
     if card.method == RAW:
         return
+
     backbone = card.backbone or ServedBackbone()
-    made_for = (
-        (
-            "patch embedding",
-            backbone.patch_embedding_sha256,
-            info and info.patch_embedding_sha256,
-        ),
+    fingerprint = backbone.patch_embedding_sha256
+    published = info.patch_embedding_sha256 if info else None
+    fields = (
+        ("patch embedding", fingerprint, published),
         ("input size", backbone.input_size, info and info.input_size),
         ("profile", card.profile, endpoint.found.profile or (info and info.profile)),
     )
-    for what, expected, got in made_for:
-        if expected is not None and got is not None and str(expected) != str(got):
-            said, name = (
-                excerpt(str(text), endpoint.credential.redact)
-                for text in (got, info.name if info else got)
-            )
-            remedy = f"--profile {said}" if what == "profile" else f"--backbone {name}"
-            raise CheckpointError(
-                f"the checkpoint was made for another model: {what} of {endpoint.name}: got "
-                f"{said}, "
-                f"expected {expected} "
-                f"(checkpoint for {backbone.name}); train again with "
-                f"{remedy}"
-            )
-    if made_for[0][1] is None or made_for[0][2] is None:
-        who = endpoint.name if made_for[0][1] is not None else "the checkpoint"
+    for what, expected, got in fields:
+        if expected is None or got is None or str(expected) == str(got):
+            continue
+        shown = excerpt(str(got), endpoint.credential.redact)
+        name = excerpt(str(info.name if info else got), endpoint.credential.redact)
+        remedy = f"--profile {shown}" if what == "profile" else f"--backbone {name}"
+        raise CheckpointError(
+            f"the checkpoint was made for another model: {what} of {endpoint.name}: got {shown}, "
+            f"expected {expected} (checkpoint for {backbone.name}); train again with {remedy}"
+        )
+
+    if fingerprint is None or published is None:
         _log.warning(
             "%s does not publish a patch-embedding fingerprint (only plain ViTs have one), so the "
             "checkpoint could not be verified against it",
-            who,
+            "the checkpoint" if fingerprint is None else endpoint.name,
         )

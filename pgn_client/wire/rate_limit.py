@@ -1,4 +1,4 @@
-"""How fast requests may go out."""
+"""Client-side rate limits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import threading
 
 
 class Pacer:
-    """Spaces requests evenly, by their number and their size. Safe to use from several threads.
+    """Spaces requests evenly by their number and their size. Safe to use from several threads.
 
-    A token bucket without bursts: a request with a body of n bytes keeps the next one back for
+    A token bucket without bursts: after a request with an n-byte body, the next request waits
     ``max(1 / per_second, n / bytes_per_second)`` seconds.
+
+    Args:
+        per_second: Largest number of requests per second; None for no limit.
+        bytes_per_second: Largest number of request body bytes per second; None for no limit.
     """
 
     def __init__(
@@ -22,8 +26,11 @@ class Pacer:
         self._lock = threading.Lock()
 
     def wait(self, now: float, size: int = 0) -> float:
-        """Take the next free slot for a request with ``size`` body bytes, and return the seconds
-        until it.
+        """Reserve the next free slot and return the seconds until it begins.
+
+        Args:
+            now: Current time on a monotonic clock, in seconds.
+            size: Size of the request body in bytes.
         """
         with self._lock:
             slot = max(now, self._next)
@@ -31,5 +38,5 @@ class Pacer:
             return slot - now
 
     def seconds(self, size: int) -> float:
-        """Return for how long a request with ``size`` body bytes keeps the next one back."""
+        """Return how long a request with ``size`` body bytes delays the next one, in seconds."""
         return max(self._gap, size * self._per_byte)

@@ -1,6 +1,4 @@
-"""What is known of the model behind an endpoint: who it is, how it is spoken to, and what is
-recorded of it.
-"""
+"""State of the model behind an endpoint: its identity, its protocol and its recorded answers."""
 
 from __future__ import annotations
 
@@ -15,84 +13,89 @@ from pgn_client.errors import (
     NotRecordedError,
     TimedOutError,
 )
-from pgn_client.types import ModelInfo
+from pgn_client.types import ModelInfo, Reply
 from pgn_client.wire.cache import AnswerCache, cache_key, endpoint_key
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.exchange import Exchange, Steps
-from pgn_client.wire.prediction import Reply
 from pgn_client.wire.protocols import Payload, Protocol, open_protocol, possible
 
 _log = logging.getLogger("pgn_client")
 
 
 class Discovery:
-    """One endpoint, found out once for a client and all copies of it.
+    """The endpoint's protocol and model, detected once for a client and all its copies.
 
     Args:
-        endpoint: where images go.
-        cache: recorded answers.
+        endpoint: Endpoint that receives the images.
+        cache: Recorded answers, or None.
 
     Attributes:
-        endpoint: with the limits that it told.
-        key: of what is recorded of it: other labels or options are another question, with other
-            answers.
-        protocol: what it speaks, once that is known.
-        info: what it says about its model.
+        endpoint: The endpoint, with the limits that its description gives.
+        cache: Recorded answers, or None.
+        key: Key of the endpoint in the cache. It includes labels and options, because the answers
+            depend on them.
+        protocol: Protocol of the endpoint; None until it is detected.
+        info: Model description of the endpoint; None if it gives none.
+        failure: Error of the last attempt to get the description.
+        recalled: Model identity from the cache, in use while the endpoint is out of reach or during
+            a replay.
         asked: Whether the endpoint has answered the description request.
-        failure: of the last attempt to ask.
-        recalled: what the cache remembers of the model, while the endpoint is out of reach or is
-            not to be asked.
-        closed: whether the client that owns the connections is.
-        rates: headers about limits of rate, as they came last.
+        closed: Whether the client that owns the connections is closed.
+        rates: Latest rate limit headers.
 
     Raises:
-        ConfigurationError: recorded answers are to be replayed, and there are none of this
-            endpoint.
+        ConfigurationError: The cache is to be replayed, but holds no answers of this endpoint.
     """
 
     def __init__(self, endpoint: Endpoint, cache: AnswerCache | None) -> None:
-        self.endpoint, self.cache = endpoint, cache
-        told = [endpoint.labels, dict(endpoint.options)]
-        asked = json.dumps(told, sort_keys=True) if any(told) else ""
-        self.key = endpoint_key(endpoint.url, endpoint.model, asked)
-        self._noted: str | None = None
+        self.endpoint = endpoint
+        self.cache = cache
+        settings = [endpoint.labels, dict(endpoint.options)]
+        # Without settings the key is that of earlier versions, whose recordings stay readable.
+        settings_json = json.dumps(settings, sort_keys=True) if any(settings) else ""
+        self.key = endpoint_key(endpoint.url, endpoint.model, settings_json)
         self.protocol: Protocol | None = None
         self.info: ModelInfo | None = None
         self.failure: EndpointError | None = None
         self.recalled: str | None = None
-        self.asked = self.closed = False
+        self.asked = False
+        self.closed = False
         self.rates: dict[str, str] = {}
+        self._noted: str | None = None
+
         if cache is not None and cache.replay:
             self.recalled = self.recall()
             if self.recalled is None:
                 raise ConfigurationError(
-                    f"replay: got {cache.name}, in which no answer of {endpoint.name} to this "
-                    "question is recorded; "
-                    "give the URL, model, protocol, labels and options of the recording"
+                    f"replay: got {cache.name}, which holds no answer of {endpoint.name} with "
+                    "these settings; give the URL, model, protocol, labels and options of the "
+                    "recording"
                 )
 
     def is_ready(self, before: EndpointError | None, *, needed: bool, for_info: bool) -> bool:
-        """Whether nothing needs to be asked about the model before the first image.
+        """Whether the first image can be sent without a description request.
 
         Args:
-            before: the failure that was known when this call began. A newer one is shared by all
-                who waited for it: otherwise they would find it out again, one after the other.
-            needed: whether somebody wants to know who the model is.
-            for_info: whether the model's description is what is wanted.
+            before: Value of ``failure`` when this call began. A newer failure is raised for all
+                concurrent calls, so that they do not repeat the failing request one by one.
+            needed: Whether the caller needs the identity of the model.
+            for_info: Whether the caller needs the model description itself.
 
         Raises:
-            EndpointError: asking failed meanwhile.
+            EndpointError: The description request of a concurrent call failed.
         """
         if self.cache is not None and self.cache.replay:
             if for_info:
-                raise self._not_recorded("what the model says of itself is not recorded")
+                raise self._not_recorded("the model description is not recorded")
             return True
+
         if self.endpoint.protocol != "auto":
             self.protocol = self.protocol or open_protocol(self.endpoint)
             if not needed and self.protocol.complete:
                 return True
         if self.asked:
             return True
+
         if self.failure is None or self.failure is before:
             return False
         if for_info or self.recalled is None:
@@ -100,58 +103,80 @@ class Discovery:
         return True
 
     def settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Find out what is spoken, and what the model says of itself.
+        """Detect the protocol and get the model description.
 
-        Where nobody can be reached, recorded answers of the model that was last seen there can
-        still be given.
+        While the endpoint is out of reach, the recorded answers of the model that was last seen
+        there stay usable.
+
+        Args:
+            exchange: Exchange that sends the requests.
+            for_info: Whether the caller needs the model description itself.
+
+        Raises:
+            EndpointError: The endpoint gave no usable description, and no recorded model can
+                replace it.
         """
         try:
-            found = yield from exchange.discover(*possible(self.endpoint))
+            described = yield from exchange.discover(*possible(self.endpoint))
         except EndpointError as error:
-            away = isinstance(error, ConnectionFailedError | TimedOutError)
-            self.failure, self.recalled = error, self.recall() if away else None
+            unreachable = isinstance(error, ConnectionFailedError | TimedOutError)
+            self.failure = error
+            self.recalled = self.recall() if unreachable else None
             if for_info or self.recalled is None:
                 raise
             return
-        told = {k: v for k, v in asdict(found.limits).items() if v is not None}
-        self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **told))
-        self.info, self.failure, self.recalled = found.info, None, None
-        protocol, plainer = found.protocol, found.protocol.plainer()
+
+        limits = {k: v for k, v in asdict(described.limits).items() if v is not None}
+        self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **limits))
+        self.info = described.info
+        self.failure = None
+        self.recalled = None
+
+        protocol = described.protocol
         _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
+        plainer = protocol.plainer()
+        # An earlier run with this cache ended in the plainer dialect, so this run starts in it.
         if plainer is not None and self._identity(plainer) == self.recall():
             protocol = plainer
         self.protocol = protocol
         self.asked = True
 
     def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
-        """Ask about one image and record the answer, unless it is asked ``again`` to compare."""
-        asked = self.protocol or open_protocol(self.endpoint)
-        answer, spoken = yield from exchange.ask(asked, payload)
+        """Send one image, record the answer and return it; ``again`` records nothing."""
+        protocol = self.protocol or open_protocol(self.endpoint)
+        answer, answered = yield from exchange.ask(protocol, payload)
         self.rates |= exchange.rates
-        if asked.proven and self.protocol is not asked:
-            # another image was refused at the same time, and not for the dialect
-            self.protocol = asked
-        elif spoken is not asked and not asked.proven:
-            self.protocol = spoken
+
+        if protocol.proven and self.protocol is not protocol:
+            # A concurrent call fell back to a plainer dialect. This dialect has worked, so the
+            # endpoint refused the other call's image, not the dialect.
+            self.protocol = protocol
+        elif answered is not protocol and not protocol.proven:
+            # The endpoint refused this dialect and answered in a plainer one, which is kept.
+            self.protocol = answered
+
         if self.cache is not None and not again:
-            key = self._key(payload, spoken)
+            key = self._key(payload, answered)
             self.cache.put(key, answer, exchange.attempts, exchange.request_id)
-            if not payload.hosted:  # a canary is sent to the model itself
+            # A drift check sends its images to the model itself, so those of a hosted adapter
+            # are not kept for it.
+            if not payload.hosted:
                 self.cache.keep(self.key, key, payload.data)
-            self._note(spoken)
+            self._note(answered)
         return Reply(answer, exchange.attempts, exchange.request_id)
 
     def recorded(self, payload: Payload) -> Reply | None:
-        """Return the reply to an image whose answer is recorded.
+        """Return the reply to an image if its answer is recorded, else None.
 
         Raises:
-            EndpointError: it is not, and the endpoint is out of reach, or not to be asked.
+            EndpointError: It is not recorded, and the endpoint is out of reach or this is a replay.
         """
-        found = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
-        if found is not None:
+        recorded = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
+        if recorded is not None:
             if self.protocol is not None and self.recalled is None:
                 self._note(self.protocol)
-            return Reply(found.answer, found.attempts, found.request_id)
+            return recorded
+
         if self.cache is not None and self.cache.replay:
             raise self._not_recorded("no answer to this image is recorded")
         if self.recalled is not None and self.failure is not None:
@@ -159,51 +184,49 @@ class Discovery:
         return None
 
     def is_recorded(self, payload: Payload) -> bool:
-        """Whether the answer of the model that was last seen there is recorded; nobody is asked who
-        is there now.
-        """
+        """Whether an answer of the model last seen at the endpoint is recorded; sends nothing."""
         identity = self.recall()
         return bool(
             identity is not None and self.cache and self.cache.get(self._key_of(payload, identity))
         )
 
     def recall(self) -> str | None:
-        """Return the identity of the model whose answers were recorded or used last, in the
-        protocol that is named.
+        """Return the recorded identity of the model last used, or None.
+
+        An identity that was recorded in another protocol than the configured one does not count.
         """
-        found = None if self.cache is None else self.cache.recall(self.key)
-        spoken = json.loads(found)[-1].split()[0] if found else None
-        return found if self.endpoint.protocol in ("auto", spoken) else None
+        identity = None if self.cache is None else self.cache.recall(self.key)
+        # The identity ends with the dialect, which begins with the protocol's name.
+        protocol = json.loads(identity)[-1].split()[0] if identity else None
+        return identity if self.endpoint.protocol in ("auto", protocol) else None
 
     def _note(self, protocol: Protocol) -> None:
-        """Remember whose answers are used, and the dialect; a later run with the same cache goes on
-        in it.
-        """
+        """Record the current model and dialect, from which a later run with this cache starts."""
         identity = self._identity(protocol)
         if self.cache is not None and identity != self._noted:
             self.cache.remember(self.key, identity)
             self._noted = identity
 
     def _identity(self, protocol: Protocol) -> str:
-        """Return what tells this model, and the form of its answers, from another behind the same
-        URL.
-        """
+        """Return a text that identifies this model and the form of its answers at the URL."""
         info = self.info or ModelInfo("")
-        told = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
-        return json.dumps([*told, protocol.dialect])
+        fields = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
+        return json.dumps([*fields, protocol.dialect])
 
     def _key(self, payload: Payload, protocol: Protocol | None) -> str:
         identity = self.recalled or (self._identity(protocol) if protocol is not None else "")
         return self._key_of(payload, identity)
 
     def _key_of(self, payload: Payload, identity: str) -> str:
-        asked = json.dumps([identity, payload.hosted]) if payload.hosted else identity
-        return cache_key(self.endpoint.url, self.endpoint.model, asked, payload.data)
+        if payload.hosted:
+            identity = json.dumps([identity, payload.hosted])
+        return cache_key(self.endpoint.url, self.endpoint.model, identity, payload.data)
 
     def _not_recorded(self, what: str) -> NotRecordedError:
-        name, file = self.endpoint.name, self.cache.name if self.cache is not None else ""
+        name = self.endpoint.name
+        file = self.cache.name if self.cache is not None else ""
         text = (
-            f"{name}: {what} in {file}, and a replay asks nobody; record it with cache= "
+            f"{name}: {what} in {file}, and a replay sends nothing; record it with cache= "
             f"(--cache {file})"
         )
         return NotRecordedError(text, endpoint=name, attempts=0)

@@ -1,5 +1,5 @@
-"""Whether to send a request again, and when. Pure: nothing here sleeps, reads a clock or draws
-randomness.
+"""Decides whether and when to send a request again. Pure: it does not sleep, read a clock or draw
+random numbers.
 """
 
 from __future__ import annotations
@@ -11,42 +11,53 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+"""Statuses after which a request is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Send again after this many seconds."""
+    """Decision to send the request again after a pause.
+
+    Attributes:
+        seconds: Length of the pause in seconds.
+    """
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Do not send again; the reason is empty where the status itself says it."""
+    """Decision to not send the request again.
+
+    Attributes:
+        reason: Reason for the error message; empty if the status alone explains it.
+    """
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with a cap, a server's own wish first.
+    """Exponential backoff with a cap; a wait that the server requests comes first.
 
-    Retry n (0, 1, ...) waits ``min(cap, base * 2**n) * jitter`` with jitter in [0.75, 1], drawn by
-    the caller. With the defaults: 0.5, 1, 2, 4 s at most, so the four retries give a server 5.6 to
-    7.5 s to recover; the jitter keeps many clients from coming back in the same instant.
+    Retry n (0, 1, ...) waits ``min(cap, base * 2**n) * jitter`` seconds. The caller draws the
+    jitter from [0.75, 1]. With the defaults the waits are at most 0.5, 1, 2 and 4 s, so the four
+    retries give a server 5.6 to 7.5 s to recover. The jitter keeps many clients from retrying at
+    the same instant.
 
-    Retried: 408, 409, 425, 429, 502, 503, 504, 529 and broken connections; 500 once only, because
-    it more often means "this image makes me fail" than "try later"; never 501 and 505.
-    ``x-should-retry: true | false`` wins over that.
+    The policy retries 408, 409, 425, 429, 502, 503, 504, 529 and broken connections. It retries 500
+    only once, because 500 more often means "this image makes the server fail" than "try later". It
+    never retries 501 and 505. ``x-should-retry: true | false`` overrides these rules.
 
-    A wait that the server asks for replaces the backoff. One above ``max_retry_after``, or any wait
-    that passes the deadline, ends the call at once: waiting would only delay the same error.
+    A wait that the server requests replaces the backoff. A requested wait above
+    ``max_retry_after``, and any wait that passes the deadline, ends the call at once: waiting would
+    only delay the same error.
 
     Attributes:
-        max_retries: requests beyond the first.
-        base: first wait, in seconds.
-        cap: longest wait of the backoff, in seconds.
-        max_retry_after: longest wait that a server may ask for, in seconds.
+        max_retries: Largest number of retries of one call.
+        base: First wait of the backoff in seconds.
+        cap: Longest wait of the backoff in seconds.
+        max_retry_after: Longest accepted wait that a server may request, in seconds.
     """
 
     max_retries: int = 4
@@ -55,7 +66,8 @@ class RetryPolicy:
     max_retry_after: float = 60.0
 
     def backoff(self, retry: int, jitter: float) -> float:
-        """Return seconds before retry number ``retry`` (from 0)."""
+        """Return the seconds to wait before retry number ``retry``, counted from 0."""
+        # The exponent is bounded because 2.0 ** 1024 overflows.
         return float(min(self.cap, self.base * 2.0 ** min(retry, 64)) * jitter)
 
     def decide(
@@ -69,30 +81,33 @@ class RetryPolicy:
         hint: float | None = None,
         retryable: bool | None = None,
     ) -> Wait | Stop:
-        """Say what to do after the last of ``failures``.
+        """Decide what to do after the last of ``failures``.
 
         Args:
-            failures: statuses of all failed requests of this call, oldest first; None is a broken
-                connection.
-            headers: of the last response, names in lower case.
-            jitter: factor in [0.75, 1].
-            now: wall clock, seconds since the epoch; for HTTP dates.
-            remaining: seconds until the deadline.
-            hint: a wait in seconds that the protocol found in the body (Hugging Face's
-                ``estimated_time``).
-            retryable: the protocol's own opinion, where it has one.
+            failures: Statuses of all failed requests of this call, oldest first; None stands for a
+                broken connection.
+            headers: Headers of the last response, names in lower case.
+            jitter: Factor of the backoff, in [0.75, 1].
+            now: Wall clock time in seconds since the epoch, for HTTP dates.
+            remaining: Seconds until the deadline.
+            hint: Wait in seconds that the response body requests (``estimated_time`` of Hugging
+                Face), if any.
+            retryable: Whether the protocol classifies the failure as temporary; None leaves the
+                decision to this policy.
         """
-        if not self._worth(failures, headers, retryable):
+        if not self._is_temporary(failures, headers, retryable):
             return Stop()
         if len(failures) > self.max_retries:
             return Stop(f"{self.max_retries} retries used up" if self.max_retries else "")
-        asked = wished_wait(headers, now) or hint
-        if asked is not None and asked > self.max_retry_after:
+
+        requested = wished_wait(headers, now) or hint
+        if requested is not None and requested > self.max_retry_after:
             return Stop(
-                f"the endpoint asks to wait {asked:.0f} s, more than the "
+                f"the endpoint asks to wait {requested:.0f} s, more than the "
                 f"{self.max_retry_after:.0f} s allowed"
             )
-        seconds = asked or self.backoff(len(failures) - 1, jitter)
+
+        seconds = requested or self.backoff(len(failures) - 1, jitter)
         if seconds >= remaining:
             return Stop(
                 f"a retry in {seconds:.1f} s would pass the deadline, "
@@ -100,14 +115,15 @@ class RetryPolicy:
             )
         return Wait(seconds)
 
-    def _worth(
+    def _is_temporary(
         self, failures: Sequence[int | None], headers: Mapping[str, str], retryable: bool | None
     ) -> bool:
-        wish = headers.get("x-should-retry", "").strip().lower()
-        if wish in ("true", "false"):
-            return wish == "true"
+        should_retry = headers.get("x-should-retry", "").strip().lower()
+        if should_retry in ("true", "false"):
+            return should_retry == "true"
         if retryable is not None:
             return retryable
+
         status = failures[-1]
         if status == 500:
             return failures.count(500) == 1
@@ -117,14 +133,18 @@ class RetryPolicy:
 def wished_wait(headers: Mapping[str, str], now: float) -> float | None:
     """Return the positive number of seconds that a response asks to wait, or None.
 
-    Read in this order: ``retry-after-ms``, ``retry-after`` (seconds or an HTTP date), ``ratelimit``
-    (IETF: ``;t=``).
+    The first usable header counts, in this order: ``retry-after-ms``, ``retry-after`` (seconds or
+    an HTTP date), ``ratelimit`` (IETF: ``;t=``).
+
+    Args:
+        headers: Headers of the response, names in lower case.
+        now: Wall clock time in seconds since the epoch, for HTTP dates.
     """
     waits = (
         _seconds(headers.get("retry-after-ms"), scale=1e-3),
         _seconds(headers.get("retry-after")),
-        _until(headers.get("retry-after"), now),
-        _reset(headers.get("ratelimit")),
+        _seconds_until(headers.get("retry-after"), now),
+        _seconds_to_reset(headers.get("ratelimit")),
     )
     return next((wait for wait in waits if wait is not None and wait > 0), None)
 
@@ -137,13 +157,13 @@ def _seconds(text: str | None, scale: float = 1.0) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _until(text: str | None, now: float) -> float | None:
+def _seconds_until(text: str | None, now: float) -> float | None:
     try:
         return parsedate_to_datetime(text).timestamp() - now if text else None
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def _reset(text: str | None) -> float | None:
-    found = re.search(r";\s*t=(\d{1,9})", text or "")
-    return float(found[1]) if found else None
+def _seconds_to_reset(text: str | None) -> float | None:
+    reset = re.search(r";\s*t=(\d{1,9})", text or "")
+    return float(reset[1]) if reset else None

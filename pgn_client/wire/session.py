@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, cast
 from urllib.parse import unquote_plus, urlsplit
@@ -22,14 +22,10 @@ import numpy as np
 from PIL import Image
 
 from pgn_client.arrays import Floats
-from pgn_client.errors import (
-    ConfigurationError,
-    EndpointError,
-    PGNError,
-)
+from pgn_client.errors import ConfigurationError, EndpointError, PGNError
 from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
 from pgn_client.mapping.fusion import fuse, is_confident
-from pgn_client.types import NONE, Adapter, Answer, Prediction, Prepared, Usage
+from pgn_client.types import NONE, Adapter, Answer, Prediction, Prepared, Reply, Usage
 from pgn_client.wire.cache import AnswerCache, endpoint_key
 from pgn_client.wire.endpoint import Credential, Endpoint
 from pgn_client.wire.exchange import Clocks, Exchange, Steps
@@ -38,7 +34,6 @@ from pgn_client.wire.jobs import MAX_BATCH, Job, caught, chunks, prepare_each, r
 from pgn_client.wire.ledger import Account, Ledger
 from pgn_client.wire.prediction import (
     Checkpoint,
-    Reply,
     probabilities,
     ranked,
     verify,
@@ -56,7 +51,7 @@ SAME: Any = ...
 
 
 class Session(ABC):
-    """What both clients share; see ``AdaptedClient`` for the arguments."""
+    """Base of both clients; see ``AdaptedClient`` for the arguments."""
 
     def __init__(
         self,
@@ -87,34 +82,39 @@ class Session(ABC):
             "a whole number, 1 or more",
             lambda x: x >= 1 and x == int(x),
         )
-        for name, limit in (
+        rate_limits = (
             ("requests_per_second", requests_per_second),
             ("bytes_per_second", bytes_per_second),
-        ):
+        )
+        for name, limit in rate_limits:
             if limit is not None:
                 _check(name, limit, "a number above 0, or None", lambda x: 0 < x < math.inf)
         self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
+
         self._checkpoint = Checkpoint(pgn_ckpt)
-        self._http_options, self._transport = HttpOptions(http), transport
+        self._http_options = HttpOptions(http)
+        self._transport = transport
         endpoint = _endpoint(url, protocol, model, labels)
         endpoint = replace(
             endpoint, credential=_credential(api_key, self._http_options, endpoint.url)
         )
-        open_protocol(endpoint)  # a wrong name or option is told now, not at the first image
+        # Opened only to raise the error of a wrong name or option now, not at the first image.
+        open_protocol(endpoint)
+
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
         self._clocks = Clocks()
         self._local_work = threading.Lock()
-        self._closed = self._borrows = False
-        # nothing stays open where a later argument cannot work
+        self._closed = False
+        self._borrows = False
+
+        # The stack closes the opened files if a later argument is invalid.
         with contextlib.ExitStack() as opened:
-            book = (
-                ledger
-                if isinstance(ledger, Ledger)
-                else opened.enter_context(contextlib.closing(Ledger(ledger)))
-            )
+            if not isinstance(ledger, Ledger):
+                ledger = opened.enter_context(contextlib.closing(Ledger(ledger)))
             fingerprint = endpoint_key(endpoint.url, endpoint.model)
-            self._account = Account(book, fingerprint, endpoint.name, budget, price_per_image)
+            self._account = Account(ledger, fingerprint, endpoint.name, budget, price_per_image)
+
             self._cache = cache if isinstance(cache, AnswerCache) else None
             if cache is not None and self._cache is None:
                 self._cache = opened.enter_context(
@@ -132,7 +132,11 @@ class Session(ABC):
         fusion: float | Literal["auto"] | None,
         query_below: float | None,
     ) -> None:
-        """Check and keep the options in which copies may differ."""
+        """Check and set the options that ``with_options`` can change.
+
+        Raises:
+            ConfigurationError: An option is invalid.
+        """
         _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
         _check(
             "max_retries",
@@ -151,10 +155,13 @@ class Session(ABC):
             )
         if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
             raise ConfigurationError(
-                "fusion and query_below need the local head of a checkpoint: got pgn_ckpt=None"
+                "fusion and query_below need a checkpoint with a local head: got pgn_ckpt=None"
             )
-        self.timeout, self._policy = float(timeout), RetryPolicy(max_retries=int(max_retries))
-        self._fusion, self._query_below = fusion, query_below
+
+        self.timeout = float(timeout)
+        self._policy = RetryPolicy(max_retries=int(max_retries))
+        self._fusion = fusion
+        self._query_below = query_below
 
     def with_options(
         self,
@@ -165,94 +172,95 @@ class Session(ABC):
         fusion: float | Literal["auto"] | None = SAME,
         query_below: float | None = SAME,
     ) -> Self:
-        """Return a client with other options that shares all else with this one.
+        """Return a copy of this client with other options.
 
-        Shared are the connections, the limits of rate and concurrency, budget and usage, the cache,
-        and what was found out about the endpoint. Closing the copy closes none of it; closing this
-        client ends the copy too.
+        The copy shares the connections, the rate and concurrency limits, the budget and usage, the
+        cache, and the detected protocol and model. Closing the copy closes none of these. Closing
+        this client also ends the copy.
 
         Args:
-            pgn_ckpt: as of the constructor, like the others; what is left out stays as it is.
-            timeout: seconds for one call.
-            max_retries: requests beyond the first.
-            fusion: weight of the local head.
-            query_below: how sure the local head answers alone.
+            pgn_ckpt: Path of a checkpoint, an adapter, or None. Here and below, an omitted option
+                keeps this client's value.
+            timeout: Time limit for one call in seconds.
+            max_retries: Largest number of retries of one call.
+            fusion: Weight of the local head in [0, 1], ``auto``, or None for 0.
+            query_below: Confidence threshold of the local head in [0, 1], or None.
 
         Raises:
-            ConfigurationError: an argument that cannot work.
+            ConfigurationError: An argument is invalid.
         """
-        made = copy.copy(self)
+        client = copy.copy(self)
         if pgn_ckpt is not SAME:
-            made._checkpoint = Checkpoint(pgn_ckpt)
-        made._configure(
+            client._checkpoint = Checkpoint(pgn_ckpt)
+        client._configure(
             self.timeout if timeout is SAME else timeout,
             self._policy.max_retries if max_retries is SAME else max_retries,
-            made._checkpoint.source,
+            client._checkpoint.source,
             self._fusion if fusion is SAME else fusion,
             self._query_below if query_below is SAME else query_below,
         )
-        made._borrows = True
-        return made
+        client._borrows = True
+        return client
 
     @abstractmethod
     def _open(self) -> None:
-        """Make what sends and waits; the last thing that the constructor does."""
+        """Create the objects that send and wait; called at the end of the constructor."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where images go, with the limits that it told."""
+        """The endpoint, with the limits that its description gives."""
         return self._model.endpoint
 
     @property
     def usage(self) -> Usage:
-        """What this client and its copies have used so far."""
+        """Images, requests, bytes and cost of this client and its copies so far."""
         return self._account.usage
 
     def pace(self, size: int) -> float:
-        """Return for how long one image of ``size`` bytes keeps the next one back, by the
-        client's own limits.
+        """Return how long an image of ``size`` bytes delays the next one, in seconds.
+
+        Only the client's own rate limits count.
         """
         return self._pacer.seconds(size)
 
     def recorded(self, images: Iterable[ImageSource]) -> int:
-        """Return how many of these images the cache could answer for the model that was last
-        seen; sends nothing.
-        """
+        """Return how many images have a recorded answer of the model last seen; sends nothing."""
         if self._cache is None:
             return 0
-        jobs = (
-            job for chunk in chunks(images, self.chunk) for job in self._jobs(chunk, always=True)
-        )
-        return sum(isinstance(job, Job) and self._model.is_recorded(job.payload) for job in jobs)
+
+        count = 0
+        for chunk in chunks(images, self.chunk):
+            for job in self._jobs(chunk, always=True):
+                if isinstance(job, Job) and self._model.is_recorded(job.payload):
+                    count += 1
+        return count
 
     @property
     def rate_limits(self) -> dict[str, str]:
-        """What the endpoint's last answers said of their limits of rate: headers, names in lower
-        case.
-        """
+        """The endpoint's latest rate limit headers, names in lower case."""
         return dict(self._model.rates)
 
     @property
     def protocol(self) -> str | None:
-        """The wire format that is spoken, and its dialect; None before the first question."""
-        spoken = self._model.protocol
-        return None if spoken is None else spoken.dialect
+        """The detected protocol and its dialect; None before the first request."""
+        protocol = self._model.protocol
+        return None if protocol is None else protocol.dialect
 
     @property
     def chunk(self) -> int:
-        """How many images are adapted together."""
+        """Number of images that are adapted together."""
         return min(self.max_concurrency, MAX_BATCH)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what this client's predictions depend on, as JSON; holds no credential."""
+        """Return, as JSON values, the settings that determine predictions; holds no credential."""
         adapter = self._open_adapter()
-        named = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
-        told = [self.endpoint.labels, dict(self.endpoint.options), named]
+        protocol = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
+        settings = [self.endpoint.labels, dict(self.endpoint.options), protocol]
         return {
-            **({"asked": digest(*told)} if any(told) else {}),
+            **({"asked": digest(*settings)} if any(settings) else {}),
             "endpoint": self.endpoint.mark,
             "model": self.endpoint.model,
             "checkpoint": (self._checkpoint.card.fingerprint or "unnamed") if adapter else None,
@@ -260,18 +268,20 @@ class Session(ABC):
             "query_below": self._query_below,
         }
 
-    # ---- local work: open, adapt, encode; runs torch, so it never runs in an event loop
+    # ---- Local work: open, adapt, encode. It may run torch, so it never runs in an event loop.
 
     def _open_adapter(self) -> Adapter | None:
-        """Return the adapter, loading the checkpoint at the first use."""
-        opened = self._checkpoint
-        if opened.adapter is None and isinstance(opened.source, str | os.PathLike):
+        """Return the adapter; the first use loads the checkpoint."""
+        checkpoint = self._checkpoint
+        if checkpoint.adapter is None and isinstance(checkpoint.source, str | os.PathLike):
+            # Imported here because it loads torch, which a client without a checkpoint may lack.
             from pgn_client.prompting import adapter
 
-            opened.adapter = cast(Adapter, adapter.load(opened.source, self.endpoint.found.profile))
-        elif opened.adapter is None:
-            opened.adapter = cast("Adapter | None", opened.source)
-        return opened.adapter
+            profile = self.endpoint.found.profile
+            checkpoint.adapter = cast(Adapter, adapter.load(checkpoint.source, profile))
+        elif checkpoint.adapter is None:
+            checkpoint.adapter = cast("Adapter | None", checkpoint.source)
+        return checkpoint.adapter
 
     def _prepare(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
         images = [caught(open_image, source) for source in sources]
@@ -279,14 +289,19 @@ class Session(ABC):
             return prepare_each(self._open_adapter(), images)
 
     def _job(self, item: Prepared, *, always: bool) -> Job:
-        """Decide whether the endpoint is asked at all (``always``: it is)."""
-        alpha = self._alpha(item.local_log_probs)
+        """Return the job of a prepared image.
+
+        Args:
+            item: Prepared image.
+            always: Whether the endpoint must answer even if the local head could answer alone.
+        """
         local = item.local_log_probs
-        confident = alpha == 1.0
+        confident = self._alpha(local) == 1.0
         if self._query_below is not None and local is not None:
             confident |= bool(is_confident(local[None], self._query_below)[0])
         if confident and not always:
             return Job(Payload(b"", ""), local, confident=True)
+
         pixels = item.image.width * item.image.height
         return Job(
             Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image, item.hosted), local
@@ -296,7 +311,7 @@ class Session(ABC):
         self._check_open()
         refusal = self._account.refusal
         if refusal is not None and self._always_asks():
-            # none of them could be answered: spare their preparation
+            # No image could be answered, so preparing them would be wasted work.
             return [refusal for _ in sources]
         items = self._prepare(sources)
         return [
@@ -304,7 +319,7 @@ class Session(ABC):
         ]
 
     def _always_asks(self) -> bool:
-        """Whether no image can be answered without the endpoint."""
+        """Whether every image needs a request to the endpoint."""
         if self._cache is not None or self._query_below is not None:
             return False
         with self._local_work:
@@ -318,32 +333,39 @@ class Session(ABC):
         if as_it_is:
             if not isinstance(source, bytes):
                 raise ConfigurationError(
-                    f"as_it_is: got {describe(source)}, expected the bytes of a PNG file"
+                    f"as_it_is: got {describe(source)}, expected the content of a PNG file in bytes"
                 )
             image = open_image(source)
-            return Job(
-                Payload(source, PNG.media_type, image.width * image.height, image), again=True
-            )
+            payload = Payload(source, PNG.media_type, image.width * image.height, image)
+            return Job(payload, again=True)
         return raised(self._jobs([source], always=always)[0])
 
     def _only_image(self, source: ImageSource) -> Image.Image:
         return raised(self._prepare([source])[0]).image
 
     def _alpha(self, local: Floats | None) -> float:
-        """Return the weight of the local head: the card's, or the caller's."""
+        """Return the weight of the local head in [0, 1], from the card or the caller.
+
+        Args:
+            local: (C,) log-probabilities of the local head, or None without one.
+
+        Raises:
+            ConfigurationError: The caller's options need a local head, and there is none.
+        """
         if local is None and self._query_below is not None:
             raise ConfigurationError(
                 "query_below needs a checkpoint with a local head: got one without"
             )
         if self._fusion == "auto":
-            wish = self._checkpoint.card.fusion
-            return float(wish) if wish is not None and local is not None else 0.0
+            weight = self._checkpoint.card.fusion
+            return float(weight) if weight is not None and local is not None else 0.0
+
         alpha = float(self._fusion or 0.0)
         if local is None and alpha > 0:
             raise ConfigurationError("fusion needs a checkpoint with a local head: got one without")
         return alpha
 
-    # ---- decisions about the network, as steps for the drivers
+    # ---- Logic of the network calls, as steps that the clients carry out.
 
     def _check_open(self) -> None:
         if self._closed or self._model.closed:
@@ -362,52 +384,58 @@ class Session(ABC):
         )
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether nothing needs to be asked before the first image; see
-        ``Discovery.is_ready``.
-        """
+        """Whether no description request is needed; see ``Discovery.is_ready``."""
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
         self._verify_once()
         return ready
 
     def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Find the protocol, and check that the checkpoint was made for this model."""
+        """Detect the protocol, and check that the checkpoint was made for this model."""
         yield from self._model.settle(exchange, for_info=for_info)
         self._verify_once()
 
     def _verify_once(self) -> None:
-        opened = self._checkpoint
-        if self._model.asked and opened.adapter is not None and not opened.verified:
-            verify(opened.card, self._model.info, self.endpoint)
-            opened.verified = True
+        checkpoint = self._checkpoint
+        if self._model.asked and checkpoint.adapter is not None and not checkpoint.verified:
+            verify(checkpoint.card, self._model.info, self.endpoint)
+            checkpoint.verified = True
 
-    def _known(self, job: Job) -> Reply | None:
-        """Return the reply to an image for which nothing needs to be sent.
+    def _reply_without_request(self, job: Job) -> Reply | None:
+        """Return the reply to an image that needs no request, or None if it needs one.
 
         Raises:
-            EndpointError: its answer is not recorded, and the endpoint is out of reach.
+            EndpointError: The answer is not recorded, and the endpoint is out of reach or this is a
+                replay.
         """
         if job.confident:
             return Reply(Answer((), ()))
         return None if job.again else self._model.recorded(job.payload)
 
     def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
+        """Send one image and return the reply; a hosted adapter is uploaded first if needed."""
+
         def ask() -> Steps[Reply]:
             return self._model.ask(exchange, job.payload, again=job.again)
 
-        return (
-            hosted_reply(exchange, self._model.protocol, self._checkpoint, ask)
-            if job.payload.hosted
-            else ask()
-        )
+        if job.payload.hosted:
+            return hosted_reply(exchange, self._model.protocol, self._checkpoint, ask)
+        return ask()
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
-        """Return the recorded answers to the first images that were sent, and what sends these
-        once more.
+        """Return the recorded answers of the cache's first images, and the jobs that resend them.
+
+        Args:
+            k: Largest number of images.
+
+        Raises:
+            ConfigurationError: There is no cache, the cache only replays, or the checkpoint runs on
+                the server.
         """
         if self._cache is None or self._cache.replay:
             raise ConfigurationError(
-                "drift: got no cache that records, expected the one of an earlier run as cache="
+                "drift: got no cache that records, expected the cache of an earlier run; give it "
+                "as cache="
             )
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
         self._open_adapter()
@@ -415,43 +443,53 @@ class Session(ABC):
             raise ConfigurationError(
                 "drift: got a checkpoint that runs on the server, expected a prompt or none"
             )
-        kept = self._cache.canaries(self._model.key)[: int(k)]
-        images = [(data, open_image(data)) for _, data in kept]
-        payloads = (Payload(data, PNG.media_type, i.width * i.height, i) for data, i in images)
-        return [answer for answer, _ in kept], [Job(payload, again=True) for payload in payloads]
+
+        answers = []
+        jobs = []
+        for answer, data in self._cache.canaries(self._model.key)[: int(k)]:
+            image = open_image(data)
+            payload = Payload(data, PNG.media_type, image.width * image.height, image)
+            answers.append(answer)
+            jobs.append(Job(payload, again=True))
+        return answers, jobs
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
-        """Turn what is known into a Prediction; an unlikely one is none of the classes, where the
-        card says so.
-        """
-        found = self._likeliest(job, reply)
+        """Return the prediction; below the card's ``none_below`` its label is ``NONE``."""
+        prediction = self._rank_classes(job, reply)
         none_below = self._checkpoint.card.none_below
-        return replace(found, label=NONE) if found.score < none_below else found
+        return replace(prediction, label=NONE) if prediction.score < none_below else prediction
 
-    def _likeliest(self, job: Job, reply: Reply) -> Prediction:
-        """Rank the classes."""
+    def _rank_classes(self, job: Job, reply: Reply) -> Prediction:
+        """Return the prediction of the endpoint, of the local head, or of both fused.
+
+        Raises:
+            ConfigurationError: The endpoint returns embeddings, and there is no checkpoint.
+        """
         adapter = self._checkpoint.adapter
         if adapter is None:
             if reply.answer.kind == "embedding":
                 raise ConfigurationError(
-                    f"{self.endpoint.name} answers with embeddings, which name no class: got "
-                    "pgn_ckpt=None, expected "
-                    "a checkpoint that reads them; make one with pgn map"
+                    f"{self.endpoint.name} returns embeddings, which name no class: got "
+                    "pgn_ckpt=None, expected a checkpoint that maps embeddings to classes; make "
+                    "one with pgn map"
                 )
             return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
+
         mapping = adapter.mapping
         if job.confident and job.local is not None:
             return ranked(mapping.classes, job.local, "local", reply, log=True)
+
         log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
         warn_of_few_labels(self._checkpoint, self.endpoint, reply.answer)
         alpha = self._alpha(job.local)
         if alpha == 0.0 or job.local is None:
             return ranked(mapping.classes, log_probs, "endpoint", reply, log=True)
+
         fused = fuse(log_probs[None], job.local[None], alpha)[0]
         return ranked(mapping.classes, fused, "both", reply, log=True)
 
     def _close(self) -> None:
-        """Close what this client opened; a copy has opened nothing."""
+        """Close the files that this client opened; a copy has opened none."""
         self._closed = True
         if self._borrows:
             return
@@ -462,9 +500,9 @@ class Session(ABC):
 def _endpoint(
     url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None
 ) -> Endpoint:
-    """Open a URL, or a file that describes an endpoint; what is said beside the file wins."""
+    """Return the endpoint of a URL or an endpoint file; the other arguments override the file."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
-        raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of texts")
+        raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of strings")
     endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(
         endpoint,
@@ -475,20 +513,33 @@ def _endpoint(
 
 
 def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
-    """Return what authorises requests: the key, or a header of the caller's own that says the same.
+    """Return the credential of the requests: the API key, or the caller's own header or ``auth``.
 
-    A value in the URL's query may be a token too: no message shows it, as none shows the query
-    itself.
+    Messages must also hide the proxy's password and the values in the URL's query, because such a
+    value may be a token.
+
+    Raises:
+        ConfigurationError: There are two ways to authorize, or the key cannot be sent.
     """
-    own = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
-    if api_key is not None and own:
+    authorizes = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
+    if api_key is not None and authorizes:
         raise ConfigurationError(
-            "api_key: got one, and another authorisation in http=; give one of them"
+            "api_key: got a key, and another authorization in http=; give only one of them"
         )
-    key = api_key if api_key is not None or own else os.environ.get("PGN_API_KEY") or None
-    words = (part.partition("=")[2] or part for part in urlsplit(url).query.split("&"))
-    queried = (spelt for word in words if len(word) > 3 for spelt in (word, unquote_plus(word)))
-    return Credential(key, http.headers, http.secrets(), (*http.passwords(), *queried))
+    key = api_key
+    if api_key is None and not authorizes:
+        key = os.environ.get("PGN_API_KEY") or None
+    return Credential(key, http.headers, http.secrets(), (*http.passwords(), *_query_values(url)))
+
+
+def _query_values(url: str) -> Iterator[str]:
+    """Yield the values in a URL's query, both as spelled there and decoded."""
+    for part in urlsplit(url).query.split("&"):
+        value = part.partition("=")[2] or part
+        # Shorter values are too common to redact, and too short to be a token.
+        if len(value) > 3:
+            yield value
+            yield unquote_plus(value)
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:

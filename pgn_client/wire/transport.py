@@ -1,5 +1,5 @@
-"""What httpx does for us, and its exceptions in our words: the only place beside the clients that
-knows it.
+"""Reads responses with httpx and translates its exceptions. Only this module and ``client`` import
+httpx.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
-# seconds; uvicorn closes idle connections after 5, and httpx would keep them just as long
+# In seconds. uvicorn closes idle connections after 5 s, which is also httpx's default; a request on
+# a connection that the server is just closing would fail.
 KEEPALIVE_EXPIRY = 4.0
 
 
 class Body:
-    """Collects a response's body up to the limits of size and time."""
+    """Collects a response body up to a size limit and a deadline.
+
+    Args:
+        clock: Monotonic clock in seconds.
+        seconds: Time limit for the whole body in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float], seconds: float) -> None:
-        self._clock, self._deadline = clock, clock() + seconds
+        self._clock = clock
+        self._deadline = clock() + seconds
         self._chunks: list[bytes] = []
         self._size = 0
         self._broken: Broken | None = None
 
     def take(self, response: httpx.Response, chunk: bytes) -> bool:
-        """Keep a chunk; returns whether to read on."""
+        """Add a chunk; return whether to read on."""
         limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
         self._chunks.append(chunk[: limit - self._size])
         self._size += len(chunk)
+
         if self._size > limit and response.is_success:
             self._broken = Broken("garbled", f"more than {limit // 2**20} MiB")
         elif self._clock() >= self._deadline:
@@ -46,14 +54,14 @@ class Body:
         return self._broken is None and self._size <= limit
 
     def outcome(self, response: httpx.Response) -> WireResponse | Broken:
-        """Return the whole response, or why there is none."""
+        """Return the complete response, or the reason why there is none."""
         headers = {name.lower(): value for name, value in response.headers.items()}
         return self._broken or WireResponse(response.status_code, headers, b"".join(self._chunks))
 
 
-# Every exception of httpx that a call may meet, most special first; in asyncio TLS's own pass
-# through it.
 FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
+"""Exceptions that a request through httpx can raise; asyncio lets ``ssl.SSLError`` pass through."""
+
 KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ConnectTimeout, "unsent"),
     (httpx.PoolTimeout, "unsent"),
@@ -66,12 +74,14 @@ KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.DecodingError, "garbled"),
     (Exception, "refused"),  # a URL, scheme or header that can never work
 )
+"""Kind of failure per exception; the first match counts, so subclasses come before their bases."""
 
 
 def broken_by(error: Exception) -> Broken:
-    """Translate httpx's exceptions; the only place that does."""
+    """Translate an exception of httpx into a kind of failure."""
     kind = next(kind for foreign, kind in KINDS if isinstance(error, foreign))
-    # theirs, or ours, is not trusted
+    # A rejected certificate, the server's or the client's, arrives as a connection error, but no
+    # retry can help.
     if any(sign in str(error) for sign in ("CERTIFICATE", "UNKNOWN_CA")):
         kind = "refused"
     return Broken(kind, str(error).strip() or type(error).__name__)
@@ -80,21 +90,30 @@ def broken_by(error: Exception) -> Broken:
 def connecting(
     make: Callable[..., T], http: HttpOptions, endpoint: Endpoint, connections: int
 ) -> T:
-    """Make httpx's client; no proxy of the environment comes between this machine and itself.
+    """Create an httpx client; it ignores the environment's proxies for a loopback endpoint.
+
+    Args:
+        make: Constructor of the client, called with httpx's keyword arguments.
+        http: Options of the caller.
+        endpoint: Endpoint to connect to.
+        connections: Largest number of simultaneous connections.
 
     Raises:
-        ConfigurationError: httpx cannot use what ``http`` holds.
+        ConfigurationError: The options in ``http`` do not work with httpx.
     """
     limits = httpx.Limits(
         max_connections=connections,
         max_keepalive_connections=connections,
         keepalive_expiry=KEEPALIVE_EXPIRY,
     )
-    given = http.arguments()
+    arguments = http.arguments()
     try:
-        return make(limits=limits, trust_env=not endpoint.loopback, **given)
+        return make(limits=limits, trust_env=not endpoint.loopback, **arguments)
     except (AttributeError, ImportError, OSError, TypeError, ValueError, httpx.InvalidURL) as error:
-        said = excerpt(str(error), endpoint.credential.redact)
+        reason = excerpt(str(error), endpoint.credential.redact)
+
+    # Raised outside the except block, so that the original exception, which may show a secret, is
+    # not attached as context.
     raise ConfigurationError(
-        f"http: got {', '.join(sorted(given)) or 'nothing'}, which httpx cannot use ({said})"
+        f"http: got {', '.join(sorted(arguments)) or 'nothing'}, which httpx cannot use ({reason})"
     )

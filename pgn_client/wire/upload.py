@@ -1,6 +1,4 @@
-"""Checkpoints that run on the server: uploaded once, and again where the server has forgotten
-them.
-"""
+"""Uploads a checkpoint that runs on the server: once, and again if the server no longer has it."""
 
 from __future__ import annotations
 
@@ -8,11 +6,13 @@ import hashlib
 from collections.abc import Callable
 
 from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError, PGNError
+from pgn_client.types import Reply
 from pgn_client.wire.exchange import Exchange, Sleep, Steps
-from pgn_client.wire.prediction import Checkpoint, Reply
+from pgn_client.wire.prediction import Checkpoint
 from pgn_client.wire.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
 
-PAUSE = 0.02  # seconds between looks at what another one uploads
+PAUSE = 0.02
+"""Seconds between checks of an upload that another call makes."""
 
 
 def hosted_reply(
@@ -21,42 +21,57 @@ def hosted_reply(
     checkpoint: Checkpoint,
     ask: Callable[[], Steps[Reply]],
 ) -> Steps[Reply]:
-    """Ask what runs on the server; upload it before where it is not there, or no longer, as after a
-    restart.
+    """Send an image to a checkpoint on the server, and upload the checkpoint first if necessary.
+
+    Args:
+        exchange: Exchange with the endpoint.
+        protocol: Wire format of the endpoint; None if it is unknown.
+        checkpoint: Checkpoint with a part that runs on the server.
+        ask: Function that returns the steps of the request with the image.
 
     Raises:
-        ConfigurationError: the endpoint hosts no adapters.
-        CheckpointError: the server refuses this one; the message has its reason.
-        EndpointError: as of any request.
+        ConfigurationError: The endpoint hosts no adapters.
+        CheckpointError: The server refuses the checkpoint; the message has its reason.
+        EndpointError: A request has failed.
     """
     yield from _ensured(exchange, protocol, checkpoint)
-    seen = checkpoint.upload.done
-    exchange.attempts = 0  # what was asked about the upload was no try of this
+    uploads_before = checkpoint.upload.done
+    # The requests for the upload are no attempts of this image.
+    exchange.attempts = 0
     try:
         return (yield from ask())
     except InvalidRequestError as error:
         if error.status != 404:
             raise
-    checkpoint.upload.forgotten(seen)
+
+    # The server no longer has the checkpoint, for example after a restart.
+    checkpoint.upload.forgotten(uploads_before)
     yield from _ensured(exchange, protocol, checkpoint)
     exchange.attempts = 0
     return (yield from ask())
 
 
 def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    """Upload, or wait for the one who does; who waited for a failure shares it."""
-    upload, before = checkpoint.upload, checkpoint.upload.failure
+    """Upload the checkpoint unless the server has it, or wait while another call uploads it.
+
+    A failed upload raises its error in the calls that wait for it, too.
+    """
+    upload = checkpoint.upload
+    failure_before = upload.failure
     while not upload.there:
-        if upload.failure is not None and upload.failure is not before:
+        if upload.failure is not None and upload.failure is not failure_before:
             raise upload.failure
         if not upload.busy.acquire(blocking=False):
             exchange.check_deadline()
             yield Sleep(PAUSE)
             continue
         try:
+            # Another call may have finished the upload before this one got the lock.
             if not upload.there:
                 yield from _upload(exchange, protocol, checkpoint)
-                upload.there, upload.failure, upload.done = True, None, upload.done + 1
+                upload.there = True
+                upload.failure = None
+                upload.done += 1
         except PGNError as error:
             upload.failure = error
             raise
@@ -65,34 +80,42 @@ def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoi
 
 
 def _upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    hosted, name = checkpoint.hosted, exchange.endpoint.name
+    """Upload the checkpoint unless the server has exactly this file.
+
+    Each of the two requests has the full number of attempts.
+    """
+    hosted = checkpoint.hosted
+    name = exchange.endpoint.name
     if not isinstance(protocol, PGN) or hosted is None:
-        spoken = protocol.name if protocol is not None else "nothing known"
-        raise _no_host(name, f"speaks {spoken}")
+        protocol_name = protocol.name if protocol is not None else "an unknown protocol"
+        raise _no_host(name, f"uses {protocol_name}")
+
     exchange.attempts = 0
-    found = yield from exchange.fetch(protocol, protocol.card_of(hosted.name))
-    if not _holds(found, hosted.data):
+    response = yield from exchange.fetch(protocol, protocol.card_of(hosted.name))
+    if not _holds(response, hosted.data):
         exchange.attempts = 0
-        found = yield from exchange.fetch(protocol, protocol.upload(hosted.name, hosted.data))
-    if found.status in (400, 413):
-        said = exchange.endpoint.credential.redact(protocol.explain(found))
-        raise CheckpointError(f"{name} refuses the checkpoint: {said}")
-    if found.status in (404, 405):
+        response = yield from exchange.fetch(protocol, protocol.upload(hosted.name, hosted.data))
+
+    if response.status in (400, 413):
+        reason = exchange.endpoint.credential.redact(protocol.explain(response))
+        raise CheckpointError(f"{name} refuses the checkpoint: {reason}")
+    if response.status in (404, 405):
         raise _no_host(name, "has no /v1/adapters")
-    if not found.ok:
-        raise exchange.refusal(found, protocol)
+    if not response.ok:
+        raise exchange.refusal(response, protocol)
 
 
-def _no_host(name: str, why: str) -> ConfigurationError:
+def _no_host(name: str, reason: str) -> ConfigurationError:
+    """Return the error for an endpoint that cannot host the checkpoint."""
     return ConfigurationError(
-        f"checkpoint: got one of EXPRES, which runs where the model runs, for {name}, which {why}; "
-        "expected a server "
-        "that hosts adapters (pgn serve), or a prompt made by pgn train"
+        f"checkpoint: got an EXPRES checkpoint, which runs where the model runs, for {name}, which "
+        f"{reason}; expected a server that hosts adapters (pgn serve), or a checkpoint made by pgn "
+        "train that runs on the client"
     )
 
 
 def _holds(response: WireResponse, data: bytes) -> bool:
-    """Whether the server has exactly this file."""
+    """Whether the card in the response is that of exactly this file."""
     try:
         card = response.json() if response.ok else None
     except MalformedAnswerError:

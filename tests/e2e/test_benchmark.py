@@ -15,6 +15,8 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.evaluation.benchmark import summarise
 from tests.e2e.conftest import dealt_out, pgn
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ["--train", "40", "--val", "30", "--test", "40", "--epochs", "1"]
 METHODS = ["pgn@small", "padding", "vpt_shallow"]
 
@@ -144,7 +146,9 @@ class TestResume:
         assert "differ in profile" in done.stderr
 
     def test_a_table_of_runs_that_are_not_there_is_refused(self, bench):
-        with pytest.raises(ConfigurationError, match="is not there; run the benchmark first"):
+        with pytest.raises(
+            ConfigurationError, match="is missing or damaged; run the benchmark first"
+        ):
             summarise(bench[0], [bench[1]], ["low_rank"], [0], None)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.e2e.conftest import dealt_out, load_script, run_script
 
+pytestmark = pytest.mark.slow
+
 compare, serve = load_script("compare_expres"), load_script("serve_tenants")
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.conftest import dealt_out, load_script, run_script
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--backbone", "bundled", "--train", "40", "--val", "30", "--test", "40", "--epochs", "1"]
 
 

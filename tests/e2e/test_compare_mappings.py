@@ -1,8 +1,11 @@
 """The plumbing of ``benchmarks/compare_mappings.py``."""
 
 import numpy as np
+import pytest
 
 from tests.e2e.conftest import dealt_out, load_script, run_script
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_kind_is_told_for_every_set(digits, tmp_path, monkeypatch, capsys):

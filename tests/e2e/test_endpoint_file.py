@@ -89,7 +89,7 @@ def test_training_warns_of_what_the_file_does_not_know(digits, tmp_path):
     ]
     warned = pgn("train", digits, *words).stderr
     assert (
-        "profile and codec unknown; the training takes the server for one that squashes images"
+        "profile and codec unknown; the training assumes a server that squashes images"
     ) in warned
     told = pgn("train", digits, *words, "--profile", "direct", "--wire", "jpeg:75:420").stderr
     assert "unknown" not in told

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from pgn_client import PromptAdapter
 from tests.e2e.conftest import pgn
 
+pytestmark = pytest.mark.slow
+
 DINO = "vit_small_patch16_224.dino"
 
 

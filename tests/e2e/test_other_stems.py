@@ -3,6 +3,7 @@ image.
 """
 
 import numpy as np
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
@@ -14,6 +15,8 @@ from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import fit_to_canvas
 from pgn_client.surrogate import backbone
 from tests.e2e.conftest import dealt_out, pgn
+
+pytestmark = pytest.mark.slow
 
 MODEL = "test_convnext"  # timm's smallest: random weights, 160 pixels
 

@@ -36,7 +36,7 @@ def test_a_run_killed_half_way_goes_on_and_sends_nothing_twice(five_hundred, che
     with local_server(["--faults", str(slow)]) as url:
         arguments = ("predict", five_hundred, "--url", url, "--ckpt", checkpoint, "--out", out)
         with started(*arguments, "--max-concurrency", "2") as process:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not out.exists() or len(out.read_bytes().splitlines()) < 200:
                 assert process.poll() is None, process.stderr.read()
                 assert time.monotonic() < deadline

@@ -49,7 +49,7 @@ def test_what_a_server_says_of_itself_is_taken_too(hard, tmp_path):
     out = tmp_path / "endpoint.json"
     done = pgn("probe", hard, "--limit", "5", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "the endpoint tells so itself" in done.stdout
+    assert "the endpoint reports this value itself" in done.stdout
     found = Endpoint.read(out)
     assert (found.protocol, found.found.profile, found.found.codec) == (
         "pgn",

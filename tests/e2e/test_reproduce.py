@@ -14,6 +14,8 @@ from torchvision.datasets import FakeData
 from pgn_client.surrogate import backbone
 from tests.e2e.conftest import load_script
 
+pytestmark = pytest.mark.slow
+
 PAPER = ["cifar100", "cifar10", "flowers102", "food101", "eurosat", "sun397"]
 PAPER += ["ucf101", "svhn", "oxfordpets", "dtd", "resisc45", "clevr"]
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))

@@ -23,7 +23,7 @@ def test_the_table_and_the_picture_of_what_is_left(folder, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     title, *lines = done.stdout.splitlines()
     count = len(list(folder.rglob("*.png")))
-    assert title == f"the same label as at the first step, on {count} images"
+    assert title == f"share of {count} images with the label of the first step"
     shares = {stage: float(share) for stage, share in (line.split() for line in lines)}
     assert list(shares) == ["latent", "float", "clipped", "uint8", "jpeg95_444", "jpeg75_420"]
     assert shares["latent"] == shares["float"] == 1

@@ -10,6 +10,8 @@ from pgn_client.surrogate import backbone
 from pgn_client.types import Answer
 from tests.e2e.conftest import dealt_out, load_script
 
+pytestmark = pytest.mark.slow
+
 ARMS = [
     "iip",
     "pgn",

@@ -160,10 +160,14 @@ class TestSummary:
         assert "local head of VP" in markdown([table(out, ["padding"])])
 
     def test_a_run_that_is_not_there_or_damaged_is_refused(self, out):
-        with pytest.raises(ConfigurationError, match="is not there; run the benchmark first"):
+        with pytest.raises(
+            ConfigurationError, match="is missing or damaged; run the benchmark first"
+        ):
             table(out, ["pgn", "low_rank"])
         (out / "easy" / "all-0" / "pgn.json").write_text("{")
-        with pytest.raises(ConfigurationError, match="is not there; run the benchmark first"):
+        with pytest.raises(
+            ConfigurationError, match="is missing or damaged; run the benchmark first"
+        ):
             table(out)
 
 

@@ -249,7 +249,7 @@ class TestAdvice:
 
     def test_of_a_prompt_recommends_the_prompt_and_of_raw_answers_none(self):
         assert advice(row_of(PGN)) == "use the prompt"
-        assert advice(row_of(with_local(PGN))) == "use both: the prompt, fused with the local head"
+        assert advice(row_of(with_local(PGN))) == "use the prompt, fused with the local head"
         assert "send images as they are" in advice(row_of(RAW))
         assert "without a prompt" in advice(row_of(with_local(RAW)))
 
@@ -367,8 +367,8 @@ class TestVerdict:
 
     def test_begins_with_the_advice_and_its_accuracy(self):
         text = self.say(candidate(RAW, (), range(20)))
-        assert text.startswith(f"{ADVICE[RAW]}: raw + mapping reaches 0.800 [")
-        assert "on 100 test images and sends 1,000 of 1,000 images" in text
+        assert text.startswith(f"{ADVICE[RAW]}: raw + mapping has accuracy 0.800 (95 % interval [")
+        assert "on 100 test images and sends 1,000 of 1,000 images." in text
 
     @pytest.mark.parametrize(
         ("interval", "established"),
@@ -382,9 +382,8 @@ class TestVerdict:
     )
     def test_says_whether_the_prompts_gain_is_established(self, interval, established):
         text = self.say(candidate(PGN), paired=[Comparison(PGN, RAW, 0.03, interval, 5, 2, 0.45)])
-        assert (
-            f"PGN − {RAW} is +3.0 [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}] points"
-        ) in text
+        low, high = (100 * end for end in interval)
+        assert f"The gain of PGN over {RAW} is +3.0 [{low:+.1f}, {high:+.1f}] points" in text
         assert ("not established" in text) != established
 
     def test_without_that_comparison_says_nothing_of_it(self):
@@ -396,9 +395,9 @@ class TestVerdict:
     ):
         free = replace(candidate(LOCAL, (), range(7)), sent=0.0)
         text = self.say(candidate(PGN, (), range(5)), free)
-        assert text.startswith(f"{ADVICE[LOCAL]}: local head reaches 0.930 [")
-        assert "sends nothing; on validation it is within one standard error" in text
-        assert "of the served model, PGN, which reaches 0.950 [" in text
+        assert text.startswith(f"{ADVICE[LOCAL]}: local head has accuracy 0.930 (95 % interval [")
+        assert "sends nothing. On validation it is within one standard error" in text
+        assert "of the served row, PGN, which has accuracy 0.950 [" in text
         assert text.index("nothing") < text.index("1,000 of 1,000 images")
 
     def test_says_how_far_test_pictures_put_the_cheaper_behind_and_whether_that_is_established(
@@ -406,22 +405,22 @@ class TestVerdict:
     ):
         free = replace(candidate(LOCAL, (), range(20)), sent=0.0)
         assert re.search(
-            r"images: \+20\.0 \[\+1\d\.0, \+2\d\.0\] points "
-            r"on these",
+            r"On the test images, the gain of PGN over local head is "
+            r"\+20\.0 \[\+1\d\.0, \+2\d\.0\] points\.$",
             self.say(candidate(PGN), free),
         )
         free = replace(candidate(LOCAL, (), [5]), sent=0.0)
         assert "+0.0 [" in (text := self.say(candidate(PGN, (), [7]), free))
-        assert "points, not established on these images" in text
+        assert text.endswith("points, not established.")
 
     def test_is_quiet_about_others_where_nothing_is_cheaper(self):
         assert "within one" not in self.say(candidate(PGN))
 
     def test_tells_the_share_that_is_sent(self):
-        assert ("sends 640 of 1,000 images, those of which") in self.say(
+        assert "sends 640 of 1,000 images, those on which the local head" in self.say(
             replace(candidate(PGN), sent=0.64)
         )
-        assert "those of which" not in self.say(candidate(PGN))
+        assert "those on which" not in self.say(candidate(PGN))
 
     def test_tells_what_1000_pictures_cost_where_a_price_is_known(self):
         text = self.say(replace(candidate(PGN), sent=0.64), price=0.002)

@@ -71,7 +71,7 @@ class TestCalibration:
 
     @pytest.mark.parametrize("labels", [np.zeros(0, np.int64), np.zeros(3, np.int64)])
     def test_labels_of_another_length_or_none_are_refused(self, labels):
-        with pytest.raises(ShapeError, match="measures"):
+        with pytest.raises(ShapeError, match="metrics"):
             reliability(np.zeros((len(labels) and 2, 3)), labels)
 
 
@@ -100,5 +100,5 @@ class TestByClass:
         assert a.f1 == pytest.approx(2 / (3 + 4 / 3))
 
     def test_labels_of_another_length_are_refused(self):
-        with pytest.raises(ShapeError, match="measures"):
+        with pytest.raises(ShapeError, match="metrics"):
             confusion(np.zeros((2, 3)), np.zeros(3, np.int64))

@@ -194,7 +194,7 @@ class TestPage:
         alts = Page(text).values("img", "alt")
         assert len(alts) == len(report.examples) * len(STEPS)
         for example in report.examples:
-            expected = f"is {example['label']}, served as {example['served']}"
+            expected = f"true {example['label']}, served {example['served']}"
             assert [alt for alt in alts if alt.startswith(expected)]
 
     def test_charts_say_what_they_show(self, text):
@@ -237,7 +237,7 @@ class TestPage:
 
     def test_the_total_cost_is_there_with_a_price_alone(self, text):
         priced = report_of(price=0.002)
-        expected = "Total cost: 2.47, at 0.002 an image; retries are not included."
+        expected = "Total cost: 2.47, at 0.002 per image; without retries."
         assert expected in Page(page(priced, pictures(priced))).text
         assert "Total cost" not in text
 
@@ -283,7 +283,7 @@ class TestTable:
         c = report.paired[0]
         line = next(line for line in lines if line.startswith(f"  {c.a} − {c.b}"))
         assert re.search(rf"{c.only_a} : {c.only_b}   p [<=] 0\.\d{{3}}$", line)
-        assert sum(line.startswith("weakest classes, as served: ") for line in lines) == 1
+        assert sum(line.startswith("weakest classes of the served row: ") for line in lines) == 1
 
     def test_costs_take_the_place_of_pictures_where_a_price_is_known(self, report):
         assert "sent per 1,000" in table(report)

@@ -28,7 +28,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("codec", [PNG, WEBP_LOSSLESS], ids=lambda codec: codec.name)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(array=arrays)
 def test_a_lossless_codec_gives_back_every_pixel(codec, array):
     assert np.array_equal(pixels(open_image(codec.encode(open_image(array)))), array)
@@ -119,7 +119,7 @@ def test_the_first_frame_of_an_animation_is_used_and_said(format, caplog):
     data = file_bytes(frames[0], format, save_all=True, append_images=frames[1:])
     opened = open_image(data)
     assert pixels(opened)[0, 0, 0] > 200
-    assert opened.info == {NOTE: "first of 3 frames is used"}
+    assert opened.info == {NOTE: "used the first of 3 frames"}
     assert "first of 3 frames" in caplog.text
 
 
@@ -144,8 +144,8 @@ def test_grey_and_rgba_arrays_are_accepted():
         (np.zeros((4, 4, 3), bool), "bool"),
         (np.zeros((3, 8, 8), np.uint8), "(H, W, 3)"),
         (np.zeros((1, 4, 4, 3), np.uint8), "(1, 4, 4, 3)"),
-        (np.zeros((0, 4, 3), np.uint8), "not empty"),
-        (np.zeros((4, 0), np.uint8), "not empty"),
+        (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
+        (np.zeros((4, 0), np.uint8), "at least one pixel"),
         (np.uint8(3) * np.ones(4, np.uint8), "(4,)"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_broken_file_is_one_line_that_names_it(name, tmp_path):
     assert "0x" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     data=st.binary(max_size=400),
     start=st.sampled_from([b"", *BROKEN.values(), b"GIF89a", b"RIFF\0\0\0\0WEBPVP8L"]),

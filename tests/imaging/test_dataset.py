@@ -281,7 +281,7 @@ class TestUnion:
         inner = union({"x": made_up(2, 2), "y": made_up(2, 2)})
         with pytest.raises(
             ConfigurationError,
-            match="got a union as 'z', expected a plain task; give x, y themselves",
+            match="got a union as 'z', expected a plain task; pass its parts x, y instead",
         ):
             union({"z": inner})
 
@@ -352,7 +352,7 @@ class TestRefusal:
         (split / part / "mauve").mkdir()
         with pytest.raises(
             ConfigurationError,
-            match=f"{part} has classes \\['mauve'\\] that the training split has not",
+            match=f"{part} has classes \\['mauve'\\] that the training split does not have",
         ):
             load_task(split)
 

@@ -110,7 +110,7 @@ class TestFeatures:
         with pytest.raises(ConfigurationError, match="finite number"):
             log_scores([Answer(("a", "b"), scores)], ("a", "b"))
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         st.lists(st.floats(0, 1), min_size=1, max_size=6),
         st.sampled_from(["probabilities", "logits"]),
@@ -420,7 +420,7 @@ ANSWERS = {
 class TestEveryKindReadsEveryAnswer:
     @pytest.mark.parametrize("output", ANSWERS)
     @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(data=st.data())
     def test_without_losing_a_number(self, kind, output, data):
         """Imbalanced and absent classes, labels never seen while fitting, more classes than labels

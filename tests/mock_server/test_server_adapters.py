@@ -182,7 +182,7 @@ async def test_numbers_that_are_not_finite_are_the_adapters_fault(open_client, g
         assert (await client.put("/v1/adapters/wild", content=wild)).status_code == 201
         answer = await client.post("/v1/classify?adapter=wild", content=PICTURES[0])
         assert answer.status_code == 400
-        assert "your adapter makes numbers" in answer.json()["error"]["message"]
+        assert "your adapter returns non-finite numbers" in answer.json()["error"]["message"]
 
 
 async def test_a_server_of_embeddings_takes_no_adapters(open_client, golden_model):
@@ -289,9 +289,9 @@ async def test_a_full_tenant_leaves_the_others_their_room(open_client, golden_mo
             await client.put("/v1/adapters/a", content=file_of(), headers=BERT)
         ).status_code == 201
         full = await client.put("/v1/adapters/c", content=file_of(), headers=ANNA)
-        assert ("you have 2 adapters, and may have no more; DELETE one") in full.json()["error"][
-            "message"
-        ]
+        assert ("you have 2 adapters, the largest number allowed; DELETE one first") in full.json()[
+            "error"
+        ]["message"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer anna"}])
@@ -361,18 +361,18 @@ def test_keys_of_tenants_are_in_no_repr(tmp_path):
 
 NAN, INF = torch.full((3, 8), float("nan")), torch.full((3, 8), float("inf"))
 REFUSED = {
-    "no safetensors": (b"hello, this is no adapter", "no safetensors file with a card"),
+    "no safetensors": (b"hello, this is no adapter", "not a safetensors file with a card"),
     "cut short": (file_of()[:-5], "its tensors cannot be read"),
     "header length beyond the end": (
         b"\xff" * 8 + file_of()[8:],
-        "no safetensors file with a card",
+        "not a safetensors file with a card",
     ),
     "without a card": (
         safetensors.torch.save({"prompts": torch.zeros(3, 8)}),
-        "no safetensors file with a card",
+        "not a safetensors file with a card",
     ),
-    "another method": (changed({"method": "pgn"}), "not one of method expres"),
-    "another schema": (changed({"schema": 2}), "its schema is another than 1"),
+    "another method": (changed({"method": "pgn"}), "the method on its card is not expres"),
+    "another schema": (changed({"schema": 2}), "the schema on its card is not 1"),
     "another backbone": (changed({"backbone": {"features_sha256": "0" * 64}}), "another backbone"),
     "no backbone": (changed({"backbone": None}), "another backbone"),
     "classes twice": (changed({"classes": ["a", "a"]}), "different names"),
@@ -417,7 +417,7 @@ REFUSED = {
     ),
     "prompts that classes cannot share": (
         changed(prototypes__weight=torch.zeros(1)),
-        "as many prompts for each",
+        "the same number of prompts for each",
     ),
     "another depth": (
         changed(residuals__q=torch.zeros(3, 3, 8)),
@@ -466,7 +466,7 @@ async def test_a_name_of_digits_is_a_name(open_client, golden_model):
 
 
 def test_a_model_that_is_no_plain_vit_takes_no_adapters(golden_model):
-    with pytest.raises(RequestError, match="no plain ViT"):
+    with pytest.raises(RequestError, match="not a plain ViT"):
         adapters.read(
             file_of(), "one", replace(golden_model, network=timm.create_model("resnet18"))
         )

@@ -320,7 +320,7 @@ async def test_a_mistake_of_ours_is_500_in_the_protocols_form_with_every_header(
     error = answer.json()["error"]
     assert answer.status_code == 500
     assert (
-        error == ("the server made a mistake; see its log")
+        error == ("internal server error; see the server's log")
         if path == "/"
         else error["request_id"] == "abc"
     )

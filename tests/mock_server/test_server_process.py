@@ -104,7 +104,7 @@ def test_a_configuration_error_exits_2_with_one_line_on_stderr(capsys):
 def test_a_missing_extra_exits_2_with_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main([]) == 2
-    assert capsys.readouterr().err.endswith("do pip install 'pgn-client[server]'\n")
+    assert capsys.readouterr().err.endswith("run pip install 'pgn-client[server]'\n")
 
 
 def test_a_taken_port_is_a_configuration_error(tmp_path, capsys):

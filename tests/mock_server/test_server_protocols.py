@@ -316,7 +316,7 @@ async def test_a_full_queue_is_503_in_the_protocols_form(open_client, wire_serve
         client._transport.app.state.service._batcher._max_queue = 0  # as if others had filled it
         answer = await way.send(client, png())
     assert answer.status_code == 503
-    assert message_of(way.protocol, answer) == "too many images wait already"
+    assert message_of(way.protocol, answer) == "the queue is full; try again later"
 
 
 class NotFinite(torch.nn.Module):

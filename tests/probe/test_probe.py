@@ -17,7 +17,7 @@ from pgn_client.probe import LIMIT, Findings, probe
 from pgn_client.probe.codec import QUALITIES, _coded, _library, metamers
 from pgn_client.probe.gratings import Wave, around, middle, needle, quadrature
 from pgn_client.probe.posterior import CONTROL, Belief, expected, information, likelihood
-from pgn_client.probe.queries import Asker, LimitReachedError, decimals
+from pgn_client.probe.queries import Prober, LimitReachedError, decimals
 from pgn_client.probe.resize_hypotheses import FRAME, SIDE, hypotheses
 from pgn_client.probe.stimuli import framed, mosaic, recode, rms, to_image
 from pgn_client.types import Answer
@@ -186,7 +186,7 @@ def test_what_the_endpoint_raises_passes_through():
 
 def test_pictures_beyond_the_limit_are_not_sent_in_part():
     endpoint = Constant(FOUR)
-    asker = Asker(endpoint, 2)
+    asker = Prober(endpoint, 2)
     with pytest.raises(LimitReachedError):
         asker(*[Image.new("RGB", (8, 8))] * 3)
     assert not endpoint.seen
@@ -276,7 +276,7 @@ def test_the_digits_after_the_point_are_counted(score, digits):
 
 def test_a_rounding_step_is_no_distance():
     answers = [Answer(("a", "b"), (0.62, 0.38)), Answer(("a", "b"), (0.63, 0.37))]
-    asker = Asker(lambda pictures: answers, 4)
+    asker = Prober(lambda pictures: answers, 4)
     asker(*[Image.new("RGB", (8, 8))] * 2)
     assert asker.distance(*answers) == 0
 
@@ -350,7 +350,7 @@ class TestBelief:
 
     @staticmethod
     def belief():
-        asker = Asker(Constant(FOUR), 40)
+        asker = Prober(Constant(FOUR), 40)
         asker(Image.new("RGB", (8, 8)))
         found = Belief(
             asker, np.array([0.5, 0.3, 0.2]), lambda question, which: np.array(question)[which]
@@ -413,14 +413,14 @@ class TestBelief:
 
     def test_two_labels_that_differ_are_far_apart_where_each_answer_has_one(self):
         answers = [Answer(("a",), (0.5,)), Answer(("b",), (0.5,)), Answer(("a",), (0.5,))]
-        asker = Asker(lambda pictures: answers, 4)
+        asker = Prober(lambda pictures: answers, 4)
         asker(*[Image.new("RGB", (8, 8))] * 3)
         assert asker.distance(answers[0], answers[1]) == 1
         assert asker.distance(answers[0], answers[2]) == 0
 
 
 def test_only_what_is_seen_makes_equal_answers_mean_anything():
-    asker = Asker(Constant(FOUR), 4)
+    asker = Prober(Constant(FOUR), 4)
     asker(Image.new("RGB", (8, 8)))
     assert asker.gone(0.0, beside=1.0)
     assert not asker.gone(0.5, beside=1.0)

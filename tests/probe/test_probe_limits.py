@@ -53,7 +53,7 @@ def test_the_limit_lies_between_the_last_taken_and_the_first_refused():
     send = endpoint(most_bytes=6 * MIB)
     found = find_bytes(send, left=9)
     assert (found.value, found.certainty) == (10 * MIB - 1, "certain")
-    assert f"{5 * MIB:,} bytes are taken" in found.evidence
+    assert f"{5 * MIB:,} bytes are accepted" in found.evidence
     assert [size for size, _ in send.sent] == [MIB, 5 * MIB, 10 * MIB]
     send = endpoint(most_pixels=5_000_000)
     found = find_pixels(send, left=9)
@@ -64,7 +64,8 @@ def test_a_limit_of_bytes_is_that_of_the_requests_body():
     found = find_bytes(endpoint(most_bytes=6 * MIB, wire=1.25), left=9)
     assert found.value == 12.5 * MIB - 1
     assert (
-        "files: 5,242,880 bytes are taken, 10,485,760 refused (status 413); the limit lies between"
+        "files: 5,242,880 bytes are accepted, 10,485,760 are refused (status 413); "
+        "the limit lies between"
     ) in found.evidence
     nothing_taken = find_bytes(endpoint(most_bytes=10), left=9)
     # base64, at worst: nothing is refused that might be taken
@@ -79,7 +80,7 @@ def test_a_budget_that_ends_leaves_the_limit_unknown():
 def test_without_a_refusal_no_limit_is_claimed():
     found = find_bytes(endpoint(), left=9)
     assert (found.value, found.certainty) == (None, "unknown")
-    assert f"{20 * MIB:,} bytes are taken" in found.evidence
+    assert f"{20 * MIB:,} bytes are accepted" in found.evidence
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,13 @@ class TestPrepare:
         assert all(same(a, b) for a, b in zip(sent, sent[:5] * 14, strict=True))
 
     def test_of_nothing_is_nothing(self, make_adapter):
-        assert make_adapter().prepare([]) == []
+        adapter = make_adapter()
+        assert adapter.prepare([]) == []
+        side = adapter.canvas.box[2]
+        patches, local = adapter.render(np.zeros((0, side, side, 3), np.uint8))
+        one, opinion = adapter.render(np.zeros((1, side, side, 3), np.uint8))
+        assert patches.shape == (0, *one.shape[1:])
+        assert local.shape == (0, *opinion.shape[1:])
 
     def test_again_gives_the_same(self, make_adapter, pictures):
         adapter = make_adapter()

@@ -334,12 +334,12 @@ class TestRefusals:
             import_published(file(state), make_backbone())
 
     def test_another_backbones_prompts(self, file, make_backbone):
-        with pytest.raises(CheckpointError, match="40 numbers, those of tiny 24"):
+        with pytest.raises(CheckpointError, match="got tokens of 40 numbers, expected 24 for tiny"):
             import_published(file(width=40), make_backbone())
 
     @pytest.mark.parametrize("layout", ["ring", "cells:15@0,0,2,2"])
     def test_a_layout_with_another_number_of_cells(self, layout, file, make_backbone):
-        with pytest.raises(ConfigurationError, match="expected 5, one a prompt"):
+        with pytest.raises(ConfigurationError, match="expected 5, one per prompt"):
             import_published(file(), make_backbone(), layout=layout)
 
     def test_more_prompts_than_cells(self, file, make_backbone):

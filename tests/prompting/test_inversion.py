@@ -102,7 +102,7 @@ class TestReach:
 
 
 class TestBounded:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         width=st.integers(1, 20),
         seed=st.integers(0, 1000),

@@ -12,7 +12,7 @@ from pgn_client.prompting import methods
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.generator import generator_input
 from pgn_client.prompting.methods import PGN, REGISTRY, InputIndependent, Rates, RGBMethod, Setting
-from pgn_client.prompting.methods.masked import Masked, MaskGenerator
+from pgn_client.prompting.methods.masked import MaskedPrompt, MaskGenerator
 from pgn_client.prompting.methods.padding import Border, border_mask
 from pgn_client.surrogate.surrogate import Surrogate
 from pgn_client.training import fit, load_task, recipe
@@ -169,7 +169,7 @@ class TestWhatLearns:
 
 class TestGamut:
     @given(name=st.sampled_from(RGB), power=st.integers(-3, 6), seed=st.integers(0, 1000))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_what_is_painted_is_a_valid_picture_whatever_is_learnt(self, name, power, seed):
         model = prompted(name, 10.0**power, seed)
         found = painted(model, fitted(model, seed=seed))
@@ -288,7 +288,7 @@ class TestMasked:
 
     def test_pattern_and_mask_learn_at_their_own_rates(self):
         pattern, mask, _local = create("masked").parameter_groups(RATES)
-        assert (pattern["lr"], mask["lr"]) == (Masked.pattern_rate, Masked.mask_rate)
+        assert (pattern["lr"], mask["lr"]) == (MaskedPrompt.pattern_rate, MaskedPrompt.mask_rate)
 
 
 class TestLowRank:

@@ -91,8 +91,7 @@ class TestReading:
         folder = write(tmp_path / "train", {"a": plain(), "b": plain(shape=(6, 7))})
         with pytest.raises(
             ShapeError,
-            match=r"image b.png in .*: got \(6, 7\), expected "
-            r"\(6, 6\)",
+            match=r"image b.png in .*: got \(6, 7\), expected the first image's \(6, 6\)",
         ):
             load_masked(folder)
 
@@ -105,7 +104,7 @@ class TestReading:
     def test_a_mask_in_colour_and_one_that_is_no_picture(self, tmp_path):
         folder = write(tmp_path / "train", {"a": plain()})
         Image.fromarray(plain()).convert("RGB").save(folder / "masks" / "a.png")
-        with pytest.raises(ImageError, match="got mode RGB, expected 8-bit grey or a palette"):
+        with pytest.raises(ImageError, match="got mode RGB, expected 8-bit gray or a palette"):
             load_masked(folder)
         (folder / "masks" / "a.png").write_text("no image")
         with pytest.raises(ImageError, match="expected a PNG"):

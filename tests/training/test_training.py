@@ -278,7 +278,7 @@ class TestOtherStems:
     @pytest.mark.parametrize("library", ["latent", "reachable"])
     def test_a_latent_library_is_refused(self, train, odd, library):
         with pytest.raises(
-            ConfigurationError, match=f"got {library} for odd, which is no plain ViT"
+            ConfigurationError, match=f"got {library} for odd, which is not a plain ViT"
         ):
             train(backbone=odd, library=library)
 
@@ -445,8 +445,7 @@ class TestInterruption:
         stop(0)
         with pytest.raises(
             ConfigurationError,
-            match=r"state\.pt is left of an unfinished run; go "
-            r"on with --resume",
+            match=r"state\.pt is left over from an unfinished run; continue it with --resume",
         ):
             train()
 
@@ -487,8 +486,7 @@ class TestInterruption:
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(
             CheckpointError,
-            match=r"state\.pt cannot be read; delete it and "
-            r"train anew",
+            match=r"state\.pt cannot be read; delete it and train again",
         ) as error:
             train(resume=True)
         assert "\n" not in str(error.value)

@@ -164,10 +164,10 @@ SENDER = """
     sys.path.insert(0, {root!r})
     sys.path.insert(0, {tests!r})
     from pgn_client import AdaptedClient
-    from wire.fakes import image
+    from wire.fakes import picture
     options = {{"protocol": "pgn", "budget": 60, "ledger": {path!r}, "max_concurrency": 16}}
     with AdaptedClient({url!r}, None, **options) as c:
-        list(c.classify_many(image(i) for i in range(80)))
+        list(c.classify_many(picture(i) for i in range(80)))
 """
 
 

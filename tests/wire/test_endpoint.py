@@ -147,7 +147,7 @@ def test_an_endpoint_file_may_be_written_by_hand_as_toml(tmp_path):
         ({"url": "http://h", "limits": {"pixels": "9"}}, "whole numbers above 0"),
         ({"url": "http://h", "limits": {"pixels": True}}, "whole numbers above 0"),
         ({"url": "http://h", "limits": {"body_bytes": 0}}, "whole numbers above 0"),
-        ({"url": "http://h", "options": {"scale": float("nan")}}, "what JSON can say"),
+        ({"url": "http://h", "options": {"scale": float("nan")}}, "values that JSON supports"),
         ({"url": "ftp://h"}, "http"),
         ({"url": "http://h", "profile": "bogus"}, "profile"),
         (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pgn_client.errors import BudgetExceededError, ConfigurationError
-from pgn_client.types import Answer, Usage
-from pgn_client.wire.cache import CANARIES, AnswerCache, Recorded, cache_key, endpoint_key
+from pgn_client.types import Answer, Reply, Usage
+from pgn_client.wire.cache import CANARIES, AnswerCache, cache_key, endpoint_key
 from pgn_client.wire.ledger import Account, Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def test_an_answer_survives_on_disk_exactly(tmp_path):
     cache.put("k", ANSWER, 3, "r-1")
     cache.close()
     again = AnswerCache(path)
-    assert again.get("k") == Recorded(ANSWER, 3, "r-1")
+    assert again.get("k") == Reply(ANSWER, 3, "r-1")
     assert again.get("other") is None
     assert len(again) == 1
     again.close()
@@ -168,7 +168,7 @@ def test_an_answer_survives_on_disk_exactly(tmp_path):
 def test_without_a_path_answers_stay_in_memory():
     cache = AnswerCache()
     cache.put("k", ANSWER)
-    assert cache.get("k") == Recorded(ANSWER)
+    assert cache.get("k") == Reply(ANSWER)
     cache.close()
 
 
@@ -227,7 +227,7 @@ def test_a_file_of_an_earlier_version_is_read_and_goes_on(tmp_path):
         old.execute("CREATE TABLE models (key TEXT PRIMARY KEY, identity TEXT NOT NULL)")
         old.execute("INSERT INTO answers VALUES ('k', '[[\"a\"], [1.0], \"label\"]')")
     cache = AnswerCache(path)
-    assert cache.get("k") == Recorded(Answer(("a",), (1.0,), "label"))
+    assert cache.get("k") == Reply(Answer(("a",), (1.0,), "label"))
     cache.keep("u", "k", b"png")
     assert cache.canaries("u") == [(Answer(("a",), (1.0,), "label"), b"png")]
     cache.close()
@@ -266,7 +266,7 @@ def test_a_replay_reads_and_never_writes(tmp_path):
     tmp_path.chmod(0o500)
     try:
         cache = AnswerCache(path, replay=True)
-        assert (cache.get("k"), cache.recall("u")) == (Recorded(ANSWER, 2, "r"), "[1]")
+        assert (cache.get("k"), cache.recall("u")) == (Reply(ANSWER, 2, "r"), "[1]")
         with pytest.raises(ConfigurationError, match="readonly"):
             cache.put("other", ANSWER)
         cache.close()
@@ -279,7 +279,7 @@ def test_a_replay_reads_and_never_writes(tmp_path):
 def test_a_replay_sees_what_a_run_is_recording(tmp_path):
     recording = record(tmp_path / "a?b#c.sqlite")
     cache = AnswerCache(tmp_path / "a?b#c.sqlite", replay=True)
-    assert cache.get("k") == Recorded(ANSWER, 2, "r")
+    assert cache.get("k") == Reply(ANSWER, 2, "r")
     cache.close()
     recording.close()
 

@@ -517,9 +517,9 @@ def test_metadata_that_are_none_are_a_mismatch():
 @pytest.mark.parametrize(
     ("shape", "parameters", "options", "words"),
     [
-        ([-1, 3, 4, 4], {}, {}, r"does not tell its mean.*options: mean and std"),
+        ([-1, 3, 4, 4], {}, {}, r"do not contain its mean.*options: mean and std"),
         ([-1, 3, 4, 4], {"mean": [0.5] * 3, "std": [0.5, 0, 0.5]}, {}, "zero"),
-        ([-1, 3, 4, 4], {"mean": [0.5] * 2, "std": [0.5] * 2}, {}, "does not tell its mean"),
+        ([-1, 3, 4, 4], {"mean": [0.5] * 2, "std": [0.5] * 2}, {}, "do not contain its mean"),
         ([-1, -1, -1, -1], HALF, {}, "layout"),
         ([-1, 3, 4, 3], HALF, {}, "layout"),
         ([-1, 10], HALF, {}, "no input that takes an image"),

@@ -73,7 +73,7 @@ def test_a_picture_that_is_not_recorded_is_an_error_and_not_a_request(tmp_path):
 def test_a_replay_knows_nothing_of_the_model_but_its_answers(tmp_path):
     record(tmp_path / "a.sqlite", [picture()])
     with client(Nobody(), cache=AnswerCache(tmp_path / "a.sqlite", replay=True)) as c:
-        with pytest.raises(NotRecordedError, match="says of itself"):
+        with pytest.raises(NotRecordedError, match="model description is not recorded"):
             c.info()
         with pytest.raises(ConfigurationError, match="drift"):
             c.drift()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgn_client.mapping.fusion import fuse, gate
-from pgn_client.types import Answer
-from pgn_client.wire.prediction import Reply, ranked
+from pgn_client.types import Answer, Reply
+from pgn_client.wire.prediction import ranked
 
 from .fakes import Server, ToyAdapter, answered, client, picture
 

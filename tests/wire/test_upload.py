@@ -223,7 +223,7 @@ def test_an_endpoint_without_adapters_is_a_wrong_set_up():
     with client(hugging_face, HostedToy(), protocol="huggingface") as c:
         with pytest.raises(
             ConfigurationError,
-            match=r"runs where the model runs.* speaks "
+            match=r"runs where the model runs.* uses "
             r"huggingface",
         ):
             c.classify(picture())

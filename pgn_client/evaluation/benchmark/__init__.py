@@ -1,4 +1,4 @@
-"""``pgn benchmark``: all methods on all sets over HTTP, and what the runs say together."""
+"""``pgn benchmark``: run all methods on all sets over HTTP, and summarize the runs in a table."""
 
 from __future__ import annotations
 

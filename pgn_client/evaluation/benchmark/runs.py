@@ -1,9 +1,9 @@
-"""One table for all methods: sets × shots × seeds × methods, over HTTP, resumable run by run.
+"""Run a benchmark: sets × shots × seeds × methods, over HTTP, resumable run by run.
 
-Every run leaves ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test images),
-``ROW.json`` (what it cost) and, if it can be deployed, ``ROW.safetensors``. A run whose ``.json``
-is there is not repeated; the table is computed from the files, so more sets, seeds and methods may
-be added to the same ``OUT`` later.
+Every run writes ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test images),
+``ROW.json`` (its cost and size) and, if an endpoint can serve it, ``ROW.safetensors``. A run whose
+``.json`` exists is not repeated. The table is computed from the files, so you can add sets, seeds
+and methods to the same ``OUT`` later.
 """
 
 from __future__ import annotations
@@ -42,29 +42,38 @@ from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
 
 Note = Callable[[str], None]
+"""Callback that takes progress messages."""
 Arrays = Mapping[str, NDArray[Any]]
+"""Name → array, as an ``.npz`` file holds them."""
 
-RAW_RUN, PROBE_RUN = "raw", "linear_probe"
-"""Runs that are always there, beside those of the methods."""
+RAW_RUN = "raw"
+PROBE_RUN = "linear_probe"
+"""Names of the baseline runs, which every cell has in addition to the methods."""
+
 SETTINGS = "settings.json"
+"""File in ``OUT`` with the settings that all its runs share."""
 TEST_SEED = 0
-"""All seeds are tested on the same images, so that they can be averaged image by image."""
+"""Seed that selects the test images. It is the same for all runs, so that seeds can be averaged
+image by image.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """The runs of a benchmark.
 
     Attributes:
-        sets: name → folder, as of ``training.load_task``.
-        methods: ``METHOD`` or ``METHOD@PRESET`` each, names of ``methods.REGISTRY`` and
+        sets: Name → folder, in a layout that ``training.load_task`` reads.
+        methods: Methods as ``METHOD`` or ``METHOD@PRESET``, with names of ``methods.REGISTRY`` and
             ``training.PRESETS``.
-        seeds: of shots, limits and training.
-        shots: training images per class, at most; ``None`` for all.
-        augment: set name → what its images allow (see ``training.augment``).
-        epochs: of every training; ``None`` for the preset's.
-        layout: of methods with prompt cells; ``None`` for their own.
-        train, val, test: at most so many images, as evenly over the classes as they allow.
+        seeds: Seeds of shots, limits and training.
+        shots: Largest numbers of training images per class; ``None`` for all.
+        augment: Set name → augmentation that its images allow (see ``training.augment``).
+        epochs: Epochs of every training; ``None`` for those of the preset.
+        layout: Layout of methods with prompt cells; ``None`` for the default of each method.
+        train: Largest number of training images, as even over the classes as possible.
+        val: Largest number of validation images, likewise.
+        test: Largest number of test images, likewise.
     """
 
     sets: Mapping[str, Path]
@@ -82,8 +91,8 @@ class Plan:
         """Return the plan with every method named once, as ``METHOD`` or ``METHOD@PRESET``.
 
         Raises:
-            ConfigurationError: an unknown name or a number that makes no sense, before anything is
-                written or trained.
+            ConfigurationError: A name is unknown or a number is out of range. The error comes
+                before anything is written or trained.
         """
         specs = tuple(dict.fromkeys(_spec(*parse(text)) for text in self.methods))
         for spec in specs:
@@ -92,8 +101,8 @@ class Plan:
             augment.get(self.augment.get(name, "shift"))
         if self.layout == "full":
             raise ConfigurationError(
-                "layout: got full, expected ring, corner or rows:N, for the methods with "
-                "prompt cells"
+                "layout: got full, expected ring, corner or rows:N, which the methods with prompt "
+                "cells need"
             )
         if not any(deploys(spec) for spec in specs):
             raise ConfigurationError(
@@ -103,8 +112,8 @@ class Plan:
         return replace(self, methods=specs)
 
     def cells(self) -> Iterator[Cell]:
-        """Return every (set, shots, seed), seeds outermost, so that an early look shows all
-        sets.
+        """Yield every (set, shots, seed). Seeds are outermost, so that unfinished results already
+        cover all sets.
         """
         for seed in self.seeds:
             for shots in self.shots:
@@ -112,52 +121,59 @@ class Plan:
                     yield Cell(name, shots, seed)
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be the same for all runs of one table."""
-        kept = ("augment", "epochs", "layout", "train", "val", "test")
-        return {name: value for name, value in asdict(self).items() if name in kept}
+        """Return the settings that must be the same for all runs of one table."""
+        names = ("augment", "epochs", "layout", "train", "val", "test")
+        return {name: value for name, value in asdict(self).items() if name in names}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task: a set, shots and a seed."""
+    """One task of the benchmark.
+
+    Attributes:
+        set: Name of the image set.
+        shots: Largest number of training images per class; ``None`` for all.
+        seed: Seed of shots, limits and training.
+    """
 
     set: str
     shots: int | None
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Where its runs lie."""
+        """Return the folder of its runs."""
         return out / self.set / f"{'all' if self.shots is None else self.shots}-{self.seed}"
 
     def task(self, plan: Plan) -> Task:
-        """Read its images: test images by a seed of their own, training and validation images
-        by the cell's.
+        """Read its images. ``TEST_SEED`` selects the test images, and the seed of the cell selects
+        training and validation images.
+
+        Raises:
+            ConfigurationError: The set has no test images.
         """
-        whole = load_task(plan.sets[self.set], seed=TEST_SEED)
-        if not len(whole.test):
+        task = load_task(plan.sets[self.set], seed=TEST_SEED)
+        if not len(task.test):
             raise ConfigurationError(
                 f"data: got no test images in {plan.sets[self.set]}, expected some; add test/"
             )
-        tested = whole.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
-        return tested.limited(train=plan.train, val=plan.val, seed=self.seed)
+        # Test images first: they must not depend on the seed of the cell.
+        task = task.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
+        return task.limited(train=plan.train, val=plan.val, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A plan at work.
+    """A plan with the surrogate, endpoint and folder that its runs need.
 
     Attributes:
-        plan: what is measured.
-        out: where runs are kept.
-        surrogate: the backbone that training goes through.
-        connect: opens a client of the endpoint for an adapter, or for images as they are
-            (``None``).
-        endpoint: what the table is of, for its settings: an URL, or the name of what is hosted
-            here.
-        profile: what the endpoint does to an image's geometry; ``None`` takes the backbone's own
-            preprocessing.
-        note: told what is going on.
-        progress: show bars on stderr.
+        plan: The runs to do.
+        out: Folder of the runs.
+        surrogate: Backbone that training goes through.
+        connect: Opens a client of the endpoint for an adapter, or for raw images (``None``).
+        endpoint: Name of the endpoint for the settings: a URL, or the name of a local server.
+        profile: Resize and crop of the endpoint; ``None`` for the backbone's own preprocessing.
+        note: Callback that takes progress messages.
+        progress: Whether to show progress bars on stderr.
     """
 
     plan: Plan
@@ -170,38 +186,43 @@ class Bench:
     progress: bool = False
 
     def run(self) -> None:
-        """Do all runs that are not there yet.
+        """Do all missing runs.
 
         Raises:
-            ConfigurationError: an unknown method or preset, or ``out`` holds runs with other
-                settings.
+            ConfigurationError: A method or preset is unknown, a method does not fit the surrogate,
+                or ``out`` holds runs with other settings.
         """
         if not self.surrogate.plain:
             for spec in self.plan.methods:
                 method = methods.get(parse(spec)[0])
                 if issubclass(method, methods.WhiteBox) and method.reads_features:
                     raise ConfigurationError(
-                        f"method {spec}: got {self.surrogate.name}, expected a plain ViT; "
-                        "leave it out"
+                        f"method {spec}: got the surrogate {self.surrogate.name}, expected a plain "
+                        f"ViT; leave {spec} out"
                     )
+        # Called for its check alone: a layout that does not fit must fail before the first run.
         place(self.plan.layout or "ring", self.surrogate.input_size // self.surrogate.patch_size)
-        todo = [
-            (cell, rows)
-            for cell in self.plan.cells()
-            if (rows := missing_rows(self.out, cell, self.plan))
-        ]
+
+        todo = []
+        for cell in self.plan.cells():
+            rows = missing_rows(self.out, cell, self.plan)
+            if rows:
+                todo.append((cell, rows))
+        # All sets are read before anything is written, so that bad data fails early.
         tasks = [cell.task(self.plan) for cell, _ in todo]
-        self._claim()
+        self._write_settings()
         for (cell, rows), task in zip(todo, tasks, strict=True):
             self._run_cell(cell, task, rows)
 
-    def _claim(self) -> None:
-        """Write down what all runs of this table share, or refuse to mix."""
+    def _write_settings(self) -> None:
+        """Write the settings that all runs of this table share.
+
+        Raises:
+            ConfigurationError: ``out`` holds runs with other settings.
+        """
         ours = self.plan.settings() | {
             "weights_sha256": self.surrogate.weights_sha256,
             "endpoint": self.endpoint,
-        }
-        ours |= {
             "profile": str(self.profile or ""),
             "version": __version__,
             "copies": augment.COPIES,
@@ -212,56 +233,64 @@ class Bench:
         write_whole(self.out / SETTINGS, (json.dumps(ours, indent=1) + "\n").encode())
 
     def _run_cell(self, cell: Cell, task: Task, missing: Sequence[str]) -> None:
+        """Do the missing runs of a cell."""
         folder = cell.folder(self.out)
         folder.mkdir(parents=True, exist_ok=True)
-        ids = np.array([f"{path.parent.name}/{path.name}" for path in task.test.paths])
+        self._write_targets(cell, task, folder / "targets.npz")
+
+        for row in missing:
+            self.note(f"{cell.set}, {cell.shots or 'all'} shots, seed {cell.seed}: {row}")
+            arrays, measurements = self._measure(cell, task, row)
+            sizes = {"train": len(task.train), "val": len(task.val), "test": len(task.test)}
+            record = asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)}
+            text = json.dumps(record | measurements, indent=1)
+            np.savez_compressed(folder / f"{row}.npz", **arrays)  # type: ignore[arg-type]
+            # Written last, because its presence marks the run as complete.
+            write_whole(folder / f"{row}.json", (text + "\n").encode())
+
+    def _write_targets(self, cell: Cell, task: Task, path: Path) -> None:
+        """Write the targets that all runs of a cell share.
+
+        Raises:
+            ConfigurationError: The file exists, with targets of other images.
+        """
+        ids = np.array([f"{image.parent.name}/{image.name}" for image in task.test.paths])
         targets = {
             "val": task.val.labels,
             "test": task.test.labels,
             "ids": ids,
             "digest": np.array(task.digest()),
         }
-        path = folder / "targets.npz"
         if not path.exists():
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, **targets)  # type: ignore[arg-type]
         elif not _same(np.load(path), targets):
             raise ConfigurationError(
-                f"benchmark: {folder} holds runs on other images than "
-                f"{self.plan.sets[cell.set]} has; "
-                "choose another --out"
+                f"benchmark: {path.parent} holds runs on other images than those in "
+                f"{self.plan.sets[cell.set]}; choose another --out"
             )
-        for row in missing:
-            self.note(f"{cell.set}, {cell.shots or 'all'} shots, seed {cell.seed}: {row}")
-            arrays, record = self._measure(cell, task, row)
-            np.savez_compressed(folder / f"{row}.npz", **arrays)  # type: ignore[arg-type]
-            sizes = {"train": len(task.train), "val": len(task.val), "test": len(task.test)}
-            text = json.dumps(
-                asdict(cell) | {"row": row, "split": sizes, "classes": len(task.classes)} | record,
-                indent=1,
-            )
-            # Written last: a run that was killed leaves no such mark.
-            write_whole(folder / f"{row}.json", (text + "\n").encode())
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
+        """Do one run; return its log-probabilities, and its entries for ``ROW.json``."""
         if row == RAW_RUN:
-            found, fitted = baselines.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
+            raw, fitted = baselines.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
             size = fitted.mapping.weight.size + fitted.mapping.bias.size
-            return _arrays(found), {"queries": found.queries, "learnable": {"mapping": size}}
+            return _arrays(raw), {"queries": raw.queries, "learnable": {"mapping": size}}
         if row == PROBE_RUN:
-            found = baselines.probe(self.surrogate, task, self._augment(cell), cell.seed)
-            width = self.surrogate.width
-            return _arrays(found), {
-                "queries": 0,
-                "learnable": {"mapping": (width + 1) * len(task.classes)},
-            }
+            probe = baselines.probe(self.surrogate, task, self._augment(cell), cell.seed)
+            size = (self.surrogate.width + 1) * len(task.classes)
+            return _arrays(probe), {"queries": 0, "learnable": {"mapping": size}}
         if deploys(row):
             return self._deployed(cell, task, row)
         return self._white_box(cell, task, row)
 
     def _deployed(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        """Train, save, and ask the endpoint; compare with what the latent space says."""
-        (method, _), numbers = parse(row), self._recipe(cell, row)
+        """Train and save a prompt, measure it over HTTP, and compare its labels with those of the
+        latent space.
+        """
+        method, _ = parse(row)
+        numbers = self._recipe(cell, row)
+
         started = time.monotonic()
         config = TrainingConfig(
             method=method,
@@ -272,31 +301,39 @@ class Bench:
         )
         adapter = fit(task, self.surrogate, config, progress=self.progress)
         if adapter.card.interrupted:
+            # fit() returns early on Ctrl-C; a half-trained prompt must not count as a run.
             raise KeyboardInterrupt
         seconds = round(time.monotonic() - started, 1)
         adapter.save(cell.folder(self.out) / f"{row}.safetensors")
-        val, test = (FittedSplit.of(split, adapter) for split in (task.val, task.test))
-        found = baselines.prompted("", Asker(self.connect), adapter, task)
+
+        val = FittedSplit.of(task.val, adapter)
+        test = FittedSplit.of(task.test, adapter)
+        prompted = baselines.prompted("", Asker(self.connect), adapter, task)
         local = baselines.local_head(adapter, val, test)
         latent = latent_log_probs(adapter, self.surrogate, test.fitted)
-        head = adapter.runtime[0].generator
-        classifier = [*head.trunk.parameters(), *head.local_head.parameters()]
+        same_label = latent.argmax(axis=1) == prompted.test.argmax(axis=1)
+
+        generator = adapter.runtime[0].generator
+        classifier = [*generator.trunk.parameters(), *generator.local_head.parameters()]
         record = {
             "seconds": seconds,
             "recipe": numbers.card(),
-            "queries": found.queries,
+            "queries": prompted.queries,
             "learnable": {
                 **(adapter.card.learnable or {}),
                 "classifier": sum(p.numel() for p in classifier),
             },
-            "agreement": float((latent.argmax(axis=1) == found.test.argmax(axis=1)).mean()),
+            "agreement": float(same_label.mean()),
             "fusion": adapter.card.fusion,
             "perplexity": adapter.card.metrics and adapter.card.metrics.perplexity,
         }
-        return _arrays(found) | {"local_val": local.val, "local_test": local.test}, record
+        return _arrays(prompted) | {"local_val": local.val, "local_test": local.test}, record
 
     def _white_box(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        (method, _), numbers = parse(row), self._recipe(cell, row)
+        """Train and measure a white-box method, which sends nothing."""
+        method, _ = parse(row)
+        numbers = self._recipe(cell, row)
+
         started = time.monotonic()
         model = fit_white_box(
             task, self.surrogate, method, recipe=numbers, seed=cell.seed, progress=self.progress
@@ -318,19 +355,21 @@ class Bench:
 
 
 def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the runs that are in ``out`` already, if any.
+    """Return the settings of the runs in ``out``; empty without runs.
 
     Raises:
-        ConfigurationError: some of ours differ from them.
+        ConfigurationError: Some of ``ours`` differ from them.
     """
     path = out / SETTINGS
     if not path.exists():
         return {}
     theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
     differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
-    differs += [
-        f"augment of {k}" for k, v in ours["augment"].items() if theirs["augment"].get(k, v) != v
-    ]
+    # Each set has its own augmentation, and a set that is new in this table cannot differ.
+    for name, augmentation in ours["augment"].items():
+        if theirs["augment"].get(name, augmentation) != augmentation:
+            differs.append(f"augment of {name}")
     if differs:
         raise ConfigurationError(
             f"benchmark: {out} holds runs that differ in {', '.join(differs)}; choose another --out"
@@ -339,7 +378,7 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
-    """Return the rows of a cell that are not there yet."""
+    """Return the rows of a cell that have no complete run in ``out``."""
     return [
         row
         for row in (RAW_RUN, PROBE_RUN, *plan.methods)
@@ -348,15 +387,15 @@ def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
 
 
 def parse(spec: str) -> tuple[str, str]:
-    """``METHOD`` or ``METHOD@PRESET`` → both.
+    """Split ``METHOD`` or ``METHOD@PRESET`` into method and preset.
 
     Raises:
-        ConfigurationError: either is unknown, or the preset is of token libraries and the method
-            has none.
+        ConfigurationError: The method or the preset is unknown, or the method has no presets,
+            because it has no token library.
     """
     method, _, preset = spec.partition("@")
     kind = methods.get(method)
-    recipe(preset or "default")
+    recipe(preset or "default")  # Called for its check alone: it raises for an unknown preset.
     if preset not in ("", "default") and not issubclass(kind, methods.PGN):
         raise ConfigurationError(
             f"methods: got {spec}, but {method} has no presets; leave @{preset} out"
@@ -373,9 +412,9 @@ def _spec(method: str, preset: str) -> str:
     return method if preset == "default" else f"{method}@{preset}"
 
 
-def _same(kept: Arrays, ours: Arrays) -> bool:
-    return all(name in kept and np.array_equal(kept[name], array) for name, array in ours.items())
+def _same(saved: Arrays, ours: Arrays) -> bool:
+    return all(name in saved and np.array_equal(saved[name], array) for name, array in ours.items())
 
 
-def _arrays(found: Candidate) -> dict[str, NDArray[Any]]:
-    return {"val": found.val, "test": found.test}
+def _arrays(row: Candidate) -> dict[str, NDArray[Any]]:
+    return {"val": row.val, "test": row.test}

@@ -1,10 +1,10 @@
-"""What the runs of a benchmark say together. Computed from the files alone: nothing is trained or
-sent.
+"""Summarize the runs of a benchmark. The summary is computed from the files of the runs, without
+training or sending.
 
-Accuracies and differences are averaged over seeds image by image (all seeds share the test
-images), and intervals come from drawing images; over sets the mean is unweighted. So an
-interval speaks for these sets and these seeds, not for sets in general. The fusion weight, the
-served way and its gate are chosen in each run on its validation images.
+Accuracies and differences are averaged over seeds image by image, as all seeds share the test
+images. Intervals come from drawing images. The mean over sets is unweighted. So an interval holds
+for these sets and these seeds, not for sets in general. The fusion weight, the served row and its
+gate are chosen in each run on its validation images.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ FINE_TUNING = 88_224_232
 
 @dataclass(frozen=True)
 class Row:
-    """One way to answer, on one set, over all seeds.
+    """One way to classify, on one set, over all seeds.
 
     Attributes:
-        name: of the row.
-        deployable: whether an endpoint can serve it; white box otherwise.
-        accuracy, ci95: mean over seeds and test images.
-        sent: share of the test images that are sent.
-        learnable: how many numbers were trained, local head included where it has a say; ``None``
-            for ``served``.
-        seconds: of training, mean over seeds.
-        agreement: least share, over seeds, of test images whose label over HTTP is that of latent
-            float32.
+        name: Title of the row.
+        deployable: Whether an endpoint can serve it; white box otherwise.
+        accuracy: Mean accuracy over seeds and test images, in [0, 1].
+        ci95: 95 % interval of the accuracy, (low, high).
+        sent: Share of the test images that serving sends, in [0, 1].
+        learnable: Number of trained parameters, local head included where it is fused; ``None`` for
+            ``served``.
+        seconds: Duration of training in seconds, mean over seeds; ``None`` where it is not
+            recorded.
+        agreement: Share of the test images with the same label over HTTP as in float32 latent
+            space, least over seeds; ``None`` for fused rows and rows without a prompt.
     """
 
     name: str
@@ -61,8 +63,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Row ``a`` minus row ``b`` in accuracy, on the same images of one set; the mean over sets
-    has no ``set``.
+    """A paired difference of two rows on the same images.
+
+    Attributes:
+        a: Title of the first row.
+        b: Title of the second row.
+        set: Name of the image set; empty for the mean over sets.
+        difference: Accuracy of ``a`` minus accuracy of ``b``, in [-1, 1].
+        ci95: 95 % interval of the difference, (low, high).
     """
 
     a: str
@@ -74,17 +82,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that a table tells, for one number of shots.
+    """The content of one table, for one number of shots.
 
     Attributes:
-        shots: training images per class, at most; ``None`` for all.
-        seeds: of the runs.
-        split: set → numbers of training, validation and test images.
-        rows: set → rows; under ``""`` the mean over sets.
-        paired: differences, of each set and of the mean.
-        head: whose local head gives the rows that name no other.
-        curves: set → accuracy of that method ⊕ local against images sent, as (sent, accuracy), mean
-            over seeds.
+        shots: Largest number of training images per class; ``None`` for all.
+        seeds: Seeds of the runs.
+        split: Set → numbers of training, validation and test images.
+        rows: Set → rows; under ``""`` the mean over sets.
+        paired: Paired differences, of each set and of the mean.
+        head: Title of the method whose local head is used in the rows of the baselines.
+        curves: Set → accuracy of that method ⊕ local against images sent, as points
+            (share sent, accuracy), mean over seeds.
     """
 
     shots: int | None
@@ -101,15 +109,17 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The answers of one (set, shots, seed).
+class FinishedCell:
+    """All rows of one (set, shots, seed).
 
     Attributes:
-        ids: (n,) names of the test images.
-        targets: (n,) of the test images; val_targets: of the validation images.
-        rows: name → candidate.
-        records: name → what its run left in its ``.json``.
-        head: title of the method whose local head gives the rows that name no other.
+        ids: Names of the test images, (n,).
+        targets: Class indices of the test images, (n,).
+        val_targets: Class indices of the validation images, (m,).
+        rows: Title → candidate.
+        records: Title → content of the ``.json`` file of its run.
+        head: Title of the method whose local head is used in the rows of the baselines.
+        split: Number of training, validation and test images.
     """
 
     ids: NDArray[Any]
@@ -121,12 +131,12 @@ class Cell:
     split: dict[str, int]
 
     def hits(self, name: str) -> Floats:
-        """(n,) 1 where the row is right."""
+        """Return 1 for each test image that the row gets right, 0 otherwise, (n,)."""
         return right(self.rows[name].test, self.targets).astype(float)
 
 
 def title(spec: str) -> str:
-    """Return how a table calls a method: ``PGN``, ``PGN (small)``."""
+    """Return the title of a method in a table: ``PGN``, ``PGN (small)``."""
     method, preset = parse(spec)
     return methods.get(method).title + (f" ({preset})" if preset != "default" else "")
 
@@ -134,59 +144,99 @@ def title(spec: str) -> str:
 def summarise(
     out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Sequence[int], shots: int | None
 ) -> Summary:
-    """Read the runs of a table and compute it.
+    """Read the runs of a table, and compute the table.
+
+    Args:
+        out: Folder of the runs.
+        sets: Names of the image sets.
+        specs: Methods as ``METHOD`` or ``METHOD@PRESET``.
+        seeds: Seeds of the runs.
+        shots: Largest number of training images per class; ``None`` for all.
 
     Raises:
-        ConfigurationError: a run is not there.
+        ConfigurationError: A run is missing or damaged.
     """
     specs = Plan({}, tuple(specs)).checked().methods
-    cells = {
-        name: [_read(out / name / f"{shots or 'all'}-{seed}", specs) for seed in seeds]
-        for name in sets
-    }
-    rows = {name: [_row(row, cells[name]) for row in cells[name][0].rows] for name in sets}
-    rows[""] = [
-        _mean([next(r for r in rows[s] if r.name == row.name) for s in sets], cells)
-        for row in rows[sets[0]]
-    ]
+    cells: dict[str, list[FinishedCell]] = {}
+    for name in sets:
+        folders = [out / name / f"{shots or 'all'}-{seed}" for seed in seeds]
+        cells[name] = [_read(folder, specs) for folder in folders]
+
+    rows: dict[str, list[Row]] = {}
+    for name in sets:
+        rows[name] = [_row(row_title, cells[name]) for row_title in cells[name][0].rows]
+    means = []
+    for row in rows[sets[0]]:
+        same_row = [_row_by_name(rows[name], row.name) for name in sets]
+        means.append(_mean(same_row, cells))
+    rows[""] = means
+
     return Summary(
-        shots,
-        tuple(seeds),
-        {name: cells[name][0].split for name in sets},
-        rows,
-        list(_pairs(cells)),
-        cells[sets[0]][0].head,
-        {name: _curve(cells[name]) for name in sets},
+        shots=shots,
+        seeds=tuple(seeds),
+        split={name: cells[name][0].split for name in sets},
+        rows=rows,
+        paired=list(_pairs(cells)),
+        head=cells[sets[0]][0].head,
+        curves={name: _curve(cells[name]) for name in sets},
     )
 
 
-def _read(folder: Path, specs: Sequence[str]) -> Cell:
-    """One cell: what was measured, and what follows from it by validation."""
+def _row_by_name(rows: Iterable[Row], name: str) -> Row:
+    return next(row for row in rows if row.name == name)
+
+
+def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
+    """Read the runs of one cell, and choose fusion weights, served row and gate on validation."""
     runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
     targets = np.load(folder / "targets.npz")
+    val_targets = targets["val"]
+
+    # The smallest prompt first, because among equals the first row is served.
     deployed = sorted(
         (s for s in specs if deploys(s)), key=lambda s: runs[s].record["learnable"]["prompt"]
     )
+    # The baselines use the local head of the default PGN, or else of any PGN, or else of the first.
     head = min(deployed, key=lambda s: (s != "pgn", parse(s)[0] != "pgn"))
-    rows, records = _rivals(runs[RAW_RUN], runs[PROBE_RUN], runs[head], targets["val"])
-    for spec in deployed:  # the cheapest first
+    rows, records = _baselines(runs[RAW_RUN], runs[PROBE_RUN], runs[head], val_targets)
+
+    for spec in deployed:
         local = runs[spec].local
         prompted = runs[spec].candidate(title(spec), local=local)
-        both = candidate.fused_best(prompted, local, targets["val"])
-        rows += [prompted, both]
-        records |= dict.fromkeys((prompted.name, both.name), runs[spec].record)
-    best = selection.choose(sorted(rows, key=lambda c: c.sent > 0), targets["val"])
-    rows.append(selection.gated(SERVED, best, targets["val"])[0])
+        prompted_local = candidate.fused_best(prompted, local, val_targets)
+        rows += [prompted, prompted_local]
+        records[prompted.name] = runs[spec].record
+        records[prompted_local.name] = runs[spec].record
+
+    # The sort is stable: rows that send nothing come first, otherwise the order stays.
+    best = selection.choose(sorted(rows, key=lambda c: c.sent > 0), val_targets)
+    served, _ = selection.gated(SERVED, best, val_targets)
+    rows.append(served)
+
+    # White-box rows come after the choice: no endpoint can serve them.
     for spec in (s for s in specs if s not in deployed):
         rows.append(runs[spec].candidate(title(spec)))
         records[title(spec)] = runs[spec].record
-    named, split = {c.name: c for c in rows}, runs[RAW_RUN].record["split"]
-    return Cell(targets["ids"], targets["test"], targets["val"], named, records, title(head), split)
+
+    return FinishedCell(
+        ids=targets["ids"],
+        targets=targets["test"],
+        val_targets=val_targets,
+        rows={c.name: c for c in rows},
+        records=records,
+        head=title(head),
+        split=runs[RAW_RUN].record["split"],
+    )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run as it lies on the disk."""
+    """The files of one run.
+
+    Attributes:
+        arrays: Name → log-probabilities, from the ``.npz`` file.
+        record: Content of the ``.json`` file.
+    """
 
     arrays: Mapping[str, Floats]
     record: dict[str, Any]
@@ -194,12 +244,14 @@ class _Run:
     def candidate(
         self, name: str, *, sent: float = 1.0, local: Candidate | None = None
     ) -> Candidate:
+        """Return the row of the run."""
         return Candidate(
             name, self.arrays["val"], self.arrays["test"], self.record["queries"], sent, local
         )
 
     @property
     def local(self) -> Candidate:
+        """The row of the local head that was trained in this run."""
         return Candidate(LOCAL, self.arrays["local_val"], self.arrays["local_test"], 0, 0.0)
 
 
@@ -209,14 +261,21 @@ def _run(folder: Path, row: str) -> _Run:
         return _Run(dict(np.load(folder / f"{row}.npz")), record)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"benchmark: the run {folder / row} is not there; run the benchmark first"
+            f"benchmark: the run {folder / row} is missing or damaged; run the benchmark first"
         ) from error
 
 
-def _rivals(
+def _baselines(
     raw: _Run, probe: _Run, head: _Run, val_targets: Integers
 ) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
-    """Rows that need no prompt, with what each has learnt; ``head`` lends its local head."""
+    """Return the rows without a prompt, and their records.
+
+    Args:
+        raw: Run of raw images.
+        probe: Run of the linear probe.
+        head: Run whose local head is used.
+        val_targets: Class indices of the validation images, (n,).
+    """
     probed = probe.candidate(PROBE, sent=0.0)
     rows = baselines.without_prompt(raw.candidate(RAW), head.local, probed, val_targets)
     classifier = {"mapping": 0, "local": head.record["learnable"]["classifier"]}
@@ -227,57 +286,74 @@ def _rivals(
     return rows, records
 
 
-def _row(name: str, cells: Sequence[Cell]) -> Row:
-    record = cells[0].records.get(name, {})
+def _row(name: str, cells: Sequence[FinishedCell]) -> Row:
+    """Return a row of one set, over all seeds."""
+    first = cells[0].rows[name]
+    records = [c.records.get(name, {}) for c in cells]
+    record = records[0]
     mean, low, high = accuracy_interval(_by_image((c.ids, c.hits(name)) for c in cells))
-    seconds = [c.records[name]["seconds"] for c in cells if "seconds" in c.records.get(name, {})]
-    agreement = [
-        c.records[name]["agreement"] for c in cells if "agreement" in c.records.get(name, {})
-    ]
-    alone = not cells[0].rows[name].fused
+    seconds = [r["seconds"] for r in records if "seconds" in r]
+    agreement = [r["agreement"] for r in records if "agreement" in r]
     return Row(
-        name,
-        "white_box" not in record,
-        mean,
-        (low, high),
-        float(np.mean([c.rows[name].sent for c in cells])),
-        _learnable(cells[0].rows[name], record) if record else None,
-        float(np.mean(seconds)) if seconds else None,
-        min(agreement) if agreement and alone else None,
+        name=name,
+        deployable="white_box" not in record,
+        accuracy=mean,
+        ci95=(low, high),
+        sent=float(np.mean([c.rows[name].sent for c in cells])),
+        learnable=_learnable(first, record) if record else None,
+        seconds=float(np.mean(seconds)) if seconds else None,
+        # Fusion changes labels, so the prompt's agreement does not hold for a fused row.
+        agreement=min(agreement) if agreement and not first.fused else None,
     )
 
 
 def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
-    """Count what has a say in the row: the prompt with its mapping, and the local head where it is
-    fused.
+    """Return the number of trained parameters: prompt and mapping, and the local head where the row
+    uses it.
     """
     counts = record["learnable"]
-    own = int(counts.get("prompt", 0)) + int(counts["mapping"])
-    return own + int(counts["local"]) if row.fused or row.name == LOCAL else own
+    count = int(counts.get("prompt", 0)) + int(counts["mapping"])
+    if row.fused or row.name == LOCAL:
+        count += int(counts["local"])
+    return count
 
 
-def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[Cell]]) -> Row:
-    """The mean over sets."""
+def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[FinishedCell]]) -> Row:
+    """Return the mean of a row over sets.
+
+    Args:
+        rows: The row of each set.
+        cells: Set → its cells, one for each seed.
+    """
     name = rows[0].name
-    entries = [_by_image((c.ids, c.hits(name)) for c in seeds) for seeds in cells.values()]
-    mean, low, high = pooled_bootstrap(entries, seed=0)
+    hits_by_set = []
+    for seeds in cells.values():
+        hits_by_set.append(_by_image((c.ids, c.hits(name)) for c in seeds))
+    mean, low, high = pooled_bootstrap(hits_by_set, seed=0)
     agreement = [r.agreement for r in rows if r.agreement is not None]
     seconds = [r.seconds for r in rows if r.seconds is not None]
     learnable = [r.learnable for r in rows if r.learnable is not None]
     return Row(
-        name,
-        rows[0].deployable,
-        mean,
-        (low, high),
-        float(np.mean([r.sent for r in rows])),
-        max(learnable) if learnable else None,
-        float(np.mean(seconds)) if seconds else None,
-        min(agreement) if agreement else None,
+        name=name,
+        deployable=rows[0].deployable,
+        accuracy=mean,
+        ci95=(low, high),
+        sent=float(np.mean([r.sent for r in rows])),
+        learnable=max(learnable) if learnable else None,
+        seconds=float(np.mean(seconds)) if seconds else None,
+        agreement=min(agreement) if agreement else None,
     )
 
 
 def _by_image(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
-    """Average values of the same images."""
+    """Average values over seeds, image by image.
+
+    Args:
+        parts: For each seed, the names of the images and their values.
+
+    Returns:
+        Mean value of each image, (n,).
+    """
     values: dict[str, list[float]] = defaultdict(list)
     for ids, row in parts:
         for name, value in zip(ids.tolist(), row.tolist(), strict=True):
@@ -285,36 +361,45 @@ def _by_image(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
     return np.array([np.mean(v) for v in values.values()])
 
 
-def _pairs(cells: Mapping[str, Sequence[Cell]]) -> Iterable[Difference]:
-    """The comparisons that decide, on each set and in the mean: PGN, and what is served, against
-    all others.
+def _pairs(cells: Mapping[str, Sequence[FinishedCell]]) -> Iterable[Difference]:
+    """Yield the paired differences of PGN and of the served row from all other rows, on each set
+    and in the mean.
+
+    PGN here is the method that gives the local head. Fused rows are compared with its fused row.
     """
     first = next(iter(cells.values()))[0]
-    pgn, served = first.head, SERVED
-    both = with_local(pgn)
-    others = [n for n in first.rows if n not in (pgn, both, served)]
-    pairs = [(both if first.rows[n].fused else pgn, n) for n in others]
-    pairs += [(served, n) for n in (*others, pgn, both) if "white_box" not in first.records[n]]
+    pgn = first.head
+    pgn_local = with_local(pgn)
+    others = [n for n in first.rows if n not in (pgn, pgn_local, SERVED)]
+    pairs = [(pgn_local if first.rows[n].fused else pgn, n) for n in others]
+    for name in (*others, pgn, pgn_local):
+        if "white_box" not in first.records[name]:
+            pairs.append((SERVED, name))
+
     for a, b in pairs:
-        entries = {
-            name: _by_image((c.ids, c.hits(a) - c.hits(b)) for c in seeds)
-            for name, seeds in cells.items()
-        }
-        for name, chosen in [*((k, [v]) for k, v in entries.items()), ("", list(entries.values()))]:
-            mean, low, high = pooled_bootstrap(chosen, seed=0)
+        by_set: dict[str, Floats] = {}
+        for name, seeds in cells.items():
+            by_set[name] = _by_image((c.ids, c.hits(a) - c.hits(b)) for c in seeds)
+
+        for name, differences in by_set.items():
+            mean, low, high = pooled_bootstrap([differences], seed=0)
             yield Difference(a, b, name, mean, (low, high))
+        mean, low, high = pooled_bootstrap(list(by_set.values()), seed=0)
+        yield Difference(a, b, "", mean, (low, high))
 
 
-def _curve(cells: Sequence[Cell]) -> list[tuple[float, float]]:
-    """Accuracy against images sent, of the head's method ⊕ local: what the head is least sure of is
-    sent.
+def _curve(cells: Sequence[FinishedCell]) -> list[tuple[float, float]]:
+    """Return points (share sent, accuracy) of the fused row of the method that has the local head.
+
+    The images with the lowest confidence of the local head are sent.
     """
     points = []
     for share in np.linspace(0, 1, 11):
-        at = []
+        accuracies = []
         for c in cells:
-            row, local = c.rows[with_local(c.head)], c.rows[LOCAL]
+            row = c.rows[with_local(c.head)]
+            local = c.rows[LOCAL]
             _, hits = gate_hits(row.test, local.test, c.targets)
-            at.append(hits[round(share * len(c.targets))] / len(c.targets))
-        points.append((float(share), float(np.mean(at))))
+            accuracies.append(hits[round(share * len(c.targets))] / len(c.targets))
+        points.append((float(share), float(np.mean(accuracies))))
     return points

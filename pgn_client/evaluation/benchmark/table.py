@@ -1,4 +1,4 @@
-"""The table of a benchmark as people read it: Markdown, and an image."""
+"""The table of a benchmark as Markdown, and as a chart."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from pgn_client.evaluation.benchmark.summary import FINE_TUNING, Difference, Row
 from pgn_client.evaluation.candidate import with_local
 
 WHITE_BOX = "†"
+"""Mark of white-box rows."""
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """Return all tables as Markdown, one after the other."""
+    """Return all tables as Markdown, one below the other."""
     return "\n\n".join(_one(summary) for summary in summaries) + "\n"
 
 
 def _one(summary: Summary) -> str:
+    """Return one table with its legend, and the paired differences."""
     sets = [name for name in summary.rows if name]
+    split = []
+    for name in sets:
+        numbers = " / ".join(str(n) for n in summary.split[name].values())
+        split.append(f"{name} {numbers}")
+
     lines = [
         f"### {_shots(summary)}, seeds {', '.join(map(str, summary.seeds))}",
         "",
-        "Accuracy on test images, mean over seeds, [95 % interval] over images.",
-        "`⊕ local`: fused with the local head. Sent: share of the images that are sent when a "
-        "row serves.",
+        "Accuracy on the test images, mean over seeds, with [95 % interval] over images.",
+        "`⊕ local`: fused with the local head. Sent: share of the images that serving sends.",
         "`local head`, `raw ⊕ local` and `linear probe ⊕ local` use the local head of "
         f"{summary.head}.",
-        f"{WHITE_BOX} white box: needs the inside of the model, which nobody else's "
-        "endpoint offers.",
-        "Learnable: the most over sets. ÷: how many times fewer than fine-tuning ViT-B/32 (88.2 M "
-        "numbers).",
-        "Agreement: the least share, over sets and seeds, of test images with the label of "
-        "latent float32.",
-        "Images (training / validation / test): "
-        + "; ".join(f"{s} {' / '.join(str(n) for n in summary.split[s].values())}" for s in sets)
-        + ".",
+        f"{WHITE_BOX} white box: needs the weights of the model, so no hosted endpoint can serve "
+        "it.",
+        "Learnable: number of trained parameters, most over sets. ViT-B/32 ÷: fine-tuning ViT-B/32 "
+        "trains this many times more (88.2 million).",
+        "Training: mean over sets and seeds. Agreement: share of the test images with the same "
+        "label over HTTP as in float32 latent space, least over sets and seeds.",
+        f"Images (training / validation / test): {'; '.join(split)}.",
         "",
         _line(["", *sets, "mean", "sent", "learnable", "ViT-B/32 ÷", "training, s", "agreement"]),
         _line(["---", *["---:"] * (len(sets) + 6)]),
         *(_row(summary, row, sets) for row in summary.rows[""]),
         "",
-        "Paired, in points, on the same images, [95 % interval], not corrected for the number of "
-        "comparisons;",
-        "bold in the mean where the interval excludes 0:",
+        "Paired differences in accuracy, in points, on the same images, with [95 % interval], not "
+        "corrected for the number of comparisons.",
+        "Bold: the interval of the mean excludes 0.",
         "",
         _line(["", *sets, "mean"]),
         _line(["---", *["---:"] * (len(sets) + 1)]),
@@ -53,17 +57,18 @@ def _one(summary: Summary) -> str:
 
 
 def _shots(summary: Summary) -> str:
-    return (
-        "All training images"
-        if summary.shots is None
-        else (f"{summary.shots} training images per class")
-    )
+    if summary.shots is None:
+        return "All training images"
+    return f"{summary.shots} training images per class"
 
 
 def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
-    rows = [next(r for r in summary.rows[s] if r.name == mean.name) for s in sets]
+    """Return one line of the table: a row on each set, and its mean over sets."""
+    rows = []
+    for name in sets:
+        rows.append(next(row for row in summary.rows[name] if row.name == mean.name))
     return _line([
-        mean.name + ("" if mean.deployable else f" {WHITE_BOX}"),
+        _marked(mean),
         *(f"{r.accuracy:.3f} [{r.ci95[0]:.3f}, {r.ci95[1]:.3f}]" for r in [*rows, mean]),
         f"{mean.sent:.0%}" if mean.deployable else "",
         "" if mean.learnable is None else f"{mean.learnable:,}",
@@ -73,22 +78,28 @@ def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
     ])  # fmt: skip
 
 
+def _marked(row: Row) -> str:
+    """Return the title of a row, with a mark for white box."""
+    return row.name if row.deployable else f"{row.name} {WHITE_BOX}"
+
+
 def _pairs(paired: Sequence[Difference], sets: Sequence[str]) -> list[str]:
-    found = {(d.a, d.b, d.set): d for d in paired}
+    """Return the lines of the paired differences."""
+    by_pair = {(d.a, d.b, d.set): d for d in paired}
     pairs = list(dict.fromkeys((d.a, d.b) for d in paired))
-    return [
-        _line(
-            [f"{a} − {b}", *(_points(found[a, b, s]) for s in sets), _emphasised(found[a, b, ""])]
-        )
-        for a, b in pairs
-    ]
+    lines = []
+    for a, b in pairs:
+        points = [_points(by_pair[a, b, name]) for name in sets]
+        lines.append(_line([f"{a} − {b}", *points, _emphasized(by_pair[a, b, ""])]))
+    return lines
 
 
 def _points(d: Difference) -> str:
     return f"{100 * d.difference:+.1f} [{100 * d.ci95[0]:+.1f}, {100 * d.ci95[1]:+.1f}]"
 
 
-def _emphasised(d: Difference) -> str:
+def _emphasized(d: Difference) -> str:
+    """Return the points of a difference, bold where the interval excludes 0."""
     return f"**{_points(d)}**" if d.ci95[0] > 0 or d.ci95[1] < 0 else _points(d)
 
 
@@ -97,35 +108,49 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """Draw accuracies by set, and the curve of accuracy against images sent, as a PNG.
+    """Draw a PNG with the accuracies by set, and the curves of accuracy against images sent.
+
+    Args:
+        summary: The table.
+        path: PNG file to write.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
+        MissingDependencyError: Matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the image of a benchmark", "bench") from error
+        raise MissingDependencyError("the chart of a benchmark", "bench") from error
+
     sets = [name for name in summary.rows if name]
-    names = [row.name for row in summary.rows[""]]
+    names = [_marked(row) for row in summary.rows[""]]
     figure = Figure(figsize=(4 + 1.7 * len(sets), 2 + 0.28 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(len(sets), 2))
+
     for i, name in enumerate(sets):
         rows = summary.rows[name]
-        spread = [[r.accuracy - r.ci95[0] for r in rows], [r.ci95[1] - r.accuracy for r in rows]]
+        below = [r.accuracy - r.ci95[0] for r in rows]
+        above = [r.ci95[1] - r.accuracy for r in rows]
+        # The sets of one row share a band of height 0.8, so that their bars do not overlap.
         heights = [j + (i - len(sets) / 2) * 0.8 / len(sets) for j in range(len(rows))]
         left.errorbar(
-            [r.accuracy for r in rows], heights, xerr=spread, fmt="o", markersize=3, label=name
+            [r.accuracy for r in rows],
+            heights,
+            xerr=[below, above],
+            fmt="o",
+            markersize=3,
+            label=name,
         )
-        right.plot(*zip(*summary.curves[name], strict=True), marker=".", label=name)
-    marks = ["" if row.deployable else f" {WHITE_BOX}" for row in summary.rows[""]]
-    left.set_yticks(range(len(names)), [n + m for n, m in zip(names, marks, strict=True)])
+        shares, accuracies = zip(*summary.curves[name], strict=True)
+        right.plot(shares, accuracies, marker=".", label=name)
+
+    left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_xlabel("accuracy, 95 % interval")
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     right.set_xlabel("share of images sent")
-    right.set_ylabel(f"accuracy, {with_local(summary.head)}, the least sure sent")
+    right.set_ylabel(f"accuracy of {with_local(summary.head)}, least confident images sent")
     right.grid(alpha=0.3)
     figure.suptitle(f"{_shots(summary)}, seeds {', '.join(map(str, summary.seeds))}")
     figure.savefig(path, dpi=120)

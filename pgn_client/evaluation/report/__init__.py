@@ -1,6 +1,4 @@
-"""A report as people read it: a table for the terminal, a page for the browser, images step by
-step.
-"""
+"""Reports for readers: a table for the terminal, a page for the browser, images of each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts of a report as numbers: places of lines, dots and ticks. A template draws them as SVG."""
+"""Charts of a report as positions of lines, dots and ticks. A template draws them as SVG."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from typing import Any
 
 from pgn_client.evaluation.metrics import Bin
 
-WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 56
-"""Margins around the plot, in pixels of the drawing, as all places here."""
+WIDTH = 440
+HEIGHT = 300
+"""Size of a drawing, in pixels. All positions in this module are pixels of the drawing."""
+
+LEFT = 56
+RIGHT = 16
+TOP = 12
+BOTTOM = 56
+"""Margins around the plot."""
+
 BAR = 120
+"""Width of an interval's bar."""
 BAR_MARGIN = 4
-"""Radius of a bar's dot, which may lie at either end."""
+"""Radius of a bar's dot, which may be at either end of the bar."""
 STEPS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Distances of ticks that the vertical axis may have."""
 
 Ticks = Sequence[tuple[float, str]]
-"""Values on an axis with their text, which may have a second line."""
+"""Values on an axis, each with its text, which may have a second line."""
 Points = Sequence[tuple[float, float]]
 """Pairs (x, y) in the units of the axes."""
 
@@ -28,7 +37,7 @@ class Tick:
     """A grid line and its text.
 
     Attributes:
-        at: Place on the axis, in pixels.
+        at: Position on the axis, in pixels.
         lines: Lines of text from top to bottom.
     """
 
@@ -38,7 +47,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Dot:
-    """A dot, in pixels."""
+    """A dot.
+
+    Attributes:
+        x: Distance from the left, in pixels.
+        y: Distance from the top, in pixels.
+        radius: Radius in pixels.
+    """
 
     x: float
     y: float
@@ -51,8 +66,8 @@ class Series:
 
     Attributes:
         kind: CSS class that sets the look: ``full``, ``hollow``, ``even`` or ``ring``.
-        line: Places (x, y) in pixels.
-        dots: Dots on the line.
+        line: Corners (x, y) of the line, in pixels.
+        dots: Dots.
     """
 
     kind: str
@@ -62,16 +77,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """All places of one chart.
+    """All positions of one chart.
 
     Attributes:
-        label: What the chart shows, in words, for those who cannot see it.
-        x_name, y_name: Names of the axes.
+        label: Content of the chart in words, for screen readers.
+        x_name: Name of the horizontal axis.
+        y_name: Name of the vertical axis.
         x_ticks: Ticks from left to right.
         y_ticks: Ticks from bottom to top.
-        series: Series, of which later ones cover earlier ones.
-        width, height: Size of the drawing.
-        left, right, top, bottom: Edges of the plot inside it.
+        series: Series; later ones cover earlier ones.
+        width: Width of the drawing, in pixels.
+        height: Height of the drawing, in pixels.
+        left: Left edge of the plot, in pixels.
+        right: Right edge of the plot, in pixels.
+        top: Top edge of the plot, in pixels.
+        bottom: Bottom edge of the plot, in pixels.
     """
 
     label: str
@@ -90,7 +110,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval as a bar with a dot at the value, in pixels from the left of its drawing."""
+    """An interval as a bar with a dot at the value.
+
+    Attributes:
+        low: Left end of the bar, in pixels.
+        value: Position of the dot, in pixels.
+        high: Right end of the bar, in pixels.
+        width: Width of the drawing, in pixels.
+    """
 
     low: float
     value: float
@@ -100,7 +127,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class _Plot:
-    """Where values lie: ``x`` and ``y`` are the ends of the axes."""
+    """Conversion of values to pixels.
+
+    Attributes:
+        x: Values at the left and right end of the horizontal axis.
+        y: Values at the lower and upper end of the vertical axis.
+    """
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -117,31 +149,38 @@ class _Plot:
         return tuple((self.across(x), self.up(y)) for x, y in points)
 
     def dots(self, points: Points, radii: Sequence[float]) -> tuple[Dot, ...]:
-        places = zip(self.line(points), radii, strict=True)
-        return tuple(Dot(x, y, radius) for (x, y), radius in places)
+        positions = zip(self.line(points), radii, strict=True)
+        return tuple(Dot(x, y, radius) for (x, y), radius in positions)
 
     def x_ticks(self, ticks: Ticks) -> tuple[Tick, ...]:
-        return tuple(Tick(self.across(value), tuple(text.split("\n"))) for value, text in ticks)
+        return tuple(Tick(self.across(value), _lines(text)) for value, text in ticks)
 
     def y_ticks(self, ticks: Ticks) -> tuple[Tick, ...]:
-        return tuple(Tick(self.up(value), tuple(text.split("\n"))) for value, text in ticks)
+        return tuple(Tick(self.up(value), _lines(text)) for value, text in ticks)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(text.split("\n"))
 
 
 def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Chart:
-    """Plot accuracy against confidence: the first row in full dots, the second in hollow ones.
+    """Plot accuracy against confidence, with full dots for the first row and hollow dots for the
+    second.
 
     Args:
-        series: Title of a row → its bins. The area of a dot grows with the images in the bin.
+        series: Title of a row → its bins. A dot is larger if its bin holds more images.
     """
     plot = _Plot((0, 1), (0, 1))
     ticks = [(k / 5, f"{k / 5:.1f}") for k in range(6)]
     drawn = [Series("even", plot.line([(0, 0), (1, 1)]))]
+
     kinds = [*zip(("full", "hollow"), series.values(), strict=False)]
-    for kind, bins in reversed(kinds):  # the first row covers the second
+    for kind, bins in reversed(kinds):  # Later series cover earlier ones; the first row is on top.
         points = [(b.confidence, b.accuracy) for b in bins]
         total = sum(b.count for b in bins)
         radii = [2.5 + 9 * math.sqrt(b.count / total) for b in bins]
         drawn.append(Series(kind, plot.line(points), plot.dots(points, radii)))
+
     rows = [f"{row}: {_in_words(bins)}" for row, bins in series.items()]
     return Chart(
         label=f"Accuracy against confidence. {'; '.join(rows)}",
@@ -158,22 +197,24 @@ def curve_plot(
     served: tuple[float, float],
     costs: Mapping[float, str],
 ) -> Chart:
-    """Plot accuracy against images sent of 1,000, with what that costs.
+    """Plot accuracy against the number of images sent of 1,000, with their cost.
 
     Args:
         curve: Points of a judgement's curve, at least one.
         served: Share sent and accuracy of the served row, drawn as a ring.
-        costs: Share sent → cost of 1,000 images; empty where no price is known.
+        costs: Share sent, in [0, 1] → cost as text; empty where no price is given.
     """
     points = sorted((point["sent"], point["accuracy"]) for point in curve)
     heights = [y for _, y in [*points, served]]
     y_ticks = _ticks(min(heights), max(heights))
     plot = _Plot((0, 1), (y_ticks[0][0], y_ticks[-1][0]))
+
     x_ticks = []
     for x in (k / 5 for k in range(6)):
         cost = f"\n{costs[x]}" if x in costs else ""
         x_ticks.append((x, f"{1000 * x:,.0f}{cost}"))
-    in_words = ", ".join(f"{1000 * x:,.0f} sent {y:.3f}" for x, y in points)
+
+    in_words = ", ".join(f"{y:.3f} with {1000 * x:,.0f} sent" for x, y in points)
     return Chart(
         label=f"Accuracy against images sent of 1,000: {in_words}",
         x_name="images sent of 1,000" + (", and their cost" if costs else ""),
@@ -188,23 +229,38 @@ def curve_plot(
 
 
 def interval(low: float, value: float, high: float, start: float) -> Bar:
-    """Return the bar of an interval on an axis from ``start`` to 1, with ``start`` below 1."""
+    """Return the bar of an interval on an axis from ``start`` to 1.
+
+    Args:
+        low: Lower end of the interval.
+        value: Value with a dot.
+        high: Upper end of the interval.
+        start: Left end of the axis, below 1.
+    """
     scale = (BAR - 2 * BAR_MARGIN) / (1 - start)
     low, value, high = (BAR_MARGIN + scale * (v - start) for v in (low, value, high))
     return Bar(low, value, high)
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return round numbers, at most seven, around these values, within [0, 1] where they are."""
+    """Return at most seven ticks at round numbers that enclose two values; in [0, 1] if the values
+    are.
+    """
     step = next((s for s in STEPS if (high - low) / s <= 4), STEPS[-1])
     first = math.floor(low / step)
     last = math.ceil(high / step)
+
+    # An axis needs two ticks. The added one goes above, unless it would exceed 1 there.
     if first == last and last * step >= 1:
         first -= 1
     elif first == last:
         last += 1
+
     return [(k * step, f"{k * step:.3f}".removesuffix("0")) for k in range(first, last + 1)]
 
 
 def _in_words(bins: Sequence[Bin]) -> str:
-    return ", ".join(f"at {b.confidence:.2f} {b.accuracy:.2f} of {b.count}" for b in bins)
+    """Describe bins for screen readers."""
+    return ", ".join(
+        f"confidence {b.confidence:.2f}, accuracy {b.accuracy:.2f}, {b.count} images" for b in bins
+    )

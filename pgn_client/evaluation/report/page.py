@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no script, no font, nothing fetched."""
+"""A report as one HTML file without scripts, fonts or external resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content security policy of the page: its own style and images inside it, nothing else."""
+"""Content security policy: the page may use its inline style and embedded images, nothing else."""
 TEMPLATE = "page.html.jinja"
 
 
@@ -25,7 +25,7 @@ def page(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> str:
 
     Args:
         report: The comparison.
-        steps: Step on the way to the server → images of ``report.examples`` there.
+        steps: Step to the server → images of ``report.examples`` at that step.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -36,7 +36,7 @@ def page(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> str:
 
 @cache
 def environment() -> Environment:
-    """Return the environment of the templates: everything is escaped, nothing may be undefined.
+    """Return the Jinja2 environment, which escapes all values and rejects undefined ones.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -47,7 +47,7 @@ def environment() -> Environment:
         raise MissingDependencyError("the HTML page of a report", "train") from error
     return Environment(
         loader=PackageLoader("pgn_client.evaluation.report"),  # its folder "templates"
-        autoescape=True,  # names of classes and files are anyone's
+        autoescape=True,  # Names of classes and files are untrusted.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

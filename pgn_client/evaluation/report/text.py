@@ -11,24 +11,34 @@ from pgn_client.evaluation.results import Comparison, Report, Row
 from pgn_client.evaluation.verdict import money
 
 WORST = 3
+"""Largest number of classes that the table names as weakest."""
+
+CONTROLS = {
+    "own_prompt": "own prompt",
+    "swapped_prompt": "swapped prompt",
+    "grey_picture": "gray image",
+    "without_margin": "without margin",
+}
+"""Key of a control in ``report.json`` → its title."""
 
 
 def table(report: Report) -> str:
-    """Return the comparison as text: rows, paired differences, controls, retention, verdict."""
+    """Return the report as text: rows, paired differences, controls, retention and verdict."""
     priced = report.price_per_image is not None
-    heads = (
-        f"{'on ' + str(report.split['test']) + ' test images':<24}{'accuracy':>9}   95 % "
-        "interval     log-loss    ECE"
-    )
+    title = f"on {report.split['test']} test images"
+    columns = f"{'accuracy':>9}   95 % interval     log-loss    ECE    queries"
+    last_column = f"{'cost' if priced else 'sent'} per 1,000"
+    controls = [f"{control_title(key)} {share:.3f}" for key, share in report.controls.items()]
+
     lines = [
-        f"{heads}    queries   {'cost' if priced else 'sent'} per 1,000",
+        f"{title:<24}{columns}   {last_column}",
         *(_row(row, priced) for row in report.rows),
         "",
-        "paired, in points (same test images); right alone, a : b; exact McNemar test",
+        "paired differences a − b, in points; images right in a alone : in b alone; exact McNemar "
+        "test",
         *(_paired(c) for c in report.paired),
         "",
-        "controls: "
-        + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.controls.items()),
+        f"controls (accuracy): {', '.join(controls)}",
         *_retention(report.retention),
         *_curve(report.curve),
         *_weakest(report.per_class[SERVED]),
@@ -39,62 +49,70 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def control_title(key: str) -> str:
+    """Return the title of a control by its key in ``report.json``."""
+    return CONTROLS.get(key, key.replace("_", " "))
+
+
 def _row(row: Row, priced: bool) -> str:
+    """Return one line of the table; its last column is the cost, or the number of images sent."""
     lo, hi = row.ci95
     measured = f"{row.accuracy:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row.log_loss:>8.3f}  {row.ece:.3f}"
-    cost = (
-        money(row.cost_per_1000)
-        if priced and row.cost_per_1000 is not None
-        else f"{1000 * row.sent:,.0f}"
-    )
-    return f"  {row.title:<22}{measured}  {row.queries:>9}  {cost:>15}"
+    if priced and row.cost_per_1000 is not None:
+        last = money(row.cost_per_1000)
+    else:
+        last = f"{1000 * row.sent:,.0f}"
+    return f"  {row.title:<22}{measured}  {row.queries:>9}  {last:>15}"
 
 
 def _paired(c: Comparison) -> str:
-    low, high = (100 * end for end in c.ci95)
-    interval = f"{100 * c.difference:+6.1f}  [{low:+.1f}, {high:+.1f}]"
-    return f"  {c.a} − {c.b}".ljust(38) + (
-        f"{interval:<23}{f'{c.only_a} : {c.only_b}':>11}   {p_value(c.mcnemar_p)}"
-    )
+    """Return one line of the paired differences."""
+    low, high = c.ci95
+    rows = f"  {c.a} − {c.b}"
+    interval = f"{100 * c.difference:+6.1f}  [{100 * low:+.1f}, {100 * high:+.1f}]"
+    right_alone = f"{c.only_a} : {c.only_b}"
+    return f"{rows:<38}{interval:<23}{right_alone:>11}   {p_value(c.mcnemar_p)}"
 
 
 def p_value(p: float) -> str:
-    """A p-value to three decimals."""
+    """Return a p-value as text, to three decimals."""
     return "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
 
 
 def _retention(retention: dict[str, Any] | None) -> list[str]:
+    """Return a line of the accuracy at each step; no line without a surrogate."""
     if retention is None:
         return []
-    stages = [name for name in retention if name != "agreement"]
     agreement = retention["agreement"]
-    return [
-        "retention: "
-        + ", ".join(f"{s} {retention[s]:.3f} (same label {agreement[s]:.3f})" for s in stages)
+    stages = [
+        f"{stage} {accuracy:.3f} (same label {agreement[stage]:.3f})"
+        for stage, accuracy in retention.items()
+        if stage != "agreement"
     ]
+    return [f"retention (accuracy): {', '.join(stages)}"]
 
 
 def retention_table(agreement: dict[str, float], images: int) -> str:
-    """Return the share of images with the label of the first step, a line for each step."""
+    """Return the share of images with the label of the first step, one line for each step."""
     lines = [f"  {stage:<12}{share:>6.3f}" for stage, share in agreement.items()]
-    return "\n".join([f"the same label as at the first step, on {images} images", *lines])
+    return "\n".join([f"share of {images} images with the label of the first step", *lines])
 
 
 def _curve(curve: Sequence[dict[str, Any]]) -> list[str]:
-    """A line of accuracy against images sent."""
+    """Return a line of accuracy against images sent; no line without a curve."""
     points = ", ".join(f"{p['sent']:.0%} {p['accuracy']:.3f}" for p in curve[::2])
-    return [f"accuracy if the least sure are sent: {points}"] if curve else []
+    return [f"accuracy by share sent, least confident first: {points}"] if curve else []
 
 
 def weakest(scores: Sequence[ClassScore]) -> list[ClassScore]:
-    """Return the classes that have test images, the least F1 first."""
+    """Return the classes that have test images, lowest F1 first."""
     return sorted((s for s in scores if s.support and s.f1 is not None), key=lambda s: s.f1 or 0.0)
 
 
 def _weakest(scores: Sequence[ClassScore]) -> list[str]:
-    """A line of the classes that fare worst, where any fares less than perfectly."""
+    """Return a line of the classes of lowest F1; no line where F1 is 1 for all classes."""
     worst = [s for s in weakest(scores) if s.f1 is not None and s.f1 < 1][:WORST]
-    told = ", ".join(
-        f"{s.name} F1 {s.f1:.3f} (recall {s.recall:.3f} of {s.support})" for s in worst
+    listed = ", ".join(
+        f"{s.name} F1 {s.f1:.3f} (recall {s.recall:.3f}, {s.support} images)" for s in worst
     )
-    return [f"weakest classes, as served: {told}"] if worst else []
+    return [f"weakest classes of the served row: {listed}"] if worst else []

@@ -1,4 +1,4 @@
-"""Images of what is sent, in columns."""
+"""Images at each step to the server, drawn in columns."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from PIL import Image, ImageDraw, ImageOps
 
 from pgn_client.evaluation.results import Report
 
-TILE, GAP, TEXT = 160, 12, 18
+TILE = 160
+"""Largest width and height of an image, in pixels."""
+GAP = 12
+"""Space between images, in pixels."""
+TEXT = 18
+"""Height of a caption, in pixels."""
 
 
 def captions(report: Report) -> list[str]:
-    """Say of each example what it is, and what is served for it."""
-    return [f"is {found['label']}, served as {found['served']}" for found in report.examples]
+    """Return a caption for each example: its true label, and the label of the served row."""
+    return [f"true {example['label']}, served {example['served']}" for example in report.examples]
 
 
 def sheet(
@@ -22,24 +27,30 @@ def sheet(
     """Draw images in columns.
 
     Args:
-        columns: images from top to bottom, equally many in each column, and a caption below.
-        rows: a caption below each row of images; none where it is empty.
+        columns: Columns from left to right: images from top to bottom, and a caption below them.
+            All columns have the same number of images.
+        rows: A caption below each row of images; empty for none.
 
     Returns:
         One RGB image.
     """
-    tall = max((len(images) for images, _ in columns), default=0)
-    row = TILE + GAP + (TEXT if rows else 0)
-    bottom = GAP + tall * row
-    whole = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), bottom + TEXT), "white")
-    draw = ImageDraw.Draw(whole)
+    row_count = max((len(images) for images, _ in columns), default=0)
+    row_height = TILE + GAP + (TEXT if rows else 0)
+    bottom = GAP + row_count * row_height
+    drawing = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), bottom + TEXT), "white")
+    draw = ImageDraw.Draw(drawing)
+
     for i, (images, caption) in enumerate(columns):
         left = GAP + i * (TILE + GAP)
         for k, image in enumerate(images):
             tile = ImageOps.contain(image.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
-            top = GAP + k * row
-            whole.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+            top = GAP + k * row_height
+            corner = (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2)
+            drawing.paste(tile, corner)
         draw.text((left, bottom - GAP + 4), caption, fill="black")
+
     for k, caption in enumerate(rows):
-        draw.text((GAP, GAP + k * row + TILE + 2), " ".join(caption.split()), fill="black")
-    return whole
+        # A class name may contain line breaks, for which there is no space.
+        one_line = " ".join(caption.split())
+        draw.text((GAP, GAP + k * row_height + TILE + 2), one_line, fill="black")
+    return drawing

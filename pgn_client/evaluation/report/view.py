@@ -1,4 +1,4 @@
-"""What the HTML page shows, as plain values: text, numbers, marks. The template lays them out."""
+"""Content of the HTML page as plain values. The templates lay it out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from PIL import Image
 from pgn_client.evaluation.candidate import RAW, SERVED
 from pgn_client.evaluation.metrics import BINS, ClassScore
 from pgn_client.evaluation.report.charts import Bar, Chart, curve_plot, interval, reliability_plot
-from pgn_client.evaluation.report.text import p_value, weakest
+from pgn_client.evaluation.report.text import control_title, p_value, weakest
 from pgn_client.evaluation.report.tiles import TILE, captions
 from pgn_client.evaluation.results import Comparison, Report, Row
 from pgn_client.evaluation.verdict import money
 from pgn_client.imaging.codecs import PNG
 
 SHOWN = 24
-"""Most classes in a table; a larger matrix gives way to its most frequent confusions."""
+"""Largest number of classes in a table or confusion matrix. With more classes, the page lists the
+most frequent confusions instead of the matrix.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,18 @@ class AccuracyRow:
 
     Attributes:
         name: Title of the row.
-        note: What is served, or that the row is advised; empty for other rows.
+        note: Title of the row that is served, or "advised"; empty for other rows.
         chosen: Whether it is the advised or the served row.
-        level: "chance level" or "below chance"; empty for rows above it.
+        level: "chance level" or "below chance"; empty for rows above chance level.
+        accuracy: Accuracy as text.
+        ci95: 95 % Wilson interval of the accuracy as text.
         bar: The interval as a bar.
-        cost: Cost of serving 1,000 images; empty where no price is known.
+        cost: Cost of serving 1,000 images; empty where no price is given.
+        sent: Number of images that serving sends of 1,000.
+        log_loss: Mean log-loss in nats as text.
+        ece: Expected calibration error as text.
+        queries_test: Number of images sent to measure the row on the test images.
+        queries_fit: Number of images sent once, to fit and choose the row.
     """
 
     name: str
@@ -51,7 +60,12 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a plain table: its name, and its cells under the heads."""
+    """One row of a plain table.
+
+    Attributes:
+        name: First cell, the head of the row.
+        cells: Other cells, in the order of the column heads.
+    """
 
     name: str
     cells: tuple[str, ...]
@@ -59,7 +73,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Count:
-    """One cell of a confusion matrix: the number of images, and their share of the true class."""
+    """One cell of a confusion matrix.
+
+    Attributes:
+        images: Number of images.
+        share: Their share of the true class, in [0, 1].
+    """
 
     images: int
     share: float
@@ -67,7 +86,12 @@ class Count:
 
 @dataclass(frozen=True)
 class MatrixLine:
-    """One true class and its counts, one for each class in order."""
+    """One row of a confusion matrix.
+
+    Attributes:
+        name: True class.
+        counts: Counts of the predicted classes, in order.
+    """
 
     name: str
     counts: tuple[Count, ...]
@@ -79,8 +103,8 @@ class Matrix:
 
     Attributes:
         row: Title of the row.
-        vertical: Whether the names of its columns are too long to stand upright.
-        lines: True classes.
+        vertical: Whether the column heads are too long to be written horizontally.
+        lines: Rows, one for each true class.
     """
 
     row: str
@@ -90,11 +114,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Confusions:
-    """The most frequent confusions of one row of the report, where its matrix is too large.
+    """The most frequent confusions of one row of the report, for a matrix that is too large.
 
     Attributes:
         row: Title of the row.
-        lines: True class, with the predicted class and the number of images.
+        lines: True class; predicted class and number of images.
     """
 
     row: str
@@ -103,7 +127,15 @@ class Confusions:
 
 @dataclass(frozen=True)
 class Tile:
-    """An example image at one step: base64 of a PNG, its size in pixels, and its text."""
+    """An example image at one step to the server.
+
+    Attributes:
+        step: Title of the step.
+        png: The image as PNG in base64.
+        alt: Alternative text.
+        width: Width in pixels.
+        height: Height in pixels.
+    """
 
     step: str
     png: str
@@ -114,7 +146,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Example:
-    """An example image on its way to the server."""
+    """An example image at all steps to the server.
+
+    Attributes:
+        caption: True label and served label.
+        file: Name of the image.
+        tiles: The image at each step.
+    """
 
     caption: str
     file: str
@@ -126,35 +164,40 @@ class View:
     """The whole page, from top to bottom.
 
     Attributes:
-        advice: The verdict's advice as it stands, for the title.
-        heading: The advice as a sentence.
-        paragraphs: Warnings and the reason as sentences.
+        advice: Advice of the verdict, for the title of the page.
+        heading: Advice as a heading.
+        paragraphs: Warnings, then the reason, one paragraph each.
         split: Part of the data → number of images.
-        classes, chance: Number of classes, and the accuracy of guessing.
+        classes: Number of classes.
+        chance: Accuracy of guessing one of the classes.
         bins: Number of bins of the calibration error.
-        bar_start: Left end of the bars' axis; the right end is 1.
-        priced: Whether a price is known.
-        rows: The main table.
+        bar_start: Left end of the axis of the bars; the right end is 1.
+        priced: Whether a price is given.
+        rows: Rows of the main table.
         differences: Paired comparisons: points, interval, right alone, McNemar p.
         best: Title of the row that is served.
-        gate: Confidence below which images are sent; empty where all are.
+        gate: Confidence below which images are sent; empty where all are sent.
         curve: Accuracy against images sent; ``None`` where the served row sends none.
-        calibration: Accuracy against confidence.
-        served_ece, raw_ece: Calibration errors of its two rows.
-        raw: Title of the second.
-        classes_shown: Images, and precision, recall and F1, as served and of raw answers.
-        classes_left_out: Number of classes that are in ``report.json`` alone.
-        matrices: Confusion matrices; empty where there are too many classes.
-        confusions: The most frequent confusions where there are; otherwise empty.
+        calibration: Accuracy against confidence, for the rows ``served`` and ``raw``.
+        served_ece: Calibration error of the row ``served``.
+        raw_ece: Calibration error of the row ``raw``.
+        raw: Title of the row of raw images.
+        classes_shown: Class; number of images, and precision, recall and F1 of both rows.
+        classes_left_out: Number of classes that only ``report.json`` lists.
+        matrices: Confusion matrices of both rows; empty where there are too many classes.
+        confusions: Most frequent confusions of both rows; empty where matrices are shown.
         examples: Example images.
-        retention: Step to the server, with accuracy and agreement; empty without a surrogate.
-        controls: Control, with its accuracy.
-        omitted: Rows that are not there, and why.
-        mapping: Kind of the mapping of raw answers.
+        retention: Step to the server; accuracy and agreement. Empty without a surrogate.
+        controls: Control; its accuracy.
+        omitted: Reasons why rows are missing.
+        mapping: Kind of the mapping of raw images.
         fusion: Row, with the weight of the local head in it.
-        images_sent, seconds, seed: How the report came about.
-        total_cost, price: Cost of all images sent, and of one; empty where no price is known.
-        versions: Library and its version.
+        images_sent: Number of images sent, controls included.
+        seconds: Duration of the evaluation in seconds.
+        seed: Seed for all random choices.
+        total_cost: Cost of all images sent; empty where no price is given.
+        price: Price of an image; empty where it is not given.
+        versions: Libraries with their versions.
     """
 
     advice: str
@@ -197,14 +240,14 @@ def view_of(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> View:
     """Prepare all values of the page.
 
     Args:
-        report: The comparison.
-        steps: Step on the way to the server → images of ``report.examples`` there.
+        report: The report.
+        steps: Step to the server → images of ``report.examples`` at that step.
     """
     verdict = report.verdict
     price = report.price_per_image
     classes = len(report.per_class[SERVED])
     start = min(row.ci95[0] for row in report.rows)
-    worst = weakest(report.per_class[SERVED])
+    by_weakness = weakest(report.per_class[SERVED])
     many = classes > SHOWN
     return View(
         advice=verdict.advice,
@@ -225,13 +268,13 @@ def view_of(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> View:
         served_ece=f"{report.row(SERVED).ece:.3f}",
         raw_ece=f"{report.row(RAW).ece:.3f}",
         raw=RAW,
-        classes_shown=_class_lines(report, worst[:SHOWN]),
-        classes_left_out=len(worst[SHOWN:]),
+        classes_shown=_class_lines(report, by_weakness[:SHOWN]),
+        classes_left_out=len(by_weakness[SHOWN:]),
         matrices=() if many else tuple(_matrix(report, row) for row in report.confusion),
         confusions=tuple(_confusions(report, row) for row in report.confusion) if many else (),
         examples=_examples(report, steps),
         retention=_retention(report),
-        controls=tuple(_control(name, accuracy) for name, accuracy in report.controls.items()),
+        controls=tuple(_control(key, accuracy) for key, accuracy in report.controls.items()),
         omitted=tuple(report.omitted),
         mapping=report.mapping["kind"],
         fusion=tuple(f"{row} {weight:g}" for row, weight in report.fusion.items()),
@@ -251,7 +294,8 @@ def _sentence(words: str) -> str:
 def _accuracy_row(report: Report, row: Row, start: float, chance: float) -> AccuracyRow:
     low, high = row.ci95
     cost = row.cost_per_1000
-    priced = report.price_per_image is not None  # a row that sends nothing costs 0 without a price
+    # A row that sends nothing has cost 0 even without a price, so the cost alone does not decide.
+    priced = report.price_per_image is not None
     return AccuracyRow(
         name=row.title,
         note=_note(report, row),
@@ -270,13 +314,14 @@ def _accuracy_row(report: Report, row: Row, start: float, chance: float) -> Accu
 
 
 def _note(report: Report, row: Row) -> str:
+    """Return a remark on the served row and on the advised row; empty for other rows."""
     if row.title == SERVED:
         return report.best if report.query_below is None else f"{report.best}, gated"
     return "advised" if row.title == report.advised else ""
 
 
 def _level(row: Row, chance: float) -> str:
-    """Compare the interval of the accuracy with guessing one of the classes at random."""
+    """Compare the interval of the accuracy with the accuracy of random guessing."""
     low, high = row.ci95
     if high < chance:
         return "below chance"
@@ -298,13 +343,16 @@ def _curve(report: Report) -> Chart | None:
     if not report.curve:
         return None
     price = report.price_per_image
-    costs = {} if price is None else {k / 5: money(200 * k * price) for k in range(6)}
+    costs: dict[float, str] = {}
+    if price is not None:
+        # The axis has ticks at 0, 200, ..., 1,000 images.
+        costs = {k / 5: money(200 * k * price) for k in range(6)}
     served = report.row(SERVED)
     return curve_plot(report.curve, (served.sent, served.accuracy), costs)
 
 
 def _class_lines(report: Report, scores: Sequence[ClassScore]) -> tuple[Line, ...]:
-    """Scores of these classes as served, beside those of the raw answers."""
+    """Return the scores of classes in the served row and in the row of raw images."""
     raw = {score.name: score for score in report.per_class[RAW]}
     lines = []
     for score in scores:
@@ -347,7 +395,7 @@ def _examples(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> tup
 
 
 def _tile(step: str, image: Image.Image, caption: str) -> Tile:
-    """Encode an image, made smaller where it is larger than a tile."""
+    """Encode an image as PNG, reduced if it is larger than a tile."""
     small = image.convert("RGB")
     small.thumbnail((TILE, TILE))
     png = base64.b64encode(PNG.encode(small)).decode("ascii")
@@ -357,14 +405,13 @@ def _tile(step: str, image: Image.Image, caption: str) -> Tile:
 def _retention(report: Report) -> tuple[Line, ...]:
     if report.retention is None:
         return ()
-    stages = [name for name in report.retention if name != "agreement"]
     agreement = report.retention["agreement"]
     lines = []
-    for stage in stages:
-        cells = (f"{report.retention[stage]:.3f}", f"{agreement[stage]:.3f}")
-        lines.append(Line(stage, cells))
+    for stage, accuracy in report.retention.items():
+        if stage != "agreement":
+            lines.append(Line(stage, (f"{accuracy:.3f}", f"{agreement[stage]:.3f}")))
     return tuple(lines)
 
 
-def _control(name: str, accuracy: float) -> Line:
-    return Line(name.replace("_", " "), (f"{accuracy:.3f}",))
+def _control(key: str, accuracy: float) -> Line:
+    return Line(control_title(key), (f"{accuracy:.3f}",))

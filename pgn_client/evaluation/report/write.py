@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder."""
+"""Write the files of an evaluation to a folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from pgn_client.evaluation.results import Report
 
 
 def write(folder: Path, report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> None:
-    """Write ``report.json``, ``report.html`` and ``steps.png``: what the server sees of a few
-    images, step by step.
+    """Write ``report.json``, ``report.html``, and ``steps.png``, which shows a few images at each
+    step to the server.
 
     Args:
-        folder: there already.
-        report: the comparison.
-        steps: step on the way to the server → the images of ``report.examples`` there (see
-            ``fidelity.columns``).
+        folder: Folder to write; it must exist.
+        report: The report.
+        steps: Step to the server → images of ``report.examples`` at that step, as
+            ``fidelity.columns`` returns them.
     """
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.html").write_text(page(report, steps), encoding="utf-8")
-    sheet([(images, step) for step, images in steps.items()], captions(report)).save(
-        folder / "steps.png"
-    )
+    columns = [(images, step) for step, images in steps.items()]
+    sheet(columns, captions(report)).save(folder / "steps.png")

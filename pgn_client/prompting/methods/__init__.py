@@ -1,5 +1,6 @@
-"""Ways to make a prompt, one file each, one registry. Adding one touches its file and the line
-below.
+"""Methods that make prompts: one file each, and a registry.
+
+A new method needs its own file and one line in ``REGISTRY``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pgn_client.prompting.methods.expres import EXPRES
 from pgn_client.prompting.methods.fine_tune import FineTune
 from pgn_client.prompting.methods.input_independent import InputIndependent
 from pgn_client.prompting.methods.low_rank import LowRank
-from pgn_client.prompting.methods.masked import Masked
+from pgn_client.prompting.methods.masked import MaskedPrompt
 from pgn_client.prompting.methods.no_prompt import GreyFrame, NoPrompt
 from pgn_client.prompting.methods.padding import Padding, PublishedPadding
 from pgn_client.prompting.methods.pgn import PGN
@@ -24,7 +25,7 @@ REGISTRY: dict[str, type[Method]] = {
         PGN,
         InputIndependent,
         Padding,
-        Masked,
+        MaskedPrompt,
         LowRank,
         Blend,
         NoPrompt,
@@ -54,7 +55,7 @@ def get(name: str) -> type[Method]:
     """Return a method by name.
 
     Raises:
-        ConfigurationError: unknown.
+        ConfigurationError: The name is unknown.
     """
     if name not in REGISTRY:
         raise ConfigurationError(f"method: got {name!r}, expected one of {', '.join(REGISTRY)}")
@@ -62,11 +63,10 @@ def get(name: str) -> type[Method]:
 
 
 def restorable(name: str) -> type[RGBMethod]:
-    """Return a method that checkpoints may hold, by name: those that can be trained and deployed,
-    and published PGN.
+    """Return a method that a checkpoint can hold, by name: a deployable method or published PGN.
 
     Raises:
-        ConfigurationError: unknown, or white box.
+        ConfigurationError: The name is unknown, or the method is a white box.
     """
     return PublishedPGN if name == PublishedPGN.name else deployable(name)
 
@@ -75,14 +75,13 @@ def deployable(name: str) -> type[RGBMethod]:
     """Return a method whose prompts can be sent to an endpoint, by name.
 
     Raises:
-        ConfigurationError: unknown, or white box.
+        ConfigurationError: The name is unknown, or the method is a white box.
     """
     method = get(name)
     if not issubclass(method, RGBMethod):
+        names = [key for key, rgb in REGISTRY.items() if issubclass(rgb, RGBMethod)]
         raise ConfigurationError(
             f"method: got {name}, which needs the inside of the model and cannot be sent to an "
-            "endpoint, expected one "
-            f"of {', '.join(k for k, m in REGISTRY.items() if issubclass(m, RGBMethod))}; pgn "
-            "benchmark measures both"
+            f"endpoint, expected one of {', '.join(names)}; pgn benchmark measures both kinds"
         )
     return method

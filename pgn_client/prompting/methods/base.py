@@ -1,8 +1,8 @@
-"""What every method is to the training loop, the checkpoint and the client.
+"""Base classes of all methods: the interface to the training loop, the checkpoint and the client.
 
-A :class:`Method` says what the label mapping reads when images pass through it. An
-:class:`RGBMethod` makes images that can be sent to an endpoint; a :class:`WhiteBox` needs the
-inside of the model, and is there to be compared with.
+A :class:`Method` computes the input of the label mapping for prompted images. An
+:class:`RGBMethod` makes images that can be sent to an endpoint. A :class:`WhiteBox` needs the
+inside of the model, and serves for comparison only.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 Groups = list[dict[str, Any]]
 
 RESIDUAL_SITES = ("norm1", "q", "k", "v", "proj")
-"""Where EXPRES adds residuals unless told otherwise."""
+"""Sites where EXPRES adds residuals by default."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rate of each part; a method that has other parts says their rate in its own file.
+    """Learning rates of the parts that methods share; other rates are in a method's own file.
 
     Attributes:
-        library: of the library rows.
-        bias: of the mixture's bias, which *is* the input-independent prompt.
-        mixture: of the mixture's weights.
-        trunk: of the trunk and the local head.
-        mapping: of the linear label mapping.
+        library: Rate of the library rows.
+        bias: Rate of the mixture layer's bias, which *is* the input-independent prompt.
+        mixture: Rate of the mixture layer's weights.
+        trunk: Rate of the trunk and the local head.
+        mapping: Rate of the linear label mapping.
     """
 
     library: float
@@ -51,18 +51,18 @@ class Rates:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is drawn for.
+    """The sizes and options that a new method is created for.
 
     Attributes:
-        canvas: where prompts and image go.
-        classes: C.
-        width: D of the backbone.
-        depth: number of its blocks.
-        library: kind of the token library, of methods that mix one.
-        library_size: L.
-        backbone: the frozen model, of methods that copy it.
-        prompt_tokens: m, of methods whose tokens travel beside the patches.
-        sites: where EXPRES adds residuals.
+        canvas: Places of prompts and image in the image that is sent.
+        classes: Number of task classes, C.
+        width: Width of the backbone's tokens, D.
+        depth: Number of the backbone's blocks.
+        library: Kind of the token library, for methods that mix one.
+        library_size: Number of library rows, L.
+        backbone: The frozen model, for methods that copy it.
+        prompt_tokens: Number of prompt tokens, m, for methods that add tokens to the sequence.
+        sites: Sites where EXPRES adds residuals.
     """
 
     canvas: Canvas
@@ -80,8 +80,9 @@ class Method(nn.Module):
     """Base of all methods.
 
     Attributes:
-        name: as the registry and checkpoint cards have it. title: as tables have it.
-        layout: where it paints unless told otherwise.
+        name: Name in the registry and on checkpoint cards.
+        title: Name in tables.
+        layout: Default layout of the canvas.
     """
 
     name: ClassVar[str]
@@ -90,50 +91,55 @@ class Method(nn.Module):
 
     @classmethod
     def create(cls, setting: Setting) -> Method:
-        """Draw a new one.
+        """Create the method with fresh parameters.
 
         Raises:
-            ConfigurationError: the setting does not suit the method.
+            ConfigurationError: The setting does not suit the method.
         """
-        raise TypeError(f"{cls.__name__} does not say how it is made")
+        raise TypeError(f"{cls.__name__} must define create")
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """What the mapping would read without any prompt: (B, 3, h, w) uint8 → (B, S)."""
+        """Return the input of the label mapping without any prompt: (B, 3, h, w) uint8 → (B, S)."""
         return surrogate.scores(images)
 
     def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """What the mapping reads with the prompt: (B, S) float32, differentiable.
+        """Return the input of the label mapping with the prompt; differentiable.
 
         Args:
-            code: what the method's own ``forward`` said of the images.
-            images: (B, 3, h, w) uint8, fitted to the canvas's box.
-            surrogate: the endpoint as training sees it.
+            code: First result of the method's own ``forward`` for the images.
+            images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
+            surrogate: Local model of the endpoint.
+
+        Returns:
+            (B, S) float32.
         """
-        raise TypeError(f"{type(self).__name__} does not say what it answers")
+        raise TypeError(f"{type(self).__name__} must define scores")
 
     def after_step(self, surrogate: Surrogate) -> None:
-        """Called after each step of a training: what has bounds goes back into them."""
+        """Move bounded parameters back into their bounds; training calls this after each step."""
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return optimiser groups of what makes the prompt: the parameters a paper would count."""
-        raise TypeError(f"{type(self).__name__} does not say what learns")
+        """Return optimizer groups of the prompt's parameters, which are those a paper counts."""
+        raise TypeError(f"{type(self).__name__} must define prompt_groups")
 
     def parameter_groups(self, rates: Rates) -> Groups:
-        """Return optimiser groups of all that learns."""
+        """Return optimizer groups of all parameters to train."""
         return self.prompt_groups(rates)
 
     def learnable(self) -> int:
-        """Return how many numbers make the prompt, without label mapping and local head."""
-        zero = Rates(0, 0, 0, 0, 0)
-        return sum(p.numel() for group in self.prompt_groups(zero) for p in group["params"])
+        """Return the number of trained values in the prompt, without mapping and local head."""
+        total = 0
+        for group in self.prompt_groups(Rates(0, 0, 0, 0, 0)):
+            total += sum(parameter.numel() for parameter in group["params"])
+        return total
 
 
 class RGBMethod(Method):
-    """A method whose prompt is made of pixels: whatever it has learnt can be sent to an endpoint.
+    """A method whose prompt is made of pixels, so that it can be sent to an endpoint.
 
     Args:
-        generator: the local classifier, which every RGB method carries, so that all are fused and
-            gated alike; a PGN's generator shares its trunk.
+        generator: The local classifier. Every RGB method has one, so that fusion and gate are the
+            same for all. In a PGN, the prompt generator shares its trunk.
     """
 
     def __init__(self, generator: LocalClassifier) -> None:
@@ -142,21 +148,26 @@ class RGBMethod(Method):
 
     @classmethod
     def create(cls, setting: Setting) -> RGBMethod:
-        """Draw a new one, as :meth:`Method.create`."""
-        raise TypeError(f"{cls.__name__} does not say how it is made")
+        """Create the method with fresh parameters; see :meth:`Method.create`."""
+        raise TypeError(f"{cls.__name__} must define create")
 
     @classmethod
     def restore(cls, card: Card, state: Mapping[str, Tensor]) -> RGBMethod:
-        """Build one from a checkpoint's card and tensors, in evaluation mode.
+        """Build the method from a checkpoint's card and tensors, in evaluation mode.
 
         Raises:
-            RuntimeError: the tensors do not fit the card; torch says which.
+            ConfigurationError: The card has no backbone or no layout.
+            RuntimeError: The tensors do not fit the card; torch's message names them.
         """
         if card.backbone is None or card.layout is None:
-            raise ConfigurationError(f"method {cls.name}: got a card without backbone or layout")
+            raise ConfigurationError(
+                f"method {cls.name}: got a card without backbone or layout, expected both; "
+                "train the checkpoint again"
+            )
+
         library = card.library or LibraryCard("pixel", 1)
         canvas = Canvas.build(card.backbone.input_size, card.backbone.patch_size, card.layout)
-        # pixels do not need it
+        # Only latent rows depend on the width.
         width = state["library.rows"].shape[-1] if "library.rows" in state else 0
         setting = Setting(
             canvas,
@@ -165,29 +176,39 @@ class RGBMethod(Method):
             library=library.kind,
             library_size=library.size,
         )
-        # what is drawn is overwritten, and the caller's draws stay as they are
+
+        # `create` draws random parameters, which the checkpoint's then replace. The fork keeps the
+        # caller's random state.
         with torch.random.fork_rng(devices=[]):
             model = cls.create(setting)
         model.load_state_dict(state)
         return model.eval()
 
     def start(self, *, peaked: bool) -> None:
-        """Begin a training; ``peaked`` lets a token library's prompts start with contrast."""
+        """Prepare for training.
+
+        Args:
+            peaked: Whether the prompts of a token library start with contrast.
+        """
 
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """(B, 3, r, r) → what the method says of the images, and (B, C) logits of the local
-        head.
+        """Process the generator's input, (B, 3, r, r) float.
+
+        Returns:
+            The method's code of the images, an input of :meth:`painted`, and (B, C) logits of the
+            local head.
         """
         return None, self.generator.classify(x)
 
     def parameter_groups(self, rates: Rates) -> Groups:
-        """As the prompt's, with the local classifier where the prompt does not share it."""
+        """Return the prompt's groups, and a group of the local classifier's other parameters."""
         groups = self.prompt_groups(rates)
-        listed = {id(p) for group in groups for p in group["params"]}
-        g = self.generator
-        local = [
-            p for p in [*g.trunk.parameters(), *g.local_head.parameters()] if id(p) not in listed
-        ]
+        listed: set[int] = set()
+        for group in groups:
+            listed.update(id(parameter) for parameter in group["params"])
+
+        classifier = [*self.generator.trunk.parameters(), *self.generator.local_head.parameters()]
+        local = [parameter for parameter in classifier if id(parameter) not in listed]
         return [*groups, {"params": local, "lr": rates.trunk}]
 
     @torch.inference_mode()
@@ -200,82 +221,88 @@ class RGBMethod(Method):
         embedding: PatchEmbedding | None = None,
         route: str = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """Serve: images → what is painted, in whole grey values, and the local head's opinion.
+        """Make the pixels to send, and the local head's scores, for serving.
 
         Args:
-            images: (B, 3, h, w) uint8, fitted to the canvas's box.
-            prompted_by: images whose prompts are painted instead of their own; a control.
-            resolution: side of the generator's input, in pixels.
-            embedding: the endpoint's patch embedding, where a latent library has to be inverted.
-            route: of that inversion.
+            images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
+            prompted_by: As many images for the generator to read instead of ``images``: other
+                crops of them, or other images for a control experiment.
+            resolution: Side of the generator's input, in pixels.
+            embedding: Patch embedding of the endpoint, for the inversion of a latent library.
+            route: Name of the inversion.
 
         Returns:
             (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints the image itself; (B, C) float32 log-probabilities.
+            that paints on the image itself; and (B, C) float32 log-probabilities.
         """
         source = images if prompted_by is None else prompted_by
         code, local = self(generator_input(source, resolution))
         painted = self.painted(code, images, embedding, route)
-        return (painted * 255).round().to(torch.uint8).movedim(-3, -1), local.log_softmax(dim=-1)
+        pixels = (painted * 255).round().to(torch.uint8).movedim(-3, -1)
+        return pixels, local.log_softmax(dim=-1)
 
     def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See :class:`Method`; what is painted goes through wire and patch embedding, as when it is
-        served.
+        """See :class:`Method`; the painted pixels pass the wire and the patch embedding, as in
+        serving.
         """
-        return surrogate.pixel_scores(
-            surrogate.paint(images, self.painted(code, images, None, "exact"))
-        )
+        painted = self.painted(code, images, None, "exact")
+        return surrogate.pixel_scores(surrogate.paint(images, painted))
 
     def painted(
         self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return (B, K, 3, P, P) patches or (B, 3, H, W) canvases in [0, 1], unit space;
-        differentiable.
+        """Return the prompt's pixels; differentiable.
+
+        Args:
+            code: First result of ``forward`` for the images.
+            images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
+            embedding: Patch embedding of the endpoint, for the inversion of a latent library.
+            route: Name of the inversion.
+
+        Returns:
+            (B, K, 3, P, P) patches or (B, 3, H, W) whole canvases, in [0, 1], unit space.
         """
-        raise TypeError(f"{type(self).__name__} does not say what it paints")
+        raise TypeError(f"{type(self).__name__} must define painted")
 
 
 class WholeImage(RGBMethod):
-    """A method that changes the image itself, all over the canvas, and keeps it within valid
-    pixels.
-    """
+    """A method that changes the image itself, on the whole canvas, and keeps its pixels valid."""
 
     layout = "full"
 
     def paint(self, code: Any, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) images in [0, 1] → the same, differentiable, with the prompt in them."""
-        raise TypeError(f"{type(self).__name__} does not say how it paints")
+        """Add the prompt to (B, 3, H, W) images in [0, 1], unit space; differentiable."""
+        raise TypeError(f"{type(self).__name__} must define paint")
 
     def painted(
         self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """See :class:`RGBMethod`: whole canvases."""
+        """Return whole canvases; see :class:`RGBMethod`."""
         return self.paint(code, images.float() / 255)
 
 
 class WhiteBox(Method):
-    """A method that needs more than the endpoint offers: it cannot be deployed, and tables mark it
-    so.
+    """A method that needs the inside of the model, so it cannot be deployed; tables mark it.
 
     Attributes:
-        reads_features: whether the mapping reads features from inside the model, rather than
-            answers.
+        reads_features: Whether the label mapping reads features from inside the model instead of
+            the endpoint's scores.
     """
 
     layout = "full"
     reads_features: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> tuple[Any, None]:
-        """Say nothing of the images: there is no generator and no local head."""
+        """Return no code and no local logits: there is no generator and no local head."""
         return None, None
 
 
 def require_layout(setting: Setting, method: type[Method]) -> None:
-    """Refuse a layout that leaves the method nothing to paint on.
+    """Check that the canvas's layout suits the method.
 
     Raises:
-        ConfigurationError: prompt cells for a method that paints the whole image, or none for one
-            that needs them.
+        ConfigurationError: The layout has prompt cells, but the method paints the whole image; or
+            it has none, but the method needs them.
     """
     whole = method.layout == "full"
     if whole != (setting.canvas.prompts == 0):

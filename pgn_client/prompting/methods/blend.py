@@ -1,9 +1,8 @@
-"""PGN as a convex blend: the prompt covers the whole image, and shines through it by a learned
-share.
+"""PGN as a convex blend: the prompt covers the whole image with a learned opacity.
 
-Deviation: ours. The published PGN adds tokens beside the image; here each image keeps its size
-and gives up contrast instead. A convex blend of valid images is one, and the patch embedding is
-affine, so the blend may be taken of tokens.
+Deviation: ours. The published PGN adds tokens to those of the image. Here the image keeps its size
+and loses contrast instead. A convex blend of valid images is a valid image. The patch embedding is
+affine, so blending tokens equals blending images.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Blend(PGN):
-    """Image x and prompt p become (1 - a) x + a p, with one learned a for all.
+    """Image x and prompt p become (1 - a) x + a p, with one learned share a for all images.
 
     Args:
-        generator: image → mixture weights of all N patches.
-        library: the pixel rows that are mixed.
+        generator: Generator of mixture weights for all N patches.
+        library: Pixel rows to mix.
     """
 
     name = "blend"
@@ -39,6 +38,7 @@ class Blend(PGN):
     rate = 0.05
     """Learning rate of the share's logit."""
     share_at_start = 0.1
+    """Share of the prompt, a, before training."""
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
         super().__init__(generator, library)
@@ -46,48 +46,47 @@ class Blend(PGN):
 
     @classmethod
     def create(cls, setting: Setting) -> Blend:
-        """Draw a new one; its library holds pixels.
+        """Create the method with fresh parameters and a library of pixels.
 
         Raises:
-            ConfigurationError: a latent library.
+            ConfigurationError: The library is latent, or the layout is not ``full``.
         """
         require_layout(setting, cls)
         if not library(setting.library).exact:
             raise ConfigurationError(
                 f"method {cls.name}: got a {setting.library} library, expected pixel"
             )
+
         patches = (setting.canvas.size // setting.canvas.patch) ** 2
-        return cls(
-            PromptGenerator(patches, setting.library_size, setting.classes), draw_library(setting)
-        )
+        generator = PromptGenerator(patches, setting.library_size, setting.classes)
+        return cls(generator, draw_library(setting))
 
     def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: the blend is taken of tokens, where they may be, which is the same as of
+        """See ``Method``; blends tokens where the surrogate allows it, which equals blending
         images.
         """
         if not surrogate.latent:
             return RGBMethod.scores(self, code, images, surrogate)
-        prompts, share = (
-            self.prompt_tokens(code, surrogate.backbone.embedding),
-            self.share.sigmoid(),
-        )
-        return surrogate.token_scores(
-            (1 - share) * surrogate.backbone.tokens(images) + share * prompts
-        )
+
+        prompts = self.prompt_tokens(code, surrogate.backbone.embedding)
+        tokens = surrogate.backbone.tokens(images)
+        share = self.share.sigmoid()
+        return surrogate.token_scores((1 - share) * tokens + share * prompts)
 
     def painted(
         self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """See ``RGBMethod``: whole canvases, (B, 3, H, W) in [0, 1]."""
-        # (B, N, 3, P, P)
-        patches, share = self.prompt_patches(code, embedding), self.share.sigmoid()
+        """Return whole canvases, (B, 3, H, W) in [0, 1]; see ``RGBMethod``."""
+        patches = self.prompt_patches(code, embedding)  # (B, N, 3, P, P)
         grid = isqrt(patches.shape[1])
         prompts = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, g, P, g, P)
+
+        share = self.share.sigmoid()
         blended: Tensor = (1 - share) * images.float() / 255 + share * prompts.reshape(images.shape)
         return blended
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return optimiser groups: as for PGN, and the share."""
+        """Return PGN's optimizer groups and one for the share."""
         return [
             *super().prompt_groups(rates),
             {"params": [self.share], "lr": self.rate, "weight_decay": 0.0},

@@ -1,9 +1,9 @@
 """EXPRES: output tokens and residual prompts (Das et al., "Learning Expressive Prompting With
 Residuals for Vision Transformers", CVPR 2023, arXiv 2303.15591).
 
-A few learned tokens travel through the frozen model beside the patches, and what comes out *of
-them* is read: output tokens. Residual prompts, learned too, are added to their rows inside each
-block. White box: it runs where the model runs.
+A few learned tokens pass through the frozen model together with the patch tokens. The label mapping
+reads *their* rows of the output, the output tokens. Residual prompts, also learned, are added to
+their rows inside each block. White box: it runs where the model runs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
 
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
-"""Where residuals can be added: to what comes out of a block's part; ``q``, ``k`` and ``v`` are
-parts of one.
-"""
+"""Sites in a block where residuals can be added, each the output of one part of the block."""
+
+# Site → path of the submodule whose output holds it. q, k and v are thirds of one output.
 PARTS = {"norm1": "norm1", "q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", "proj": "attn.proj"}
 PARTS |= {"norm2": "norm2", "mlp": "mlp"}
 
@@ -38,7 +38,7 @@ PARTS |= {"norm2": "norm2", "mlp": "mlp"}
 class EXPRES(WhiteBox):
     """Output tokens with residual prompts.
 
-    For block l and the rows i of the prompts::
+    In block l, for the rows i of the prompts::
 
         u = LN1(z);  u_i += d_norm1[l, i]
         q, k, v = Wq u, Wk u, Wv u;  q_i += d_q[l, i];  k_i += d_k[l, i];  v_i += d_v[l, i]
@@ -47,14 +47,14 @@ class EXPRES(WhiteBox):
     The features are the mean over the prompts' rows after the last block and the final norm.
 
     Args:
-        prompts: (m, D) float32, tokens as the first block reads them, behind all others.
-        residuals: site → (depth, m, D) float32, for some of ``SITES``.
+        prompts: Prompt tokens that the first block reads behind all others, (m, D) float32.
+        residuals: Site → residuals, (depth, m, D) float32, for some of ``SITES``.
 
     Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals
-    start at zero; prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's; the mean over the
-    output tokens, and a linear map on it; ``norm2`` and ``mlp``, which are off, are our own sites.
-    With ``qk_norm`` the residuals of q and k are added before that norm. One m, one rate, no weight
-    decay, and AdamW with a warm head, as for all methods here.
+    start at zero, and prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's. A linear map
+    reads the mean over the output tokens. The sites ``norm2`` and ``mlp``, off by default, are our
+    own. In a model with ``qk_norm``, the residuals of q and k are added before that norm. One m,
+    one rate, no weight decay, and AdamW with a warm head, as for all methods here.
     """
 
     name = "expres"
@@ -69,10 +69,10 @@ class EXPRES(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> EXPRES:
-        """Draw a new one.
+        """Create the method with random prompts and zero residuals.
 
         Raises:
-            ConfigurationError: an unknown site, or a layout with prompt cells.
+            ConfigurationError: A site is unknown, or the layout has prompt cells.
         """
         require_layout(setting, cls)
         unknown = [site for site in setting.sites if site not in SITES]
@@ -80,70 +80,80 @@ class EXPRES(WhiteBox):
             raise ConfigurationError(
                 f"EXPRES: got the site {unknown[0]!r}, expected some of {', '.join(SITES)}"
             )
+
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
         prompts = torch.empty(setting.prompt_tokens, setting.width).uniform_(-v, v)
-        return cls(
-            prompts, {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites}
-        )
+        residuals = {site: torch.zeros(setting.depth, *prompts.shape) for site in setting.sites}
+        return cls(prompts, residuals)
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """(B, 3, H, W) uint8 → (B, D), the output tokens as they are before the training."""
+        """Return the (B, D) features of the output tokens for (B, 3, H, W) uint8 images; the head
+        is fitted to them before the prompts are trained.
+        """
         return self.scores(None, images, surrogate)
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: (B, D) features of the output tokens.
+        """Return the (B, D) features of the output tokens; see ``Method``.
 
         Raises:
-            ConfigurationError: a model whose blocks are not made of ``norm1``, ``attn.qkv``,
-                ``attn.proj``, ``norm2`` and ``mlp``.
+            ConfigurationError: The model's blocks lack a part that a site needs: ``norm1``,
+                ``attn.qkv``, ``attn.proj``, ``norm2`` or ``mlp``.
         """
         tokens = surrogate.backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.output_tokens(tokens, surrogate.backbone).mean(dim=1).float()
 
     def output_tokens(self, tokens: Tensor, backbone: Backbone) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, m, D) output tokens after the
-        final norm.
-        """
+        """Return the output tokens, (B, m, D), after the final norm; see :meth:`encoded`."""
         return self.encoded(tokens, backbone)[1]
 
     def encoded(self, tokens: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """Let the prompts travel along.
+        """Run the model with the prompts behind all other tokens.
 
         Args:
-            tokens: (B, N, D) patch tokens, without position embedding.
-            backbone: the frozen model.
+            tokens: Patch tokens without position embedding, (B, N, D).
+            backbone: The frozen model.
 
         Returns:
             (B, N, D) patch tokens and (B, m, D) output tokens, both after the final norm.
         """
         m: Any = backbone.model
-        own = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
-        x = torch.cat([own, self.prompts.expand(len(own), -1, -1)], dim=1)
+        image_tokens = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
+        x = torch.cat([image_tokens, self.prompts.expand(len(tokens), -1, -1)], dim=1)
+
         with self._added(backbone):
             for block in m.blocks:
                 x = block(x)
         x = m.fc_norm(m.norm(x))
-        return x[:, own.shape[1] - tokens.shape[1] : own.shape[1]], x[:, own.shape[1] :]
+
+        # The order is class token and registers, if there are any, then patches, then prompts.
+        end = image_tokens.shape[1]
+        return x[:, end - tokens.shape[1] : end], x[:, end:]
 
     @contextlib.contextmanager
     def _added(self, backbone: Backbone) -> Iterator[None]:
-        """Add the residuals for the time of one forward pass: the model's own code runs, fused
-        attention and all.
+        """Add the residuals by hooks during one forward pass, so that the model's own code, with
+        its fused attention, runs unchanged.
         """
         with contextlib.ExitStack() as hooks:
+            # A dict instead of a set: without repetitions, and in a fixed order.
+            paths = dict.fromkeys(PARTS[site] for site in self.residuals)
             for number, block in enumerate(backbone.model.blocks):
-                for path in dict.fromkeys(PARTS[site] for site in self.residuals):
+                for path in paths:
                     hook = _adding(self._residual(path, number))
-                    hooks.callback(_part(block, path, backbone).register_forward_hook(hook).remove)
+                    handle = _part(block, path, backbone).register_forward_hook(hook)
+                    hooks.callback(handle.remove)
             yield
 
     def _residual(self, path: str, block: int) -> Tensor:
-        """(m, D), or (m, 3 D) of q, k and v side by side; zeros where a site is off."""
+        """Return what to add to the output of a block's part: (m, D), or (m, 3 D) for q, k and v
+        side by side, with zeros for those of the three that are off.
+        """
         if path != PARTS["q"]:
             (site,) = (site for site in self.residuals if PARTS[site] == path)
-            own: Tensor = self.residuals[site][block]
-            return own
+            residual: Tensor = self.residuals[site][block]
+            return residual
+
         zero = torch.zeros_like(self.prompts)
         return torch.cat(
             [self.residuals[s][block] if s in self.residuals else zero for s in ("q", "k", "v")],
@@ -151,7 +161,7 @@ class EXPRES(WhiteBox):
         )
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return prompts and residuals."""
+        """Return one optimizer group of prompts and residuals."""
         return [
             {
                 "params": [self.prompts, *self.residuals.values()],
@@ -170,54 +180,55 @@ class EXPRES(WhiteBox):
         profile: str | None = None,
         card: Card | None = None,
     ) -> dict[str, Any]:
-        """Write what a server of adapters hosts; see ``tests/contract/adapters/README.md``.
+        """Write a checkpoint for an adapter server; see ``tests/contract/adapters/README.md``.
 
         Args:
-            path: of the file.
-            backbone: the model that the prompts were trained on.
-            classes: C names.
-            beside: tensors that read the tokens, ``mapping.weight`` (D, C) and ``mapping.bias``
-                (C,) among them.
-            profile: the server's resize and crop; ``None`` takes the backbone's own.
-            card: What is known of the training, without backbone and mapping.
+            path: Path to write.
+            backbone: The model that the prompts were trained on.
+            classes: Names of the C task classes.
+            beside: Tensors that read the output tokens, including ``mapping.weight`` (D, C) and
+                ``mapping.bias`` (C,).
+            profile: The server's resize and crop; ``None`` takes the backbone's own.
+            card: Card with the facts of the training, without backbone and mapping; ``None`` for
+                no such facts.
 
         Returns:
-            The card.
+            The card as it was written.
 
         Raises:
-            CheckpointError: the file cannot be written.
+            CheckpointError: The file cannot be written.
         """
         names = tuple(classes)
-        own = BackboneCard.from_json(backbone.card())
-        whole = replace(
+        backbone_card = replace(
+            BackboneCard.from_json(backbone.card()), features_sha256=backbone.features_sha256()
+        )
+        complete = replace(
             card or Card(method=HOSTED, classes=names),
             classes=names,
-            backbone=replace(own, features_sha256=backbone.features_sha256()),
+            backbone=backbone_card,
             profile=profile or str(backbone.profile),
             layout=self.layout,
             mapping=MappingCard("linear"),
         )
-        tensors = {
-            k: t.detach().float().cpu().numpy()
-            for k, t in (self.state_dict() | dict(beside)).items()
-        }
-        return checkpoint.write(path, whole.to_json(), tensors)
+
+        tensors = self.state_dict() | dict(beside)
+        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+        return checkpoint.write(path, complete.to_json(), arrays)
 
 
 def multiply_adds(tokens: int, width: int, depth: int) -> int:
-    """Return how many multiplications and additions a ViT's blocks take for one image: depth (12
-    n D² + 2 n² D).
+    """Return the number of multiply-adds of a ViT's blocks for one image: depth (12 n D² + 2 n² D).
 
     Args:
-        tokens: n, with class token and prompts.
-        width: D.
-        depth: of the model, in blocks.
+        tokens: Number of tokens in the sequence, n, with class token and prompts.
+        width: Width of a token, D.
+        depth: Number of blocks.
     """
     return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
 
 
 def _adding(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """Return a hook that adds to the last rows, which are the prompts'."""
+    """Return a forward hook that adds a residual to the last rows, which are the prompts'."""
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         added = residual.to(output.dtype).expand(len(output), -1, -1)
@@ -228,11 +239,11 @@ def _adding(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _part(block: nn.Module, path: str, backbone: Backbone) -> nn.Module:
+    """Return the submodule of a block at a dotted path."""
     try:
         return block.get_submodule(path)
     except AttributeError:
         raise ConfigurationError(
             f"backbone {backbone.name}: got a {type(block).__name__} without {path}, expected the "
-            "blocks of a plain "
-            "ViT for EXPRES; choose another model"
+            "blocks of a plain ViT for EXPRES; choose another model"
         ) from None

@@ -1,5 +1,6 @@
-"""Full fine-tuning: every weight of the model learns. White box, and the most that can be paid for
-a task.
+"""Full fine-tuning: all weights of the model are trained.
+
+White box, and the most expensive method.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class FineTune(WhiteBox):
-    """A copy of the backbone, trained whole; the linear mapping on its pooled features is its head.
+    """A fully trained copy of the backbone, with the linear label mapping as its head.
 
     Args:
-        backbone: what is copied; it stays frozen itself.
+        backbone: The model to copy; it stays frozen itself.
     """
 
     name = "fine_tune"
     title = "fine-tuning"
     rate = 5e-5
-    """Learning rate of all weights but the head's."""
+    """Learning rate of all weights except the head's."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = copy(backbone)
         self.model = self.backbone.model = deepcopy(backbone.model).requires_grad_(True)
-        self.model.head = nn.Identity()  # the mapping takes its place
+        self.model.head = nn.Identity()  # The label mapping takes its place.
 
     @classmethod
     def create(cls, setting: Setting) -> FineTune:
-        """Start as the backbone is.
+        """Create the method with the weights of the backbone.
 
         Raises:
-            ConfigurationError: the setting names no backbone.
+            ConfigurationError: The setting has no backbone, or the layout has prompt cells.
         """
         require_layout(setting, cls)
         if setting.backbone is None:
@@ -51,21 +52,22 @@ class FineTune(WhiteBox):
         return cls(setting.backbone)
 
     def train(self, mode: bool = True) -> FineTune:
-        """Stay in evaluation mode: it only concerns dropout, which ``class_token_block`` does not
-        have.
+        """Stay in evaluation mode.
+
+        The modes differ only in dropout, which ``class_token_block`` does not have.
         """
         return super().train(False)
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """(B, 3, H, W) uint8 → (B, D), the frozen backbone's own pooled features."""
+        """Return the frozen backbone's pooled features: (B, 3, H, W) uint8 → (B, D)."""
         return surrogate.backbone.features_from_tokens(surrogate.backbone.tokens(images))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: (B, D) pooled features of the copy."""
+        """Return the (B, D) pooled features of the trained copy; see ``Method``."""
         tokens = self.backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.backbone.features_from_tokens(tokens).float()
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return all weights of the copy, which decay as the recipe has it."""
+        """Return one optimizer group of all the copy's weights, with the recipe's weight decay."""
         return [{"params": list(self.model.parameters()), "lr": self.rate}]

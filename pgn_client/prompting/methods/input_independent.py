@@ -1,8 +1,8 @@
-"""IIP: one prompt for all images, the ablation that the PGN paper prints beside its method.
+"""IIP, input-independent prompting: one prompt for all images, the ablation of the PGN paper.
 
-A PGN whose trunk says nothing to the mixture: the mixture's bias alone decides, so library, layout,
-training and serving are the same and the comparison isolates input dependence. The trunk keeps its
-local head.
+It is a PGN whose mixture layer has a weight of zero, so that the layer's bias alone sets the
+prompt. Library, layout, training and serving are the same, so the comparison isolates input
+dependence. The trunk still serves the local head.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ class InputIndependent(PGN):
         self._mute()
 
     def start(self, *, peaked: bool) -> None:
-        """As for PGN, but the trunk stays mute."""
+        """Prepare for training as PGN does, but keep the mixture layer's weight at zero."""
         super().start(peaked=peaked)
         self._mute()
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return library and bias: trunk and mixture weights do not reach the prompt."""
+        """Return the optimizer groups of library and bias.
+
+        The other groups of PGN, the mixture layer's weight and the trunk, do not influence the
+        prompt.
+        """
         return super().prompt_groups(rates)[:2]
 
     def _mute(self) -> None:
+        """Set the mixture layer's weight to zero and freeze it."""
         nn.init.zeros_(self.generator.mixture.weight)
         self.generator.mixture.weight.requires_grad_(False)

@@ -1,8 +1,7 @@
-"""Linear probe: multinomial logistic regression on the surrogate's own features. White box, and the
-local rival.
+"""Linear probe: multinomial logistic regression on the surrogate's features; the local rival.
 
-It never asks the endpoint, so whoever holds the surrogate's weights can serve it for nothing: a
-prompt must beat it to be worth its queries.
+It is a white box and never calls the endpoint, so it costs no queries for anyone who has the
+surrogate's weights. A prompt must beat it to be worth its queries.
 """
 
 from __future__ import annotations
@@ -22,20 +21,24 @@ BATCH = 64
 
 @torch.inference_mode()
 def features(backbone: Backbone, pixels: Tensor) -> Floats:
-    """(n, 3, H, W) uint8 images at the model's size → (n, D) pooled features."""
+    """Return the pooled features of images: (n, 3, H, W) uint8, at the model's input size → (n, D)
+    float64.
+    """
     device = backbone.device
     with float32_convolutions():
-        parts = [backbone.features(x.to(device)).cpu() for x in pixels.split(BATCH)]
+        parts = [backbone.features(batch.to(device)).cpu() for batch in pixels.split(BATCH)]
     return torch.cat(parts).double().numpy()
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Fitted weights on standardised features.
+    """A fitted linear classifier on standardized features.
 
     Attributes:
-        mean, scale: (D,) of the training features.
-        weight: (D, C). bias: (C,).
+        mean: Mean of the training features, (D,).
+        scale: Standard deviation of the training features plus 1e-6, (D,).
+        weight: Weight of the classifier, (D, C).
+        bias: Bias of the classifier, (C,).
     """
 
     mean: Floats
@@ -47,15 +50,21 @@ class LinearProbe:
     def fit(
         cls, x: Floats, y: Integers, classes: int, *, copies: int = 1, seed: int = 0
     ) -> LinearProbe:
-        """Fit on (n, D) features and (n,) class indices; the L2 strength is chosen by
-        cross-validation.
+        """Fit a probe; cross-validation chooses the L2 strength.
 
-        Of ``copies`` blocks of versions of the same images, no fold parts the versions of one.
+        Args:
+            x: Features, (n, D).
+            y: Class indices, (n,).
+            classes: Number of classes, C.
+            copies: Number of blocks in ``x``, each with one version of the same images in the same
+                order. All versions of an image are in the same fold.
+            seed: Seed for the split into folds.
         """
-        mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+        mean = x.mean(axis=0)
+        scale = x.std(axis=0) + 1e-6  # Not 0 for a constant feature.
         fitted = logistic_regression_cv((x - mean) / scale, y, classes, seed=seed, copies=copies)
         return cls(mean, scale, fitted.weight, fitted.bias)
 
     def log_probs(self, x: Floats) -> Floats:
-        """(n, D) features → (n, C) log-probabilities."""
+        """Return the (n, C) log-probabilities of (n, D) features."""
         return log_softmax((x - self.mean) / self.scale @ self.weight + self.bias)

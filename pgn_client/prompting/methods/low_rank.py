@@ -1,7 +1,7 @@
-"""A low-rank prompt all over the image (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
+"""A low-rank prompt on the whole image (Jin et al., "LoR-VP", ICLR 2025, arXiv 2502.00896).
 
-Rows of the image share what they learn, and so do columns: per channel the prompt is a product of
-two thin matrices.
+In each channel the prompt is a product of two thin matrices, so the rows of the image share
+parameters, and so do its columns.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ class LowRank(WholeImage):
     """clamp(x + up · down), one prompt for all images.
 
     Args:
-        generator: the local classifier beside it.
-        up: (3, H, R) float, zero at the start. down: (3, R, W) float, N(0, 1) at the start, unit
-            scale.
+        generator: The local classifier.
+        up: Left factor, (3, H, R) float, unit scale; zero at the start.
+        down: Right factor, (3, R, W) float; N(0, 1) at the start.
 
-    Deviation: the sum is clamped to [0, 1]; published, it is unbounded in the normalised space.
+    Deviation: the sum is clamped to [0, 1]. The published sum is unbounded, in the normalized
+    space.
     """
 
     name = "low_rank"
@@ -33,11 +34,12 @@ class LowRank(WholeImage):
 
     def __init__(self, generator: LocalClassifier, up: Tensor, down: Tensor) -> None:
         super().__init__(generator)
-        self.up, self.down = nn.Parameter(up), nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.down = nn.Parameter(down)
 
     @classmethod
     def create(cls, setting: Setting) -> LowRank:
-        """Start with a prompt that adds nothing."""
+        """Create the method with a prompt that adds nothing."""
         require_layout(setting, cls)
         size = setting.canvas.size
         return cls(
@@ -45,9 +47,9 @@ class LowRank(WholeImage):
         )
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → the same with the prompt."""
+        """Add the prompt to (B, 3, H, W) images in [0, 1]."""
         return (unit + self.up @ self.down).clamp(0, 1)
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return both factors."""
+        """Return one optimizer group of both factors."""
         return [{"params": [self.up, self.down], "lr": self.rate, "weight_decay": 0.0}]

@@ -1,7 +1,7 @@
-"""SMM: one shared pattern, seen through a mask of each image's own (Cai et al., ICML 2024, arXiv
-2406.03150).
+"""SMM: one shared pattern under a mask per image (Cai et al., ICML 2024, arXiv 2406.03150).
 
-clamp(x + pattern ⊙ mask(x)),  mask: a small CNN, three channels, constant on patches of the image
+The prompted image is clamp(x + pattern ⊙ mask(x)). The mask is the output of a small CNN; it has
+three channels and is constant on patches of the image.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from pgn_client.prompting.generator import LocalClassifier
 from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage, require_layout
 
 CHANNELS = (3, 8, 16, 32, 64, 128)
-POOLS = 3  # after the first convolutions: a mask patch is 2³ pixels of the generator's input wide
+"""Channels of the mask generator's input and of its hidden layers."""
+POOLS = 3
+"""Number of first convolutions followed by pooling: a mask patch covers 2³ x 2³ input pixels."""
 
 
 class MaskGenerator(nn.Sequential):
-    """The published six-layer CNN for ViTs, 102,339 numbers: (B, 3, r, r) normalised → (B, 3, r/8,
-    r/8) masks.
+    """The published six-layer CNN for ViTs, with 102,339 parameters.
+
+    It maps (B, 3, r, r) float images, normalized, to (B, 3, r/8, r/8) masks.
     """
 
     def __init__(self) -> None:
@@ -37,16 +40,16 @@ class MaskGenerator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(CHANNELS[-1], 3, 3, padding=1))
 
 
-class Masked(WholeImage):
-    """A shared pattern under a mask that each image gets of its own.
+class MaskedPrompt(WholeImage):
+    """A shared pattern under a mask for each image.
 
     Args:
-        generator: the local classifier beside it.
-        pattern: (3, H, W) float, unit scale, zero at the start.
+        generator: The local classifier.
+        pattern: The pattern, (3, H, W) float, unit scale; zero at the start.
 
-    Deviation: the mask is drawn from the generator's input (at most 96 px) and spread over the
-    canvas by nearest-neighbour interpolation, so its patches are larger than the published 8 px;
-    the sum is clamped to [0, 1].
+    Deviation: the mask is computed from the generator's input (at most 96 px) and enlarged to the
+    canvas by nearest-neighbor interpolation, so its patches are larger than the published 8 px. The
+    sum is clamped to [0, 1].
     """
 
     name = "masked"
@@ -58,11 +61,12 @@ class Masked(WholeImage):
 
     def __init__(self, generator: LocalClassifier, pattern: Tensor) -> None:
         super().__init__(generator)
-        self.pattern, self.mask = nn.Parameter(pattern), MaskGenerator()
+        self.pattern = nn.Parameter(pattern)
+        self.mask = MaskGenerator()
 
     @classmethod
-    def create(cls, setting: Setting) -> Masked:
-        """Start with a pattern that adds nothing."""
+    def create(cls, setting: Setting) -> MaskedPrompt:
+        """Create the method with a pattern that adds nothing."""
         require_layout(setting, cls)
         return cls(
             LocalClassifier(setting.classes),
@@ -70,16 +74,16 @@ class Masked(WholeImage):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, r, r) → (B, 3, r/8, r/8) masks and (B, C) local logits."""
+        """Return (B, 3, r/8, r/8) masks and (B, C) local logits of (B, 3, r, r) images."""
         return self.mask(x), self.generator.classify(x)
 
     def paint(self, code: Tensor, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → the same with the masked pattern."""
+        """Add the masked pattern to (B, 3, H, W) images in [0, 1]."""
         masks = F.interpolate(code.float(), size=unit.shape[-2:], mode="nearest")
         return (unit + self.pattern * masks).clamp(0, 1)
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return pattern and mask generator."""
+        """Return one optimizer group for the pattern and one for the mask generator."""
         return [
             {"params": [self.pattern], "lr": self.pattern_rate, "weight_decay": 0.0},
             {"params": list(self.mask.parameters()), "lr": self.mask_rate},

@@ -1,9 +1,9 @@
-"""The controls without a prompt: only the label mapping is trained, in the same loop, on the same
-augmented images.
+"""Controls without a prompt: the same training loop on the same augmented images trains only the
+label mapping and the local classifier.
 
-:class:`NoPrompt` sends the image alone; what a prompt gains over it is the prompt's own.
-:class:`GreyFrame` sends it in the frame that a prompt would fill, and shows how much of a gain is
-the frame.
+:class:`NoPrompt` sends the image alone; a gain over it is due to the prompt and its layout.
+:class:`GreyFrame` sends the image in the frame that a prompt would fill, and shows the gain that is
+due to the frame.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 
 class NoPrompt(WholeImage):
-    """The image, squashed into the canvas, and nothing else."""
+    """The image squashed into the canvas, without a prompt."""
 
     name = "no_prompt"
     title = "no prompt"
 
     @classmethod
     def create(cls, setting: Setting) -> NoPrompt:
-        """Draw the local classifier; nothing else learns but the mapping."""
+        """Create the method; only its local classifier has parameters."""
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes))
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → the same."""
+        """Return the images unchanged."""
         return unit
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return nothing: there is no prompt."""
+        """Return no groups, because there is no prompt."""
         return []
 
 
 class GreyFrame(RGBMethod):
-    """The image in a layout whose prompt cells stay grey.
+    """The image in a layout whose prompt cells stay gray.
 
     Args:
-        generator: the local classifier beside it.
-        canvas: whose cells they are.
+        generator: The local classifier.
+        canvas: Canvas with the prompt cells.
     """
 
     name = "grey_frame"
@@ -67,19 +67,19 @@ class GreyFrame(RGBMethod):
 
     @classmethod
     def create(cls, setting: Setting) -> GreyFrame:
-        """Draw the local classifier; nothing else learns but the mapping."""
+        """Create the method; only its local classifier has parameters."""
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes), setting.canvas)
 
     def painted(
         self, code: None, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """See ``RGBMethod``: grey patches."""
+        """Return gray patches; see ``RGBMethod``."""
         side = self.canvas.patch
         return torch.full(
             (len(images), self.canvas.prompts, 3, side, side), GREY / 255, device=images.device
         )
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return nothing: there is no prompt."""
+        """Return no groups, because there is no prompt."""
         return []

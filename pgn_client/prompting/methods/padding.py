@@ -1,10 +1,10 @@
 """VP: one learned border, added to every image (Bahng et al., "Exploring Visual Prompts", arXiv
 2203.17274).
 
-Published, the border is added to *normalised* images and bounded by nothing: no file holds such an
-image, and an endpoint cannot be sent it. :class:`Padding` adds it to the pixels and stays within
-[0, 255], which can be sent; :class:`PublishedPadding` is the published form, for comparison,
-measured on the surrogate alone.
+The published method adds the border to *normalized* images, without bounds. No image file can hold
+the result, so it cannot be sent to an endpoint. :class:`Padding` adds the border to the pixels and
+stays within [0, 255], so its images can be sent. :class:`PublishedPadding` is the published form;
+for comparison it is measured on the surrogate alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from pgn_client.prompting.methods.base import (
 if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
 
-WIDTH = 30 / 224  # of the border, as a share of the image's side, as published
+WIDTH = 30 / 224
+"""Width of the published border, as a share of the image's side."""
 
 
 class Border(nn.Module):
-    """The pixels of a border, and only they, as free numbers: 69,840 at 224 px.
+    """The pixels of a border as free parameters: 69,840 numbers at 224 px.
 
     Args:
-        values: (3, n) float, the n border pixels, row-major.
-        size: H = W, in pixels.
+        values: Values of the n border pixels, (3, n) float, row-major.
+        size: Side of the image, H = W, in pixels.
     """
 
     def __init__(self, values: Tensor, size: int) -> None:
@@ -45,19 +46,18 @@ class Border(nn.Module):
 
     @classmethod
     def create(cls, size: int) -> Border:
-        """Start with nothing added."""
+        """Create a border of zeros, which adds nothing."""
         return cls(torch.zeros(3, int(border_mask(size).sum())), size)
 
     def forward(self) -> Tensor:
-        """Return (3, H, W), zero within the border."""
-        mask = border_mask(self.size).to(self.values.device)
-        return torch.zeros(3, self.size, self.size, device=self.values.device).masked_scatter(
-            mask, self.values
-        )
+        """Return the border as an image, (3, H, W), zero inside the border."""
+        device = self.values.device
+        mask = border_mask(self.size).to(device)
+        return torch.zeros(3, self.size, self.size, device=device).masked_scatter(mask, self.values)
 
 
 def border_mask(size: int) -> Tensor:
-    """Return (H, W) bool, true on the border."""
+    """Return an (H, W) bool mask, true on the border."""
     width = max(1, round(WIDTH * size))
     mask = torch.ones(size, size, dtype=torch.bool)
     mask[width : size - width, width : size - width] = False
@@ -65,14 +65,14 @@ def border_mask(size: int) -> Tensor:
 
 
 class Padding(WholeImage):
-    """VP within valid pixels: clamp(x + border).
+    """VP within valid pixels: clamp(x + border), with the same border for all images.
 
     Args:
-        generator: the local classifier beside it; the border does not depend on the image.
-        border: what is added, unit scale.
+        generator: The local classifier.
+        border: Border to add, unit scale.
 
-    Deviation: the sum is clamped to [0, 1], and rounded when it is sent; Adam with a warm label
-    mapping, as for all methods here, instead of SGD at rate 40.
+    Deviation: the sum is clamped to [0, 1], and rounded when it is sent. The optimizer is Adam with
+    a warm label mapping, as for all methods here, instead of SGD at rate 40.
     """
 
     name = "padding"
@@ -86,32 +86,35 @@ class Padding(WholeImage):
 
     @classmethod
     def create(cls, setting: Setting) -> Padding:
-        """Start with a border that adds nothing."""
+        """Create the method with a border that adds nothing."""
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes), Border.create(setting.canvas.size))
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → the same with the border."""
+        """Add the border to (B, 3, H, W) images in [0, 1]."""
         painted: Tensor = (unit + self.border()).clamp(0, 1)
         return painted
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return the border; decaying it would pull it towards no prompt, so it is not decayed."""
+        """Return one optimizer group of the border.
+
+        It has no weight decay, which would pull the border towards no prompt.
+        """
         return [{"params": [self.border.values], "lr": self.rate, "weight_decay": 0.0}]
 
 
 class PublishedPadding(WhiteBox):
-    """VP as published: the border is added in the normalised space, without bounds.
+    """VP as published: the border is added in the normalized space, without bounds.
 
     Args:
-        border: what is added, normalised scale.
+        border: Border to add, normalized scale.
     """
 
     name = "padding_published"
     reads_features = False
     title = "VP as published"
     rate = 0.1
-    """Learning rate of the border, in normalised scale."""
+    """Learning rate of the border, in normalized scale."""
 
     def __init__(self, border: Border) -> None:
         super().__init__()
@@ -119,15 +122,16 @@ class PublishedPadding(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> PublishedPadding:
-        """Start with a border that adds nothing."""
+        """Create the method with a border that adds nothing."""
         require_layout(setting, cls)
         return cls(Border.create(setting.canvas.size))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: what the surrogate answers to images that no file can hold."""
+        """Return the surrogate's scores for images that no file can hold; see ``Method``."""
+        # The surrogate normalizes pixel values, so the border is scaled to pixel values first.
         std = torch.tensor(surrogate.backbone.std, device=images.device).view(3, 1, 1)
         return surrogate.pixel_scores(images.float() + 255 * std * self.border())
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return the border."""
+        """Return one optimizer group of the border."""
         return [{"params": [self.border.values], "lr": self.rate, "weight_decay": 0.0}]

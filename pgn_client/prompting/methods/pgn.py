@@ -1,4 +1,4 @@
-"""PGN: every image gets its own prompt, mixed from a learned library (arXiv 2210.06466)."""
+"""PGN: a prompt for each image, mixed from the rows of a learned library (arXiv 2210.06466)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 
 class PGN(RGBMethod):
-    """Generator and library together: image → prompt tokens (training) or prompt patches
-    (serving).
+    """A generator and a token library: image → prompt tokens in training, prompt patches in
+    serving.
 
     Args:
-        generator: image → mixture weights.
-        library: the rows that are mixed.
+        generator: Generator of mixture weights.
+        library: Rows to mix.
+
+    Attributes:
+        sees_image: Whether the prompt depends on the image, and therefore trains the trunk.
     """
 
     name = "pgn"
     title = "PGN"
-    # whether the prompt depends on it, and so teaches the trunk
     sees_image: ClassVar[bool] = True
     generator: PromptGenerator
 
@@ -39,32 +41,35 @@ class PGN(RGBMethod):
 
     @classmethod
     def create(cls, setting: Setting) -> PGN:
-        """Draw a new one.
+        """Create the method with fresh parameters.
 
         Raises:
-            ConfigurationError: an unknown kind of library, or a canvas without cells.
+            ConfigurationError: The kind of library is unknown, or the layout does not suit the
+                method.
         """
         require_layout(setting, cls)
         generator = PromptGenerator(setting.canvas.prompts, setting.library_size, setting.classes)
         return cls(generator, draw_library(setting))
 
     def start(self, *, peaked: bool) -> None:
-        """Let prompts start with contrast: bias N(0, 2²), weights N(0, 0.02²).
+        """Prepare for training.
 
-        Deviation: ours. Rows mixed nearly uniformly, as under the usual initialisation, start as
-        flat grey.
+        Args:
+            peaked: Whether prompts start with contrast: bias N(0, 2²), weights N(0, 0.02²).
+                Deviation: ours. The usual initialization mixes the rows nearly uniformly, so
+                prompts start as flat gray.
         """
         if peaked:
             nn.init.normal_(self.generator.mixture.bias, std=2.0)
             nn.init.normal_(self.generator.mixture.weight, std=0.02)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, r, r) → (B, K, L) mixture weights and (B, C) local logits."""
+        """Return (B, K, L) mixture weights and (B, C) local logits of (B, 3, r, r) images."""
         weights, local = self.generator(x)
         return weights, local
 
     def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: where the latent space may stand in, prompt tokens replace the patches of
+        """See ``Method``; where the surrogate allows it, prompt tokens replace the patch tokens of
         their cells.
         """
         if not surrogate.latent:
@@ -72,36 +77,43 @@ class PGN(RGBMethod):
         return surrogate.scores(images, self.cell_tokens(code, surrogate.backbone.embedding))
 
     def after_step(self, surrogate: Surrogate) -> None:
-        """See ``Method``."""
+        """Move a bounded library back into its bounds."""
         if surrogate.latent:
             self.library.stay_within(surrogate.backbone.embedding)
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """(B, K, L) mixture weights → (B, K, D) tokens, float32: the L rows are embedded once, then
-        mixed.
+        """Return the (B, K, D) float32 prompt tokens of (B, K, L) mixture weights.
+
+        The L rows are embedded once and then mixed.
         """
         with torch.autocast(weights.device.type, enabled=False):
             return weights.float() @ self.library.tokens(embedding)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """(B, K, L) mixture weights → (B, K, D) tokens that replace the patch tokens of the prompt
-        cells.
-        """
+        """Return the (B, K, D) tokens that replace the patch tokens of the prompt cells."""
         return self.prompt_tokens(weights, embedding)
 
     def prompt_patches(
         self, weights: Tensor, embedding: PatchEmbedding | None, route: str = "exact"
     ) -> Tensor:
-        """(B, K, L) mixture weights → (B, K, 3, P, P) in [0, 1], unit space.
+        """Return the prompts as patches.
 
         Args:
-            weights: mixture weights.
-            embedding: the endpoint's patch embedding; a pixel library does not need it.
-            route: ``exact`` for a library of pixels; ``bounded`` or ``pseudo_inverse`` for a latent
-                one.
+            weights: Mixture weights, (B, K, L).
+            embedding: Patch embedding of the endpoint; a pixel library does not need it.
+            route: Inversion of a latent library, ``bounded`` or ``pseudo_inverse``; a pixel library
+                ignores it.
+
+        Returns:
+            (B, K, 3, P, P) in [0, 1], unit space.
+
+        Raises:
+            ConfigurationError: The library is latent, and ``embedding`` is missing or ``route`` is
+                unknown.
         """
         if isinstance(self.library, PixelLibrary):
             return inversion.exact(weights, self.library.patches())
+
         if embedding is None:
             raise ConfigurationError(
                 "inversion of a latent library: got no patch embedding; train the checkpoint again"
@@ -111,25 +123,27 @@ class PGN(RGBMethod):
     def painted(
         self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """See ``RGBMethod``: prompt patches."""
+        """Return prompt patches; see ``RGBMethod``."""
         return self.prompt_patches(code, embedding, route)
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return optimiser groups: each part at its own rate."""
-        g = self.generator
+        """Return one optimizer group for each part, at its own rate."""
+        mixture = self.generator.mixture
+        trunk = self.generator.trunk
+        # InputIndependent takes the first two groups.
         return [
             {"params": [self.library.rows], "lr": rates.library},
-            {"params": [g.mixture.bias], "lr": rates.bias},
-            {"params": [g.mixture.weight], "lr": rates.mixture},
-            {"params": list(g.trunk.parameters()), "lr": rates.trunk},
+            {"params": [mixture.bias], "lr": rates.bias},
+            {"params": [mixture.weight], "lr": rates.mixture},
+            {"params": list(trunk.parameters()), "lr": rates.trunk},
         ]
 
 
 def draw_library(setting: Setting) -> TokenLibrary:
-    """Draw the rows of a library.
+    """Create a library with random rows.
 
     Raises:
-        ConfigurationError: an unknown kind.
+        ConfigurationError: The kind of library is unknown.
     """
     return library(setting.library).create(
         setting.library_size, setting.canvas.patch, setting.width

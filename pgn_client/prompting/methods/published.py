@@ -1,10 +1,9 @@
-"""PGN as its authors published it: latent prompts that were trained to stand in the sequence
-without a position.
+"""PGN as its authors published it: latent prompts that were trained without a position embedding.
 
-The published model appends them behind the patch tokens, after the position embedding was added.
-Pixels have no such place: here each prompt goes to a cell of the canvas, where the endpoint adds
-the cell's position e. So the cell's patch embedding has to yield p - e (see ``inversion``), and the
-model has N tokens instead of N + K.
+The published model appends the prompts to the patch tokens after it has added the position
+embedding. Pixels cannot do that. Here each prompt p goes to a cell of the canvas, where the
+endpoint adds the cell's position embedding e. The cell's patch embedding must therefore yield p - e
+(see ``inversion``). The model has N tokens here, instead of the published N + K.
 """
 
 from __future__ import annotations
@@ -23,15 +22,17 @@ from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, normalised
 
 RESOLUTION = 224
-"""Side of the generator's input, in pixels: the shorter edge is resized to it, then the centre is
+"""Side of the generator's input, in pixels: the shorter edge is resized to it, and the center is
 cropped.
 """
 INTERPOLATION = "bilinear"
-"""Of that resize, with antialiasing: torchvision's default, which the authors' test images go
-through.
+"""Interpolation of that resize, with antialiasing: torchvision's default, which the authors use for
+test images.
 """
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the generator's input, whatever the backbone's are: CLIP's."""
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of the generator's input per channel: CLIP's, for every backbone."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of the generator's input per channel: CLIP's, for every backbone."""
 
 NAMES = {
     "tl_vectors": "library.rows",
@@ -39,17 +40,17 @@ NAMES = {
     "model.blocks.": "generator.trunk.blocks.",
     "model.output_net.2.": "generator.mixture.",
 }
-"""How the published tensors are called, and how they are called here."""
+"""Names, or prefixes of names, of the published tensors → their names here."""
 
 
 class PublishedPGN(PGN):
-    """A published generator and library; it is imported, not trained.
+    """A published generator and library; they are imported, not trained.
 
     Args:
-        generator: image → mixture weights; its local head is silent, since published ones have
-            none.
-        library: latent rows.
-        position: (K, D) position embedding of the cells that the prompts go to.
+        generator: Generator of mixture weights. Its local head is all zeros, since published
+            generators have none.
+        library: Latent rows.
+        position: Position embedding of the prompt cells, (K, D).
     """
 
     name = "pgn_published"
@@ -62,53 +63,56 @@ class PublishedPGN(PGN):
 
     @classmethod
     def create(cls, setting: Setting) -> PublishedPGN:
-        """Draw one, to be filled from a checkpoint.
+        """Create the method with random parameters, to be replaced by those of a checkpoint.
 
         Raises:
-            ConfigurationError: a library that is not latent, or a canvas without cells.
+            ConfigurationError: The library is not latent, or the layout has no prompt cells.
         """
         if setting.library != "latent":
             raise ConfigurationError(
                 f"library: got {setting.library} for method {cls.name}, expected latent"
             )
-        drawn = PGN.create(setting)
-        return cls(
-            drawn.generator, drawn.library, torch.zeros(setting.canvas.prompts, setting.width)
-        )
+        pgn = PGN.create(setting)
+        position = torch.zeros(setting.canvas.prompts, setting.width)
+        return cls(pgn.generator, pgn.library, position)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the authors' tensors; the local head is silenced.
+        """Load the authors' tensors; the local head becomes all zeros.
 
         Raises:
-            CheckpointError: tensors are missing, unknown, or of another shape.
+            CheckpointError: Tensors are missing, unknown, or of another shape.
         """
-        own = {
-            k: v
-            for k, v in self.state_dict().items()
-            if k.startswith(("generator.local_head.", "position"))
-        }
-        own |= {k: torch.zeros_like(v) for k, v in own.items() if k != "position"}
+        # The authors' state has neither a local head nor positions.
+        tensors = {"position": self.position}
+        for name, tensor in self.state_dict().items():
+            if name.startswith("generator.local_head."):
+                tensors[name] = torch.zeros_like(tensor)
+        tensors |= {renamed(name): tensor for name, tensor in state.items()}
+
         try:
-            self.load_state_dict(own | {renamed(name): tensor for name, tensor in state.items()})
-        except RuntimeError as error:  # torch's says which tensor
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            # torch's message names the tensor.
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"published checkpoint: {reason}; expected a state dict of the authors' PGN"
             ) from error
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, r, r) in [-1, 1] → (B, K, L) mixture weights and (B, C) equal local logits."""
+        """Return (B, K, L) mixture weights, and (B, C) local logits, all 0, of (B, 3, r, r) images
+        in [-1, 1].
+        """
         return super().forward(normalised((x + 1) / 2, MEAN, STD))
 
     def published_logits(self, weights: Tensor, images: Tensor, backbone: Backbone) -> Tensor:
-        """Answer as the authors' code does: prompts behind all other tokens, whole images, no
-        canvas.
+        """Compute the logits as the authors' code does: whole images without a canvas, and prompts
+        behind all other tokens.
 
         Args:
-            weights: (B, K, L) mixture weights.
-            images: (B, 3, H, W) uint8, of the backbone's size. As there, any backbone gets what
-                the generator gets: images normalised with CLIP's numbers.
-            backbone: the model that the prompts were trained for.
+            weights: Mixture weights, (B, K, L).
+            images: Images at the backbone's input size, (B, 3, H, W) uint8. They are normalized
+                with CLIP's mean and deviation for every backbone, as in the authors' code.
+            backbone: The model that the prompts were trained for.
 
         Returns:
             (B, S) float32 logits.
@@ -119,12 +123,12 @@ class PublishedPGN(PGN):
         )
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """See ``PGN``: what the model must find there before it adds the cell's position."""
+        """Return the prompt tokens minus the cells' position embedding, which the model adds."""
         return self.prompt_tokens(weights, embedding) - self.position
 
 
 def renamed(name: str) -> str:
-    """Return what a published tensor is called here; unknown names stay as they are."""
+    """Return the name here of a published tensor; unknown names stay unchanged."""
     for theirs, ours in NAMES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -135,9 +139,11 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     """Return K, L and D of a published state dict.
 
     Raises:
-        CheckpointError: it is none, or holds numbers that are not finite.
+        CheckpointError: The tensors are not those of a published PGN, or hold numbers that are not
+            finite.
     """
-    rows, mixture = state.get("tl_vectors"), state.get("model.output_net.2.bias")
+    rows = state.get("tl_vectors")
+    mixture = state.get("model.output_net.2.bias")
     if (
         rows is None
         or mixture is None
@@ -147,9 +153,9 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     ):
         raise CheckpointError(
             f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors "
-            "(L, D) and "
-            "model.output_net.2.bias (K L), as in the authors' state dicts"
+            "(L, D) and model.output_net.2.bias (K L), as in the authors' state dicts"
         )
+
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(

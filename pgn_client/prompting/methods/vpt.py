@@ -1,8 +1,8 @@
-"""VPT: learned tokens beside the patches (Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv
-2203.12119).
+"""VPT: learned tokens in the sequence of patch tokens (Jia et al., "Visual Prompt Tuning", ECCV
+2022, arXiv 2203.12119).
 
-They enter behind the patch embedding, where no image reaches: white box. The linear mapping on
-the pooled features is the head that the paper trains along.
+White box: the tokens enter after the patch embedding, where no image has access. The linear label
+mapping on the pooled features is the head that the paper trains together with them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class VPTShallow(WhiteBox):
-    """Prompts enter once, before the first block, and travel through all of them.
+    """Prompts enter once, before the first block, and pass through all blocks.
 
     Args:
-        prompts: (1, m, D) float32, tokens as the first block reads them: with whatever position
-            they want.
+        prompts: Prompt tokens that the first block reads, (1, m, D) float32; no position embedding
+            is added to them.
 
-    Reference: sections 3.2 and 3.3; uniform(-v, v) at the start, v = sqrt(6 / (3 P² + D)), as in
-    the authors' code. Deviation: one m, one rate, no weight decay, and AdamW with a warm head, as
-    for all methods here, instead of SGD with a grid of each per task.
+    Reference: sections 3.2 and 3.3. Prompts start at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as
+    in the authors' code. Deviation: one m, one rate, no weight decay, and AdamW with a warm head,
+    as for all methods here, instead of SGD with a grid search of each per task.
     """
 
     name = "vpt_shallow"
@@ -44,7 +44,7 @@ class VPTShallow(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> VPTShallow:
-        """Draw a new one."""
+        """Create the method with random prompts."""
         require_layout(setting, cls)
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
         shape = (cls.prompted_blocks(setting), setting.prompt_tokens, setting.width)
@@ -52,19 +52,19 @@ class VPTShallow(WhiteBox):
 
     @classmethod
     def prompted_blocks(cls, setting: Setting) -> int:
-        """Return how many blocks have prompts of their own."""
+        """Return the number of blocks that have their own prompts."""
         return 1
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """(B, 3, H, W) uint8 → (B, D), the frozen backbone's own pooled features."""
+        """Return the frozen backbone's pooled features: (B, 3, H, W) uint8 → (B, D)."""
         backbone = _pooled(surrogate.backbone)
         return backbone.features_from_tokens(backbone.tokens(images))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``: (B, D) features, pooled as the model pools its own tokens.
+        """Return (B, D) features, pooled as the model pools its own tokens; see ``Method``.
 
         Raises:
-            ConfigurationError: a model that pools neither its class token nor the mean of its patch
+            ConfigurationError: The model pools neither its class token nor the mean of its patch
                 tokens.
         """
         backbone = _pooled(surrogate.backbone)
@@ -73,38 +73,41 @@ class VPTShallow(WhiteBox):
             return self._features(backbone.model, tokens).float()
 
     def _features(self, m: Any, tokens: Tensor) -> Tensor:
-        """(B, N, D) patch tokens, without position embedding → (B, D); as
-        ``Backbone.features_from_tokens``.
+        """Return (B, D) pooled features of (B, N, D) patch tokens without position embedding; as
+        ``Backbone.features_from_tokens``, with prompts.
         """
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
-        # behind the class token; how many prompts are there already
-        at, there = int(m.cls_token is not None), 0
+
+        first = int(m.cls_token is not None)  # Prompts follow the class token, if there is one.
+        count = 0  # Prompts in the sequence.
         for i, block in enumerate(m.blocks):
             if i < len(self.prompts):
+                # A block's own prompts replace the outputs of the previous block's prompts.
                 prompts = self.prompts[i].expand(len(x), -1, -1)
-                x, there = (
-                    torch.cat([x[:, :at], prompts, x[:, at + there :]], dim=1),
-                    prompts.shape[1],
-                )
+                x = torch.cat([x[:, :first], prompts, x[:, first + count :]], dim=1)
+                count = prompts.shape[1]
+
             if i == len(m.blocks) - 1 and class_token_alone(m):
-                x, there = class_token_block(block, x), 0
+                x = class_token_block(block, x)
+                count = 0
             else:
                 x = block(x)
-        # the mean is over what the model itself has
-        x = torch.cat([x[:, :at], x[:, at + there :]], dim=1)
+
+        # Mean pooling covers the model's own tokens only.
+        x = torch.cat([x[:, :first], x[:, first + count :]], dim=1)
         features: Tensor = m.forward_head(m.norm(x), pre_logits=True)
         return features
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return the prompts."""
+        """Return one optimizer group of the prompts."""
         return [{"params": [self.prompts], "lr": self.rate, "weight_decay": 0.0}]
 
 
 class VPTDeep(VPTShallow):
-    """Every block reads prompts of its own; what the block before made of its prompts is dropped.
+    """Every block reads its own prompts; the outputs of the previous block's prompts are dropped.
 
     Args:
-        prompts: (depth, m, D) float32.
+        prompts: Prompt tokens of each block, (depth, m, D) float32.
     """
 
     name = "vpt_deep"
@@ -112,17 +115,21 @@ class VPTDeep(VPTShallow):
 
     @classmethod
     def prompted_blocks(cls, setting: Setting) -> int:
-        """All of them."""
+        """Return the number of all blocks."""
         return setting.depth
 
 
 def _pooled(backbone: Backbone) -> Backbone:
-    """Refuse a model whose pooling would need to be told about the prompts."""
+    """Return the backbone after a check that its pooling can leave the prompts out.
+
+    Raises:
+        ConfigurationError: The model pools neither its class token nor the mean of its patch
+            tokens.
+    """
     pooling = backbone.model.global_pool
     if pooling not in ("token", "avg"):
         raise ConfigurationError(
             f"backbone {backbone.name}: got pooling {pooling or 'none'}, expected token or avg for "
-            "VPT; choose a model "
-            "that reads its class token or the mean of its patch tokens"
+            "VPT; choose a model that pools its class token or the mean of its patch tokens"
         )
     return backbone

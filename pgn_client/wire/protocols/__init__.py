@@ -1,7 +1,7 @@
-"""One file per wire format, or per family of them; no I/O here.
+"""Wire formats: how a request is encoded and a response decoded, without I/O.
 
-To add one: write the class, add it to ``PROTOCOLS``, and to ``TOLD`` or ``ASKED`` where ``auto``
-can find it.
+There is one file per format or family of formats. To add one: write the class, add it to
+``PROTOCOLS``, and add it to ``TOLD`` or ``ASKED`` if ``auto`` can detect it.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ TOLD: tuple[str, ...] = (
     "openai",
     "openai-embeddings",
 )
-"""Which formats a URL's path may tell, in this order."""
+"""Wire formats that ``auto`` recognizes by the URL's path; the first match wins."""
 ASKED: tuple[str, ...] = ("pgn", "oip", "kserve-v1", "openai", "torchserve")
-"""Which formats ``auto`` asks for, one cheap question each, in this order; Hugging Face's is what
-is left.
+"""Wire formats that ``auto`` tries in this order, with one request that carries no image each.
+
+If the endpoint answers none of them, ``auto`` uses Hugging Face's.
 """
 
 __all__ = [
@@ -77,10 +78,10 @@ __all__ = [
 
 
 def check_name(name: str) -> None:
-    """Raise for a name that is no wire format's.
+    """Check the name of a wire format.
 
     Raises:
-        ConfigurationError: there is none; the message lists the known names.
+        ConfigurationError: No wire format has this name; the message lists the valid names.
     """
     if name not in ("auto", *PROTOCOLS):
         raise ConfigurationError(
@@ -89,8 +90,10 @@ def check_name(name: str) -> None:
 
 
 def open_protocol(endpoint: Endpoint) -> Protocol:
-    """Return the endpoint's wire format; where it is ``auto``, the one that nobody has to ask for:
-    Hugging Face's.
+    """Return the endpoint's wire format; for ``auto`` the default, Hugging Face's.
+
+    Raises:
+        ConfigurationError: No wire format has this name, or an option does not fit.
     """
     check_name(endpoint.protocol)
     name = "huggingface" if endpoint.protocol == "auto" else endpoint.protocol
@@ -98,17 +101,23 @@ def open_protocol(endpoint: Endpoint) -> Protocol:
 
 
 def possible(endpoint: Endpoint) -> tuple[list[Protocol], Protocol]:
-    """Return the wire formats to ask for, and what is spoken if none of them is recognised.
+    """Return the wire formats to try, and the one to use if the endpoint answers none of them.
 
-    A format that is named, or that the URL's path tells, is asked only about its model.
+    A format that is configured, or that the URL's path identifies, is the only one to try: it is
+    asked for the model's description.
+
+    Raises:
+        ConfigurationError: No wire format has this name, or an option does not fit.
     """
+    if endpoint.protocol != "auto":
+        configured = open_protocol(endpoint)
+        return [configured], configured
+
     path = urlsplit(endpoint.url).path
-    told = next((name for name in TOLD if PROTOCOLS[name].recognises(path)), None)
-    if endpoint.protocol != "auto" or told:
-        known = (
-            PROTOCOLS[told].of(endpoint)
-            if endpoint.protocol == "auto" and told
-            else open_protocol(endpoint)
-        )
-        return [known], known
-    return [PROTOCOLS[name].of(endpoint) for name in ASKED], open_protocol(endpoint)
+    for name in TOLD:
+        if PROTOCOLS[name].recognises(path):
+            recognized = PROTOCOLS[name].of(endpoint)
+            return [recognized], recognized
+
+    candidates = [PROTOCOLS[name].of(endpoint) for name in ASKED]
+    return candidates, open_protocol(endpoint)

@@ -1,5 +1,6 @@
-"""What every wire format is made of: requests and responses without I/O, and lenient reading of
-errors.
+"""Building blocks of every wire format: requests, responses, the ``Protocol`` interface.
+
+There is no I/O here. Error bodies are parsed leniently, because servers differ most in those.
 """
 
 from __future__ import annotations
@@ -21,28 +22,31 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXCERPT = 200
-# JSON may spell one alone, which no file and no terminal takes
+# JSON may escape a lone surrogate, which cannot be encoded as UTF-8 for a file or a terminal.
 SURROGATE = re.compile("[\ud800-\udfff]")
 MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
 class MalformedAnswerError(ValueError):
-    """A response that is not of the protocol's form; the caller adds the endpoint's name and
-    attempts.
+    """A response that does not follow the protocol.
+
+    The caller adds the endpoint's name and the number of attempts.
 
     Attributes:
-        got: what came, whole. It may be long and may echo a credential: messages are made by
-            ``tell``.
-        expected: the protocol's form.
-        what: which part of the response it is.
+        got: Complete body or text that was received. It may be long and may echo a credential, so
+            ``tell`` shortens it and removes secrets for a message.
+        expected: Description of the expected form.
+        what: Name of the wrong part, ending in a space; empty for the whole body.
     """
 
     def __init__(self, got: bytes | str, expected: str, what: str = "") -> None:
-        self.got, self.expected, self.what = got, expected, what
+        self.got = got
+        self.expected = expected
+        self.what = what
         super().__init__(expected)
 
     def tell(self, hide: Callable[[str], str] = str) -> str:
-        """Return the message; ``hide`` takes secrets out of what came."""
+        """Return the message; ``hide`` removes secrets from the received text."""
         return f"got {self.what}{excerpt(self.got, hide)}, expected {self.expected}"
 
     def __str__(self) -> str:
@@ -54,12 +58,12 @@ class Payload:
     """One encoded image.
 
     Attributes:
-        data: the file's bytes.
-        media_type: for example ``image/png``.
-        pixels: width times height; 0 is unknown.
-        image: the same image, RGB, for wire formats that send numbers instead of files.
-        hosted: reference of the adapter on the server that is to answer; empty for the model
-            itself.
+        data: Bytes of the encoded file.
+        media_type: Media type of the file, for example ``image/png``.
+        pixels: Number of pixels, width times height; 0 if unknown.
+        image: The same image in RGB, for wire formats that send numbers instead of files.
+        hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
+            where the hosted model processes it alone.
     """
 
     data: bytes = field(repr=False)
@@ -71,7 +75,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """An HTTP request, before credentials; header names in lower case."""
+    """An HTTP request before credentials are added; header names are in lower case."""
 
     method: str
     url: str
@@ -81,8 +85,9 @@ class WireRequest:
 
 @dataclass(frozen=True, slots=True)
 class WireResponse:
-    """An HTTP response that was read completely, or up to the limit for errors; header names in
-    lower case.
+    """An HTTP response, whose error body may be cut at a size limit.
+
+    Header names are in lower case.
     """
 
     status: int
@@ -91,14 +96,14 @@ class WireResponse:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is a success."""
+        """Whether the status is a success (2xx)."""
         return 200 <= self.status < 300
 
     def json(self) -> Any:
-        """Return the body as JSON.
+        """Return the body, parsed as JSON.
 
         Raises:
-            MalformedAnswerError: it is not.
+            MalformedAnswerError: The body is not JSON.
         """
         try:
             return json.loads(self.body)
@@ -108,12 +113,12 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What an endpoint told of itself.
+    """An endpoint's description of itself.
 
     Attributes:
-        protocol: the wire format, with what it needs to know (names of inputs, the dialect).
-        info: of the model, where it tells any of it.
-        limits: the largest request.
+        protocol: Wire format, completed with the description (model name, tensor names, dialect).
+        info: Description of the model; None if the endpoint returns none.
+        limits: Largest request that the endpoint accepts.
     """
 
     protocol: Protocol
@@ -131,202 +136,214 @@ class Protocol(typing.Protocol):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether the path of a URL is one that only this wire format has."""
+        """Whether only this wire format uses this URL path."""
         ...
 
     def describe(self) -> WireRequest | None:
-        """Return a request that costs nothing and tells about server or model, if the wire format
-        has one.
+        """Return a request for the server's or model's description; None if there is none.
+
+        The request carries no image and costs nothing.
         """
         ...
 
     def described(self, response: WireResponse) -> Described | Protocol | None:
-        """Read the answer to ``describe``.
+        """Read the response to ``describe``.
 
         Returns:
-            What it told; the same wire format with a further question; or None where it is
-            another's answer.
+            The description; or this wire format with another ``describe`` request to send; or None
+            if the response belongs to another wire format.
 
         Raises:
-            ConfigurationError: the answer needs an option that is not given.
-            MalformedAnswerError: it is this wire format's, and cannot be used.
+            ConfigurationError: An option that the response makes necessary is missing.
+            MalformedAnswerError: The response belongs to this wire format, but is unusable.
         """
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether images can be encoded before ``described`` was called."""
+        """Whether images can be encoded without a description from ``described``."""
         ...
 
     @property
     def name(self) -> str:
-        """The name in the registry."""
+        """Name in the registry ``PROTOCOLS``."""
         ...
 
     @property
     def dialect(self) -> str:
-        """The name, and the form of the request where there are several: other forms may give other
-        answers.
+        """Name, and everything in the request that can change the answer.
+
+        It is part of the cache key.
         """
         ...
 
     @property
     def proven(self) -> bool:
-        """Whether this dialect was answered once, so that a refusal is about the image."""
+        """Whether this dialect has worked once; a later refusal is then due to the image."""
         ...
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request that asks about these images."""
+        """Return the request that sends these images."""
         ...
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image of a successful response.
+        """Return one answer per image from a successful response.
 
         Raises:
-            MalformedAnswerError: it is not of the protocol's form.
+            MalformedAnswerError: The response does not follow the protocol.
         """
         ...
 
     def explain(self, response: WireResponse) -> str:
-        """Return what a failed response says, whole and as it came; see ``excerpt``."""
+        """Return the complete message of a failed response; show it through ``excerpt``."""
         ...
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return whether a failed request is worth sending again; None leaves it to the retry
-        policy.
-        """
+        """Return whether a failed request should be retried; None leaves it to the retry policy."""
         ...
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the seconds that the body of a failed response asks to wait, if any."""
+        """Return the wait in seconds that a failed response requests; None if it has none."""
         ...
 
     def plainer(self) -> Protocol | None:
-        """Return a plainer dialect of the same wire format, if there is one."""
+        """Return a dialect with fewer features of the same wire format; None if there is none."""
         ...
 
     def fallback(self, response: WireResponse) -> Protocol | None:
-        """Return a plainer dialect to try after this refusal, if there is one."""
+        """Return a plainer dialect to try after this refusal; None if none can help."""
         ...
 
 
 class Defaults:
-    """The hooks as most wire formats need them."""
+    """Default implementations of the optional ``Protocol`` methods."""
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """No path is special."""
+        """Return False: no path identifies this wire format."""
         return False
 
     def describe(self) -> WireRequest | None:
-        """There is nothing to ask."""
+        """Return None: there is no description request."""
         return None
 
     def described(self, response: WireResponse) -> Described | Protocol | None:
-        """Nothing was asked."""
+        """Return None: there was no description request."""
         return None
 
     @property
     def complete(self) -> bool:
-        """Nothing is missing."""
+        """True: encoding needs no description."""
         return True
 
     @property
     def proven(self) -> bool:
-        """With one dialect there is nothing to prove."""
+        """False: with a single dialect there is no fallback to decide on."""
         return False
 
     def explain(self, response: WireResponse) -> str:
-        """Return what a failed response says, whole and as it came; see ``excerpt``."""
+        """Return the complete message of a failed response; show it through ``excerpt``."""
         return explain(response)
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Leave it to the retry policy."""
+        """Return None: the retry policy decides."""
         return None
 
     def wait(self, response: WireResponse) -> float | None:
-        """No wait is asked for in the body."""
+        """Return None: the response requests no wait beyond the standard headers."""
         return None
 
     def plainer(self) -> Protocol | None:
-        """There is no plainer dialect."""
+        """Return None: there is no plainer dialect."""
         return None
 
     def fallback(self, response: WireResponse) -> Protocol | None:
-        """There is no plainer dialect."""
+        """Return None: there is no plainer dialect."""
         return None
 
 
 def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
-    """Return at most 200 printable characters of a body on one line, tags and repeated blanks
-    removed.
+    """Return at most 200 printable characters of a body on one line.
 
-    ``hide`` takes secrets out. It sees the whole text, because a cut in the middle of a secret
-    would keep a part of it.
+    HTML tags and repeated spaces are removed.
+
+    Args:
+        text: Body or text to shorten.
+        hide: Function that removes secrets. It gets the whole text, because a cut in the middle of
+            a secret would leave a part of it.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    # Only the excerpt is shown, so the steps below need not process a body of megabytes.
     text = hide(text)[:8192]
     if re.match(r"\s*<(!doctype|html|head|body)", text, re.IGNORECASE):
         text = re.sub(r"(?is)<(script|style).*?(</\1>|$)|<[^>]*>", " ", text)
+        # Unescaping may bring back a secret that was hidden from the first pass by HTML entities.
         text = hide(html.unescape(text))
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(printable.split())
     if not line:
         return "an empty body"
     return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
 
 
 def explain(response: WireResponse) -> str:
-    """Return a failed response's message from ``error`` or ``detail`` of its JSON, or its text; see
-    ``excerpt``.
+    """Return the error message in a failed response's JSON, or else its complete text.
+
+    The message may be long and may echo a credential: show it through ``excerpt``.
     """
     try:
-        found = _message(json.loads(response.body))
+        message = _message(json.loads(response.body))
     except (ValueError, RecursionError):
-        found = None
-    return found or response.body.decode("utf-8", "replace")
+        message = None
+    return message or response.body.decode("utf-8", "replace")
 
 
 def _message(value: Any) -> str | None:
-    """Find the message in ``"text"``, ``[...]`` or an object that holds one under ``MESSAGES``."""
+    """Return the message in ``"text"``, ``[...]`` or an object with a key of ``MESSAGES``."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "; ".join(filter(None, (_message(item) for item in value[:8]))) or None
+        messages = [_message(item) for item in value[:8]]
+        return "; ".join(filter(None, messages)) or None
     if isinstance(value, dict):
-        named = (value.get(key) for key in MESSAGES)
-        return next((text for text in (_message(item) for item in named) if text), None)
+        for key in MESSAGES:
+            text = _message(value.get(key))
+            if text:
+                return text
     return None
 
 
 def join(url: str, path: str, ending: str = "") -> str:
-    """Append a path to an address that may end in a slash, and may hold a query.
+    """Append a path to a URL; a trailing slash is dropped and a query is kept.
 
     Args:
-        url: the address.
-        path: what to append; from a slash on.
-        ending: a regular expression of what the address may already end in, and which the path
-            replaces.
+        url: URL of the endpoint.
+        path: Path to append, starting with a slash.
+        ending: Regular expression for an ending of the URL that the path replaces.
     """
     address, mark, query = url.partition("?")
     return re.sub(f"(?:{ending})$", "", address.rstrip("/")).rstrip("/") + path + mark + query
 
 
 def digest(*values: Any) -> str:
-    """Return eight hexadecimal digits that tell values apart, for the name of a dialect."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    """Return eight hexadecimal digits that identify the values, for the name of a dialect."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[str, float]]:
-    """Return pairs of label and score after checking what an endpoint sent.
+    """Check labels and scores from an endpoint, and return them as pairs.
 
     Raises:
-        MalformedAnswerError: no label, a label that is no text (half of a pair of surrogates
-            neither), a score that is no finite number.
+        MalformedAnswerError: There is no label, the numbers of labels and scores differ, a label is
+            not text or contains a lone surrogate, or a score is not a finite number.
     """
     if not labels or len(labels) != len(scores):
         raise MalformedAnswerError(
-            f"{len(labels)} labels and {len(scores)} scores", "as many, at least one"
+            f"{len(labels)} labels and {len(scores)} scores",
+            "one score per label, and at least one of them",
         )
     for label in labels:
         if not isinstance(label, str) or SURROGATE.search(label):
@@ -338,10 +355,10 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
 
 
 def embedding(numbers: Sequence[Any]) -> Answer:
-    """Return an image's D features as an answer, in their own order.
+    """Return the D features of an image as an answer, in the given order.
 
     Raises:
-        MalformedAnswerError: no numbers, or one that is not finite.
+        MalformedAnswerError: There are no numbers, or one is not finite.
     """
     pairs = checked_scores([f"dim {i}" for i in range(len(numbers))], numbers)
     return Answer(
@@ -350,7 +367,7 @@ def embedding(numbers: Sequence[Any]) -> Answer:
 
 
 def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:
-    """Return an answer, best label first; equal scores stay in the given order."""
+    """Return an answer with the best label first; equal scores keep the given order."""
     ranked = sorted(pairs, key=lambda pair: -pair[1])
     return Answer(tuple(label for label, _ in ranked), tuple(score for _, score in ranked), kind)
 

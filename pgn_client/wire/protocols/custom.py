@@ -1,8 +1,7 @@
-"""A wire format of your own, said in ``Endpoint.options``: for the services that share no form with
-any other.
+"""A wire format that ``Endpoint.options`` describes, for services with a format of their own.
 
-What is sent is a template; what comes back is read by JMESPath, the query language of AWS's tools.
-For example, Azure Custom Vision, as TOML::
+A template defines the request. JMESPath, the query language of AWS's tools, reads the response. For
+example, Azure Custom Vision as TOML::
 
     url = "https://REGION.api.cognitive.microsoft.com/customvision/v3.1/prediction/ID/classify/iterations/NAME/image"
     protocol = "custom"
@@ -52,6 +51,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "output": str,
     "error": str,
 }
+# Fixed, so that a retry sends the same body. No image is expected to contain it.
 BOUNDARY = "pgn-client-3f1c9e5b7a2d4860"
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|token).*")
@@ -59,26 +59,33 @@ SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|t
 
 @dataclass(frozen=True, slots=True)
 class Custom(Defaults):
-    """``custom``: request and answer as ``Endpoint.options`` say.
+    """``custom``: ``Endpoint.options`` describe the request and the response.
 
-    Request: ``method`` (POST), ``path`` (appended to the URL, with ``{model}``; none), ``headers``
-    (texts; the key goes by ``key_header``), and one of ``body`` and ``multipart``. A body is
-    ``"raw"`` (the image's file, the default), or a template, JSON or a text, with ``{base64}`` or
-    ``{data_url}`` where the image goes and ``{model}`` where the name does; ``multipart`` is the
-    name of the form's field that holds the image.
+    Options for the request:
 
-    Answer, JMESPath each: ``scores`` (a list of numbers; without it the whole answer in one of the
-    forms of ``scores``), ``labels`` (as many names; without it ``Endpoint.labels``), ``error``
-    (found and not empty it is a failure inside a success). ``scale`` multiplies the scores: 0.01
-    makes percents to probabilities. ``output`` says what the scores are: probabilities (if they sum
-    to more than 1, they are divided by their sum), logits or embedding; without it the first answer
-    tells.
+    - ``method``: POST (the default), PUT or PATCH.
+    - ``path``: Path to append to the URL; it may contain ``{model}``. By default nothing is added.
+    - ``headers``: Names and texts. The API key is not among them: it goes into ``key_header``.
+    - ``body``: ``"raw"``, which sends the image file (the default), or a template. A template is
+      JSON or a text, with ``{base64}`` or ``{data_url}`` in the place of the image and ``{model}``
+      in the place of the model's name.
+    - ``multipart``: Name of the form field for the image; it replaces ``body``.
+
+    Options for the response; ``scores``, ``labels`` and ``error`` are JMESPath expressions:
+
+    - ``scores``: List of numbers. Without it, the whole response has one of the forms that
+      ``Reader`` reads.
+    - ``labels``: List of as many names. Without it, ``Endpoint.labels`` are the names.
+    - ``error``: If its value is not empty, the request failed despite the status 2xx.
+    - ``scale``: Factor for the scores, for example 0.01 for percentages.
+    - ``output``: Type of the scores: ``probabilities`` (divided by their sum if that exceeds 1),
+      ``logits`` or ``embedding``. Without it, the first answer decides.
 
     Attributes:
-        url: where images go.
-        options: as checked.
-        model: for ``{model}``.
-        reader: names and kind of the scores.
+        url: URL that images are sent to.
+        options: Checked options.
+        model: Name for ``{model}``; None if it is not configured.
+        reader: Reader with the names and the type of the scores.
     """
 
     url: str
@@ -92,12 +99,13 @@ class Custom(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: an option that is unknown or cannot work; the message names it.
+            ConfigurationError: An option is unknown or invalid; the message names it.
         """
         given = options(endpoint, "custom", OPTIONS)
         choice("method", given.get("method"), ("POST", "PUT", "PATCH"))
         _check_headers(given.get("headers", {}))
         _check_body(given)
+
         for key in ("labels", "scores", "error"):
             _check_path(key, given.get(key))
         if "labels" in given and "scores" not in given:
@@ -108,97 +116,103 @@ class Custom(Defaults):
             raise ConfigurationError(
                 f"options of custom: scale: got {given['scale']}, expected a number above 0"
             )
+
         path = given.get("path", "").replace("{model}", endpoint.model or "")
         if path and not path.startswith("/"):
             raise ConfigurationError(
-                f"options of custom: path: got {path!r}, expected one from a slash on"
+                f"options of custom: path: got {path!r}, expected one that starts with a slash"
             )
+
         url = join(endpoint.url, path) if path else endpoint.url
         return cls(url, given, endpoint.model, reader=Reader.of(endpoint))
 
     @property
     def dialect(self) -> str:
-        """The name, and all that is asked and read."""
+        """Name, with a digest of the options and of the reader's settings."""
         return " ".join(filter(None, (self.name, digest(dict(self.options)), self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one image."""
         (image,) = images
-        kind, body = self._body(image)
-        own = {key.lower(): value for key, value in self.options.get("headers", {}).items()}
-        headers = {"content-type": kind, "accept": "application/json"} | own
+        content_type, body = self._body(image)
+        configured = {key.lower(): value for key, value in self.options.get("headers", {}).items()}
+        headers = {"content-type": content_type, "accept": "application/json"} | configured
         return WireRequest(self.options.get("method", "POST"), self.url, headers, body)
 
     def _body(self, image: Payload) -> tuple[str, bytes]:
         """Return the content type and the body."""
         if "multipart" in self.options:
-            return (f"multipart/form-data; boundary={BOUNDARY}"), _form(
-                self.options["multipart"], image
-            )
+            form = _form(self.options["multipart"], image)
+            return f"multipart/form-data; boundary={BOUNDARY}", form
+
         template = self.options.get("body", "raw")
         if template == "raw":
             return image.media_type, image.data
+
         filled = fill(template, image, self.model)
         if isinstance(filled, str):
             return "text/plain", filled.encode()
         return "application/json", json.dumps(filled, separators=(",", ":")).encode()
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one image.
+        """Return the answer for the one image.
 
         Raises:
-            MalformedAnswerError: nothing where the paths lead, or an error inside a success.
+            MalformedAnswerError: The scores or labels are missing, or the response reports an error
+                despite its status.
         """
         document = response.json()
         failure = self._at("error", document)
         if failure:
             raise MalformedAnswerError(json.dumps(failure, default=str), "an answer", "a failure: ")
+
         if "scores" not in self.options:
             return [self.reader.read(document)]
-        scores, labels = self._at("scores", document), self._at("labels", document)
-        for key, found in (("scores", scores), ("labels", labels)):
-            if not isinstance(found, list) and key in self.options:
+
+        scores = self._at("scores", document)
+        labels = self._at("labels", document)
+        for key, values in (("scores", scores), ("labels", labels)):
+            if not isinstance(values, list) and key in self.options:
                 raise MalformedAnswerError(
                     response.body, f"a list at {self.options[key]!r}", f"no {key} in "
                 )
+
         scaled = [_scaled(score, self.options.get("scale", 1)) for score in scores]
-        return [
-            self.reader.numbers(scaled) if labels is None else self.reader.pairs(labels, scaled)
-        ]
+        if labels is None:
+            return [self.reader.numbers(scaled)]
+        return [self.reader.pairs(labels, scaled)]
 
     def _at(self, key: str, document: Any) -> Any:
-        """Return what is where an option's path leads; None where it leads nowhere."""
+        """Return the value at an option's JMESPath; None if there is none or no such option."""
         path = self.options.get(key)
         try:
             return jmespath.search(path, document) if path is not None else None
         except (JMESPathError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise MalformedAnswerError(
-                f"{path!r}: {error}", "an answer that fits the path", f"{key}: "
+                f"{path!r}: {error}", "a response that fits the JMESPath", f"{key}: "
             ) from None
 
 
 def _scaled(score: Any, scale: float) -> Any:
-    """Scale a number; anything else is left for the reader to refuse."""
-    number = isinstance(score, int | float) and not isinstance(score, bool)
+    """Return a number times ``scale``; return anything else unchanged for the reader to refuse."""
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
     try:
-        return float(score) * scale if number and scale != 1 else score
+        return float(score) * scale if is_number and scale != 1 else score
     except OverflowError:
+        # An integer beyond float's range: the reader refuses it as not finite.
         return score
 
 
 def _form(name: str, image: Payload) -> bytes:
-    """Return a form with the image as its one field.
-
-    The boundary is fixed, so that a retry sends the same body; an image that holds it has yet to
-    be seen.
-    """
+    """Return the body of a multipart form with the image as its only field."""
     extension = image.media_type.rpartition("/")[2]
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; '
         f'filename="image.{extension}"\r\n'
     )
-    kind = f"Content-Type: {image.media_type}\r\n\r\n"
-    return (head + kind).encode() + image.data + f"\r\n--{BOUNDARY}--\r\n".encode()
+    content_type = f"Content-Type: {image.media_type}\r\n\r\n"
+    tail = f"\r\n--{BOUNDARY}--\r\n"
+    return (head + content_type).encode() + image.data + tail.encode()
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
@@ -206,8 +220,7 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
         if SECRET.fullmatch(name):
             raise ConfigurationError(
                 f"options of custom: headers: got {name}, expected none that holds a key; give "
-                "api_key= or "
-                "PGN_API_KEY, and key_header where it is no bearer token"
+                "api_key= or PGN_API_KEY, and key_header if the key is no bearer token"
             )
         if (
             not TOKEN.fullmatch(name)
@@ -226,13 +239,13 @@ def _check_body(given: Mapping[str, Any]) -> None:
     if body != "raw" and not holds_image(body):
         raise ConfigurationError(
             "options of custom: body: got no place for the image, expected 'raw', or a template "
-            "with {base64} or "
-            "{data_url} in it"
+            "that contains {base64} or {data_url}"
         )
+
     field = given.get("multipart", "data")
     if not field.isprintable() or not field or '"' in field:
         raise ConfigurationError(
-            f"options of custom: multipart: got {field!r}, expected the name of a form's field"
+            f"options of custom: multipart: got {field!r}, expected the name of a form field"
         )
 
 
@@ -241,8 +254,8 @@ def _check_path(key: str, path: str | None) -> None:
         if path is not None:
             jmespath.compile(path)
     except JMESPathError as error:
-        why = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"options of custom: {key}: got {path!r}, expected a JMESPath such as "
-            f"predictions[*].tagName ({why})"
+            f"predictions[*].tagName ({reason})"
         ) from error

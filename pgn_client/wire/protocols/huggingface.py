@@ -1,9 +1,11 @@
-"""Hugging Face image classification, as its Inference Endpoints and community servers speak it.
+"""Hugging Face image classification, for its Inference Endpoints and for community servers.
 
-Both were observed on the wire. The Endpoints' server matches ``Content-Type`` and ``Accept`` as
-exact strings, answers every error with 400, and returns the top 5 unless ``top_k`` says more; the
-community server refuses ``top_k``. A label mapping lives on all the scores, so ``top_k`` is asked
-for first, and left out when it is refused before it ever worked; later a 400 is about the image.
+The behavior below was observed on both. The Endpoints' server compares ``Content-Type`` and
+``Accept`` as exact strings, returns 400 for every error, and returns the top 5 labels unless
+``top_k`` requests more. The community server refuses ``top_k``.
+
+A label mapping needs all scores. So the client sends ``top_k`` first, and leaves it out if the
+server refuses it before it has worked once. After that, a 400 is due to the image.
 """
 
 from __future__ import annotations
@@ -27,17 +29,18 @@ from pgn_client.wire.protocols.options import options
 from pgn_client.wire.protocols.scores import Reader
 
 FORM = '[{"label", "score"}, ...]'
-ALL = 100_000  # more than any published label set; servers clip it to the number of their labels
+# More than any published label set has. Servers clip it to the number of their labels.
+ALL = 100_000
 
 
 @dataclass(slots=True)
 class Learnt:
-    """What a server's answers have shown.
+    """State that a server's responses determine, shared by all copies of a wire format.
 
     Attributes:
-        json_works: whether the JSON form was answered once.
-        kinds: ``{"kind": ...}`` once the first answer has decided it (a dict, because
-            ``setdefault`` is atomic).
+        json_works: Whether the JSON form has worked once.
+        kinds: ``{"kind": ...}`` with the type of the scores, once the first answer has decided it
+            (a dict, because ``setdefault`` is atomic).
     """
 
     json_works: bool = False
@@ -46,13 +49,13 @@ class Learnt:
 
 @dataclass(frozen=True, slots=True)
 class HuggingFace(Defaults):
-    """``huggingface``: POST to the URL verbatim.
+    """``huggingface``: POST to the unchanged URL.
 
     Attributes:
-        url: the endpoint's own URL.
-        top_k: labels to ask for, as JSON with base64; None sends one image's raw bytes without
-            parameters.
-        learnt: what the server's answers have shown, shared by both forms.
+        url: URL of the endpoint.
+        top_k: Number of labels to request, in JSON with the image in base64; None sends the raw
+            bytes of one image without parameters.
+        learnt: State that the server's responses determine, shared by both forms.
     """
 
     url: str
@@ -68,17 +71,17 @@ class HuggingFace(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """The serverless API's paths; an Inference Endpoint answers at any."""
+        """Whether this is a path of the serverless API; an Inference Endpoint may have any path."""
         return "/hf-inference/models/" in path
 
     @property
     def dialect(self) -> str:
-        """The name and what is asked for."""
+        """Name, with the requested number of labels."""
         return f"{self.name} {'raw' if self.top_k is None else f'top_k={self.top_k}'}"
 
     @property
     def proven(self) -> bool:
-        """Whether the JSON form was answered once."""
+        """Whether the JSON form has worked once."""
         return self.top_k is not None and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
@@ -87,59 +90,65 @@ class HuggingFace(Defaults):
             (image,) = images
             headers = {"content-type": image.media_type, "accept": "application/json"}
             return WireRequest("POST", self.url, headers, image.data)
+
         texts = [base64.b64encode(image.data).decode("ascii") for image in images]
         inputs = texts[0] if len(texts) == 1 else texts
         return post(self.url, {"inputs": inputs, "parameters": {"top_k": self.top_k}})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image of a successful response."""
-        found = answers(response, Reader(learnt=self.learnt.kinds))
+        """Return one answer per image from a successful response."""
+        decoded = answers(response, Reader(learnt=self.learnt.kinds))
         self.learnt.json_works |= self.top_k is not None
-        return found
+        return decoded
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return ``estimated_time`` of a model that is still loading."""
+        """Return the wait in seconds for a model that is still loading; None otherwise."""
         return loading(response)
 
     def plainer(self) -> HuggingFace | None:
-        """Return the raw form of the JSON form."""
+        """Return the raw form; None if this is the raw form."""
         return replace(self, top_k=None) if self.top_k is not None else None
 
     def fallback(self, response: WireResponse) -> HuggingFace | None:
-        """Return the raw form when the JSON form or its parameter may be what was refused."""
-        return self.plainer() if response.status in (400, 415, 422) and not self.proven else None
+        """Return the raw form if the server may have refused the JSON form or its parameter."""
+        refused = response.status in (400, 415, 422)
+        return self.plainer() if refused and not self.proven else None
 
 
 def loading(response: WireResponse) -> float | None:
-    """Return ``estimated_time``, the seconds until a model is loaded."""
+    """Return ``estimated_time``, the seconds until the model is loaded; None if it is absent."""
     try:
         seconds = response.json().get("estimated_time")
     except (MalformedAnswerError, AttributeError):
         return None
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return float(seconds) if number and 0 < seconds < 1e9 else None
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return float(seconds) if is_number and 0 < seconds < 1e9 else None
 
 
 def post(url: str, document: Any) -> WireRequest:
-    """Return a request with JSON, in exactly the headers that the Endpoints' server takes."""
+    """Return a POST request with JSON and the exact headers that the Endpoints' server accepts."""
     headers = {"content-type": "application/json", "accept": "application/json"}
-    return WireRequest("POST", url, headers, json.dumps(document, separators=(",", ":")).encode())
+    body = json.dumps(document, separators=(",", ":")).encode()
+    return WireRequest("POST", url, headers, body)
 
 
 def answers(response: WireResponse, reader: Reader) -> list[Answer]:
-    """Return one answer per image of ``[{"label", "score"}, ...]``, or of a list of such lists.
+    """Return one answer per image from ``[{"label", "score"}, ...]``, or a list of such lists.
 
     Raises:
-        MalformedAnswerError: it is neither.
+        MalformedAnswerError: The response has another form.
     """
     document = response.json()
     if not isinstance(document, list) or not document:
         raise MalformedAnswerError(response.body, FORM)
-    several = all(isinstance(item, list) for item in document)
-    return [_answer(items, reader) for items in (document if several else [document])]
+    is_batch = all(isinstance(item, list) for item in document)
+    per_image = document if is_batch else [document]
+    return [_answer(items, reader) for items in per_image]
 
 
 def _answer(items: list[Any], reader: Reader) -> Answer:
     if not all(isinstance(item, dict) and {"label", "score"} <= item.keys() for item in items):
         raise MalformedAnswerError(json.dumps(items), FORM)
-    return reader.pairs([item["label"] for item in items], [item["score"] for item in items])
+    labels = [item["label"] for item in items]
+    scores = [item["score"] for item in items]
+    return reader.pairs(labels, scores)

@@ -1,9 +1,8 @@
-"""Two further tasks of Hugging Face's servers: labels of your own (zero-shot), and an image's
-features.
+"""Two more tasks of Hugging Face's servers: zero-shot classification and image features.
 
-Zero-shot is a post with ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``, features
-are one with ``{"inputs": base64, "parameters": {"pool": true}}``. Both forms are those of the
-Python client; the Endpoints' server was observed to answer them.
+A zero-shot request posts ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``. A
+request for features posts ``{"inputs": base64, "parameters": {"pool": true}}``. Hugging Face's
+Python client uses both forms, and the Endpoints' server was observed to accept them.
 """
 
 from __future__ import annotations
@@ -33,17 +32,16 @@ FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one image"
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(Defaults):
-    """``huggingface-zero-shot``: an image and the labels to choose from, sent along with each
-    request.
+    """``huggingface-zero-shot``: each request sends an image and the candidate labels.
 
-    The answer is in your own labels, so the label mapping ``identity`` applies.
+    The server returns scores of these labels, so the label mapping ``identity`` applies.
 
     Attributes:
-        url: the endpoint's own URL, used verbatim.
-        labels: the candidates: ``Endpoint.labels``.
-        template: option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the
-            server's own.
-        reader: decides with the first answer whether the scores sum to 1.
+        url: URL of the endpoint, used unchanged.
+        labels: Candidate labels, from ``Endpoint.labels``.
+        template: Option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the
+            server's default.
+        reader: Reader that decides with the first answer whether the scores are probabilities.
     """
 
     url: str
@@ -57,18 +55,15 @@ class ZeroShot(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: no labels, or a wrong option.
+            ConfigurationError: There are no labels, or an option is unknown or invalid.
         """
         given = options(endpoint, "huggingface-zero-shot", {"hypothesis_template": str})
-        return cls(
-            endpoint.url,
-            need_labels(endpoint, "huggingface-zero-shot"),
-            given.get("hypothesis_template", ""),
-        )
+        labels = need_labels(endpoint, "huggingface-zero-shot")
+        return cls(endpoint.url, labels, given.get("hypothesis_template", ""))
 
     @property
     def dialect(self) -> str:
-        """The name, and which labels are asked for in which words."""
+        """Name, with a digest of the labels and the template."""
         return f"{self.name} {digest(self.labels, self.template)}"
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
@@ -81,33 +76,38 @@ class ZeroShot(Defaults):
         return post(self.url, {"inputs": text, "parameters": parameters})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image; a server that does not know the task answers other
-        labels.
+        """Return one answer per image.
+
+        Raises:
+            MalformedAnswerError: The response has another form, or labels that were not sent. The
+                latter happens on servers that ignore the task and classify.
         """
-        found = answers(response, self.reader)
-        for label in {label for answer in found for label in answer.labels} - set(self.labels):
-            raise MalformedAnswerError(label, "one of those that were sent along", "the label ")
-        return found
+        decoded = answers(response, self.reader)
+        candidates = set(self.labels)
+        for answer in decoded:
+            for label in answer.labels:
+                if label not in candidates:
+                    raise MalformedAnswerError(label, "one of the labels sent", "the label ")
+        return decoded
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return ``estimated_time`` of a model that is still loading."""
+        """Return the wait in seconds for a model that is still loading; None otherwise."""
         return loading(response)
 
 
 @dataclass(frozen=True, slots=True)
 class Features(Defaults):
-    """``huggingface-features``: the image's features, which a label mapping made by ``pgn map``
-    reads.
+    """``huggingface-features``: features of the image, for a label mapping made by ``pgn map``.
 
-    ``[D]`` and ``[[D]]`` are taken as they are. ``[[[D] x tokens]]``, which servers answer that do
-    not pool, becomes the features of the first token: of a ViT the class token. An image's own
-    list of tokens ``[[D] x tokens]`` too.
+    ``[D]`` and ``[[D]]`` are used unchanged. Servers that do not pool return ``[[[D] x tokens]]``
+    or ``[[D] x tokens]``; the features are then those of the first token, a ViT's class token.
 
     Attributes:
-        url: the endpoint's own URL, used verbatim.
-        pool: ask for pooled features; False asks without parameters, for servers and models that
-            refuse them.
-        learnt: whether the pooled form was answered once.
+        url: URL of the endpoint, used unchanged.
+        pool: Whether to request pooled features; False sends no parameters, for servers and models
+            that refuse them.
+        learnt: State that the server's responses determine; here whether the pooled form has
+            worked once.
     """
 
     url: str
@@ -120,54 +120,59 @@ class Features(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: An option is unknown or invalid.
         """
         options(endpoint, "huggingface-features", {})
         return cls(endpoint.url)
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """The serverless API's path of this task."""
+        """Whether this is the serverless API's path for this task."""
         return path.rstrip("/").endswith(
             ("/pipeline/feature-extraction", "/pipeline/image-feature-extraction")
         )
 
     @property
     def dialect(self) -> str:
-        """The name, and whether pooled features are asked for."""
+        """Name, with the form: pooled or plain."""
         return f"{self.name} {'pooled' if self.pool else 'plain'}"
 
     @property
     def proven(self) -> bool:
-        """Whether the pooled form was answered once."""
+        """Whether the pooled form has worked once."""
         return self.pool and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one image."""
         (image,) = images
-        inputs = {"inputs": base64.b64encode(image.data).decode("ascii")}
-        return post(self.url, inputs | {"parameters": {"pool": True}} if self.pool else inputs)
+        document: dict[str, Any] = {"inputs": base64.b64encode(image.data).decode("ascii")}
+        if self.pool:
+            document["parameters"] = {"pool": True}
+        return post(self.url, document)
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return the features of the one image."""
-        said = response.json()
+        features = response.json()
+        # There are at most two axes, image and token, around the D features.
         for _ in range(2):
-            if isinstance(said, list) and said and isinstance(said[0], list):
-                said = said[0]
-        if not isinstance(said, list) or not said or isinstance(said[0], list | dict):
+            if isinstance(features, list) and features and isinstance(features[0], list):
+                features = features[0]
+        if not isinstance(features, list) or not features or isinstance(features[0], list | dict):
             raise MalformedAnswerError(response.body, FEATURES)
-        answer = embedding(said)
+
+        answer = embedding(features)
         self.learnt.json_works |= self.pool
         return [answer]
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return ``estimated_time`` of a model that is still loading."""
+        """Return the wait in seconds for a model that is still loading; None otherwise."""
         return loading(response)
 
     def plainer(self) -> Features | None:
-        """Return the form without parameters."""
+        """Return the form without parameters; None if this is that form."""
         return replace(self, pool=False) if self.pool else None
 
     def fallback(self, response: WireResponse) -> Features | None:
-        """Return the form without parameters when they may be what was refused."""
-        return self.plainer() if response.status in (400, 415, 422) and not self.proven else None
+        """Return the form without parameters if the server may have refused the parameters."""
+        refused = response.status in (400, 415, 422)
+        return self.plainer() if refused and not self.proven else None

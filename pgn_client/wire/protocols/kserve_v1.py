@@ -1,10 +1,9 @@
-"""``:predict``: KServe's first version and TensorFlow Serving, and Vertex AI's envelope of the
-same.
+"""The ``:predict`` format of KServe v1, TensorFlow Serving and Vertex AI.
 
-``{"instances": [...]}`` goes there, ``{"predictions": [...]}`` comes back. What an instance is, the
-model's author decides: the option ``instance`` is one of ``FORMS``, or a template, JSON with
-``{base64}`` or ``{data_url}`` where the image goes. A prediction may have any of the forms of
-``scores``.
+A request holds ``{"instances": [...]}`` and the response ``{"predictions": [...]}``. The model's
+author decides the form of an instance. So the option ``instance`` is one of ``FORMS``, or a JSON
+template with ``{base64}`` or ``{data_url}`` in the place of the image. A prediction may have any
+form that ``Reader`` reads.
 """
 
 from __future__ import annotations
@@ -49,26 +48,27 @@ MODEL = r"/v1/models/([^/:]+)((?:/(?:versions|labels)/[^/:]+)?)(?::predict)?"
 
 
 def instance_of(endpoint: Endpoint, default: str) -> Any:
-    """Return the template of an instance: the option ``instance``, or the default form.
+    """Return the template of an instance, from the option ``instance`` or the default form.
 
     Raises:
-        ConfigurationError: neither a form nor a template with a place for the image.
+        ConfigurationError: The option is neither one of ``FORMS`` nor a template with a place for
+            the image.
     """
-    wish = endpoint.options.get("instance", default)
-    template = FORMS.get(wish, wish) if isinstance(wish, str) else wish
+    option = endpoint.options.get("instance", default)
+    template = FORMS.get(option, option) if isinstance(option, str) else option
     if not holds_image(template):
         raise ConfigurationError(
-            f"options: instance: got {wish!r}, expected {', '.join(FORMS)}, or JSON with "
+            f"options: instance: got {option!r}, expected {', '.join(FORMS)}, or JSON with "
             f"{{base64}} or {{data_url}}"
         )
     return template
 
 
 def body_of(instance: Any, parameters: Mapping[str, Any], image: Payload) -> bytes:
-    """Return the JSON of one instance, with parameters where there are any."""
-    document = {"instances": [fill(instance, image)]} | (
-        {"parameters": parameters} if parameters else {}
-    )
+    """Return the request body for one image; empty parameters are left out."""
+    document: dict[str, Any] = {"instances": [fill(instance, image)]}
+    if parameters:
+        document["parameters"] = parameters
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -76,28 +76,34 @@ def predictions(response: WireResponse, reader: Reader) -> list[Answer]:
     """Return one answer per prediction.
 
     Raises:
-        MalformedAnswerError: there are none, or none of the forms.
+        MalformedAnswerError: There are no predictions, or one has an unknown form.
     """
     document = response.json()
-    found = document.get("predictions") if isinstance(document, dict) else None
-    if not isinstance(found, list) or not found:
+    items = document.get("predictions") if isinstance(document, dict) else None
+    if not isinstance(items, list) or not items:
         raise MalformedAnswerError(response.body, "predictions")
-    return [reader.read(item) for item in found]
+    return [reader.read(item) for item in items]
 
 
 @dataclass(frozen=True, slots=True)
 class V1(Defaults):
     """``kserve-v1``: ``POST {url}/v1/models/{model}:predict``.
 
-    The URL may be the server's address, or end in the model or in ``:predict``. Without a model's
-    name KServe's only one is asked; TensorFlow Serving has no list of its models. Options:
-    ``instance`` (``b64``), ``parameters`` (sent along) and ``output`` (what bare numbers are:
-    probabilities, logits or embedding; else the first answer tells).
+    The URL may be the server's address, or end in the model's name or in ``:predict``. Without a
+    model name, KServe's only model is used. TensorFlow Serving has no list of its models, so it
+    needs the name.
+
+    Options:
+
+    - ``instance``: One of ``FORMS``, or a template; the default is ``b64``.
+    - ``parameters``: Object that is sent with each instance.
+    - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
+      Without it, the first answer decides.
 
     Attributes:
-        endpoint: where to ask; its labels name bare numbers.
-        model: the model's path below ``/v1/models/``; empty until the server has told it.
-        instance: the template of one instance.
+        endpoint: Endpoint to query; its labels name scores that come without labels.
+        model: Path of the model below ``/v1/models/``; empty until the server returns it.
+        instance: Template of one instance.
     """
 
     endpoint: Endpoint
@@ -111,48 +117,49 @@ class V1(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: An option is unknown or invalid.
         """
         options(endpoint, "kserve-v1", OPTIONS)
-        found = re.search(rf"{MODEL}/*$", urlsplit(endpoint.url).path)
-        model = found[1] + found[2] if found else quote(endpoint.model or "", safe="")
+        in_url = re.search(rf"{MODEL}/*$", urlsplit(endpoint.url).path)
+        model = in_url[1] + in_url[2] if in_url else quote(endpoint.model or "", safe="")
         return cls(endpoint, model, instance_of(endpoint, "b64"), reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """A model's own path, ``/v1/models/{model}:predict``."""
+        """Whether this is a model's path, ``/v1/models/{model}:predict``."""
         return re.search(r"/v1/models/[^/]+.*:predict$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """The name, and what is sent and read."""
+        """Name, with a digest of the instance, the parameters and the reader's settings."""
         parameters = self.endpoint.options.get("parameters", {})
-        return " ".join(
-            filter(None, (self.name, digest(self.instance, parameters), self.reader.digest))
-        )
+        request_digest = digest(self.instance, parameters)
+        return " ".join(filter(None, (self.name, request_digest, self.reader.digest)))
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is known."""
+        """Whether the model's name is set."""
         return bool(self.model)
 
     def describe(self) -> WireRequest:
-        """Return the question whether this model is there, or which models there are."""
+        """Return a request for this model's status, or for the list of models."""
         path = f"/v1/models/{self.model}" if self.model else "/v1/models"
         return WireRequest("GET", self._at(path), {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read KServe's list of models, or KServe's or TensorFlow Serving's word about one.
+        """Read the status of a model (KServe, TensorFlow Serving) or KServe's list of models.
 
         Raises:
-            ConfigurationError: there are several models.
+            ConfigurationError: There is no model, or there are several.
         """
         document = response.json() if response.ok else None
         if not isinstance(document, dict):
             return None
+
         if self.model:
-            known = {"ready", "model_version_status"} & document.keys()
-            return Described(self, ModelInfo(unquote(self.model))) if known else None
+            is_status = {"ready", "model_version_status"} & document.keys()
+            return Described(self, ModelInfo(unquote(self.model))) if is_status else None
+
         names = document.get("models")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return None
@@ -162,7 +169,8 @@ class V1(Defaults):
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one image."""
         (image,) = images
-        body = body_of(self.instance, self.endpoint.options.get("parameters", {}), image)
+        parameters = self.endpoint.options.get("parameters", {})
+        body = body_of(self.instance, parameters, image)
         headers = {"content-type": "application/json", "accept": "application/json"}
         return WireRequest("POST", self._at(f"/v1/models/{self.model}:predict"), headers, body)
 
@@ -176,15 +184,16 @@ class V1(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Vertex(Defaults):
-    """``vertex``: a Vertex AI endpoint; POST to its URL, which ends in ``:predict``, verbatim.
+    """``vertex``: POST to the unchanged URL of a Vertex AI endpoint, which ends in ``:predict``.
 
-    An instance is ``{"content": base64}``, an AutoML model's; a container of your own may want
-    another. Ask AutoML for all its labels with the option ``parameters``: ``{"confidenceThreshold":
-    0.0, "maxPredictions": 1000}``. The key is an OAuth2 access token.
+    The options are those of ``kserve-v1``. The default instance is AutoML's, ``{"content":
+    base64}``; your own container may need another. For all of AutoML's labels, set the option
+    ``parameters`` to ``{"confidenceThreshold": 0.0, "maxPredictions": 1000}``. The API key is an
+    OAuth2 access token.
 
     Attributes:
-        endpoint: where to ask; its labels name bare numbers.
-        instance: the template of one instance.
+        endpoint: Endpoint to query; its labels name scores that come without labels.
+        instance: Template of one instance.
     """
 
     endpoint: Endpoint
@@ -197,33 +206,34 @@ class Vertex(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option, or a URL that is no method of an endpoint.
+            ConfigurationError: An option is unknown or invalid, or the URL is not one of a Vertex
+                AI endpoint that ends in ``:predict``.
         """
         options(endpoint, "vertex", OPTIONS)
         if not cls.recognises(urlsplit(endpoint.url).path):
             raise ConfigurationError(
-                f"{endpoint.name}: got no URL of a Vertex endpoint's method, expected "
+                f"{endpoint.name}: got a URL that is no Vertex AI endpoint's, expected "
                 "https://REGION-aiplatform.googleapis.com/v1/projects/P/locations/L/endpoints/ID:predict"
             )
         return cls(endpoint, instance_of(endpoint, "content"), reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """An endpoint's method, ``/endpoints/{id}:predict``."""
+        """Whether this is an endpoint's path, ``/endpoints/{id}:predict``."""
         return re.search(r"/endpoints/[^/:]+:predict$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """The name, and what is sent and read."""
+        """Name, with a digest of the instance, the parameters and the reader's settings."""
         parameters = self.endpoint.options.get("parameters", {})
-        return " ".join(
-            filter(None, (self.name, digest(self.instance, parameters), self.reader.digest))
-        )
+        request_digest = digest(self.instance, parameters)
+        return " ".join(filter(None, (self.name, request_digest, self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one image."""
         (image,) = images
-        body = body_of(self.instance, self.endpoint.options.get("parameters", {}), image)
+        parameters = self.endpoint.options.get("parameters", {})
+        body = body_of(self.instance, parameters, image)
         headers = {"content-type": "application/json", "accept": "application/json"}
         return WireRequest("POST", self.endpoint.url, headers, body)
 

@@ -1,9 +1,14 @@
-"""Which label a chat has said, and the probabilities of the labels from those of its tokens.
+"""The label in a chat reply, and label probabilities from the token probabilities.
 
-Sound in two cases only. The answer may be one token that is a whole label: then its alternatives
-are, or are not, other labels. Or it is the JSON of a closed set, which the server keeps to, and
-each alternative of the token in which the label begins leaves one label only. In any other case a
-label is several tokens, whose other continuations nobody has told.
+Token probabilities give label probabilities in two cases only:
+
+- The reply is one token that is a complete label. Each alternative to this token then either is
+  another label or is none.
+- The reply is JSON whose label the server restricts to a closed set, and each alternative to the
+  token in which the label starts is compatible with at most one label.
+
+In every other case a label consists of several tokens, and the server does not return the
+probabilities of the other continuations.
 """
 
 from __future__ import annotations
@@ -21,125 +26,151 @@ OPENING = re.compile(r'\s*\{\s*"label"\s*:\s*"')
 
 
 def said_label(content: Any, labels: Sequence[str]) -> str:
-    """Return the label in ``{"label": "cat"}`` or in a plain text; case, quotes and a full stop do
-    not matter.
+    """Return the label in ``{"label": "cat"}`` or in plain text.
+
+    Case, surrounding quotes and a final period are ignored.
 
     Raises:
-        MalformedAnswerError: none of the labels.
+        MalformedAnswerError: The reply names none of the labels.
     """
     if not isinstance(content, str):
-        raise MalformedAnswerError(json.dumps(content), "a text", "the content ")
+        raise MalformedAnswerError(json.dumps(content), "text", "the content ")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
         document = content
-    said = document.get("label") if isinstance(document, dict) else document
-    text = said if isinstance(said, str) else content
+
+    value = document.get("label") if isinstance(document, dict) else document
+    text = value if isinstance(value, str) else content
     if text in labels:
         return text
-    plain = [label for label in labels if label.casefold() == text.strip(" \t\r\n\"'`.").casefold()]
-    if len(plain) != 1:
+
+    stripped = text.strip(" \t\r\n\"'`.").casefold()
+    matches = [label for label in labels if label.casefold() == stripped]
+    if len(matches) != 1:
         raise MalformedAnswerError(
             content, f"one of the {len(labels)} labels, such as {labels[0] if labels else ''!r}"
         )
-    return plain[0]
+    return matches[0]
 
 
 def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]) -> Answer | None:
-    """Return the probabilities of the labels that the alternatives of one token tell; None where
-    they do not.
+    """Return label probabilities from the alternatives of one token.
+
+    They are None where the token probabilities do not determine them.
 
     Args:
-        logprobs: the choice's ``logprobs``, untrusted.
-        content: the whole text.
-        label: the one that was said.
-        labels: all.
+        logprobs: Untrusted ``logprobs`` of the choice.
+        content: Complete text of the reply.
+        label: Label in the reply.
+        labels: All labels to choose from.
     """
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(tokens, list) or not tokens or not all(_fine(token) for token in tokens):
+    if not isinstance(tokens, list) or not tokens or not all(_valid(token) for token in tokens):
         return None
+
     if len(tokens) == 1 and tokens[0]["token"].strip() == label:
-        found = _only_token(tokens[0], content, labels)
+        by_label = _only_token(tokens[0], content, labels)
     else:
-        found = _first_token(tokens, content, label, labels)
-    if (
-        not found
-        or max(found, key=lambda each: found[each]) != label
-        or sum(found.values()) > 1 + 1e-3
-    ):
+        by_label = _first_token(tokens, content, label, labels)
+    if not by_label:
         return None
-    return best_first(found.items(), "probabilities")
+
+    # The label in the reply must be the most probable one. The sum may exceed 1 by rounding only.
+    best = max(by_label, key=lambda each: by_label[each])
+    if best != label or sum(by_label.values()) > 1 + 1e-3:
+        return None
+    return best_first(by_label.items(), "probabilities")
 
 
 def _only_token(
     token: dict[str, Any], content: str, labels: Sequence[str]
 ) -> dict[str, float] | None:
-    """Read the one token of an answer; as text, "cat" might have become "cattle" too."""
-    plain = content.strip() == token["token"].strip()
+    """Return the probability of each label for a reply of one token.
 
-    def named(text: str) -> list[str]:
-        said = text.strip()
-        longer = [each for each in labels if plain and each.startswith(said) and each != said]
-        return [said, *longer] if said in labels else []
+    In plain text, an alternative such as "cat" could also be the start of the label "cattle".
+    """
+    is_plain = content.strip() == token["token"].strip()
 
-    return _sums(token, named)
+    def compatible(text: str) -> list[str]:
+        start = text.strip()
+        if start not in labels:
+            return []
+        longer = [each for each in labels if is_plain and each.startswith(start) and each != start]
+        return [start, *longer]
+
+    return _sums(token, compatible)
 
 
 def _first_token(
     tokens: list[dict[str, Any]], content: str, label: str, labels: Sequence[str]
 ) -> dict[str, float] | None:
-    """Read the token in which the label of a JSON answer begins."""
+    """Return the probability of each label, from the token in which a JSON reply's label starts."""
     opening = OPENING.match(content)
     if opening is None or "".join(token["token"] for token in tokens) != content:
         return None
-    start, place = opening.end(), 0
+
+    label_start = opening.end()
+    token_start = 0
     for token in tokens:
-        if place + len(token["token"]) > start:
+        token_end = token_start + len(token["token"])
+        if token_end > label_start:
             break
-        place += len(token["token"])
-    before = content[place:start]
+        token_start = token_end
+
+    before_label = content[token_start:label_start]
     spelled = {each: _spellings(each) for each in labels}
-    if not any(content.startswith(text, start) for text in spelled[label]):
+    if not any(content.startswith(text, label_start) for text in spelled[label]):
         return None
 
-    def named(text: str) -> list[str]:
-        rest = text[len(before) :] if text.startswith(before) else ""
-        fits = [each for each in labels if any(_agree(rest, full) for full in spelled[each])]
-        return fits if rest else []
+    def compatible(text: str) -> list[str]:
+        label_part = text[len(before_label) :] if text.startswith(before_label) else ""
+        if not label_part:
+            return []
+        return [each for each in labels if _any_agrees(label_part, spelled[each])]
 
-    return _sums(token, named)
+    return _sums(token, compatible)
 
 
 def _spellings(label: str) -> set[str]:
-    """Return the label as JSON may spell it, with the quote at its end."""
+    """Return the JSON spellings of a label, with the closing quote but without the opening one."""
     return {json.dumps(label)[1:], json.dumps(label, ensure_ascii=False)[1:]}
 
 
-def _agree(text: str, whole: str) -> bool:
-    return whole.startswith(text) or text.startswith(whole)
+def _any_agrees(text: str, spellings: set[str]) -> bool:
+    """Whether a text is the start of one of the spellings, or goes on after it."""
+    return any(full.startswith(text) or text.startswith(full) for full in spellings)
 
 
-def _sums(token: dict[str, Any], named: Callable[[str], list[str]]) -> dict[str, float] | None:
-    """Add up the alternatives of each label; None where one alternative may still become several
-    labels.
+def _sums(token: dict[str, Any], compatible: Callable[[str], list[str]]) -> dict[str, float] | None:
+    """Add up the probabilities of the alternatives for each label.
+
+    The result is None if one alternative is compatible with several labels.
     """
-    told = token.get("top_logprobs")
-    alternatives = [each for each in told if _fine(each)] if isinstance(told, list) else []
+    listed = token.get("top_logprobs")
+    alternatives = [each for each in listed if _valid(each)] if isinstance(listed, list) else []
     if all(each["token"] != token["token"] for each in alternatives):
         alternatives.append(token)
-    found: dict[str, float] = {}
+
+    sums: dict[str, float] = {}
     for alternative in alternatives:
-        fits = named(alternative["token"])
-        if len(fits) > 1:
+        matches = compatible(alternative["token"])
+        if len(matches) > 1:
             return None
-        for label in fits:
-            found[label] = found.get(label, 0.0) + math.exp(max(alternative["logprob"], -1e9))
-    return found
+        for label in matches:
+            # JSON may hold an integer beyond float's range, which math.exp would refuse.
+            probability = math.exp(max(alternative["logprob"], -1e9))
+            sums[label] = sums.get(label, 0.0) + probability
+    return sums
 
 
-def _fine(token: Any) -> bool:
-    """Whether this is a token with its probability."""
+def _valid(token: Any) -> bool:
+    """Whether this is a token with its log-probability."""
     fields = token if isinstance(token, dict) else {}
+    text = fields.get("token")
     number = fields.get("logprob")
-    real = isinstance(number, int | float) and not isinstance(number, bool) and number <= 1e-3
-    return isinstance(fields.get("token"), str) and bool(fields["token"]) and real
+    # A log-probability is at most 0; servers may round it up a little.
+    is_log_probability = (
+        isinstance(number, int | float) and not isinstance(number, bool) and number <= 1e-3
+    )
+    return isinstance(text, str) and bool(text) and is_log_probability

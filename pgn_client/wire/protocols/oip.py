@@ -1,13 +1,14 @@
-"""The Open Inference Protocol (KServe v2), as Triton, MLServer and KServe speak it.
+"""The Open Inference Protocol (KServe v2) of Triton, MLServer and KServe.
 
-The model's metadata decide what is sent. An input of UINT8 or FP32 gets the image's pixels, as
-they are or normalised; neither a resize nor JPEG of the server touches them, so this is the most
-faithful of all wire formats. An input of BYTES gets the image's file (in JSON as base64), which
-goes through the server's own preprocessing. An image of another size than the model's input is
-squashed to it: the profile ``direct``.
+The model's metadata decide what is sent. An input of UINT8 gets the image's pixels, one of FP32 or
+FP16 the normalized pixels. The server neither resizes nor re-encodes them, so this wire format
+changes an image least of all. An input of BYTES gets the image file (in JSON as base64), which goes
+through the server's own preprocessing. An image whose size differs from the model's input is
+resized to it without keeping the aspect ratio (the profile ``direct``).
 
-The binary tensor extension is tried first, whatever ``GET /v2`` lists (KServe speaks it and does
-not list it, MLServer does not speak it), then JSON, which is five times as long.
+The client tries the binary tensor extension first, and then JSON, whose bodies are five times as
+long. It ignores the extensions that ``GET /v2`` lists: KServe supports the binary one without
+listing it, and MLServer does not support it.
 """
 
 from __future__ import annotations
@@ -66,32 +67,41 @@ NAMES: Mapping[str, ScoreKind] = {
     "embeddings": "embedding",
     "features": "embedding",
 }
+"""Names of output tensors that show the type of their scores."""
 Question = Literal["model", "server", "index", "models"]
+"""Descriptions to request: a model's metadata, the server's, or one of two lists of models."""
 NEXT: Mapping[Question, Question] = {"server": "index", "index": "models"}
+"""The request that follows while the model's name is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenInference(Defaults):
-    """``oip``: tensors to ``{url}/v2/models/{model}/infer``.
+    """``oip``: POST of tensors to ``{url}/v2/models/{model}/infer``.
 
-    The URL may be the server's address, or that of a model or a version. Without a model's name the
-    server's only one is asked. Options: ``input`` (name of the tensor that takes the image),
-    ``mean``, ``std`` and ``layout`` (CHW or HWC) where the metadata do not tell them, ``datatype``
-    and ``shape`` where there are no metadata at all; ``scores`` (name of the tensor that is read;
-    else the first of floating point), ``output`` (what its numbers are: probabilities, logits or
-    embedding; else its name or the first answer tells) and ``classification`` (ask for the best k
-    with the classification extension).
+    The URL may be the server's address, or the URL of a model or of a model version. Without a
+    model name, the server's only model is used.
+
+    Options:
+
+    - ``input``: Name of the input tensor for the image.
+    - ``mean``, ``std``, ``layout`` (CHW or HWC): Form of the pixels, where the metadata lack it.
+    - ``datatype``, ``shape``: Form of the input tensor, for a server without metadata.
+    - ``scores``: Name of the output tensor with the scores. Without it, it is the one whose name
+      fits ``output``, or else the first one of floating point.
+    - ``output``: Type of the scores: ``probabilities``, ``logits`` or ``embedding``. Without it,
+      the output tensor's name decides, or else the first answer.
+    - ``classification``: Number k of best labels, requested by the classification extension.
 
     Attributes:
-        endpoint: where to ask, and the names of the scores, before the model's own ``classes``.
-        model: the model's path below ``/v2/models/``; empty until the server has told it.
-        question: what ``describe`` asks next.
-        input: the tensor that takes the image; None until the metadata were read.
-        output: the name of the tensor that is read; empty for the first one.
-        classification: how many labels to ask for; 0 asks for all scores.
-        binary: whether tensors follow the JSON.
-        reader: names and kind of the scores.
-        learnt: ``"binary"`` is in it once the binary form was answered.
+        endpoint: Endpoint to query; its labels take precedence over the model's own ``classes``.
+        model: Path of the model below ``/v2/models/``; empty until the server returns it.
+        question: Request that ``describe`` returns next.
+        input: Input tensor for the image; None until the metadata are read.
+        output: Name of the output tensor with the scores; empty for the first one.
+        classification: Number of labels to request; 0 requests all scores.
+        binary: Whether requests use the binary tensor extension.
+        reader: Reader with the names and the type of the scores.
+        learnt: Set that contains ``"binary"`` once the binary form has worked.
     """
 
     endpoint: Endpoint
@@ -110,56 +120,59 @@ class OpenInference(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: An option is unknown or invalid.
         """
         given = options(endpoint, "oip", OPTIONS)
-        found = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
-        model = found[1] if found else quote(endpoint.model or "", safe="")
-        made = cls(endpoint, model, "model" if model else "server", reader=Reader.of(endpoint))
+        in_url = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
+        model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
+        first_question: Question = "model" if model else "server"
+        protocol = cls(endpoint, model, first_question, reader=Reader.of(endpoint))
         if "datatype" not in given or "shape" not in given:
-            return made
-        item = {
+            return protocol
+
+        tensor = {
             "name": given.get("input", "input"),
             "datatype": given["datatype"],
             "shape": given["shape"],
         }
-        return made._with({"inputs": [item]})
+        return protocol._with_tensors({"inputs": [tensor]})
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """The protocol's own paths."""
+        """Whether this is one of the protocol's paths below ``/v2``."""
         return re.search(rf"{ENDING}$", path.rstrip("/")) is not None
 
     @property
     def dialect(self) -> str:
-        """The name, the form of the tensors, and what is told about their numbers."""
-        asked = self.input or Input("", "", ())
-        told = digest(
-            asked.name,
-            asked.layout,
-            asked.mean,
-            asked.std,
-            asked.shape,
+        """Name, with the form of the tensors and digests of the request and of the reader."""
+        tensor = self.input or Input("", "", ())
+        request_digest = digest(
+            tensor.name,
+            tensor.layout,
+            tensor.mean,
+            tensor.std,
+            tensor.shape,
             self.output,
             self.classification,
         )
         form = "binary" if self.binary else "JSON"
-        return " ".join(filter(None, (self.name, asked.datatype, form, told, self.reader.digest)))
+        parts = (self.name, tensor.datatype, form, request_digest, self.reader.digest)
+        return " ".join(filter(None, parts))
 
     @property
     def complete(self) -> bool:
-        """Whether it is known which model to send which tensor."""
+        """Whether the model's name and its input tensor are known."""
         return bool(self.model) and self.input is not None
 
     @property
     def proven(self) -> bool:
-        """Whether the binary form was answered once."""
+        """Whether the binary form has worked once."""
         return self.binary and "binary" in self.learnt
 
     # ---- finding the model and its tensors
 
     def describe(self) -> WireRequest:
-        """Return the next question: the model's metadata, or which models there are."""
+        """Return a request for the model's metadata, or the next one that finds its name."""
         headers = {"accept": "application/json"}
         if self.question == "index":
             headers["content-type"] = "application/json"
@@ -168,102 +181,104 @@ class OpenInference(Defaults):
         return WireRequest("GET", self._at(paths[self.question]), headers)
 
     def described(self, response: WireResponse) -> Described | OpenInference | None:
-        """Read metadata, or find the model's name; None where another protocol is spoken.
-
-        KServe describes every model here, also one that speaks its first version only: that one
-        names no inputs.
+        """Read the metadata, or find the model's name; None if this is another protocol's response.
 
         Raises:
-            ConfigurationError: several models, or metadata that do not tell enough.
+            ConfigurationError: There are several models or none, or the metadata are incomplete.
         """
         document = _json(response)
         if self.question == "model":
             return self._read(document if isinstance(document, dict) else {})
+
         if self.question == "server":
-            named = isinstance(document, dict) and isinstance(document.get("name"), str)
-            return (
-                replace(self, question="index")
-                if named and {"extensions", "version"} & document.keys()
-                else None
-            )
+            has_name = isinstance(document, dict) and isinstance(document.get("name"), str)
+            if has_name and {"extensions", "version"} & document.keys():
+                return replace(self, question="index")
+            return None
+
         names = _model_names(document)
         if names is None and self.question == "index":
             return replace(self, question=NEXT[self.question])
-        return replace(
-            self, model=quote(only_model(self.endpoint, names or []), safe=""), question="model"
-        )
+
+        name = only_model(self.endpoint, names or [])
+        return replace(self, model=quote(name, safe=""), question="model")
 
     def _read(self, metadata: Mapping[str, Any]) -> Described | None:
-        """Read a model's metadata; without any, options that say the same are enough where the
-        protocol is named.
+        """Return the description in a model's metadata; None if it is unusable.
+
+        Options replace missing metadata if the protocol is configured.
         """
-        inputs, auto = metadata.get("inputs"), self.endpoint.protocol == "auto"
+        inputs = metadata.get("inputs")
+        is_auto = self.endpoint.protocol == "auto"
         if not isinstance(inputs, list):
-            return None if auto or self.input is None else Described(self)
+            return None if is_auto or self.input is None else Described(self)
         if self.input is not None:
             return Described(self, self._info(metadata))
-        if not inputs and auto and not self.recognises(urlsplit(self.endpoint.url).path):
-            return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
-        found = self._with(metadata)
-        return Described(found, found._info(metadata))
 
-    def _with(self, metadata: Mapping[str, Any]) -> OpenInference:
-        """Return this with the tensors of the metadata, which are untrusted."""
+        # KServe also describes models that support v1 only, and lists no inputs for them.
+        if not inputs and is_auto and not self.recognises(urlsplit(self.endpoint.url).path):
+            return Described(V1.of(replace(self.endpoint, model=unquote(self.model))))
+
+        completed = self._with_tensors(metadata)
+        return Described(completed, completed._info(metadata))
+
+    def _with_tensors(self, metadata: Mapping[str, Any]) -> OpenInference:
+        """Return a copy that uses the tensors of the metadata, which are untrusted."""
         given = self.endpoint.options
-        told = _parameters(metadata)
-        wanted = self._choose_output(metadata.get("outputs"))
-        kind = self.reader.kind or NAMES.get(wanted.lower())
-        names = self.reader.labels or texts(told.get("classes"))
-        most = told.get("top_k")
-        limited = most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else 0
+        parameters = _parameters(metadata)
+        output = self._choose_output(metadata.get("outputs"))
+        kind = self.reader.kind or NAMES.get(output.lower())
+        labels = self.reader.labels or texts(parameters.get("classes"))
+
+        top_k = parameters.get("top_k")
+        is_count = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0
         return replace(
             self,
-            input=choose_input(metadata["inputs"], given, told),
-            output=wanted,
-            classification=given.get("classification", limited),
-            reader=replace(self.reader, labels=names, kind=kind),
+            input=choose_input(metadata["inputs"], given, parameters),
+            output=output,
+            classification=given.get("classification", top_k if is_count else 0),
+            reader=replace(self.reader, labels=labels, kind=kind),
         )
 
     def _choose_output(self, declared: Any) -> str:
-        """Return the output to ask for; empty where the metadata name none."""
+        """Return the name of the output tensor to request; empty if the metadata name none.
+
+        A name that fits the configured type of scores comes first, then an output of floating
+        point, then any.
+        """
         if "scores" in self.endpoint.options:
             return str(self.endpoint.options["scores"])
-        items = (
-            [item for item in declared if isinstance(item, dict)]
-            if isinstance(declared, list)
-            else []
-        )
-        named = [
-            (str(item["name"]), str(item.get("datatype")))
-            for item in items
-            if isinstance(item.get("name"), str)
-        ]
-        wish = self.reader.kind
-        best = [name for name, _ in named if wish is not None and NAMES.get(name.lower()) == wish]
-        return next(
-            iter(
-                [
-                    *best,
-                    *(name for name, kind in named if kind in FLOATS),
-                    *(name for name, _ in named),
-                ]
-            ),
-            "",
-        )
+
+        items = declared if isinstance(declared, list) else []
+        datatypes: list[tuple[str, str]] = []
+        for item in items:
+            if isinstance(item, dict) and isinstance(item.get("name"), str):
+                datatypes.append((item["name"], str(item.get("datatype"))))
+
+        kind = self.reader.kind
+        for name, _ in datatypes:
+            if kind is not None and NAMES.get(name.lower()) == kind:
+                return name
+        for name, datatype in datatypes:
+            if datatype in FLOATS:
+                return name
+        return datatypes[0][0] if datatypes else ""
 
     def _info(self, metadata: Mapping[str, Any]) -> ModelInfo:
-        told = _parameters(metadata)
         height, width = self.input.size if self.input is not None else (-1, -1)
-        profile = (
-            told.get("profile")
-            if self.input is not None and self.input.datatype == "BYTES"
-            else None
-        )
-        square = height == width > 0
+        is_square = height == width > 0
+
+        # Only files go through the server's preprocessing; pixels are resized here (``direct``).
+        profile = None
+        if self.input is not None and self.input.datatype == "BYTES":
+            profile = _parameters(metadata).get("profile")
+        if not isinstance(profile, str):
+            profile = "direct" if is_square else None
+
         return ModelInfo(
             name=unquote(self.model),
-            input_size=height if square else None,
-            profile=profile if isinstance(profile, str) else "direct" if square else None,
+            input_size=height if is_square else None,
+            profile=profile,
             classes=self.reader.labels or None,
         )
 
@@ -274,6 +289,7 @@ class OpenInference(Defaults):
         (image,) = images
         if self.input is None or not self.model:
             raise ConfigurationError("oip: the model's metadata must be read first; see describe")
+
         tensor, tail = self.input.tensor(image, binary=self.binary)
         document: dict[str, Any] = {"inputs": [tensor]}
         parameters: dict[str, Any] = {"binary_data": self.binary}
@@ -283,6 +299,7 @@ class OpenInference(Defaults):
             document["outputs"] = [{"name": self.output, "parameters": parameters}]
         else:
             document["parameters"] = {"binary_data_output": self.binary}
+
         head = json.dumps(document, separators=(",", ":")).encode()
         headers = {"content-type": "application/json", "accept": "*/*"}
         if self.binary:
@@ -296,31 +313,32 @@ class OpenInference(Defaults):
         return answers
 
     def _wanted(self, tensors: Sequence[Output]) -> Output:
-        found = (
-            [tensor for tensor in tensors if tensor.name == self.output]
-            if self.output
-            else list(tensors)
-        )
-        best = [tensor for tensor in found if tensor.datatype in FLOATS] or found
+        """Return the output tensor with the scores."""
+        if self.output:
+            candidates = [tensor for tensor in tensors if tensor.name == self.output]
+        else:
+            candidates = list(tensors)
+        best = [tensor for tensor in candidates if tensor.datatype in FLOATS] or candidates
         if not best:
             names = ", ".join(tensor.name for tensor in tensors)
             raise MalformedAnswerError(names, f"one named {self.output}", "outputs ")
         return best[0]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Triton says 500 of a body that it cannot parse, MLServer of a binary one: never retry
-        that.
+        """Return False if the server could not read the body, or if the JSON form is tried next.
+
+        Triton returns 500 for a body that it cannot parse, MLServer for a binary body.
         """
         return False if _unparsed(response) or self.fallback(response) is not None else None
 
     def plainer(self) -> OpenInference | None:
-        """Return the JSON form of the binary form; 16-bit numbers have none."""
-        half = self.input is not None and self.input.datatype == "FP16"
-        return replace(self, binary=False) if self.binary and not half else None
+        """Return the JSON form; None if this is the JSON form, or for FP16, which has none."""
+        is_half = self.input is not None and self.input.datatype == "FP16"
+        return replace(self, binary=False) if self.binary and not is_half else None
 
     def fallback(self, response: WireResponse) -> OpenInference | None:
-        """Return the JSON form where the binary one may be what was refused."""
-        # MLServer trips over its own refusal, which echoes the body
+        """Return the JSON form if the server may have refused the binary form."""
+        # MLServer's own refusal of a binary body echoes that body and fails with 500.
         refused = response.status in (400, 415, 422, 500)
         return self.plainer() if refused and not self.proven else None
 
@@ -329,54 +347,66 @@ class OpenInference(Defaults):
 
 
 def _answers(tensor: Output, reader: Reader) -> list[Answer]:
-    """Read scores, (S,) or one row per image (B, S), or the tokens (1, T, D) of an embedding: the
-    first is the ViT's.
+    """Return one answer per image from the output tensor with the scores.
+
+    Args:
+        tensor: Scores, (S,) or (B, S), or an embedding's tokens, (1, T, D), whose first is a ViT's
+            class token. Trailing axes of size 1 are dropped.
+        reader: Reader with the names and the type of the scores.
 
     Raises:
-        MalformedAnswerError: other numbers, or another shape.
+        MalformedAnswerError: The tensor has another datatype or shape, or is empty.
     """
     shape = tensor.shape
     if tensor.datatype not in (*FLOATS, "BYTES") or not tensor.data:
         raise MalformedAnswerError(
             f"{tensor.datatype} of shape {list(shape)}", "floating-point scores", "the output "
         )
+
     if reader.kind == "embedding" and len(shape) == 3 and shape[0] == 1:
         return [reader.numbers(tensor.data[: shape[2]])]
-    while len(shape) > 2 and shape[-1] == 1:  # pooled to 1 x 1
+    # Some models keep the two spatial axes after pooling to 1 x 1.
+    while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (1, 2):
         raise MalformedAnswerError(f"the shape {list(tensor.shape)}", "(S,) or (1, S)")
-    wide = shape[-1]
-    rows = [tensor.data[start : start + wide] for start in range(0, len(tensor.data), wide)]
-    return [
-        _classified(row, reader) if tensor.datatype == "BYTES" else reader.numbers(row)
-        for row in rows
-    ]
+
+    width = shape[-1]
+    rows = [tensor.data[start : start + width] for start in range(0, len(tensor.data), width)]
+    if tensor.datatype == "BYTES":
+        return [_classified(row, reader) for row in rows]
+    return [reader.numbers(row) for row in rows]
 
 
 def _classified(row: Sequence[Any], reader: Reader) -> Answer:
-    """Read ``value:index[:label]``, the classification extension."""
-    labels, scores = [], []
+    """Return the answer in ``value:index[:label]``, the classification extension's elements."""
+    labels = []
+    scores = []
     for item in row:
-        found = (
-            re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", item, re.DOTALL)
-            if isinstance(item, str)
-            else None
-        )
-        try:
-            scores.append(float(found[1] if found else ""))
-        except ValueError:
-            raise MalformedAnswerError(
-                json.dumps(item), "value:index[:label]", "the element "
-            ) from None
-        place = int(found[2]) if found else 0
-        own = reader.labels[place] if place < len(reader.labels) else f"class {place}"
-        labels.append((found[3] if found else None) or own)
+        index, label, score = _element(item)
+        default = reader.labels[index] if index < len(reader.labels) else f"class {index}"
+        labels.append(label or default)
+        scores.append(score)
     return reader.pairs(labels, scores)
 
 
+def _element(item: Any) -> tuple[int, str | None, float]:
+    """Return index, label (None if absent) and score of ``value:index[:label]``."""
+    text = item if isinstance(item, str) else ""
+    parts = re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", text, re.DOTALL)
+    # An element of another form gets an empty value, which float refuses too.
+    value, index, label = parts.groups() if parts else ("", "0", None)
+    try:
+        score = float(value)
+    except ValueError:
+        raise MalformedAnswerError(
+            json.dumps(item), "value:index[:label]", "the element "
+        ) from None
+    return int(index), label, score
+
+
 def _json(response: WireResponse) -> Any:
-    """Return the JSON of a success, or None."""
+    """Return the JSON of a success; None for anything else."""
     try:
         return response.json() if response.ok else None
     except MalformedAnswerError:
@@ -384,30 +414,40 @@ def _json(response: WireResponse) -> Any:
 
 
 def _model_names(document: Any) -> list[str] | None:
-    """Read a repository's index, or the list of ``GET /v1/models``; None where it is neither."""
+    """Return the names in a repository's index or in the list of ``GET /v1/models``.
+
+    The result is None if the document is neither.
+    """
     items = document.get("models") if isinstance(document, dict) else document
     if not isinstance(items, list):
         return None
-    ready = [
-        item
-        for item in items
-        if not isinstance(item, dict) or item.get("state", "READY") in ("READY", "")
-    ]
-    names = [item.get("name") if isinstance(item, dict) else item for item in ready]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+
+    names: list[str] = []
+    for item in items:
+        name = item
+        if isinstance(item, dict):
+            if item.get("state", "READY") not in ("READY", ""):
+                continue
+            name = item.get("name")
+        if isinstance(name, str) and name:
+            names.append(name)
+    # Triton's index has one entry per version of a model.
+    return list(dict.fromkeys(names))
 
 
 def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a model's metadata; Triton wraps each value: ``{"string_value":
-    ...}``.
+    """Return the parameters in a model's metadata.
+
+    Triton wraps each value: ``{"string_value": ...}``.
     """
-    found = metadata.get("parameters")
-    items = found.items() if isinstance(found, dict) else ()
-    return {
-        key: v["string_value"] if isinstance(v, dict) and "string_value" in v else v
-        for key, v in items
-    }
+    wrapped = metadata.get("parameters")
+    parameters: dict[str, Any] = {}
+    for key, value in wrapped.items() if isinstance(wrapped, dict) else ():
+        is_wrapped = isinstance(value, dict) and "string_value" in value
+        parameters[key] = value["string_value"] if is_wrapped else value
+    return parameters
 
 
 def _unparsed(response: WireResponse) -> bool:
+    """Whether the response reports a body that the server could not parse."""
     return response.status == 500 and b"failed to parse" in response.body[:500]

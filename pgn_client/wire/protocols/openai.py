@@ -1,10 +1,9 @@
-"""OpenAI's wire formats: a chat with an image that names one of your labels, and embeddings of
-images.
+"""OpenAI's wire formats: a chat that names one of your labels for an image, and image embeddings.
 
-Neither was made for classification. A closed set of labels is kept by ``response_format`` with an
-enum, where the server knows it; probabilities come from the logarithms of token probabilities,
-where the server gives them. OpenAI's own models resample every image, so that no prompt survives
-pixel by pixel there.
+Neither was made for classification. ``response_format`` with an enum restricts the reply to the
+labels, if the server supports it. Label probabilities come from the tokens' log-probabilities, if
+the server returns them. OpenAI's own models resample every image, so a prompt does not reach them
+unchanged.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ PROMPT = (
     "Which of these labels names what the image shows? Answer with that label alone. "
     "Labels: {labels}"
 )
+# OpenAI's upper limit of ``top_logprobs``.
 MOST_ALTERNATIVES = 20
 
 
@@ -50,16 +50,20 @@ class Chat(Defaults):
     """``openai``: ``POST {url}/v1/chat/completions`` with the image as a data URL.
 
     The labels to choose from are ``Endpoint.labels``, so the label mapping ``identity`` applies.
-    The answer is a label alone, or all labels that the server gives a token probability for.
-    Options: ``prompt`` (with ``{labels}`` where the labels go), ``parameters`` (merged into the
-    body, for example ``{"max_completion_tokens": 50}``; null removes).
+    The answer is one label, or all labels for which the server returns a token probability.
+
+    Options:
+
+    - ``prompt``: Text with ``{labels}`` in the place of the labels.
+    - ``parameters``: Object that is merged into the request body, for example
+      ``{"max_completion_tokens": 50}``. The value null removes a key.
 
     Attributes:
-        endpoint: where to ask, for which labels.
-        model: its name; empty until the server has told its only one.
-        closed: whether the enum and token probabilities are asked for; False leaves out what some
-            servers refuse.
-        learnt: ``"closed"`` is in it once that form was answered.
+        endpoint: Endpoint to query, with the labels to choose from.
+        model: Name of the model; empty until the server returns its only one.
+        closed: Whether to request the enum and token probabilities; False leaves out both, because
+            some servers refuse them.
+        learnt: Set that contains ``"closed"`` once the closed form has worked.
     """
 
     endpoint: Endpoint
@@ -73,13 +77,13 @@ class Chat(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option, or no labels.
+            ConfigurationError: An option is unknown or invalid, or there are no labels.
         """
         given = options(endpoint, "openai", {"prompt": str, "parameters": dict})
         if "{labels}" not in given.get("prompt", PROMPT):
             raise ConfigurationError(
-                "options of openai: prompt: got none with {labels} in it, expected the place "
-                "for them"
+                "options of openai: prompt: got a text without {labels}, expected {labels} in the "
+                "place of the labels"
             )
         if endpoint.protocol == "openai":
             need_labels(endpoint, "openai")
@@ -87,41 +91,45 @@ class Chat(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """The path of chats."""
+        """Whether the path ends in ``/chat/completions``."""
         return path.rstrip("/").endswith("/chat/completions")
 
     @property
     def dialect(self) -> str:
-        """The name, and what is asked about which labels."""
-        asked = digest(self.endpoint.labels, dict(self.endpoint.options))
-        return f"{self.name} {'closed' if self.closed else 'open'} {asked}"
+        """Name, with the form and a digest of the labels and options."""
+        request_digest = digest(self.endpoint.labels, dict(self.endpoint.options))
+        return f"{self.name} {'closed' if self.closed else 'open'} {request_digest}"
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is known."""
+        """Whether the model's name is set."""
         return bool(self.model)
 
     @property
     def proven(self) -> bool:
-        """Whether the closed form was answered once."""
+        """Whether the closed form has worked once."""
         return self.closed and "closed" in self.learnt
 
     def describe(self) -> WireRequest:
-        """Return the question which models there are."""
+        """Return the request for the list of models."""
         return _models(self.endpoint)
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the list of models. One that embeds images is infinity's: then it is no chat.
+        """Read the list of models; None if this is another protocol's response.
+
+        The capability ``image_embed`` is infinity's: such a model has no chat, so the wire format
+        becomes ``Embeddings``.
 
         Raises:
-            ConfigurationError: there are several models, and none is named.
+            ConfigurationError: There is no model, or there are several and none is configured.
         """
         cards = _cards(response)
         if cards is None:
             return None
+
         model = self.model or only_model(self.endpoint, [card["id"] for card in cards])
-        told = next((card.get("capabilities") for card in cards if card["id"] == model), None)
-        if isinstance(told, list) and "image_embed" in told:
+        capabilities = next((c.get("capabilities") for c in cards if c["id"] == model), None)
+        if isinstance(capabilities, list) and "image_embed" in capabilities:
             return Described(Embeddings(self.endpoint, model), ModelInfo(model))
         return Described(replace(self, model=model), ModelInfo(model))
 
@@ -129,17 +137,21 @@ class Chat(Defaults):
         """Return the request for exactly one image.
 
         Raises:
-            ConfigurationError: there are no labels to choose from.
+            ConfigurationError: There are no labels to choose from.
         """
         (image,) = images
         labels = need_labels(self.endpoint, "openai")
         prompt = self.endpoint.options.get("prompt", PROMPT).replace("{labels}", "; ".join(labels))
-        part = {"type": "image_url", "image_url": {"url": fill("{data_url}", image)}}
+        content = [
+            {"type": "text", "text": prompt},
+            {"type": "image_url", "image_url": {"url": fill("{data_url}", image)}},
+        ]
         document = {
             "model": self.model,
-            "messages": [{"role": "user", "content": [{"type": "text", "text": prompt}, part]}],
+            "messages": [{"role": "user", "content": content}],
             "temperature": 0,
-            # a token is a character or longer
+            # Enough for the longest label: a token is at least one character, and the other 16 are
+            # for the JSON around the label.
             "max_tokens": 16 + max(len(json.dumps(label)) for label in labels),
         }
         if self.closed:
@@ -149,17 +161,17 @@ class Chat(Defaults):
                 "response_format": _closed_set(labels),
             }
         document |= self.endpoint.options.get("parameters", {})
-        kept = {key: value for key, value in document.items() if value is not None}
-        return post(
-            join(self.endpoint.url, _path(self.endpoint.url, "/chat/completions"), ENDING), kept
-        )
+        without_nulls = {key: value for key, value in document.items() if value is not None}
+
+        path = _path(self.endpoint.url, "/chat/completions")
+        return post(join(self.endpoint.url, path, ENDING), without_nulls)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one image.
+        """Return the answer for the one image.
 
         Raises:
-            MalformedAnswerError: a refusal, or a label that was not asked for; the message says
-                what was said.
+            MalformedAnswerError: The model refuses, or its reply names none of the labels; the
+                message quotes the reply.
         """
         document = response.json()
         choices = document.get("choices") if isinstance(document, dict) else None
@@ -169,49 +181,43 @@ class Chat(Defaults):
             raise MalformedAnswerError(response.body, "choices with a message")
         if isinstance(message.get("refusal"), str) and message["refusal"]:
             raise MalformedAnswerError(message["refusal"], "a label", "a refusal: ")
-        label = said_label(message.get("content"), self.endpoint.labels)
-        scores = probabilities(
-            choice.get("logprobs"), message["content"], label, self.endpoint.labels
-        )
+
+        labels = self.endpoint.labels
+        label = said_label(message.get("content"), labels)
+        scores = probabilities(choice.get("logprobs"), message["content"], label, labels)
         self.learnt.update({"closed"} if self.closed else ())
         return [scores or Answer((label,), (1.0,), "label")]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """An account without money says 429 for ever."""
-        return (
-            False
-            if response.status == 429 and b"insufficient_quota" in response.body[:2000]
-            else None
-        )
+        """Return False for an account without credit, whose requests always get 429."""
+        no_credit = response.status == 429 and b"insufficient_quota" in response.body[:2000]
+        return False if no_credit else None
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the seconds until requests are allowed again, as OpenAI's headers say it."""
+        """Return the seconds until the rate limit resets; None if the headers do not give them."""
         return _reset(response)
 
     def plainer(self) -> Chat | None:
-        """Return the form without enum and token probabilities."""
+        """Return the form without enum and token probabilities; None if this is that form."""
         return replace(self, closed=False) if self.closed else None
 
     def fallback(self, response: WireResponse) -> Chat | None:
-        """Return the form without enum and token probabilities when they may be what was
-        refused.
-        """
+        """Return the plainer form if the server may have refused the enum or the probabilities."""
         return self.plainer() if response.status in (400, 422) and not self.proven else None
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings(Defaults):
-    """``openai-embeddings``: ``POST {url}/v1/embeddings`` as infinity takes images: a data URL,
-    ``modality: image``.
+    """``openai-embeddings``: ``POST {url}/v1/embeddings`` with the image in infinity's form.
 
-    A URL that ends in ``/embeddings`` is used verbatim: infinity's own has no ``/v1``. There is no
-    standard for images: a server that does not know ``modality`` embeds the data URL as a text,
-    and nothing in the answer tells. Other forms (vLLM, Jina) can be said with the protocol
-    ``custom``.
+    That form is a data URL with ``modality: image``. There is no standard for images: a server that
+    ignores ``modality`` embeds the data URL as text, and its response looks the same. Use the
+    protocol ``custom`` for other forms (vLLM, Jina). A URL that ends in ``/embeddings`` is used
+    unchanged, because infinity's own path has no ``/v1``.
 
     Attributes:
-        endpoint: where to ask.
-        model: its name; empty until the server has told its only one.
+        endpoint: Endpoint to query.
+        model: Name of the model; empty until the server returns its only one.
     """
 
     endpoint: Endpoint
@@ -224,30 +230,30 @@ class Embeddings(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: An option is unknown or invalid.
         """
         options(endpoint, "openai-embeddings", {})
         return cls(endpoint, endpoint.model or "")
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """The path of embeddings."""
+        """Whether the path ends in ``/embeddings``."""
         return path.rstrip("/").endswith("/embeddings")
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is known."""
+        """Whether the model's name is set."""
         return bool(self.model)
 
     def describe(self) -> WireRequest:
-        """Return the question which models there are."""
+        """Return the request for the list of models."""
         return _models(self.endpoint)
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the list of models.
+        """Read the list of models; None if this is another protocol's response.
 
         Raises:
-            ConfigurationError: there are several models, and none is named.
+            ConfigurationError: There is no model, or there are several and none is configured.
         """
         cards = _cards(response)
         if cards is None:
@@ -264,13 +270,13 @@ class Embeddings(Defaults):
             "modality": "image",
             "encoding_format": "float",
         }
-        return post(
-            join(self.endpoint.url, _path(self.endpoint.url, "/embeddings"), ENDING), document
-        )
+        path = _path(self.endpoint.url, "/embeddings")
+        return post(join(self.endpoint.url, path, ENDING), document)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one embedding per image, from a list of numbers or from base64 of little-endian
-        float32.
+        """Return one embedding per image.
+
+        Each is a list of numbers, or base64 of little-endian float32.
         """
         document = response.json()
         data = document.get("data") if isinstance(document, dict) else None
@@ -279,19 +285,18 @@ class Embeddings(Defaults):
         return [embedding(_vector(item)) for item in data]
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the seconds until requests are allowed again, as OpenAI's headers say it."""
+        """Return the seconds until the rate limit resets; None if the headers do not give them."""
         return _reset(response)
 
 
 def _path(url: str, path: str) -> str:
-    """Return the path below the address: with ``/v1``, unless the URL is that very path without
-    it.
-    """
-    bare = re.search(rf"(?<!/v1){path}$", url.partition("?")[0].rstrip("/"))
-    return path if bare else f"/v1{path}"
+    """Return ``path`` below ``/v1``, or alone if the URL already ends in it without ``/v1``."""
+    without_v1 = re.search(rf"(?<!/v1){path}$", url.partition("?")[0].rstrip("/"))
+    return path if without_v1 else f"/v1{path}"
 
 
 def _closed_set(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the ``response_format`` that restricts the reply to one of the labels."""
     schema = {
         "type": "object",
         "properties": {"label": {"type": "string", "enum": list(labels)}},
@@ -305,28 +310,27 @@ def _closed_set(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _models(endpoint: Endpoint) -> WireRequest:
+    """Return the request for the list of models."""
     path = _path(endpoint.url, "/embeddings").replace("/embeddings", "/models")
     return WireRequest("GET", join(endpoint.url, path, ENDING), {"accept": "application/json"})
 
 
 def _cards(response: WireResponse) -> list[dict[str, Any]] | None:
-    """Return the models of ``{"object": "list", "data": [{"id"}, ...]}``; None where it is
-    something else.
-    """
+    """Return the models in ``{"object": "list", "data": [{"id"}, ...]}``; None for another form."""
     document = response.json() if response.ok else None
-    data = (
-        document.get("data")
-        if isinstance(document, dict) and document.get("object") == "list"
-        else None
-    )
-    if not isinstance(data, list) or not all(
-        isinstance(card, dict) and isinstance(card.get("id"), str) for card in data
-    ):
+    if not isinstance(document, dict) or document.get("object") != "list":
         return None
-    return data
+    cards = document.get("data")
+    if not isinstance(cards, list):
+        return None
+    for card in cards:
+        if not isinstance(card, dict) or not isinstance(card.get("id"), str):
+            return None
+    return cards
 
 
 def _vector(item: Any) -> list[Any]:
+    """Return the numbers of one embedding, which may be encoded in base64."""
     value = item.get("embedding") if isinstance(item, dict) else None
     if isinstance(value, str):
         try:
@@ -341,14 +345,15 @@ def _vector(item: Any) -> list[Any]:
 
 
 def _reset(response: WireResponse) -> float | None:
-    """Read ``x-ratelimit-reset-requests``: ``1s``, ``6m0s``, ``20ms``; only a 429 asks to wait for
-    it.
+    """Return the seconds in ``x-ratelimit-reset-requests``: ``1s``, ``6m0s``, ``20ms``.
+
+    Successful responses have the header too, so it counts for a 429 only.
     """
     text = response.headers.get("x-ratelimit-reset-requests", "") if response.status == 429 else ""
-    found = re.fullmatch(
+    parts = re.fullmatch(
         r"(?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,5}(?:\.\d{1,9})?)s)?(?:(\d{1,6})ms)?", text
     )
-    hours, minutes, seconds, thousandths = (
-        (float(part or 0) for part in found.groups()) if found else (0.0,) * 4
-    )
-    return 3600 * hours + 60 * minutes + seconds + thousandths / 1000 or None
+    if parts is None:
+        return None
+    hours, minutes, seconds, milliseconds = (float(part or 0) for part in parts.groups())
+    return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000 or None

@@ -1,6 +1,4 @@
-"""Reading ``Endpoint.options`` and model names: what only one wire format knows, checked before
-anything is sent.
-"""
+"""Checks of ``Endpoint.options``, labels and model names, made before anything is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import excerpt
 
-FOR_ALL = ("key_header",)  # read by the endpoint itself
+FOR_ALL = ("key_header",)
+"""Options of every wire format; ``Endpoint`` itself reads them."""
 
 
 def options(
@@ -21,21 +20,23 @@ def options(
     """Return the options of one wire format.
 
     Args:
-        endpoint: where they are; while its protocol is ``auto``, options of other wire formats are
-            left out.
-        protocol: its name, for messages.
-        types: the options that it knows.
+        endpoint: Endpoint with the options. If its protocol is ``auto``, options of other wire
+            formats are left out.
+        protocol: Name of the wire format, for messages.
+        types: Valid options with the types of their values.
 
     Raises:
-        ConfigurationError: an unknown option, or a value of a wrong type.
+        ConfigurationError: An option is unknown, or its value has another type.
     """
     given = {key: value for key, value in endpoint.options.items() if key not in FOR_ALL}
     if endpoint.protocol == "auto":
         given = {key: value for key, value in given.items() if key in types}
+
     for key, value in given.items():
         if key not in types:
-            known = ", ".join([*types, *FOR_ALL])
-            raise ConfigurationError(f"options of {protocol}: got {key!r}, expected {known}")
+            valid = ", ".join([*types, *FOR_ALL])
+            raise ConfigurationError(f"options of {protocol}: got {key!r}, expected {valid}")
+        # A bool is an int in Python, and no option takes one.
         if not isinstance(value, types[key]) or isinstance(value, bool):
             kinds = typing.cast(
                 "tuple[type, ...]", types[key] if isinstance(types[key], tuple) else (types[key],)
@@ -48,45 +49,44 @@ def options(
 
 
 def choice(name: str, value: str | None, known: Sequence[str]) -> None:
-    """Raise for a value that is none of the known ones; None is not given.
+    """Check an option that takes one of a few values; None means that it is not given.
 
     Raises:
-        ConfigurationError: the message lists the known ones.
+        ConfigurationError: The value is invalid; the message lists the valid ones.
     """
     if value is not None and value not in known:
         raise ConfigurationError(f"options: {name}: got {value!r}, expected {', '.join(known)}")
 
 
 def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
-    """Return the endpoint's labels, for a wire format that sends them along.
+    """Return the endpoint's labels, for a wire format that sends them to the server.
 
     Raises:
-        ConfigurationError: there are none, or fewer than two, or one twice.
+        ConfigurationError: There are fewer than two labels, or one occurs twice.
     """
     labels = endpoint.labels
     if len(set(labels)) < max(2, len(labels)):
         raise ConfigurationError(
             f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more "
-            "different ones: "
-            f"the protocol {protocol} sends them along; give labels= (--source-labels)"
+            f"different ones, because the protocol {protocol} sends them to the server; give "
+            "labels= (--source-labels)"
         )
     return labels
 
 
 def only_model(endpoint: Endpoint, names: Sequence[str]) -> str:
-    """Return the name of the one model that an endpoint hosts.
+    """Return the name of the only model that an endpoint hosts.
 
     Raises:
-        ConfigurationError: none or several.
+        ConfigurationError: The endpoint lists no model, or several.
     """
     if len(names) != 1:
-        shown = (
-            excerpt(", ".join(names), endpoint.credential.redact)
-            if names
-            else "none that it tells of"
-        )
+        listed = "no model that it lists"
+        if names:
+            # The names come from the server, which may echo a credential.
+            listed = excerpt(", ".join(names), endpoint.credential.redact)
         raise ConfigurationError(
-            f"{endpoint.name} hosts {shown}: got model=None, expected the name of the one to ask; "
-            "give model= (--model)"
+            f"{endpoint.name} hosts {listed}: got model=None, expected the name of one model; give "
+            "model= (--model)"
         )
     return names[0]

@@ -1,7 +1,6 @@
-"""The project's own wire format: one image as raw bytes, all classes back.
+"""The project's own wire format: a request with the raw bytes of an image returns all classes.
 
-``POST {url}/v1/classify`` and ``GET {url}/v1/model``; both are specified in
-``tests/contract/wire/README.md``.
+``tests/contract/wire/README.md`` specifies ``POST {url}/v1/classify`` and ``GET {url}/v1/model``.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class PGN(Defaults):
     """``pgn``: raw bytes of one image per request.
 
     Attributes:
-        url: the server's address; a trailing ``/v1/classify`` is tolerated.
+        url: Address of the server; it may end in ``/v1/classify``.
     """
 
     url: str
@@ -55,7 +54,7 @@ class PGN(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """``/v1/classify`` is ours."""
+        """Whether the path ends in ``/v1/classify``."""
         return path.endswith("/v1/classify")
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
@@ -68,21 +67,22 @@ class PGN(Defaults):
         return WireRequest("POST", url, headers, image.data)
 
     def card_of(self, adapter: str) -> WireRequest:
-        """Return the request for what the server has under this name."""
-        return WireRequest(
-            "GET", join(self.url, f"/v1/adapters/{adapter}"), {"accept": "application/json"}
-        )
+        """Return the request for the card of the uploaded checkpoint with this name."""
+        url = join(self.url, f"/v1/adapters/{adapter}")
+        return WireRequest("GET", url, {"accept": "application/json"})
 
     def upload(self, adapter: str, data: bytes) -> WireRequest:
-        """Return the request that puts a file under this name."""
+        """Return the request that uploads a checkpoint file under this name."""
+        url = join(self.url, f"/v1/adapters/{adapter}")
         headers = {"content-type": "application/octet-stream", "accept": "application/json"}
-        return WireRequest("PUT", join(self.url, f"/v1/adapters/{adapter}"), headers, data)
+        return WireRequest("PUT", url, headers, data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image of a successful response."""
+        """Return one answer per image from a successful response."""
         document = response.json()
         fields = document if isinstance(document, dict) else {}
-        kind, predictions = _KINDS.get(str(fields.get("output"))), fields.get("predictions")
+        kind = _KINDS.get(str(fields.get("output")))
+        predictions = fields.get("predictions")
         if kind is None or not isinstance(predictions, list) or not predictions:
             raise MalformedAnswerError(response.body, "output and predictions")
         return [_answer(item, kind) for item in predictions]
@@ -92,32 +92,37 @@ class PGN(Defaults):
         return WireRequest("GET", join(self.url, "/v1/model"), {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read what ``GET /v1/model`` says; None when the server is not one of this protocol."""
-        found = decode_model(response)
-        return found and Described(self, found[0], Limits(**found[1]))
+        """Read the response to ``GET /v1/model``; None if it is another protocol's."""
+        decoded = decode_model(response)
+        if decoded is None:
+            return None
+        info, limits = decoded
+        return Described(self, info, Limits(**limits))
 
 
 def _answer(item: Any, kind: ScoreKind) -> Answer:
-    fields = (item.get("labels"), item.get("scores")) if isinstance(item, dict) else (None, None)
-    if not all(isinstance(value, list) for value in fields):
+    """Return the answer in one entry of ``predictions``."""
+    fields = item if isinstance(item, dict) else {}
+    labels = fields.get("labels")
+    scores = fields.get("scores")
+    if not isinstance(labels, list) or not isinstance(scores, list):
         raise MalformedAnswerError(str(item), "labels and scores", "the prediction ")
     if kind == "embedding":
-        return embedding(fields[1])  # type: ignore[arg-type]
-    pairs = checked_scores(*fields)  # type: ignore[arg-type]
-    twice = next(
-        (label for label, count in Counter(label for label, _ in pairs).items() if count > 1), None
-    )
-    if twice is not None:
-        raise MalformedAnswerError(twice, "distinct labels", "more than once the label ")
+        return embedding(scores)
+
+    pairs = checked_scores(labels, scores)
+    for label, count in Counter(labels).items():
+        if count > 1:
+            raise MalformedAnswerError(label, "distinct labels", "more than once the label ")
     return best_first(pairs, kind)
 
 
 def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | None:
-    """Return what ``GET /v1/model`` says, and its limits; None when the server is not one of this
-    protocol.
+    """Return the model's description and limits in a response to ``GET /v1/model``.
 
-    It is one of them when it tells anything of its model: patch embedding, classes, input size or
-    profile. Untrusted: fields of a wrong type are left out.
+    The result is None if the response belongs to another protocol: it then has no patch embedding,
+    no classes, no input size and no profile. The response is untrusted, so fields of a wrong type
+    are left out.
     """
     try:
         document = response.json()
@@ -125,37 +130,42 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
         return None
     if not response.ok or not isinstance(document, dict):
         return None
+
     classes = document.get("classes")
-    known = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
+    are_texts = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
     info = ModelInfo(
         name=_text(document.get("name")) or "unnamed",
         input_size=_count(document.get("input_size")),
         profile=_text(document.get("profile")),
-        classes=tuple(classes) if known and classes else None,
+        classes=tuple(classes) if are_texts and classes else None,
         patch_embedding_sha256=_text(document.get("patch_embedding_sha256")),
         weights_sha256=_text(document.get("weights_sha256")),
     )
     if not (info.patch_embedding_sha256 or info.classes or info.input_size or info.profile):
         return None
-    limits = document.get("limits")
-    found = (
-        {key: _count(limits.get(key)) for key in ("body_bytes", "pixels")}
-        if isinstance(limits, dict)
-        else {}
-    )
-    return info, {key: value for key, value in found.items() if value is not None}
+
+    declared = document.get("limits")
+    limits: dict[str, int] = {}
+    for key in ("body_bytes", "pixels"):
+        value = _count(declared.get(key)) if isinstance(declared, dict) else None
+        if value is not None:
+            limits[key] = value
+    return info, limits
 
 
 def join(url: str, path: str) -> str:
-    """Append a path to an address that may end in a slash or already in ``/v1/classify``, and may
-    hold a query.
+    """Append a path to a URL, in the place of ``/v1/classify`` if the URL ends in it.
+
+    A trailing slash is dropped and a query is kept.
     """
     return base.join(url, path, "/v1/classify")
 
 
 def _text(value: Any) -> str | None:
+    """Return a text that is not empty; None for anything else."""
     return value if isinstance(value, str) and value else None
 
 
 def _count(value: Any) -> int | None:
+    """Return a whole number above 0; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

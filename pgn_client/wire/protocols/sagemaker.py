@@ -1,9 +1,8 @@
-"""SageMaker: a container's ``/invocations``, and the runtime's ``/endpoints/{name}/invocations`` in
-front of it.
+"""SageMaker: ``/invocations`` of a container, and ``/endpoints/{name}/invocations`` of the runtime.
 
-The body is the container's own: here a raw image, or Hugging Face's JSON, as in the containers
-that it publishes. The runtime wants AWS's signature (SigV4) instead of a key; a container on your
-own machine wants nothing.
+The runtime forwards requests to the container, which defines the body. This module sends a raw
+image, or the JSON of Hugging Face's containers. The runtime requires AWS's signature (SigV4)
+instead of a key. A container on your own machine requires no authentication.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from pgn_client.wire.protocols.options import options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.retry import RETRYABLE
 
+# AWS's error types for throttling, or parts of them; the status is 400 for all of them.
 THROTTLED = (
     "Throttling",
     "ThrottledException",
@@ -41,17 +41,22 @@ THROTTLED = (
 
 @dataclass(frozen=True, slots=True)
 class SageMaker(Defaults):
-    """``sagemaker``: one raw image per request, an answer in any of the forms of ``scores``.
+    """``sagemaker``: one raw image per request, and a response in any form that ``Reader`` reads.
 
-    The URL ends in ``/invocations``; without that it is the address of a container, or with a
-    model's name that of the runtime, where the model is the endpoint's name. Options:
-    ``parameters`` (then the image goes as Hugging Face's JSON; ``{"top_k": 1000}`` asks its
-    containers for all labels), ``output`` (what bare numbers are: probabilities, logits or
-    embedding; else the first answer tells).
+    The URL may end in ``/invocations``. Otherwise it is the address of a container or, if a model
+    name is given, of the runtime; the model is then the name of the SageMaker endpoint.
+
+    Options:
+
+    - ``parameters``: Parameters for Hugging Face's JSON, which is then sent instead of the raw
+      image. ``{"top_k": 1000}`` requests all labels from its containers.
+    - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
+      Without it, the first answer decides.
 
     Attributes:
-        url: where images go.
-        parameters: of the JSON form; empty for the raw one.
+        url: URL that images are sent to.
+        parameters: Parameters of the JSON form; empty for the raw form.
+        reader: Reader with the names and the type of the scores.
     """
 
     url: str
@@ -64,26 +69,25 @@ class SageMaker(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option.
+            ConfigurationError: An option is unknown or invalid.
         """
         given = options(endpoint, "sagemaker", {"parameters": dict, "output": str})
-        path = (
-            f"/endpoints/{quote(endpoint.model, safe='')}/invocations"
-            if endpoint.model
-            else "/invocations"
-        )
-        whole = endpoint.url.partition("?")[0].rstrip("/").endswith("/invocations")
-        url = endpoint.url if whole else join(endpoint.url, path)
+        path = "/invocations"
+        if endpoint.model:
+            path = f"/endpoints/{quote(endpoint.model, safe='')}/invocations"
+
+        is_complete = endpoint.url.partition("?")[0].rstrip("/").endswith("/invocations")
+        url = endpoint.url if is_complete else join(endpoint.url, path)
         return cls(url, given.get("parameters", {}), reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """``/invocations`` is SageMaker's."""
+        """Whether the path ends in ``/invocations``."""
         return path.rstrip("/").endswith("/invocations")
 
     @property
     def dialect(self) -> str:
-        """The name, what is sent along, and how bare numbers are read."""
+        """Name, with the form and digests of the parameters and of the reader's settings."""
         form = digest(self.parameters) if self.parameters else "raw"
         return " ".join(filter(None, (self.name, form, self.reader.digest)))
 
@@ -97,31 +101,45 @@ class SageMaker(Defaults):
         return WireRequest("POST", self.url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one image; ``{"predictions": [...]}`` around it is looked
-        through.
+        """Return the answer for the one image.
+
+        Some containers wrap it in ``{"predictions": [...]}``.
         """
-        said = response.json()
-        if isinstance(said, dict) and isinstance(said.get("predictions"), list):
-            said = said["predictions"]
-        return [self.reader.read(said)]
+        document = response.json()
+        if isinstance(document, dict) and isinstance(document.get("predictions"), list):
+            document = document["predictions"]
+        return [self.reader.read(document)]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """424 is the container's error, so its own status decides; throttling is 400, and 530 is
-        AWS's own.
+        """Return whether to retry, for the statuses that AWS uses in its own way.
+
+        424 wraps an error of the container, whose own status decides. 400 may mean throttling. 530
+        is a status of AWS's own, and a retry may help.
         """
         if response.status == 424:
             status = _fields(response).get("OriginalStatusCode")
+            # The container's own 500 is not retried: the image is its most likely cause.
             return isinstance(status, int) and status in RETRYABLE - {500}
         if response.status == 400:
-            kinds = [
-                response.headers.get("x-amzn-errortype"),
-                *map(_fields(response).get, ("__type", "code", "Code")),
-            ]
-            return any(word in str(kind) for kind in kinds for word in THROTTLED) or None
+            return _is_throttled(response) or None
         return True if response.status == 530 else None
 
 
+def _is_throttled(response: WireResponse) -> bool:
+    """Whether one of the places for AWS's error type names throttling."""
+    fields = _fields(response)
+    error_types = [
+        response.headers.get("x-amzn-errortype"),
+        fields.get("__type"),
+        fields.get("code"),
+        fields.get("Code"),
+    ]
+    text = " ".join(map(str, error_types))
+    return any(word in text for word in THROTTLED)
+
+
 def _fields(response: WireResponse) -> dict[str, Any]:
+    """Return the JSON object in the body; empty if there is none."""
     try:
         document = response.json()
     except MalformedAnswerError:

@@ -1,6 +1,4 @@
-"""Bodies written as templates: any JSON, or a text, in which placeholders stand for the image and
-the model.
-"""
+"""Templates of request bodies: JSON or a text with placeholders for the image and the model."""
 
 from __future__ import annotations
 
@@ -14,8 +12,14 @@ PLACEHOLDERS = ("{base64}", "{data_url}")
 
 
 def fill(template: Any, image: Payload, model: str | None = None) -> Any:
-    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced in all of its
-    texts.
+    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced.
+
+    They are replaced in every text, but not in the keys of objects.
+
+    Args:
+        template: Template as parsed JSON: an object, a list, a text, or another value.
+        image: Image for ``{base64}`` and ``{data_url}``.
+        model: Name for ``{model}``; None replaces it by an empty text.
     """
     encoded = base64.b64encode(image.data).decode("ascii")
     values = {
@@ -32,13 +36,13 @@ def _filled(part: Any, values: dict[str, str]) -> Any:
     if isinstance(part, list):
         return [_filled(item, values) for item in part]
     if isinstance(part, str):
-        # no value holds another placeholder: base64 has no braces
+        # The order does not matter: base64 has no braces, so no value contains a placeholder.
         for name, value in values.items():
             part = part.replace(name, value)
     return part
 
 
 def holds_image(template: Any) -> bool:
-    """Whether a template has a place for the image."""
+    """Whether a template contains ``{base64}`` or ``{data_url}``."""
     text = json.dumps(template)
     return any(name in text for name in PLACEHOLDERS)

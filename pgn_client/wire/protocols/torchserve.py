@@ -1,5 +1,6 @@
-"""TorchServe's inference API: a raw image to ``/predictions/{model}``, the best five labels with
-scores back.
+"""TorchServe's inference API: ``/predictions/{model}`` takes a raw image.
+
+Its default image classifier returns the best five labels with their scores.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ MODEL = r"/predictions/([^/]+(?:/[^/]+)?)/*"
 class TorchServe(Defaults):
     """``torchserve``: ``POST {url}/predictions/{model}``.
 
-    The URL may be the server's address, or end in the model, with or without its version. Option:
-    ``output`` (what bare numbers are, where a handler of your own answers those: probabilities,
-    logits or embedding).
+    The URL may be the server's address, or end in the model's name, with or without its version.
+
+    Option:
+
+    - ``output``: Type of scores without labels, which your own handler may return:
+      ``probabilities``, ``logits`` or ``embedding``. Without it, the first answer decides.
 
     Attributes:
-        endpoint: where to ask; its labels name bare numbers.
-        model: the path below ``/predictions/``; empty where it is not known (only the management
-            API lists models).
+        endpoint: Endpoint to query; its labels name scores that come without labels.
+        model: Path of the model below ``/predictions/``; empty if it is unknown, because only the
+            management API lists models.
+        reader: Reader with the names and the type of the scores.
     """
 
     endpoint: Endpoint
@@ -51,67 +56,63 @@ class TorchServe(Defaults):
         """Bind the wire format to an endpoint.
 
         Raises:
-            ConfigurationError: a wrong option; the model's name is not known, although the protocol
-                is named.
+            ConfigurationError: An option is unknown or invalid, or the protocol is configured
+                without the model's name.
         """
         options(endpoint, "torchserve", {"output": str})
-        found = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
-        model = found[1] if found else quote(endpoint.model or "", safe="")
+        in_url = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
+        model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
+        # With ``auto`` the server may turn out to use another protocol, which needs no model name.
         if endpoint.protocol == "torchserve":
-            _named(endpoint, model)
+            _check_model(endpoint, model)
         return cls(endpoint, model, reader=Reader.of(endpoint))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """``/predictions/{model}`` is TorchServe's."""
+        """Whether this is a model's path, ``/predictions/{model}``."""
         return re.search(f"{MODEL}$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """The name, and how bare numbers are read."""
+        """Name, with a digest of the reader's settings."""
         return " ".join(filter(None, (self.name, self.reader.digest)))
 
     def describe(self) -> WireRequest:
-        """Return the question whether the server is well."""
-        return WireRequest(
-            "GET", join(self.endpoint.url, "/ping", MODEL), {"accept": "application/json"}
-        )
+        """Return the request for the server's health."""
+        url = join(self.endpoint.url, "/ping", MODEL)
+        return WireRequest("GET", url, {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """TorchServe says that it is ``Healthy``; others say other words."""
-        said = response.json() if response.ok else None
-        return (
-            Described(self) if isinstance(said, dict) and said.get("status") == "Healthy" else None
-        )
+        """Recognize TorchServe by its status ``Healthy``; None for another server."""
+        document = response.json() if response.ok else None
+        is_healthy = isinstance(document, dict) and document.get("status") == "Healthy"
+        return Described(self) if is_healthy else None
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the request for exactly one image.
 
         Raises:
-            ConfigurationError: the model's name is not known.
+            ConfigurationError: The model's name is unknown.
         """
         (image,) = images
-        _named(self.endpoint, self.model)
+        _check_model(self.endpoint, self.model)
         headers = {"content-type": image.media_type, "accept": "application/json"}
         url = join(self.endpoint.url, f"/predictions/{self.model}", MODEL)
         return WireRequest("POST", url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer about the one image."""
+        """Return the answer for the one image."""
         return [self.reader.read(response.json())]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """503 "Prediction failed" is about the image: sending it again would not help."""
-        return (
-            False
-            if response.status == 503 and b"Prediction failed" in response.body[:500]
-            else None
-        )
+        """Return False for 503 "Prediction failed", which is due to the image."""
+        prediction_failed = response.status == 503 and b"Prediction failed" in response.body[:500]
+        return False if prediction_failed else None
 
 
-def _named(endpoint: Endpoint, model: str) -> None:
+def _check_model(endpoint: Endpoint, model: str) -> None:
     if not model:
         raise ConfigurationError(
-            f"{endpoint.name} speaks torchserve: got model=None, expected its name; give model= "
-            "(--model)"
+            f"{endpoint.name} is a TorchServe server: got model=None, expected its name; give "
+            "model= (--model)"
         )
