@@ -30,7 +30,7 @@ from pgn_client.probe.aspect_ratio import find_profile
 from pgn_client.probe.codec import find_codec
 from pgn_client.probe.findings import Certainty, Finding, Findings
 from pgn_client.probe.limits import find_bytes, find_pixels
-from pgn_client.probe.queries import Ask, Prober, LimitReachedError
+from pgn_client.probe.queries import Ask, LimitReachedError, Prober
 from pgn_client.probe.resize import Square, find_square
 
 __all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "find_bytes", "find_pixels", "probe"]

@@ -17,7 +17,7 @@ from pgn_client.probe import LIMIT, Findings, probe
 from pgn_client.probe.codec import QUALITIES, _coded, _library, metamers
 from pgn_client.probe.gratings import Wave, around, middle, needle, quadrature
 from pgn_client.probe.posterior import CONTROL, Belief, expected, information, likelihood
-from pgn_client.probe.queries import Prober, LimitReachedError, decimals
+from pgn_client.probe.queries import LimitReachedError, Prober, decimals
 from pgn_client.probe.resize_hypotheses import FRAME, SIDE, hypotheses
 from pgn_client.probe.stimuli import framed, mosaic, recode, rms, to_image
 from pgn_client.types import Answer
