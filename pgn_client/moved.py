@@ -30,6 +30,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "training.examples",
         "mapping.probability",
     ),
+    "cli.published": ("cli.import_published",),
     "cli.retain": ("cli.fidelity",),
     "client": ("wire.client", "wire.transport"),
     "codecs": ("imaging.codecs",),

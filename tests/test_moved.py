@@ -17,6 +17,9 @@ NAMES = json.loads(
 """
 GONE = {
     "benchmark.runs": {"PROBE", "RAW"},
+    "cli.predict": {"add_adapt", "add_inspect", "run_adapt", "run_inspect"},
+    "cli.serve": {"add_demo", "run_demo"},
+    "cli.train": {"add_evaluate", "run_evaluate"},
     "probe": {"Asker"},
     "reading": {"fuse"},
     "refit": {"queries"},

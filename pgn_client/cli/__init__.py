@@ -14,17 +14,21 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pgn_client.cli.adapt import add_adapt
 from pgn_client.cli.benchmark import add_benchmark
 from pgn_client.cli.console import complain, show_log, talk
+from pgn_client.cli.demo import add_demo
 from pgn_client.cli.drift import add_drift
+from pgn_client.cli.evaluate import add_evaluate
 from pgn_client.cli.fidelity import add_retain
+from pgn_client.cli.import_published import add_import
+from pgn_client.cli.inspect import add_inspect
 from pgn_client.cli.map import add_map
 from pgn_client.cli.options import FAILED, INTERRUPTED, OK, USAGE
-from pgn_client.cli.predict import add_adapt, add_inspect, add_predict
+from pgn_client.cli.predict import add_predict
 from pgn_client.cli.probe import add_probe
-from pgn_client.cli.published import add_import
-from pgn_client.cli.serve import add_demo, add_serve, run_serve
-from pgn_client.cli.train import add_evaluate, add_train
+from pgn_client.cli.serve import add_serve, run_serve
+from pgn_client.cli.train import add_train
 from pgn_client.errors import EndpointError, ImageError, PGNError
 from pgn_client.version import __version__
 

@@ -1,4 +1,4 @@
-"""``pgn adapt``, ``pgn predict`` and ``pgn inspect``: commands that use a checkpoint."""
+"""``pgn predict``: classify images through an endpoint, with or without a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from pgn_client.cli.options import (
     FAILED,
     OK,
     Subparsers,
-    add_endpoint_file,
     add_endpoint_options,
     add_profile_option,
     add_source,
     command,
     connect,
-    load_adapter,
     parse_fusion,
     profile_of,
-    to_json,
 )
 from pgn_client.cli.plan import add_dry_run, plan
 from pgn_client.errors import ConfigurationError
@@ -31,53 +28,6 @@ from pgn_client.errors import ConfigurationError
 if TYPE_CHECKING:
     from pgn_client.wire.client import AdaptedClient
     from pgn_client.wire.journal import Record
-
-
-def add_adapt(commands: Subparsers) -> None:
-    """Add ``pgn adapt``."""
-    example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
-    p = command(
-        commands,
-        "adapt",
-        run_adapt,
-        "write the images that would be sent, as PNG files; sends nothing",
-        example,
-    )
-    add_source(p)
-    p.add_argument(
-        "target", metavar="OUT", help="folder for the adapted images, in the same folder tree"
-    )
-    p.add_argument(
-        "--ckpt", required=True, metavar="CKPT", help="checkpoint that adapts the images"
-    )
-    add_profile_option(p)
-    add_endpoint_file(p)
-    p.add_argument("--json", action="store_true", help="print one JSON line per image on stdout")
-
-
-def run_adapt(args: argparse.Namespace) -> int:
-    """Adapt images; adapted images that exist already are kept."""
-    from pgn_client.wire.folders import adapt_files
-
-    adapter = load_adapter(args.ckpt, profile_of(args))
-    done = 0
-    skipped = 0
-    failed = 0
-    for result in adapt_files(adapter, args.source, args.target):
-        done += 1
-        skipped += result.skipped
-        failed += result.error is not None
-
-        error = None if result.error is None else str(result.error)
-        if error is not None:
-            talk(f"error: {result.source}: {error}")
-        if args.json:
-            line = {"path": str(result.source), "adapted": str(result.target), "error": error}
-            tell(json.dumps(line))
-        elif error is None:
-            tell(str(result.target))
-    talk(f"{done - failed} adapted ({skipped} of them by an earlier run), {failed} failed")
-    return FAILED if failed else OK
 
 
 def add_predict(commands: Subparsers) -> None:
@@ -205,26 +155,4 @@ def _dry_run(
     expected = estimate(client, files, journal)
     total = plan(expected.images, expected.already_answered, expected.seconds, args.price_per_image)
     tell(json.dumps(total))
-    return OK
-
-
-def add_inspect(commands: Subparsers) -> None:
-    """Add ``pgn inspect``."""
-    p = command(
-        commands,
-        "inspect",
-        run_inspect,
-        "print a checkpoint's card",
-        "pgn inspect digits.safetensors",
-    )
-    p.add_argument("ckpt", metavar="CKPT", help="checkpoint, NAME.safetensors")
-    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
-
-
-def run_inspect(args: argparse.Namespace) -> int:
-    """Verify a checkpoint and print its card; this does not need torch."""
-    from pgn_client.checkpoint import read, summary
-
-    card, _ = read(args.ckpt)
-    tell(to_json(card) if args.json else summary(card))
     return OK

@@ -1,0 +1,70 @@
+"""``pgn adapt``: write a folder of prompted images, without any endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from pgn_client.cli.console import talk, tell
+from pgn_client.cli.options import (
+    FAILED,
+    OK,
+    Subparsers,
+    add_endpoint_file,
+    add_profile_option,
+    add_source,
+    command,
+    load_adapter,
+    profile_of,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_adapt(commands: Subparsers) -> None:
+    """Add ``pgn adapt``."""
+    example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
+    p = command(
+        commands,
+        "adapt",
+        run_adapt,
+        "write the images that would be sent, as PNG files; sends nothing",
+        example,
+    )
+    add_source(p)
+    p.add_argument(
+        "target", metavar="OUT", help="folder for the adapted images, in the same folder tree"
+    )
+    p.add_argument(
+        "--ckpt", required=True, metavar="CKPT", help="checkpoint that adapts the images"
+    )
+    add_profile_option(p)
+    add_endpoint_file(p)
+    p.add_argument("--json", action="store_true", help="print one JSON line per image on stdout")
+
+
+def run_adapt(args: argparse.Namespace) -> int:
+    """Adapt images; adapted images that exist already are kept."""
+    from pgn_client.wire.folders import adapt_files
+
+    adapter = load_adapter(args.ckpt, profile_of(args))
+    done = 0
+    skipped = 0
+    failed = 0
+    for result in adapt_files(adapter, args.source, args.target):
+        done += 1
+        skipped += result.skipped
+        failed += result.error is not None
+
+        error = None if result.error is None else str(result.error)
+        if error is not None:
+            talk(f"error: {result.source}: {error}")
+        if args.json:
+            line = {"path": str(result.source), "adapted": str(result.target), "error": error}
+            tell(json.dumps(line))
+        elif error is None:
+            tell(str(result.target))
+    talk(f"{done - failed} adapted ({skipped} of them by an earlier run), {failed} failed")
+    return FAILED if failed else OK
