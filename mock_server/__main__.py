@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _report(f"{error}; run pip install 'pgn-client[server]'")
     except KeyboardInterrupt:
+        # Shells report a process that SIGINT ended as 128 + 2.
         return 130
 
 
@@ -49,17 +50,22 @@ def _serve(arguments: Sequence[str] | None) -> int:
 
     from mock_server.app import create_app
 
+    # The class is local because its base class comes from the late import.
     class AnnouncingServer(uvicorn.Server):
         """Server that prints its address as soon as it accepts requests."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # Older versions of uvicorn also return from here if the application fails to start.
             if self.started:
+                # `url` is set below, before the server runs.
                 sys.stdout.write(f"listening on {url}\n")
                 sys.stdout.flush()
 
     app = create_app(settings)
+    # uvicorn writes its access log to stdout, which must hold only the line with the address.
     server = AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False))
+    # uvicorn does not bind the port itself, because it has another exit status if that fails.
     with _bind(settings.host, settings.port) as listener:
         url = _url(settings.host, listener)
         # Newer versions of uvicorn exit by themselves if the start fails, also with status 3.
@@ -78,7 +84,8 @@ def _bind(host: str, port: int) -> socket.socket:
             listener = opened.enter_context(
                 socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             )
-            # On Windows SO_REUSEADDR would let a second server take over the port.
+            # On POSIX SO_REUSEADDR allows a restart while old connections are in TIME_WAIT. On
+            # Windows it would let a second server take over the port.
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Without IPV6_V6ONLY the socket would also take the IPv4 port.
@@ -86,6 +93,8 @@ def _bind(host: str, port: int) -> socket.socket:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
             listener.bind((host, port))
+            # 2048 is uvicorn's default. `listen` is in the `try`, because `bind` alone does not
+            # always notice that the port is in use.
             listener.listen(2048)
         except OSError as error:
             raise ConfigurationError(

@@ -30,8 +30,10 @@ from torch.nn import functional as F
 from mock_server.errors import RequestError
 from mock_server.preprocess import Preprocessing
 
+# The contract in ``tests/contract/adapters/README.md`` sets the schema, the pattern and the limits.
 SCHEMA = 1
 MOST_PROMPTS = 128
+"""Most prompt tokens: a batch pads all images to the largest adapter, and all tenants wait for it."""
 MOST_CLASSES = 10_000
 LONGEST_NAME = 256
 """Longest class name in characters."""
@@ -46,6 +48,7 @@ QKV_PART = "attn.qkv"
 PROTOTYPES = "prototypes.weight"
 
 
+# eq=False, because `==` between tensors compares their elements and returns no single bool.
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """One tenant's EXPRES adapter.
@@ -121,6 +124,7 @@ class Adapter:
         means = outputs.unflatten(0, (len(self.classes), -1)).mean(dim=1)
         cosines = F.normalize(patches, dim=-1) @ F.normalize(means, dim=-1).T
         scores = patches @ self.weight + self.bias + prototypes * cosines
+        # An exception would fail the pass, and `argmax` would turn NaN into a valid-looking class.
         if not scores.isfinite().all():
             return torch.full(size, math.nan)
 
@@ -174,7 +178,8 @@ def read(data: bytes, name: str, model: Host) -> Adapter:
     _check_preprocessing(card["backbone"], model.preprocessing)
     _check_shapes(tensors, width, depth, len(classes))
 
-    # A mask holds class indices in 8 bits, and the classes share the prompts evenly.
+    # A mask holds class indices in 8 bits, and 255 is left for unlabeled pixels. The classes share
+    # the prompts evenly.
     if PROTOTYPES in tensors and (len(classes) > 255 or len(tensors["prompts"]) % len(classes)):
         raise _rejected(
             "a mask adapter must have at most 255 classes, and the same number of prompts for each "
@@ -227,6 +232,8 @@ def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[An
         For each image, log-probabilities (C,) float32 or a mask (H, W) uint8.
     """
     size: tuple[int, int] = x.shape[-2], x.shape[-1]
+    # These are the steps of timm's `forward_features`, which has no place to insert the prompts.
+    # Prompts have no position, so they come after the position embedding.
     tokens = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(x))))
     token_count = tokens.shape[1]
     most = max(adapter.count for adapter in adapters)
@@ -238,6 +245,8 @@ def run(network: Any, x: Tensor, adapters: Sequence[Adapter]) -> list[NDArray[An
         for block in network.blocks:
             z = block(z) if mask is None else block(z, attn_mask=mask)
 
+    # Depending on the pooling, timm has the final norm in `norm` or in `fc_norm`; the other one is
+    # the identity.
     patches, outputs = network.fc_norm(network.norm(z)).tensor_split([token_count], dim=1)
     # Prefix tokens are the class token and register tokens.
     patches = patches[:, network.num_prefix_tokens :]
@@ -263,6 +272,7 @@ class Store:
 
     def of(self, tenant: str) -> dict[str, Adapter]:
         """Return a tenant's adapters by name."""
+        # A copy, because the route that lists it runs in a thread beside uploads.
         return dict(self._by_tenant.get(tenant, {}))
 
     def get(self, tenant: str, reference: str) -> Adapter:
@@ -277,7 +287,9 @@ class Store:
         """
         name, _, sha256 = reference.partition("@")
         adapter = self._by_tenant.get(tenant, {}).get(name)
-        if adapter is None or sha256 not in ("", adapter.sha256):
+        if adapter is None:
+            raise _unknown()
+        if sha256 and sha256 != adapter.sha256:
             raise _unknown()
         return adapter
 
@@ -338,9 +350,11 @@ def _rejected(reason: str) -> RequestError:
 
 def _measure(network: Any) -> tuple[int, int]:
     """Return width D and depth of a model, after a check that `run` can run adapters on it."""
+    # The exact type, because subclasses change the forward pass, whose steps `run` repeats.
     if type(network) is not VisionTransformer:
         raise _rejected("the model of this server is not a plain ViT")
 
+    # timm builds some plain VisionTransformers from other blocks, for example parallel ones.
     required = {*PARTS.values(), QKV_PART}
     for block in network.blocks:
         paths = {path for path, _ in block.named_modules()}
@@ -351,10 +365,13 @@ def _measure(network: Any) -> tuple[int, int]:
 
 def _card(data: bytes) -> Mapping[str, Any]:
     """Return the JSON card in the file's header."""
+    # safetensors returns the metadata of a file on disk, but not of bytes. A header is its length
+    # in 8 bytes, then JSON.
     try:
         length = int.from_bytes(data[:8], "little")
         card = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pgn_client"])
     except (ValueError, KeyError, TypeError, RecursionError):
+        # RecursionError comes from deeply nested JSON.
         raise _rejected(
             "it is not a safetensors file with a card; send one from pgn train --method expres"
         ) from None
@@ -370,6 +387,8 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError):
+        # A damaged header fails in safetensors. An unknown dtype or an impossible shape fails
+        # later, with errors of Python and torch.
         raise _rejected("its tensors cannot be read; it may be cut short") from None
     for tensor in tensors.values():
         if tensor.dtype != torch.float32:
@@ -394,6 +413,7 @@ def _classes(card: Mapping[str, Any], features: str) -> tuple[str, ...]:
 
     classes = card.get("classes")
     if not isinstance(classes, list):
+        # The check of the length below rejects an empty list.
         classes = []
     if not all(isinstance(label, str) and _is_class_name(label) for label in classes):
         raise _rejected(f"a class must be text of 1 to {LONGEST_NAME} characters")
@@ -422,6 +442,7 @@ def _check_preprocessing(backbone: Mapping[str, Any], model: Preprocessing) -> N
 
 def _check_shapes(tensors: Mapping[str, Tensor], width: int, depth: int, classes: int) -> None:
     """Check that no tensor is missing, unknown, or of the wrong shape."""
+    # 0 is out of range, so missing or misshapen prompts are rejected with the same message.
     count = 0
     if "prompts" in tensors and tensors["prompts"].dim() == 2:
         count = len(tensors["prompts"])
@@ -467,15 +488,15 @@ def _residuals(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _padded(rows: Sequence[Tensor], most: int) -> Tensor:
     """Stack B tensors (m, W) of different m to (B, most, W), padded with zeros."""
-    return torch.stack(
-        [one if len(one) == most else F.pad(one, (0, 0, 0, most - len(one))) for one in rows]
-    )
+    # `F.pad` takes the last dimension first: none of W, and the missing rows behind m.
+    return torch.stack([F.pad(one, (0, 0, 0, most - len(one))) for one in rows])
 
 
 def _attention_mask(
     adapters: Sequence[Adapter], token_count: int, most: int, device: torch.device
 ) -> Tensor | None:
     """Return the attention bias (B, 1, 1, T) that hides padding rows; None if there are none."""
+    # Without a mask, torch can choose attention kernels that accept none.
     if all(adapter.count == most for adapter in adapters):
         return None
     mask = torch.zeros(len(adapters), 1, 1, token_count + most, device=device)
@@ -518,6 +539,7 @@ def _adding_hook(rows: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     """Return a forward hook that adds (B, m, W) to the last rows of the output, the prompts."""
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # In place saves a copy, and is safe because a plain ViT's submodules return new tensors.
         output[:, -rows.shape[1] :] += rows
         return output
 

@@ -45,12 +45,14 @@ def create_app(settings: Settings, model: ServedModel | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # `start` is inside the `try`, so that the worker thread also ends if the warm-up fails.
         try:
             await service.start()
             yield
         finally:
             await service.stop()
 
+    # An unknown path must be a 404 in the protocol's form, even if only its last slash is wrong.
     app = FastAPI(title="mock_server", lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     for routes in (health, adapters, pgn, huggingface, oip, v1, sagemaker, torchserve, openai):

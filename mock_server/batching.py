@@ -84,6 +84,7 @@ class Batcher(Generic[Item, Answer]):
         for waiting in self._batch:
             _fail(waiting, ClosedError())
 
+        # `shutdown` blocks until the running batch ends, so a thread keeps the event loop free.
         await asyncio.to_thread(self._worker.shutdown)
 
     async def submit(self, items: Sequence[Item]) -> list[Answer | Exception]:
@@ -110,6 +111,7 @@ class Batcher(Generic[Item, Answer]):
             futures.append(future)
             self._queue.put_nowait(_Waiting(item, loop.time(), future))
 
+        # If the caller is cancelled, `gather` cancels the futures; the collector skips these items.
         answers = await asyncio.gather(*futures, return_exceptions=True)
         return [_exception_or_answer(answer) for answer in answers]
 
@@ -127,6 +129,8 @@ class Batcher(Generic[Item, Answer]):
         deadline = self._batch[0].since + self._max_wait
         while len(self._batch) < self._max_batch_size:
             try:
+                # Items that are already in the queue are taken even after the deadline, because
+                # `get` returns them before the timeout can act.
                 async with asyncio.timeout_at(deadline):
                     self._batch.append(await self._queue.get())
             except TimeoutError:
@@ -151,6 +155,7 @@ class Batcher(Generic[Item, Answer]):
             return
 
         for waiting, answer in zip(batch, answers, strict=True):
+            # Callers may also be cancelled while their batch runs.
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
 

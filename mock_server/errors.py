@@ -48,6 +48,7 @@ _PREFIXES: tuple[tuple[str, Protocol], ...] = (
     ("/models/", "huggingface"),
     ("/hf-inference/", "huggingface"),
     ("/pipeline/", "huggingface"),
+    # Without a slash at the end, because `/v2` itself describes the server.
     ("/v2", "oip"),
     ("/v1/models", "v1"),
     ("/v1/projects/", "vertex"),
@@ -57,6 +58,7 @@ _PREFIXES: tuple[tuple[str, Protocol], ...] = (
     ("/ping", "torchserve"),
     ("/v1/chat/", "openai"),
     ("/v1/embeddings", "openai"),
+    # No route serves this path, but the 404 must have a form that OpenAI's clients can read.
     ("/v1/responses", "openai"),
     ("/embeddings", "openai"),
 )

@@ -42,6 +42,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -99,10 +100,11 @@ class FaultRule:
         Raises:
             ConfigurationError: The kind or a field is unknown, or a field has an invalid value.
         """
-        if not isinstance(content, dict) or content.get("kind") not in _FIELDS:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        # Only text is looked up, because JSON lists and objects are not hashable.
+        if not isinstance(kind, str) or kind not in _FIELDS:
             raise ConfigurationError(f"a fault rule needs a kind: one of {', '.join(_FIELDS)}")
 
-        kind = content["kind"]
         allowed = _COMMON_FIELDS | _FIELDS[kind]
         for name, value in content.items():
             if name not in allowed:
@@ -286,6 +288,7 @@ async def _html(rule: FaultRule, exchange: _Exchange) -> None:
 async def _malformed_json(rule: FaultRule, exchange: _Exchange) -> None:
     start, body = await exchange.true_answer()
     half = body[: len(body) // 2]
+    # With the old length, the client would see a broken connection instead of broken JSON.
     MutableHeaders(scope=start)["content-length"] = str(len(half))
     await exchange.send(start)
     await exchange.body(half)
@@ -299,6 +302,7 @@ async def _cut_body(rule: FaultRule, exchange: _Exchange) -> None:
 
 
 async def _close(rule: FaultRule, exchange: _Exchange) -> None:
+    # The response is discarded: the server has done its work, and the client cannot know it.
     await exchange.true_answer()
     # ASGI has no message that closes a connection. This header is illegal: uvicorn marks the
     # response as started, then fails to write the header. It closes the connection because a
@@ -315,8 +319,9 @@ async def _trickle(rule: FaultRule, exchange: _Exchange) -> None:
     start, body = await exchange.true_answer()
     await exchange.send(start)
 
-    # Round up: the body is sent in at most `pieces` parts.
-    step = max(1, -(-len(body) // rule.pieces))
+    # Round up: the body is sent in at most `pieces` parts. An empty body would give the step 0,
+    # which `range` rejects.
+    step = max(1, math.ceil(len(body) / rule.pieces))
     for begin in range(0, len(body), step):
         await exchange.body(body[begin : begin + step], more=True)
         await exchange.sleep(rule.seconds)
@@ -344,4 +349,5 @@ def _is_valid(name: str, value: Any) -> bool:
     if name in _NUMBER_FIELDS:
         valid = isinstance(value, int | float) and not is_bool and value >= 0
         return valid and (name != "probability" or value <= 1)
+    # A line break in a value could add headers to the response.
     return isinstance(value, str) and value.isprintable()

@@ -14,7 +14,9 @@ from mock_server.errors import INFERENCE_METHODS, RequestError, protocol_of
 from mock_server.responses import error_response
 
 LONGEST_ID = 200
-"""Longest value of a client's header that a response repeats, in characters."""
+"""Longest value of a client's header that a response repeats, in characters. The limit keeps
+clients from filling headers and logs.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class ObserveMiddleware:
         status: int | None = None  # HTTP status of the response, once the response has started.
         request_headers = Headers(scope=scope)
         request_id = request_headers.get("x-request-id", "")[:LONGEST_ID] or uuid.uuid4().hex
+        # Routes read this entry as Starlette's `request.state.request_id`.
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_headers(message: Message) -> None:
@@ -107,6 +110,7 @@ class ObserveMiddleware:
             error = RequestError("internal", "internal server error; see the server's log")
             await error_response(scope, error)(scope, receive, send_with_headers)
         finally:
+            # The status is None, for example, if the request was cancelled before its response.
             if scope["method"] in INFERENCE_METHODS:
                 self._count(scope["path"], status or 500, time.perf_counter() - started)
 

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +79,7 @@ class ServedModel:
     def width(self) -> int:
         """Length of an embedding, D."""
         network: Any = self.network
+        # Some heads, for example MobileNetV3's, widen the features before the classifier.
         return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
     @cached_property
@@ -98,6 +98,7 @@ class ServedModel:
             asked: Images with their requested outputs.
         """
         outputs: dict[int, NDArray[np.float32]] = {}
+        # Sorted, because the order of a set may differ between runs.
         for key in sorted({_pass_key(one) for one in asked}):
             members = [i for i, one in enumerate(asked) if _pass_key(one) == key]
             x = torch.from_numpy(np.stack([asked[i].pixels for i in members])).to(self.device)
@@ -115,6 +116,7 @@ class ServedModel:
 
     def _outputs(self, x: torch.Tensor, wants: set[Want]) -> dict[Want, NDArray[np.float32]]:
         network: Any = self.network
+        # Only the other outputs need timm's methods; logits need no more than a call of the module.
         if wants == {"logits"}:
             return {"logits": _array(network(x))}
 
@@ -167,6 +169,7 @@ def host(
         ConfigurationError: The required classification head is missing, or the device does not
             exist.
     """
+    # In timm, 0 classes means no head; modules from elsewhere may not have the attribute.
     if needs_head and getattr(network, "num_classes", None) == 0:
         raise ConfigurationError(
             f"{name} has no classification head; choose a model that was trained to classify, or "
@@ -213,12 +216,29 @@ def load(settings: Settings) -> ServedModel:
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Make names unique: the second ``crane`` becomes ``crane (2)``, the third ``crane (3)``."""
-    seen: Counter[str] = Counter()
+    """Make names unique: the second ``crane`` becomes ``crane (2)``, the third ``crane (3)``.
+
+    The first occurrence of a name stays unchanged. A suffix that would make a name of the list is
+    skipped.
+
+    Args:
+        names: Names, with or without duplicates.
+    """
+    taken = set(names)
+    last_number: dict[str, int] = {}
     result = []
     for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        if name not in last_number:
+            last_number[name] = 1
+            result.append(name)
+            continue
+
+        unique = name
+        while unique in taken:
+            last_number[name] += 1
+            unique = f"{name} ({last_number[name]})"
+        taken.add(unique)
+        result.append(unique)
     return tuple(result)
 
 
@@ -261,7 +281,7 @@ def _load_bundled(settings: Settings) -> ServedModel:
     preprocessing = Preprocessing(
         profile=Profile(),
         input_size=card["architecture"]["img_size"],
-        interpolation="bicubic",
+        interpolation="bicubic",  # As in `benchmarks/pretrain_backbone.py`, which trained it.
         mean=tuple(card["mean"]),
         std=tuple(card["std"]),
     )
@@ -278,6 +298,7 @@ def _load_bundled(settings: Settings) -> ServedModel:
 def _load_timm(settings: Settings) -> ServedModel:
     name = settings.model
     weights = settings.weights
+    # The part behind the dot names pretrained weights, not an architecture.
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigurationError(f"unknown model {name!r}{_suggestion(name)}")
 
@@ -314,6 +335,7 @@ def _timm_preprocessing(network: nn.Module, name: str) -> Preprocessing:
     _, height, width = config["input_size"]
     # timm computes the size before the crop with the same formula.
     resize = math.floor(height / config["crop_pct"])
+    # timm's squash with a crop_pct below 1 also crops, which no profile does.
     squash = config["crop_mode"] == "squash" and resize == height
     if height != width or not (squash or config["crop_mode"] == "center"):
         raise ConfigurationError(
@@ -382,6 +404,7 @@ def _any_shape(profile: Profile | None) -> dict[str, bool]:
     """Return the timm options with which a ViT accepts images that are not square."""
     if profile is None or profile.kind != "shortest_edge":
         return {}
+    # With the padding, the longer edge need not be a multiple of the patch size.
     return {"dynamic_img_size": True, "dynamic_img_pad": True}
 
 

@@ -24,11 +24,17 @@ from mock_server.errors import ConfigurationError, RequestError
 Kind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONGEST_SHAPE = 4
-"""Largest ratio of longer to shorter edge that `shortest_edge` passes to the model."""
+"""Largest ratio of longer to shorter edge that `shortest_edge` passes to the model: it bounds the
+number of tokens, and so the time of a forward pass.
+"""
 LONGEST_CROPPED = 64
-"""Largest ratio of longer to shorter edge that `resize_crop` resizes before its crop."""
+"""Largest ratio of longer to shorter edge that `resize_crop` resizes before its crop: it bounds the
+memory of the resized image.
+"""
 MOST_PIXELS = 2 * (1024**3 // 12)
-"""Largest image in pixels; Pillow rejects larger images whatever the settings allow."""
+"""Largest image in pixels; Pillow rejects larger images whatever the settings allow: it raises
+`DecompressionBombError` above twice its ``MAX_IMAGE_PIXELS``, which is 1024**3 // 4 // 3.
+"""
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """Names of the chroma subsamplings, with Pillow's numbers for them."""
 
@@ -67,15 +73,21 @@ class Profile:
             ConfigurationError: The text has another form, or R < C.
         """
         counts = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}
+        error = ConfigurationError(
+            f"bad profile {text!r}: expected direct, resize_crop:R:C with R >= C, "
+            "shortest_edge:R or letterbox:R"
+        )
         kind, *rest = text.split(":")
-        numbers = [int(part) for part in rest if part.isdecimal()]
+        if kind not in counts or len(rest) != counts[kind]:
+            raise error
+        if not all(part.isdecimal() for part in rest):
+            raise error
 
-        well_formed = counts.get(kind) == len(rest) == len(numbers) and 0 not in numbers
-        if not well_formed or (kind == "resize_crop" and numbers[0] < numbers[1]):
-            raise ConfigurationError(
-                f"bad profile {text!r}: expected direct, resize_crop:R:C with R >= C, "
-                "shortest_edge:R or letterbox:R"
-            )
+        numbers = [int(part) for part in rest]
+        if 0 in numbers:
+            raise error
+        if kind == "resize_crop" and numbers[0] < numbers[1]:
+            raise error
         return cls(cast(Kind, kind), *numbers)
 
     def __str__(self) -> str:
@@ -105,7 +117,7 @@ class Jpeg:
             ConfigurationError: The text has another form.
         """
         quality, _, subsampling = text.partition(":")
-        # The common notation 4:2:0 is accepted as well.
+        # 420 is the default of libjpeg and Pillow. The common notation 4:2:0 is accepted as well.
         subsampling = (subsampling or "420").replace(":", "")
 
         valid_quality = quality.isdecimal() and 1 <= int(quality) <= 100
@@ -119,6 +131,7 @@ class Jpeg:
         """Return ``image`` after one round trip through JPEG."""
         buffer = BytesIO()
         image.save(buffer, "JPEG", quality=self.quality, subsampling=SUBSAMPLINGS[self.subsampling])
+        # `Image.open` itself goes back to the start of the buffer.
         return Image.open(buffer, formats=("JPEG",)).convert("RGB")
 
 
@@ -153,6 +166,7 @@ class Preprocessing:
             ConfigurationError: The profile ends at another size than the model's input.
         """
         profile = profile or self.profile
+        # The side after the last step: a profile has 0 for a step that it does not have.
         side = profile.crop or profile.resize or self.input_size
         if side != self.input_size:
             raise ConfigurationError(
@@ -213,6 +227,7 @@ class Preprocessing:
     def _letterbox(self, image: Image.Image) -> Image.Image:
         side = self.profile.resize
         scale = side / max(image.size)
+        # The shorter edge of a very elongated image would round to 0, which Pillow rejects.
         width, height = (max(1, round(edge * scale)) for edge in image.size)
 
         color = tuple(round(255 * channel) for channel in self.mean)
@@ -238,6 +253,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = _open(data)
         if image.width * image.height > max_pixels:
+            # Pillow raises the same exception in `_open` for images that are larger still.
             raise Image.DecompressionBombError
         image.load()
         return _to_rgb(image)
@@ -266,7 +282,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # Modes that start with "I" hold 16-bit gray. Pillow's own conversion would clip it at 255.
+    # Modes that start with "I" hold 16-bit gray. Pillow's own conversion would clip it at 255. Mode
+    # "I" itself has 32 bits, so values beyond 16 bits are clipped here.
     if image.mode.startswith("I"):
         high_byte = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
         image = Image.fromarray(high_byte.astype(np.uint8))

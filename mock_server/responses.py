@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from mock_server.errors import STATUS, Code, Protocol, RequestError, protocol_of
 
+# Google's JSON errors contain the name of the gRPC code that matches the HTTP status.
 _VERTEX: dict[int, str] = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -30,6 +31,7 @@ _TORCHSERVE: dict[Code, str] = {
     "rate_limited": "TooManyRequestsException",
     "overloaded": "ServiceUnavailableException",
 }
+# The runtime raises these errors itself. All others come from the container, which it wraps.
 _SAGEMAKER: dict[Code, str] = {
     "unauthorized": "AccessDeniedException",
     "not_found": "ValidationError",
@@ -42,6 +44,7 @@ _OPENAI: dict[Code, tuple[str, str | None]] = {
     "invalid_image": ("invalid_request_error", "invalid_image"),
     "unauthorized": ("invalid_request_error", "invalid_api_key"),
     "not_found": ("invalid_request_error", "model_not_found"),
+    # For rate limits OpenAI's type names what ran out: requests or tokens.
     "rate_limited": ("requests", "rate_limit_exceeded"),
     "internal": ("server_error", None),
     "overloaded": ("server_error", "overloaded"),
@@ -83,6 +86,7 @@ def error_response(scope: Scope, error: RequestError, status: int | None = None)
 
 
 def _pgn(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
+    # The id is missing if no `ObserveMiddleware` is around the application.
     request_id = scope.get("state", {}).get("request_id", "")
     return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
 
@@ -105,6 +109,7 @@ def _vertex(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
 
 def _torchserve(scope: Scope, error: RequestError, status: int) -> dict[str, Any]:
     kind = _TORCHSERVE.get(error.code, "InternalServerException")
+    # TorchServe hides why a handler failed.
     message = error.message if error.code in _TORCHSERVE else "Prediction failed"
     return {"code": status, "type": kind, "message": message}
 
@@ -127,6 +132,7 @@ def _sagemaker_runtime(scope: Scope, error: RequestError, status: int) -> dict[s
 
 
 def _sagemaker_headers(error: RequestError) -> dict[str, str]:
+    # boto3 reads the error's code from this header, because the body does not contain it.
     return {"x-amzn-errortype": _SAGEMAKER.get(error.code, "ModelError")}
 
 
@@ -141,7 +147,7 @@ _SAGEMAKER_STATUSES: dict[Code, int] = {
     "invalid_image": 424,
     "invalid_request": 424,
     "internal": 424,
-    # The runtime's own errors.
+    # The runtime's own errors. AWS returns 400 for an unknown endpoint, and also for throttling.
     "unauthorized": 403,
     "not_found": 400,
     "rate_limited": 400,

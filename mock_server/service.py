@@ -20,7 +20,7 @@ from mock_server.settings import Settings
 
 Function = Literal["softmax", "sigmoid", "none", "log_softmax"]
 LOADING_SECONDS = 20.0
-"""Estimated time in seconds that a loading server reports."""
+"""Estimated time in seconds that a loading server reports; Hugging Face's examples have 20 s."""
 Pixels = NDArray[np.float32]
 """(3, H, W) in the model's normalized space."""
 Answer = NDArray[np.float32]
@@ -137,6 +137,7 @@ class Service:
         valid = [
             Asked(item, want, adapter) for item in prepared if not isinstance(item, RequestError)
         ]
+        # Only the valid images have answers, in order; each failed one keeps its place.
         answers = iter(await self._submit(valid))
         return [item if isinstance(item, RequestError) else next(answers) for item in prepared]
 
@@ -213,10 +214,13 @@ class Service:
 
         if self.settings.output == "label":
             best = indices[int(logits.argmax())]
+            # The formats need a score. This one reveals nothing, because it is always the same.
             return [names[best]], [1.0]
 
         limits = [limit for limit in (top_k, self.settings.top_k) if limit is not None]
+        # A stable sort keeps equal scores in the order of the classes. The slice [:None] is all.
         order = np.argsort(-logits, kind="stable")[: min(limits, default=None)]
+        # In float64: a rounded float32 would appear in the JSON with further decimals.
         scores = self.rounded(_scores(logits.astype(np.float64), function)[order])
         return [names[indices[i]] for i in order], scores.tolist()
 

@@ -16,7 +16,9 @@ from mock_server.faults import FaultPlan
 from mock_server.preprocess import MOST_PIXELS, Jpeg, Profile
 
 SHORTEST_KEY = 16
-"""Fewest characters of a tenant's key."""
+"""Fewest characters of a tenant's key: only the key separates the tenants, so it must be hard to
+guess.
+"""
 _KEY = re.compile(f"[!-~]{{{SHORTEST_KEY},}}")
 Output = Literal["probs", "logits", "label", "embedding"]
 
@@ -54,6 +56,7 @@ class Settings:
         faults: Schedule of deliberate faults, or None.
     """
 
+    # A test keeps these defaults equal to those of the command line in `_parser`.
     model: str = "bundled"
     weights: Path | None = None
     labels: Path | None = None
@@ -68,8 +71,10 @@ class Settings:
     max_batch_size: int = 8
     max_wait: float = 0.005
     max_queue: int = 64
+    # Room for a full batch of 8 images of 224 px as FP32 tensors, 4.8 MB.
     max_body_bytes: int = 8 * 1024**2
     max_pixels: int = 4096**2
+    # repr=False keeps the keys out of logs and tracebacks.
     api_key: str | None = field(default=None, repr=False)
     tenants: Mapping[str, str] = field(default_factory=dict, repr=False)
     max_adapters: int = 64
@@ -140,25 +145,29 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: pgn serve --port 8000 --profile resize_crop:72:64 --top-k 5 --jpeg 75:420",
     )
     parser.add_argument(
-        "--model", default="bundled", metavar="bundled|TIMM_NAME", help="model to host (bundled)"
+        "--model",
+        default="bundled",
+        metavar="bundled|TIMM_NAME",
+        help="model to host (default %(default)s)",
     )
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="safetensors file with the weights, loaded strictly (the model's own)",
+        help="safetensors file with the weights, loaded strictly (default the model's own weights)",
     )
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help='JSON list of class names, or of objects {"wnid", "name"} (the model\'s own)',
+        help='JSON list of class names, or of objects {"wnid", "name"} '
+        "(default the model's own names)",
     )
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="device for the model (auto)",
+        help="device for the model (default %(default)s)",
     )
     _add_response_options(parser)
     _add_serving_options(parser)
@@ -170,102 +179,117 @@ def _add_response_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         metavar="P",
-        help="resize and crop: direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
-        "(the model's own)",
+        help="resize and crop, with sides in pixels: direct, resize_crop:RESIZE:CROP, "
+        "shortest_edge:SIDE or letterbox:SIDE (default the model's own)",
     )
     group.add_argument(
         "--jpeg",
         metavar="Q[:SUB]",
-        help="re-encode each image as JPEG of quality Q, SUB 444, 422 or 420 (420)",
+        help="re-encode each image as JPEG of quality Q, 1 to 100, with chroma subsampling SUB, "
+        "444, 422 or 420; without SUB it is 420 (default no re-encoding)",
     )
     group.add_argument(
         "--output",
         choices=["probs", "logits", "label", "embedding"],
         default="probs",
-        help="content of a response (probs)",
+        help="content of a response (default %(default)s)",
     )
     group.add_argument(
-        "--top-k", type=_positive, metavar="N", help="largest number of labels in a response (all)"
+        "--top-k",
+        type=_positive,
+        metavar="N",
+        help="largest number of labels in a response (default all)",
     )
     group.add_argument(
-        "--round", type=_not_negative, metavar="DECIMALS", help="round the scores to DECIMALS"
+        "--round",
+        type=_not_negative,
+        metavar="DECIMALS",
+        help="round the scores to DECIMALS (default no rounding)",
     )
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("serving")
-    group.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1)")
+    group.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
     group.add_argument(
-        "--port", type=_port, default=8000, help="port to bind; 0 takes a free port (8000)"
+        "--port",
+        type=_port,
+        default=8000,
+        help="port to bind; 0 takes a free port (default %(default)s)",
     )
     group.add_argument(
         "--max-batch-size",
         type=_positive,
         default=8,
         metavar="N",
-        help="largest number of images in one forward pass (8)",
+        help="largest number of images in one forward pass (default %(default)s)",
     )
     group.add_argument(
         "--max-wait",
         type=_seconds,
         default=0.005,
         metavar="SECONDS",
-        help="longest wait for a full batch (0.005)",
+        help="longest wait for a full batch (default %(default)s)",
     )
     group.add_argument(
         "--max-queue",
         type=_positive,
         default=64,
         metavar="N",
-        help="largest number of waiting images; a full queue returns 503 (64)",
+        help="largest number of waiting images; a full queue returns 503 (default %(default)s)",
     )
     group.add_argument(
         "--max-body-bytes",
         type=_positive,
         default=8 * 1024**2,
         metavar="N",
-        help="longest request body; a longer one returns 413 (8 MiB)",
+        help="longest request body; a longer one returns 413 (default %(default)s, that is 8 MiB)",
     )
     group.add_argument(
         "--max-pixels",
         type=_positive,
         default=4096**2,
         metavar="N",
-        help="largest image; a larger one returns 413 (4096 x 4096)",
+        help="most pixels (width x height) of an image; a larger one is answered with HTTP 413 "
+        "(default %(default)s, that is 4096 x 4096)",
     )
     group.add_argument(
         "--api-key-env",
         metavar="VAR",
-        help="environment variable with the key that clients must send",
+        help="environment variable with the key that clients must send (default no key)",
     )
     group.add_argument(
         "--tenants",
         type=Path,
         metavar="FILE",
-        help='JSON object {"TENANT": "KEY", ...}; each tenant has its own adapters',
+        help='JSON object {"TENANT": "KEY", ...}; each tenant has its own adapters '
+        "(default no tenants)",
     )
     group.add_argument(
         "--max-adapters",
         type=_positive,
         default=64,
         metavar="N",
-        help="largest number of adapters per tenant (64)",
+        help="largest number of adapters per tenant (default %(default)s)",
     )
     group.add_argument(
         "--max-adapter-bytes",
         type=_positive,
         default=8 * 1024**2,
         metavar="N",
-        help="largest adapter file (8 MiB)",
+        help="largest adapter file in bytes (default %(default)s, that is 8 MiB)",
     )
     group.add_argument(
         "--faults",
         type=Path,
         metavar="FILE",
-        help="JSON schedule of deliberate faults, see mock_server/faults.py",
+        help="JSON schedule of deliberate faults, see mock_server/faults.py (default no faults)",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="seed for the faults if their file has none (0)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed for the faults if their file has none (default %(default)s)",
     )
 
 
@@ -280,13 +304,14 @@ def read_tenants(path: Path) -> dict[str, str]:
             message never contains a key.
     """
     try:
+        # As pairs, because a dict would hide a tenant who is named twice.
         pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
         tenants = dict(pairs)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(
             f'{path} cannot be read as a JSON object, {{"TENANT": "KEY", ...}} '
             f"({type(error).__name__})"
-        ) from None
+        ) from None  # A JSON error holds the content of the file, that is the keys.
     if not tenants or len(tenants) < len(pairs):
         raise ConfigurationError(f"{path} must name at least one tenant, and no tenant twice")
     _check_tenants(tenants, None)
@@ -296,10 +321,12 @@ def read_tenants(path: Path) -> dict[str, str]:
 def _check_tenants(tenants: Mapping[str, str], api_key: str | None) -> None:
     """Check that every key can be sent, and that the keys distinguish the tenants."""
     keys = list(tenants.values())
-    valid = all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys) and all(tenants)
-    # The set holds all keys and `api_key` (or None); a duplicate makes it smaller. Invalid keys
-    # may be unhashable lists, so the set is built only from valid ones.
-    if not valid or len({*keys, api_key}) <= len(keys):
+    # An empty name stands for the owner, see `routes.payload.OWNER`.
+    valid = all(tenants) and all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
+    if api_key is not None:
+        keys.append(api_key)
+    # Invalid keys may be lists, which no set can hold, so the set is built only from valid ones.
+    if not valid or len(set(keys)) < len(keys):
         raise ConfigurationError(
             "the tenants' keys must be different from each other and from --api-key-env's, of "
             f"{SHORTEST_KEY} or more printable ASCII characters without blanks, and each tenant "
@@ -332,6 +359,7 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
+    # The comparison also rejects NaN and infinity, which `float` accepts.
     if not 0 <= seconds < 3600:
         raise argparse.ArgumentTypeError(f"expected seconds from 0 to 3600, got {text!r}")
     return seconds
@@ -344,6 +372,7 @@ def _existing(path: Path | None) -> Path | None:
 
 
 def _key_from(variable: str | None) -> str | None:
+    # From the environment, because other users of the machine can read a process's arguments.
     if variable is None:
         return None
     key = os.environ.get(variable)

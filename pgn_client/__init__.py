@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from pgn_client.types import ImageFailure, Prediction, ServerProfile, Usage
     from pgn_client.wire.client import AdaptedClient, AsyncAdaptedClient
 
-# Public name -> module below the package that defines it.
+# Public name -> module below the package that defines it. The names stand three times in this file,
+# because type checkers and editors need plain imports and a plain `__all__`.
 _HOMES = {
     "AdaptedClient": "wire.client",
     "AsyncAdaptedClient": "wire.client",

@@ -33,6 +33,7 @@ class PGNError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the attributes when the error is pickled, for example between processes."""
+        # By default, pickle calls the constructor with the message alone; some errors need more.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 

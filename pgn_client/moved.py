@@ -115,9 +115,13 @@ class MovedModules(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return a spec for an old path, or ``None`` for any other module."""
         homes = new_homes(fullname)
-        home = None if homes is None else importlib.util.find_spec(homes[0])
-        if homes is None or home is None:
+        if homes is None:
             return None
+        home = importlib.util.find_spec(homes[0])
+        if home is None:
+            return None
+
+        # Python imports a submodule by its old path only if the module above it is a package.
         is_package = home.submodule_search_locations is not None
         return ModuleSpec(fullname, Alias(homes), is_package=is_package)
 
@@ -139,8 +143,13 @@ def new_homes(fullname: str) -> tuple[str, ...] | None:
 
     # A submodule of a moved folder: it has the same name below the folder's new path.
     above, _, below = old.rpartition(".")
-    homes = new_homes(f"{PACKAGE}.{above}") if above else None
-    return None if homes is None else (f"{homes[0]}.{below}",)
+    if not above:
+        return None
+    homes = new_homes(f"{PACKAGE}.{above}")
+    if homes is None:
+        return None
+    # A folder's submodules moved to the first of its new modules.
+    return (f"{homes[0]}.{below}",)
 
 
 class Alias(Loader):
@@ -171,6 +180,8 @@ class Alias(Loader):
         for home in homes:
             public.update(name for name in vars(home) if not name.startswith("_"))
 
+        # Python calls these functions of a module (PEP 562). They are set in its namespace, because
+        # type checkers refuse them as attributes.
         vars(module)["__getattr__"] = lookup
         vars(module)["__all__"] = sorted(public)
         vars(module)["__dir__"] = lambda: sorted(public)

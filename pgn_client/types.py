@@ -173,7 +173,7 @@ class ServerProfile:
         kind, *numbers = text.split(":")
         side_counts = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}
         if side_counts.get(kind) != len(numbers) or not all(
-            # Python reads no number of thousands of digits
+            # int() refuses a number of thousands of digits with an error of its own.
             n.isdecimal() and len(n) <= 9 and int(n) > 0
             for n in numbers
         ):
@@ -187,6 +187,7 @@ class ServerProfile:
             raise ConfigurationError(
                 f"server profile: got {text!r}, expected a crop no larger than the resize"
             )
+        # The keys of side_counts are the profile kinds, which the type checker cannot see.
         return cls(kind, *sides)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ router = APIRouter(tags=["health"])
 @router.get("/")
 def alive() -> JSONResponse:
     """Report that the server is running."""
+    # The form of KServe's version 1, whose client asks here; Hugging Face's reads only the status.
     return JSONResponse({"status": "alive"})
 
 

@@ -42,6 +42,7 @@ from mock_server.schemas import LabelScore
 from mock_server.service import Function, Service
 
 DEFAULT_TOP_K = 5
+"""Number of labels that both of Hugging Face's servers return by default."""
 PARAMETERS = ("function_to_apply", "top_k")
 FUNCTIONS: tuple[Function, ...] = ("softmax", "sigmoid", "none")
 ZERO_SHOT = ("candidate_labels", "hypothesis_template")
@@ -76,6 +77,7 @@ BODY = {
 router = APIRouter(tags=["huggingface"], dependencies=[Depends(require_key)])
 
 
+# These routes come before those of `classify`, whose ``{model:path}`` matches their paths, too.
 @router.post("/pipeline/feature-extraction", openapi_extra=BODY)
 @router.post("/models/{model:path}/pipeline/feature-extraction", openapi_extra=BODY)
 @router.post("/hf-inference/models/{model:path}/pipeline/feature-extraction", openapi_extra=BODY)
@@ -131,6 +133,7 @@ async def features(request: Request) -> list[Any]:
     service = service_of(request)
     images, parameters, single = await _read(request, ["pool"], [])
     pool = parameters.get("pool", service.want == "embedding")
+    # JSON has booleans, and the query string has texts.
     if pool not in (True, False, "true", "false"):
         raise RequestError("invalid_request", "pool must be true or false")
 

@@ -170,6 +170,7 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     """Return the JSON and the tensors behind it; the JSON of a raw request is empty."""
     if length is None:
         return body, b""
+    # More than 12 digits exceed every body; the check of the text avoids a huge integer.
     if not length.isdecimal() or len(length) > 12 or int(length) > len(body):
         raise RequestError(
             "invalid_request", f"inference header size should be in range (0, {len(body)})"
@@ -215,6 +216,7 @@ def _requested_outputs(service: Service, content: dict[str, Any]) -> list[dict[s
         parameters = _parameters(one)
         classification = parameters.get("classification", 0)
         binary = parameters.get("binary_data", binary_default)
+        # The exact type, because JSON's true and false are bool, which Python counts as int.
         if type(classification) is not int or classification < 0 or not isinstance(binary, bool):
             raise RequestError(
                 "invalid_request",
@@ -244,11 +246,13 @@ def _output(
     function = FUNCTIONS.get(name)
 
     values: NDArray[Any]
+    # `function` is None only for the embedding, for which no classification gets this far.
     if count and function is not None:
         values = np.array([_classified(service, answer, function, count) for answer in answers])
     else:
         values = np.stack([service.complete(answer, function) for answer in answers])
 
+    # Labels are an array of text, kind "U".
     datatype = "BYTES" if values.dtype.kind == "U" else "FP32"
     tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
     if not requested["binary"]:

@@ -38,6 +38,7 @@ from mock_server.routes.payload import (
 from mock_server.service import Answer, Service
 
 MOST_LOGPROBS = 20
+"""OpenAI's own limit for ``top_logprobs``."""
 
 _BODY = {
     "requestBody": {
@@ -55,6 +56,7 @@ async def chat(request: Request) -> JSONResponse:
     service = service_of(request)
     content = parse_object(await read_body(request), None)
     require_model(service, content.get("model"))
+    # OpenAI's schema also allows null for n.
     if content.get("stream") or content.get("n", 1) not in (1, None):
         raise RequestError("invalid_request", "the server offers one choice only, and no streaming")
     count = _logprob_count(content)
@@ -131,17 +133,21 @@ def _closed_set(response_format: Any) -> tuple[str | None, list[Any] | None]:
     error = RequestError(
         "invalid_request", "response_format must be text, or a json_schema with an enum of labels"
     )
-    if not isinstance(response_format or {}, dict):
+    if not response_format:
+        return None, None
+    if not isinstance(response_format, dict):
         raise error
-    if not response_format or response_format.get("type") == "text":
+    if response_format.get("type") == "text":
         return None, None
     if response_format.get("type") == "json_object":
+        # This format names no key, so the server chooses one.
         return "label", None
 
     try:
         schema = response_format["json_schema"]["schema"]
         if schema["type"] == "string":
             return None, schema.get("enum")
+        # More or fewer properties than one raise ValueError.
         [(key, value)] = schema["properties"].items()
         if value["type"] != "string" or response_format["type"] != "json_schema":
             raise error
@@ -218,6 +224,7 @@ def _logprob_count(content: dict[str, Any]) -> int | None:
         )
 
     count = 0 if count is None else count
+    # The exact type, because JSON's true and false are bool, which Python counts as int.
     if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
         raise RequestError(
             "invalid_request", f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}"
@@ -232,6 +239,7 @@ def _logprobs(
     if service.settings.output == "label":
         return None
 
+    # The label itself needs a logprob even if the request wants no alternatives.
     labels, scores = service.rank(logits, "log_softmax", top_k=max(count, 1), among=among)
     tokens = [
         {"token": label, "logprob": score, "bytes": list(label.encode())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import json
 import zlib
@@ -31,6 +30,7 @@ def require_key(request: Request) -> None:
     Raises:
         RequestError: ``unauthorized``.
     """
+    # The name is not needed here: `tenant_of` raises if no key matches.
     tenant_of(request)
 
 
@@ -57,7 +57,8 @@ def tenant_of(request: Request) -> str:
     bearer = token.strip() if scheme.lower() == "bearer" else ""
     header = request.headers.get("x-api-key", "")
 
-    # The loop compares all keys, each in constant time: the response time reveals nothing.
+    # The loop compares all keys, each in constant time: the response time reveals nothing. It
+    # compares bytes, because `compare_digest` rejects text that is not ASCII.
     matches = []
     for name, key in keys.items():
         for candidate in (bearer, header):
@@ -83,6 +84,8 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
     """
     limit = service_of(request).settings.max_body_bytes if limit is None else limit
     too_large = RequestError("payload_too_large", f"the body is longer than {limit} bytes")
+    # A declared length rejects the body before it arrives. A chunked body declares none, so its
+    # bytes are counted as well.
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
@@ -140,6 +143,7 @@ def is_json(request: Request, body: bytes) -> bool:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         return True
+    # Some clients declare no JSON: curl calls it a form unless a header is given.
     return not content_type.startswith("image/") and body.lstrip()[:1] in (b"{", b"[")
 
 
@@ -180,7 +184,9 @@ def check_object(content: Any, known: Iterable[str] | None, what: str) -> dict[s
     """
     if not isinstance(content, dict):
         raise RequestError("invalid_request", f"{what} must be a JSON object")
-    names = sorted(content if known is None else known)
+    if known is None:
+        return content
+    names = sorted(known)
     if not content.keys() <= set(names):
         raise RequestError(
             "invalid_request", f"{what} has an unknown key or parameter; known: {', '.join(names)}"
@@ -225,8 +231,9 @@ def check_top_k(value: Any) -> int | None:
 def from_base64(text: str) -> bytes | RequestError:
     """Return the decoded bytes, or the error for this image."""
     try:
+        # Without `validate`, Python skips characters that are not base64.
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return RequestError("invalid_image", "the image is not valid base64")
 
 
@@ -244,6 +251,7 @@ def from_text(text: Any, what: str) -> bytes | RequestError:
     """
     if not isinstance(text, str):
         raise RequestError("invalid_request", f"{what} must be base64 strings")
+    # A ``data:`` URL without base64 gives an empty image, which the decoder rejects.
     return from_base64(text.partition(";base64,")[2] if text.startswith("data:") else text)
 
 

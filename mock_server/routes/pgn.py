@@ -79,6 +79,7 @@ router = APIRouter(
 )
 
 
+# `response_model` only documents the form: FastAPI does not validate a `JSONResponse` again.
 @router.post("/classify", response_model=Classification, openapi_extra=_CLASSIFY)
 async def classify(request: Request) -> JSONResponse:
     """Classify one raw image, or several images as base64 in JSON.
@@ -110,6 +111,7 @@ async def segment(request: Request) -> JSONResponse:
     The images have the same forms as for ``/v1/classify``.
     """
     service = service_of(request)
+    # The result is not needed: `adapter_of` reads the parameter, this call rejects all others.
     query_of(request, ["adapter"])
     adapter = adapter_of(request, segments=True)
     if adapter is None:
@@ -159,6 +161,7 @@ def _mask(answer: Answer | RequestError) -> Mask | FailedPrediction:
     if isinstance(answer, RequestError):
         return FailedPrediction(error=ErrorDetail(code=answer.code, message=answer.message))
     buffer = BytesIO()
+    # The mask is already uint8; only the static type `Answer` is float32.
     Image.fromarray(answer.astype(np.uint8)).save(buffer, "PNG")
     return Mask(mask=base64.b64encode(buffer.getvalue()).decode())
 
@@ -200,6 +203,7 @@ def _prediction(
     if service.want == "embedding":
         return Prediction(labels=service.labels, scores=service.complete(answer).tolist())
 
+    # The same function fits an adapter: the softmax of its log-probabilities is its probabilities.
     classes = None if adapter is None else adapter.classes
     labels, scores = service.rank(answer, service.function, top_k=top_k, classes=classes)
     return Prediction(labels=labels, scores=scores)

@@ -67,6 +67,7 @@ def pack(values: NDArray[Any]) -> bytes:
 
 def _shape(tensor: Input) -> list[int]:
     shape = tensor.get("shape")
+    # The exact type, because JSON's true and false are bool, which Python counts as int.
     if not isinstance(shape, list) or not all(
         type(side) is int and 0 < side < 2**31 for side in shape
     ):
@@ -99,7 +100,8 @@ def _files(
     tensor: Input, shape: list[int], data: Any
 ) -> list[bytes | NDArray[np.float32] | RequestError]:
     """Return the files in the input ``pictures``."""
-    if tensor.get("datatype") != "BYTES" or len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
+    one_column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if tensor.get("datatype") != "BYTES" or not one_column:
         raise RequestError(
             "invalid_request", "the input pictures must be BYTES of shape [B] or [B, 1]"
         )

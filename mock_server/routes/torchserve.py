@@ -31,10 +31,11 @@ from mock_server.routes.payload import (
 VERSION = "1.0"
 """Version of the hosted model."""
 TOP_K = 5
+"""Number of labels that TorchServe's default image classifier returns."""
 FIELDS = ("data", "body")
 """Names of the form field or JSON key that holds the image."""
 MOST_PARTS = 16
-"""Largest number of parts in a multipart form."""
+"""Largest number of parts in a multipart form; it bounds the work for a hostile form."""
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -82,9 +83,11 @@ async def _image(request: Request) -> bytes | RequestError:
 
 def _form_field(body: bytes, content_type: str) -> bytes:
     """Return the unchanged bytes of the image in a multipart form."""
+    # Starlette's own parser turns a field without a file name into text, which changes the bytes.
     boundary = _parameter(content_type, "boundary")
     # The first boundary has no line break before it; one is added so that all boundaries match.
-    # The split gives the text before the first boundary, the parts, and "--" after the last one.
+    # The split gives the text before the first boundary, the parts, and "--" after the last one: at
+    # most MOST_PARTS + 2 pieces. As many splits give one piece more, which reveals a longer form.
     parts = (b"\r\n" + body).split(
         b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 2
     )

@@ -56,6 +56,8 @@ _BODY = {
 router = APIRouter(prefix="/v1", tags=["v1"])
 
 
+# These two need no key, because KServe's client uses them to ask whether the model is ready. They
+# reveal only its name.
 @router.get("/models")
 def models(request: Request) -> JSONResponse:
     """List the hosted model, in the forms of KServe and OpenAI."""
@@ -102,6 +104,7 @@ async def predict(request: Request) -> JSONResponse:
 
     service = service_of(request)
     content = parse_object(await read_body(request), ["instances", "inputs", "signature_name"])
+    # Equal means that the body has both, or neither.
     if ("instances" in content) == ("inputs" in content):
         raise RequestError("invalid_request", "the body needs either instances or inputs")
     rows = "instances" in content
@@ -146,6 +149,7 @@ async def vertex(request: Request) -> JSONResponse:
 
 
 def _card(service: Service) -> dict[str, Any]:
+    # OpenAI's form has a time of creation, which the hosted model has not: 0.
     return {"id": service.model.name, "object": "model", "created": 0, "owned_by": "mock_server"}
 
 
@@ -184,8 +188,10 @@ def _column(inputs: Any) -> Any:
     """
     if isinstance(inputs, dict) and "b64" not in inputs:
         check_object(inputs, PICTURE_KEYS, "inputs")
-        # None is not a list, so the caller rejects it with its own message.
-        [inputs] = inputs.values() if len(inputs) == 1 else [None]
+        if len(inputs) != 1:
+            # None is not a list, so the caller rejects it with its own message.
+            return None
+        return next(iter(inputs.values()))
     return inputs
 
 
@@ -207,7 +213,7 @@ def _limits(parameters: Any) -> tuple[int | None, float | None]:
         if number is not None and (not isinstance(number, int | float) or isinstance(number, bool)):
             raise RequestError("invalid_request", "parameters must be numbers")
 
-    # Vertex's clients send whole numbers as floats.
+    # Vertex's clients send whole numbers as floats. Infinity % 1 is NaN, so this rejects it, too.
     if most is not None and (most < 1 or most % 1 != 0):
         raise RequestError("invalid_request", "maxPredictions must be a whole number from 1")
     return None if most is None else int(most), threshold

@@ -24,6 +24,7 @@ HOSTED = "expres"
 RAW = "raw"
 """Method of a checkpoint that holds only a label mapping."""
 
+# Bounds are far beyond any real value: they keep a damaged card from allocating memory.
 Name = Annotated[str, Bounds(0, 1000)]
 Side = Annotated[int, Bounds(1, 8192)]
 """Side of an image or a patch, in pixels."""
@@ -92,13 +93,14 @@ class LibraryCard(Entry):
 
 @dataclass(frozen=True)
 class MappingCard(Entry):
-    """The label mapping from endpoint classes to task classes.
+    """The label mapping from what the endpoint returns to task classes.
 
     Its arrays are the tensors ``mapping.weight`` and ``mapping.bias``.
 
     Attributes:
         kind: Kind of the mapping; see ``mapping.label_mapping``.
-        source: S endpoint labels; ``None`` for a mapping that reads output tokens on the server.
+        source: The S endpoint labels whose scores it reads; ``None`` for EXPRES, whose mapping runs
+            on the server and reads the model's output tokens.
         classes: C task classes.
         open: Whether the endpoint may return labels outside ``source``.
     """
@@ -137,12 +139,16 @@ class RecipeCard(Entry):
         written = super().to_json()
         if self.mapping is None:
             return written
+        # All checkpoints of schema 1 have them so, and their fingerprint covers it.
         return {"top_k": self.top_k, "decimals": self.decimals} | written
 
     @property
     def numbers(self) -> dict[str, Any]:
         """The fields of ``Recipe``; empty for a checkpoint that this package did not train."""
-        return {} if "rates" not in self.extra else {"augment": self.augment} | dict(self.extra)
+        # Every recipe of a training has rates; the one that stands for an import has none.
+        if "rates" not in self.extra:
+            return {}
+        return {"augment": self.augment} | dict(self.extra)
 
 
 @dataclass(frozen=True)

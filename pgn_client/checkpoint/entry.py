@@ -94,6 +94,7 @@ class Entry:
         return written | dict(self.extra)
 
 
+# Cached, because evaluating annotations is slow, and a card has many entries of the same type.
 @cache
 def _keys(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
     """Return the type of every key of an entry, and the names of its required keys."""
@@ -115,6 +116,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None:
             return None
+        # The class docstring allows one type beside None; a second one would fail here.
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return _read(inner, value, where)
     if origin is Literal:
@@ -123,6 +125,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _read_tuple(arguments, value, where)
+    # The origin of a plain type is None, which issubclass does not take.
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _refused(where, value, "an object")

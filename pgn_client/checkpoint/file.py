@@ -60,10 +60,12 @@ def write(
     Raises:
         CheckpointError: The file cannot be written.
     """
+    # An older schema is kept, because the fingerprint covers it and must not change with each save.
     newest = _HOSTED_SCHEMA if card.get("method") == HOSTED else SCHEMA
     full = {**card, "schema": min(card.get("schema", newest), newest)}
     full["fingerprint"] = fingerprint(full, tensors)
 
+    # safetensors writes the memory of an array as it lies, so a view would be saved wrongly.
     data = save(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()},
         metadata={_HEADER_KEY: _canonical(full)},

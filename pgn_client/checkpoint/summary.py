@@ -34,6 +34,7 @@ def summary(card: Card | Mapping[str, Any]) -> str:
         **_training(card),
         "fingerprint": card.fingerprint or "",
     }
+    # 13 is the length of the longest name, fingerprint, and two spaces.
     return "\n".join(f"{name:<13}{text}" for name, text in lines.items() if text)
 
 

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         talk("interrupted; what was saved before is kept")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout has closed it, as `head` does. Python flushes stdout once more at
-        # exit, which would print a second error.
+        # The reader of stdout has closed it, as `head` does, because it has read enough; that is no
+        # failure. Python flushes stdout once more at exit, which would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 

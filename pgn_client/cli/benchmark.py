@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pgn_client.wire.client import AdaptedClient
 
 DEFAULT_METHODS = ("pgn", "input_independent", "padding", "no_prompt")
+"""Methods that show together whether a prompt pays at all (``no_prompt``), and whether one for each
+image pays more than one for all images (``input_independent`` and ``padding``).
+"""
 
 
 def add_benchmark(commands: Subparsers) -> None:
@@ -112,8 +115,9 @@ def add_benchmark(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--profile",
-        help="the endpoint's resize and crop: direct, resize_crop:R:C, shortest_edge:R or "
-        "letterbox:R (default the surrogate's own)",
+        help="the endpoint's resize and crop, sides in pixels: direct, "
+        "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
+        "letterbox:SIDE (default the surrogate's own)",
     )
     add_surrogate_options(p, "bundled")
     p.add_argument("--json", action="store_true", help="print the tables as JSON on stdout")
@@ -128,7 +132,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
     sets: dict[str, Path] = {}
     augment: dict[str, str] = {}
     for text in args.data:
+        # Without a colon, rpartition() would take the whole text for the augmentation.
         folder, _, augmentation = text.rpartition(":") if ":" in text else (text, "", "")
+        # Resolved, because a path such as "." or ".." has no name of its own.
         name = Path(folder).resolve().name
         sets[name] = Path(folder)
         augment[name] = augmentation or "shift"
@@ -153,7 +159,10 @@ def run_benchmark(args: argparse.Namespace) -> int:
     surrogate = load_surrogate(args, args.backbone)
     profile = ServerProfile.parse(args.profile) if args.profile else None
     missing = any(missing_rows(args.out, cell, plan) for cell in plan.cells())
+    # A finished benchmark only prints its tables, for which no server has to start.
     with _endpoint(args) if missing else nullcontext("") as url:
+        # Answers of a real endpoint are recorded, because they cost money; those of the mock server
+        # are free.
         connect = partial(_client, url, args.out / "answers.sqlite" if args.url else None)
         server = Endpoint.open(args.url).mark if args.url else "mock server"
         Bench(

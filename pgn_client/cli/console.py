@@ -65,6 +65,7 @@ def tell_records(
             if has_failed:
                 _report(record, reported, say)
     except EndpointError:
+        # The error of a failed image, printed above, has told the user what is wrong already.
         if not failed:
             raise
     for error, times in reported.items():
@@ -95,6 +96,7 @@ def show_log() -> None:
         ConfigurationError: ``PGN_LOG`` has another value.
     """
     wish = os.environ.get("PGN_LOG", "").lower()
+    # NOTSET takes the level of the root logger, which shows warnings.
     levels = {"": logging.NOTSET, "info": logging.INFO, "debug": logging.DEBUG}
     level = levels.get(wish.removeprefix("json:"))
     if level is None:
@@ -123,6 +125,7 @@ class JsonLines(logging.Formatter):
     It has the time (seconds since the epoch), the level, the message, and the record's own fields.
     """
 
+    # format() adds "message" and "asctime" to a record; "taskName" is standard from Python 3.12 on.
     _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:

@@ -27,12 +27,13 @@ def add_demo(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--images",
-        "--pictures",
+        "--pictures",  # the old name of the option, which still works
         dest="images",
         type=int,
         metavar="N",
-        help="number of digits to use, at most 1,797 (default all)",
+        help="number of handwritten-digit images to use, at most 1,797 (default all)",
     )
+    # The number is evaluation.demo.EPOCHS, repeated here because importing that loads torch.
     p.add_argument("--epochs", type=int, default=6, help="epochs of the training (default 6)")
     p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
     p.add_argument("--json", action="store_true", help="print the report as JSON on stdout")

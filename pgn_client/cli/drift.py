@@ -29,7 +29,7 @@ def add_drift(commands: Subparsers) -> None:
     add_endpoint_options(p)
     p.add_argument(
         "--images",
-        "--pictures",
+        "--pictures",  # the old name of the option, which still works
         dest="images",
         type=int,
         default=8,

@@ -76,6 +76,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.out:
         if not args.dry_run:
             make_folder(args.out)
+        # Recorded by default, so that a second run into the same folder pays for nothing again.
         args.cache = args.cache or args.out / "answers.sqlite"
     adapter = load_adapter(args.ckpt, profile_of(args))
     task, same = task_of(adapter, args.data)
@@ -88,6 +89,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             return tell_plan(client, planned, args.price_per_image)
         result = evaluate(
             task,
+            # Copies of one client, because these share its budget, cache and usage.
             lambda prompt: client.with_options(pgn_ckpt=prompt),
             adapter,
             same_data=same,
@@ -127,6 +129,7 @@ def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Bac
     try:
         surrogate = load_surrogate(args, args.backbone or adapter.backbone.name)
     except ConfigurationError as error:
+        # Who names a surrogate expects the rows that need it; otherwise they are left out.
         if args.backbone or args.weights:
             raise
         talk(f"no surrogate: {error}")
@@ -174,8 +177,10 @@ def _rival(
     path = args.rival or (saved if saved and saved.exists() else None)
     if path:
         return same_but_input_independent(load_adapter(path, profile_of(args)), adapter), False
-    if surrogate is None or args.dry_run:
-        return None, surrogate is not None
+    if surrogate is None:
+        return None, False
+    if args.dry_run:
+        return None, True
 
     talk("training the input-independent rival with the same recipe")
     rival = train_rival(adapter, task, surrogate, progress=True)

@@ -71,6 +71,7 @@ def run_retain(args: argparse.Namespace) -> int:
             f"--out: got {args.out}, expected a .png file in a folder that exists"
         )
     paths = find_images(args.source)
+    # Not profile_of(): this command has no endpoint file that could hold a profile.
     adapter = load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
     readable: list[Path] = []
@@ -83,6 +84,7 @@ def run_retain(args: argparse.Namespace) -> int:
         log_probs[stage] = np.concatenate([batch[stage] for batch in batches])
     shares = agreement(log_probs)
     if args.json:
+        # The old word in this key stays, because programs read it.
         tell(to_json({"pictures": len(readable), "agreement": shares}))
     else:
         tell(report.retention_table(shares, len(readable)))
@@ -134,6 +136,8 @@ def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
     """
     from pgn_client.training.rival import same_surrogate
 
+    # The authors of imported checkpoints published no head, so the backbone may lack a fitting one;
+    # the check below names the remedy.
     imported = adapter.card.imported is not None
     backbone = load_surrogate(args, args.backbone or adapter.backbone.name, new_head=imported)
     surrogate = same_surrogate(backbone, adapter)

@@ -44,13 +44,15 @@ def add_import(commands: Subparsers) -> None:
     add_surrogate_options(p, "bundled")
     p.add_argument(
         "--layout",
-        help="layout with one cell for each prompt: cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (default "
+        help="where prompts and image go: cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH, the number of the "
+        "patch for each prompt and the image's rectangle in pixels (default "
         "cells at the lower right)",
     )
     p.add_argument(
         "--profile",
-        help="the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or "
-        "letterbox:R (default the backbone's own)",
+        help="the server's resize and crop, sides in pixels: direct, "
+        "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
+        "letterbox:SIDE (default the backbone's own)",
     )
     p.add_argument(
         "--inversion",

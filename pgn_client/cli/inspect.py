@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import tell
 from pgn_client.cli.options import (
@@ -12,9 +11,6 @@ from pgn_client.cli.options import (
     command,
     to_json,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_inspect(commands: Subparsers) -> None:

@@ -107,6 +107,7 @@ def run_map(args: argparse.Namespace) -> int:
     prompts = load_adapter(args.ckpt, profile_of(args)) if args.ckpt else None
     seed = args.seed
     if seed is None:
+        # The card of an imported checkpoint has no seed.
         seed = (prompts.card.seed or 0) if prompts else 0
     task = load_task(args.data, shots=args.shots, seed=seed)
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)

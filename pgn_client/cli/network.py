@@ -88,12 +88,12 @@ def _context(ca_file: str | None, client_cert: str | None) -> ssl.SSLContext:
 
     if client_cert is not None:
         # The path of a single file may contain a colon itself, on Windows for example.
-        file = client_cert
-        key = ""
-        if not Path(client_cert).exists():
-            file, _, key = client_cert.rpartition(":")
+        file, colon, key = client_cert.rpartition(":")
+        if not colon or Path(client_cert).exists():
+            file = client_cert
+            key = ""
         try:
-            context.load_cert_chain(file or client_cert, key or None)
+            context.load_cert_chain(file, key or None)
         except OSError as error:
             raise _unusable("--client-cert", client_cert, error) from error
     return context

@@ -281,16 +281,11 @@ def source_labels(text: str) -> list[str]:
     Raises:
         ConfigurationError: The file holds neither.
     """
-    labels: list[Any]
+    labels: list[Any] = text.split(",")
     try:
-        is_file = Path(text).is_file()
-        content = Path(text).read_text(encoding="utf-8").strip() if is_file else ""
-        if content.startswith("["):
-            labels = json.loads(content)
-        elif is_file:
-            labels = content.splitlines()
-        else:
-            labels = text.split(",")
+        if _is_file(text):
+            content = Path(text).read_text(encoding="utf-8").strip()
+            labels = json.loads(content) if content.startswith("[") else content.splitlines()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"--source-labels: got {text}, which cannot be read ({error}), expected one label per "
@@ -304,10 +299,19 @@ def source_labels(text: str) -> list[str]:
     return [label.strip() for label in labels if label.strip()]
 
 
+def _is_file(text: str) -> bool:
+    """Whether a text is the path of a file; one that is too long for a path is none."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--profile``, for commands that load a checkpoint, which has a profile too."""
     help = (
-        "the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or letterbox:R "
+        "the server's resize and crop, sides in pixels: direct, resize_crop:RESIZE:CROP, "
+        "shortest_edge:SIDE or letterbox:SIDE "
         "(default the endpoint file's, if there is one, otherwise the checkpoint's)"
     )
     parser.add_argument("--profile", metavar="P", help=help)

@@ -51,6 +51,8 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
         recorded = adapted.recorded(query.images) if query.ready else 0
         part["images"] += len(query.images) - recorded
         part["already_answered"] += recorded
+        # Only the first part is timed, with a few images: a lower bound is enough, and another part
+        # would take the time for its local work again.
         slowest = slowest or seconds_each(adapted, query.images[:4])
 
     images = sum(part["images"] for part in parts.values())

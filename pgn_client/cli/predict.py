@@ -107,6 +107,7 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
     from pgn_client.wire.folders import predict_files
 
     resumed = 0
+    # None hides the bar where stderr is no terminal.
     bar = tqdm(total=len(files), unit="img", disable=None)
 
     def records() -> Iterator[Record]:

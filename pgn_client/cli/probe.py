@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgn_client.wire.endpoint import Found, Limits
 
 MEASURED = ("profile", "input_size", "codec", "output", "top_k", "decimals")
+"""Findings that have a field of the same name in ``endpoint.Found``, which goes into the file."""
 
 
 def add_probe(commands: Subparsers) -> None:
@@ -64,6 +65,7 @@ def run_probe(args: argparse.Namespace) -> int:
         measured = _measure(client, args.limit, args.seed)
         endpoint = replace(
             client.endpoint,
+            # The client adds the dialect after the name; the endpoint file holds the name alone.
             protocol=(client.protocol or "auto").split()[0],
             found=_found(measured, info),
             limits=_limits(client, measured),
@@ -92,6 +94,7 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
 
     def send(data: bytes) -> int:
+        # The body is longer than the file in formats that encode images as base64.
         before = client.usage.bytes_sent
         client.answer(data, as_it_is=True)
         return client.usage.bytes_sent - before
@@ -156,10 +159,18 @@ def _found(findings: dict[str, Finding], info: ModelInfo | None) -> Found:
     top_k = values.pop("top_k")
     decimals = values.pop("decimals")
     return Found(
+        # The values of findings have one wide type, which does not tell which field has which.
         **values,  # type: ignore[arg-type]
-        top_k=None if top_k is None else 0 if top_k == "all" else int(top_k),
-        decimals=None if decimals is None else -1 if decimals == "none" else int(decimals),
+        top_k=_number(top_k, "all", 0),
+        decimals=_number(decimals, "none", -1),
     )
+
+
+def _number(value: str | float | None, word: str, number: int) -> int | None:
+    """Return a finding's value for the endpoint file, where ``number`` stands for ``word``."""
+    if value is None:
+        return None
+    return number if value == word else int(value)
 
 
 def _limits(client: AdaptedClient, findings: dict[str, Finding]) -> Limits:
@@ -168,6 +179,7 @@ def _limits(client: AdaptedClient, findings: dict[str, Finding]) -> Limits:
     measured: dict[str, int] = {}
     for name in ("body_bytes", "pixels"):
         finding = findings[name]
+        # The client refuses images above a limit, so a mere guess must not become one.
         if finding.certainty == "certain" and finding.value and not getattr(limits, name):
             measured[name] = int(finding.value)
     return replace(limits, **measured)

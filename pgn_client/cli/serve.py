@@ -16,6 +16,7 @@ def add_serve(commands: Subparsers) -> None:
     command(
         commands,
         "serve",
+        # Never called, because main() takes over before the arguments are parsed.
         lambda _: OK,
         "run the mock server (python -m mock_server)",
         "pgn serve --port 8000",

@@ -76,14 +76,16 @@ def add_train(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--layout",
-        help="place of the prompt patches: ring, corner, rows:N, full or "
-        "cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH (default the method's)",
+        help="where prompts and image go: ring, corner, rows:N, full, or "
+        "cells:C1,C2,…@TOP,LEFT,HEIGHT,WIDTH, the numbers of the patches that hold prompts and the "
+        "image's rectangle in pixels (default the method's)",
     )
     add_endpoint_file(p)
     p.add_argument(
         "--profile",
-        help="the server's resize and crop: direct, resize_crop:R:C, shortest_edge:R or "
-        "letterbox:R (default that of --endpoint, if it has one, otherwise the backbone's own)",
+        help="the server's resize and crop, sides in pixels: direct, "
+        "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
+        "letterbox:SIDE (default that of --endpoint, if it has one, otherwise the backbone's own)",
     )
     p.add_argument(
         "--preset",
@@ -146,9 +148,9 @@ def add_train(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--wire",
-        help="changes to images on their way to the model, for pixel libraries: uint8, "
-        "jpeg:75:420, shift:4, scale:0.05, or several joined by + (default the JPEG of --endpoint, "
-        "or none)",
+        help="changes to images on their way to the model, imitated in the training: uint8, "
+        "jpeg:QUALITY:SUBSAMPLING, shift:PIXELS, scale:FRACTION, or several joined by +; not for "
+        "--library latent or reachable (default the JPEG of --endpoint, or none)",
     )
     p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
     p.add_argument("--resume", action="store_true", help="continue an interrupted run")
@@ -235,6 +237,7 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
     # EXPRES changes no image, so these options would be ignored.
     only_in_images = ("library", "layout", "library_size", "top_k", "decimals", "wire", "resume")
     unusable = [name for name in only_in_images if getattr(args, name)]
+    # Its default is a value that is true, so the loop above cannot tell whether it was given.
     if args.mapping != "auto":
         unusable.append("mapping")
     if unusable or len(args.data) > 1:
@@ -303,6 +306,8 @@ def _apply_endpoint(args: argparse.Namespace) -> None:
         settings |= {
             "wire": jpeg,
             "library": "smooth" if jpeg and _has_library(args.method) else None,
+            # In the endpoint file, 0 labels stand for all, and -1 decimals for no rounding; both
+            # are what the training assumes without an option. A bare label is a top-1 answer.
             "top_k": 1 if found.output == "label" else found.top_k or None,
             "decimals": None if found.decimals == -1 else found.decimals,
         }
@@ -340,6 +345,7 @@ def _has_library(method: str) -> bool:
 
 def _is_unknown(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:
     """Whether neither the endpoint file nor an option has a value for what the server does."""
+    # "lossy" says that the server re-encodes, but not how, so the training cannot imitate it.
     return getattr(found, name) in (None, "lossy") and getattr(args, option) is None
 
 
@@ -347,6 +353,7 @@ def _task(args: argparse.Namespace) -> Task:
     """Read the folder, or several folders as one task."""
     from pgn_client.training import load_task, union
 
+    # Resolved, because a path such as "." or ".." has no name of its own.
     tasks = {
         Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed)
         for data in args.data

@@ -55,6 +55,8 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
         return labels.log_scores(answers, source, strict=False)
 
     def fit(answers: Sequence[Answer]) -> labels.Fitted:
+        # The copies come in blocks of the whole split. Cross-validation must keep the copies of an
+        # image in one fold, so the fit is told how many blocks there are.
         times = len(answers) // len(clean)
         targets = np.tile(task.train.labels, times)
         held_out = (rows(val), task.val.labels)
@@ -76,6 +78,7 @@ def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.
     task allows no augmentation.
     """
     for block in range(augment.copies(name)):
+        # Image i uses the seed plus i, so this offset gives every copy a seed of its own.
         yield augmented_copies(split, name, seed + block * len(split))
 
 
@@ -84,7 +87,10 @@ def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
     augmented = augment.get(name)
     copies = []
     for i, path in enumerate(split.paths):
+        # Augmentations draw from torch's global generator. With a seed for each image, a dry run
+        # makes exactly the copies whose answers an earlier run has recorded.
         torch.manual_seed(seed + i)
+        # Copied, because the array of a Pillow image is read-only, which torch warns about.
         pixels = torch.from_numpy(np.asarray(open_image(path)).copy()).permute(2, 0, 1)[None]
         copies.append(Image.fromarray(augmented(pixels)[0].permute(1, 2, 0).numpy()))
     return copies
@@ -149,6 +155,8 @@ def without_prompt(
         probe: The linear probe; ``None`` without a surrogate.
         val_targets: Class indices of the validation images, (n,).
     """
+    # The gate of a row spares images, so raw needs a local head and the probe, which sends none,
+    # does not.
     raw = replace(raw, local=local)
     probes = [probe] if probe else []
     fusions = [fused_best(row, local, val_targets) for row in (raw, *probes)]
@@ -164,6 +172,7 @@ def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candi
 
 def read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
     """Apply an adapter's mapping to n answers; return (n, C) log-probabilities."""
+    # Not strict: an endpoint that returns few labels may return none that the mapping reads.
     return adapter.mapping.log_probs(
         labels.log_scores(answers, adapter.mapping.source, strict=False)
     )

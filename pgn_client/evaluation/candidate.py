@@ -101,6 +101,7 @@ def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
     test = fuse(other.test, local.test, alpha)
 
     sent = other.sent if alpha < 1 else 0.0
+    # At α = 1 the test images are not sent; those of the fit and of the choice have been sent.
     queries = other.queries - round((other.sent - sent) * len(test))
     return Candidate(with_local(other.name), val, test, queries, sent, local, alpha, other.name)
 

@@ -53,6 +53,7 @@ def compare(
         (SERVED, PROBE_LOCAL),
         (SERVED, RAW_LOCAL),
     ]
+    # A pair has the same row twice where the prompt itself is input-independent.
     return [
         compared(rows[a], rows[b], targets, seed)
         for a, b in pairs

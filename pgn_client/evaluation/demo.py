@@ -6,10 +6,11 @@ ViT. Raw and adapted images go to it over HTTP. The comparison is printed and sa
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,14 @@ EPOCHS = 6
 
 
 @contextmanager
-def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
+def local_server(
+    arguments: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run ``python -m mock_server`` in a separate process on a free port; yield its URL.
 
     Args:
         arguments: More options of the mock server.
+        environment: Environment variables to add to those of this process.
 
     Raises:
         ConfigurationError: The server ended before it was ready; the message has the last line of
@@ -50,17 +54,26 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
     # stderr goes to a file: nobody reads it while the server runs, and a full pipe would block it.
     with (
         tempfile.TemporaryFile("w+") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        ) as process,
     ):
         try:
+            # stdout is never None here, because of PIPE; the test is for the type checker.
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith("listening on "):
                 stderr.seek(0)
-                reason = "".join(stderr.read().strip().splitlines()[-1:])
+                lines = stderr.read().strip().splitlines()
+                reason = lines[-1] if lines else ""
                 raise ConfigurationError(f"the mock server did not start: {reason}")
             yield line.removeprefix("listening on ").strip()
         finally:
             process.terminate()
+            # Waits for the end of the process, and drains stdout, which could block it otherwise.
             process.communicate()
 
 
@@ -80,6 +93,7 @@ def write_digits(folder: Path, *, images: int | None = None, seed: int = 0) -> N
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependencyError("the demo's handwritten digits", "demo") from error
+    # The pattern spares all files that this function has not written.
     for old in folder.glob("[0-9]/[0-9][0-9][0-9][0-9].png"):
         old.unlink()
 
@@ -129,6 +143,11 @@ def run(
     Raises:
         KeyboardInterrupt: The training was interrupted.
     """
+    use_one_thread()
+    note(
+        "training and server compute with one thread each: on images this small, more threads "
+        "wait for each other"
+    )
     note("writing scikit-learn's handwritten digits")
     write_digits(folder / "digits", images=images, seed=seed)
     task = load_task(folder / "digits", seed=seed)
@@ -146,7 +165,7 @@ def run(
     rival.save(folder / "iip.safetensors")
 
     note("starting the server in a separate process")
-    with local_server() as url:
+    with local_server(environment={"OMP_NUM_THREADS": "1"}) as url:
         note(f"the server hosts the ViT at {url}")
         result = evaluate(
             task,
@@ -159,6 +178,22 @@ def run(
         report.write(folder, result, columns(pgn, task.test.paths))
         _before_after(task, url, pgn).save(folder / "before_after.png")
     return Demo(result, folder)
+
+
+def use_one_thread() -> None:
+    """Let PyTorch and the linear algebra of NumPy and SciPy compute with one thread.
+
+    The bundled ViT and the trunk see 64 x 64 pixels. Beside other busy processes, two threads took
+    ten times the CPU time of one for the same training step: a thread that waits for another one
+    spins (``benchmarks/LOG.md``).
+    """
+    import torch
+
+    # It comes with scikit-learn, which the digits need.
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(limits=1)
 
 
 def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:

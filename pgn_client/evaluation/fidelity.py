@@ -29,6 +29,7 @@ from pgn_client.surrogate.returned_scores import returned_scores
 from pgn_client.surrogate.surrogate import Surrogate
 
 BATCH = 64
+"""Number of images that go through the model at once, so that a large folder fits in memory."""
 STAGES = (
     "published",
     "latent",
@@ -108,6 +109,7 @@ def follow(
         log_probs[stage] = pgn.mapping.log_probs(scores.double().numpy())
     if over_http is not None:
         log_probs["http_png"] = over_http
+    # In order again: ``http_png`` comes before JPEG, and agreement() compares with the first step.
     return {stage: log_probs[stage] for stage in STAGES if stage in log_probs}
 
 
@@ -146,6 +148,7 @@ def _generator_images(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | No
 def _float32_surrogate(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
     """Yield the surrogate, computing in float32, with the prompt's model on the same device."""
     model, _ = pgn.runtime
+    # An imported checkpoint has no recipe; the default one reads all labels, not rounded.
     recipe = pgn.card.recipe or RecipeCard()
     model.to(backbone.device)
     try:
@@ -181,23 +184,27 @@ def _scores(
     """Return the surrogate's scores of one batch at each step, (B, S) log-probabilities."""
     model, embedding = pgn.runtime
     backbone = surrogate.backbone
-    embedding = embedding and embedding.to(backbone.device)
+    if embedding is not None:
+        embedding = embedding.to(backbone.device)
     images, code = _coded(pgn, surrogate, fitted, prompted_by)
 
     def painted(patches: Tensor) -> Tensor:
         return surrogate.pixel_scores(surrogate.paint(images, patches))
 
+    # Every card of a prompt in pixels names its inversion; `or` is for the type checker.
     clipped = painted(model.painted(code, images, embedding, pgn.card.inversion or "exact"))
     scores = {
         "latent": model.scores(code, images, surrogate),
         "float": clipped,
         "clipped": clipped,
         "uint8": _as_seen(pgn, surrogate, sent),
+        # For Pillow, subsampling 0 is 4:4:4 and 2 is 4:2:0.
         "jpeg95_444": _as_seen(pgn, surrogate, (jpeg(image, 95, 0) for image in sent)),
         "jpeg75_420": _as_seen(pgn, surrogate, (jpeg(image, 75, 2) for image in sent)),
     }
 
-    # Only a pseudo-inverse leaves [0, 1], so for other inversions "float" equals "clipped".
+    # Only a pseudo-inverse leaves [0, 1], so for other inversions "float" equals "clipped". The
+    # two further tests always hold for it, and tell the type checker so.
     if pgn.card.inversion == "pseudo_inverse" and isinstance(model, PGN) and embedding is not None:
         scores["float"] = painted(unclipped(model.cell_tokens(code, embedding), embedding))
     if isinstance(model, PublishedPGN) and backbone.input_size == RESOLUTION:
@@ -234,6 +241,7 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
     plain = seen(sent)
     lossy = seen(jpeg(image, 75, 2) for image in sent)
+    # Errors of a few gray levels are invisible unless they are enlarged; point() clips at 255.
     error = [
         ImageChops.difference(a, b).point(lambda x: 4 * x)
         for a, b in zip(plain, lossy, strict=True)

@@ -70,6 +70,7 @@ def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
     # The exponential of a rounded log-probability can exceed 1 by a rounding error.
     confidence = np.minimum(np.exp(log_p.max(axis=1)), 1.0)
     right = log_p.argmax(axis=1) == labels
+    # Inner edges alone: otherwise confidence 0 would fall outside the first bin.
     bin_of = np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
     masks = (bin_of == m for m in range(BINS))
     return [
@@ -102,6 +103,7 @@ def confusion(log_p: Floats, labels: Integers) -> Integers:
     """
     _check(log_p, labels)
     counts = np.zeros((log_p.shape[1],) * 2, dtype=np.int64)
+    # `counts[...] += 1` would count a pair of classes once, however often it occurs.
     np.add.at(counts, (labels, log_p.argmax(axis=1)), 1)
     return counts
 

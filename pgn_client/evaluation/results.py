@@ -23,7 +23,8 @@ class Row:
         fused: Whether the local head contributes, by fusion or by a gate.
         accuracy: Share of right answers, in [0, 1].
         ci95: 95 % Wilson interval of the accuracy, (low, high).
-        log_loss: Mean log-loss in nats; an image counts at most 13.8.
+        log_loss: Mean log-loss in nats. An image counts at most 13.8, minus the logarithm of
+            ``probability.FLOOR``, so that a single confident mistake does not decide.
         ece: Expected calibration error, in [0, 1].
         queries: Number of images sent: ``queries_fit`` and ``queries_test`` together.
         queries_fit: Number of images sent once, to fit and choose the row.
@@ -121,7 +122,8 @@ class Judgement:
         confusion: Title → true class → predicted class → number of images, without zeros; for
             the same two rows.
         reliability: Title → bins of accuracy against confidence; for the same two rows.
-        examples: A few test images: name (``picture``), true ``label`` and ``served`` label.
+        examples: A few test images: name (``picture``, an old word that stays because programs
+            read ``report.json``), true ``label`` and ``served`` label.
     """
 
     rows: list[Row]

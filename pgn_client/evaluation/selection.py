@@ -43,6 +43,8 @@ def cheapest(candidates: Iterable[Candidate], best: Candidate, val_targets: Inte
     hits = right(best.val, val_targets).astype(float)
     for candidate in candidates:
         gap = hits - right(candidate.val, val_targets)
+        # The error is that of a sum: std · √n. Where the best has one more hit and nothing else
+        # differs, it is just below 1, so one image would decide if 1 were not allowed.
         if gap.sum() <= max(1.0, gap.std() * np.sqrt(len(gap))):
             return candidate
     return best
@@ -72,12 +74,17 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
 
 def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
     """Whether the candidate is the prompt of the best row, without the local head."""
-    return candidate.name not in ("", RAW) and candidate.name == best.fuses
+    # Raw images are no prompt: without the local head they need no checkpoint, which does save.
+    if candidate.name == RAW:
+        return False
+    # A row that fuses nothing has no title in `fuses`, and so equals no candidate.
+    return best.fused and candidate.name == best.fuses
 
 
 def _as_served(candidate: Candidate, val_targets: Integers) -> tuple[Candidate, float]:
     """Return a candidate behind its gate, and the share of the validation images that it sends."""
     offer, query_below = gated(candidate.name, candidate, val_targets)
+    # A threshold comes with a local head; the second test tells the type checker so.
     if query_below is None or candidate.local is None:
         return offer, candidate.sent
     return offer, _share_sent(candidate.local.val, query_below)
@@ -107,6 +114,8 @@ def gated(name: str, best: Candidate, val_targets: Integers) -> tuple[Candidate,
     """
     local = best.local
     query_below = best_gate(best.val, local.val, val_targets) if best.sent and local else None
+    # The key of a row follows from `fuses`. Under the new title "served" the row must have the key
+    # of that title instead of the key of the row that it comes from.
     fuses = best.fuses if name == best.name else ""
     if local is None or query_below is None:
         return replace(best, name=name, fuses=fuses), None

@@ -124,6 +124,7 @@ def pooled_bootstrap(
     draws = np.zeros(resamples)
     for row in differences:
         _check_row(row)
+        # Written so that NaN is refused too.
         if not (np.abs(row) <= 1).all():
             raise ConfigurationError(
                 "pooled bootstrap: got a difference outside [-1, 1], expected differences of two "

@@ -72,6 +72,7 @@ def evaluate(
     val = FittedSplit.of(task.val, pgn)
     test = FittedSplit.of(task.test, pgn)
     asker = Asker(connect)
+    # The card of an imported checkpoint has neither a seed nor a recipe.
     seed = pgn.card.seed or 0
     name = methods.restorable(pgn.card.method).title
     augmentation = _augmentation(pgn)
@@ -118,6 +119,7 @@ def evaluate(
         price_per_image=price_per_image,
     )
     return Report(
+        # vars() keeps rows and verdict as values; asdict() would turn them into dictionaries too.
         **vars(judgement),
         retention=retention,
         controls=controls,
@@ -212,6 +214,7 @@ def _control_images(
     prompted_by = test.prompted_by
     other = np.random.default_rng(pgn.card.seed or 0).permutation(len(fitted))
     yield "swapped_prompt", _painted(pgn, fitted, prompted_by[other])
+    # The old words in this key stay, because programs read report.json.
     yield "grey_picture", _painted(pgn, np.full_like(fitted, GREY), prompted_by)
     if pgn.canvas.sent > pgn.canvas.size:
         yield "without_margin", _painted(pgn, fitted, prompted_by, margin=False)

@@ -46,6 +46,7 @@ NEAREST = (
     "the nearest checkpoint is that of pgn train --method no_prompt, which stretches images to the "
     "canvas; evaluate it too"
 )
+"""Remark for raw images, because the evaluation fits their mapping and does not save it."""
 
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
@@ -115,6 +116,7 @@ def verdict(
             f"{advised.name} is {_points(lead)}."
         )
 
+    # The served row may be a row without a prompt, so its gain is not that of the prompt.
     gain = next((c for c in paired if c.b == RAW and c.a != SERVED), None)
     if gain is not None:
         reason += f" The gain of {gain.a} over {RAW} is {_points(gain)}."
@@ -194,13 +196,15 @@ def judge(
     test = task.test.labels
     price = price_per_image
 
-    # The sort is stable: rows that send nothing come first, otherwise the order stays.
+    # Among equals the first row is chosen, so the cheapest come first: those that send nothing. The
+    # sort is stable, so the others stay in the given order.
     ranked = sorted(candidates, key=lambda c: c.sent > 0)
     best = selection.choose(ranked, val)
     served, query_below = selection.gated(SERVED, best, val)
     advised = selection.advised(ranked, best, val)
 
     rows = [_row(c, test, price) for c in candidates]
+    # gated() clears the title of the fused row, but the local head contributes all the same.
     served_row = _row(served, test, price)
     rows.append(replace(served_row, fused=best.fused or query_below is not None))
     paired = compare([*candidates, served], test, seed, name)

@@ -29,7 +29,10 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Im
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 64_000_000
-"""Default limit for the width times the height of an image."""
+"""Default limit for the width times the height of an image.
+
+It limits memory: an RGB image of this size takes 192 MB.
+"""
 ARRAY_SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 NOTE = "pgn_note"
 """Key of a decoded image's ``info`` under which a note to the user may be."""
@@ -102,6 +105,7 @@ def describe(source: object) -> str:
     """Return a short printable name of an image source, for messages and results."""
     if isinstance(source, str | os.PathLike):
         text = os.fsdecode(os.fspath(source))
+        # A file's name may hold control characters, which must not reach a terminal.
         return text if text.isprintable() else ascii(text)
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
@@ -146,12 +150,14 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 def _open_file(path: Path, name: str) -> IO[bytes]:
     try:
+        # Opening a named pipe would wait for a writer. A missing file gets its own error below.
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a special file"
             raise ImageError(f"{name}: got {kind}, expected an image file")
         return path.open("rb")
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
+    # A path with a NUL character raises a ValueError.
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
@@ -174,6 +180,7 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{name}: not an image in any known format (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)"
         ) from None
+    # Pillow refuses images above a limit of its own, before `_to_rgb` compares with max_pixels.
     except Image.DecompressionBombError:
         raise ImageError(
             f"{name}: the image is too large, expected at most {max_pixels:,} pixels"
@@ -200,8 +207,10 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         with _no_warnings():
             note = _animation_note(image)
             rgb = _flatten(ImageOps.exif_transpose(image))
+    # These are from `_flatten`: the image is intact, and the message says what to change.
     except ImageError:
         raise
+    # Pillow decodes the pixels only here; as above, its decoders raise many types.
     except Exception as error:
         raise ImageError(f"{name}: broken or truncated image ({_one_line(error)})") from error
 
@@ -216,12 +225,14 @@ def _animation_note(image: Image.Image) -> str | None:
     # Phones write MPO files, whose other "frames" are previews and depth maps.
     if frames == 1 or image.format == "MPO":
         return None
+    # A PIL image from the caller may be at another frame.
     image.seek(0)
     return f"used the first of {frames} frames"
 
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Convert an image of any PIL mode to a new RGB image."""
+    # Pillow opens 16-bit gray as I, I;16 or I;16B, and would clip it when it converts to RGB.
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.mode == "F":
@@ -234,7 +245,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")  # A copy, if the image is RGB already.
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

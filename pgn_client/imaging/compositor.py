@@ -61,6 +61,7 @@ def compose(
     pixels[top : top + height, left : left + width] = image
     if patches is not None and canvas.cells:
         _paste(pixels, patches, canvas)
+    # Without cells, the method has painted on the image, so its canvas replaces the neutral one.
     elif patches is not None:
         if patches.shape != pixels.shape:
             raise ShapeError(f"painted canvas: got shape {patches.shape}, expected {pixels.shape}")
@@ -105,11 +106,13 @@ def seen_by_server(
     target = profile.resize or size
 
     if profile.kind == "letterbox":
+        # Servers pad with the mean color, which a profile does not name.
         gray = (GREY, GREY, GREY)
         return np.asarray(ImageOps.pad(image, (target, target), resampling, color=gray))
     if profile.kind == "direct":
         return np.asarray(image.resize((target, target), resampling))
 
+    # Rounded down, because torchvision truncates the longer side.
     short = min(image.size)
     width, height = (side * target // short for side in image.size)
     resized = image.resize((width, height), resampling)

@@ -139,6 +139,7 @@ class Task:
         """Return the SHA-256 over the classes and over labels and contents of the training and
         validation files, in order.
         """
+        # Folder names cannot hold a NUL character, so other classes always give another text.
         sha = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.val):
             for path, label in zip(split.paths, split.labels, strict=True):
@@ -195,8 +196,11 @@ def union(tasks: Mapping[str, Task]) -> Task:
         ConfigurationError: There are no tasks, a name is empty, has a slash or is used twice, a
             task is itself a union, or the tasks differ in shots or seed.
     """
-    names = tuple(name for name, _ in tasks.items())
-    members = [task for _, task in tasks.items()]
+    # From the pairs, because a mapping that is no plain dict may hold a name twice, and a look-up
+    # by name would hide that.
+    pairs = list(tasks.items())
+    names = tuple(name for name, _ in pairs)
+    members = [task for _, task in pairs]
     _check_union(names, members)
 
     classes: list[str] = []
@@ -272,9 +276,11 @@ def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Spli
     """Divide a split at random into parts with the given shares, each share of every class."""
     parts: list[list[int]] = [[] for _ in shares]
     for rows in _by_class(split, seed):
+        # Rounding the ends, not the sizes, puts every image into exactly one part.
         ends = np.round(np.cumsum(shares) * len(rows)).astype(int)
         for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
             part.extend(rows[start:end])
+    # Sorted, so that the seed decides which images a part has, but not their order.
     return [split.take(sorted(part)) for part in parts]
 
 
@@ -310,6 +316,7 @@ def _part(task: Task, name: str) -> Task:
     classes = tuple(task.classes[label].removeprefix(prefix) for label in labels)
 
     def of_part(split: Split) -> Split:
+        # `union` numbers the classes of a part one after another, so a shift restores its labels.
         rows = split.take(np.flatnonzero(np.isin(split.labels, labels)))
         return Split(rows.paths, rows.labels - labels[0])
 

@@ -20,6 +20,7 @@ SHOWN = 4
 
 def spread(n: int) -> range:
     """Return the indices of at most ``SHOWN`` example images among n, evenly spread."""
+    # The step is rounded down, so the range can be longer than SHOWN.
     return range(0, n, max(1, n // SHOWN))[:SHOWN]
 
 
@@ -40,6 +41,7 @@ def find_images(source: PathLike) -> list[Path]:
         return _listed(sys.stdin, "stdin")
     path = Path(source)
     if path.is_dir():
+        # As text, because Path objects compare without regard to case on Windows.
         images = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
         if not images:
             raise ConfigurationError(
@@ -95,6 +97,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
+    # Ctrl-C must leave no partial file either. A failed removal must not replace the first error.
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -40,7 +40,8 @@ def corner(grid: int) -> tuple[list[int], Box]:
 
     K = 2 grid - 1: 27 on 14 x 14, 13 on 7 x 7.
     """
-    cells = [cell for cell in range(grid**2) if grid - 1 in divmod(cell, grid)]
+    last = grid - 1
+    cells = [cell for cell in range(grid**2) if cell // grid == last or cell % grid == last]
     return cells, (0, 0, grid - 1, grid - 1)
 
 
@@ -99,6 +100,7 @@ def room_for(prompts: int, grid: int) -> str:
     boxes: list[tuple[int, int]] = []
     for width in range(1, grid + 1):
         for height in (width - 1, width):
+            # A height of 0 leaves no image.
             if height and grid * grid - height * width >= prompts:
                 boxes.append((height, width))
     if not boxes:
@@ -224,5 +226,6 @@ def sent_size(size: int, profile: ServerProfile) -> tuple[int, int]:
 
     if profile.kind != "resize_crop":
         return size, 0
+    # A profile with a crop always has a resize; the alternative is for the type checker only.
     resize = profile.resize or size
     return resize, crop_offset(resize, size)

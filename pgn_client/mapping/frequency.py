@@ -13,7 +13,12 @@ from pgn_client.arrays import Booleans, Floats, Integers
 from pgn_client.errors import MissingDependencyError
 
 SMOOTHING = 1.0  # λ of BLM and BLM+: initial mass of each source label that belongs to no class
-TIE_BREAK = 1e-3  # one_to_one: weight of a class's mean probability, relative to one example
+TIE_BREAK = 1e-3
+"""Weight of a class's mean probability in :func:`one_to_one`, relative to one example.
+
+With fewer than 1,000 classes, all mean probabilities together weigh less than one example, so they
+decide between equal counts only.
+"""
 
 
 def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
@@ -41,9 +46,10 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
     share = (p.T @ is_class) / np.maximum(is_class.sum(axis=0), 1)
     s, t = linear_sum_assignment(counts + TIE_BREAK * share, maximize=True)
 
+    # The assignment gives a label also to a class without examples, where it would mean nothing.
     weight = np.zeros_like(counts)
     weight[s, t] = is_class.sum(axis=0)[t] > 0
-    return np.asarray(np.where(weight.any(axis=0), weight, _prior(p, C)))
+    return np.where(weight.any(axis=0), weight, _prior(p, C))
 
 
 def blm(p: Floats, labels: Integers, C: int) -> Floats:
@@ -71,6 +77,7 @@ def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
     the released code divides by zero, gets a uniform column that sums to C·π_t with its smoothed
     prior π_t = 1/(n + C).
     """
+    # Whole numbers, because 0.15 is not exact in binary.
     k = min(p.shape[1], max(1, 15 * C // 100))
     return _posterior(p * _top(p, k), labels, C)
 
@@ -81,7 +88,7 @@ def _posterior(mass: Floats, labels: Integers, C: int) -> Floats:
     posterior = by_class / (by_class.sum(axis=1, keepdims=True) + SMOOTHING)
     total = posterior.sum(axis=0)
     normalized = posterior / np.where(total > 0, total, 1.0)
-    return np.asarray(np.where(total > 0, normalized, _prior(mass, C)))
+    return np.where(total > 0, normalized, _prior(mass, C))
 
 
 def _prior(examples: Floats, C: int) -> Floats:
@@ -98,4 +105,5 @@ def _top(p: Floats, k: int) -> Booleans:
     S = p.shape[1]
     kth = np.partition(p, S - k, axis=1)[:, S - k, None]
     fits = (p >= kth).sum(axis=1, keepdims=True) == k
+    # NumPy types the expression as Any; asarray changes nothing but the type.
     return np.asarray((p > kth) | (fits & (p == kth)) | (p == p.max(axis=1, keepdims=True)))

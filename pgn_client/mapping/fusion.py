@@ -108,6 +108,7 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
     """
     _check_scores("gate", log_p_served, log_p_local)
     if query_below is None:
+        # A copy, because the other case returns a new array too.
         return log_p_served.copy()
     return np.where(is_confident(log_p_local, query_below)[:, None], log_p_local, log_p_served)
 
@@ -123,7 +124,7 @@ def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
         ConfigurationError: ``query_below`` is outside [0, 1].
     """
     _check_threshold(query_below)
-    return np.asarray(_confidence(log_p_local) >= query_below)
+    return _confidence(log_p_local) >= query_below
 
 
 def gate_curve(

@@ -117,6 +117,7 @@ def log_scores(
 
 def are_embeddings(source: Sequence[str]) -> bool:
     """Return whether source labels name the numbers of an embedding instead of classes."""
+    # The protocols name the numbers of an embedding so; see `types.Answer`.
     return bool(source) and source[0] == "dim 0"
 
 
@@ -146,6 +147,7 @@ def _fill(row: Floats, matches: list[tuple[int, int]], p: Floats) -> None:
 
     missing = np.ones(row.size, dtype=bool)
     missing[columns] = False
+    # An answer without labels has no smallest probability; its row stays zero, and becomes uniform.
     if missing.any() and p.size:
         residual = max(0.0, 1.0 - float(p.sum()))
         row[missing] = min(residual / int(missing.sum()), float(p.min()))
@@ -161,9 +163,13 @@ def _probabilities(answer: Answer) -> Floats:
         )
 
     if answer.kind == "logits":
+        # The initial value is for an answer without labels, of which max would raise an error.
         scores = np.exp(scores - scores.max(initial=-np.inf))
+        # NumPy types the quotient as Any; asarray changes nothing but the type.
         return np.asarray(scores / scores.sum())
-    return np.ones_like(scores) if answer.kind == "label" else np.maximum(scores, 0.0)
+    if answer.kind == "label":
+        return np.ones_like(scores)
+    return np.maximum(scores, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,6 +72,7 @@ def logistic_regression(
         ShapeError: The shapes of the arrays do not match.
     """
     check_examples(X, y, C)
+    # Not `l2 <= 0`, which is false for NaN.
     if not l2 > 0:
         raise ConfigurationError(f"logistic regression: got l2={l2}, expected a positive number")
 
@@ -129,6 +130,7 @@ def logistic_regression_cv(
     for l2 in path:
         total = 0.0
         for f, (problem, held) in enumerate(parts):
+            # Less exact than the final fit, because the losses only have to rank the penalties.
             params = problem.solve(l2, starts[f], tolerance=1e-4)
             starts[f] = params
             weight, bias = problem.unrotated(params)
@@ -207,6 +209,7 @@ class _Rotated:
         scale = np.sqrt(np.append(self.sigma**2 / (len(self.Z) * Cp) + l2, 1.0 / Cp))
         params = np.zeros((len(scale), Cp)) if start is None else start
         flat = _minimize(self.objective(l2, scale), (params * scale[:, None]).ravel(), tolerance)
+        # NumPy types the quotient as Any; asarray changes nothing but the type.
         return np.asarray(flat.reshape(params.shape) / scale[:, None])
 
     def rotated(self, weight: Floats, bias: Floats) -> Floats:

@@ -19,11 +19,13 @@ def log_normalised(mass: Floats) -> Floats:
     """
     total = mass.sum(axis=1, keepdims=True)
     p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
+    # NumPy types the logarithm as Any; here and below, asarray changes nothing but the type.
     return np.asarray(np.log(p / p.sum(axis=1, keepdims=True)))
 
 
 def log_softmax(logits: Floats) -> Floats:
     """Return the log-probabilities (n, C) of logits (n, C)."""
+    # The shift keeps exp from overflowing; it cancels in the result.
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
@@ -40,7 +42,7 @@ def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
     Returns:
         Log-probabilities, (n,) float64.
     """
-    return np.asarray(np.maximum(log_p[np.arange(len(labels)), labels], math.log(FLOOR)))
+    return np.maximum(log_p[np.arange(len(labels)), labels], math.log(FLOOR))
 
 
 def log_loss(log_p: Floats, labels: Integers) -> float:
@@ -58,5 +60,6 @@ def right(log_p: Floats, targets: Integers) -> Booleans:
         log_p: Log-probabilities, (n, C) float64.
         targets: True class indices, (n,) int64 in [0, C).
     """
+    # The annotation is for mypy, to which NumPy's comparison is Any.
     hits: Booleans = log_p.argmax(axis=1) == targets
     return hits

@@ -35,7 +35,7 @@ from pgn_client.probe.resize import Square, find_square
 
 __all__ = ["LIMIT", "Ask", "Certainty", "Finding", "Findings", "find_bytes", "find_pixels", "probe"]
 
-LIMIT = 40
+LIMIT = 40  # a probe of a random server took 31 images on average (benchmarks/LOG.md)
 FEW = 3  # scores per answer; with fewer, equal scores may be a coincidence
 
 

@@ -25,13 +25,16 @@ from pgn_client.types import ProfileKind, ServerProfile
 WIDE = SIDE
 HIGH = SIDE // 2
 KINDS: tuple[ProfileKind, ...] = ("direct", "resize_crop", "shortest_edge", "letterbox")
+# Prior weights of KINDS. Squashing is usual for Hugging Face's ViTs, resize and crop for timm.
 PRIOR = np.array([0.4, 0.3, 0.15, 0.15])
 PADDED = np.sqrt(0.5)  # factor of the root of the mean square: half of a letterbox is padding
-ODD = 0.02  # prior weight of each kind other than `resize_crop` if square images are cropped
+# Prior weight of each kind other than `resize_crop` if square images are cropped. It is not 0, so
+# that answers which contradict `resize_crop` make the profile unknown.
+ODD = 0.02
 BELIEVED = 0.98  # weight above which a kind may be certain
 LIKELY = 0.7  # smallest weight of a kind that is reported
 # Shares of the quadrature's response: a wave below the first has vanished beyond doubt, one above
-# the second has not.
+# the second has not. JPEG leaves something of a vanished wave, so nothing between is certain.
 CLEARLY = (0.1, 0.5)
 
 
@@ -72,9 +75,10 @@ def find_profile(asker: Prober, square: Square, seed: int) -> Finding:
 
 
 class _Search:
-    """Search with weights over profile kinds times two sensitivities of the model.
+    """Search for the endpoint's kind of resize: squash, shortest edge or letterbox.
 
-    One is the sensitivity to horizontal waves, the other the one to vertical waves.
+    It keeps a probability for every combination of that kind with the model's sensitivities to
+    horizontal and to vertical waves.
     """
 
     def __init__(self, asker: Prober, resize: int, crop: int, seed: int) -> None:
@@ -86,6 +90,7 @@ class _Search:
         # A letterbox resizes the height to half of R.
         across = needle(resize)
         down = needle(round(resize / 2))
+        # The first one is the control. `_is_clear` and `_measured` rely on this order.
         self.core = [
             Overlay(quadrature(across), "across"),
             Overlay(across, "across"),
@@ -93,6 +98,7 @@ class _Search:
             Overlay(quadrature(down), "down"),
             Overlay(down, "down"),
         ]
+        # Only waves in the middle, because a crop may remove every other part of the edge.
         self.more = [
             *(Overlay(wave, "across") for wave in middle(across.target)),
             *(Overlay(wave, "down") for wave in middle(down.target)),
@@ -104,6 +110,7 @@ class _Search:
         )
 
     def run(self, square: Square) -> Finding:
+        # The base image alone tells nothing, so it is sent only if one more image is left.
         if self.asker.left > 1:
             (base,) = self.asker(to_image(self.pixels))
             while self.asker.left and (overlay := self._next()):
@@ -122,9 +129,10 @@ class _Search:
         If one kind is believed, return what is still needed to be certain.
         """
         responses = self.belief.responses
+        # There is no unit before the first response, so the control is sent without a choice.
         if responses and self.shares.max() < BELIEVED:
             best = self.belief.best([*self.core, *self.more])
-            return best and best[0]
+            return None if best is None else best[0]
         return next((overlay for overlay in self.core if overlay not in responses), None)
 
     def _amplitudes(self, overlay: Overlay, which: Which) -> Floats:
@@ -138,7 +146,9 @@ class _Search:
         across = np.ones(len(HEARD))
         down = np.ones(len(HEARD))
         if overlay.wave is None:
+            # The ends cover HIGH / 2 columns; only `resize_crop` removes them.
             left = FRAME * np.sqrt(HIGH / 2 / WIDE) * np.array([1, 0, 1, PADDED])
+            # Cropped ends leave nothing at all; of a vanished wave, rounding leaves REST.
             rest = 0.0
         else:
             left = self._left(overlay.wave, overlay.edge)
@@ -161,7 +171,7 @@ class _Search:
             resized = [side, side, side, side // 2]
             cropped = [side, crop, side, side // 2]
 
-        # The first kernel, bicubic, stands for all.
+        # `Square` does not name the kernel, so the likeliest one, bicubic, stands for all.
         passes = KERNELS[0].passes(wave.target / 2 / np.array(resized, float))
         return np.asarray(wave.seen(resized, cropped) * passes * np.array([1, 1, 1, PADDED]))
 
@@ -185,12 +195,14 @@ class _Search:
 
     def _is_clear(self, kind: ProfileKind) -> bool:
         """Whether all of ``core`` was sent, and every response fits the kind beyond doubt."""
-        responses = [self.belief.responses.get(overlay) for overlay in self.core]
-        if None in responses:
+        responses = self.belief.responses
+        if any(overlay not in responses for overlay in self.core):
             return False
-        across_peak, across, ends, down_peak, down = (response or 0.0 for response in responses)
+        across_peak, across, ends, down_peak, down = (responses[each] for each in self.core)
 
         floor = self.asker.floor
+        # JPEG leaves something of a vanished wave, but nothing of cropped ends, so these are
+        # compared with the floor. Between 1 and 3 floors, neither is beyond doubt.
         ends_fit = ends <= floor if kind == "resize_crop" else ends > 3 * floor
         return (
             ends_fit

@@ -33,7 +33,9 @@ QUALITIES = range(30, 101)
 SUBSAMPLINGS = ("444", "422", "420")
 USUAL_QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
 LOSSLESS = "lossless"
-ROOM = 75  # gray levels between the mosaic and black or white
+# Gray levels between the mosaic and black or white. Stronger patterns would be clipped, and what
+# remains of them could not be predicted.
+ROOM = 75
 # Shares of a quantization step: a coefficient below GONE rounds to 0, one above KEPT does not.
 # Between them, the outcome cannot be predicted.
 GONE = 0.485
@@ -62,7 +64,7 @@ COLOURS = np.array([(-7.0, -11.0, 75.0), (45.0, -25.0, 11.0), (-38.0, 14.0, 28.0
 # Sensitivity of a model to color stripes, and the prior probability of each; it may be 0.
 HEARD = np.array([1.0, 0.3, 0.1, 0.0])
 EAR = np.array([0.6, 0.2, 0.15, 0.05])
-QUESTIONS = 11
+QUESTIONS = 11  # leaves more than half of the probe's images for resize and crop
 WORTH = 0.02  # expected bits below which a question is not worth its image
 BELIEVED = 0.97  # weight above which the pair of images that confirms a codec is sent
 CERTAIN = 0.995  # weight above which a codec is certain
@@ -70,18 +72,20 @@ LIKELY = 0.7  # smallest weight of a codec that is reported
 
 
 _N = np.arange(8)
-# The 8-point DCT: frequency by position.
+# The 8-point DCT: frequency by position. The factors, sqrt(1/8) for frequency 0 and sqrt(1/4) for
+# the others, make it orthonormal, as in JPEG.
 BASIS: Floats = np.cos(np.outer(_N, 2 * _N + 1) * np.pi / 16) * np.where(_N, 0.5, 0.5**1.5)[:, None]
 
 
+# Overlays are keys of a dict. With eq=False their identity is hashed, because arrays have no hash.
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A pattern laid over the mosaic, and what each codec leaves of it.
+    """A pattern added to the probe's mosaic image, and how much of it survives each codec.
 
     Attributes:
         values: Pattern, (SIDE, SIDE, 1 or 3), pixel space.
-        left: Gray levels (root of the mean square) that each codec leaves of it, (H,); NaN where
-            a coefficient is too close to half a quantization step to predict it.
+        left: RMS amplitude, in gray levels, that survives each of the H candidate codecs, (H,);
+            NaN where a coefficient is too close to half a quantization step to predict it.
         colour: Whether the pattern has color only, to which a model may be insensitive.
     """
 
@@ -125,7 +129,7 @@ class _Search:
     def run(self) -> Finding:
         base = self.asker.twice(to_image(self.mosaic))
 
-        # The control passes every codec.
+        # The control passes every codec. It is the unit of all responses, which is called CONTROL.
         stripes = np.tile(_alternating(4, STRIPES), (SIDE, 1))[:, :, None]
         self._ask(base, Overlay(stripes, np.full(1 + len(_grid()), CONTROL)))
         if self.belief.control < SENSITIVE * self.asker.floor:
@@ -138,14 +142,18 @@ class _Search:
         for _ in range(QUESTIONS):
             best = int(self.shares.argmax())
             question = self.belief.best([*self.colours, *_library()])
-            exhausted = question is None or question[1] < WORTH
+            overlay = None
+            if question is not None and question[1] >= WORTH:
+                overlay = question[0]
+
+            # No pair of images is made equal by a lossless codec (0) alone, so it has none.
             unconfirmed = best != 0 and best not in self.confirmations
-            if unconfirmed and (self.shares[best] > BELIEVED or exhausted):
+            if unconfirmed and (self.shares[best] > BELIEVED or overlay is None):
                 self._confirm(best)
-            elif question is None or exhausted:
+            elif overlay is None:
                 break
             else:
-                self._ask(base, question[0])
+                self._ask(base, overlay)
         return self._finding()
 
     @property
@@ -222,10 +230,12 @@ def _prior() -> Floats:
 
     Lossless servers, and qualities that people write into configurations, are likelier.
     """
+    # 4:2:0 is the default of Pillow and of most other encoders.
     by_subsampling = {"444": 0.25, "422": 0.15, "420": 0.6}
     weights = [
         _quality_weight(quality) * by_subsampling[subsampling] for quality, subsampling in _grid()
     ]
+    # The weights of all JPEG codecs sum to 12, so lossless is nearly as likely as all of them.
     return np.array([10.0, *weights])
 
 
@@ -259,6 +269,7 @@ def _library() -> list[Overlay]:
     coefficients = np.stack([_dct(block) for block in blocks])[:, None]
     steps = _steps()[None]
     largest = (np.abs(coefficients) / steps).max(axis=2)  # (T, Q)
+    # The DCT is orthonormal, so this is the root of the mean square of 64 pixels: 8 = sqrt(64).
     by_quality = np.linalg.norm(np.rint(coefficients / steps) * steps, axis=2) / 8
 
     # Where the largest coefficient is close to half a step, what remains cannot be predicted.
@@ -277,13 +288,15 @@ def _blocks() -> Floats:
     """Return different 8 x 8 patterns with a mean of 0, (T, 8, 8), pixel space."""
     candidates: list[Floats] = []
 
-    # Single waves of all amplitudes.
+    # Single waves, from the faintest that survives rounding to uint8 (above 0.5) to one that even
+    # the coarsest step, at quality 30, keeps (25).
     x = (np.arange(8) + 0.5) * np.pi / 8
     for u, v in WAVES:
         wave = np.outer(np.cos(u * x), np.cos(v * x))
         candidates += [np.rint(amplitude * wave) for amplitude in np.arange(0.6, 26, 0.2)]
 
-    # Sums of all waves, each by the same share of its quantization step at every other quality.
+    # Sums of all waves, each by the same share of its quantization step at every other quality. The
+    # shares are below a half, so JPEG of that quality or a lower one removes the whole sum.
     spectra = np.random.default_rng(0).choice([-1.0, 1.0], (4, 8, 8))
     spectra[:, 0, 0] = 0
     for steps in _steps()[::2].reshape(-1, 8, 8):
@@ -300,6 +313,7 @@ def _blocks() -> Floats:
 
     different: dict[bytes, Floats] = {}
     for pattern in candidates:
+        # Another mean would change the coefficient that the mosaic sets, and so the prediction.
         if 0 < np.abs(pattern).max() <= ROOM and not pattern.sum():
             different[pattern.tobytes()] = pattern
     return np.stack(list(different.values()))
@@ -319,6 +333,7 @@ def _table(quality: int) -> Floats:
     """Return the luma quantization steps that Pillow uses for a quality, (64,)."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
+    # Image.open rewinds the buffer.
     return np.array(Image.open(buffer).quantization[0], np.float64)  # type: ignore[attr-defined]
 
 
@@ -341,6 +356,7 @@ def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Fl
     # After a few rounds, encoding the image again changes nothing any more.
     for _ in range(20):
         fixed = recode(fixed, quality, subsampling)
+    # The same as `fixed`, except in the rare case that it still changes.
     target = recode(fixed, quality, subsampling)
 
     steps = _table(quality).reshape(8, 8)
@@ -352,5 +368,6 @@ def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Fl
         )
         changed = (recode(fixed + overlay[:, :, None], quality, subsampling) != target).any(axis=2)
         removed = ~changed.reshape(SIDE // 8, 8, SIDE // 8, 8).any(axis=(1, 3))
+        # The shares increase, so a later overlay that JPEG removes differs more.
         best = np.where(np.kron(removed, np.ones((8, 8))) > 0, overlay, best)
     return fixed, fixed + best[:, :, None]

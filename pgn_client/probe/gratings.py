@@ -22,9 +22,12 @@ from numpy.typing import ArrayLike
 
 from pgn_client.arrays import Floats
 
-# Standard deviations of the windows of bursts, in pixels after a resize to T.
+# Standard deviations of the windows of bursts, in pixels after a resize to T. One of 1.5 pixels was
+# too narrow: it is not symmetric about each pixel, and waves did not always vanish.
 WIDTHS = (3.0, 6.0, 12.0, 24.0, 48.0)
 REST = 0.4  # gray levels that remain of a vanished wave, because images are rounded to uint8
+# Middles of the windows. 2/5 tells the remainder of a division by five as well as 1/5 would, and is
+# farther from the edge, which a crop may remove.
 PLACES = (Fraction(1, 2), Fraction(1, 3), Fraction(2, 5), Fraction(1, 4))
 
 
@@ -39,7 +42,7 @@ class Wave:
             sin(pi t)^2 over the whole edge.
         place: Middle u of the Gaussian window, as a fraction of the edge; 0 without one.
         phase: Phase in radians.
-        amplitude: Amplitude in gray levels.
+        amplitude: Amplitude in gray levels; with 70, a wave on ``smooth`` is not clipped.
     """
 
     target: int
@@ -75,15 +78,18 @@ class Wave:
         away = resize - self.target
         if self.width is None:
             share = crop / resize
+            # The mean of the squared window, sin(pi t)^4, over the central share of the edge.
             energy = 3 / 8 + (np.sin(np.pi * share) / 2 + np.sin(2 * np.pi * share) / 16) / (
                 np.pi * share
             )
             # The Fourier transform of the squared window, sin^4, at whole frequencies.
             rho = np.interp(np.abs(away), (0, 1, 2, 3), (1, -2 / 3, 1 / 6, 0))
         else:
+            # The integral of the squared Gaussian, all of which lies within the crop.
             energy = self.width * np.sqrt(np.pi) / self.target * resize / crop
             rho = np.exp(-((np.pi * self.width * away / self.target) ** 2))
         beat = rho * np.cos(2 * np.pi * (resize * float(self.place) % 1) + 2 * self.phase)
+        # 1 - beat is 0 for a vanished wave, and rounding may make it negative.
         return np.asarray(self.amplitude * np.sqrt(energy * np.maximum(0.0, 1 - beat) / 2))
 
 
@@ -102,6 +108,7 @@ def around(targets: Iterable[int]) -> Iterator[Wave]:
     for target in targets:
         yield needle(target)
         for place in PLACES:
+            # This phase puts zeros of the wave on the centers of all T pixels.
             phase = float(-np.pi * (target * place % 1))
             for width in WIDTHS:
                 # The window must end before the edge does.

@@ -19,10 +19,10 @@ from PIL import Image
 from pgn_client.errors import (
     BudgetExceededError,
     ConnectionFailedError,
-    EndpointError,
     ImageError,
     InvalidRequestError,
     ServerError,
+    StatusError,
     TimedOutError,
 )
 from pgn_client.probe.findings import Finding
@@ -30,8 +30,10 @@ from pgn_client.probe.findings import Finding
 Send = Callable[[bytes], int]
 
 BASE64 = 4 / 3  # the largest growth of a file in a request, among the wire formats
+# Documented limits lie in this range, from 1.5 MB (Vertex AI) to 20 MB (Google Vision).
 MEBIBYTES = (1, 5, 10, 20)
-SIDES = (2048, 4096, 7168)  # 4, 17 and 51 million pixels
+# 4, 17 and 51 million pixels. 8192 px would exceed the client's own limit, ``codecs.MAX_PIXELS``.
+SIDES = (2048, 4096, 7168)
 
 
 def find_bytes(send: Send, left: int) -> Finding:
@@ -88,6 +90,8 @@ def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Findi
             send(data)
         except BudgetExceededError:
             break
+        # Servers also refuse a size by a 5xx status, by closing the connection, or not at all.
+        # Errors that have nothing to do with the size, such as a wrong key, pass through.
         except (
             ImageError,
             InvalidRequestError,
@@ -108,9 +112,9 @@ def _refused(size: int, accepted: int, unit: str, error: Exception) -> Finding:
 
     It is certain if the error names the size as the reason (status 413, or an ``ImageError``).
     """
-    status = getattr(error, "status", None)
-    has_status = isinstance(error, EndpointError) and status
-    reason = f"status {status}" if has_status else type(error).__name__
+    # Errors without a response, such as a timeout, have no status.
+    status = error.status if isinstance(error, StatusError) else None
+    reason = f"status {status}" if status else type(error).__name__
     evidence = (
         f"{accepted:,} {unit} are accepted, {size:,} are refused ({reason}); the limit lies between"
     )
@@ -128,6 +132,7 @@ def long_file(size: int) -> bytes:
     # A chunk has 12 bytes besides its data: length, type and checksum. Random data cannot be
     # compressed on the way.
     filling = os.urandom(size - len(file) - 12)
+    # The case of the letters marks the chunk as optional and private, so decoders skip it.
     body = b"pgNc" + filling
     chunk = struct.pack(">I", len(filling)) + body + struct.pack(">I", zlib.crc32(body))
 

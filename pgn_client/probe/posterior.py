@@ -47,7 +47,9 @@ HEARD = np.array([2.5, 1.0, 0.4, 0.1, 0.01])
 EAR = np.array([0.2, 0.5, 0.2, 0.07, 0.03])
 LEVELS = np.array([0.0, *np.geomspace(0.03, 60, 47)])  # grid of amplitudes for `information`
 SEEN = np.geomspace(0.03, 90, 24)  # grid of responses for `information`
-CONSIDERED = 1000  # number of the likeliest hypotheses that the choice of a question considers
+# Number of the likeliest hypotheses that the choice of a question considers. A square image has
+# 190,000 hypotheses and hundreds of questions, and all of them would take too long.
+CONSIDERED = 1000
 
 
 class Belief(Generic[Q]):
@@ -89,13 +91,17 @@ class Belief(Generic[Q]):
                 weights are then computed anew, because the unit of all responses changes.
         """
         self.responses[question] = response
-        if self.control and not (control and response > self.control):
+        # There is no unit before the first response, so that one always becomes the control.
+        is_first = not self.control
+        is_largest_control = control and response > self.control
+        if is_first or is_largest_control:
+            # Responses are divided by the control, which must not be 0.
+            self.control = max(response, self._asker.floor)
+            self.weights = self._prior
+            for earlier in self.responses:
+                self._weigh(earlier)
+        else:
             self._weigh(question)
-            return
-        self.control = max(response, self._asker.floor)
-        self.weights = self._prior
-        for earlier in self.responses:
-            self._weigh(earlier)
 
     def best(self, questions: Iterable[Q]) -> tuple[Q, float] | None:
         """Return the new question with the largest expected information, and its bits.
@@ -134,10 +140,12 @@ class Belief(Generic[Q]):
         # A hypothesis without a prediction gets the average likelihood, which keeps its share.
         predicted = np.isfinite(likelihoods)
         neutral = 1.0
+        # np.average refuses weights that are all 0.
         if self.weights[predicted].any():
             average = np.average(likelihoods[predicted], weights=self.weights[predicted])
             neutral = float(average)
         self.weights = self.weights * np.where(predicted, likelihoods, neutral)
+        # Only ratios matter. Without this, products of many likelihoods would underflow to 0.
         self.weights = self.weights / self.weights.max()
 
 
@@ -161,6 +169,7 @@ def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: 
     """
     amplitude = np.asarray(amplitude)
     clear = CLEAR_SPREAD.get(scores, MANY_SPREAD)
+    # Answers with one score have a larger spread even for clear changes than FAINT_SPREAD.
     faint = np.where(amplitude < FAINT, FAINTEST_SPREAD, max(FAINT_SPREAD, clear))
     spread = np.where(
         amplitude < NOTHING, NOTHING_SPREAD, np.where(amplitude < CLEAR, faint, clear)
@@ -177,6 +186,7 @@ def _density(t: Floats) -> Floats:
 
 def _cumulated(t: Floats) -> Floats:
     """Return the integral of the density from minus infinity to t."""
+    # The closed form for 4 degrees of freedom; a probe must work without SciPy.
     share = t**2 / (1 + t**2 / 4)
     return np.asarray(0.5 + 0.375 * t / np.sqrt(1 + t**2 / 4) * (1 - share / 12))
 
@@ -193,24 +203,30 @@ def information(weights: Floats, amplitudes: Floats, floor: float, scores: int) 
     """
     # Probability of each response, given each amplitude: (levels, responses).
     responses = np.array([floor, *SEEN[floor < SEEN]])
+    # The first likelihood, below the floor, is a probability already. The others are densities of
+    # the logarithm, so each is multiplied by the step of the logarithm.
     steps = np.array([1.0, *np.full(len(responses) - 1, np.log(SEEN[1] / SEEN[0]))])
     table = likelihood(responses[None], LEVELS[:, None], floor, scores) * steps
     table /= table.sum(axis=1, keepdims=True)
 
     # Weight of each amplitude, for each question: (Q, levels).
+    # NaN counts as level 0, but with the weight 0.
     level = np.searchsorted(LEVELS[1:], np.nan_to_num(amplitudes))
     predicting = np.where(np.isfinite(amplitudes), weights, 0.0)
     share = np.stack(
         [np.bincount(*row, len(LEVELS)) for row in zip(level, predicting, strict=True)]
     )
     total = share.sum(axis=1)
+    # The total is 0 where no hypothesis makes a prediction.
     share = share / np.maximum(total, 1e-300)[:, None]
 
-    # The mutual information of amplitude and response, among hypotheses that make a prediction.
+    # The mutual information of amplitude and response, among hypotheses that make a prediction. The
+    # others learn nothing, so the information is multiplied by the weight of the predicting ones.
     bits = _entropy(share @ table) - share @ _entropy(table)
     return np.asarray(bits * total / weights.sum())
 
 
 def _entropy(shares: Floats) -> Floats:
     """Return the entropy along the last axis, in bits."""
+    # A share of 0 contributes 0; the smallest number only avoids the logarithm of 0.
     return np.asarray(-np.sum(shares * np.log2(np.maximum(shares, 1e-300)), axis=-1))

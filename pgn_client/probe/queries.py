@@ -100,12 +100,15 @@ class Prober:
 
     @property
     def floor(self) -> float:
-        """Smallest meaningful distance; smaller ones may be noise or rounding of the best score."""
+        """Smallest :meth:`distance` of two answers that counts; a smaller one may be noise, or the
+        rounding of the top score.
+        """
         hidden = 0.0
         if self.decimals < UNROUNDED:
             step = 10.0**-self.decimals
             best = float(np.median([max(answer.scores) for answer in self.answers]))
             hidden = 2 * step if self._logits else 2 * step / (best + DAMPING * step)
+        # The noise is known from one pair of answers, so other answers may differ by more.
         return max(FLOOR, hidden, 4 * self.noise)
 
     def distance(self, one: Answer, other: Answer) -> float:
@@ -151,6 +154,7 @@ class Prober:
 
         # Without an offset, one rounding step of a score near 0 would outweigh all other scores.
         offset = max(SMALLEST, DAMPING * step)
+        # An embedding may have negative numbers, which have no logarithm.
         high_at_least = max(high, 0.0) - step / 2 + offset
         low_at_most = max(low, 0.0) + step / 2 + offset
         return max(0.0, math.log(high_at_least / low_at_most))
@@ -166,4 +170,5 @@ def _scores(answer: Answer) -> dict[str, float]:
 def decimals(score: float) -> int:
     """Return the number of decimal places of the shortest text that parses as ``score``."""
     exponent = Decimal(repr(score)).normalize().as_tuple().exponent
+    # Infinity and NaN have a letter instead of an exponent.
     return max(0, -exponent) if isinstance(exponent, int) else 0

@@ -49,7 +49,7 @@ STEP = 3.0
 # Weight of a C that is believed from the frames alone, for servers whose JPEG blocks blur the step
 # of one pixel at the edge of the crop.
 PLAIN = 0.7
-UNUSUAL = 1e-4  # weight of each C that no hypothesis has
+UNUSUAL = 1e-4  # weight of each C that no hypothesis has, so that the bisection can still find it
 TRIES = 3  # candidates for C, with two images each
 WIDE_PICTURES = 4  # images reserved for aspect_ratio.py
 RESERVE = 5  # images reserved for a quadrature and for aspect_ratio.py
@@ -88,7 +88,7 @@ class _Search:
         self.belief: Belief[Question] = Belief(
             asker, self.hypotheses.weights, self.hypotheses.amplitudes
         )
-        self.base = Answer((), ())
+        self.base = Answer((), ())  # replaced in `run`
         self.evidence = ""
         self.doubtful = False  # whether R is likely, but not certain
 
@@ -136,7 +136,7 @@ class _Search:
         targets = map(int, np.argsort(-by_side)[:GUESSES])
         coarse = [quadrature(needle(target)) for target in COARSE]
         best = self.belief.best([*around(targets), *coarse, *FRAMES])
-        return best and best[0]
+        return None if best is None else best[0]
 
     def _ask(self, question: Question) -> None:
         if isinstance(question, Wave):
@@ -186,8 +186,10 @@ class _Search:
             self.hypotheses.crop[same_resize], self.belief.weights[same_resize], resize + 1
         ).astype(float)
         weights = (weights / weights.sum()) + UNUSUAL
+        # No usual server crops away more than half of an edge.
         weights[: resize // 2] = 0
 
+        # The bisection needs at least three images: the base, and one on each side of the crop.
         if self.asker.left < WIDE_PICTURES + 3:
             crop = int(weights.argmax()) if weights.max() > PLAIN else None
             evidence = f"{self.evidence}; the crop was inferred from bright frames alone"
@@ -197,10 +199,11 @@ class _Search:
         base = self.asker(to_image(pixels))[0]
         low = 0  # what is outside this side moves the scores
         high = resize  # what is outside this side does not
-        responses = {resize: 0.0}
+        responses = {resize: 0.0}  # nothing lies outside the whole image, so none is sent for it
         for _ in range(TRIES):
             sides = np.arange(resize + 1)
             possible = np.where((sides > low) & (sides <= high), weights, 0.0)
+            # A step sends up to two images, inside and outside a possible crop.
             if not possible.sum() or self.asker.left < WIDE_PICTURES + 2:
                 break
 

@@ -20,7 +20,7 @@ SIDE = 1024  # pixels
 SMALLEST = 32  # smallest and largest side of a model's input that is considered, in pixels
 LARGEST = 640
 FRAME = 80.0  # gray levels by which a frame brightens an image
-# Input sizes of common models, with their prior weights.
+# Input sizes of common models, with their prior weights. 64 is that of the bundled model.
 USUAL = {224: 30.0, 64: 10.0, 32: 5.0, 256: 5.0, 384: 8.0, 336: 4.0, 448: 4.0, 518: 3.0}
 # Input sizes of other models; each has the prior weight 0.5.
 OTHERS = {
@@ -46,11 +46,19 @@ OTHERS = {
     352,
     378,
     392,
+    400,
+    416,
+    480,
+    490,
+    512,
+    560,
+    576,
+    600,
 }
-OTHERS |= {400, 416, 480, 490, 512, 560, 576, 600}
-# Only these crops are considered: the sizes above, and whole patches of 8, 14 or 16 px.
+# Only these crops are considered: the sizes above, and whole patches of 8, 14 or 16 px, because the
+# input of a ViT consists of whole patches.
 CROPS = {*USUAL, *OTHERS, *range(0, LARGEST + 1, 8), *range(0, LARGEST + 1, 14)}
-# Usual quotients of crop and resize, with their prior weights.
+# Usual quotients of crop and resize (timm's ``crop_pct``), with their prior weights.
 PERCENTAGES = {
     0.875: 5.0,
     0.9: 2.0,
@@ -111,11 +119,13 @@ def _frame(width: int, resize: Integers, crop: Integers, kernel: Integers) -> Fl
     first = np.round((resize - crop) / 2)
     margins = (first, resize - crop - first)
 
-    # Vertical and horizontal edges are alike, so each margin occurs twice.
+    # Vertical and horizontal edges are alike, so each margin occurs twice. The 0.5 is the distance
+    # from the edge of a row to its center.
     rows = sum(
         2 * _by_kernel(Kernel.covers, kernel, width * resize / SIDE - margin - 0.5)
         for margin in margins
     )
+    # The corners of the frame count twice, so a wide frame would exceed the whole image.
     return np.asarray(FRAME * np.sqrt(np.minimum(1.0, rows / crop)))
 
 
@@ -158,6 +168,7 @@ class Kernel:
         Args:
             reach: Position where the brightness ends, in rows.
         """
+        # Behind the kernel, the frame has its full brightness of 1 in every further row.
         beyond = np.maximum(reach - self._x[-1], 0)
         return np.asarray(np.interp(reach, self._x, self._covers) + beyond)
 
@@ -180,7 +191,8 @@ def _lanczos(x: Floats) -> Floats:
 KERNELS = tuple(
     Kernel(kernel(np.linspace(-4, 4, 4001))) for kernel in (_bicubic, _bilinear, _lanczos)
 )
-SHARES = (0.55, 0.4, 0.05)  # prior weights of the kernels
+# Prior weights of the kernels: image processors usually configure bicubic or bilinear.
+SHARES = (0.55, 0.4, 0.05)
 
 
 @functools.cache
@@ -212,9 +224,11 @@ def _resize_weight(resize: int, crop: int) -> float:
     """Return the prior weight of a resize, given the crop."""
     if resize == crop:
         return 6.0
+    # timm, too, divides the crop by the percentage and rounds down.
     by_percentage = max(
         (w for share, w in PERCENTAGES.items() if resize == int(crop / share)), default=0.2
     )
+    # The usual resize to 256 px before a crop to 224 px, at other sizes, too.
     if resize == crop + 32:
         return max(by_percentage, 2.0)
     return max(by_percentage, 0.5 if resize % 8 == 0 else 0.0)

@@ -11,7 +11,9 @@ from pgn_client.probe.queries import UNROUNDED, decimals
 from pgn_client.types import Answer
 
 ENOUGH = 20  # number of scores, or of answers, that makes a regularity among them certain
-WHOLE = 0.01  # largest excess over 1 of the sum of all probabilities, apart from rounding
+# Largest excess over 1 of the sum of all probabilities, apart from rounding to decimals: float16 is
+# less exact than float32.
+WHOLE = 0.01
 
 
 def find_output(answers: Sequence[Answer]) -> Finding:
@@ -23,6 +25,7 @@ def find_output(answers: Sequence[Answer]) -> Finding:
             "certain" if len(answers) > 1 else "likely",
             f"{len(answers)} answers, each with one label and a score of 1",
         )
+    # ``Answer`` lists the best score first; only an embedding keeps the model's order.
     if any(list(answer.scores) != sorted(answer.scores, reverse=True) for answer in answers):
         return Finding("embedding", "likely", "the scores are not in descending order")
 
@@ -52,6 +55,7 @@ def find_top_k(answers: Sequence[Answer]) -> Finding:
         together.update(answer.labels)
     different = len(together)
 
+    # The first two answers are to the same image (``Prober.twice``), so two show no regularity.
     if different > count:
         return Finding(
             count,

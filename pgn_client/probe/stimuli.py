@@ -69,6 +69,7 @@ def recode(pixels: Floats, quality: int, subsampling: str) -> Floats:
     """Return pixel values (H, W, 3) after encoding as JPEG and decoding."""
     buffer = io.BytesIO()
     to_image(pixels).save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLINGS[subsampling])
+    # Image.open rewinds the buffer.
     return np.asarray(Image.open(buffer), np.float64)
 
 

@@ -248,6 +248,7 @@ class PromptAdapter:
             )
         embedding = embedding.to("cpu")
 
+        # Tokens are not sent, so their last bits do not matter and short batches are not padded.
         parts = []
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
@@ -321,6 +322,7 @@ class PromptAdapter:
             embedding=embedding,
             route=self.card.inversion or "exact",
         )
+        # The local head is fused with the mapping's log-probabilities, which are float64.
         return painted.numpy()[:n], local.double().numpy()[:n]
 
     @cached_property
@@ -339,6 +341,7 @@ class PromptAdapter:
         except ImportError as error:
             raise MissingDependencyError("making prompts from a checkpoint", "train") from error
 
+        # Copies, because `from_numpy` shares memory with an array and warns if it is read-only.
         state = {name: torch.from_numpy(np.array(array)) for name, array in self._tensors.items()}
         embedding = None
         if "embedding.weight" in state:
@@ -357,7 +360,8 @@ class PromptAdapter:
         try:
             model = methods.restorable(self.card.method).restore(self.card, model_state)
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
-            # torch's message names the tensor.
+            # A damaged file fails wherever its first bad name, type or size is used. torch's
+            # message, a RuntimeError of several lines, names the tensor.
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"checkpoint: its tensors do not fit its card ({reason}); train it again"
@@ -423,7 +427,9 @@ class HostedAdapter:
         self.canvas = Canvas.build(
             self.backbone.input_size, self.backbone.patch_size, "full", self.profile
         )
+        # A name on the server has at most 64 characters, too few for the whole fingerprint.
         self.hosted = Hosted(f"expres-{(self.card.fingerprint or '')[:24]}", data)
+        # Kept, because the property hashes the whole file and every image needs its value.
         self._reference = self.hosted.reference
 
         # The server returns scores of the task's classes, so no label mapping is needed.
@@ -436,6 +442,16 @@ class HostedAdapter:
     def info(self) -> dict[str, Any]:
         """The card as JSON."""
         return self.card.to_json()
+
+    def with_profile(self, profile: ServerProfile) -> HostedAdapter:
+        """Return the same adapter for a server with another resize and crop.
+
+        Raises:
+            ConfigurationError: The profile ends at another size than the backbone's input.
+        """
+        # The card keeps its fingerprint, which names the file on the server: another profile
+        # changes the images that are sent, but not the file.
+        return HostedAdapter(replace(self.card, profile=str(profile)), self.hosted.data)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the images to send: squashed as in training, in the size that the card's server
@@ -483,10 +499,12 @@ def load(
     try:
         if card.method == RAW:
             return MappingAdapter(card, tensors)
-        if card.method == HOSTED:
-            adapted = replace(card, profile=profile or card.profile)
-            return HostedAdapter(adapted, _file_content(path))
-        adapter = PromptAdapter(card, tensors)
+        adapter = (
+            HostedAdapter(card, _file_content(path))
+            if card.method == HOSTED
+            else PromptAdapter(card, tensors)
+        )
+    # The card's own checks do not compare its parts with each other or with the tensors.
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path}: its card is not complete ({error}); train it again"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TRUNK_WIDTH = 128
+"""Features of the trunk, fixed by the published network: its last block has 128 channels."""
 
 
 class ResidualBlock(nn.Module):
@@ -94,7 +95,8 @@ class PromptGenerator(LocalClassifier):
 
     Attributes:
         head_teaches_trunk: Whether gradients of the local head reach the trunk, in addition to
-            those of the prompt.
+            those of the prompt. False reproduces the published PGN, whose trunk learns from the
+            prompt alone.
     """
 
     def __init__(self, prompts: int, library_size: int, classes: int) -> None:

@@ -119,7 +119,8 @@ def import_published(
         ConfigurationError: The layout or inversion is unknown, or the layout has another number of
             cells than there are prompts.
     """
-    route(inversion)  # Raises an error for an unknown name.
+    # Looked up only for its error: an unknown name fails before the file is read.
+    route(inversion)
     state = read(path)
     prompts, size, width = sizes(state)
     embedding = backbone.embedding.to("cpu")
@@ -159,10 +160,12 @@ def import_published(
         profile=str(profile),
         layout=layout,
         library=LibraryCard("latent", size),
+        # For the type checker: ``route`` has refused all other names.
         inversion="pseudo_inverse" if inversion == "pseudo_inverse" else "bounded",
         generator=GeneratorCard(RESOLUTION, generator_profile, INTERPOLATION),
         classes=tuple(classes),
         mapping=MappingCard.from_json(mapping.card()),
+        # The mapping is an identity and the local head is all zeros, so neither was trained.
         learnable={"prompt": model.learnable(), "mapping": 0, "local": 0},
         imported=ImportCard(Path(path).name, digest),
         reach=ReachCard.from_json(reach(_some_cells_tokens(model), embedding)),

@@ -76,7 +76,8 @@ def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> T
     Args:
         tokens: Tokens, (..., D) float32, position embedding already subtracted where it applies.
         embedding: Patch embedding of the endpoint.
-        steps: Number of iterations.
+        steps: Number of iterations. 200 bring the error within 1 % of that after 5,000 (see
+            ``tests/prompting/test_inversion.py``).
 
     Returns:
         (..., 3, P, P) float32 in [0, 1], unit space.
@@ -91,6 +92,7 @@ def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> T
     for _ in range(steps):
         gradient = (y @ W.T - target) @ W
         new = _clip(y - rate * gradient, embedding)
+        # Nesterov's momentum: with it the error falls as 1/steps² instead of 1/steps.
         faster = (1 + (1 + 4 * t * t).sqrt()) / 2
         # Each token restarts by itself, so that its result does not depend on its batch.
         uphill = (gradient * (new - x)).sum(-1, keepdim=True) > 0
@@ -145,6 +147,7 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
 
     for name, invert in ROUTES.items():
         error = (embedding(invert(tokens, embedding)) - tokens).norm(dim=-1)
+        # A token that equals the bias has the norm 0.
         residual = error / norms.clamp_min(1e-6)
         measures[name] = residual.median()
         measures[f"{name}_most"] = residual.max()
@@ -167,7 +170,7 @@ def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
 def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
     """Clip (..., 3P²) values, normalized space, to the gamut."""
     lo, hi = gamut(embedding)
-    return torch.maximum(torch.minimum(x, hi), lo)
+    return x.clamp(lo, hi)
 
 
 def _to_unit(x: Tensor, embedding: PatchEmbedding) -> Tensor:

@@ -113,6 +113,7 @@ class PixelLibrary(TokenLibrary):
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> PixelLibrary:
         """Draw random rows of 3 x P x P numbers."""
+        # All kinds of libraries are created in the same way, but only latent rows need ``width``.
         return cls(torch.randn(size, 3, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
@@ -140,7 +141,7 @@ class SmoothLibrary(PixelLibrary):
         return cls(torch.randn(size, 3, side, side), patch_size)
 
     def patches(self) -> Tensor:
-        """See :class:`PixelLibrary`."""
+        """Return the enlarged rows as patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return nn.functional.interpolate(self.rows.sigmoid(), size=self.patch_size, mode="bilinear")
 
 
@@ -159,7 +160,7 @@ class LumaLibrary(PixelLibrary):
         return cls(torch.randn(size, 1, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
-        """See :class:`PixelLibrary`."""
+        """Return the rows as gray patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return self.rows.sigmoid().expand(-1, 3, -1, -1)
 
 

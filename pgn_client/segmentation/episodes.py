@@ -67,6 +67,7 @@ def sample(
         )
 
     rng = np.random.default_rng(seed)
+    # Sorted, so that the numbers of the classes do not depend on the order of the draw.
     chosen = np.sort(rng.choice(np.arange(1, len(train.classes)), size=ways, replace=False))
     support = _images(train, chosen, ways * shots, rng)
     query = _images(test, chosen, queries, rng)
@@ -108,6 +109,7 @@ def _first(images: Iterable[int]) -> int:
 
 def _renumbered(masks: Tensor, chosen: Integers) -> Tensor:
     """Number the chosen classes 1, 2, …; the background and ignored pixels keep their values."""
+    # One entry for each uint8 value, so that indexing with a mask renumbers it in one step.
     table = torch.full((256,), IGNORED, dtype=torch.uint8)
     table[0] = 0
     table[torch.from_numpy(chosen)] = torch.arange(1, len(chosen) + 1, dtype=torch.uint8)

@@ -142,6 +142,7 @@ def patch_targets(masks: Tensor, patch: int, classes: int) -> Tensor:
         patch: Side of a patch, in pixels.
         classes: Number of classes, the background included.
     """
+    # argmax returns the first of equal values: in a tie a class wins over IGNORED, which is last.
     values = (*range(classes), IGNORED)
     one_hot = torch.stack([masks == value for value in values], dim=1).float()
     most_frequent = F.avg_pool2d(one_hot, patch).flatten(2).argmax(1)
@@ -179,6 +180,7 @@ def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
         patch: Side of a patch, in pixels.
         classes: Number C of classes, the background included.
     """
+    # The first versions are the rotated ones; they are followed by the mirrored ones.
     rows = len(seen.masks) // VERSIONS * TURNED
     targets = patch_targets(seen.masks[:rows], patch, classes)
     counts = targets != IGNORED

@@ -74,6 +74,7 @@ class MaskPrompts(nn.Module):
         self.head = (
             None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
         )
+        # The logarithm is trained, so that the scale stays positive.
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
         self.gate = nn.Parameter(torch.tensor(GATE))
 
@@ -169,7 +170,8 @@ class MaskPrompts(nn.Module):
                 f"{self.classes} classes"
             )
 
-        # The format has both terms always; a term that is left out is written as zeros.
+        # The format has both terms always; a term that is left out is written as zeros. It has no
+        # gate, so the gate is a factor of the scale; so is `prototypes`, 0 or 1.
         width = self.prompts.prompts.shape[1]
         weight, bias = self.head or (torch.zeros(width, self.classes), torch.zeros(self.classes))
         gate = 1 if self.head is None else self.gate
@@ -197,6 +199,7 @@ class MaskPrompts(nn.Module):
     def _together(self, by_head: Tensor | None, by_prototypes: Tensor | None) -> Tensor:
         """Add the terms; a single term is returned without the gate."""
         if by_head is None or by_prototypes is None:
+            # The constructor refuses a model without any term, so exactly one is left.
             (single,) = (part for part in (by_head, by_prototypes) if part is not None)
             return single
         return by_head + self.gate * by_prototypes

@@ -69,6 +69,7 @@ def load_masked(folder: Path) -> Masked:
                 f"{images[0].shape[:2]}; resize all images and masks to one size"
             )
 
+    # The copy has its channels first in memory; torch would keep the strides of the view.
     channels_first = np.stack(images).transpose(0, 3, 1, 2).copy()
     stacked_masks = np.stack(masks)
     return Masked(torch.from_numpy(channels_first), torch.from_numpy(stacked_masks), classes)
@@ -82,7 +83,9 @@ def _names(folder: Path) -> list[str]:
         raise ConfigurationError(
             f"masked images: got none in {folder / 'images'}, expected NAME.png"
         )
-    for name in sorted(images ^ masks):
+    unpaired = sorted(images ^ masks)
+    if unpaired:
+        name = unpaired[0]
         present, missing = ("images", "masks") if name in images else ("masks", "images")
         raise ConfigurationError(
             f"masked images: got {present}/{name} alone in {folder}, expected {missing}/{name} "
@@ -94,6 +97,7 @@ def _names(folder: Path) -> list[str]:
 def _mask(path: Path, classes: int) -> Pixels:
     """Read a mask, (H, W) uint8; with a palette, its values are the palette's indices."""
     try:
+        # Not open_image, which converts to RGB: that would replace a palette's indices by colors.
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
                 raise ImageError(
@@ -120,6 +124,7 @@ def _classes(path: Path) -> tuple[str, ...]:
         raise ConfigurationError(
             f"classes {path}: got {error}, expected a JSON list of names"
         ) from error
+    # At most IGNORED classes, so that their indices stay below it.
     if (
         not isinstance(names, list)
         or not 2 <= len(names) <= IGNORED

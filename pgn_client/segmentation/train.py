@@ -72,6 +72,7 @@ def tuned(
         rows = torch.randint(0, len(seen.masks), (batch,), generator=noise)
         return pixel_loss(seen.tokens[rows] @ weight + bias, seen.masks[rows])
 
+    # `seen` holds every image VERSIONS times, and the number of steps is per image.
     steps = HEAD_STEPS * len(seen.masks) // VERSIONS
     minimise(loss, [{"params": [weight, bias], "lr": HEAD_RATE}], steps)
     return LinearHead(weight.detach(), bias.detach())
@@ -103,6 +104,7 @@ def fit_prompts(
     check_size(backbone, episode.support)
     numbers = numbers or Numbers()
 
+    # The global seed, because the prompts are drawn inside EXPRES, which takes no generator.
     torch.manual_seed(seed)
     model = MaskPrompts.create(
         backbone, len(episode.classes), numbers.each, head, prototypes=prototypes
@@ -118,6 +120,7 @@ def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
     return [
         {"params": list(model.prompts.parameters()), "lr": numbers.rate},
         {"params": head, "lr": numbers.head_rate},
+        # With one term these may have no gradient; AdamW then leaves them as they are.
         {"params": [model.gate, model.log_scale], "lr": numbers.gate_rate},
     ]
 
@@ -149,7 +152,9 @@ def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], s
     """
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: (1 + math.cos(math.pi * step / max(steps, 1))) / 2
+        # LambdaLR calls this once before the first step, also where there are no steps.
+        optimizer,
+        lambda step: (1 + math.cos(math.pi * step / max(steps, 1))) / 2,
     )
     for _ in range(steps):
         optimizer.zero_grad()

@@ -28,7 +28,9 @@ from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normal
 from pgn_client.types import ServerProfile
 
 CELL = 16
-"""Preferred side of a canvas cell, in pixels, for a model without plain patches."""
+"""Preferred side of a canvas cell, in pixels, for a model without plain patches: the patch side of
+the usual ViTs, so that layouts have their usual number of cells.
+"""
 
 
 class Backbone:
@@ -73,6 +75,7 @@ class Backbone:
         self.mean = _triple(mean)
         self.std = _triple(std)
 
+        # A timm model without a head has 0 classes, and a single class has nothing to map.
         classes = int(getattr(model, "num_classes", 0))
         if classes < 2:
             raise ConfigurationError(
@@ -118,6 +121,7 @@ class Backbone:
     @property
     def width(self) -> int:
         """D, the number of pooled features."""
+        # Some heads, such as MobileNet's, widen the pooled features before they classify.
         return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     @property
@@ -138,6 +142,7 @@ class Backbone:
             )
 
         proj = self.model.patch_embed.proj
+        # A copy of this object, as in fine-tuning, has other weights but the same stored embedding.
         if self._embedding is None or self._embedding.weight is not proj.weight:
             bias = proj.bias
             if bias is None:
@@ -162,11 +167,13 @@ class Backbone:
         """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch
         tokens.
         """
+        # The model adds positions to zeros, since timm stores them in more than one form.
         cells = (self.input_size // self.patch_size) ** 2
         zeros = torch.zeros(1, cells, self.embedding.width, device=self.device)
         with torch.inference_mode():
             sequence: Tensor = self.model._pos_embed(zeros)
-        # The model may put a class token and registers in front of the patch tokens.
+        # The model may put a class token and registers in front of the patch tokens. A clone made
+        # outside of inference mode is a normal tensor again, which autograd accepts.
         return sequence[0, -cells:].clone()
 
     def card(self) -> dict[str, Any]:
@@ -319,6 +326,7 @@ def class_token_alone(model: Any) -> bool:
     standard = (
         type(block) is Block
         and type(block.attn) is Attention
+        # Newer versions of timm can gate the output, which the shortcut does not compute.
         and getattr(block.attn, "gate", None) is None
     )
     return standard and model.global_pool == "token" and model.attn_pool is None
@@ -409,9 +417,11 @@ def load(
             f"backbone: got {name!r}, expected bundled or a timm model, for example {close}"
         )
 
-    # Fine-tuned weights come with a head for the labels, so the model needs one of that size.
-    tuned_head = names and weights and (not new_head or _head_size(weights, name) == len(names))
-    head = {"num_classes": len(names)} if names and tuned_head else {}
+    # Fine-tuned weights come with a head for the labels, so the model needs one of that size. With
+    # `new_head` they may have another head, which `_silent_head` replaces below.
+    head: dict[str, int] = {}
+    if names and weights and (not new_head or _head_size(weights, name) == len(names)):
+        head = {"num_classes": len(names)}
     model = _guarded(
         lambda: timm.create_model(name, pretrained=weights is None, **head), f"backbone {name}"
     )
@@ -424,6 +434,7 @@ def load(
     size = int(config["input_size"][-1])
     profile = ServerProfile("direct")
     if config["crop_mode"] != "squash":
+        # Rounded down, as timm rounds it.
         profile = ServerProfile("resize_crop", int(size / config["crop_pct"]), size)
     return Backbone(
         model,
@@ -523,6 +534,7 @@ def float32_convolutions() -> AbstractContextManager[None]:
     """Return a context that keeps the patch embedding, a convolution, in float32 on a GPU; cuDNN
     would use TF32.
     """
+    # The default of `enabled` is False, which would turn cuDNN off.
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, allow_tf32=False
     )

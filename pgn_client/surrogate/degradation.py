@@ -63,7 +63,8 @@ class Wire:
             name, _, value = part.partition(":")
             try:
                 # Each part may appear once; jpeg is stored under the field that it sets.
-                if {"jpeg": "quality"}.get(name, name) in fields:
+                field = "quality" if name == "jpeg" else name
+                if field in fields:
                     raise ValueError(part)
                 if name == "jpeg":
                     quality, _, subsampling = value.partition(":")

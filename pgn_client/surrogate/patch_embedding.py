@@ -40,6 +40,7 @@ class PatchEmbedding:
         """D, the number of values in a token."""
         return self.weight.shape[0]
 
+    # cached_property stores its value in __dict__, which a frozen dataclass allows.
     @cached_property
     def inverse(self) -> Tensor:
         """(3P², D) pseudo-inverse of the flattened weight."""

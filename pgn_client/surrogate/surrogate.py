@@ -106,6 +106,7 @@ class Surrogate:
             (B, S) float32 log-probabilities.
         """
         arrived = canvases if self.wire is None else self.wire(canvases, self.canvas)
+        # Tokens have the shorter last block of `Backbone.features_from_tokens`.
         if self.backbone.plain:
             return self.token_scores(self.backbone.tokens(arrived))
         with self._precision(arrived.device):

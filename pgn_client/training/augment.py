@@ -18,7 +18,10 @@ SHIFT = 1 / 12
 """Largest shift, as a share of the image's side."""
 COPIES = 4
 """Number of augmented copies of each training image that a label mapping or linear probe may learn
-from (see ``benchmarks/LOG.md``).
+from.
+
+The log-loss on other images fell with nearly every copy, up to 8 (see ``benchmarks/LOG.md``), but
+raw images need a query for each copy.
 """
 
 Augmentation = Callable[[Tensor], Tensor]
@@ -32,6 +35,7 @@ def none(images: Tensor) -> Tensor:
 def shift(images: Tensor) -> Tensor:
     """Move each image by up to a twelfth of its side; the gap repeats the image's edge."""
     _, _, height, width = images.shape
+    # A share of a very small image rounds to 0, which would leave the image where it is.
     dy = max(1, round(height * SHIFT))
     dx = max(1, round(width * SHIFT))
 
@@ -58,6 +62,7 @@ def dihedral(images: Tensor) -> Tensor:
     Images that are not square are rotated by 0 or 180 degrees, which keeps their shape.
     """
     square = images.shape[-1] == images.shape[-2]
+    # Quarter turns: doubled, they are 0, 2, 4 or 6, so half of the images turn by 180 degrees.
     turns = torch.randint(0, 4, (len(images),)) * (1 if square else 2)
     flipped = flip(images)
     turned = [p.rot90(k, (-2, -1)) for p, k in zip(flipped, turns.tolist(), strict=True)]
@@ -69,6 +74,7 @@ def paper(images: Tensor) -> Tensor:
 
     Color jitter has strength 0.4 and probability 0.8; grayscale and solarize have probability 0.2.
     """
+    # Not at the top of the module: torchvision loads slowly, and only this augmentation needs it.
     from torchvision.transforms import v2
 
     height, width = images.shape[-2:]
@@ -79,6 +85,7 @@ def paper(images: Tensor) -> Tensor:
         v2.RandomSolarize(threshold=128, p=0.2),
         v2.RandomHorizontalFlip(),
     ])  # fmt: skip
+    # One call an image, because v2 draws its random numbers once for all images of a call.
     return torch.stack([transform(p) for p in images])
 
 

@@ -38,6 +38,10 @@ from pgn_client.training.examples import Examples
 from pgn_client.training.run import Run
 
 EVALUATION_BATCH = 64
+"""Number of images in a forward pass without gradients.
+
+It only limits memory: in evaluation mode, no image's scores depend on the others in its batch.
+"""
 
 
 @torch.inference_mode()
@@ -87,6 +91,7 @@ def deployed_features(
         images = augmented(originals)
         fitted = images.permute(0, 2, 3, 1).cpu().numpy()
         patches, local = adapter.render(fitted)
+        # Without the margin, because the surrogate takes what the server's crop leaves.
         canvases = [
             np.asarray(compose(image, patch, surrogate.canvas, margin=False))
             for image, patch in zip(fitted, patches, strict=True)
@@ -112,6 +117,7 @@ def perplexity(model: Method, examples: Examples, resolution: int) -> float | No
     for images, _ in examples.batches(EVALUATION_BATCH):
         weights, _local = model(generator_input(images, resolution))
         entropies.append(torch.special.entr(weights).sum(-1).mean(1))
+    # As usual for a perplexity, the entropies are averaged, not their exponentials.
     return torch.cat(entropies).mean().exp().item()
 
 
@@ -138,13 +144,16 @@ def finish(
         augmented: Augmentation of the recipe, for the copies.
     """
     resolution = card.resolution
+    # fit puts a recipe on every card; the empty one is for the type checker only.
     recipe = card.recipe or RecipeCard()
     mapping = run.mapping.mapping()
+    # The draft only renders prompts, so its mapping and its α do not matter.
     draft = assemble(card, run.model, mapping, surrogate, fusion=0.0)
     targets = train.targets.cpu().numpy()
     val_targets = val.targets.cpu().numpy()
 
     with float32_convolutions():
+        # With the mapping trained jointly, as training computed it; uint8 has the chosen mapping.
         latent = log_probs(run.model, run.mapping, surrogate, val, resolution)
         features, _ = deployed_features(draft, surrogate, train)
         versions = [features]
@@ -153,6 +162,7 @@ def finish(
             versions.append(augmented_features)
         val_features, local = deployed_features(draft, surrogate, val)
 
+    # The jointly trained kind was chosen on neutral canvases; prompted ones may need another kind.
     kinds = labels.AUTO if recipe.mapping == "auto" else (mapping.kind,)
     chosen, mapping = last_mapping(
         mapping,
@@ -241,6 +251,7 @@ def last_mapping(
         "refitted with augmented copies": refitted(versions),
     }
     val_features, val_targets = val
+    # Without copies both refits are equal; min takes the first, which names no copies on the card.
     chosen = min(fits, key=lambda name: log_loss(fits[name].log_probs(val_features), val_targets))
     return chosen, fits[chosen]
 
@@ -260,7 +271,9 @@ def _part(
     # In a union, classes are named PART/CLASS.
     columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])
     rows = np.isin(targets, columns)
+    # The columns are sorted, so the position of a target among them is its class in the part.
     part_targets = np.searchsorted(columns, targets[rows])
+    # These probabilities no longer sum to 1: argmax does not need it, and fuse normalizes again.
     part_deployed = deployed[rows][:, columns]
     part_local = local[rows][:, columns]
     alpha, fused = _fused(part_deployed, part_local, part_targets)
@@ -315,6 +328,7 @@ def assemble(
 
     With a latent library the adapter also carries the patch embedding, which its inversion needs.
     """
+    # A copy, because on a CPU numpy() shares the memory of the parameters.
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     tensors |= {f"mapping.{k}": v for k, v in mapping.arrays().items()}
     if card.inversion != "exact":

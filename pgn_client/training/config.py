@@ -78,6 +78,7 @@ class TrainingConfig:
         if self.recipe is None:
             object.__setattr__(self, "recipe", Recipe())
         kind = methods.deployable(self.method)
+        # Only for the ConfigurationError of an unknown inversion; rendering gets the route itself.
         route(self.inversion)
         if self.mapping not in ("auto", *labels.KINDS):
             kinds = ", ".join(labels.KINDS)
@@ -88,6 +89,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name}: got {value}, expected at least {least}")
+        # "pixel" is the default, so it may also mean that no library was asked for.
         if self.library != "pixel" and not issubclass(kind, PGN):
             raise ConfigurationError(
                 f"library: got {self.library} for method {self.method}, which has no token "
@@ -101,6 +103,7 @@ class TrainingConfig:
         Raises:
             ConfigurationError: An option is unknown, or both a config and options are given.
         """
+        # A recipe is easily passed as the third argument of fit, so the message names its keyword.
         if config is not None and not isinstance(config, cls):
             raise ConfigurationError(
                 f"fit: got {type(config).__name__}, expected a TrainingConfig; pass a recipe "
@@ -132,6 +135,8 @@ class TrainingConfig:
                 f"checkpoint: got one of method {card.method} without a training recipe on its "
                 "card, expected one made by pgn train"
             )
+        # Two options have their default where they do not apply: the library where the method mixes
+        # none, and the inversion where the library deploys exactly.
         return cls(
             method=card.method,
             library=card.library.kind if card.library else "pixel",
@@ -181,6 +186,7 @@ class TrainingConfig:
                 f"library: got {self.library} for {reason}, expected a library of pixels, because "
                 "training goes through the rendered image; use pixel, smooth or luma"
             )
+        # A larger shift can move the middle of the image off the canvas.
         if self.wire is not None and self.wire.shift >= canvas.size / 2:
             raise ConfigurationError(
                 f"wire: got shift:{self.wire.shift:g}, expected less than half of the canvas's "
@@ -201,10 +207,12 @@ class TrainingConfig:
             layout=self.layout or self.kind.layout,
             library=library,
             inversion=self._inversion,
+            # Never larger than the fitted image, because enlarging it adds no detail.
             generator=GeneratorCard(min(self.recipe.resolution, *canvas.box[2:])),
             seed=self.seed,
             recipe=replace(recipe, top_k=self.top_k, decimals=self.decimals, wire=wire),
             data=DataCard.from_json(task.card()),
+            # torch.load refuses a TorchVersion in a saved run, because it loads weights only.
             versions={"pgn_client": __version__, "torch": str(torch.__version__)},
         )
 
@@ -212,4 +220,5 @@ class TrainingConfig:
     def _inversion(self) -> Inversion:
         if token_library(self.library).exact:
             return "exact"
+        # Not self.inversion itself: the type checker needs a Literal, and only two names are valid.
         return "pseudo_inverse" if self.inversion == "pseudo_inverse" else "bounded"

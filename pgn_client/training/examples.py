@@ -12,9 +12,9 @@ from torch import Tensor
 from pgn_client.arrays import Floats, Pixels
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import fit_to_canvas
+from pgn_client.imaging.dataset import Split
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.prompting.adapter import PromptAdapter
-from pgn_client.training import Split
 from pgn_client.training.progress import bar as progress_bar
 
 
@@ -35,6 +35,7 @@ class Examples:
 
     def steps(self, size: int) -> int:
         """Return the number of shuffled batches in an epoch."""
+        # Counted as `batches` yields them: a schedule must not get more steps than its length.
         return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,6 +44,7 @@ class Examples:
         With ``shuffle``, the order is random and a last batch of one image is dropped, because
         BatchNorm needs two images in training.
         """
+        # Drawn on the CPU, because a resumed run restores the state of the CPU's generator.
         order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         for rows in order.split(size):
             if len(rows) > 1 or not shuffle:
@@ -115,5 +117,4 @@ class FittedSplit:
 
         See ``PromptAdapter.render`` for the shapes.
         """
-        painted, local = adapter.render(self.fitted, prompted_by=self.prompted_by)
-        return painted, local
+        return adapter.render(self.fitted, prompted_by=self.prompted_by)

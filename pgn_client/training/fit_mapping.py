@@ -22,13 +22,13 @@ from pgn_client.checkpoint.card import (
     MetricsCard,
     RecipeCard,
 )
+from pgn_client.imaging.dataset import Task
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.mapping.fusion import best_fusion, fuse
 from pgn_client.mapping.probability import right
 from pgn_client.prompting.adapter import MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe
-from pgn_client.training import Task
 from pgn_client.training.examples import FittedSplit
 from pgn_client.types import Answer, Ask
 from pgn_client.version import __version__
@@ -71,6 +71,8 @@ def refit(
     train_answers = ask(task.train.paths, adapter)
     val_answers = ask(task.val.paths, adapter)
     source, is_open = _source(adapter, [*train_answers, *val_answers])
+    # Every label of an answer is a source label. Only an answer without labels has none, and for
+    # one such answer a run that is already paid for must not fail.
     features = labels.log_scores(train_answers, source, strict=False)
     val_features = labels.log_scores(val_answers, source, strict=False)
 
@@ -85,6 +87,7 @@ def refit(
     )
     mapping = replace(fitted.mapping, open=is_open)
 
+    # The card needs the accuracies of the local head, so a draft with the right head comes first.
     head = {} if knows(adapter, task) else new_head(adapter, task)
     draft = adapter.with_mapping(mapping, head, {})
     _, local = FittedSplit.of(task.val, draft).rendered(draft)
@@ -124,6 +127,7 @@ def fit_raw(
     train_answers = ask(task.train.paths)
     val_answers = ask(task.val.paths)
     source = labels.vocabulary([*train_answers, *val_answers])
+    # Not strict, for the same reason as in `refit`.
     features = labels.log_scores(train_answers, source, strict=False)
     val_features = labels.log_scores(val_answers, source, strict=False)
 
@@ -173,6 +177,8 @@ def none_of_these(log_p: Floats, share: float | None) -> float | None:
     """
     if share is None:
         return None
+    # "lower" returns the probability of one of the images. Interpolated, the threshold could lie
+    # above it, and then more than the share would fall below.
     return float(np.quantile(np.exp(log_p).max(axis=1), share, method="lower"))
 
 
@@ -191,11 +197,15 @@ def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
         The head's weight (C, D) and bias (C,), named as in a checkpoint.
     """
     split = FittedSplit.of(task.train, adapter)
-    trunk = adapter.runtime[0].generator.trunk
+    model, _embedding = adapter.runtime
+    features: list[Floats] = []
 
-    # Rendering does not return the trunk's features, so a hook collects them.
-    features = []
-    hook = trunk.register_forward_hook(lambda *call: features.append(call[-1].double().numpy()))
+    def collect(_module: Any, _inputs: Any, output: Any) -> None:
+        features.append(output.double().numpy())
+
+    # The trunk's features are not among the results of rendering, so a hook collects them. The
+    # rendered prompts are not needed.
+    hook = model.generator.trunk.register_forward_hook(collect)
     try:
         split.rendered(adapter)
     finally:
@@ -264,5 +274,6 @@ def _changes(
     # ``data`` now names the images of the mapping. The images that trained the prompt are recorded
     # too, because the prompt must not be evaluated on them.
     if knows(adapter, task) and card.data:
+        # After an earlier pgn map, ``data`` names other images than those that trained the prompt.
         changes["prompted_on"] = card.prompted_on or card.data.digest
     return changes

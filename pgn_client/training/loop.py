@@ -238,6 +238,7 @@ class Loop:
             if run.mapping.start.additive:
                 seen.append((features.detach(), targets))
             bar.update(len(targets))
+            # A refresh would redraw the bar after each step, whatever its interval.
             bar.set_postfix(run.postfix(loss.item()), refresh=False)
 
         # An additive mapping has no gradient, so it is fitted again after each epoch.
@@ -266,6 +267,7 @@ class Loop:
         loss = smoothed_nll(mapping(features), targets, smoothing)
         if local is None:
             return features, loss
+        # In bfloat16, as under a caller's autocast, logits are too coarse for a loss.
         local_loss = F.cross_entropy(local.float(), targets, label_smoothing=smoothing)
         return features, loss + self.recipe.local_weight * local_loss
 
@@ -343,7 +345,11 @@ def train_local_head(
     )
     steps = examples.steps(size) * recipe.trunk_epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.trunk_rate, total_steps=steps + 1
+        optimizer,
+        recipe.trunk_rate,
+        # One step more than the updates: the schedule ends at a rate near 0, which would waste the
+        # last update.
+        total_steps=steps + 1,
     )
 
     classifier.train()
@@ -361,6 +367,7 @@ def train_local_head(
 
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Return the mean cross-entropy of (B, C) log-probabilities with label smoothing."""
+    # The inputs are normalized already, and F.nll_loss has no label smoothing.
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
 
 

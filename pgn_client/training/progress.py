@@ -21,6 +21,7 @@ def bar(total: int, what: str, unit: str, *, shown: bool, initial: int = 0) -> A
         shown: Whether the bar is drawn; otherwise it is silent.
         initial: Number of units that are already done.
     """
+    # 0.1 is tqdm's own default.
     seconds = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
     return tqdm(
         total=total, initial=initial, desc=what, unit=unit, disable=not shown, mininterval=seconds

@@ -49,6 +49,9 @@ class Recipe:
         sites: Places in a block where EXPRES adds residuals; none for shallow output tokens.
     """
 
+    # The default values were chosen together, on aerial images. The ablation in benchmarks/LOG.md
+    # found none of its changes to one value better, and augmentation and batches of 16 better than
+    # none and 8. No search of the learning rates and weight decays is logged.
     epochs: int = 12
     batch_size: int = 16
     optimiser: Literal["adamw", "sgd"] = "adamw"
@@ -104,6 +107,7 @@ PRESETS = {"default": Recipe(), "small": SMALL, "paper": PAPER}
 
 def from_card(numbers: Mapping[str, Any]) -> Recipe:
     """Return the recipe on a checkpoint card, for a rival that is trained with the same numbers."""
+    # ``pgn_client`` of another version may have put other numbers on the card.
     names = {f.name for f in fields(Recipe)}
     values = {name: value for name, value in numbers.items() if name in names}
     values["rates"] = Rates(**numbers["rates"])
@@ -130,7 +134,7 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
 
     for name, least in (
         ("epochs", 1),
-        ("batch_size", 2),
+        ("batch_size", 2),  # BatchNorm needs two images in training.
         ("library_size", 1),
         ("resolution", 1),
         ("prompt_tokens", 1),
@@ -144,7 +148,8 @@ def recipe(preset: str = "default", **overrides: Any) -> Recipe:
             f"recipe: got optimiser {chosen.optimiser!r}, expected adamw or sgd"
         )
 
-    # A preset's warm-up may be longer than a run whose epochs are overridden.
+    # A preset's warm-up may be longer than a run whose epochs are overridden. A tenth of the run is
+    # the published proportion, 50 of 500 epochs.
     if chosen.warmup_epochs >= chosen.epochs:
         return replace(chosen, warmup_epochs=chosen.epochs // 10)
     return chosen

@@ -45,7 +45,11 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
             f"data: got no test images in {folder}, expected some to evaluate on; add test/"
         )
     digest = task.digest()
-    return task, digest == data.digest == (adapter.card.prompted_on or digest)
+    same_data = data.digest == digest
+    # After pgn map, the card's data are those of the mapping, and ``prompted_on`` those of the
+    # prompt; before, the data are those of both.
+    prompted_on = adapter.card.prompted_on or data.digest
+    return task, same_data and prompted_on == digest
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
@@ -67,6 +71,8 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
             f"{adapter.backbone.name} that the checkpoint was trained through; give its "
             "--backbone, --weights and --labels"
         )
+    # The same weights may have been loaded with other names, but the rival's mapping is applied to
+    # answers of the checkpoint's endpoint, which have the checkpoint's names.
     backbone.labels = adapter.mapping.source
     return backbone
 
@@ -78,6 +84,7 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
         ConfigurationError: The rival is not an input-independent prompt, or it differs in more than
             the method; the message lists the differences.
     """
+    # The profile is not compared: it changes only the margin, and --profile may replace it.
     differences = [
         name
         for name in ("backbone", "layout", "library", "classes", "seed", "recipe", "data")

@@ -35,10 +35,18 @@ def optimisation(
     if recipe.optimiser == "adamw":
         adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
         peaks = [group["lr"] for group in groups]
+        # One step more than the updates: the schedule ends at a rate near 0, which would waste the
+        # last update.
+        total = steps + 1
         # OneCycleLR divides by pct_start * total_steps - 1, which is 0 for 0.2 and 5.
-        rise = 0.25 if steps == 4 else 0.2
+        rise = 0.25 if total == 5 else 0.2
         return adamw, torch.optim.lr_scheduler.OneCycleLR(
-            adamw, peaks, total_steps=steps + 1, pct_start=rise, cycle_momentum=False
+            # Without cycled momentum, which would replace the first of Adam's betas.
+            adamw,
+            peaks,
+            total_steps=total,
+            pct_start=rise,
+            cycle_momentum=False,
         )
 
     sgd = torch.optim.SGD(groups, momentum=0.9)
@@ -47,6 +55,8 @@ def optimisation(
     def scale(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
+        # recipe() makes the warm-up shorter than the run, but Recipe(...) does not; max then avoids
+        # a division by zero.
         progress = (step - warmup_steps) / max(1, steps - warmup_steps)
         return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
@@ -139,6 +149,7 @@ class Run:
 
         self.history.append({"accuracy": accuracy, "log_loss": loss})
         if self.best is None or (accuracy, -loss) > (self.best["accuracy"], -self.best["log_loss"]):
+            # Cloned, because the next steps change the parameters in place.
             self.best = {
                 "accuracy": accuracy,
                 "log_loss": loss,
@@ -169,6 +180,7 @@ class Run:
             "epoch": self.epoch,
             "best": self.best,
             "history": self.history,
+            # The CPU's generator alone, because a run on a GPU draws its random numbers there too.
             "random": torch.get_rng_state(),
         }
 
@@ -181,6 +193,7 @@ class Run:
         self.epoch = saved["epoch"]
         self.best = saved["best"]
         self.history = saved["history"]
+        # torch takes this state on the CPU only, wherever the caller loaded the file to.
         torch.set_rng_state(saved["random"].cpu())
 
 

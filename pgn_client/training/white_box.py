@@ -31,6 +31,9 @@ from pgn_client.training.torch_mapping import TorchMapping
 from pgn_client.types import ServerProfile
 from pgn_client.version import __version__
 
+_RESOLUTION = 1
+"""Side of the generator's input: the smallest possible, because no white box has a generator."""
+
 
 def fit_white_box(
     task: Task,
@@ -73,11 +76,16 @@ def fit_white_box(
 
     canvas = Canvas.build(backbone.input_size, backbone.patch_size, kind.layout)
     surrogate = Surrogate(backbone, canvas, half=backbone.device.type == "cuda")
+    # A library must be named, but white boxes mix none.
     model = kind.create(setting(surrogate, task, "pixel", recipe))
     card = Card(
-        method=method, classes=task.classes, generator=GeneratorCard(resolution=1), seed=seed
+        method=method,
+        classes=task.classes,
+        generator=GeneratorCard(resolution=_RESOLUTION),
+        seed=seed,
     )
     loop = Loop.begin(model, surrogate, task, recipe, card, progress)
+    # The other kinds of mapping add probabilities, which features are not.
     run = loop.start("linear" if kind.reads_features else "auto")
     loop.train(run)
     run.restore_best()
@@ -87,7 +95,8 @@ def fit_white_box(
     float32_surrogate = replace(surrogate, half=False)
 
     def features(examples: Examples, augmented: augment.Augmentation = augment.none) -> Floats:
-        return outputs(model, float32_surrogate, examples, 1, augmented).cpu().double().numpy()
+        computed = outputs(model, float32_surrogate, examples, _RESOLUTION, augmented)
+        return computed.cpu().double().numpy()
 
     versions = [features(loop.train_examples)]
     for _ in range(augment.copies(recipe.augment)):
@@ -144,7 +153,7 @@ class WhiteBoxModel:
     def log_probs(self, split: Split) -> Floats:
         """Return (n, C) float64 log-probabilities for the images of a split."""
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
-        log_p = log_probs(self.model, self.mapping, self.surrogate, examples, 1)
+        log_p = log_probs(self.model, self.mapping, self.surrogate, examples, _RESOLUTION)
         return log_p.cpu().double().numpy()
 
     def save(

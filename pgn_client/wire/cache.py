@@ -39,6 +39,7 @@ def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
         model: Model name that the caller configured.
         asked: Labels and options of the endpoint as JSON; empty without any.
     """
+    # The key of an empty image: no image is empty, so an endpoint never shares a key with one.
     return cache_key(url, model, asked, b"")
 
 
@@ -98,6 +99,8 @@ class AnswerCache:
 
         try:
             if replay:
+                # Fails now, not at the first image, where the file is no database of answers. A
+                # replay reads no kept images.
                 self._db.execute("SELECT 1 FROM answers, models LIMIT 0")
                 return
             # A write-ahead log with NORMAL needs one write per answer, and does not wait for the

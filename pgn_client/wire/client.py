@@ -92,6 +92,7 @@ class AdaptedClient(Session):
     """
 
     def _open(self) -> None:
+        # The limit holds for the whole client: several threads and copies may use it at once.
         self._slots = threading.BoundedSemaphore(self.max_concurrency)
         self._settling = threading.Lock()
         self._watch = Watch()
@@ -222,6 +223,8 @@ class AdaptedClient(Session):
 
     def _ready(self, *, for_info: bool = False) -> float | None:
         """Request the model description if it is missing; return the deadline that this began."""
+        # Read before the lock: a failure that appears while this call waits belongs to the call
+        # that held the lock, and is raised here too instead of repeating the failing request.
         before = self._model.failure
         with self._settling:
             if self._is_ready(before, for_info=for_info):
@@ -241,7 +244,12 @@ class AdaptedClient(Session):
         window: deque[Future[T]] = deque()
         leaving = Leaving()
         settled = False
-        pool = ThreadPoolExecutor(self.max_concurrency, "pgn-client", self._watch.heed, (leaving,))
+        pool = ThreadPoolExecutor(
+            max_workers=self.max_concurrency,
+            thread_name_prefix="pgn-client",
+            initializer=self._watch.heed,
+            initargs=(leaving,),
+        )
         try:
             for chunk in chunks(sources, self.chunk):
                 jobs = self._jobs(chunk, always=always) if chunk else []
@@ -250,7 +258,8 @@ class AdaptedClient(Session):
                     settled = True
                 window.extend(pool.submit(act, *pair) for pair in zip(chunk, jobs, strict=True))
 
-                # The empty chunk at the end waits for all remaining results.
+                # The empty chunk at the end waits for all remaining results. Before it, the stream
+                # waits only while too many results are open, and yields those that are done.
                 room = self.max_concurrency if chunk else 0
                 fatal: PGNError | None = None
                 while window and (len(window) > room or window[0].done()):
@@ -262,6 +271,8 @@ class AdaptedClient(Session):
                 if fatal:
                     raise fatal
         except (GeneratorExit, KeyboardInterrupt):
+            # Only a consumer that leaves aborts requests. After any other error the running ones
+            # finish, and their answers, which may be billed, are recorded.
             leaving.now()
             raise
         finally:
@@ -297,6 +308,7 @@ class AdaptedClient(Session):
                 request.url,
                 headers=dict(request.headers),
                 content=request.body,
+                # Limits making a connection; ``trace`` replaces the timeout of reads and writes.
                 timeout=step.seconds,
                 extensions={"trace": self._watch.trace},
             ) as response:
@@ -375,7 +387,10 @@ class AsyncAdaptedClient(Session):
     async def aclose(self) -> None:
         """Close this event loop's connections, and the cache and ledger that this client opened."""
         self._close()
-        loop = None if self._borrows else self._loops.pop(asyncio.get_running_loop(), None)
+        if self._borrows:
+            return
+        # Connections of another event loop can be closed only in that loop.
+        loop = self._loops.pop(asyncio.get_running_loop(), None)
         if loop is not None:
             await loop.http.aclose()
 
@@ -420,6 +435,7 @@ class AsyncAdaptedClient(Session):
 
     async def _ready(self, *, for_info: bool = False) -> float | None:
         """Request the model description if it is missing; return the deadline that this began."""
+        # Read before the lock, as in ``AdaptedClient``.
         before = self._model.failure
         async with self._here().settling:
             if self._is_ready(before, for_info=for_info):
@@ -448,7 +464,8 @@ class AsyncAdaptedClient(Session):
                     asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True)
                 )
 
-                # The empty chunk at the end waits for all remaining results.
+                # The empty chunk at the end waits for all remaining results. Before it, the stream
+                # waits only while too many results are open, and yields those that are done.
                 room = self.max_concurrency if chunk else 0
                 fatal: PGNError | None = None
                 while window and (len(window) > room or window[0].done()):
@@ -462,6 +479,8 @@ class AsyncAdaptedClient(Session):
         finally:
             for task in window:
                 task.cancel()
+            # Waits until the cancelled tasks have released their connections; their results and
+            # errors have no reader any more.
             await asyncio.gather(*window, return_exceptions=True)
 
     async def _drive(self, steps: Steps[T]) -> T:
@@ -482,6 +501,8 @@ class AsyncAdaptedClient(Session):
     async def _send(self, step: Send) -> WireResponse | Broken:
         request = step.request
         body = Body(self._clocks.monotonic, step.seconds)
+        # A timeout refunds the image only while a connection is being made. A reused connection has
+        # no such event, and part of the image may have left this machine, so False is the start.
         is_connecting = False
 
         async def trace(event: str, info: dict[str, Any]) -> None:
@@ -501,6 +522,9 @@ class AsyncAdaptedClient(Session):
                     timeout=None,
                     extensions={"trace": trace},
                 ) as response,
+                # A loop that is left by break does not close its generator; without aclosing the
+                # event loop would close it later, in another task. httpx's annotation, which is an
+                # AsyncIterator, has no aclose, hence the ignored type.
                 contextlib.aclosing(response.aiter_bytes()) as chunks,  # type: ignore[type-var]
             ):
                 async for chunk in chunks:

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any, cast
 
-SLICE = 16 * 2**10  # bytes per write; the deadline is checked before each slice
+SLICE = 16 * 2**10
+"""Bytes per write. The deadline is checked before each slice, so a server that reads slowly cannot
+hold a large image beyond it.
+"""
 
 
 class Leaving:
@@ -64,6 +67,7 @@ class Watch(threading.local):
     """
 
     deadline = 0.0
+    # Never set: threads outside a stream, such as the caller's own, share it and are never stopped.
     leaving = Leaving()
 
     def heed(self, leaving: Leaving) -> None:
@@ -80,9 +84,12 @@ class Watch(threading.local):
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Wrap the stream of a new connection; called by httpx for each event."""
+        # The TLS handshake returns a new stream, which needs wrapping like the first one.
         if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             return
 
+        # httpx keeps using this very object, so its methods are replaced. Other threads may use the
+        # connection later; ``self`` is thread-local, so each obeys the deadline of its own request.
         stream = info["return_value"]
         read = stream.read
         write = stream.write

@@ -106,6 +106,7 @@ def _largest_loss(
     """
     # The softmax of logits sums to 1 over the returned labels alone, so it does not limit the rest.
     rest = 1 - sum(after.values()) if kind == "probabilities" else 1.0
+    # Rounded probabilities may sum to more than 1, which leaves a negative rest.
     most_of_missing = max(0.0, min(*after.values(), rest))
     losses = (score - after.get(label, most_of_missing) for label, score in before.items())
     return max(0.0, *losses)

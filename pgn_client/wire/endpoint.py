@@ -80,6 +80,8 @@ class Credential:
     def __reduce__(self) -> tuple[Any, ...]:
         return Credential, ()
 
+    # Copies within this process keep the secrets; without these two methods, copy would use
+    # __reduce__ and return an empty credential.
     def __copy__(self) -> Credential:
         return self
 
@@ -110,6 +112,7 @@ class Credential:
         # Longest first, because one secret may be a part of another.
         longest_first = sorted(spellings, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first))
+        # Escapes such as %2F and \u002F occur in both cases.
         return re.sub(pattern, "<api key>", text, flags=re.IGNORECASE)
 
 
@@ -425,6 +428,7 @@ def _http_parts(url: str) -> SplitResult | None:
         # The port is not a number, or an IPv6 address is invalid.
         return None
     is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
+    # Nothing can listen on port 0.
     return parts if is_http and port != 0 else None
 
 

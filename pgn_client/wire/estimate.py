@@ -48,6 +48,7 @@ def estimate(
     answered: dict[str, str] = {}
     if journal:
         for record in read_journal(Path(journal)):
+            # A failed image has no label, and the run sends it again.
             if record["label"]:
                 answered[record["path"]] = record["sha256"]
     todo = [
@@ -77,6 +78,7 @@ def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float
         with contextlib.suppress(PGNError):
             client.adapt(image)
 
+    # Only the duration of this request matters, not its result.
     started = time.perf_counter()
     # A replay may have no recorded description, and it has no round trip either.
     with contextlib.suppress(NotRecordedError):
@@ -93,4 +95,5 @@ def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float
 
     mean_size = sum(sizes) // max(1, len(sizes))
     pace = client.pace(mean_size)
+    # The client adapts images one chunk at a time, so concurrency shortens the round trip alone.
     return max(local, round_trip / client.max_concurrency, pace)

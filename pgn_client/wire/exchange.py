@@ -91,6 +91,8 @@ class Broken:
     reason: str
 
 
+# None is the outcome of a Sleep. One generator type serves both steps, so the code after a Send has
+# to handle None, too.
 Outcome = WireResponse | Broken | None
 Steps = Generator[Send | Sleep, Outcome, T]
 
@@ -175,6 +177,7 @@ class Exchange:
                     protocol, self._encode(protocol, image), carries_image=True
                 )
         finally:
+            # Also after an error: an image that was sent counts, whether or not it was answered.
             if self.carried and not self.counted:
                 self.account.asked()
                 self.counted = True
@@ -203,12 +206,17 @@ class Exchange:
             while protocol is not None and (request := protocol.describe()) is not None:
                 key = (request.method, request.url)
                 if key not in responses:
+                    # Each description request is a call of its own; only its retries are counted.
                     self.attempts = 0
                     responses[key] = yield from self.fetch(protocol, request)
                 response = responses[key]
 
+                # A rejected key or an outage already shows at the first request. The later ones go
+                # to paths of other protocols, where such a status need not concern the endpoint.
                 if protocol is candidates[0] and _ends_discovery(response.status):
                     raise self.refusal(response, protocol)
+                # A configured protocol is the only candidate and also ``otherwise``. One that has a
+                # further request to send has recognized the previous response.
                 certain = candidate is otherwise or protocol is not candidate
                 step = self._read_description(protocol, response, certain=certain)
                 if isinstance(step, Described):
@@ -318,6 +326,7 @@ class Exchange:
         An image is charged to the budget before it is sent, and refunded if it provably never left
         this machine.
         """
+        # First, because it raises after the deadline, and then nothing may be charged.
         step = self._next(request)
         if carries_image:
             self.account.reserve()
@@ -351,12 +360,15 @@ class Exchange:
     def _next(self, request: WireRequest) -> Send:
         """Return the step that sends a request, with the headers of this attempt."""
         remaining = self.check_deadline()
+        # The later entry wins: the caller's headers may replace the user agent, but not those that
+        # the protocol needs.
         headers = {
             "user-agent": f"pgn-client/{__version__}",
             **self.endpoint.authorization,
             **request.headers,
             "x-pgn-retry-count": str(self.attempts),
         }
+        # GET and PUT are idempotent by definition and need no key.
         if request.method == "POST":
             headers["idempotency-key"] = self.key
         return Send(replace(request, headers=headers), remaining)
@@ -423,6 +435,7 @@ class Exchange:
         if isinstance(decision, Wait):
             if not carries_image or self.account.refusal is None:
                 return decision.seconds
+            # Stopping here instead of at ``reserve`` keeps the server's error for the caller.
             decision = Stop("the budget is spent")
         self.gave_up = f"; gave up: {decision.reason}" if decision.reason else ""
         return None
@@ -502,8 +515,11 @@ class Exchange:
             "apim-request-id",
             "x-amzn-trace-id",
         )
-        value = next((response.headers[name] for name in names if response.headers.get(name)), None)
-        return value and self._shown(value)
+        for name in names:
+            value = response.headers.get(name)
+            if value:
+                return self._shown(value)
+        return None
 
 
 def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:

@@ -91,6 +91,20 @@ def predict_files(
         yield from _resume(client, files, path)
 
 
+class _Pending(NamedTuple):
+    """A file whose result is not yielded yet.
+
+    Attributes:
+        path: Path of the image file.
+        sha256: Digest of its content; None if it cannot be read.
+        earlier: Record of an earlier run, if it is usable.
+    """
+
+    path: Path
+    sha256: str | None
+    earlier: Record | None
+
+
 def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterator[FileResult]:
     """Classify the files that have no usable line in the journal, and yield all results."""
     answered = {r["path"]: r for r in read_journal(path) if r["label"] is not None}
@@ -98,8 +112,8 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
     write_lines(path, (line_of(record) for record in answered.values()))
 
     # Files that the client has read from ``pending`` but whose results were not yielded yet, in
-    # order: path, SHA-256, and the record of an earlier run if it is usable.
-    queue: deque[tuple[Path, str | None, Record | None]] = deque()
+    # order.
+    queue: deque[_Pending] = deque()
     written: list[Record] = []
 
     def pending() -> Iterator[Path]:
@@ -107,13 +121,14 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
             digest = sha256_of(file)
             previous = answered.get(str(file))
             is_usable = previous is not None and previous["sha256"] == digest
-            queue.append((file, digest, previous if is_usable else None))
+            queue.append(_Pending(file, digest, previous if is_usable else None))
             if not is_usable:
                 yield file
 
     def resumed() -> Iterator[FileResult]:
-        while queue and queue[0][2] is not None:
-            yield FileResult(queue.popleft()[2] or {}, True)
+        while queue and (earlier := queue[0].earlier) is not None:
+            queue.popleft()
+            yield FileResult(earlier, True)
 
     with opened(path) as file:
         for result in client.classify_many(pending()):

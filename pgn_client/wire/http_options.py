@@ -81,5 +81,6 @@ class HttpOptions:
         proxy = self._arguments.get("proxy")
         password = urlsplit(proxy).password if isinstance(proxy, str) else None
         if password:
+            # Messages may show it as spelled in the URL, or decoded as it is sent to the proxy.
             yield password
             yield unquote(password)

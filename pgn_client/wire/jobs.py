@@ -70,6 +70,7 @@ def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSour
     rest = iter(sources)
     while chunk := list(itertools.islice(rest, size)):
         yield chunk
+    # Lets the streams use one loop body both for the images and for the results that remain.
     yield []
 
 
@@ -124,6 +125,7 @@ def prepare_each(
 
     readable = [image for image in images if not isinstance(image, PGNError)]
     try:
+        # An adapter may be a user's class, which need not accept an empty batch.
         prepared: Iterator[Prepared | PGNError] = iter(
             adapter.prepare(readable) if readable else []
         )

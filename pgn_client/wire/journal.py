@@ -15,7 +15,7 @@ from pgn_client.types import ImageFailure, Prediction
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows has no fcntl; there a journal is written without a lock.
     fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
@@ -83,6 +83,7 @@ def pin(journal: Path, setup: Mapping[str, Any]) -> None:
 def _brief(value: object) -> str:
     """Return a setting for a message: long values are cut, and None becomes ``none``."""
     text = "none" if value is None else str(value)
+    # Long values are fingerprints, which their first characters tell apart.
     return text if len(text) <= 48 else f"{text[:12]}…"
 
 
@@ -103,6 +104,7 @@ def read_journal(journal: Path) -> Iterator[Record]:
                 complete = False
             if complete:
                 yield record
+            # A killed process leaves a line without its end, and only as the last one.
             elif line.endswith(b"\n"):
                 raise ConfigurationError(
                     f"{journal}: line {number} is no prediction; remove it or choose another file"
@@ -118,6 +120,7 @@ def sha256_of(file: Path) -> str | None:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, ValueError):
+        # ValueError: a path that contains a zero byte.
         return None
 
 
@@ -130,6 +133,8 @@ def only_writer(journal: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: Another run is writing the journal, or the lock file cannot be made.
     """
+    # A file of its own: ``write_lines`` replaces the journal, and a lock on it would stay with the
+    # old file.
     lock_file = journal.with_name(f".{journal.name}.lock")
     with opened(lock_file, journal) as file:
         if fcntl is not None:

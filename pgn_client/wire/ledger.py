@@ -38,12 +38,19 @@ class Ledger:
         self._name = ":memory:" if path is None else os.fspath(path)
         with self._database_errors():
             self._db = sqlite3.connect(
-                self._name, check_same_thread=False, timeout=30.0, isolation_level=None
+                self._name,
+                # Threads share the connection, and ``_lock`` admits one at a time.
+                check_same_thread=False,
+                # In seconds: another process may hold the write lock for a moment.
+                timeout=30.0,
+                # With None, sqlite3 begins no transactions by itself; ``_writing`` does it.
+                isolation_level=None,
             )
-        # For a ledger that is never closed.
+        # Closes the connection of a ledger that is dropped without ``close``.
         weakref.finalize(self, self._db.close)
         try:
             with self._database_errors():
+                # With WAL, a process that reads does not block the one that writes.
                 self._db.execute("PRAGMA journal_mode = WAL")
                 # The counts are money: with FULL, a power cut loses none of them.
                 self._db.execute("PRAGMA synchronous = FULL")
@@ -121,6 +128,7 @@ class Ledger:
             try:
                 yield
             except BaseException:
+                # Also after Ctrl-C: an open transaction would lock out every other process.
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
@@ -165,6 +173,7 @@ class Account:
         budget: int | None = None,
         price_per_image: float | None = None,
     ) -> None:
+        # True and False are ints in Python, but no numbers of images or prices.
         if budget is not None and (
             isinstance(budget, bool) or not isinstance(budget, int) or budget < 0
         ):
@@ -230,7 +239,8 @@ class Account:
         """
         with self._lock:
             self._requests += 1
-            self._retries += retry
+            if retry:
+                self._retries += 1
             self._bytes += size
 
     @property

@@ -78,6 +78,7 @@ class Checkpoint:
     @property
     def hosted(self) -> Hosted | None:
         """The part that runs on the server, if any; None before the adapter is loaded."""
+        # The protocol ``Adapter`` does not require the attribute; only ``HostedAdapter`` has it.
         return getattr(self.adapter, "hosted", None)
 
 
@@ -114,13 +115,18 @@ def ranked(
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
     """Log one warning if an answer has fewer labels than the checkpoint's mapping was fitted on."""
+    # A hosted checkpoint gets the task's own classes from the server, so it maps no labels.
     if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
 
     mapping = checkpoint.adapter.mapping
     recipe = checkpoint.card.recipe
+    # ``ScoreMapping`` does not require ``source`` and ``open``; a user's mapping may lack them.
     source = getattr(mapping, "source", ())
-    fitted = min((recipe and recipe.top_k) or len(source), len(source))
+    fitted = len(source)
+    if recipe is not None and recipe.top_k is not None:
+        # The recipe may request more labels than the endpoint has.
+        fitted = min(fitted, recipe.top_k)
     if getattr(mapping, "open", False) or len(answer.labels) >= fitted:
         return
 
@@ -162,7 +168,7 @@ def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None
         ("profile", card.profile, endpoint.found.profile or (info and info.profile)),
     )
     for what, expected, got in fields:
-        if expected is None or got is None or str(expected) == str(got):
+        if expected is None or got is None or expected == got:
             continue
         shown = excerpt(str(got), endpoint.credential.redact)
         name = excerpt(str(info.name if info else got), endpoint.credential.redact)

@@ -22,6 +22,7 @@ class Pacer:
     ) -> None:
         self._gap = 1.0 / per_second if per_second else 0.0
         self._per_byte = 1.0 / bytes_per_second if bytes_per_second else 0.0
+        # The zero of a monotonic clock is arbitrary, so only -inf makes the first request free.
         self._next = -math.inf
         self._lock = threading.Lock()
 

@@ -61,6 +61,7 @@ class Discovery:
         self.asked = False
         self.closed = False
         self.rates: dict[str, str] = {}
+        # The identity last written to the cache, so that not every image writes it again.
         self._noted: str | None = None
 
         if cache is not None and cache.replay:
@@ -96,6 +97,7 @@ class Discovery:
         if self.asked:
             return True
 
+        # No call has failed since this one began, so this one requests the description (again).
         if self.failure is None or self.failure is before:
             return False
         if for_info or self.recalled is None:
@@ -119,6 +121,8 @@ class Discovery:
         try:
             described = yield from exchange.discover(*possible(self.endpoint))
         except EndpointError as error:
+            # An endpoint that answers with an error is reachable, and the caller must see the
+            # error, for example a rejected key.
             unreachable = isinstance(error, ConnectionFailedError | TimedOutError)
             self.failure = error
             self.recalled = self.recall() if unreachable else None
@@ -126,6 +130,7 @@ class Discovery:
                 raise
             return
 
+        # A limit that the description does not give keeps the value of the endpoint file.
         limits = {k: v for k, v in asdict(described.limits).items() if v is not None}
         self.endpoint = replace(self.endpoint, limits=replace(self.endpoint.limits, **limits))
         self.info = described.info
@@ -173,6 +178,8 @@ class Discovery:
         """
         recorded = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
         if recorded is not None:
+            # A later run resumes from the model last used, also if all its answers were recorded.
+            # A recalled identity comes from the cache, so there is nothing to write.
             if self.protocol is not None and self.recalled is None:
                 self._note(self.protocol)
             return recorded

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses after which a request is sent again."""
+"""Statuses after which a request is sent again. 529 is no standard: Anthropic's "overloaded"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,13 @@ def wished_wait(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _seconds(text: str | None, scale: float = 1.0) -> float | None:
+    if not text:
+        return None
     try:
-        value = float(text) * scale if text else math.nan
+        value = float(text) * scale
     except ValueError:
         return None
+    # float() also reads "nan", "inf" and numbers that overflow.
     return value if math.isfinite(value) else None
 
 
@@ -165,5 +168,6 @@ def _seconds_until(text: str | None, now: float) -> float | None:
 
 
 def _seconds_to_reset(text: str | None) -> float | None:
+    # At most 9 digits: no real wait is longer, and hundreds of digits would become infinity.
     reset = re.search(r";\s*t=(\d{1,9})", text or "")
     return float(reset[1]) if reset else None

@@ -104,6 +104,8 @@ class Session(ABC):
         self.max_concurrency = int(max_concurrency)
         self._pacer = Pacer(requests_per_second, bytes_per_second)
         self._clocks = Clocks()
+        # One thread at a time adapts images: this loads the checkpoint once, and an adapter, which
+        # may be a user's class, need not be thread-safe.
         self._local_work = threading.Lock()
         self._closed = False
         self._borrows = False
@@ -189,6 +191,7 @@ class Session(ABC):
         Raises:
             ConfigurationError: An argument is invalid.
         """
+        # A shallow copy shares every object that is not replaced below.
         client = copy.copy(self)
         if pgn_ckpt is not SAME:
             client._checkpoint = Checkpoint(pgn_ckpt)
@@ -259,6 +262,7 @@ class Session(ABC):
         adapter = self._open_adapter()
         protocol = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
         settings = [self.endpoint.labels, dict(self.endpoint.options), protocol]
+        # Without settings the key is absent, so that journals of earlier versions stay usable.
         return {
             **({"asked": digest(*settings)} if any(settings) else {}),
             "endpoint": self.endpoint.mark,
@@ -296,6 +300,7 @@ class Session(ABC):
             always: Whether the endpoint must answer even if the local head could answer alone.
         """
         local = item.local_log_probs
+        # With weight 1 the endpoint's answer would not count, so it is not requested.
         confident = self._alpha(local) == 1.0
         if self._query_below is not None and local is not None:
             confident |= bool(is_confident(local[None], self._query_below)[0])
@@ -320,6 +325,7 @@ class Session(ABC):
 
     def _always_asks(self) -> bool:
         """Whether every image needs a request to the endpoint."""
+        # A recorded answer or a confident local head may spare any image its request.
         if self._cache is not None or self._query_below is not None:
             return False
         with self._local_work:
@@ -385,6 +391,7 @@ class Session(ABC):
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
         """Whether no description request is needed; see ``Discovery.is_ready``."""
+        # Mapping and recorded answers belong to one model; without them, any model will do.
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
         self._verify_once()
@@ -408,6 +415,7 @@ class Session(ABC):
             EndpointError: The answer is not recorded, and the endpoint is out of reach or this is a
                 replay.
         """
+        # The prediction of a confident local head never reads the answer.
         if job.confident:
             return Reply(Answer((), ()))
         return None if job.again else self._model.recorded(job.payload)
@@ -438,6 +446,7 @@ class Session(ABC):
                 "as cache="
             )
         _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        # ``hosted`` is known only after the adapter is loaded.
         self._open_adapter()
         if self._checkpoint.hosted is not None:
             raise ConfigurationError(
@@ -503,6 +512,7 @@ def _endpoint(
     """Return the endpoint of a URL or an endpoint file; the other arguments override the file."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of strings")
+    # A value of another type goes to ``Endpoint``, whose check of the URL names it in the error.
     endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(
         endpoint,
@@ -535,6 +545,7 @@ def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
 def _query_values(url: str) -> Iterator[str]:
     """Yield the values in a URL's query, both as spelled there and decoded."""
     for part in urlsplit(url).query.split("&"):
+        # A part without "=" may be a bare token.
         value = part.partition("=")[2] or part
         # Shorter values are too common to redact, and too short to be a token.
         if len(value) > 3:
@@ -543,6 +554,7 @@ def _query_values(url: str) -> Iterator[str]:
 
 
 def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
+    # Comparing another type would raise TypeError; a bool is an int in Python, but no number here.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not fits(value):
         raise ConfigurationError(f"{name}: got {value!r}, expected {expected}")

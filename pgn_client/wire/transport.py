@@ -19,6 +19,7 @@ from pgn_client.wire.protocols.base import excerpt
 
 T = TypeVar("T")
 
+# The limits keep a faulty or hostile server from filling this process's memory.
 MAX_ANSWER_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
 # In seconds. uvicorn closes idle connections after 5 s, which is also httpx's default; a request on
@@ -47,6 +48,7 @@ class Body:
         self._chunks.append(chunk[: limit - self._size])
         self._size += len(chunk)
 
+        # The start of an error body is enough for its message; a cut answer is useless.
         if self._size > limit and response.is_success:
             self._broken = Broken("garbled", f"more than {limit // 2**20} MiB")
         elif self._clock() >= self._deadline:
@@ -108,7 +110,10 @@ def connecting(
     )
     arguments = http.arguments()
     try:
+        # A proxy of the environment must not see a key that is meant for this machine.
         return make(limits=limits, trust_env=not endpoint.loopback, **arguments)
+    # httpx hardly checks its arguments, so wrong ones fail in many ways: OSError for a missing
+    # certificate file, ImportError for a SOCKS proxy without the package socksio.
     except (AttributeError, ImportError, OSError, TypeError, ValueError, httpx.InvalidURL) as error:
         reason = excerpt(str(error), endpoint.credential.redact)
 

@@ -61,6 +61,7 @@ def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoi
     while not upload.there:
         if upload.failure is not None and upload.failure is not failure_before:
             raise upload.failure
+        # Waiting inside ``acquire`` would block the event loop of an asynchronous client.
         if not upload.busy.acquire(blocking=False):
             exchange.check_deadline()
             yield Sleep(PAUSE)

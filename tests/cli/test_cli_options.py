@@ -18,6 +18,8 @@ def test_labels_come_from_a_file(tmp_path, content):
 
 def test_labels_come_from_the_command():
     assert source_labels("cat, big dog,") == ["cat", "big dog"]
+    many = [f"class {number}" for number in range(1000)]
+    assert source_labels(",".join(many)) == many  # longer than any path may be
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "[", b"\xff\xfe"])

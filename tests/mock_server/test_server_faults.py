@@ -167,6 +167,8 @@ async def test_a_simulated_refusal_is_counted_and_labelled_like_a_real_one(open_
         {"seed": "x"},
         {"rules": [{}]},
         {"rules": [{"kind": "explode"}]},
+        {"rules": [{"kind": ["close"]}]},
+        {"rules": [{"kind": {"close": 1}}]},
         {"rules": [{"kind": "close", "status": 500}]},
         {"rules": [{"kind": "status", "status": 200}]},
         {"rules": [{"kind": "status", "first": 0}]},

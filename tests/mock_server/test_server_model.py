@@ -102,6 +102,18 @@ def test_equal_class_names_get_a_suffix_in_the_models_order():
 
 
 @pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["crane", "crane", "crane (2)"], ("crane", "crane (3)", "crane (2)")),
+        (["crane", "crane (2)", "crane"], ("crane", "crane (2)", "crane (3)")),
+        (["a", "a (2)", "a", "a (2)"], ("a", "a (2)", "a (3)", "a (2) (2)")),
+    ],
+)
+def test_a_suffix_never_makes_a_name_that_the_list_has(names, expected):
+    assert distinct(names) == expected
+
+
+@pytest.mark.parametrize(
     "rows", [["x", "y"], [{"wnid": "n1", "name": "x"}, {"wnid": "n2", "name": "y"}]]
 )
 def test_labels_are_names_or_objects_with_a_name(tmp_path, rows):

@@ -129,6 +129,20 @@ def test_other_methods_are_not_hosted(make_backbone, task, tmp_path):
         model.save(tmp_path / "v.safetensors")
 
 
+def test_another_profile_changes_what_is_sent_and_not_the_name_on_the_server(trained, tmp_path):
+    path = tmp_path / "e.safetensors"
+    trained.save(path)
+    side = trained.surrogate.backbone.input_size
+    plain, resized = load(path), load(path, f"resize_crop:{side + 4}:{side}")
+    assert resized.hosted == plain.hosted
+    assert (
+        resized([Image.new("RGB", (9, 9))])[0].width
+        == plain([Image.new("RGB", (9, 9))])[0].width + 4
+    )
+    with pytest.raises(ConfigurationError):
+        load(path, "resize_crop:999:998")
+
+
 def test_a_card_that_lacks_parts_is_refused(tmp_path):
     path = tmp_path / "e.safetensors"
     checkpoint.write(

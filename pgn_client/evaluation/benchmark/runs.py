@@ -95,6 +95,7 @@ class Plan:
                 before anything is written or trained.
         """
         specs = tuple(dict.fromkeys(_spec(*parse(text)) for text in self.methods))
+        # Both loops discard their values: the calls raise an error for a wrong number or name.
         for spec in specs:
             recipe(parse(spec)[1], epochs=self.epochs)
         for name in self.sets:
@@ -128,12 +129,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task of the benchmark.
+    """One task of the benchmark: a set, a number of shots and a seed.
 
     Attributes:
         set: Name of the image set.
         shots: Largest number of training images per class; ``None`` for all.
-        seed: Seed of shots, limits and training.
+        seed: Seed for the choice of training images and for the training.
     """
 
     set: str
@@ -225,9 +226,11 @@ class Bench:
             "endpoint": self.endpoint,
             "profile": str(self.profile or ""),
             "version": __version__,
+            # Its value has changed within one version before, and the baselines depend on it.
             "copies": augment.COPIES,
         }
         theirs = _require_settings(self.out, ours)
+        # Earlier runs in this folder may have had other sets, whose augmentations must stay known.
         ours["augment"] = theirs.get("augment", {}) | ours["augment"]
         self.out.mkdir(parents=True, exist_ok=True)
         write_whole(self.out / SETTINGS, (json.dumps(ours, indent=1) + "\n").encode())
@@ -254,6 +257,7 @@ class Bench:
         Raises:
             ConfigurationError: The file exists, with targets of other images.
         """
+        # Class and file name identify an image wherever its set lies, so a set may be moved.
         ids = np.array([f"{image.parent.name}/{image.name}" for image in task.test.paths])
         targets = {
             "val": task.val.labels,
@@ -278,7 +282,7 @@ class Bench:
             return _arrays(raw), {"queries": raw.queries, "learnable": {"mapping": size}}
         if row == PROBE_RUN:
             probe = baselines.probe(self.surrogate, task, self._augment(cell), cell.seed)
-            size = (self.surrogate.width + 1) * len(task.classes)
+            size = (self.surrogate.width + 1) * len(task.classes)  # weights and biases
             return _arrays(probe), {"queries": 0, "learnable": {"mapping": size}}
         if deploys(row):
             return self._deployed(cell, task, row)
@@ -294,6 +298,7 @@ class Bench:
         started = time.monotonic()
         config = TrainingConfig(
             method=method,
+            # The layout of the plan places cells, and a method on the whole canvas has none.
             layout=None if methods.get(method).layout == "full" else self.plan.layout,
             profile=self.profile,
             recipe=numbers,
@@ -308,12 +313,15 @@ class Bench:
 
         val = FittedSplit.of(task.val, adapter)
         test = FittedSplit.of(task.test, adapter)
+        # The title is empty, because only the log-probabilities and counts are saved.
         prompted = baselines.prompted("", Asker(self.connect), adapter, task)
         local = baselines.local_head(adapter, val, test)
         latent = latent_log_probs(adapter, self.surrogate, test.fitted)
         same_label = latent.argmax(axis=1) == prompted.test.argmax(axis=1)
 
         generator = adapter.runtime[0].generator
+        # The card counts the trunk as part of the prompt where the two share it, but a local head
+        # that is used without the prompt needs the trunk too.
         classifier = [*generator.trunk.parameters(), *generator.local_head.parameters()]
         record = {
             "seconds": seconds,
@@ -378,7 +386,9 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
-    """Return the rows of a cell that have no complete run in ``out``."""
+    """Return the methods, raw images and linear probe among them, whose run of this set, shots and
+    seed is not complete in ``out``.
+    """
     return [
         row
         for row in (RAW_RUN, PROBE_RUN, *plan.methods)

@@ -156,6 +156,7 @@ def summarise(
     Raises:
         ConfigurationError: A run is missing or damaged.
     """
+    # The plan runs nothing here; its check gives the names that the runs have as files.
     specs = Plan({}, tuple(specs)).checked().methods
     cells: dict[str, list[FinishedCell]] = {}
     for name in sets:
@@ -208,7 +209,8 @@ def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
         records[prompted.name] = runs[spec].record
         records[prompted_local.name] = runs[spec].record
 
-    # The sort is stable: rows that send nothing come first, otherwise the order stays.
+    # Among equals the first row is chosen, so the cheapest come first: those that send nothing. The
+    # sort is stable, so the others stay in their order.
     best = selection.choose(sorted(rows, key=lambda c: c.sent > 0), val_targets)
     served, _ = selection.gated(SERVED, best, val_targets)
     rows.append(served)
@@ -329,6 +331,7 @@ def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[FinishedCell]]) -> R
     hits_by_set = []
     for seeds in cells.values():
         hits_by_set.append(_by_image((c.ids, c.hits(name)) for c in seeds))
+    # One seed for all tables, so that the same runs always give the same intervals.
     mean, low, high = pooled_bootstrap(hits_by_set, seed=0)
     agreement = [r.agreement for r in rows if r.agreement is not None]
     seconds = [r.seconds for r in rows if r.seconds is not None]
@@ -339,6 +342,7 @@ def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[FinishedCell]]) -> R
         accuracy=mean,
         ci95=(low, high),
         sent=float(np.mean([r.sent for r in rows])),
+        # It differs between sets, which have different numbers of classes; see the table's legend.
         learnable=max(learnable) if learnable else None,
         seconds=float(np.mean(seconds)) if seconds else None,
         agreement=min(agreement) if agreement else None,

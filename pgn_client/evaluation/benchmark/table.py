@@ -20,6 +20,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _one(summary: Summary) -> str:
     """Return one table with its legend, and the paired differences."""
+    # The empty name stands for the mean over sets.
     sets = [name for name in summary.rows if name]
     split = []
     for name in sets:
@@ -67,15 +68,17 @@ def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
     rows = []
     for name in sets:
         rows.append(next(row for row in summary.rows[name] if row.name == mean.name))
-    return _line([
+    cells = [
         _marked(mean),
         *(f"{r.accuracy:.3f} [{r.ci95[0]:.3f}, {r.ci95[1]:.3f}]" for r in [*rows, mean]),
         f"{mean.sent:.0%}" if mean.deployable else "",
         "" if mean.learnable is None else f"{mean.learnable:,}",
+        # Nothing to divide by where a row trains nothing.
         "" if not mean.learnable else f"{FINE_TUNING / mean.learnable:.0f} ×",
         "" if mean.seconds is None else f"{mean.seconds:.0f}",
         "" if mean.agreement is None else f"{mean.agreement:.3f}",
-    ])  # fmt: skip
+    ]
+    return _line(cells)
 
 
 def _marked(row: Row) -> str:
@@ -124,6 +127,7 @@ def draw(summary: Summary, path: Path) -> None:
 
     sets = [name for name in summary.rows if name]
     names = [_marked(row) for row in summary.rows[""]]
+    # Figure instead of pyplot, which keeps figures in global state and may choose a display.
     figure = Figure(figsize=(4 + 1.7 * len(sets), 2 + 0.28 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(len(sets), 2))
 
@@ -132,7 +136,7 @@ def draw(summary: Summary, path: Path) -> None:
         below = [r.accuracy - r.ci95[0] for r in rows]
         above = [r.ci95[1] - r.accuracy for r in rows]
         # The sets of one row share a band of height 0.8, so that their bars do not overlap.
-        heights = [j + (i - len(sets) / 2) * 0.8 / len(sets) for j in range(len(rows))]
+        heights = [j + (i - (len(sets) - 1) / 2) * 0.8 / len(sets) for j in range(len(rows))]
         left.errorbar(
             [r.accuracy for r in rows],
             heights,
@@ -145,7 +149,7 @@ def draw(summary: Summary, path: Path) -> None:
         right.plot(shares, accuracies, marker=".", label=name)
 
     left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
+    left.invert_yaxis()  # The first row on top, as in the Markdown table.
     left.set_xlabel("accuracy, 95 % interval")
     left.grid(alpha=0.3)
     left.legend(fontsize="small")

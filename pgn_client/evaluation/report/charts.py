@@ -178,6 +178,7 @@ def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Chart:
     for kind, bins in reversed(kinds):  # Later series cover earlier ones; the first row is on top.
         points = [(b.confidence, b.accuracy) for b in bins]
         total = sum(b.count for b in bins)
+        # The root makes the area grow with the count; 2.5 keeps the smallest dot visible.
         radii = [2.5 + 9 * math.sqrt(b.count / total) for b in bins]
         drawn.append(Series(kind, plot.line(points), plot.dots(points, radii)))
 
@@ -211,6 +212,7 @@ def curve_plot(
 
     x_ticks = []
     for x in (k / 5 for k in range(6)):
+        # The keys are floats, but the caller computes them as k / 5 too, so they are equal.
         cost = f"\n{costs[x]}" if x in costs else ""
         x_ticks.append((x, f"{1000 * x:,.0f}{cost}"))
 
@@ -246,6 +248,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Return at most seven ticks at round numbers that enclose two values; in [0, 1] if the values
     are.
     """
+    # At most four, because the ends are then rounded outward, which adds up to two more.
     step = next((s for s in STEPS if (high - low) / s <= 4), STEPS[-1])
     first = math.floor(low / step)
     last = math.ceil(high / step)
@@ -256,6 +259,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     elif first == last:
         last += 1
 
+    # The fine steps need three decimals; two are enough for the others.
     return [(k * step, f"{k * step:.3f}".removesuffix("0")) for k in range(first, last + 1)]
 
 

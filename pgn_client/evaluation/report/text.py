@@ -76,6 +76,7 @@ def _paired(c: Comparison) -> str:
 
 def p_value(p: float) -> str:
     """Return a p-value as text, to three decimals."""
+    # Below 0.0005 the three decimals would read 0.000.
     return "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
 
 
@@ -100,17 +101,23 @@ def retention_table(agreement: dict[str, float], images: int) -> str:
 
 def _curve(curve: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line of accuracy against images sent; no line without a curve."""
+    if not curve:
+        return []
+    # Every other point, so that they fit in a line.
     points = ", ".join(f"{p['sent']:.0%} {p['accuracy']:.3f}" for p in curve[::2])
-    return [f"accuracy by share sent, least confident first: {points}"] if curve else []
+    return [f"accuracy by share sent, least confident first: {points}"]
 
 
 def weakest(scores: Sequence[ClassScore]) -> list[ClassScore]:
     """Return the classes that have test images, lowest F1 first."""
-    return sorted((s for s in scores if s.support and s.f1 is not None), key=lambda s: s.f1 or 0.0)
+    tested = [s for s in scores if s.support]
+    # A class with test images always has an F1; `or` is for the type checker.
+    return sorted(tested, key=lambda s: s.f1 or 0.0)
 
 
 def _weakest(scores: Sequence[ClassScore]) -> list[str]:
     """Return a line of the classes of lowest F1; no line where F1 is 1 for all classes."""
+    # None does not occur here either; the test is for the type checker.
     worst = [s for s in weakest(scores) if s.f1 is not None and s.f1 < 1][:WORST]
     listed = ", ".join(
         f"{s.name} F1 {s.f1:.3f} (recall {s.recall:.3f}, {s.support} images)" for s in worst

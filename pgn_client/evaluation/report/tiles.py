@@ -43,6 +43,7 @@ def sheet(
     for i, (images, caption) in enumerate(columns):
         left = GAP + i * (TILE + GAP)
         for k, image in enumerate(images):
+            # Without interpolation, so that the single pixels of a small image stay visible.
             tile = ImageOps.contain(image.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
             top = GAP + k * row_height
             corner = (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2)

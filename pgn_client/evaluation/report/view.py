@@ -334,6 +334,7 @@ def _difference(comparison: Comparison) -> Line:
         f"{100 * comparison.difference:+.1f}",
         f"[{100 * low:+.1f}, {100 * high:+.1f}]",
         f"{comparison.only_a} : {comparison.only_b}",
+        # The column's head says p, so a cell reads "0.012" or "< 0.001".
         p_value(comparison.mcnemar_p).removeprefix("p = ").removeprefix("p "),
     )
     return Line(f"{comparison.a} − {comparison.b}", cells)
@@ -371,9 +372,11 @@ def _matrix(report: Report, row: str) -> Matrix:
     lines = []
     for name in names:
         images = report.confusion[row].get(name, {})
+        # A class without test images has a row of zeros, which must not divide by zero.
         total = max(1, sum(images.values()))
         counts = [images.get(predicted, 0) for predicted in names]
         lines.append(MatrixLine(name, tuple(Count(count, count / total) for count in counts)))
+    # Names of up to three characters make a column no wider than large counts do.
     return Matrix(row, any(len(name) > 3 for name in names), tuple(lines))
 
 

@@ -68,7 +68,11 @@ def restorable(name: str) -> type[RGBMethod]:
     Raises:
         ConfigurationError: The name is unknown, or the method is a white box.
     """
-    return PublishedPGN if name == PublishedPGN.name else deployable(name)
+    # A published PGN is imported and never trained, so the registry, which lists the choices for
+    # training, does not have it.
+    if name == PublishedPGN.name:
+        return PublishedPGN
+    return deployable(name)
 
 
 def deployable(name: str) -> type[RGBMethod]:

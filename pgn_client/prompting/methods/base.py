@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 Groups = list[dict[str, Any]]
 
 RESIDUAL_SITES = ("norm1", "q", "k", "v", "proj")
-"""Sites where EXPRES adds residuals by default."""
+"""Sites where EXPRES adds residuals by default: those of the paper.
+
+They are here because ``Setting`` needs them and ``expres`` imports this module.
+"""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Method(nn.Module):
 
     def learnable(self) -> int:
         """Return the number of trained values in the prompt, without mapping and local head."""
+        # Parameters are only counted here, so their learning rates do not matter.
         total = 0
         for group in self.prompt_groups(Rates(0, 0, 0, 0, 0)):
             total += sum(parameter.numel() for parameter in group["params"])
@@ -165,6 +169,7 @@ class RGBMethod(Method):
                 "train the checkpoint again"
             )
 
+        # A method without a library has no such entry, and its `create` ignores the stand-in.
         library = card.library or LibraryCard("pixel", 1)
         canvas = Canvas.build(card.backbone.input_size, card.backbone.patch_size, card.layout)
         # Only latent rows depend on the width.
@@ -178,7 +183,7 @@ class RGBMethod(Method):
         )
 
         # `create` draws random parameters, which the checkpoint's then replace. The fork keeps the
-        # caller's random state.
+        # caller's random state. It has no devices, because `create` draws on the CPU only.
         with torch.random.fork_rng(devices=[]):
             model = cls.create(setting)
         model.load_state_dict(state)
@@ -203,6 +208,7 @@ class RGBMethod(Method):
     def parameter_groups(self, rates: Rates) -> Groups:
         """Return the prompt's groups, and a group of the local classifier's other parameters."""
         groups = self.prompt_groups(rates)
+        # Identities, because `in` would compare tensors element by element.
         listed: set[int] = set()
         for group in groups:
             listed.update(id(parameter) for parameter in group["params"])
@@ -304,8 +310,13 @@ def require_layout(setting: Setting, method: type[Method]) -> None:
         ConfigurationError: The layout has prompt cells, but the method paints the whole image; or
             it has none, but the method needs them.
     """
-    whole = method.layout == "full"
-    if whole != (setting.canvas.prompts == 0):
-        expected = "full" if whole else "ring, corner or rows:N"
-        got = f"{setting.canvas.prompts} prompt cells" if whole else "a layout without prompt cells"
-        raise ConfigurationError(f"method {method.name}: got {got}, expected layout {expected}")
+    cells = setting.canvas.prompts
+    if method.layout == "full" and cells:
+        raise ConfigurationError(
+            f"method {method.name}: got {cells} prompt cells, expected layout full"
+        )
+    if method.layout != "full" and not cells:
+        raise ConfigurationError(
+            f"method {method.name}: got a layout without prompt cells, expected layout ring, "
+            "corner or rows:N"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.prompting.generator import PromptGenerator
-from pgn_client.prompting.methods.base import Groups, Rates, RGBMethod, Setting, require_layout
+from pgn_client.prompting.methods.base import Groups, Rates, Setting, require_layout
 from pgn_client.prompting.methods.pgn import PGN, draw_library
 from pgn_client.prompting.token_library import TokenLibrary, library
 from pgn_client.surrogate.patch_embedding import PatchEmbedding
@@ -66,7 +66,7 @@ class Blend(PGN):
         images.
         """
         if not surrogate.latent:
-            return RGBMethod.scores(self, code, images, surrogate)
+            return super().scores(code, images, surrogate)
 
         prompts = self.prompt_tokens(code, surrogate.backbone.embedding)
         tokens = surrogate.backbone.tokens(images)
@@ -77,6 +77,7 @@ class Blend(PGN):
         self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
         """Return whole canvases, (B, 3, H, W) in [0, 1]; see ``RGBMethod``."""
+        # The library is made of pixels, so there is nothing to invert and no `route` to pass.
         patches = self.prompt_patches(code, embedding)  # (B, N, 3, P, P)
         grid = isqrt(patches.shape[1])
         prompts = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, g, P, g, P)
@@ -89,5 +90,6 @@ class Blend(PGN):
         """Return PGN's optimizer groups and one for the share."""
         return [
             *super().prompt_groups(rates),
+            # Weight decay would pull the logit to 0, which is a share of one half.
             {"params": [self.share], "lr": self.rate, "weight_decay": 0.0},
         ]

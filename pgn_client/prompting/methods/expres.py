@@ -60,7 +60,7 @@ class EXPRES(WhiteBox):
     name = "expres"
     title = "EXPRES"
     rate: ClassVar[float] = 0.1
-    """Learning rate of prompts and residuals."""
+    """Learning rate of prompts and residuals, chosen on validation (``benchmarks/LOG.md``)."""
 
     def __init__(self, prompts: Tensor, residuals: dict[str, Tensor]) -> None:
         super().__init__()
@@ -124,6 +124,7 @@ class EXPRES(WhiteBox):
         with self._added(backbone):
             for block in m.blocks:
                 x = block(x)
+        # timm puts the final norm before or after pooling; the other of the two is the identity.
         x = m.fc_norm(m.norm(x))
 
         # The order is class token and registers, if there are any, then patches, then prompts.
@@ -149,6 +150,7 @@ class EXPRES(WhiteBox):
         """Return what to add to the output of a block's part: (m, D), or (m, 3 D) for q, k and v
         side by side, with zeros for those of the three that are off.
         """
+        # Of all parts, only the joint projection to q, k and v has more than one site.
         if path != PARTS["q"]:
             (site,) = (site for site in self.residuals if PARTS[site] == path)
             residual: Tensor = self.residuals[site][block]

@@ -29,12 +29,15 @@ class FineTune(WhiteBox):
     name = "fine_tune"
     title = "fine-tuning"
     rate = 5e-5
-    """Learning rate of all weights except the head's."""
+    """Learning rate of all weights except the head's; not searched (``benchmarks/LOG.md``)."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
+        # Only the weights are trained, so only they are copied; the frozen model stays as it is.
         self.backbone = copy(backbone)
-        self.model = self.backbone.model = deepcopy(backbone.model).requires_grad_(True)
+        self.backbone.model = deepcopy(backbone.model).requires_grad_(True)
+        # A Backbone is no module: torch finds the parameters through this attribute.
+        self.model = self.backbone.model
         self.model.head = nn.Identity()  # The label mapping takes its place.
 
     @classmethod

@@ -25,6 +25,7 @@ def features(backbone: Backbone, pixels: Tensor) -> Floats:
     float64.
     """
     device = backbone.device
+    # The probe is compared with prompts that are measured in float32, so it gets no TF32 features.
     with float32_convolutions():
         parts = [backbone.features(batch.to(device)).cpu() for batch in pixels.split(BATCH)]
     return torch.cat(parts).double().numpy()

@@ -13,6 +13,7 @@ from pgn_client.prompting.generator import LocalClassifier
 from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage, require_layout
 
 RANK = 4
+"""Rank of the prompt, that of the authors' script."""
 
 
 class LowRank(WholeImage):
@@ -52,4 +53,5 @@ class LowRank(WholeImage):
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return one optimizer group of both factors."""
+        # Weight decay would pull the factors towards no prompt.
         return [{"params": [self.up, self.down], "lr": self.rate, "weight_decay": 0.0}]

@@ -36,6 +36,8 @@ class MaskGenerator(nn.Sequential):
                 nn.ReLU(inplace=True),
             ]
             if i < POOLS:
+                # A small canvas has a small input, which may not be a multiple of 8: rounding up
+                # keeps its last row and column.
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
         super().__init__(*layers, nn.Conv2d(CHANNELS[-1], 3, 3, padding=1))
 
@@ -84,6 +86,7 @@ class MaskedPrompt(WholeImage):
 
     def prompt_groups(self, rates: Rates) -> Groups:
         """Return one optimizer group for the pattern and one for the mask generator."""
+        # Weight decay suits the network, but would pull the pattern towards no prompt.
         return [
             {"params": [self.pattern], "lr": self.pattern_rate, "weight_decay": 0.0},
             {"params": list(self.mask.parameters()), "lr": self.mask_rate},

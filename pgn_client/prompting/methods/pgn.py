@@ -78,6 +78,7 @@ class PGN(RGBMethod):
 
     def after_step(self, surrogate: Surrogate) -> None:
         """Move a bounded library back into its bounds."""
+        # Only latent rows have bounds, and `TrainingConfig.canvas` refuses to train them otherwise.
         if surrogate.latent:
             self.library.stay_within(surrogate.backbone.embedding)
 
@@ -86,6 +87,7 @@ class PGN(RGBMethod):
 
         The L rows are embedded once and then mixed.
         """
+        # In bfloat16 the weights would not sum to 1, and the tokens not be those of mixed pixels.
         with torch.autocast(weights.device.type, enabled=False):
             return weights.float() @ self.library.tokens(embedding)
 

@@ -102,6 +102,7 @@ class PublishedPGN(PGN):
         """Return (B, K, L) mixture weights, and (B, C) local logits, all 0, of (B, 3, r, r) images
         in [-1, 1].
         """
+        # Generators trained here read [-1, 1], so `generator_input` gives that; undo it.
         return super().forward(normalised((x + 1) / 2, MEAN, STD))
 
     def published_logits(self, weights: Tensor, images: Tensor, backbone: Backbone) -> Tensor:

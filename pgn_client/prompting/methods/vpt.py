@@ -36,7 +36,7 @@ class VPTShallow(WhiteBox):
     name = "vpt_shallow"
     title = "VPT-shallow"
     rate = 0.03
-    """Learning rate of the prompts."""
+    """Learning rate of the prompts, chosen on validation (``benchmarks/LOG.md``)."""
 
     def __init__(self, prompts: Tensor) -> None:
         super().__init__()
@@ -88,6 +88,7 @@ class VPTShallow(WhiteBox):
                 count = prompts.shape[1]
 
             if i == len(m.blocks) - 1 and class_token_alone(m):
+                # It returns the class token alone, so no prompts are left to cut out below.
                 x = class_token_block(block, x)
                 count = 0
             else:

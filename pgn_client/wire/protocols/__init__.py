@@ -54,11 +54,15 @@ TOLD: tuple[str, ...] = (
     "openai",
     "openai-embeddings",
 )
-"""Wire formats that ``auto`` recognizes by the URL's path; the first match wins."""
+"""Wire formats that ``auto`` recognizes by the URL's path; the first match wins.
+
+``huggingface-features`` comes before ``huggingface``, which matches the same paths and more.
+"""
 ASKED: tuple[str, ...] = ("pgn", "oip", "kserve-v1", "openai", "torchserve")
 """Wire formats that ``auto`` tries in this order, with one request that carries no image each.
 
-If the endpoint answers none of them, ``auto`` uses Hugging Face's.
+If the endpoint answers none of them, ``auto`` uses Hugging Face's. ``oip`` comes before
+``kserve-v1``, because KServe answers both, and ``oip`` changes an image least.
 """
 
 __all__ = [

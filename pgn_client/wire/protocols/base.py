@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 EXCERPT = 200
 # JSON may escape a lone surrogate, which cannot be encoded as UTF-8 for a file or a terminal.
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Keys of error messages: of most servers, FastAPI, TorchServe, AWS, the items of FastAPI's lists,
+# and SageMaker's containers. The first one that holds a text is used.
 MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
@@ -45,6 +47,7 @@ class MalformedAnswerError(ValueError):
         self.what = what
         super().__init__(expected)
 
+    # The default ``str`` returns a text unchanged.
     def tell(self, hide: Callable[[str], str] = str) -> str:
         """Return the message; ``hide`` removes secrets from the received text."""
         return f"got {self.what}{excerpt(self.got, hide)}, expected {self.expected}"
@@ -107,6 +110,7 @@ class WireResponse:
         """
         try:
             return json.loads(self.body)
+        # Deeply nested brackets raise RecursionError.
         except (ValueError, RecursionError):
             raise MalformedAnswerError(self.body, "JSON") from None
 
@@ -277,6 +281,7 @@ def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
     # Only the excerpt is shown, so the steps below need not process a body of megabytes.
     text = hide(text)[:8192]
     if re.match(r"\s*<(!doctype|html|head|body)", text, re.IGNORECASE):
+        # The cut above may have removed a closing tag, so the end of the text counts as one.
         text = re.sub(r"(?is)<(script|style).*?(</\1>|$)|<[^>]*>", " ", text)
         # Unescaping may bring back a secret that was hidden from the first pass by HTML entities.
         text = hide(html.unescape(text))
@@ -305,6 +310,7 @@ def _message(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
+        # FastAPI lists one error for each wrong element, which may be thousands.
         messages = [_message(item) for item in value[:8]]
         return "; ".join(filter(None, messages)) or None
     if isinstance(value, dict):
@@ -329,6 +335,7 @@ def join(url: str, path: str, ending: str = "") -> str:
 
 def digest(*values: Any) -> str:
     """Return eight hexadecimal digits that identify the values, for the name of a dialect."""
+    # Options that are given in Python may contain values that JSON has no form for.
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -349,6 +356,7 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
         if not isinstance(label, str) or SURROGATE.search(label):
             raise MalformedAnswerError(repr(label), "text", "the label ")
     for score in scores:
+        # A bool is an int in Python.
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise MalformedAnswerError(repr(score), "a finite number", "the score ")
     return [(label, float(score)) for label, score in zip(labels, scores, strict=True)]
@@ -375,5 +383,6 @@ def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:
 def _finite(score: int | float) -> bool:
     try:
         return math.isfinite(float(score))
+    # JSON may hold an integer beyond float's range.
     except OverflowError:
         return False

@@ -53,7 +53,9 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
 }
 # Fixed, so that a retry sends the same body. No image is expected to contain it.
 BOUNDARY = "pgn-client-3f1c9e5b7a2d4860"
+# The characters that HTTP allows in the name of a header.
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# Names of headers that may hold a key. Only ``api_key`` is kept out of logs and caches.
 SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|token).*")
 
 
@@ -187,6 +189,8 @@ class Custom(Defaults):
         path = self.options.get(key)
         try:
             return jmespath.search(path, document) if path is not None else None
+        # jmespath lets Python's own errors through, for example from floor() of infinity, from
+        # contains() with a number, and from a slice with the step 0.
         except (JMESPathError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise MalformedAnswerError(
                 f"{path!r}: {error}", "a response that fits the JMESPath", f"{key}: "
@@ -222,6 +226,7 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
                 f"options of custom: headers: got {name}, expected none that holds a key; give "
                 "api_key= or PGN_API_KEY, and key_header if the key is no bearer token"
             )
+        # A line break in a value would start another header.
         if (
             not TOKEN.fullmatch(name)
             or not isinstance(value, str)
@@ -242,8 +247,9 @@ def _check_body(given: Mapping[str, Any]) -> None:
             "that contains {base64} or {data_url}"
         )
 
-    field = given.get("multipart", "data")
-    if not field.isprintable() or not field or '"' in field:
+    field = given.get("multipart")
+    # A quote or a line break would end the name in the form.
+    if field is not None and (not field or not field.isprintable() or '"' in field):
         raise ConfigurationError(
             f"options of custom: multipart: got {field!r}, expected the name of a form field"
         )
@@ -254,6 +260,7 @@ def _check_path(key: str, path: str | None) -> None:
         if path is not None:
             jmespath.compile(path)
     except JMESPathError as error:
+        # jmespath's messages have several lines.
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"options of custom: {key}: got {path!r}, expected a JMESPath such as "

@@ -66,6 +66,7 @@ class HuggingFace(Defaults):
     @classmethod
     def of(cls, endpoint: Endpoint) -> HuggingFace:
         """Bind the wire format to an endpoint."""
+        # Refuses all options: this wire format has none.
         options(endpoint, "huggingface", {})
         return cls(endpoint.url)
 
@@ -92,13 +93,15 @@ class HuggingFace(Defaults):
             return WireRequest("POST", self.url, headers, image.data)
 
         texts = [base64.b64encode(image.data).decode("ascii") for image in images]
+        # Only the Endpoints' server takes a list, so a single image is sent without one.
         inputs = texts[0] if len(texts) == 1 else texts
         return post(self.url, {"inputs": inputs, "parameters": {"top_k": self.top_k}})
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return one answer per image from a successful response."""
         decoded = answers(response, Reader(learnt=self.learnt.kinds))
-        self.learnt.json_works |= self.top_k is not None
+        if self.top_k is not None:
+            self.learnt.json_works = True
         return decoded
 
     def wait(self, response: WireResponse) -> float | None:
@@ -111,6 +114,7 @@ class HuggingFace(Defaults):
 
     def fallback(self, response: WireResponse) -> HuggingFace | None:
         """Return the raw form if the server may have refused the JSON form or its parameter."""
+        # 415 and 422 are other servers' refusals of JSON or of a parameter.
         refused = response.status in (400, 415, 422)
         return self.plainer() if refused and not self.proven else None
 
@@ -119,9 +123,11 @@ def loading(response: WireResponse) -> float | None:
     """Return ``estimated_time``, the seconds until the model is loaded; None if it is absent."""
     try:
         seconds = response.json().get("estimated_time")
+    # Not JSON, or JSON that is no object and so has no ``get``.
     except (MalformedAnswerError, AttributeError):
         return None
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    # JSON may hold NaN, infinity, or an integer that float refuses.
     return float(seconds) if is_number and 0 < seconds < 1e9 else None
 
 

@@ -122,6 +122,7 @@ class Features(Defaults):
         Raises:
             ConfigurationError: An option is unknown or invalid.
         """
+        # Refuses all options: this wire format has none.
         options(endpoint, "huggingface-features", {})
         return cls(endpoint.url)
 
@@ -161,7 +162,8 @@ class Features(Defaults):
             raise MalformedAnswerError(response.body, FEATURES)
 
         answer = embedding(features)
-        self.learnt.json_works |= self.pool
+        if self.pool:
+            self.learnt.json_works = True
         return [answer]
 
     def wait(self, response: WireResponse) -> float | None:

@@ -32,6 +32,8 @@ from pgn_client.wire.protocols.options import only_model, options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.protocols.template import fill, holds_image
 
+# ``b64`` marks binary data in TensorFlow Serving; a model with several inputs has one key for each.
+# ``content`` is the form of Vertex AI's AutoML models, ``text`` that of Hugging Face's containers.
 FORMS: Mapping[str, Any] = {
     "b64": {"b64": "{base64}"},
     "image_bytes": {"image_bytes": {"b64": "{base64}"}},
@@ -44,6 +46,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "parameters": dict,
     "output": str,
 }
+# TensorFlow Serving's paths may name a version of the model, or a label of a version.
 MODEL = r"/v1/models/([^/:]+)((?:/(?:versions|labels)/[^/:]+)?)(?::predict)?"
 
 
@@ -119,6 +122,7 @@ class V1(Defaults):
         Raises:
             ConfigurationError: An option is unknown or invalid.
         """
+        # A check alone: ``instance_of``, ``Reader.of`` and ``encode`` read the options.
         options(endpoint, "kserve-v1", OPTIONS)
         in_url = re.search(rf"{MODEL}/*$", urlsplit(endpoint.url).path)
         model = in_url[1] + in_url[2] if in_url else quote(endpoint.model or "", safe="")
@@ -157,6 +161,7 @@ class V1(Defaults):
             return None
 
         if self.model:
+            # KServe returns the first key, TensorFlow Serving the second.
             is_status = {"ready", "model_version_status"} & document.keys()
             return Described(self, ModelInfo(unquote(self.model))) if is_status else None
 
@@ -209,6 +214,7 @@ class Vertex(Defaults):
             ConfigurationError: An option is unknown or invalid, or the URL is not one of a Vertex
                 AI endpoint that ends in ``:predict``.
         """
+        # A check alone: ``instance_of``, ``Reader.of`` and ``encode`` read the options.
         options(endpoint, "vertex", OPTIONS)
         if not cls.recognises(urlsplit(endpoint.url).path):
             raise ConfigurationError(

@@ -37,6 +37,7 @@ def said_label(content: Any, labels: Sequence[str]) -> str:
         raise MalformedAnswerError(json.dumps(content), "text", "the content ")
     try:
         document = json.loads(content)
+    # Plain text, or brackets nested too deeply.
     except (ValueError, RecursionError):
         document = content
 
@@ -76,7 +77,8 @@ def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]
     if not by_label:
         return None
 
-    # The label in the reply must be the most probable one. The sum may exceed 1 by rounding only.
+    # The request sets the temperature to 0, so the label in the reply must be the most probable
+    # one. The sum may exceed 1 by rounding only.
     best = max(by_label, key=lambda each: by_label[each])
     if best != label or sum(by_label.values()) > 1 + 1e-3:
         return None
@@ -149,6 +151,7 @@ def _sums(token: dict[str, Any], compatible: Callable[[str], list[str]]) -> dict
     """
     listed = token.get("top_logprobs")
     alternatives = [each for each in listed if _valid(each)] if isinstance(listed, list) else []
+    # A server may list no alternatives, or leave the token itself out of them.
     if all(each["token"] != token["token"] for each in alternatives):
         alternatives.append(token)
 

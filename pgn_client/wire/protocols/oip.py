@@ -71,7 +71,10 @@ NAMES: Mapping[str, ScoreKind] = {
 Question = Literal["model", "server", "index", "models"]
 """Descriptions to request: a model's metadata, the server's, or one of two lists of models."""
 NEXT: Mapping[Question, Question] = {"server": "index", "index": "models"}
-"""The request that follows while the model's name is unknown."""
+"""The request that follows while the model's name is unknown.
+
+Triton and MLServer have the index of a repository; KServe has only ``GET /v1/models``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class OpenInference(Defaults):
         if self.question == "server":
             has_name = isinstance(document, dict) and isinstance(document.get("name"), str)
             if has_name and {"extensions", "version"} & document.keys():
-                return replace(self, question="index")
+                return replace(self, question=NEXT[self.question])
             return None
 
         names = _model_names(document)
@@ -230,6 +233,7 @@ class OpenInference(Defaults):
         kind = self.reader.kind or NAMES.get(output.lower())
         labels = self.reader.labels or texts(parameters.get("classes"))
 
+        # A server with this parameter never returns all scores, only a classification.
         top_k = parameters.get("top_k")
         is_count = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0
         return replace(
@@ -298,9 +302,11 @@ class OpenInference(Defaults):
         if self.output:
             document["outputs"] = [{"name": self.output, "parameters": parameters}]
         else:
+            # Without a named output, this parameter asks for binary in all of them.
             document["parameters"] = {"binary_data_output": self.binary}
 
         head = json.dumps(document, separators=(",", ":")).encode()
+        # The server decides between JSON and binary, so both are accepted.
         headers = {"content-type": "application/json", "accept": "*/*"}
         if self.binary:
             headers |= {"content-type": "application/octet-stream", HEADER: str(len(head))}
@@ -309,7 +315,8 @@ class OpenInference(Defaults):
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return one answer per image."""
         answers = _answers(self._wanted(outputs(response)), self.reader)
-        self.learnt.update({"binary"} if self.binary else ())
+        if self.binary:
+            self.learnt.add("binary")
         return answers
 
     def _wanted(self, tensors: Sequence[Output]) -> Output:
@@ -329,7 +336,9 @@ class OpenInference(Defaults):
 
         Triton returns 500 for a body that it cannot parse, MLServer for a binary body.
         """
-        return False if _unparsed(response) or self.fallback(response) is not None else None
+        if _unparsed(response) or self.fallback(response) is not None:
+            return False
+        return None
 
     def plainer(self) -> OpenInference | None:
         """Return the JSON form; None if this is the JSON form, or for FP16, which has none."""
@@ -369,7 +378,9 @@ def _answers(tensor: Output, reader: Reader) -> list[Answer]:
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (1, 2):
-        raise MalformedAnswerError(f"the shape {list(tensor.shape)}", "(S,) or (1, S)")
+        raise MalformedAnswerError(
+            f"the shape {list(tensor.shape)}", "one score for each label: (labels,) or (1, labels)"
+        )
 
     width = shape[-1]
     rows = [tensor.data[start : start + width] for start in range(0, len(tensor.data), width)]
@@ -393,6 +404,7 @@ def _classified(row: Sequence[Any], reader: Reader) -> Answer:
 def _element(item: Any) -> tuple[int, str | None, float]:
     """Return index, label (None if absent) and score of ``value:index[:label]``."""
     text = item if isinstance(item, str) else ""
+    # The number of digits is limited, because int refuses thousands of them.
     parts = re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", text, re.DOTALL)
     # An element of another form gets an empty value, which float refuses too.
     value, index, label = parts.groups() if parts else ("", "0", None)
@@ -450,4 +462,5 @@ def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unparsed(response: WireResponse) -> bool:
     """Whether the response reports a body that the server could not parse."""
+    # Only the start is searched, because an error may echo the whole request.
     return response.status == 500 and b"failed to parse" in response.body[:500]

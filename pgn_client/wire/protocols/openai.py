@@ -85,6 +85,7 @@ class Chat(Defaults):
                 "options of openai: prompt: got a text without {labels}, expected {labels} in the "
                 "place of the labels"
             )
+        # With ``auto`` the server may turn out to use another protocol, which needs no labels.
         if endpoint.protocol == "openai":
             need_labels(endpoint, "openai")
         return cls(endpoint, endpoint.model or "")
@@ -117,8 +118,8 @@ class Chat(Defaults):
     def described(self, response: WireResponse) -> Described | None:
         """Read the list of models; None if this is another protocol's response.
 
-        The capability ``image_embed`` is infinity's: such a model has no chat, so the wire format
-        becomes ``Embeddings``.
+        Only the embedding server Infinity lists the capability ``image_embed``. Such a model has no
+        chat, so the wire format becomes ``Embeddings``.
 
         Raises:
             ConfigurationError: There is no model, or there are several and none is configured.
@@ -141,6 +142,7 @@ class Chat(Defaults):
         """
         (image,) = images
         labels = need_labels(self.endpoint, "openai")
+        # Semicolons, because labels may contain commas, as ImageNet's do.
         prompt = self.endpoint.options.get("prompt", PROMPT).replace("{labels}", "; ".join(labels))
         content = [
             {"type": "text", "text": prompt},
@@ -185,11 +187,13 @@ class Chat(Defaults):
         labels = self.endpoint.labels
         label = said_label(message.get("content"), labels)
         scores = probabilities(choice.get("logprobs"), message["content"], label, labels)
-        self.learnt.update({"closed"} if self.closed else ())
+        if self.closed:
+            self.learnt.add("closed")
         return [scores or Answer((label,), (1.0,), "label")]
 
     def retryable(self, response: WireResponse) -> bool | None:
         """Return False for an account without credit, whose requests always get 429."""
+        # Only the start is searched, because an error may echo the whole request.
         no_credit = response.status == 429 and b"insufficient_quota" in response.body[:2000]
         return False if no_credit else None
 
@@ -208,12 +212,12 @@ class Chat(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Embeddings(Defaults):
-    """``openai-embeddings``: ``POST {url}/v1/embeddings`` with the image in infinity's form.
+    """``openai-embeddings``: ``POST {url}/v1/embeddings``, with images as Infinity takes them.
 
     That form is a data URL with ``modality: image``. There is no standard for images: a server that
     ignores ``modality`` embeds the data URL as text, and its response looks the same. Use the
     protocol ``custom`` for other forms (vLLM, Jina). A URL that ends in ``/embeddings`` is used
-    unchanged, because infinity's own path has no ``/v1``.
+    unchanged, because Infinity's own path has no ``/v1``.
 
     Attributes:
         endpoint: Endpoint to query.
@@ -232,6 +236,7 @@ class Embeddings(Defaults):
         Raises:
             ConfigurationError: An option is unknown or invalid.
         """
+        # Refuses all options: this wire format has none.
         options(endpoint, "openai-embeddings", {})
         return cls(endpoint, endpoint.model or "")
 
@@ -311,6 +316,7 @@ def _closed_set(labels: Sequence[str]) -> dict[str, Any]:
 
 def _models(endpoint: Endpoint) -> WireRequest:
     """Return the request for the list of models."""
+    # Infinity lists its models beside its own path, /embeddings, which may have no /v1.
     path = _path(endpoint.url, "/embeddings").replace("/embeddings", "/models")
     return WireRequest("GET", join(endpoint.url, path, ENDING), {"accept": "application/json"})
 
@@ -350,10 +356,13 @@ def _reset(response: WireResponse) -> float | None:
     Successful responses have the header too, so it counts for a 429 only.
     """
     text = response.headers.get("x-ratelimit-reset-requests", "") if response.status == 429 else ""
+    # (?!s) keeps the milliseconds in 20ms from being read as minutes.
     parts = re.fullmatch(
         r"(?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,5}(?:\.\d{1,9})?)s)?(?:(\d{1,6})ms)?", text
     )
     if parts is None:
         return None
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in parts.groups())
-    return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000 or None
+    total = 3600 * hours + 60 * minutes + seconds + milliseconds / 1000
+    # An absent header matches, too, and gives 0.
+    return total or None

@@ -65,7 +65,7 @@ def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
         ConfigurationError: There are fewer than two labels, or one occurs twice.
     """
     labels = endpoint.labels
-    if len(set(labels)) < max(2, len(labels)):
+    if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ConfigurationError(
             f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more "
             f"different ones, because the protocol {protocol} sends them to the server; give "

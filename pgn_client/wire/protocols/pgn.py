@@ -49,6 +49,7 @@ class PGN(Defaults):
     @classmethod
     def of(cls, endpoint: Endpoint) -> PGN:
         """Bind the wire format to an endpoint."""
+        # Refuses all options: this wire format has none.
         options(endpoint, "pgn", {})
         return cls(endpoint.url)
 

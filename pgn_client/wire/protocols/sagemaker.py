@@ -121,13 +121,14 @@ class SageMaker(Defaults):
             # The container's own 500 is not retried: the image is its most likely cause.
             return isinstance(status, int) and status in RETRYABLE - {500}
         if response.status == 400:
-            return _is_throttled(response) or None
+            return True if _is_throttled(response) else None
         return True if response.status == 530 else None
 
 
 def _is_throttled(response: WireResponse) -> bool:
     """Whether one of the places for AWS's error type names throttling."""
     fields = _fields(response)
+    # AWS's services differ in the place of the error type; only the first is SageMaker's own.
     error_types = [
         response.headers.get("x-amzn-errortype"),
         fields.get("__type"),

@@ -24,6 +24,7 @@ from pgn_client.wire.protocols.base import (
 )
 from pgn_client.wire.protocols.options import choice
 
+# ``displayNames`` and ``confidences`` are the keys of Vertex AI's AutoML models.
 CLASSES = ("labels", "classes", "displayNames")
 SCORES = ("scores", "confidences", "probabilities")
 KINDS = ("probabilities", "logits", "embedding")
@@ -146,6 +147,7 @@ class Reader:
     def _answer(self, pairs: list[tuple[str, float]], *, complete: bool) -> Answer:
         """Return the answer in checked pairs; ``complete`` means that they cover all S labels."""
         scores = [score for _, score in pairs]
+        # The slack allows for rounding; see ``Reader``.
         kind = self._kind(scores, 1e-2 if complete else 1e-3, complete)
         merged = _merged(pairs, kind)
 

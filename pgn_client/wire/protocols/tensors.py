@@ -92,6 +92,7 @@ class Input:
         data: list[Any] = []
         tail = b""
         if self.datatype == "BYTES":
+            # One file is one element, in a tensor with as many axes as the model declares.
             shape = [1] * max(len(self.shape), 1)
             if binary:
                 tail = len(image.data).to_bytes(4, "little") + image.data
@@ -153,6 +154,7 @@ def _complete(tensor: Input, given: Mapping[str, Any], declared: Mapping[str, An
     if tensor.datatype == "BYTES":
         return tensor
 
+    # Layouts are also written with the batch axis, NCHW and NHWC.
     layout = given.get("layout", "").upper().removeprefix("N") or _layout(tensor.shape)
     if layout not in ("CHW", "HWC"):
         raise ConfigurationError(
@@ -169,8 +171,8 @@ def _complete(tensor: Input, given: Mapping[str, Any], declared: Mapping[str, An
     if tensor.datatype == "UINT8":
         return pixels
 
-    mean = _three("mean", given["mean"] if "mean" in given else declared.get("mean"))
-    std = _three("std", given["std"] if "std" in given else declared.get("std"))
+    mean = _three("mean", given.get("mean", declared.get("mean")))
+    std = _three("std", given.get("std", declared.get("std")))
     if not all(std):
         raise ConfigurationError("options: std: got a zero, expected numbers that are not zero")
     return replace(pixels, mean=mean, std=std)
@@ -192,6 +194,7 @@ def _three(name: str, value: Any) -> tuple[float, ...]:
     if isinstance(value, str):
         value = _list(value)
     numbers = value if isinstance(value, list) else [value]
+    # The limit excludes NaN, infinity and integers that float refuses.
     valid = all(
         isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 for n in numbers
     )
@@ -208,6 +211,7 @@ def _list(text: str) -> Any:
     """Return the list in a text, which is JSON or elements with commas; None if it is neither."""
     try:
         return json.loads(text if text.strip().startswith("[") else f"[{text}]")
+    # Deeply nested brackets raise RecursionError.
     except (ValueError, RecursionError):
         return None
 
@@ -243,6 +247,7 @@ def outputs(response: WireResponse) -> list[Output]:
         MalformedAnswerError: The response does not follow the protocol.
     """
     length = response.headers.get(HEADER)
+    # The number of digits is limited, because int refuses thousands of them.
     if length is not None and not (
         length.isdecimal() and len(length) < 20 and int(length) <= len(response.body)
     ):
@@ -299,9 +304,9 @@ def _flat(data: Any) -> list[Any]:
 
 def _unpacked(datatype: str, data: bytes) -> list[Any]:
     """Return the elements in a tensor's binary data."""
-    dtype = FLOATS.get(datatype)
-    if dtype is not None and len(data) % int(dtype[-1]) == 0:
-        return [float(number) for number in np.frombuffer(data, np.dtype(dtype))]
+    dtype = np.dtype(FLOATS[datatype]) if datatype in FLOATS else None
+    if dtype is not None and len(data) % dtype.itemsize == 0:
+        return [float(number) for number in np.frombuffer(data, dtype)]
     if datatype != "BYTES":
         raise MalformedAnswerError(
             f"{len(data)} bytes", f"whole numbers of {', '.join(FLOATS)}", f"{datatype} with "

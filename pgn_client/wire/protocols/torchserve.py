@@ -59,6 +59,7 @@ class TorchServe(Defaults):
             ConfigurationError: An option is unknown or invalid, or the protocol is configured
                 without the model's name.
         """
+        # A check alone: ``Reader.of`` reads the option.
         options(endpoint, "torchserve", {"output": str})
         in_url = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
         model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
@@ -106,6 +107,7 @@ class TorchServe(Defaults):
 
     def retryable(self, response: WireResponse) -> bool | None:
         """Return False for 503 "Prediction failed", which is due to the image."""
+        # Only the start is searched, because an error may echo the whole request.
         prediction_failed = response.status == 503 and b"Prediction failed" in response.body[:500]
         return False if prediction_failed else None
 
