@@ -10,6 +10,8 @@ from pgn_client.evaluation.demo import local_server
 from pgn_client.prompting.adapter import load
 from tests.e2e.conftest import pgn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):

@@ -14,6 +14,8 @@ from pgn_client import PromptAdapter
 from pgn_client.evaluation.demo import local_server, write_digits
 from tests.e2e.conftest import dealt_out, pgn, without_key
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(
     digits, checkpoint, server, tmp_path

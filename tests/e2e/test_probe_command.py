@@ -8,6 +8,8 @@ from pgn_client.evaluation.demo import local_server
 from pgn_client.wire.endpoint import Endpoint, Limits
 from tests.e2e.conftest import pgn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hard():

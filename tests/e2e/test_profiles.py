@@ -18,6 +18,8 @@ from pgn_client.mapping.label_mapping import log_scores
 from pgn_client.surrogate import backbone
 from pgn_client.training import fit, load_task, recipe
 
+pytestmark = pytest.mark.slow
+
 
 def agreement(adapter, surrogate, url, paths):
     """Label over HTTP against that of latent float32, and what answers without the margin differ
