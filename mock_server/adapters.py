@@ -33,7 +33,7 @@ from mock_server.preprocess import Preprocessing
 # The contract in ``tests/contract/adapters/README.md`` sets the schema, the pattern and the limits.
 SCHEMA = 1
 MOST_PROMPTS = 128
-"""Most prompt tokens: a batch pads all images to the largest adapter, and all tenants wait."""
+"""Most prompt tokens: a batch pads all images to the largest adapter, so it slows all tenants."""
 MOST_CLASSES = 10_000
 LONGEST_NAME = 256
 """Longest class name in characters."""

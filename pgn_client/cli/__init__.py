@@ -90,4 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
         add_import,
     ):
         add(commands)
+    for subparser in commands.choices.values():
+        _mark_required(subparser)
     return parser
+
+
+def _mark_required(parser: argparse.ArgumentParser) -> None:
+    """Add "(required)" to the help of the options that a command cannot do without."""
+    for action in parser._actions:
+        if action.required and action.option_strings:
+            action.help = f"{action.help} (required)"

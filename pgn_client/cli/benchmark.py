@@ -115,7 +115,7 @@ def add_benchmark(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--profile",
-        help="the endpoint's resize and crop, sides in pixels: direct, "
+        help="the endpoint's resize and crop: direct (a resize to its input size alone), "
         "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
         "letterbox:SIDE (default the surrogate's own)",
     )

@@ -50,7 +50,7 @@ def add_import(commands: Subparsers) -> None:
     )
     p.add_argument(
         "--profile",
-        help="the server's resize and crop, sides in pixels: direct, "
+        help="the server's resize and crop: direct (a resize to its input size alone), "
         "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
         "letterbox:SIDE (default the backbone's own)",
     )

@@ -66,8 +66,8 @@ def add_map(commands: Subparsers) -> None:
         "--none-of-these",
         type=float,
         metavar="SHARE",
-        help='reject an image as "none of these" if its top probability is in the lowest SHARE of '
-        "the validation images (default never)",
+        help='reject an image as "none of these" if its top probability is as low as those of the '
+        "lowest SHARE of the validation images; a fraction such as 0.05 (default never)",
     )
     p.add_argument(
         "--seed",

@@ -310,8 +310,8 @@ def _is_file(text: str) -> bool:
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--profile``, for commands that load a checkpoint, which has a profile too."""
     help = (
-        "the server's resize and crop, sides in pixels: direct, resize_crop:RESIZE:CROP, "
-        "shortest_edge:SIDE or letterbox:SIDE "
+        "the server's resize and crop: direct (a resize to its input size alone), "
+        "resize_crop:RESIZE:CROP, shortest_edge:SIDE or letterbox:SIDE "
         "(default the endpoint file's, if there is one, otherwise the checkpoint's)"
     )
     parser.add_argument("--profile", metavar="P", help=help)

@@ -71,7 +71,8 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument(
         "--inversion",
         default="bounded",
-        help="inversion of a latent library into pixels: bounded or pseudo_inverse (default "
+        help="how --library latent becomes pixels: bounded, the nearest valid pixels, or "
+        "pseudo_inverse, least squares and then clipped (default "
         "bounded)",
     )
     p.add_argument(
@@ -83,7 +84,7 @@ def add_train(commands: Subparsers) -> None:
     add_endpoint_file(p)
     p.add_argument(
         "--profile",
-        help="the server's resize and crop, sides in pixels: direct, "
+        help="the server's resize and crop: direct (a resize to its input size alone), "
         "resize_crop:RESIZE:CROP, shortest_edge:SIDE or "
         "letterbox:SIDE (default that of --endpoint, if it has one, otherwise the backbone's own)",
     )

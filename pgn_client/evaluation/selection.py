@@ -73,7 +73,7 @@ def advised(candidates: Iterable[Candidate], best: Candidate, val_targets: Integ
 
 
 def _same_prompt(candidate: Candidate, best: Candidate) -> bool:
-    """Whether the candidate is the prompt of the best row, without the local head."""
+    """Whether the candidate sends the same prompts as the best row, but fuses no local head."""
     # Raw images are no prompt: without the local head they need no checkpoint, which does save.
     if candidate.name == RAW:
         return False

@@ -122,7 +122,7 @@ def are_embeddings(source: Sequence[str]) -> bool:
 
 
 def _embeddings(answers: Sequence[Answer], source: tuple[str, ...]) -> Floats:
-    """Return the embeddings, (n, S) float64."""
+    """Return the S numbers of each of n embedding answers, (n, S) float64."""
     for answer in answers:
         if answer.labels != source or not np.isfinite(answer.scores).all():
             raise ConfigurationError(
@@ -279,8 +279,8 @@ class LabelMapping:
         # The constructor's ShapeError and ConfigurationError are ValueErrors.
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"label mapping in the checkpoint: got {error!s}, expected parts that match each "
-                "other; save it again"
+                f"label mapping in the checkpoint: its parts do not match each other ({error}); "
+                "fit it again, or use an intact copy of the checkpoint"
             ) from error
 
 

@@ -50,6 +50,20 @@ class TokenLibrary(nn.Module):
         """Return the rows as (L, D) tokens, float32, without position embedding."""
         raise TypeError(f"{type(self).__name__} must define tokens")
 
+    def mixed_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
+        """Return the prompt tokens of mixture weights: the L rows are embedded once, then mixed.
+
+        Args:
+            weights: Mixture weights, (B, K, L); each row is at least 0 and sums to 1.
+            embedding: Patch embedding of the endpoint's model.
+
+        Returns:
+            (B, K, D) float32.
+        """
+        # In bfloat16 the weights would not sum to 1, and the tokens not be those of mixed pixels.
+        with torch.autocast(weights.device.type, enabled=False):
+            return weights.float() @ self.tokens(embedding)
+
     def stay_within(self, embedding: PatchEmbedding) -> None:
         """Move the rows back into their bounds, if the library has any; training calls this after
         each step.
@@ -86,7 +100,7 @@ class ReachableLibrary(LatentLibrary):
     kind = "reachable"
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """Project the rows by ``inversion.bounded``; see :class:`TokenLibrary`."""
+        """Project the rows onto the tokens of valid pixels (``inversion.bounded``)."""
         with torch.no_grad():
             patches = inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS)
             self.rows.copy_(embedding(patches))
@@ -123,6 +137,17 @@ class PixelLibrary(TokenLibrary):
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
         """Return the embedded rows, (L, D)."""
         return embedding(self.patches())
+
+    def mixed_patches(self, weights: Tensor) -> Tensor:
+        """Return the prompt patches of mixture weights: a mixture of valid patches is a valid one.
+
+        Args:
+            weights: Mixture weights, (B, K, L); each row is at least 0 and sums to 1.
+
+        Returns:
+            (B, K, 3, P, P) in [0, 1], unit space.
+        """
+        return inversion.exact(weights, self.patches())
 
 
 class SmoothLibrary(PixelLibrary):

@@ -128,7 +128,10 @@ class Wire:
         return self._moved(x) if self.shift or self.scale else x
 
     def _moved(self, x: Tensor) -> Tensor:
-        """Move and scale each image at random; its edge pixels are repeated, as in the margin."""
+        """Move and scale each image at random.
+
+        Repeated edge pixels fill the uncovered area, as they fill the margin of a sent image.
+        """
         n = len(x)
         size = x.shape[-1]
 

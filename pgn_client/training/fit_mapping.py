@@ -211,9 +211,9 @@ def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
     finally:
         hook.remove()
 
-    probe = LinearProbe.fit(
-        np.concatenate(features), task.train.labels, len(task.classes), seed=task.seed
-    )
+    # Rendering fills its last batch with blank images, whose features the hook has collected too.
+    rows = np.concatenate(features)[: len(task.train)]
+    probe = LinearProbe.fit(rows, task.train.labels, len(task.classes), seed=task.seed)
 
     # The local head reads the features directly, so it includes the probe's standardization.
     weight = probe.weight / probe.scale[:, None]

@@ -49,9 +49,10 @@ class HttpOptions:
         return "<http options>"
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``httpx.Client``, without the headers.
+        """Return the keyword arguments for ``httpx.Client``, without the headers.
 
-        ``Exchange`` adds the headers to each request, as a part of the endpoint's credential.
+        Headers may hold secrets. They belong to the endpoint's credential, and ``Exchange`` adds
+        them to the requests to this endpoint only.
         """
         return dict(self._arguments)
 

@@ -7,6 +7,7 @@ from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.imaging.codecs import open_image
 from pgn_client.imaging.compositor import seen_by_server
 from pgn_client.prompting.adapter import PromptAdapter, load
+from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.training import load_task
 from pgn_client.training.examples import FittedSplit
 from pgn_client.training.fit_mapping import fit_raw, knows, new_head, none_of_these, refit
@@ -109,6 +110,12 @@ class TestRefit:
 
 
 class TestNewHead:
+    @pytest.mark.parametrize("images", [7, 8, 9])
+    def test_any_number_of_images_gives_a_head(self, make_adapter, task, images):
+        fewer = task.limited(train=images, seed=0)
+        head = new_head(make_adapter(card=CARD), fewer)
+        assert head["generator.local_head.weight"].shape == (len(task.classes), TRUNK_WIDTH)
+
     def test_a_head_that_knows_the_classes_stays(self, make_adapter, task, ask):
         known = CARD | {"classes": list(task.classes), "mapping": None}
         adapter = make_adapter(card={k: v for k, v in known.items() if k != "mapping"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from pgn_client.errors import ConfigurationError
@@ -83,13 +82,8 @@ class PGN(RGBMethod):
             self.library.stay_within(surrogate.backbone.embedding)
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """Return the (B, K, D) float32 prompt tokens of (B, K, L) mixture weights.
-
-        The L rows are embedded once and then mixed.
-        """
-        # In bfloat16 the weights would not sum to 1, and the tokens not be those of mixed pixels.
-        with torch.autocast(weights.device.type, enabled=False):
-            return weights.float() @ self.library.tokens(embedding)
+        """Return the (B, K, D) float32 prompt tokens of (B, K, L) mixture weights."""
+        return self.library.mixed_tokens(weights, embedding)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """Return the (B, K, D) tokens that replace the patch tokens of the prompt cells."""
@@ -114,7 +108,7 @@ class PGN(RGBMethod):
                 unknown.
         """
         if isinstance(self.library, PixelLibrary):
-            return inversion.exact(weights, self.library.patches())
+            return self.library.mixed_patches(weights)
 
         if embedding is None:
             raise ConfigurationError(

@@ -306,7 +306,9 @@ def explain(response: WireResponse) -> str:
 
 
 def _message(value: Any) -> str | None:
-    """Return the message in ``"text"``, ``[...]`` or an object with a key of ``MESSAGES``."""
+    """Return the error message in the JSON of a response: a string, a list of messages, or an
+    object with one of the keys ``MESSAGES``; None if there is none.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list):
