@@ -72,6 +72,7 @@ def run_import(args: argparse.Namespace) -> int:
 
     # Loading a model takes long, so an unreadable file is reported before.
     read(args.file)
+    # A new head: --labels are the endpoint's classes, and the import needs no scores of them.
     backbone = load_surrogate(args, args.backbone, new_head=True)
     adapter = import_published(
         args.file,

@@ -212,6 +212,7 @@ def _control_images(
     """Yield each control: its key in ``report.json``, and its images."""
     fitted = test.fitted
     prompted_by = test.prompted_by
+    # A permutation leaves about one image with its own prompt, too few to matter for the accuracy.
     other = np.random.default_rng(pgn.card.seed or 0).permutation(len(fitted))
     yield "swapped_prompt", _painted(pgn, fitted, prompted_by[other])
     # The old words in this key stay, because programs read report.json.

@@ -168,8 +168,10 @@ class _Search:
             resized = [side, 2 * side, 2 * side, side]
             cropped = [side, crop, 2 * side, side]
         else:
-            resized = [side, side, side, side // 2]
-            cropped = [side, crop, side, side // 2]
+            # Rounded like the height of the letterbox wave in `_Search`, and like Pillow's resize.
+            half = round(side / 2)
+            resized = [side, side, side, half]
+            cropped = [side, crop, side, half]
 
         # `Square` does not name the kernel, so the likeliest one, bicubic, stands for all.
         passes = KERNELS[0].passes(wave.target / 2 / np.array(resized, float))

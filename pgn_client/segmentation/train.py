@@ -150,6 +150,7 @@ def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], s
         parameters: Optimizer groups with their learning rates.
         steps: Number of steps; the learning rates fall to zero along half a cosine.
     """
+    # Without weight decay AdamW is Adam; it is named like in the other trainings.
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         # LambdaLR calls this once before the first step, also where there are no steps.

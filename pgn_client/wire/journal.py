@@ -151,7 +151,8 @@ def only_writer(journal: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # A lock file that cannot be removed does no harm: the lock itself is released.
+            # Removed so that no hidden file stays beside the journal. One that cannot be removed
+            # does no harm: the lock itself is released.
             with contextlib.suppress(OSError):
                 lock_file.unlink()
 

@@ -101,13 +101,13 @@ def test_huggingface_hub_is_told_of_a_bad_key(hub):
     refused = hub("image_classification", key="wrong")
     assert refused["error"] == "HfHubHTTPError"
     assert "401" in refused["message"]
-    assert "this endpoint wants its API key" in refused["message"]
+    assert "this endpoint needs its API key" in refused["message"]
 
 
 def test_huggingface_hub_is_told_of_a_bad_picture(hub, no_picture):
     refused = hub("image_classification", picture=no_picture)
     assert refused["error"] == "BadRequestError"
-    assert "picture" in refused["message"]
+    assert "image" in refused["message"]
 
 
 @pytest.mark.parametrize("task", ["json", "binary", "binary_by_default", "zipped", "files", "aio"])
@@ -138,7 +138,7 @@ def test_tritonclient_sees_that_server_and_model_are_ready(triton):
 @pytest.mark.parametrize(
     ("task", "given", "message"),
     [
-        ("binary", {"key": "wrong"}, "wants its API key"),
+        ("binary", {"key": "wrong"}, "needs its API key"),
         ("wrong_shape", {}, "expected [-1,3,64,64]"),
     ],
 )
@@ -170,7 +170,7 @@ def test_openai_lists_the_model(openai):
 def test_openai_is_told_of_a_bad_key(openai):
     refused = openai("chat_freely", key="wrong")
     assert (refused["error"], refused["code"]) == ("AuthenticationError", "invalid_api_key")
-    assert "wants its API key" in refused["message"]
+    assert "needs its API key" in refused["message"]
 
 
 def test_openai_is_told_of_a_bad_picture(openai, no_picture):
@@ -193,7 +193,7 @@ def test_boto3_asks_for_three_logits(boto3, logits_by_label, truth):
 def test_boto3_is_told_of_a_bad_key(boto3):
     refused = boto3("refused", key="wrong")
     assert (refused["code"], refused["status"]) == ("AccessDeniedException", 403)
-    assert "wants its API key" in refused["message"]
+    assert "needs its API key" in refused["message"]
 
 
 def test_boto3_is_told_that_the_model_refused_a_bad_picture(boto3, no_picture):
@@ -220,7 +220,7 @@ def test_kserve_sdk_sees_that_server_and_model_are_ready(kserve):
 def test_kserve_sdk_is_told_of_a_bad_key(kserve, task):
     refused = kserve(task, key="wrong")
     assert refused["error"] == "HTTPStatusError"
-    assert "wants its API key" in refused["message"]
+    assert "needs its API key" in refused["message"]
 
 
 def test_a_kserve_v1_client_gets_every_probability_of_two_pictures(requests, in_order):
