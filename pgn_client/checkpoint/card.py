@@ -5,7 +5,9 @@ allocates anything of their size. Names and values are those of the JSON in the 
 ``PromptAdapter.info`` and ``pgn inspect --json`` show.
 
 Schema 2 adds keys to schema 1 and changes none, so both are read in the same way. A card keeps the
-schema that it was read with, and therefore its fingerprint.
+schema that it was read with, and therefore its fingerprint. The added keys are reserved for coming
+versions: a client of this version refuses those that change what is served, and so never serves a
+checkpoint in another way than it was evaluated.
 """
 
 from __future__ import annotations
@@ -412,14 +414,9 @@ class Card(Entry):
         return self.generator.resolution if self.generator else 1
 
     @property
-    def fuses(self) -> bool:
-        """Whether there is a local head."""
+    def has_local_head(self) -> bool:
+        """Whether there is a local head, so that α means something."""
         return self.backbone is not None and self.method != HOSTED
-
-    @property
-    def hosted(self) -> bool:
-        """Whether the checkpoint runs on the server."""
-        return self.method == HOSTED
 
 
 @dataclass(frozen=True)

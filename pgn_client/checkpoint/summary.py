@@ -66,7 +66,7 @@ def _learnable(card: Card) -> str:
 
 
 def _fusion(card: Card) -> str:
-    if not card.fuses:
+    if not card.has_local_head:
         return ""
     return f"α = {card.fusion:.2f} (0: endpoint alone, 1: local head alone)"
 

@@ -82,7 +82,7 @@ def run_import(args: argparse.Namespace) -> int:
         inversion=args.inversion,
     )
     adapter.save(args.out)
-    tell(to_json(adapter.info) if args.json else summary(adapter.info))
+    tell(to_json(adapter.info) if args.json else summary(adapter.card))
     if backbone.silent:
         talk(
             f"{backbone.name} has no head for these labels: pgn adapt, map and predict can use the "

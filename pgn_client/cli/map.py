@@ -121,6 +121,6 @@ def run_map(args: argparse.Namespace) -> int:
         )
 
     adapter.save(args.out)
-    tell(to_json(adapter.info) if args.json else summary(adapter.info))
+    tell(to_json(adapter.info) if args.json else summary(adapter.card))
     talk(f"{asker.images_sent} images sent; saved: {args.out}")
     return OK

@@ -200,7 +200,7 @@ def run_train(args: argparse.Namespace) -> int:
     _save(adapter, args.out)
     if not adapter.card.interrupted:
         state.unlink(missing_ok=True)
-    tell(to_json(adapter.info) if args.json else summary(adapter.info))
+    tell(to_json(adapter.info) if args.json else summary(adapter.card))
     if adapter.card.interrupted:
         talk(f"interrupted: {args.out} holds the best epoch so far; continue with --resume")
         return INTERRUPTED

@@ -113,8 +113,8 @@ class Demo:
 
     Attributes:
         report: The comparison.
-        folder: Folder with ``report.html``, ``report.json``, ``before_after.png``,
-            ``pgn.safetensors`` and ``digits/``.
+        folder: Folder with ``report.html``, ``report.json``, ``steps.png``, ``before_after.png``,
+            ``pgn.safetensors``, ``iip.safetensors`` and ``digits/``.
     """
 
     report: Report
@@ -130,12 +130,12 @@ def run(
     note: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> Demo:
-    """Train, serve, compare, and write all results to ``folder``.
+    """Train, serve, compare, and write all results to ``folder``; leaves PyTorch with one thread.
 
     Args:
         folder: Folder to write; made if missing. Earlier results in it are replaced.
         images: Number of digits to use, of 1,797; ``None`` for all.
-        epochs: Epochs of the PGN's training.
+        epochs: Epochs of both trainings.
         seed: Seed for all random choices.
         note: Callback that takes progress messages.
         progress: Whether to show progress bars on stderr.
@@ -181,7 +181,7 @@ def run(
 
 
 def use_one_thread() -> None:
-    """Let PyTorch and the linear algebra of NumPy and SciPy compute with one thread.
+    """Let PyTorch and the linear algebra of NumPy and SciPy compute with one thread, from now on.
 
     The bundled ViT and the trunk see 64 x 64 pixels. Beside other busy processes, two threads took
     ten times the CPU time of one for the same training step: a thread that waits for another one

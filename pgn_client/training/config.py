@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -196,8 +196,8 @@ class TrainingConfig:
 
     def card(self, task: Task, backbone: Backbone, canvas: Canvas) -> Card:
         """Return the card of the run before any training; it has no mapping yet."""
-        recipe = RecipeCard.from_json(self.recipe.card() | {"mapping": self.mapping})
-        wire = None if self.wire is None else str(self.wire)
+        asked = {"mapping": self.mapping, "top_k": self.top_k, "decimals": self.decimals}
+        wire = {} if self.wire is None else {"wire": str(self.wire)}
         library = LibraryCard(self.library, self.recipe.library_size) if self.mixes else None
         return Card(
             method=self.method,
@@ -210,7 +210,7 @@ class TrainingConfig:
             # Never larger than the fitted image, because enlarging it adds no detail.
             generator=GeneratorCard(min(self.recipe.resolution, *canvas.box[2:])),
             seed=self.seed,
-            recipe=replace(recipe, top_k=self.top_k, decimals=self.decimals, wire=wire),
+            recipe=RecipeCard.from_json(self.recipe.card() | asked | wire),
             data=DataCard.from_json(task.card()),
             # torch.load refuses a TorchVersion in a saved run, because it loads weights only.
             versions={"pgn_client": __version__, "torch": str(torch.__version__)},

@@ -118,12 +118,9 @@ def fit(
 
 
 def _identity(card: Card) -> dict[str, Any]:
-    """Return the card fields that identify a run.
-
-    They are those of the card before training, without two that are not options of the run: the
-    card's schema, and α, which is chosen after training.
-    """
+    """Return the card fields that identify a run: those that are known before training."""
     identity = card.to_json()
+    # α is chosen after training. The runs of version 0.1 have neither of the two, and go on.
     del identity["schema"], identity["fusion"]
     return identity
 
