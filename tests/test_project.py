@@ -126,11 +126,15 @@ def test_the_demo_shows_pictures_before_and_after(folder):
 
 def test_the_targets_of_make_are_what_they_say():
     assert "pgn demo" in run("make", "-n", "demo", cwd=ROOT).stdout
-    test, test_all = (run("make", "-n", name, cwd=ROOT).stdout for name in ("test", "test-all"))
-    assert "-m pytest" in test
-    assert "-m slow" not in test
-    assert test_all.splitlines()[-1].endswith("-m slow ")
-    assert test.splitlines()[-1] in test_all
+    # make's own lines about folders are left out
+    test, test_all = (
+        [line for line in run("make", "-n", name, cwd=ROOT).stdout.splitlines() if "pytest" in line]
+        for name in ("test", "test-all")
+    )
+    assert len(test) == 1
+    assert "-m slow" not in test[0]
+    assert test_all[0] == test[0]
+    assert test_all[-1] == f"{test[0].rstrip()} -m slow "
     assert "-m pytest -m interop" in run("make", "-n", "interop", cwd=ROOT).stdout
 
 
