@@ -145,6 +145,10 @@ class ModelInfo:
     weights_sha256: str | None = None
 
 
+MOST_SIDE = 8192
+"""Largest side in a server profile, in pixels: an image of that side is made to be sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerProfile:
     """Resize and crop that a server applies to an image before its model sees it.
@@ -174,7 +178,7 @@ class ServerProfile:
         side_counts = {"direct": 0, "resize_crop": 2, "shortest_edge": 1, "letterbox": 1}
         if side_counts.get(kind) != len(numbers) or not all(
             # int() refuses a number of thousands of digits with an error of its own.
-            n.isdecimal() and len(n) <= 9 and int(n) > 0
+            n.isdecimal() and len(n) <= len(str(MOST_SIDE)) and 0 < int(n) <= MOST_SIDE
             for n in numbers
         ):
             raise ConfigurationError(

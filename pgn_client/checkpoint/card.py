@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pgn_client.checkpoint.entry import NULL, Bounds, Entry
+from pgn_client.checkpoint.entry import NULL, Bounds, Entry, shown
 from pgn_client.errors import CheckpointError
 
 SCHEMA = 2
@@ -28,12 +28,13 @@ RAW = "raw"
 
 # Bounds are far beyond any real value: they keep a damaged card from allocating memory.
 Name = Annotated[str, Bounds(0, 1000)]
-Side = Annotated[int, Bounds(1, 8192)]
+Side = Annotated[int, Bounds(1, 2048)]
 """Side of an image or a patch, in pixels."""
 Count = Annotated[int, Bounds(0, 2**40)]
 Seed = Annotated[int, Bounds(0, 2**64 - 1)]
 Share = Annotated[float, Bounds(0, 1)]
 Number = Annotated[float, Bounds(-1e30, 1e30)]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Inversion = Literal["exact", "bounded", "pseudo_inverse"]
 Channel = tuple[Number, Number, Number]
 
@@ -77,7 +78,7 @@ class GeneratorCard(Entry):
 
     resolution: Side
     profile: Name | None = None
-    interpolation: Name | None = None
+    interpolation: Interpolation | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class LibraryCard(Entry):
     """
 
     kind: Name
-    size: Annotated[int, Bounds(1, 2**24)]
+    size: Annotated[int, Bounds(1, 2**16)]
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,10 @@ class Card(Entry):
             CheckpointError: A needed field is missing, or a value is of another type or out of
                 bounds.
         """
-        card = super().from_json(value, where)
+        try:
+            card = super().from_json(value, where)
+        except RecursionError:
+            raise CheckpointError("the card is nested too deeply") from None
 
         needed = ["mapping"]
         if card.method != RAW:
@@ -382,7 +386,7 @@ class Card(Entry):
 
         for name in needed:
             if getattr(card, name) is None:
-                raise CheckpointError(f"{name} is missing; method {card.method} needs it")
+                raise CheckpointError(f"{name} is missing; method {shown(card.method)} needs it")
 
         if card.mapping and card.method != HOSTED:
             for name in ("source", "classes"):
@@ -423,7 +427,7 @@ class Card(Entry):
 class ServedBackbone(Entry):
     """The fields of a backbone that are compared with the endpoint's description of its model."""
 
-    name: Name = "an unnamed backbone"
+    name: Name | None = None
     input_size: Side | None = None
     patch_embedding_sha256: Name | None = None
 
@@ -450,6 +454,6 @@ class ServedCard(Entry):
     fingerprint: Name | None = None
     profile: Name | None = None
     fusion: Share | None = None
-    none_below: Share = 0.0
+    none_below: Share | None = None
     backbone: ServedBackbone | None = None
     recipe: ServedRecipe | None = None

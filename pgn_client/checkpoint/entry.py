@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pgn_client.errors import CheckpointError
 
+LONGEST_SHOWN = 200
+"""Characters of a file's text in a message."""
 E = TypeVar("E", bound="Entry")
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -76,7 +79,7 @@ class Entry:
             if name in value:
                 fields_read[name] = _read(kind, value[name], place)
             elif name in required:
-                raise CheckpointError(f"{place} is missing")
+                raise CheckpointError(f"{shown(place)} is missing")
 
         extra = {name: value[name] for name in value if name not in types}
         return cls(**fields_read, extra=extra)
@@ -135,11 +138,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if issubclass(kind, Entry):
         return kind.from_json(value, where)
 
-    # In Python True is an int, but in JSON true is not a number.
-    allowed = (int, float) if kind is float else kind
+    # In Python True is an int, but in JSON true is not a number. The abstract types include NumPy's
+    # numbers, which the ``info`` of a user's own adapter may hold.
+    allowed = {int: Integral, float: Real}.get(kind, kind)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise _refused(where, value, _NAMES[kind])
-    return value
+    return value if isinstance(value, int | float | str) else kind(value)
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -162,6 +166,9 @@ def _bounded(value: Any, bounds: Bounds, where: str) -> Any:
     if not bounds.least <= size <= bounds.most:
         expected = f"{bounds}" if isinstance(value, int | float) else f"{bounds} long"
         raise _refused(where, value, expected)
+    # A line break or an escape sequence would end up in messages and on terminals.
+    if isinstance(value, str) and not value.isprintable():
+        raise _refused(where, value, "text without control characters")
     return value
 
 
@@ -169,7 +176,13 @@ def _refused(where: str, value: Any, expected: str) -> CheckpointError:
     rendered = repr(value)
     if len(rendered) > 60:
         rendered = f"{rendered[:60]}…"
-    return CheckpointError(f"{where}: got {rendered}, expected {expected}")
+    return CheckpointError(f"{shown(where)}: got {rendered}, expected {expected}")
+
+
+def shown(text: str) -> str:
+    """Return a text of a file for a message: one line, printable and not too long."""
+    escaped = text if text.isprintable() else repr(text)[1:-1]
+    return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}…"
 
 
 def _written(value: Any) -> Any:

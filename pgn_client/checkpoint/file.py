@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pgn_client.checkpoint.card import HOSTED, SCHEMA
+from pgn_client.checkpoint.entry import shown
 from pgn_client.errors import CheckpointError
 from pgn_client.imaging.files import whole_file
 
@@ -171,8 +172,8 @@ def _checked_card(header: str | None, path: str | os.PathLike[str]) -> dict[str,
 
     if schema > SCHEMA:
         raise CheckpointError(
-            f"checkpoint {path}: got schema {schema}, expected at most {SCHEMA}; upgrade: pip "
-            "install -U pgn-client"
+            f"checkpoint {path}: got schema {shown(str(schema))}, expected at most {SCHEMA}; "
+            "upgrade: pip install -U pgn-client"
         )
     return card
 

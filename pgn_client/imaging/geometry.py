@@ -45,6 +45,10 @@ def corner(grid: int) -> tuple[list[int], Box]:
     return cells, (0, 0, grid - 1, grid - 1)
 
 
+MOST_CELLS = 256
+"""Largest number of patches to a side of a canvas."""
+
+
 def last_rows(grid: int, count: int) -> tuple[list[int], Box]:
     """Return the cells of the last ``count`` rows; K = count * grid."""
     return list(range((grid - count) * grid, grid * grid)), (0, 0, grid - count, grid)
@@ -131,7 +135,8 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
         cells, box = ring(grid) if layout == "ring" else corner(grid)
     # Python reads no number of thousands of digits, and no grid has thousands of rows.
     elif name == "rows" and number.isdecimal() and len(number) <= 4 and int(number) > 0:
-        cells, box = last_rows(grid, int(number))
+        # As many rows as the grid has leave no room, and more are no more.
+        cells, box = last_rows(grid, min(int(number), grid))
     else:
         raise ConfigurationError(
             f"layout: got {layout!r}, expected ring, corner, full, rows:N with N at least 1, or "
@@ -189,6 +194,11 @@ class Canvas:
                 f"canvas: got input size {size}, expected a multiple of the patch side {patch}"
             )
 
+        # Before the cells are listed: the largest ViTs have grids of a few dozen.
+        if size // patch > MOST_CELLS:
+            raise ConfigurationError(
+                f"canvas: got {size // patch} patches to a side, expected at most {MOST_CELLS}"
+            )
         cells, box = place(layout, size // patch)
         sent, offset = sent_size(size, profile or ServerProfile("direct"))
         top, left, height, width = (n * patch for n in box)

@@ -26,6 +26,7 @@ from pgn_client.checkpoint.card import (
     MappingCard,
     PartCard,
 )
+from pgn_client.checkpoint.entry import shown
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
@@ -67,6 +68,9 @@ class PromptAdapter:
     def __init__(self, card: Card | Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         self.card = Card.of(card)
         self.backbone, self.profile, layout = _prompts_of(self.card)
+        if self.card.generator and self.card.generator.profile:
+            # A profile that cannot be read would fail at the first image.
+            ServerProfile.parse(self.card.generator.profile)
         self._tensors = dict(tensors)
         self.mapping = _mapping(self.card, tensors)
         self.canvas = Canvas.build(
@@ -343,23 +347,22 @@ class PromptAdapter:
 
         # Copies, because `from_numpy` shares memory with an array and warns if it is read-only.
         state = {name: torch.from_numpy(np.array(array)) for name, array in self._tensors.items()}
-        embedding = None
-        if "embedding.weight" in state:
-            embedding = PatchEmbedding(
-                state["embedding.weight"],
-                state["embedding.bias"],
-                self.backbone.mean,
-                self.backbone.std,
-            )
-
         model_state = {
             name: tensor
             for name, tensor in state.items()
             if not name.startswith(("mapping.", "embedding."))
         }
+        embedding = None
         try:
+            if "embedding.weight" in state:
+                embedding = PatchEmbedding(
+                    state["embedding.weight"],
+                    state["embedding.bias"],
+                    self.backbone.mean,
+                    self.backbone.std,
+                )
             model = methods.restorable(self.card.method).restore(self.card, model_state)
-        except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        except (LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             # A damaged file fails wherever its first bad name, type or size is used. torch's
             # message, a RuntimeError of several lines, names the tensor.
             reason = " ".join(str(error).split())[:200]
@@ -496,6 +499,13 @@ def load(
             f"checkpoint {path}: got {', '.join(card.not_served)}, which this version cannot "
             "serve; upgrade: pip install -U pgn-client"
         )
+    # Before an adapter makes anything of that size.
+    bias = tensors.get("mapping.bias")
+    if bias is None or bias.shape != (len(card.classes),):
+        raise CheckpointError(
+            f"checkpoint {path}: got {len(card.classes)} classes, expected one for each number of "
+            "its tensor mapping.bias; train it again"
+        )
     try:
         if card.method == RAW:
             return MappingAdapter(card, tensors)
@@ -507,7 +517,7 @@ def load(
     # The card's own checks do not compare its parts with each other or with the tensors.
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: its card is not complete ({error}); train it again"
+            f"checkpoint {path}: its card is not complete ({shown(str(error))}); train it again"
         ) from error
 
     if profile and card.profile != profile:

@@ -175,7 +175,8 @@ def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None
         remedy = f"--profile {shown}" if what == "profile" else f"--backbone {name}"
         raise CheckpointError(
             f"the checkpoint was made for another model: {what} of {endpoint.name}: got {shown}, "
-            f"expected {expected} (checkpoint for {backbone.name}); train again with {remedy}"
+            f"expected {expected} (checkpoint for {backbone.name or 'an unnamed backbone'}); "
+            f"train again with {remedy}"
         )
 
     if fingerprint is None or published is None:

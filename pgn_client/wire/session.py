@@ -466,7 +466,7 @@ class Session(ABC):
     def _predict(self, job: Job, reply: Reply) -> Prediction:
         """Return the prediction; below the card's ``none_below`` its label is ``NONE``."""
         prediction = self._rank_classes(job, reply)
-        none_below = self._checkpoint.card.none_below
+        none_below = self._checkpoint.card.none_below or 0.0
         return replace(prediction, label=NONE) if prediction.score < none_below else prediction
 
     def _rank_classes(self, job: Job, reply: Reply) -> Prediction:

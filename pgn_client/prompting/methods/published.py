@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pgn_client.checkpoint.card import Interpolation
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.prompting.generator import PromptGenerator
 from pgn_client.prompting.methods.base import Setting
@@ -25,7 +26,7 @@ RESOLUTION = 224
 """Side of the generator's input, in pixels: the shorter edge is resized to it, and the center is
 cropped.
 """
-INTERPOLATION = "bilinear"
+INTERPOLATION: Interpolation = "bilinear"
 """Interpolation of that resize, with antialiasing: torchvision's default, which the authors use for
 test images.
 """
