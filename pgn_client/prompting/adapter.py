@@ -361,6 +361,8 @@ class PromptAdapter:
                     self.backbone.mean,
                     self.backbone.std,
                 )
+                if len(state["embedding.bias"]) != len(state["embedding.weight"]):
+                    raise ValueError("embedding.bias and embedding.weight differ in length")
             model = methods.restorable(self.card.method).restore(self.card, model_state)
         except (LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             # A damaged file fails wherever its first bad name, type or size is used. torch's

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pgn_client import CheckpointError, PromptAdapter, checkpoint
@@ -157,7 +158,92 @@ def test_a_whole_number_is_a_number_and_stays_one():
 
 def test_a_client_reads_of_any_adapter_only_what_it_needs():
     served = ServedCard.from_json({"fusion": None, "backbone": {"input_size": 8}, "more": object()})
-    assert (served.fusion, served.none_below, served.fingerprint) == (None, 0.0, None)
+    assert (served.fusion, served.none_below, served.fingerprint) == (None, None, None)
     assert served.backbone.input_size == 8
     with pytest.raises(CheckpointError, match="fusion: got 'a', expected a number"):
         ServedCard.from_json({"fusion": "a"})
+
+
+def changed(unpacked, name, change, tensors=None):
+    """Write a checkpoint of an earlier version with a changed card."""
+    path = unpacked(f"{name}.safetensors")
+    header, arrays = checkpoint.read(path)
+    del header["fingerprint"]
+    change(header)
+    arrays |= tensors or {}
+    present = {name: array for name, array in arrays.items() if array is not None}
+    checkpoint.write(path, header, present)
+    return path
+
+
+def nested(depth):
+    part = {"digest": "d", "train": 1, "val": 1}
+    for _ in range(depth):
+        part = {"digest": "d", "train": 1, "val": 1, "parts": {"a": part}}
+    return part
+
+
+def huge_grid(layout):
+    def change(card):
+        card["backbone"].update(input_size=2048, patch_size=1)
+        card["layout"] = layout
+
+    return change
+
+
+CRAFTED = {
+    "a grid of millions": ("pgn_pixel", huge_grid("ring")),
+    "more rows than the grid": ("pgn_pixel", huge_grid("rows:9999")),
+    "a million classes": ("expres", lambda card: card.update(classes=["a"] * 10**6)),
+    "nested parts": ("pgn_pixel", lambda card: card.update(data=nested(300))),
+    "a margin of gigabytes": (
+        "pgn_pixel",
+        lambda card: card.update(profile="resize_crop:99999:64"),
+    ),
+    "an unknown interpolation": (
+        "imported",
+        lambda card: card["generator"].update(interpolation="z"),
+    ),
+    "a crop of gigabytes": (
+        "imported",
+        lambda card: card["generator"].update(profile="letterbox:99999"),
+    ),
+    "an input of gigabytes": ("pgn_pixel", lambda card: card["generator"].update(resolution=8192)),
+    "a library of gigabytes": ("pgn_pixel", lambda card: card["library"].update(size=2**24)),
+    "a method of two lines": ("pgn_pixel", lambda card: card.update(method="a\nb")),
+    "a key of two lines": ("pgn_pixel", lambda card: card["versions"].update({"a\nb": 5})),
+    "a key with an escape": ("pgn_pixel", lambda card: card["learnable"].update({"\x1b[31m": "x"})),
+    "a key of a megabyte": ("pgn_pixel", lambda card: card["versions"].update({"k" * 10**6: 5})),
+    "a long layout": ("pgn_pixel", lambda card: card.update(layout="x" * 900_000)),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_a_crafted_card_is_refused_in_one_short_line(unpacked, case):
+    path = changed(unpacked, *CRAFTED[case])
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    text = str(error.value).replace(str(path), "")
+    assert text.isprintable()
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("pgn_latent_bounded", {"embedding.bias": np.zeros(3, np.float32)}),
+        ("pgn_latent_bounded", {"embedding.bias": None}),
+        ("pgn_pixel", {"library.rows": np.array(1, np.float32)}),
+    ],
+)
+def test_tensors_that_do_not_fit_are_a_checkpoint_error(unpacked, name, tensors):
+    path = changed(unpacked, name, lambda card: None, tensors)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        PromptAdapter.load(path).runtime  # noqa: B018 (the property builds the model)
+
+
+def test_the_info_of_another_adapter_may_hold_numbers_of_numpy():
+    info = {"fusion": np.float32(0.5), "backbone": {"input_size": np.int64(64), "name": None}}
+    served = ServedCard.from_json(info | {"none_below": None})
+    assert (served.fusion, served.backbone.input_size) == (0.5, 64)
+    assert type(served.fusion) is float
