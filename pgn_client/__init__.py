@@ -1,4 +1,4 @@
-"""Adapt a hosted image classifier that you cannot change: per-image RGB prompts for a frozen ViT.
+"""Adapt a hosted image classifier that you cannot change, by painting RGB prompts into each image.
 
     from pgn_client import AdaptedClient
 

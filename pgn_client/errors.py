@@ -29,10 +29,10 @@ from typing import Any
 
 
 class PGNError(Exception):
-    """Base of all errors of this library."""
+    """Base class of all errors that this library raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the attributes when the error is pickled, for example between processes."""
+        """Return what pickle needs to rebuild the error with all its attributes."""
         # By default, pickle calls the constructor with the message alone; some errors need more.
         return _rebuild, (type(self), self.args, self.__dict__)
 
@@ -45,28 +45,26 @@ def _rebuild(kind: type[PGNError], args: tuple[Any, ...], state: dict[str, Any])
 
 
 class ConfigurationError(PGNError, ValueError):
-    """An unknown name or an invalid option value; the message lists the valid ones."""
+    """A name is unknown or an option value is invalid; the message says what is expected."""
 
 
 class ShapeError(PGNError, ValueError):
-    """An array or image of the wrong shape."""
+    """An array or image has the wrong shape."""
 
 
 class ImageError(PGNError):
-    """An image that cannot be decoded, is too large, or is too small."""
+    """An image cannot be decoded, is too large, or is too small."""
 
 
 class CheckpointError(PGNError):
-    """A checkpoint that cannot be read, or was made for another schema, backbone or
-    preprocessing.
-    """
+    """A checkpoint cannot be read, or was made for another schema, backbone or preprocessing."""
 
 
 class MissingDependencyError(PGNError, ImportError):
-    """An optional package, which an extra installs, is missing.
+    """An optional package is missing; one of pgn-client's pip extras installs it.
 
     Attributes:
-        command: Exact command that installs the extra.
+        command: Exact pip command that installs the package.
     """
 
     def __init__(self, what: str, extra: str) -> None:
@@ -75,7 +73,7 @@ class MissingDependencyError(PGNError, ImportError):
 
 
 class BudgetExceededError(PGNError):
-    """The next image would exceed the budget; nothing was sent for it.
+    """The next image would exceed the budget, the limit of images to send; it was not sent.
 
     Attributes:
         spent: Number of images sent so far, retries included.
@@ -109,21 +107,19 @@ class EndpointError(PGNError):
 
 
 class ConnectionFailedError(EndpointError):
-    """No connection, or a connection that broke before the response was complete."""
+    """The connection failed, or broke before the response was complete."""
 
 
 class TimedOutError(EndpointError):
-    """The total deadline of the call passed."""
+    """A call to the endpoint did not finish, retries included, before its deadline."""
 
 
 class ProtocolMismatchError(EndpointError):
-    """A response that does not follow the protocol; the message quotes at most 200 characters of
-    it.
-    """
+    """The response does not follow the protocol; the message quotes at most 200 characters of it."""
 
 
 class NotRecordedError(EndpointError):
-    """The client replays recorded answers and this one is not recorded; nothing was sent."""
+    """A client in replay mode, which sends nothing, found no recorded answer for an image."""
 
 
 class StatusError(EndpointError):
@@ -147,16 +143,16 @@ class StatusError(EndpointError):
 
 
 class AuthenticationError(StatusError):
-    """401 or 403: the key is missing, wrong, or lacks the permission."""
+    """HTTP status 401 or 403: the API key is missing, wrong, or lacks the permission."""
 
 
 class InvalidRequestError(StatusError):
-    """Another 4xx: the endpoint refuses this request, and a retry would not help."""
+    """HTTP status 4xx except 401, 403 and 429: the request is refused; a retry would not help."""
 
 
 class RateLimitedError(StatusError):
-    """The endpoint returned 429 until the retries or the deadline ran out."""
+    """The endpoint returned HTTP status 429, too many requests, until the retries or the deadline ran out."""
 
 
 class ServerError(StatusError):
-    """The endpoint returned 5xx until the retries or the deadline ran out."""
+    """The endpoint returned an HTTP status 5xx until the retries or the deadline ran out."""

@@ -89,8 +89,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "training.surrogate": ("surrogate.surrogate",),
     "training.wire": ("surrogate.degradation",),
 }
-"""Old module path below the package → modules that now define its names. Its submodules moved with
-it.
+"""Old module path → modules that now define its names, both without the package name.
+
+The submodules of an old path moved to the first of its new modules.
 """
 RENAMED = {
     "Asker": "Prober",
@@ -108,12 +109,12 @@ RENAMED = {
 
 
 class MovedModules(MetaPathFinder):
-    """Import finder for old module paths; runs last, when no other finder has found the module."""
+    """Import finder for the module paths of version 0.1; Python asks it after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec for an old path, or ``None`` for any other module."""
+        """Return the import spec of a module path of version 0.1, or ``None`` for any other path."""
         homes = new_homes(fullname)
         if homes is None:
             return None
@@ -127,7 +128,7 @@ class MovedModules(MetaPathFinder):
 
 
 def new_homes(fullname: str) -> tuple[str, ...] | None:
-    """Return the modules that now define the names of an old module.
+    """Return the modules that now define the names of a module path of version 0.1.
 
     Args:
         fullname: Dotted path with the package, such as ``pgn_client.protocols.v1``.
@@ -153,13 +154,13 @@ def new_homes(fullname: str) -> tuple[str, ...] | None:
 
 
 class Alias(Loader):
-    """Loader of a module that looks up every name in the modules that now define it."""
+    """Loader that fills an old module path: names are looked up in the modules that replace it."""
 
     def __init__(self, homes: tuple[str, ...]) -> None:
         self.homes = homes
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn about the old path, and make the module look up names in the new modules."""
+        """Warn that the module has moved, and make it look up names in its replacements."""
         new_paths = " and ".join(self.homes)
         warnings.warn(
             f"{module.__name__} has moved to {new_paths}; the next release removes the old path",

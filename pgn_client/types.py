@@ -1,8 +1,8 @@
-"""Immutable values that the layers pass to each other, and the letters used in array shapes.
+"""Immutable values that the package's layers exchange, and the letters used in array shapes.
 
 Shapes: **B** batch, **H W** image size in pixels, **P** patch side, **N** = (H/P)(W/P) patches,
-**D** embedding width, **K** prompts per image, **L** library rows, **C** task classes, **S** source
-classes (the endpoint's).
+**D** embedding width, **K** prompts per image, **L** rows of the token library, **C** task classes,
+**S** source labels (the classes that the endpoint returns).
 
 Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalized* (x - mean)/std; *embedding*
 (..., D). Color is RGB. Times are in seconds.
@@ -48,11 +48,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An endpoint's answer and the requests it took, now or when it was recorded.
+    """An endpoint's answer for one image, with the number of requests that it took.
 
     Attributes:
         answer: Answer of the endpoint.
-        attempts: Number of requests, retries included; 0 for a local answer.
+        attempts: Number of requests, retries included, now or when the answer was recorded; 0 for a
+            local answer.
         request_id: Server's identifier of the request, if it returned one.
     """
 
@@ -88,7 +89,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """The reason why one image of many has no prediction.
+    """The error because of which one image of many has no prediction.
 
     Attributes:
         image: Path of the image, or a description of the object that was passed.
@@ -146,7 +147,7 @@ class ModelInfo:
 
 
 MOST_SIDE = 8192
-"""Largest side in a server profile, in pixels: an image of that side is made to be sent."""
+"""Largest side that a server profile may name, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,10 @@ class ServerProfile:
 
     @classmethod
     def parse(cls, text: str) -> ServerProfile:
-        """Read ``direct``, ``resize_crop:256:224``, ``shortest_edge:224`` or ``letterbox:224``.
+        """Return the server profile that a text describes, such as ``resize_crop:256:224``.
+
+        The forms are ``direct``, ``resize_crop:256:224``, ``shortest_edge:224`` and
+        ``letterbox:224``.
 
         Raises:
             ConfigurationError: The text has another form.
@@ -200,10 +204,10 @@ class ServerProfile:
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """A checkpoint that runs on the server: uploaded once, then referenced by every image.
+    """A checkpoint that runs on the server: uploaded once, then named in every request.
 
     Attributes:
-        name: Name under which the server stores it; derived from the content, so it is unique.
+        name: Unique name of the checkpoint on the server, derived from the content.
         data: Content of the checkpoint file.
     """
 
@@ -212,21 +216,21 @@ class Hosted:
 
     @property
     def reference(self) -> str:
-        """Reference that every image sends: the name and the file's SHA-256.
+        """Reference to the uploaded checkpoint, sent with every image: ``NAME@SHA256``.
 
-        With the hash, the server cannot use another file that has the same name.
+        The SHA-256 of the file keeps the server from using another file of the same name.
         """
         return f"{self.name}@{hashlib.sha256(self.data).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One image, ready to be sent.
+    """One image, ready to be sent to the endpoint.
 
     Attributes:
         image: RGB image exactly as it will be sent, in the size that the server profile needs.
-        local_log_probs: Log-probabilities of the local head, (C,) float64; ``None`` without a local
-            head.
+        local_log_probs: Log-probabilities of the C classes from the local head, a classifier that
+            runs in the client, (C,) float64; ``None`` without a local head.
         hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
             where the hosted model processes it alone.
     """
@@ -245,7 +249,7 @@ class ScoreMapping(Protocol):
         ...
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Return (n, C) float64 log-probabilities."""
+        """Return log-probabilities, (n, C) float64, of the C task classes for n endpoint answers."""
         ...
 
 
@@ -254,7 +258,7 @@ class Adapter(Protocol):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """The checkpoint card (see ``pgn_client.checkpoint``)."""
+        """The checkpoint's card: its metadata as JSON (see ``pgn_client.checkpoint``)."""
         ...
 
     @property
@@ -263,7 +267,10 @@ class Adapter(Protocol):
         ...
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return what will be sent for each RGB image, with the local head's log-probabilities."""
+        """Return each RGB image ready to be sent, with log-probabilities of the local head.
+
+        The local head is a classifier that runs in the client; an adapter may have none.
+        """
         ...
 
 

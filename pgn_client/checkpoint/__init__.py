@@ -1,6 +1,7 @@
 """Checkpoint files: safetensors for the arrays, a JSON card in the header for everything else.
 
-``file`` writes and reads files, ``card`` defines the card, and ``summary`` renders it as text.
+The module ``file`` writes and reads checkpoints, ``card`` defines the card (the metadata), and
+``summary`` renders a card as text.
 Reading needs no torch. Nothing in a checkpoint is executed: a pickle is refused.
 """
 

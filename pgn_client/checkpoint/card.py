@@ -1,13 +1,13 @@
-"""The card of a checkpoint: its metadata, which is everything but the tensors, typed and bounded.
+"""The card of a checkpoint: its metadata, that is everything but the tensors.
 
-``Card.from_json`` is the only way to read a card. It refuses invalid values before the code
-allocates anything of their size. Names and values are those of the JSON in the file's header, which
-``PromptAdapter.info`` and ``pgn inspect --json`` show.
+``Card.from_json`` is the only way to read a card. It checks the type and the bounds of every value
+before anything of that size is allocated. Names and values are those of the JSON in the file's
+header, which ``PromptAdapter.info`` and ``pgn inspect --json`` show.
 
 Schema 2 adds keys to schema 1 and changes none, so both are read in the same way. A card keeps the
 schema that it was read with, and therefore its fingerprint. The added keys are reserved for coming
-versions: a client of this version refuses those that change what is served, and so never serves a
-checkpoint in another way than it was evaluated.
+versions. Some of them would change the predictions: a client of this version refuses a checkpoint
+that sets those.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pgn_client.checkpoint.entry import NULL, Bounds, Entry, shown
 from pgn_client.errors import CheckpointError
 
 SCHEMA = 2
-"""Newest schema, which new checkpoints have."""
+"""Version of the card format in new checkpoints; newer ones are refused."""
 HOSTED = "expres"
-"""Method of a checkpoint that runs on the server."""
+"""The card's ``method`` for a checkpoint that runs on the server (EXPRES)."""
 RAW = "raw"
-"""Method of a checkpoint that holds only a label mapping."""
+"""The card's ``method`` for a checkpoint that holds only a label mapping, no prompts."""
 
 # Bounds are far beyond any real value: they keep a damaged card from allocating memory.
 Name = Annotated[str, Bounds(0, 1000)]
@@ -41,14 +41,15 @@ Channel = tuple[Number, Number, Number]
 
 @dataclass(frozen=True)
 class BackboneCard(Entry):
-    """The surrogate that the prompts were trained through.
+    """Card entry of the surrogate, the local model that the prompts were trained through.
 
     Attributes:
         name: The timm name, or ``bundled``.
         input_size: Side of the model input, in pixels.
         patch_size: Side of a patch, in pixels.
         mean: Mean per channel, subtracted from pixels in [0, 1].
-        std: Standard deviation per channel, by which the difference is divided.
+        std: Standard deviation per channel, by which pixels are divided after ``mean`` is
+            subtracted.
         patch_embedding_sha256: SHA-256 of the patch embedding; ``None`` for a model that is not a
             plain ViT.
         weights_sha256: SHA-256 of all weights.
@@ -67,13 +68,13 @@ class BackboneCard(Entry):
 
 @dataclass(frozen=True)
 class GeneratorCard(Entry):
-    """The input of the prompt generator.
+    """Card entry of the input of the prompt generator, the network that makes the prompts.
 
     Attributes:
         resolution: Side of the input, in pixels.
-        profile: Resize and crop of the user's image, as a profile string, for a generator that does
-            not read the canvas.
-        interpolation: Interpolation of that resize.
+        profile: Resize and crop of the user's image, as a profile string, for a generator that reads
+            that image; ``None`` for one that reads the canvas, the image that the model sees.
+        interpolation: Interpolation of the resize in ``profile``.
     """
 
     resolution: Side
@@ -83,7 +84,7 @@ class GeneratorCard(Entry):
 
 @dataclass(frozen=True)
 class LibraryCard(Entry):
-    """The token library.
+    """Card entry of the token library, the learned rows that are mixed into prompts.
 
     Attributes:
         kind: Kind of the library; see ``prompting.token_library``.
@@ -96,14 +97,14 @@ class LibraryCard(Entry):
 
 @dataclass(frozen=True)
 class MappingCard(Entry):
-    """The label mapping from what the endpoint returns to task classes.
+    """Card entry of the label mapping, which turns endpoint answers into task classes.
 
-    Its arrays are the tensors ``mapping.weight`` and ``mapping.bias``.
+    The mapping's arrays are the tensors ``mapping.weight`` and ``mapping.bias``.
 
     Attributes:
         kind: Kind of the mapping; see ``mapping.label_mapping``.
-        source: The S endpoint labels whose scores it reads; ``None`` for EXPRES, whose mapping runs
-            on the server and reads the model's output tokens.
+        source: The S endpoint labels whose scores the mapping reads; ``None`` for EXPRES, whose
+            mapping runs on the server and reads the model's output tokens.
         classes: C task classes.
         open: Whether the endpoint may return labels outside ``source``.
     """
@@ -116,7 +117,7 @@ class MappingCard(Entry):
 
 @dataclass(frozen=True)
 class RecipeCard(Entry):
-    """The training settings of a prompt.
+    """Card entry of the training settings of a prompt.
 
     The other fields of ``training.recipe.Recipe`` are in ``extra``.
 
@@ -136,8 +137,10 @@ class RecipeCard(Entry):
     wire: Name | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Extend :meth:`Entry.to_json`: with a mapping, ``top_k`` and ``decimals`` are always
-        written, also as ``null``.
+        """Return the entry as an object for ``json.dumps``.
+
+        Where ``mapping`` is set, ``top_k`` and ``decimals`` are written even if they are ``null``;
+        every other field that is ``None`` is left out.
         """
         written = super().to_json()
         if self.mapping is None:
@@ -147,7 +150,7 @@ class RecipeCard(Entry):
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """The fields of ``Recipe``; empty for a checkpoint that this package did not train."""
+        """The fields of ``training.recipe.Recipe``; empty where this package trained no prompts."""
         # Every recipe of a training has rates; the one that stands for an import has none.
         if "rates" not in self.extra:
             return {}
@@ -156,15 +159,15 @@ class RecipeCard(Entry):
 
 @dataclass(frozen=True)
 class DataCard(Entry):
-    """The images that a checkpoint was trained on; see ``imaging.dataset.Task``.
+    """Card entry of the images that a checkpoint was trained on; see ``imaging.dataset.Task``.
 
     Attributes:
         digest: SHA-256 over classes, training images and validation images.
         train: Number of training images.
         val: Number of validation images.
         shots: Limit of training images per class; ``None`` for no limit.
-        seed: Seed of splits and shots.
-        parts: The tasks of a union, by name.
+        seed: Seed of the splits and of the draw of training images.
+        parts: Data of each task by name, where several tasks were joined; else ``None``.
     """
 
     digest: Name
@@ -177,9 +180,9 @@ class DataCard(Entry):
 
 @dataclass(frozen=True)
 class MetricsCard(Entry):
-    """Accuracies in [0, 1] on the validation images.
+    """Card entry of the accuracies, in [0, 1], on the validation images.
 
-    They are optimistic: the same images chose the epoch, the mapping and the fusion weight.
+    The accuracies are optimistic: the same images chose the epoch, the mapping and the fusion weight.
 
     Attributes:
         split: The split that was measured, ``val``.
@@ -190,8 +193,8 @@ class MetricsCard(Entry):
         local: Accuracy of the local head alone.
         fused: Accuracy of the endpoint fused with the local head.
         mapping: Description of how the mapping was chosen.
-        perplexity: Mean perplexity of the mixtures, in library rows; ``None`` for a method without
-            mixtures.
+        perplexity: Mean perplexity of the weights that mix library rows into prompts, in rows;
+            ``None`` for a method without a library.
         history: Accuracy and log-loss after every epoch.
     """
 
@@ -209,7 +212,12 @@ class MetricsCard(Entry):
 
 @dataclass(frozen=True)
 class PartCard(Entry):
-    """One task of a checkpoint for several tasks: its fusion weight and its metrics."""
+    """Card entry of one task, in a checkpoint for several tasks.
+
+    Attributes:
+        fusion: Weight of the local head for the task, in [0, 1].
+        metrics: Accuracies on the task's validation images.
+    """
 
     fusion: Share
     metrics: MetricsCard
@@ -217,7 +225,7 @@ class PartCard(Entry):
 
 @dataclass(frozen=True)
 class ImportCard(Entry):
-    """File name and SHA-256 of the published checkpoint that was imported."""
+    """Card entry of an imported published checkpoint: its file name and SHA-256."""
 
     file: Name
     sha256: Name
@@ -225,9 +233,10 @@ class ImportCard(Entry):
 
 @dataclass(frozen=True)
 class ReachCard(Entry):
-    """How closely pixels can reproduce the rows of a latent library.
+    """Card entry that says how closely pixels can reproduce the rows of a latent library.
 
-    See ``prompting.inversion.reach`` for the definitions.
+    The rows of a latent library are tokens, which an inversion turns into pixels. See
+    ``prompting.inversion.reach`` for the definitions.
 
     Attributes:
         norm: Median norm of the rows.
@@ -253,7 +262,7 @@ class ReachCard(Entry):
 
 @dataclass(frozen=True)
 class ProbeCard(Entry):
-    """A linear probe on a public backbone (schema 2); this version cannot serve it.
+    """Card entry of a linear probe on a public backbone (schema 2); this version cannot serve it.
 
     Attributes:
         backbone: The timm name of the backbone.
@@ -266,8 +275,9 @@ class ProbeCard(Entry):
 
 @dataclass(frozen=True)
 class FusionCard(Entry):
-    """Weights of endpoint, local head and linear probe in a three-way fusion (schema 2); this
-    version cannot serve it.
+    """Card entry of the weights of endpoint, local head and linear probe in a three-way fusion.
+
+    It belongs to schema 2; this version cannot serve it.
     """
 
     endpoint: Share
@@ -277,7 +287,7 @@ class FusionCard(Entry):
 
 @dataclass(frozen=True)
 class Card(Entry):
-    """A complete card.
+    """The complete card of a checkpoint: all its metadata.
 
     Every field that describes prompts, from ``backbone`` to ``inversion``, is ``None`` for a
     checkpoint that holds only a label mapping.
@@ -290,7 +300,7 @@ class Card(Entry):
         mapping: Label mapping from endpoint classes to task classes; ``None`` only during training.
         fusion: Weight α of the local head, in [0, 1]: served score = (1 - α) log p_endpoint +
             α log p_local.
-        backbone: The surrogate.
+        backbone: The surrogate, the local model that the prompts were trained through.
         profile: Server's resize and crop, as a profile string such as ``resize_crop:248:224``.
         layout: Position of the prompts: ``ring``, ``corner``, ``rows:N``, ``cells:…`` or ``full``.
         generator: Input of the prompt generator.
@@ -309,8 +319,8 @@ class Card(Entry):
             ``TASK/CLASS``).
         part_of: Names of all tasks, in a checkpoint for one of several tasks.
         reach: Distance of a latent library's rows from what pixels can produce.
-        imported: The published checkpoint that was imported; it comes without seed, recipe, data
-            and metrics.
+        imported: The published checkpoint that was imported; such a card has no seed, recipe, data
+            or metrics.
         interrupted: Whether Ctrl-C ended the training.
         mapped: Whether ``pgn map`` fitted the mapping.
         prompted_on: Digest of the images that the prompt was trained on, where they differ from
@@ -362,12 +372,16 @@ class Card(Entry):
 
     @classmethod
     def of(cls, card: Card | Mapping[str, Any]) -> Card:
-        """Return a ``Card`` unchanged, or read one from JSON."""
+        """Return the argument if it is a ``Card``, else the ``Card`` read from that JSON object."""
         return card if isinstance(card, cls) else cls.from_json(card)
 
     @classmethod
     def from_json(cls, value: Any, where: str = "") -> Card:
-        """Extend :meth:`Entry.from_json`: the fields that the method needs must be there.
+        """Read a card from JSON, and check that it has the fields that its ``method`` needs.
+
+        Args:
+            value: Value that ``json.loads`` returned.
+            where: Dotted path of the card, for error messages; empty for a whole card.
 
         Raises:
             CheckpointError: A needed field is missing, or a value is of another type or out of
@@ -396,13 +410,16 @@ class Card(Entry):
 
     @property
     def not_served(self) -> list[str]:
-        """Names of the fields that the card sets and this version cannot serve."""
+        """Names of the fields for which this version refuses to serve the checkpoint."""
         reserved = ("temperature", "linear_probe", "fusion_weights")
         return [name for name in reserved if getattr(self, name) is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """Extend :meth:`Entry.to_json`: a card that holds only a label mapping omits the fields
-        about prompts, also those that others write as ``null``.
+        """Return the card as an object for ``json.dumps``.
+
+        A field that is ``None`` is left out, unless its metadata is ``NULL``. A card that holds
+        only a label mapping also leaves out the ``NULL`` fields ``library`` and, in ``metrics``,
+        every ``None``.
         """
         written = super().to_json()
         if self.backbone is None:
@@ -419,13 +436,13 @@ class Card(Entry):
 
     @property
     def has_local_head(self) -> bool:
-        """Whether there is a local head, so that α means something."""
+        """Whether the checkpoint has a local head, a classifier that runs in the client."""
         return self.backbone is not None and self.method != HOSTED
 
 
 @dataclass(frozen=True)
 class ServedBackbone(Entry):
-    """The fields of a backbone that are compared with the endpoint's description of its model."""
+    """The backbone fields that a client compares with the endpoint's description of its model."""
 
     name: Name | None = None
     input_size: Side | None = None
@@ -434,7 +451,7 @@ class ServedBackbone(Entry):
 
 @dataclass(frozen=True)
 class ServedRecipe(Entry):
-    """The field of a recipe that a client needs.
+    """The only field of the training settings that a client needs.
 
     Attributes:
         top_k: Number of returned labels per image that the mapping was fitted on; ``None`` for all.
@@ -445,7 +462,7 @@ class ServedRecipe(Entry):
 
 @dataclass(frozen=True)
 class ServedCard(Entry):
-    """The fields of an adapter's ``info`` that a client reads.
+    """The fields of an adapter's ``info``, the checkpoint's card, that a client reads.
 
     The adapter may be a user's own class, so every field may be missing.
     """

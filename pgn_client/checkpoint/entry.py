@@ -1,4 +1,4 @@
-"""Frozen dataclasses that are read from JSON and written to JSON by their annotations.
+"""Base of the frozen dataclasses that are read from JSON as their annotations say.
 
 Every value is checked when it is read. A subclass of :class:`Entry` declares its keys as fields.
 A field's type may be ``str``, ``int``, ``float``, ``bool``, ``Any``, ``Literal``, another entry, a
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pgn_client.errors import CheckpointError
 
 LONGEST_SHOWN = 200
-"""Characters of a file's text in a message."""
+"""Largest number of characters of a file's text that an error message shows."""
 E = TypeVar("E", bound="Entry")
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -41,12 +41,12 @@ class Bounds:
 
 
 NULL: Mapping[str, Any] = {"null": True}
-"""Metadata of a field whose ``None`` is written as ``null``; fields without it are left out."""
+"""Metadata of a field whose ``None`` is written as ``null``; else a ``None`` is left out."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Base of all entries of a card.
+    """Base of a checkpoint card and its parts: read from JSON, checked, written to JSON.
 
     Attributes:
         extra: Keys that this version does not declare, with their values; they are written back
@@ -57,7 +57,7 @@ class Entry:
 
     @classmethod
     def from_json(cls: type[E], value: Any, where: str = "") -> E:
-        """Read an entry.
+        """Return the entry of this class that a JSON object describes, with every value checked.
 
         Args:
             value: Value that ``json.loads`` returned.
@@ -108,7 +108,7 @@ def _keys(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """Return the value as the type ``kind``, or raise a ``CheckpointError``."""
+    """Return a JSON value as the type ``kind``, or raise a ``CheckpointError``."""
     origin = get_origin(kind)
     arguments = get_args(kind)
 
@@ -147,7 +147,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """Return a tuple of any length (``tuple[T, ...]``) or of a fixed length."""
+    """Return a JSON list as a tuple of any length (``tuple[T, ...]``) or of a fixed length."""
     if not isinstance(value, list | tuple):
         raise _refused(where, value, "a list")
     if arguments[-1] is Ellipsis:
@@ -180,7 +180,7 @@ def _refused(where: str, value: Any, expected: str) -> CheckpointError:
 
 
 def shown(text: str) -> str:
-    """Return a text of a file for a message: one line, printable and not too long."""
+    """Return a file's text as an error message shows it: printable, one line, shortened."""
     escaped = text if text.isprintable() else repr(text)[1:-1]
     return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}…"
 

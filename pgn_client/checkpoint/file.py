@@ -1,8 +1,8 @@
-"""Checkpoint files: written atomically, verified when read.
+"""Reading and writing of checkpoint files: written atomically, verified when read.
 
-The fingerprint is the SHA-256 over the canonical card without its fingerprint, and over every
-tensor's name, dtype, shape and bytes. This module treats the card as JSON; ``card`` defines its
-fields.
+A checkpoint holds tensors and a card, the metadata. The fingerprint is the SHA-256 over the card
+(as canonical JSON, without the fingerprint), and over every tensor's name, dtype, shape and bytes.
+This module treats the card as JSON; the module ``card`` defines its fields.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pgn_client.imaging.files import whole_file
 
 _HEADER_KEY = "pgn_client"
 _HOSTED_SCHEMA = 1
-"""Schema of checkpoints that run on the server.
+"""Schema, the card format's version, of checkpoints that run on the server.
 
 It stays at 1, because servers of other versions must be able to read them.
 """
@@ -35,7 +35,10 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def fingerprint(card: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 over the canonical card (without its fingerprint) and every tensor."""
+    """Return a checkpoint's fingerprint: the SHA-256 over its card and all its tensors.
+
+    The card is hashed as canonical JSON, without the fingerprint.
+    """
     bare = {key: value for key, value in card.items() if key != "fingerprint"}
     digest = hashlib.sha256(_canonical(bare).encode())
     for name in sorted(tensors):
@@ -52,7 +55,7 @@ def write(
 
     Args:
         path: Path to write.
-        card: Card as JSON. A card with an older schema keeps it.
+        card: Card, the metadata, as JSON. A card with an older schema keeps that schema.
         tensors: Arrays by name.
 
     Returns:
@@ -84,7 +87,7 @@ def write(
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the card without the tensors.
+    """Return the card of a checkpoint file, its metadata as JSON, without reading the tensors.
 
     Raises:
         CheckpointError: The file is missing, a pickle, truncated, not a PGN checkpoint, or has a
@@ -100,7 +103,7 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
-    """Return the fingerprint on a file's card, without reading or verifying the tensors.
+    """Return the fingerprint in a checkpoint's card, without reading or verifying the tensors.
 
     Raises:
         CheckpointError: :func:`read_card` fails, or the card has no fingerprint.
@@ -112,7 +115,7 @@ def fingerprint_of(path: str | os.PathLike[str]) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
-    """Read card and tensors, and verify the fingerprint.
+    """Return the card (the metadata) and the tensors of a checkpoint file, after verifying them.
 
     Raises:
         CheckpointError: :func:`read_card` fails, the tensors cannot be read, or the contents do not

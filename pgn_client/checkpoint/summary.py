@@ -1,4 +1,4 @@
-"""Short text that describes a card."""
+"""Short text that describes a checkpoint from its card, the metadata."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from pgn_client.checkpoint.card import Card, MetricsCard, ReachCard
 
 _SHOWN_CLASSES = 8
-"""Number of class names in the summary."""
+"""Largest number of class names in the summary."""
 
 
 def summary(card: Card | Mapping[str, Any]) -> str:
-    """Return a card as aligned lines of text.
+    """Return a summary of a checkpoint from its card, as aligned lines of text.
 
     Raises:
         CheckpointError: The card is incomplete.
@@ -39,7 +39,7 @@ def summary(card: Card | Mapping[str, Any]) -> str:
 
 
 def _prompts(card: Card) -> dict[str, str]:
-    """Return the lines about the prompts and the surrogate."""
+    """Return the summary's lines about the prompts and the model they were trained through."""
     backbone = card.backbone
     library = card.library
     if backbone is None:
@@ -78,7 +78,7 @@ def _none_below(card: Card) -> str:
 
 
 def _training(card: Card) -> dict[str, str]:
-    """Return the lines about training data and validation; none for an imported checkpoint."""
+    """Return the summary's lines about training and validation; none for an imported checkpoint."""
     metrics = card.metrics
     data = card.data
     library = card.library
@@ -114,15 +114,16 @@ def _accuracies(metrics: MetricsCard) -> str:
 
 
 def _source(card: Card) -> str:
-    """Return the epoch of the validation accuracy, or that the endpoint gave it."""
+    """Return where the validation accuracy was measured: at which epoch, or over HTTP."""
     if card.mapped or card.metrics is None:
         return "over HTTP"
     return f"epoch {card.metrics.epoch}"
 
 
 def _reach(reach: ReachCard | None) -> dict[str, str]:
-    """Return the lines about how closely pixels can reproduce a latent library (see
-    ``inversion.reach``).
+    """Return the summary's lines about how closely pixels can reproduce a latent library.
+
+    See ``prompting.inversion.reach``.
     """
     if reach is None:
         return {}

@@ -43,8 +43,8 @@ def run_drift(args: argparse.Namespace) -> int:
     """Send recorded images again, compare the scores, and print what to do."""
     if args.cache is None or not args.cache.is_file():
         raise ConfigurationError(
-            f"--cache: got {args.cache}, expected a file that an earlier run recorded; record one "
-            "with --cache"
+            f"--cache: got {args.cache}, expected a file that an earlier run recorded; make one "
+            "with pgn predict --cache FILE"
         )
     with connect(args, None) as client:
         drift = client.drift(args.images)
@@ -52,7 +52,7 @@ def run_drift(args: argparse.Namespace) -> int:
     if not drift.pictures:
         raise ConfigurationError(
             f"--cache: got {args.cache}, which holds no image that was sent to this endpoint and "
-            "model, expected at least one; record one with --cache"
+            "model, expected at least one; send some with pgn predict --cache FILE"
         )
 
     if args.json:

@@ -1,1 +1,1 @@
-"""Images: decoding, canvas geometry, prompt composition, data sets. NumPy and Pillow, no torch."""
+"""Images: decoding, position of the prompts, composition, data sets; needs no torch."""

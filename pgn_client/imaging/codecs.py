@@ -35,7 +35,7 @@ It limits memory: an RGB image of this size takes 192 MB.
 """
 ARRAY_SHAPES = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 NOTE = "pgn_note"
-"""Key of a decoded image's ``info`` under which a note to the user may be."""
+"""Key in a decoded image's ``info`` for a note to the user, such as which frame was used."""
 
 _log = logging.getLogger("pgn_client")
 # warnings.catch_warnings changes the state of the whole process, so only one thread may use it.
@@ -43,25 +43,25 @@ _quiet = threading.Lock()
 
 
 class Codec(Protocol):
-    """Encoder of RGB images."""
+    """Encoder of RGB images into the bytes of a file format."""
 
     @property
     def name(self) -> str:
-        """Short name, for example ``png``."""
+        """Short name of the file format, for example ``png``."""
         ...
 
     @property
     def media_type(self) -> str:
-        """Value of the ``Content-Type`` header."""
+        """Value of the ``Content-Type`` header for the encoded bytes, for example ``image/png``."""
         ...
 
     @property
     def lossless(self) -> bool:
-        """Whether decoding gives the same pixels."""
+        """Whether decoding the encoded bytes gives the same pixels."""
         ...
 
     def encode(self, image: Image.Image) -> bytes:
-        """Return the image as a file's bytes, without any metadata."""
+        """Return an RGB image as a file's bytes, without any metadata."""
         ...
 
 
@@ -102,7 +102,7 @@ WEBP_LOSSLESS: Codec = _PillowCodec(
 
 
 def describe(source: object) -> str:
-    """Return a short printable name of an image source, for messages and results."""
+    """Return a short printable name of an image source (path, bytes, image or array)."""
     if isinstance(source, str | os.PathLike):
         text = os.fsdecode(os.fspath(source))
         # A file's name may hold control characters, which must not reach a terminal.
@@ -117,7 +117,7 @@ def describe(source: object) -> str:
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return any supported source as an RGB image, uint8 in [0, 255].
+    """Return an image file, its bytes, a PIL image or an array as an RGB image, uint8 in [0, 255].
 
     Args:
         source: Path, file content, PIL image, or uint8 array of shape (H, W), (H, W, 1), (H, W, 3)
@@ -194,7 +194,7 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Check the size, then decode the image, apply its orientation, and convert it to RGB."""
+    """Return a PIL image as RGB, with its orientation applied, after checking its size."""
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"{name}: the image is too large: got {image.width}x{image.height}, "

@@ -1,7 +1,7 @@
-"""Composition of prompt patches and an image into the image that is sent; NumPy and Pillow only.
+"""Composition of prompt patches and the user's image into the image that is sent.
 
 Input and output are uint8. A server that decodes the sent image without loss gets exactly the
-pixels that are composed here.
+pixels that are composed here. Needs NumPy and Pillow only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ GREY = 128  # value of the prompt cells where there is no prompt (the neutral ca
 
 
 def fit_to_canvas(image: Image.Image, canvas: Canvas) -> Pixels:
-    """Resize an RGB image to the canvas's box, without keeping the aspect ratio.
+    """Return an image resized to its place beside the prompts, ignoring the aspect ratio.
 
     Args:
         image: RGB image of any size.
-        canvas: Canvas that will hold the image.
+        canvas: Geometry of the image that is sent; its ``box`` is the place of ``image``.
 
     Returns:
         (h, w, 3) uint8, pixel space; resized by Pillow's antialiased bicubic filter.
@@ -34,12 +34,15 @@ def fit_to_canvas(image: Image.Image, canvas: Canvas) -> Pixels:
 def compose(
     image: Pixels, patches: Pixels | None, canvas: Canvas, *, margin: bool = True
 ) -> Image.Image:
-    """Put prompt patches around a fitted image, and add the margin that the server's crop removes.
+    """Return the image that is sent: the user's image, prompt patches, and a margin.
+
+    The margin is the border that the server's center crop removes. The canvas is the square inside
+    it, the image that the model sees.
 
     Args:
         image: Image from :func:`fit_to_canvas`, (h, w, 3) uint8.
-        patches: Prompt patches, (K, P, P, 3) uint8, pixel space. ``None`` leaves the cells gray
-            (the neutral canvas). A method that paints on the image itself gives the whole canvas
+        patches: K prompt patches of side P, (K, P, P, 3) uint8, pixel space. ``None`` leaves the
+            prompts' places gray (the neutral canvas). A method that paints on the image itself gives the whole canvas
             with the image in it, (H, W, 3) uint8.
         canvas: Position of image and patches.
         margin: Whether to add the margin. Without it, the server's crop cuts into the prompt.
@@ -85,7 +88,7 @@ def _paste(pixels: Pixels, patches: Pixels, canvas: Canvas) -> None:
 def seen_by_server(
     image: Image.Image, profile: ServerProfile, size: int, interpolation: str = "bicubic"
 ) -> Pixels:
-    """Apply a server's resize and crop locally, exactly like torchvision on Pillow images.
+    """Return an image as a server's model sees it: resized and cropped as torchvision does.
 
     The result is always square, because a surrogate's input has a fixed size: ``shortest_edge`` is
     cropped at the center, and ``letterbox`` pads with middle gray. Prompted images are square, so

@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Labeled images.
+    """One split of a data set: paths of labeled images, and their labels.
 
     Attributes:
         paths: Paths of the n image files.
@@ -40,22 +40,23 @@ class Split:
         return len(self.paths)
 
     def take(self, rows: Sequence[int] | Integers) -> Split:
-        """Return the chosen rows, in that order."""
+        """Return a split of the images with the indices ``rows``, in the order of ``rows``."""
         paths = tuple(self.paths[i] for i in rows)
         return Split(paths, self.labels[np.asarray(rows, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A classification task: its classes and its training, validation and test images.
 
     Attributes:
-        classes: The C class names, sorted; in a union ``PART/CLASS``, part by part.
+        classes: The C class names, sorted; in a union, several tasks joined into one, ``PART/CLASS``,
+            part by part.
         train: Training images.
         val: Validation images.
         test: Test images; may be empty. The three splits are disjoint.
         shots: Limit of training images per class; ``None`` for no limit (see :func:`load_task`).
-        seed: Seed of splits and shots.
+        seed: Seed of the splits and of the draw of training images.
         parts: Names of the tasks in a union; empty for a plain task.
     """
 
@@ -68,9 +69,10 @@ class Task:
     parts: tuple[str, ...] = ()
 
     def card(self) -> dict[str, Any]:
-        """Return the description of the data for a checkpoint card.
+        """Return the description of the task's images for a checkpoint's metadata, as JSON.
 
-        The card of a union has the cards of its parts under ``parts``.
+        For a union, several tasks joined into one, the key ``parts`` holds one such description for
+        each of them.
         """
         card: dict[str, Any] = {
             "digest": self.digest(),
@@ -84,7 +86,7 @@ class Task:
         return card
 
     def with_shots(self, shots: int | None, seed: int) -> Task:
-        """Return the task with a random draw of its training images.
+        """Return the task with at most ``shots`` training images per class, drawn at random.
 
         Args:
             shots: Limit of training images per class; ``None`` keeps all.
@@ -103,8 +105,8 @@ class Task:
     ) -> Task:
         """Return the task with smaller splits, as evenly spread over the C classes as possible.
 
-        Images are drawn in rounds, one image per class and round. The image, and the classes of an
-        incomplete last round, are random. The drawn images keep their order. The images of a
+        Images are drawn in rounds, one random image per class and round. The classes that an
+        incomplete last round draws from are random too. The drawn images keep their order. The images of a
         smaller limit are a subset of those of a larger limit.
 
         Args:
@@ -136,8 +138,9 @@ class Task:
         )
 
     def digest(self) -> str:
-        """Return the SHA-256 over the classes and over labels and contents of the training and
-        validation files, in order.
+        """Return a SHA-256 that identifies the task's classes, training images and validation images.
+
+        It covers the class names, and the label and content of every image file, in order.
         """
         # Folder names cannot hold a NUL character, so other classes always give another text.
         sha = hashlib.sha256("\0".join(self.classes).encode())
@@ -148,12 +151,13 @@ class Task:
 
 
 def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed: int = 0) -> Task:
-    """Find classes and splits below a folder.
+    """Return the classification task (classes and splits) in a folder of labeled images.
 
     Args:
-        folder: Folder ``DATA`` in one of the layouts above.
+        folder: Folder with ``{train,val,test}/CLASS/*`` or ``CLASS/*``; missing splits are split
+            off at random.
         shots: Limit of training images per class; ``None`` takes all.
-        seed: Seed of splits and shots.
+        seed: Seed of the splits and of the draw of training images.
 
     Raises:
         ConfigurationError: There is no such folder or it has fewer than two classes, a split has a
@@ -184,7 +188,7 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
 
 
 def union(tasks: Mapping[str, Task]) -> Task:
-    """Join several tasks into one, to train one generator for several sets.
+    """Return one task that joins several, to train one prompt generator for several data sets.
 
     The splits are concatenated in the order of ``tasks``. The labels of a task are shifted by the
     number of classes before it.
@@ -265,7 +269,7 @@ def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
 
 
 def _by_class(split: Split, seed: int) -> list[list[int]]:
-    """Return the row numbers of each class that has images, shuffled."""
+    """Return the indices of the images of each class that has images, shuffled."""
     rows: dict[int, list[int]] = defaultdict(list)
     for i in np.random.default_rng(seed).permutation(len(split)):
         rows[int(split.labels[i])].append(int(i))
@@ -273,7 +277,7 @@ def _by_class(split: Split, seed: int) -> list[list[int]]:
 
 
 def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Split]:
-    """Divide a split at random into parts with the given shares, each share of every class."""
+    """Return a split divided at random into parts with the given shares of every class."""
     parts: list[list[int]] = [[] for _ in shares]
     for rows in _by_class(split, seed):
         # Rounding the ends, not the sizes, puts every image into exactly one part.
@@ -285,7 +289,7 @@ def _stratified(split: Split, shares: tuple[float, ...], seed: int) -> list[Spli
 
 
 def _few(split: Split, shots: int, seed: int) -> Split:
-    """Draw at most ``shots`` images of each class."""
+    """Return a split with at most ``shots`` images of each class, drawn at random."""
     if shots < 1:
         raise ConfigurationError(f"shots: got {shots}, expected at least 1 image per class")
 
@@ -296,7 +300,7 @@ def _few(split: Split, shots: int, seed: int) -> Split:
 
 
 def _evenly(split: Split, limit: int, seed: int) -> Split:
-    """Draw at most ``limit`` images in rounds, one image per class and round."""
+    """Return a split with at most ``limit`` images, drawn one per class in each round."""
     groups = _by_class(split, seed)
     # The order of the classes within a round needs a random stream other than that of _by_class.
     turns = np.random.default_rng([seed, 1]).permutation(len(groups)).tolist()

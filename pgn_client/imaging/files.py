@@ -15,17 +15,17 @@ from pgn_client.imaging.codecs import IMAGE_SUFFIXES
 PathLike = str | os.PathLike[str]
 
 SHOWN = 4
-"""Greatest number of example images."""
+"""Greatest number of example images that a page or report shows."""
 
 
 def spread(n: int) -> range:
-    """Return the indices of at most ``SHOWN`` example images among n, evenly spread."""
+    """Return evenly spread indices in [0, n) of at most ``SHOWN`` (4) example images."""
     # The step is rounded down, so the range can be longer than SHOWN.
     return range(0, n, max(1, n // SHOWN))[:SHOWN]
 
 
 def find_images(source: PathLike) -> list[Path]:
-    """Return the paths of the images in a folder, a file or a list.
+    """Return the paths of the images in a folder, of one image file, or in a list of paths.
 
     A folder is searched recursively, without hidden files and folders, and sorted by path with
     upper case before lower case. A list keeps its order; a repeated path is used once.
@@ -82,9 +82,9 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it replaces ``path`` in one step.
+    """Context manager that writes a file atomically: it yields a temporary path to write to.
 
-    So the file at ``path`` is always complete, or does not exist.
+    On success, the temporary file replaces ``path`` in one step. So the file at ``path`` is always complete, or does not exist.
 
     Raises:
         OSError: The file cannot be written; the temporary file is removed.
@@ -105,7 +105,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: it appears complete, or not at all.
+    """Write bytes to a file atomically: the file appears complete, or not at all.
 
     Raises:
         ConfigurationError: The file cannot be written.
@@ -118,5 +118,5 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ConfigurationError:
-    """Return the error for a file that cannot be written."""
+    """Return a ``ConfigurationError`` that says which file cannot be written, and why."""
     return ConfigurationError(f"{path}: cannot be written ({error.strerror}); choose another place")

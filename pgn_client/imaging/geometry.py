@@ -1,9 +1,10 @@
-"""Position of prompts and image in an image that a server will resize and crop; integers only.
+"""Position of the prompts and the user's image in the image that a server resizes and crops.
 
-The *canvas* is the H x W image that reaches the patch embedding. Prompt cells are whole cells of
-its patch grid, in row-major order. The user's image fills the remaining rectangle. If the server
-crops, a *margin* surrounds the canvas, and the crop removes it: an image that already has the size
-the server resizes to passes the resize unchanged.
+The *canvas* is the H x W image that reaches the model's patch embedding. Prompts fill whole cells
+of the canvas's patch grid; cells are numbered row by row. The user's image fills a rectangle of the
+other cells. If the server crops, a *margin* surrounds the canvas, and the crop removes exactly the
+margin: the sent image already has the size that the server resizes to, so the resize changes
+nothing.
 
 This is our own design: the published PGN appends tokens and does not place them in an image.
 """
@@ -19,16 +20,15 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def crop_offset(resize: int, crop: int) -> int:
-    """Return the start of a center crop in pixels: ``round((resize - crop) / 2)``, as in
-    torchvision.
-    """
+    """Return the distance from the image's edge to a center crop, in pixels, as in torchvision."""
     return round((resize - crop) / 2)
 
 
 def ring(grid: int) -> tuple[list[int], Box]:
-    """Return the border cells, with the image inside.
+    """Return the prompt cells of the layout ``ring``, the border of the grid, and the image's box.
 
-    K = 4 (grid - 1): 52 on 14 x 14, 24 on 7 x 7.
+    There are 4 (grid - 1) prompt cells: 52 on a 14 x 14 grid, 24 on 7 x 7. The box is (top, left,
+    height, width) in grid cells.
     """
     border = (0, grid - 1)
     cells = [cell for cell in range(grid**2) if cell // grid in border or cell % grid in border]
@@ -36,9 +36,10 @@ def ring(grid: int) -> tuple[list[int], Box]:
 
 
 def corner(grid: int) -> tuple[list[int], Box]:
-    """Return the cells of the last row and the last column.
+    """Return the prompt cells of the layout ``corner`` and the image's box, in grid cells.
 
-    K = 2 grid - 1: 27 on 14 x 14, 13 on 7 x 7.
+    The prompt cells are the last row and the last column of the grid, 2 grid - 1 cells: 27 on a
+    14 x 14 grid, 13 on 7 x 7. The box is (top, left, height, width).
     """
     last = grid - 1
     cells = [cell for cell in range(grid**2) if cell // grid == last or cell % grid == last]
@@ -46,16 +47,22 @@ def corner(grid: int) -> tuple[list[int], Box]:
 
 
 MOST_CELLS = 256
-"""Largest number of patches to a side of a canvas."""
+"""Largest number of patches along one side of the canvas, the image that the model sees."""
 
 
 def last_rows(grid: int, count: int) -> tuple[list[int], Box]:
-    """Return the cells of the last ``count`` rows; K = count * grid."""
+    """Return the prompt cells in the last ``count`` rows of the grid, and the image's box above.
+
+    The box is (top, left, height, width) in grid cells.
+    """
     return list(range((grid - count) * grid, grid * grid)), (0, 0, grid - count, grid)
 
 
 def explicit(text: str, grid: int) -> tuple[list[int], Box]:
-    """Read a layout ``C1,C2,…@TOP,LEFT,HEIGHT,WIDTH``: prompt k goes to cell Ck.
+    """Return the prompt cells and the image's box that an explicit layout lists, in grid cells.
+
+    The layout is ``C1,C2,…@TOP,LEFT,HEIGHT,WIDTH``. Cells are numbered row by row from 0; prompt k
+    goes to cell Ck.
 
     Cells that are neither in the list nor in the box stay gray.
 
@@ -93,7 +100,7 @@ def explicit(text: str, grid: int) -> tuple[list[int], Box]:
 
 
 def room_for(prompts: int, grid: int) -> str:
-    """Return an explicit layout for a number of prompts.
+    """Return a layout text with room for a number of prompts: ``cells:C1,…@0,0,HEIGHT,WIDTH``.
 
     The image's box is the largest nearly square one in the top left corner that leaves enough
     cells. The prompts use the last cells outside it.
@@ -118,9 +125,10 @@ def room_for(prompts: int, grid: int) -> str:
 
 
 def place(layout: str, grid: int) -> tuple[list[int], Box]:
-    """Return the prompt cells of a layout and the image's box, both in grid cells.
+    """Return the prompt cells of a layout and the user's image's box, both in grid cells.
 
-    ``full`` has no cells: the image fills the canvas, for methods that paint on the image itself.
+    The layout ``full`` has no prompt cells: the image fills the grid, for methods that paint on the
+    image itself.
 
     Raises:
         ConfigurationError: The layout is unknown, or leaves no room for the image.
@@ -146,14 +154,16 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
     if min(box[2:]) < 1:
         raise ConfigurationError(
             f"layout {layout!r} leaves no room for the image on a {grid} x {grid} grid; choose a "
-            "smaller one"
+            "layout with fewer prompts"
         )
     return cells, box
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """Geometry of the image that is sent; made by :meth:`build`.
+    """Geometry of the image that is sent: where the prompts and the user's image are.
+
+    The canvas is the part of the sent image that the model sees. Use :meth:`build` to make one.
 
     Attributes:
         size: Side of the canvas in pixels, H = W.
@@ -176,7 +186,7 @@ class Canvas:
     def build(
         cls, size: int, patch: int, layout: str = "ring", profile: ServerProfile | None = None
     ) -> Canvas:
-        """Place prompts and image for a hosted model.
+        """Return the geometry of the image that is sent to a hosted model.
 
         Args:
             size: Side of the model input, in pixels.
@@ -206,7 +216,7 @@ class Canvas:
 
     @property
     def prompts(self) -> int:
-        """K, the number of prompt patches."""
+        """Number of prompt patches, K."""
         return len(self.cells)
 
     def corners(self) -> list[tuple[int, int]]:
@@ -216,9 +226,10 @@ class Canvas:
 
 
 def sent_size(size: int, profile: ServerProfile) -> tuple[int, int]:
-    """Return the side of the sent image and the canvas's offset in it, in pixels.
+    """Return the side of the image to send, and the offset of the canvas in it, in pixels.
 
-    With these, the server's model sees exactly the canvas. A resize to the size that an image
+    The canvas is the image that the model should see. With these values the server's resize and
+    crop leave exactly the canvas. A resize to the size that an image
     already has changes nothing, for every profile, and a center crop only removes the margin.
 
     Args:

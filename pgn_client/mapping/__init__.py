@@ -1,1 +1,1 @@
-"""Label mappings from endpoint classes to task classes; applying one needs NumPy only."""
+"""Label mappings: they turn an endpoint's answers into scores of a task's own classes."""

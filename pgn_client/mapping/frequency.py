@@ -1,7 +1,9 @@
 """Label mappings by counting how often the endpoint returns a source label for a class.
 
-Every function takes probabilities p, (n, S) float64, and labels, (n,) int64 in [0, C). It returns
-non-negative weights, (S, C) float64: the evidence of each source label for each class. A class
+A source label is a class that the endpoint returns. Every public function takes probabilities p,
+(n, S) float64, of the S source labels for n images, and labels, (n,) int64 in [0, C), of the C task
+classes. It returns non-negative weights, (S, C) float64: the evidence of each source label for each
+class. A class
 without examples keeps a small prior. Only :func:`one_to_one` needs SciPy.
 """
 
@@ -22,10 +24,10 @@ decide between equal counts only.
 
 
 def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
-    """Assign a different source label to each class.
+    """Return weights, (S, C), that assign a different endpoint label (of S) to each of C classes.
 
-    The assignment has the most examples whose most likely source label is the one assigned to their
-    class. Fitted once it is FLM ("frequent label mapping"); fitted again as the prompt changes it
+    The assignment maximizes the number of examples whose most likely endpoint label is assigned to
+    their class. Fitted once it is FLM ("frequent label mapping"); fitted again as the prompt changes it
     is ILM ("iterative label mapping").
 
     Raises:
@@ -34,7 +36,7 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
     Reference: Chen et al., "Understanding and Improving Visual Prompting: A Label-Mapping
     Perspective", CVPR 2023, arXiv 2211.11635. Deviation: the released code assigns greedily; the
     Hungarian method finds the best assignment. Where counts tie, the mean probability decides. A
-    class without examples or without a source label of its own gets a small uniform column.
+    class without examples or without an endpoint label of its own gets a small uniform column.
     """
     try:
         from scipy.optimize import linear_sum_assignment
@@ -53,7 +55,7 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
 
 
 def blm(p: Floats, labels: Integers, C: int) -> Floats:
-    """BLM, Bayesian-guided label mapping: counts of the most likely labels.
+    """Return the weights of BLM (Bayesian-guided label mapping), (S, C): S endpoint labels, C classes.
 
     N[s,t] = number of examples of class t whose most likely label is s; the rest is the same as in
     :func:`blm_plus`.
@@ -65,13 +67,14 @@ def blm(p: Floats, labels: Integers, C: int) -> Floats:
 
 
 def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
-    """BLM+: sums of the probabilities of the top labels.
+    """Return the weights of BLM+, (S, C): S endpoint labels, C classes.
 
+    BLM+ is Bayesian-guided label mapping with the probabilities of the k best labels.
     N[s,t] = Σ over examples i of class t of p_s(x_i)·1[s in top-k of i], k = max(1, ⌊0.15·C⌋);
     P(t|s) = N[s,t] / (Σ_t' N[s,t'] + λ) with λ = ``SMOOTHING``; ω[s,t] = P(t|s) / Σ_s' P(t|s').
     Columns of classes with examples sum to 1.
 
-    Reference: that of :func:`blm`. Deviations: k is at least 1 and at most S. Labels that tie
+    Reference: Cai et al., NeurIPS 2024, arXiv 2410.24018. Deviations: k is at least 1 and at most S. Labels that tie
     across the k-th place are all left out: the labels that a top-m answer does not return share one
     value, so k is never larger than the number of returned labels. A class without examples, where
     the released code divides by zero, gets a uniform column that sums to C·π_t with its smoothed
@@ -83,7 +86,7 @@ def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
 
 
 def _posterior(mass: Floats, labels: Integers, C: int) -> Floats:
-    """Return ω, (S, C), for the mass of each example, (n, S)."""
+    """Return the weights ω of :func:`blm_plus`, (S, C), for each example's label mass, (n, S)."""
     by_class = mass.T @ np.eye(C)[labels]  # (S, C)
     posterior = by_class / (by_class.sum(axis=1, keepdims=True) + SMOOTHING)
     total = posterior.sum(axis=0)
@@ -92,7 +95,7 @@ def _posterior(mass: Floats, labels: Integers, C: int) -> Floats:
 
 
 def _prior(examples: Floats, C: int) -> Floats:
-    """Return the column of a class without examples, (S, C), for (n, S) examples."""
+    """Return weights, (S, C), for classes without examples: one small constant everywhere."""
     n, S = examples.shape
     return np.full((S, C), C / (n + C) / S)
 

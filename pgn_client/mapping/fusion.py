@@ -1,4 +1,8 @@
-"""Fusion of endpoint and local head, and the gate that chooses the images to send. NumPy only."""
+"""Fusion of endpoint and local head, and the gate that chooses the images to send.
+
+The local head is a classifier that runs in the client. The gate classifies an image locally, without
+sending it, where the local head is confident enough. Needs NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,9 @@ ALPHAS = tuple(step / 20 for step in range(21))  # candidates for α: 0, 0.05, .
 
 
 def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
-    """Return the served score: (1 - alpha)·log p_endpoint + alpha·log p_local, normalized again.
+    """Return (1 - alpha)·log p_endpoint + alpha·log p_local, normalized to log-probabilities.
+
+    This fuses the endpoint with the local head, a classifier that runs in the client.
 
     Args:
         log_p_endpoint: Log-probabilities of the endpoint after the label mapping, (n, C) float64.
@@ -51,9 +57,9 @@ def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
 
 
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
-    """Return the alpha in 0, 0.05, ..., 1 with the smallest log-loss on these validation images.
+    """Return the fusion weight of the local head with the smallest log-loss on validation images.
 
-    Among equals the smallest alpha wins. Accuracy is not the criterion: with a few hundred images
+    The candidates for alpha (see :func:`fuse`) are 0, 0.05, ..., 1. Among equals the smallest alpha wins. Accuracy is not the criterion: with a few hundred images
     it changes in steps of a few images, and choosing by it cost up to 2.5 points on other images.
 
     Args:
@@ -75,10 +81,11 @@ def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -
 
 @dataclass(frozen=True)
 class GatePoint:
-    """Cost and accuracy of one threshold of the gate.
+    """Cost and accuracy of one threshold of the gate, which chooses the images to send.
 
     Attributes:
-        query_below: Threshold, in [0, 1].
+        query_below: Threshold, in [0, 1]; images whose greatest local probability is lower are
+            sent.
         sent: Share of the images that are sent to the endpoint, in [0, 1].
         accuracy: Accuracy over all images, sent or not, in [0, 1].
     """
@@ -89,10 +96,11 @@ class GatePoint:
 
 
 def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -> Floats:
-    """Return the local score for the images that the gate does not send, else the served score.
+    """Return local log-probabilities for images that the gate does not send, else the served ones.
 
-    An image is not sent if its greatest local probability is ``query_below`` or more. The client
-    makes the same comparison.
+    The gate does not send an image to the endpoint if the local head, a classifier that runs in the
+    client, gives some class a probability of ``query_below`` or more. The client makes the same
+    comparison.
 
     Args:
         log_p_served: Log-probabilities of the served score (see :func:`fuse`), (n, C) float64.
@@ -114,11 +122,12 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
 
 
 def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
-    """Return a mask (n,) of the images that the local head classifies alone.
+    """Return a mask (n,) of the images that the local head classifies alone: none is sent.
 
     Args:
         log_p_local: Log-probabilities of the local head, (n, C) float64.
-        query_below: Threshold, in [0, 1].
+        query_below: Threshold in [0, 1] for the greatest probability of an image; at or above it,
+            the image is in the mask.
 
     Raises:
         ConfigurationError: ``query_below`` is outside [0, 1].
@@ -130,7 +139,7 @@ def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
 def gate_curve(
     log_p_served: Floats, log_p_local: Floats, labels: Integers, thresholds: Sequence[float]
 ) -> list[GatePoint]:
-    """Return the share of sent images and the accuracy of each threshold of the gate.
+    """Return the share of images sent to the endpoint and the accuracy, for each gate threshold.
 
     Args:
         log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.
@@ -159,9 +168,10 @@ def gate_curve(
 
 
 def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> float | None:
-    """Return the threshold that sends the fewest validation images without a higher log-loss.
+    """Return the gate threshold that sends the fewest validation images without a higher log-loss.
 
-    The candidates are the distinct confidences of the images, so images with the same confidence
+    The candidates are the distinct confidences of the local head, that is its greatest probability
+    for each image, so images with the same confidence
     are either all sent or all not sent. Among the candidates whose log-loss is at most that of
     sending everything, the lowest wins. Accuracy is not the criterion: on two sets, choosing by it
     cost 1.0 point of accuracy on other images (up to 9), and the log-loss rose by 0.2 (up to 1.5).
@@ -201,7 +211,7 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
 def gate_hits(
     log_p_served: Floats, log_p_local: Floats, labels: Integers
 ) -> tuple[Floats, Integers]:
-    """Return the number of correct images for every number of sent images.
+    """Return how many images are classified correctly, for every number of images sent.
 
     Args:
         log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.
@@ -226,7 +236,7 @@ def gate_hits(
 
 
 def _confidence(log_p: Floats) -> Floats:
-    """Return the greatest probability of each image, (n,) float64 in [0, 1]."""
+    """Return the greatest class probability of each image, (n,) float64 in [0, 1]."""
     # The client uses math.exp too. np.exp may differ in the last bit, which matters because a
     # threshold is itself one of the confidences. Rounding can put a probability slightly above 1,
     # which is not a valid threshold, so it is limited to 1.

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 MappingKind = Literal["identity", "flm", "ilm", "blm", "blm+", "linear"]
 KINDS = get_args(MappingKind)
 AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
-"""Kinds that :func:`fit` tries by default.
+"""Kinds of label mapping that :func:`fit` tries by default.
 
-BLM+ represents the kinds that count: with 240 images and all scores, ``linear`` was far above each
-of them on all of six sets (see ``benchmarks/LOG.md``).
+``blm+`` stands for all kinds that count labels (``flm``, ``ilm``, ``blm`` and ``blm+``): with 240
+images and all scores, ``linear`` was far more accurate than each of them on all of six sets (see ``benchmarks/LOG.md``).
 """
 Counting = Callable[[Any, Any, int], Any]
 COUNTING: dict[MappingKind, Counting] = {
@@ -53,9 +53,9 @@ COUNTING: dict[MappingKind, Counting] = {
 
 
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
-    """Return the S source labels: all labels in the answers, sorted.
+    """Return the source labels: all labels in the endpoint's answers, each once, sorted.
 
-    Names of an embedding's numbers keep their order.
+    If all answers are embeddings, the result is the names of their numbers, in order.
     """
     first = answers[0].labels if answers else ()
     if are_embeddings(first) and all(answer.labels == first for answer in answers):
@@ -70,7 +70,7 @@ def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
 def log_scores(
     answers: Sequence[Answer], source: tuple[str, ...], *, strict: bool = True
 ) -> Floats:
-    """Turn n answers into log-probabilities over the source labels.
+    """Return n endpoint answers as log-probabilities of the S source labels, (n, S).
 
     Logits go through a softmax over the returned labels. A single label becomes one-hot. Labels
     that appear twice in an answer are summed. The residual mass r = max(0, 1 - sum of the returned
@@ -116,7 +116,7 @@ def log_scores(
 
 
 def are_embeddings(source: Sequence[str]) -> bool:
-    """Return whether source labels name the numbers of an embedding instead of classes."""
+    """Return whether source labels name the numbers of an embedding (``dim 0``, …), not classes."""
     # The protocols name the numbers of an embedding so; see `types.Answer`.
     return bool(source) and source[0] == "dim 0"
 
@@ -207,20 +207,20 @@ class LabelMapping:
 
     @property
     def additive(self) -> bool:
-        """Whether the mapping adds probabilities; ``linear`` is linear in log-probabilities."""
+        """Whether a class's score is a weighted sum of probabilities: every kind but ``linear``."""
         return self.kind != "linear"
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Map n answers to log-probabilities, (n, C) float64.
+        """Return log-probabilities of the C task classes for n endpoint answers, (n, C) float64.
 
         Raises:
-            ConfigurationError: :func:`log_scores` refuses an answer; it is strict unless the
-                mapping is ``open``.
+            ConfigurationError: :func:`log_scores` refuses an answer. An answer without any source
+                label is refused unless the mapping is ``open``.
         """
         return self.log_probs(log_scores(answers, self.source, strict=not self.open))
 
     def log_probs(self, features: Floats) -> Floats:
-        """Map log-probabilities of source labels to log-probabilities of task classes.
+        """Return log-probabilities of task classes for log-probabilities of source labels.
 
         Args:
             features: Rows of :func:`log_scores`, (n, S) float64.
@@ -240,9 +240,9 @@ class LabelMapping:
         return log_softmax(features @ self.weight + self.bias)
 
     def arrays(self) -> dict[str, Floats]:
-        """Return the arrays for a checkpoint: ``weight``, (S, C), and ``bias``, (C,).
+        """Return the mapping's arrays for a checkpoint: ``weight``, (S, C), and ``bias``, (C,).
 
-        Both are float64 and contiguous.
+        S is the number of source labels, C that of classes. Both arrays are float64 and contiguous.
         """
         return {
             "weight": np.ascontiguousarray(self.weight),
@@ -250,8 +250,9 @@ class LabelMapping:
         }
 
     def card(self) -> dict[str, Any]:
-        """Return the mapping's card for JSON: ``kind``, ``source``, ``classes``, and ``open`` if
-        it is true.
+        """Return the mapping's metadata for a checkpoint, as JSON.
+
+        The keys are ``kind``, ``source``, ``classes``, and ``open`` if it is true.
         """
         card: dict[str, Any] = {
             "kind": self.kind,
@@ -264,7 +265,7 @@ class LabelMapping:
 
     @classmethod
     def from_parts(cls, card: Mapping[str, Any], arrays: Mapping[str, Any]) -> LabelMapping:
-        """Rebuild a mapping from the results of :meth:`card` and :meth:`arrays`.
+        """Return the label mapping that :meth:`card` and :meth:`arrays` of another one describe.
 
         Raises:
             CheckpointError: A part is missing, or the parts do not match each other.
@@ -286,7 +287,7 @@ class LabelMapping:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Result of :func:`fit`.
+    """Result of :func:`fit`: the chosen label mapping, and the log-loss of every kind tried.
 
     Attributes:
         mapping: The chosen mapping, fitted on all examples.
@@ -313,9 +314,9 @@ def fit(
     folds: int = 5,
     seed: int = 0,
 ) -> Fitted:
-    """Fit several kinds of mapping, and choose the one with the smallest held-out log-loss.
+    """Fit several kinds of label mapping, and return the one with the smallest held-out log-loss.
 
-    Validation examples choose, where there are some; otherwise cross-validation does.
+    The log-loss is measured on the validation examples ``val``, or by cross-validation without them.
     Cross-validation misjudges tasks with two or three examples per class, because the training
     folds lack whole classes: with 240 images of 101 classes it chose ``blm+`` (accuracy 0.645,
     log-loss 1.27 on other images) instead of ``linear`` (0.725, 1.17).
@@ -411,9 +412,10 @@ def _only_linear(kinds: Sequence[str]) -> Sequence[str]:
 
 
 def _standard(features: Floats, source: tuple[str, ...]) -> tuple[Floats, Floats]:
-    """Return the mean and the scale, (S,) each, by which features are standardized.
+    """Return the mean and the scale, (S,) each, by which the S features are standardized.
 
-    Only an embedding needs it, because its numbers differ in size; log-probabilities do not.
+    Only embeddings are standardized, because the sizes of their numbers differ; log-probabilities
+    get mean 0 and scale 1.
     """
     if not are_embeddings(source):
         return np.zeros(len(source)), np.ones(len(source))
@@ -428,7 +430,7 @@ def _counted_loss(
     C: int,
     folds: Iterable[tuple[Integers, Integers]],
 ) -> float:
-    """Return the cross-validated log-loss of a mapping by counting, in nats per example."""
+    """Return the cross-validated log-loss, in nats per example, of a mapping that counts labels."""
     p = np.exp(features)
     total = 0.0
     for train, held in folds:
@@ -438,7 +440,7 @@ def _counted_loss(
 
 
 def _permutation(source: tuple[str, ...], classes: tuple[str, ...]) -> Floats:
-    """Return the weight of the identity, (S, C) float64: 1 where the source label is the class."""
+    """Return the identity mapping's weight, (S, C): 1 where source label and class are equal."""
     rows: list[list[float]] = []
     for label in source:
         rows.append([float(label == name) for name in classes])

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with an L2 penalty, chosen by cross-validation.
+"""Multinomial logistic regression with an L2 penalty whose strength cross-validation chooses.
 
 It fits the linear label mapping on an endpoint's answers, and the linear probe on a backbone's
 features. Importing this module needs NumPy only. Fitting needs SciPy, which the extra ``[train]``
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """Fitted parameters and the penalty that cross-validation chose.
+    """A fitted logistic regression, and the penalty that cross-validation chose.
 
     Attributes:
-        weight: Weights, (d, C) float64.
+        weight: Weights, (d, C) float64, for d features and C classes.
         bias: Biases, (C,) float64.
         l2: Chosen strength of the penalty.
         log_loss: Cross-validated log-loss of ``l2``, in nats per example.
@@ -48,9 +48,9 @@ def logistic_regression(
     start: Start | None = None,
     offset: Floats | None = None,
 ) -> tuple[Floats, Floats]:
-    """Fit p(t|x) = softmax(x @ weight + bias) by L-BFGS.
+    """Fit p(t|x) = softmax(x @ weight + bias), a multinomial logistic regression, by L-BFGS.
 
-    It minimizes mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias has no penalty.
+    The fit minimizes mean cross-entropy + (l2/2)·‖weight - offset‖²; the bias has no penalty.
     scikit-learn's ``C`` is 1/(n·l2). A class without examples keeps ``offset`` as its weight, and
     gets a bias that gives it the mean probability 1/(n + C).
 
@@ -92,12 +92,12 @@ def logistic_regression_cv(
     groups: Integers | None = None,
     offset: Floats | None = None,
 ) -> LinearFit:
-    """Choose the penalty of :func:`logistic_regression` by cross-validation, then fit on all
-    examples.
+    """Fit a logistic regression whose penalty is chosen by cross-validation.
 
     The candidates are 9 values of l2, from 1 to 1e-6 times the total variance of X, so that the
-    scale of X does not matter. They are tried from strong to weak, each from the solution of the
-    one before, until the held-out log-loss has risen twice in a row.
+    scale of X does not matter. They are tried from strong to weak until the held-out log-loss
+    has risen twice in a row; each fit starts from the solution of the one before. The chosen l2 is
+    fitted again on all examples.
 
     Args:
         X: Features, (n, d) float64, n >= 2.
@@ -146,10 +146,9 @@ def logistic_regression_cv(
 
 
 class _Rotated:
-    """One regression problem in smaller coordinates: the data are centered, and rotated into the
-    span of their rows by an SVD.
+    """A logistic regression in fewer coordinates, which makes it cheaper to solve.
 
-    The optimum lies in that span, and a rotation does not change the penalty, so
+    The data are centered, and rotated into the span of their rows by an SVD. The optimum lies in that span, and a rotation does not change the penalty, so
     r = rank <= min(n - 1, d) features are enough. Parameters are (r + 1, Cp) float64: the last row
     is the bias, and the Cp columns are the classes that have examples.
     """
@@ -177,7 +176,7 @@ class _Rotated:
         self.offset_logits = centered @ self.offset  # (n, C)
 
     def objective(self, l2: float, scale: Floats) -> Objective:
-        """Return the function from flat scaled parameters to the loss and its flat gradient."""
+        """Return the function to minimize, from flat scaled parameters to loss and flat gradient."""
         n = len(self.Z)
         shape = (len(self.sigma) + 1, len(self.present))
         design = np.column_stack([self.Z, np.ones(n)]) / scale  # (n, r + 1)
@@ -195,7 +194,7 @@ class _Rotated:
         return value_and_gradient
 
     def solve(self, l2: float, start: Floats | None = None, *, tolerance: float = 1e-6) -> Floats:
-        """Return the optimal parameters, (r + 1, Cp).
+        """Return the parameters that minimize the penalized loss, (r + 1, Cp); see the class.
 
         Args:
             l2: Strength of the penalty.
@@ -213,16 +212,16 @@ class _Rotated:
         return np.asarray(flat.reshape(params.shape) / scale[:, None])
 
     def rotated(self, weight: Floats, bias: Floats) -> Floats:
-        """Convert weight (d, C) and bias (C,) to parameters (r + 1, Cp).
+        """Return a weight (d, C) and a bias (C,) as rotated parameters (r + 1, Cp); see the class.
 
-        The part of the weight outside the span is dropped.
+        The part of the weight outside the span of the data is dropped.
         """
         rotated_weight = self.basis.T @ (weight - self.offset)
         params = np.vstack([rotated_weight, bias + self.mean @ weight])
         return params[:, self.present]
 
     def unrotated(self, params: Floats) -> tuple[Floats, Floats]:
-        """Convert parameters (r + 1, Cp) to weight (d, C) and bias (C,).
+        """Return rotated parameters (r + 1, Cp) as a weight (d, C) and a bias (C,); see the class.
 
         Classes without examples get a bias for the probability 1/(n + C).
         """
@@ -238,9 +237,9 @@ class _Rotated:
 
 
 def _minimize(function: Objective, start: Floats, tolerance: float) -> Floats:
-    """Minimize a smooth convex function by L-BFGS.
+    """Return the parameters that minimize a smooth convex function, found by L-BFGS.
 
-    It stops when the norm of the gradient is below ``tolerance``, after 500 iterations, or where
+    The search stops when the norm of the gradient is below ``tolerance``, after 500 iterations, or where
     rounding errors hide any further decrease. The last two are no error: the parameters reached so
     far are returned.
 
@@ -278,7 +277,7 @@ def _minimize(function: Objective, start: Floats, tolerance: float) -> Floats:
 def stratified(
     labels: Integers, folds: int, seed: int, copies: int = 1
 ) -> Iterator[tuple[Integers, Integers]]:
-    """Yield the training and held-out indices of each stratified fold.
+    """Yield the training and held-out indices of each stratified cross-validation fold.
 
     The examples of every class are dealt out to the folds in turn, so the sizes of the folds differ
     by at most 1.
@@ -305,7 +304,7 @@ def stratified(
 
 
 def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers, Integers]]:
-    """Yield the training and held-out indices of each fold; a group is never divided.
+    """Yield the training and held-out indices of each cross-validation fold, groups undivided.
 
     Args:
         groups: Group number of each example, (n,) int64.
@@ -328,7 +327,7 @@ def grouped(groups: Integers, folds: int, seed: int) -> Iterator[tuple[Integers,
 
 
 def check_examples(X: Floats, y: Integers, C: int) -> None:
-    """Check the examples of a fit.
+    """Raise an error unless the examples are valid for fitting a classifier.
 
     Args:
         X: Features, (n, d) float64.

@@ -13,9 +13,10 @@ FLOOR = 1e-6
 
 
 def log_normalised(mass: Floats) -> Floats:
-    """Return log-probabilities (n, S) of non-negative rows (n, S), normalized and floored.
+    """Return the log-probabilities, (n, S), of n rows of non-negative masses, (n, S).
 
-    A row of zeros becomes uniform.
+    Each row is normalized, raised to at least ``FLOOR``, and normalized again. A row of zeros
+    becomes uniform.
     """
     total = mass.sum(axis=1, keepdims=True)
     p = np.maximum(mass / np.where(total > 0, total, 1.0), FLOOR)
@@ -33,7 +34,7 @@ def log_softmax(logits: Floats) -> Floats:
 def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
     """Return the log-probability of each image's true class.
 
-    It is at least log ``FLOOR``, so that a single confident mistake does not decide a choice.
+    Each value is at least log ``FLOOR``, so that a single confident mistake does not decide a choice.
 
     Args:
         log_p: Log-probabilities, (n, C) float64.
@@ -46,15 +47,16 @@ def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
 
 
 def log_loss(log_p: Floats, labels: Integers) -> float:
-    """Return the mean log-loss in nats: minus the mean of :func:`log_likelihood`.
+    """Return the mean over n images of minus the log-probability of the true class, in nats.
 
-    It is the criterion of every choice on validation images.
+    Each log-probability is at least log ``FLOOR``. Every choice on validation images minimizes this
+    log-loss.
     """
     return float(-log_likelihood(log_p, labels).mean())
 
 
 def right(log_p: Floats, targets: Integers) -> Booleans:
-    """Return a mask (n,) of the images whose most likely class is the target.
+    """Return a mask (n,) of the images whose most likely class is the true class.
 
     Args:
         log_p: Log-probabilities, (n, C) float64.

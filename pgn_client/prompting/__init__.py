@@ -1,1 +1,1 @@
-"""Prompts for images: image → generator → mixture weights → token library → prompt patches."""
+"""Prompts for images: a generator reads the image and mixes library rows into RGB patches."""

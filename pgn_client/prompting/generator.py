@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 TRUNK_WIDTH = 128
-"""Features of the trunk, fixed by the published network: its last block has 128 channels."""
+"""Number of features that the generator's trunk, a small ResNet, computes for an image."""
 
 
 class ResidualBlock(nn.Module):
-    """conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU.
+    """A block of the ResNet-10 trunk: conv3x3 BN ReLU conv3x3 BN + shortcut, ReLU.
 
     The shortcut of a down-sampling block is a 1x1 convolution with bias and without BN.
     """
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.downsample = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
+        """Map features, (B, inputs, h, w), to (B, outputs, h/stride, w/stride)."""
         return torch.relu(self.net(x) + self.downsample(x))
 
 
@@ -59,13 +59,13 @@ class ResNet10(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, 128) features after global average pooling."""
+        """Return the (B, 128) features of (B, 3, r, r) images, after global average pooling."""
         features: Tensor = self.blocks(self.input_net(x)).mean(dim=(2, 3))
         return features
 
 
 class LocalClassifier(nn.Module):
-    """The trunk with a local head: a C-way classifier that needs no endpoint.
+    """A small CNN that classifies images locally, without the endpoint: trunk plus linear head.
 
     Deviation: ours. Training it warms up the trunk of a prompt generator, and its scores can be
     fused with the endpoint's.
@@ -86,7 +86,7 @@ class LocalClassifier(nn.Module):
 
 
 class PromptGenerator(LocalClassifier):
-    """Image → mixture weights over the token library, and logits of the local head.
+    """The generator: from an image to mixture weights over a token library, and local class logits.
 
     Args:
         prompts: Number of prompts per image, K.
@@ -106,14 +106,14 @@ class PromptGenerator(LocalClassifier):
         self.head_teaches_trunk = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute mixture weights and local logits.
+        """Compute the mixture weights and the local head's logits of images.
 
         Args:
             x: Images, (B, 3, r, r) float, normalized.
 
         Returns:
-            (B, K, L) float32 mixture weights, which sum to 1 over L; (B, C) logits of the local
-            head.
+            (B, K, L) float32 mixture weights for K prompts, which sum to 1 over the L library rows;
+            (B, C) logits of the local head for the C task classes.
         """
         features = self.trunk(x)
 
@@ -126,15 +126,16 @@ class PromptGenerator(LocalClassifier):
 
 
 def generator_input(images: Tensor, resolution: int) -> Tensor:
-    """Resize fitted images to the generator's input.
+    """Resize images to the generator's square input and scale them to [-1, 1].
 
     Args:
-        images: Images already fitted to the canvas, (B, 3, h, w) uint8, so that the generator's
-            input is the same in training and in serving.
+        images: Images already fitted to their place in the image that is sent, (B, 3, h, w) uint8,
+            so that the generator's input is the same in training and in serving.
         resolution: Side of the generator's input, r, in pixels.
 
     Returns:
-        (B, 3, r, r) float32 in [-1, 1]; bilinear with antialiasing.
+        Input of the generator, (B, 3, r, r) float32 in [-1, 1], resized bilinearly with
+        antialiasing.
     """
     unit = images.float() / 255
     small = nn.functional.interpolate(

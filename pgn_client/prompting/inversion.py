@@ -1,13 +1,15 @@
-"""Prompt inversion: prompt tokens → bounded RGB patches through the patch embedding.
+"""Prompt inversion: find RGB patches whose patch embedding gives the wanted prompt tokens.
 
-At grid cell j the endpoint computes t_j = W norm(x_j) + b + e_j; it always adds the position
-embedding e_j. A token p that *replaces* the patch token therefore needs W norm(x) + b = p. A token
-that was trained without a position embedding, as in published checkpoints, needs
-W norm(x) + b = p - e_j: subtract ``position`` first.
+For the patch x_j at position j the endpoint's ViT computes the token t_j = W norm(x_j) + b + e_j,
+where W and b are the patch embedding and e_j is the position embedding. A prompt token p that was
+trained in place of a patch token before e_j is added needs W norm(x) + b = p. A token that was
+trained without a position embedding, as in published checkpoints, needs W norm(x) + b = p - e_j:
+subtract e_j first.
 
-There are three routes. (a) :func:`exact`, for pixel libraries, has nothing to invert. For latent
-libraries, (b) :func:`bounded` solves least squares within the gamut, and (c)
-:func:`pseudo_inverse` clips the minimum-norm solution.
+There are three routes. (a) :func:`exact` is for libraries of pixels and inverts nothing. The other
+two are for latent libraries, whose rows are tokens: (b) :func:`bounded` solves least squares within
+the gamut, the range from black to white; (c) :func:`pseudo_inverse` clips the minimum-norm
+solution.
 """
 
 from __future__ import annotations
@@ -22,54 +24,56 @@ from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 
 def exact(weights: Tensor, patches: Tensor) -> Tensor:
-    """Mix the rows of a pixel library.
+    """Mix the RGB patches of a pixel library into prompt patches; no inversion is needed.
 
     Args:
-        weights: Mixture weights, (B, K, L) float32, which sum to 1 over L.
-        patches: Rows of the library, (L, 3, P, P) float32 in [0, 1], unit space.
+        weights: Mixture weights, (B, K, L) float32, for K prompts per image; they sum to 1 over the
+            L library rows.
+        patches: Rows T of the library, (L, 3, P, P) float32 in [0, 1], unit space.
 
     Returns:
-        (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights
-        sum to 1, so embedding these patches gives the same tokens as mixing the embedded rows:
-        W norm(A T) + b = A (W norm(T) + b).
+        Prompt patches, (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights
+        sum to 1, so embedding these patches gives the same tokens as mixing the embedded rows,
+        with A for the weights: W norm(A T) + b = A (W norm(T) + b).
     """
     return torch.einsum("bkl,lchw->bkchw", weights, patches)
 
 
 def gamut(embedding: PatchEmbedding) -> tuple[Tensor, Tensor]:
-    """Return the normalized values of black and of white, (3P²,) float32 each."""
+    """Return the bounds of a valid patch: normalized black and normalized white, (3P²,) float32 each."""
     ones = torch.ones(3, embedding.patch_size, embedding.patch_size, device=embedding.weight.device)
     return embedding.normalise(ones * 0).flatten(), embedding.normalise(ones).flatten()
 
 
 def pseudo_inverse(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Return the minimum-norm solution x = W⁺(p - b), clipped to the gamut.
+    """Return patches near the tokens: the solution x = W⁺(p - b), clipped to valid pixels.
 
     Args:
         tokens: Tokens, (..., D) float32, position embedding already subtracted where it applies.
         embedding: Patch embedding of the endpoint.
 
     Returns:
-        (..., 3, P, P) float32 in [0, 1], unit space. Before clipping, it is exact if W has full
-        row rank, which needs 3P² ≥ D. Clipping causes most of the error.
+        (..., 3, P, P) float32 in [0, 1], unit space. Before clipping, the solution is exact if W
+        has full row rank, which needs 3P² ≥ D. Clipping causes most of the error.
     """
     x = _least_norm(tokens, embedding)
     return _to_unit(_clip(x, embedding), embedding)
 
 
 def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Return the solution of :func:`pseudo_inverse` before clipping.
+    """Return the minimum-norm solution x = W⁺(p - b) as unclipped patches, (..., 3, P, P) float32.
 
-    It is (..., 3, P, P) float32 in unit space, mostly outside of [0, 1], so no image can hold it.
-    It shows that clipping, and not the inverse, causes the error.
+    The values are in unit space, but mostly outside of [0, 1], so no image can hold them. They show
+    that the error of :func:`pseudo_inverse` comes from clipping, and not from the inverse.
     """
     return _unit(_least_norm(tokens, embedding), embedding)
 
 
 def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> Tensor:
-    """Minimize ‖W x + b - p‖² subject to lo ≤ x ≤ hi, by accelerated projected gradient.
+    """Return the valid patches whose tokens are nearest to the given tokens.
 
-    The start is the clipped minimum-norm solution. The step size is 1/λ, where λ is the largest
+    They minimize ‖W x + b - p‖² subject to lo ≤ x ≤ hi, with black as lo and white as hi. The method
+    is accelerated projected gradient. The start is the clipped minimum-norm solution. The step size is 1/λ, where λ is the largest
     eigenvalue of WᵀW. Momentum restarts where it points uphill (O'Donoghue and Candès 2015, arXiv
     1204.3982), so the final error is never above the error of the start.
 
@@ -109,7 +113,7 @@ ROUTES: dict[str, Callable[[Tensor, PatchEmbedding], Tensor]] = {
 
 
 def route(name: str) -> Callable[[Tensor, PatchEmbedding], Tensor]:
-    """Return an inversion of latent tokens by name.
+    """Return the function that turns latent tokens into patches, ``bounded`` or ``pseudo_inverse``.
 
     Raises:
         ConfigurationError: The name is unknown.
@@ -128,7 +132,7 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
 
     Returns:
         ``norm`` and ``norm_most``: median and maximum of ‖p - b‖ over the tokens p.
-        ``norm_of_pixels``: the same median for random patches. For each route, under its name and
+        ``norm_of_pixels``: median of ‖p - b‖ over the tokens of random patches. For each route, under its name and
         under its name with ``_most``: median and maximum of the relative residual
         ‖W norm(x) + b - p‖ / ‖p - b‖. ``condition``: condition number of W, ``None`` where pixels
         cannot reach every direction.
@@ -163,12 +167,12 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
 
 
 def _least_norm(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Return the minimum-norm solution, (..., 3P²), normalized space."""
+    """Return the minimum-norm solution x = W⁺(p - b) for tokens p, (..., 3P²), normalized space."""
     return (tokens - embedding.bias) @ embedding.inverse.T
 
 
 def _clip(x: Tensor, embedding: PatchEmbedding) -> Tensor:
-    """Clip (..., 3P²) values, normalized space, to the gamut."""
+    """Clip (..., 3P²) values, normalized space, to the range from black to white."""
     lo, hi = gamut(embedding)
     return x.clamp(lo, hi)
 

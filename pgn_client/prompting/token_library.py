@@ -1,9 +1,9 @@
 """Token libraries: the learned rows that a generator's weights mix into prompts.
 
 A softmax mixture is convex, so a mixture of pixels is a valid image. The patch embedding is affine,
-so the tokens of mixed pixels are the mixed tokens. A library of pixels is therefore trained in the
-embedding space and deployed exactly. Latent rows, as published, have to be inverted (see
-``inversion``).
+so the tokens of mixed pixels are the mixed tokens. Training can therefore mix the tokens of a pixel
+library, and serving can send the mixed pixels, with the same result. Latent rows, as published, are
+tokens themselves and have to be turned into pixels (see ``inversion``).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pgn_client.prompting import inversion
 from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 PROJECTION_STEPS = 20
-"""Iterations of projected gradient after each training step; few, since rows move little a step."""
+"""Iterations that move latent rows back to reachable tokens after each training step."""
 
 
 class TokenLibrary(nn.Module):
-    """L learned rows; a prompt is a convex mixture of them.
+    """Base of all token libraries: L learned rows, of which each prompt is a convex mixture.
 
     Args:
         rows: Free parameters of the L rows; subclasses define their shape and meaning.
 
     Attributes:
         kind: Name in options and on checkpoint cards.
-        exact: Whether the rows are pixels, so that prompts need no inversion.
+        exact: Whether the rows are pixels, so that prompts become patches without inversion.
     """
 
     kind: ClassVar[str]
@@ -41,50 +41,56 @@ class TokenLibrary(nn.Module):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int) -> TokenLibrary:
-        """Draw ``size`` random rows for patches of side ``patch_size`` and tokens of ``width``
-        numbers.
+        """Create a library of ``size`` random rows.
+
+        Args:
+            size: Number of rows, L.
+            patch_size: Side of a patch, P, in pixels; only for rows that are pixels.
+            width: Width of a token, D; only for latent rows.
         """
         raise TypeError(f"{cls.__name__} must define create")
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the rows as (L, D) tokens, float32, without position embedding."""
+        """Return the library's L rows as tokens, (L, D) float32, without position embedding."""
         raise TypeError(f"{type(self).__name__} must define tokens")
 
     def mixed_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
         """Return the prompt tokens of mixture weights: the L rows are embedded once, then mixed.
 
         Args:
-            weights: Mixture weights, (B, K, L); each row is at least 0 and sums to 1.
+            weights: Mixture weights, (B, K, L), for K prompts per image; they are at least 0 and
+                sum to 1 over the L rows.
             embedding: Patch embedding of the endpoint's model.
 
         Returns:
-            (B, K, D) float32.
+            Prompt tokens, (B, K, D) float32, without position embedding.
         """
         # In bfloat16 the weights would not sum to 1, and the tokens not be those of mixed pixels.
         with torch.autocast(weights.device.type, enabled=False):
             return weights.float() @ self.tokens(embedding)
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """Move the rows back into their bounds, if the library has any; training calls this after
-        each step.
+        """Move the library's rows back into their bounds, if there are any.
+
+        Training calls this after each step.
         """
 
 
 class LatentLibrary(TokenLibrary):
-    """Rows are D-vectors, as published, drawn from N(0, 0.02²).
+    """A library whose rows are tokens of D numbers, as published, drawn from N(0, 0.02²).
 
-    To become RGB patches they need ``inversion``, which is inexact.
+    Mixtures of such rows become RGB patches by ``inversion``, which is inexact.
     """
 
     kind = "latent"
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int) -> LatentLibrary:
-        """Draw random rows of ``width`` numbers."""
+        """Create a library of ``size`` random rows, each a token of ``width`` numbers."""
         return cls(torch.randn(size, width) * 0.02)
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the rows themselves, (L, D)."""
+        """Return the L rows, which are tokens already, (L, D)."""
         return self.rows
 
 
@@ -93,27 +99,27 @@ class ReachableLibrary(LatentLibrary):
     the nearest token of a valid patch.
 
     The tokens of valid patches form a convex set, so mixtures of reachable rows are reachable too,
-    and bounded inversion is exact up to rounding. It represents the same prompts as a pixel
-    library, in other coordinates. Deviation: ours.
+    and ``inversion.bounded`` is exact up to rounding. The library can represent the same prompts
+    as a pixel library, in other coordinates. Deviation: ours.
     """
 
     kind = "reachable"
 
     def stay_within(self, embedding: PatchEmbedding) -> None:
-        """Project the rows onto the tokens of valid pixels (``inversion.bounded``)."""
+        """Replace each row by the nearest token of a valid patch (``inversion.bounded``)."""
         with torch.no_grad():
             patches = inversion.bounded(self.rows, embedding, steps=PROJECTION_STEPS)
             self.rows.copy_(embedding(patches))
 
 
 class PixelLibrary(TokenLibrary):
-    """Rows are RGB patches, so a mixture of them is a valid image.
+    """A library whose rows are RGB patches, so a mixture of them is a valid patch.
 
-    A row is the sigmoid of free numbers, in [0, 1]. These are drawn with a standard deviation of 1,
+    A row is the sigmoid of free numbers, so it is in [0, 1]. The free numbers are drawn with a standard deviation of 1,
     which gives the rows contrast. Deviation: ours; the published library is latent.
 
     Args:
-        rows: Free numbers, (L, 3, P, P) float32 here.
+        rows: Free numbers of the L rows, (L, 3, P, P) float32.
         patch_size: P, side of a patch, in pixels.
     """
 
@@ -126,34 +132,35 @@ class PixelLibrary(TokenLibrary):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> PixelLibrary:
-        """Draw random rows of 3 x P x P numbers."""
+        """Create a library of ``size`` random RGB patches, 3 x P x P free numbers each."""
         # All kinds of libraries are created in the same way, but only latent rows need ``width``.
         return cls(torch.randn(size, 3, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
-        """Return the rows as patches, (L, 3, P, P) float32 in [0, 1], unit space."""
+        """Return the L rows as RGB patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return self.rows.sigmoid()
 
     def tokens(self, embedding: PatchEmbedding) -> Tensor:
-        """Return the embedded rows, (L, D)."""
+        """Return the tokens of the library's L patches, (L, D), without position embedding."""
         return embedding(self.patches())
 
     def mixed_patches(self, weights: Tensor) -> Tensor:
-        """Return the prompt patches of mixture weights: a mixture of valid patches is a valid one.
+        """Mix the library's patches into prompt patches; a mixture of valid patches is valid.
 
         Args:
-            weights: Mixture weights, (B, K, L); each row is at least 0 and sums to 1.
+            weights: Mixture weights, (B, K, L), for K prompts per image; they are at least 0 and
+                sum to 1 over the L rows.
 
         Returns:
-            (B, K, 3, P, P) in [0, 1], unit space.
+            Prompt patches, (B, K, 3, P, P) in [0, 1], unit space.
         """
         return inversion.exact(weights, self.patches())
 
 
 class SmoothLibrary(PixelLibrary):
-    """A pixel library of low frequencies, for servers that re-encode: JPEG preserves them best.
+    """A pixel library of smooth patches, because JPEG preserves low frequencies best.
 
-    Rows are coarse grids of P/4 x P/4 colors, enlarged to the patch by bilinear interpolation.
+    It is for servers that re-encode the images. Rows are coarse grids of P/4 x P/4 colors, enlarged to the patch by bilinear interpolation.
     Deviation: ours.
     """
 
@@ -161,31 +168,30 @@ class SmoothLibrary(PixelLibrary):
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> SmoothLibrary:
-        """Draw random rows of 3 x P/4 x P/4 numbers."""
+        """Create a library of ``size`` random coarse patches, 3 x P/4 x P/4 free numbers each."""
         side = max(1, patch_size // 4)
         return cls(torch.randn(size, 3, side, side), patch_size)
 
     def patches(self) -> Tensor:
-        """Return the enlarged rows as patches, (L, 3, P, P) float32 in [0, 1], unit space."""
+        """Return the L coarse rows enlarged to patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return nn.functional.interpolate(self.rows.sigmoid(), size=self.patch_size, mode="bilinear")
 
 
 class LumaLibrary(PixelLibrary):
-    """A pixel library without color, for servers that re-encode: chroma subsampling does not change
-    it.
+    """A pixel library of gray patches, which chroma subsampling does not change.
 
-    Deviation: ours.
+    It is for servers that re-encode the images as JPEG. Deviation: ours.
     """
 
     kind = "luma"
 
     @classmethod
     def create(cls, size: int, patch_size: int, width: int = 0) -> LumaLibrary:
-        """Draw random rows of P x P numbers."""
+        """Create a library of ``size`` random gray patches, P x P free numbers each."""
         return cls(torch.randn(size, 1, patch_size, patch_size), patch_size)
 
     def patches(self) -> Tensor:
-        """Return the rows as gray patches, (L, 3, P, P) float32 in [0, 1], unit space."""
+        """Return the L rows as gray RGB patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return self.rows.sigmoid().expand(-1, 3, -1, -1)
 
 
@@ -196,7 +202,7 @@ LIBRARIES: dict[str, type[TokenLibrary]] = {
 
 
 def library(kind: str) -> type[TokenLibrary]:
-    """Return a kind of library by name.
+    """Return the library class of a kind, such as ``pixel`` or ``latent``.
 
     Raises:
         ConfigurationError: The name is unknown.

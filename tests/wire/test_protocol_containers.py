@@ -199,10 +199,10 @@ def test_torchserves_model_may_be_in_the_url(url):
 
 
 def test_torchserve_by_name_asks_for_a_model_before_any_picture():
-    with pytest.raises(ConfigurationError, match="expected its name; give model="):
+    with pytest.raises(ConfigurationError, match="expected the name of a model; give model="):
         torchserve(model=None)
     found = TorchServe.of(Endpoint("http://h", "auto"))
-    with pytest.raises(ConfigurationError, match="expected its name; give model="):
+    with pytest.raises(ConfigurationError, match="expected the name of a model; give model="):
         found.encode([picture()])
 
 

@@ -1,4 +1,4 @@
-"""Methods that make prompts: one file each, and a registry.
+"""Methods that make prompts, or serve as their rivals: one file each, and a registry.
 
 A new method needs its own file and one line in ``REGISTRY``.
 """
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def get(name: str) -> type[Method]:
-    """Return a method by name.
+    """Return the class of a prompting method by its name, for example ``pgn``.
 
     Raises:
         ConfigurationError: The name is unknown.
@@ -63,10 +63,12 @@ def get(name: str) -> type[Method]:
 
 
 def restorable(name: str) -> type[RGBMethod]:
-    """Return a method that a checkpoint can hold, by name: a deployable method or published PGN.
+    """Return the class of a method that a checkpoint can hold, by its name.
+
+    These are all methods that make pixels, and the PGN that was imported from its authors.
 
     Raises:
-        ConfigurationError: The name is unknown, or the method is a white box.
+        ConfigurationError: The name is unknown, or the method needs the inside of the model.
     """
     # A published PGN is imported and never trained, so the registry, which lists the choices for
     # training, does not have it.
@@ -76,10 +78,10 @@ def restorable(name: str) -> type[RGBMethod]:
 
 
 def deployable(name: str) -> type[RGBMethod]:
-    """Return a method whose prompts can be sent to an endpoint, by name.
+    """Return the class of a method whose prompts can be sent to an endpoint, by its name.
 
     Raises:
-        ConfigurationError: The name is unknown, or the method is a white box.
+        ConfigurationError: The name is unknown, or the method needs the inside of the model.
     """
     method = get(name)
     if not issubclass(method, RGBMethod):

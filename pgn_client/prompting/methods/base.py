@@ -1,6 +1,7 @@
-"""Base classes of all methods: the interface to the training loop, the checkpoint and the client.
+"""Base classes of all prompting methods, as training loop, checkpoint and client use them.
 
-A :class:`Method` computes the input of the label mapping for prompted images. An
+A :class:`Method` computes scores of prompted images; the label mapping turns these scores, or
+features in their place, into task classes. An
 :class:`RGBMethod` makes images that can be sent to an endpoint. A :class:`WhiteBox` needs the
 inside of the model, and serves for comparison only.
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Groups = list[dict[str, Any]]
 
 RESIDUAL_SITES = ("norm1", "q", "k", "v", "proj")
-"""Sites where EXPRES adds residuals by default: those of the paper.
+"""Sites, places in a transformer block, where EXPRES adds residuals by default, as in the paper.
 
 They are here because ``Setting`` needs them and ``expres`` imports this module.
 """
@@ -35,13 +36,16 @@ They are here because ``Setting`` needs them and ``expres`` imports this module.
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of the parts that methods share; other rates are in a method's own file.
+    """Learning rates of the parameters that several methods have in common.
+
+    Rates of other parameters are in the file of their method.
 
     Attributes:
         library: Rate of the library rows.
-        bias: Rate of the mixture layer's bias, which *is* the input-independent prompt.
+        bias: Rate of the bias of the mixture layer, which weights the library rows; the bias alone
+            makes the input-independent prompt.
         mixture: Rate of the mixture layer's weights.
-        trunk: Rate of the trunk and the local head.
+        trunk: Rate of the generator's CNN trunk and of the local classification head.
         mapping: Rate of the linear label mapping.
     """
 
@@ -65,7 +69,7 @@ class Setting:
         library_size: Number of library rows, L.
         backbone: The frozen model, for methods that copy it.
         prompt_tokens: Number of prompt tokens, m, for methods that add tokens to the sequence.
-        sites: Sites where EXPRES adds residuals.
+        sites: Sites, places in a transformer block, where EXPRES adds residuals.
     """
 
     canvas: Canvas
@@ -80,12 +84,12 @@ class Setting:
 
 
 class Method(nn.Module):
-    """Base of all methods.
+    """Base of all prompting methods.
 
     Attributes:
-        name: Name in the registry and on checkpoint cards.
-        title: Name in tables.
-        layout: Default layout of the canvas.
+        name: Name of the method in the registry and on checkpoint cards.
+        title: Name of the method in tables.
+        layout: Default layout, the places of prompts and image in the image that is sent.
     """
 
     name: ClassVar[str]
@@ -102,11 +106,19 @@ class Method(nn.Module):
         raise TypeError(f"{cls.__name__} must define create")
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the input of the label mapping without any prompt: (B, 3, h, w) uint8 → (B, S)."""
+        """Return the label mapping's input for images without a prompt.
+
+        Args:
+            images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
+            surrogate: Local model of the endpoint.
+
+        Returns:
+            (B, S) scores for S endpoint labels, or (B, D) features from a white-box method.
+        """
         return surrogate.scores(images)
 
     def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the input of the label mapping with the prompt; differentiable.
+        """Return the label mapping's input for prompted images; differentiable.
 
         Args:
             code: First result of the method's own ``forward`` for the images.
@@ -114,7 +126,7 @@ class Method(nn.Module):
             surrogate: Local model of the endpoint.
 
         Returns:
-            (B, S) float32.
+            (B, S) float32 scores for S endpoint labels, or (B, D) features from a white-box method.
         """
         raise TypeError(f"{type(self).__name__} must define scores")
 
@@ -122,11 +134,11 @@ class Method(nn.Module):
         """Move bounded parameters back into their bounds; training calls this after each step."""
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return optimizer groups of the prompt's parameters, which are those a paper counts."""
+        """Return optimizer groups of the prompt's parameters, without mapping and local head."""
         raise TypeError(f"{type(self).__name__} must define prompt_groups")
 
     def parameter_groups(self, rates: Rates) -> Groups:
-        """Return optimizer groups of all parameters to train."""
+        """Return optimizer groups of all the method's parameters to train."""
         return self.prompt_groups(rates)
 
     def learnable(self) -> int:
@@ -142,8 +154,8 @@ class RGBMethod(Method):
     """A method whose prompt is made of pixels, so that it can be sent to an endpoint.
 
     Args:
-        generator: The local classifier. Every RGB method has one, so that fusion and gate are the
-            same for all. In a PGN, the prompt generator shares its trunk.
+        generator: The local classifier. Every RGB method has one, so that the use of local scores
+            is the same for all. In a PGN, it is also the prompt generator.
     """
 
     def __init__(self, generator: LocalClassifier) -> None:
@@ -152,12 +164,12 @@ class RGBMethod(Method):
 
     @classmethod
     def create(cls, setting: Setting) -> RGBMethod:
-        """Create the method with fresh parameters; see :meth:`Method.create`."""
+        """Create the method with fresh parameters for the sizes and options in ``setting``."""
         raise TypeError(f"{cls.__name__} must define create")
 
     @classmethod
     def restore(cls, card: Card, state: Mapping[str, Tensor]) -> RGBMethod:
-        """Build the method from a checkpoint's card and tensors, in evaluation mode.
+        """Build the method from a checkpoint's card (metadata) and tensors, in evaluation mode.
 
         Raises:
             ConfigurationError: The card has no backbone or no layout.
@@ -190,23 +202,24 @@ class RGBMethod(Method):
         return model.eval()
 
     def start(self, *, peaked: bool) -> None:
-        """Prepare for training.
+        """Prepare the fresh parameters for training; by default, leave them as they are.
 
         Args:
-            peaked: Whether the prompts of a token library start with contrast.
+            peaked: Whether prompts mixed from a token library start with contrast.
         """
 
     def forward(self, x: Tensor) -> tuple[Any, Tensor]:
-        """Process the generator's input, (B, 3, r, r) float.
+        """Compute what the prompts depend on, and the local logits, of (B, 3, r, r) float images.
 
         Returns:
-            The method's code of the images, an input of :meth:`painted`, and (B, C) logits of the
-            local head.
+            The code, the first input of :meth:`painted`: for a PGN the mixture weights, for methods
+            with one prompt for all images ``None``. And (B, C) logits of the local head for the C
+            task classes.
         """
         return None, self.generator.classify(x)
 
     def parameter_groups(self, rates: Rates) -> Groups:
-        """Return the prompt's groups, and a group of the local classifier's other parameters."""
+        """Return optimizer groups of the prompt, and one of the rest of the local classifier."""
         groups = self.prompt_groups(rates)
         # Identities, because `in` would compare tensors element by element.
         listed: set[int] = set()
@@ -227,7 +240,7 @@ class RGBMethod(Method):
         embedding: PatchEmbedding | None = None,
         route: str = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """Make the pixels to send, and the local head's scores, for serving.
+        """Return the prompts' pixels and the local head's scores for images, for serving.
 
         Args:
             images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
@@ -235,11 +248,12 @@ class RGBMethod(Method):
                 crops of them, or other images for a control experiment.
             resolution: Side of the generator's input, in pixels.
             embedding: Patch embedding of the endpoint, for the inversion of a latent library.
-            route: Name of the inversion.
+            route: Name of the inversion, which turns tokens into pixels.
 
         Returns:
-            (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints on the image itself; and (B, C) float32 log-probabilities.
+            (B, K, P, P, 3) uint8 prompt patches, K per image, or (B, H, W, 3) uint8 whole images
+            from a method that paints on the image itself; and (B, C) float32 log-probabilities of
+            the C task classes.
         """
         source = images if prompted_by is None else prompted_by
         code, local = self(generator_input(source, resolution))
@@ -248,8 +262,10 @@ class RGBMethod(Method):
         return pixels, local.log_softmax(dim=-1)
 
     def scores(self, code: Any, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See :class:`Method`; the painted pixels pass the wire and the patch embedding, as in
-        serving.
+        """Return the surrogate's scores for prompted images, (B, S) float32; differentiable.
+
+        The painted pixels pass the wire, the degradation between client and model, and the patch
+        embedding, as in serving.
         """
         painted = self.painted(code, images, None, "exact")
         return surrogate.pixel_scores(surrogate.paint(images, painted))
@@ -257,38 +273,44 @@ class RGBMethod(Method):
     def painted(
         self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return the prompt's pixels; differentiable.
+        """Return the prompts' pixels for images; differentiable.
 
         Args:
             code: First result of ``forward`` for the images.
             images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
             embedding: Patch embedding of the endpoint, for the inversion of a latent library.
-            route: Name of the inversion.
+            route: Name of the inversion, which turns tokens into pixels.
 
         Returns:
-            (B, K, 3, P, P) patches or (B, 3, H, W) whole canvases, in [0, 1], unit space.
+            (B, K, 3, P, P) prompt patches, or (B, 3, H, W) whole images with their prompt, in
+            [0, 1], unit space.
         """
         raise TypeError(f"{type(self).__name__} must define painted")
 
 
 class WholeImage(RGBMethod):
-    """A method that changes the image itself, on the whole canvas, and keeps its pixels valid."""
+    """A method that changes the whole image instead of adding prompt patches; pixels stay valid."""
 
     layout = "full"
 
     def paint(self, code: Any, unit: Tensor) -> Tensor:
-        """Add the prompt to (B, 3, H, W) images in [0, 1], unit space; differentiable."""
+        """Return (B, 3, H, W) images in [0, 1], unit space, with the prompt; differentiable.
+
+        Args:
+            code: First result of ``forward`` for the images.
+            unit: Images, (B, 3, H, W) in [0, 1], unit space.
+        """
         raise TypeError(f"{type(self).__name__} must define paint")
 
     def painted(
         self, code: Any, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return whole canvases; see :class:`RGBMethod`."""
+        """Return whole images with their prompt, (B, 3, H, W) in [0, 1], unit space."""
         return self.paint(code, images.float() / 255)
 
 
 class WhiteBox(Method):
-    """A method that needs the inside of the model, so it cannot be deployed; tables mark it.
+    """A method that needs the inside of the model, so it cannot be used with an endpoint.
 
     Attributes:
         reads_features: Whether the label mapping reads features from inside the model instead of
@@ -299,16 +321,16 @@ class WhiteBox(Method):
     reads_features: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> tuple[Any, None]:
-        """Return no code and no local logits: there is no generator and no local head."""
+        """Return ``None`` for the code and for the local logits: there is no generator and no head."""
         return None, None
 
 
 def require_layout(setting: Setting, method: type[Method]) -> None:
-    """Check that the canvas's layout suits the method.
+    """Check that the layout, the places of prompts in the image that is sent, suits the method.
 
     Raises:
-        ConfigurationError: The layout has prompt cells, but the method paints the whole image; or
-            it has none, but the method needs them.
+        ConfigurationError: The layout has prompt cells, but the method uses none; or the layout has
+            no prompt cells, but the method needs them.
     """
     cells = setting.canvas.prompts
     if method.layout == "full" and cells:

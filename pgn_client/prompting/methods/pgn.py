@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 class PGN(RGBMethod):
-    """A generator and a token library: image → prompt tokens in training, prompt patches in
-    serving.
+    """Prompt Generation Network: a generator that mixes library rows into prompts for each image.
+
+    The prompts are tokens in training and RGB patches in serving.
 
     Args:
-        generator: Generator of mixture weights.
-        library: Rows to mix.
+        generator: Network that computes the mixture weights of an image.
+        library: Learned rows that the weights mix.
 
     Attributes:
         sees_image: Whether the prompt depends on the image, and therefore trains the trunk.
@@ -40,7 +41,7 @@ class PGN(RGBMethod):
 
     @classmethod
     def create(cls, setting: Setting) -> PGN:
-        """Create the method with fresh parameters.
+        """Create a PGN with fresh parameters.
 
         Raises:
             ConfigurationError: The kind of library is unknown, or the layout does not suit the
@@ -51,11 +52,11 @@ class PGN(RGBMethod):
         return cls(generator, draw_library(setting))
 
     def start(self, *, peaked: bool) -> None:
-        """Prepare for training.
+        """Draw the mixture layer anew for training, if prompts should start with contrast.
 
         Args:
-            peaked: Whether prompts start with contrast: bias N(0, 2²), weights N(0, 0.02²).
-                Deviation: ours. The usual initialization mixes the rows nearly uniformly, so
+            peaked: Whether prompts start with contrast: the layer's bias is drawn from N(0, 2²) and
+                its weights from N(0, 0.02²). Deviation: ours. The usual initialization mixes the rows nearly uniformly, so
                 prompts start as flat gray.
         """
         if peaked:
@@ -63,45 +64,51 @@ class PGN(RGBMethod):
             nn.init.normal_(self.generator.mixture.weight, std=0.02)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, K, L) mixture weights and (B, C) local logits of (B, 3, r, r) images."""
+        """Return the mixture weights and the local logits of (B, 3, r, r) images.
+
+        Returns:
+            (B, K, L) weights of the L library rows for K prompts; (B, C) logits of the local head
+            for the C task classes.
+        """
         weights, local = self.generator(x)
         return weights, local
 
     def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``; where the surrogate allows it, prompt tokens replace the patch tokens of
-        their cells.
+        """Return the surrogate's scores for prompted images, (B, S) float32; differentiable.
+
+        Where the surrogate allows it, prompt tokens replace patch tokens and no pixels are made.
         """
         if not surrogate.latent:
             return super().scores(code, images, surrogate)
         return surrogate.scores(images, self.cell_tokens(code, surrogate.backbone.embedding))
 
     def after_step(self, surrogate: Surrogate) -> None:
-        """Move a bounded library back into its bounds."""
+        """Move the library's rows back into their bounds, if it has any, after a training step."""
         # Only latent rows have bounds, and `TrainingConfig.canvas` refuses to train them otherwise.
         if surrogate.latent:
             self.library.stay_within(surrogate.backbone.embedding)
 
     def prompt_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """Return the (B, K, D) float32 prompt tokens of (B, K, L) mixture weights."""
+        """Mix the L library rows by (B, K, L) weights into K prompt tokens, (B, K, D) float32."""
         return self.library.mixed_tokens(weights, embedding)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """Return the (B, K, D) tokens that replace the patch tokens of the prompt cells."""
+        """Return the K tokens that replace patch tokens, (B, K, D), for (B, K, L) mixture weights."""
         return self.prompt_tokens(weights, embedding)
 
     def prompt_patches(
         self, weights: Tensor, embedding: PatchEmbedding | None, route: str = "exact"
     ) -> Tensor:
-        """Return the prompts as patches.
+        """Return the prompts of mixture weights as RGB patches.
 
         Args:
-            weights: Mixture weights, (B, K, L).
+            weights: Mixture weights, (B, K, L), of L library rows for K prompts per image.
             embedding: Patch embedding of the endpoint; a pixel library does not need it.
             route: Inversion of a latent library, ``bounded`` or ``pseudo_inverse``; a pixel library
                 ignores it.
 
         Returns:
-            (B, K, 3, P, P) in [0, 1], unit space.
+            Prompt patches, (B, K, 3, P, P) in [0, 1], unit space.
 
         Raises:
             ConfigurationError: The library is latent, and ``embedding`` is missing or ``route`` is
@@ -119,11 +126,11 @@ class PGN(RGBMethod):
     def painted(
         self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return prompt patches; see ``RGBMethod``."""
+        """Return the images' prompt patches, (B, K, 3, P, P) in [0, 1], unit space."""
         return self.prompt_patches(code, embedding, route)
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group for each part, at its own rate."""
+        """Return four optimizer groups: library rows, mixture bias, mixture weight and trunk."""
         mixture = self.generator.mixture
         trunk = self.generator.trunk
         # InputIndependent takes the first two groups.
@@ -136,7 +143,7 @@ class PGN(RGBMethod):
 
 
 def draw_library(setting: Setting) -> TokenLibrary:
-    """Create a library with random rows.
+    """Create the token library of a setting's kind and size, with random rows.
 
     Raises:
         ConfigurationError: The kind of library is unknown.

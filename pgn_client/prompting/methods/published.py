@@ -155,7 +155,7 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     ):
         raise CheckpointError(
             f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors "
-            "(L, D) and model.output_net.2.bias (K L), as in the authors' state dicts"
+            "(L, D) and model.output_net.2.bias (K times L,); give a state dict of the authors' code"
         )
 
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]

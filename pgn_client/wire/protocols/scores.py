@@ -164,7 +164,9 @@ class Reader:
         if self.kind is not None:
             if self.kind == "probabilities" and lowest < 0:
                 raise MalformedAnswerError(
-                    f"the score {lowest:g}", "probabilities, as the option output requires"
+                    f"the score {lowest:g}",
+                    "scores in [0, 1], because the option output says probabilities; if the "
+                    "endpoint returns logits, say so there",
                 )
             return self.kind
 

@@ -115,6 +115,6 @@ class TorchServe(Defaults):
 def _check_model(endpoint: Endpoint, model: str) -> None:
     if not model:
         raise ConfigurationError(
-            f"{endpoint.name} is a TorchServe server: got model=None, expected its name; give "
-            "model= (--model)"
+            f"{endpoint.name} is a TorchServe server: got model=None, expected the name of "
+            "a model; give model= (--model)"
         )
