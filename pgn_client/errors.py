@@ -115,7 +115,7 @@ class TimedOutError(EndpointError):
 
 
 class ProtocolMismatchError(EndpointError):
-    """The response does not follow the protocol; the message quotes at most 200 characters of it."""
+    """The response does not follow the protocol; the message quotes up to 200 characters."""
 
 
 class NotRecordedError(EndpointError):
@@ -151,7 +151,7 @@ class InvalidRequestError(StatusError):
 
 
 class RateLimitedError(StatusError):
-    """The endpoint returned HTTP status 429, too many requests, until the retries or the deadline ran out."""
+    """The endpoint returned HTTP status 429, too many requests, until retries or time ran out."""
 
 
 class ServerError(StatusError):

@@ -114,7 +114,7 @@ class MovedModules(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the import spec of a module path of version 0.1, or ``None`` for any other path."""
+        """Return the import spec of a module path of version 0.1; ``None`` for any other path."""
         homes = new_homes(fullname)
         if homes is None:
             return None

@@ -249,7 +249,7 @@ class ScoreMapping(Protocol):
         ...
 
     def __call__(self, answers: Sequence[Answer]) -> Floats:
-        """Return log-probabilities, (n, C) float64, of the C task classes for n endpoint answers."""
+        """Return log-probabilities of the C task classes for n endpoint answers, (n, C) float64."""
         ...
 
 

@@ -72,8 +72,8 @@ class GeneratorCard(Entry):
 
     Attributes:
         resolution: Side of the input, in pixels.
-        profile: Resize and crop of the user's image, as a profile string, for a generator that reads
-            that image; ``None`` for one that reads the canvas, the image that the model sees.
+        profile: Resize and crop of the user's image, as a profile string, for a generator that
+            reads that image; ``None`` for one that reads the canvas, the image that the model sees.
         interpolation: Interpolation of the resize in ``profile``.
     """
 
@@ -182,7 +182,8 @@ class DataCard(Entry):
 class MetricsCard(Entry):
     """Card entry of the accuracies, in [0, 1], on the validation images.
 
-    The accuracies are optimistic: the same images chose the epoch, the mapping and the fusion weight.
+    The accuracies are optimistic: the same images chose the epoch, the mapping and the fusion
+    weight.
 
     Attributes:
         split: The split that was measured, ``val``.
@@ -194,7 +195,7 @@ class MetricsCard(Entry):
         fused: Accuracy of the endpoint fused with the local head.
         mapping: Description of how the mapping was chosen.
         perplexity: Mean perplexity of the weights that mix library rows into prompts, in rows;
-            ``None`` for a method without a library.
+            ``None`` for a method without mixtures.
         history: Accuracy and log-loss after every epoch.
     """
 

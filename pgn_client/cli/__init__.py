@@ -3,8 +3,8 @@
 Heavy packages are imported inside the ``run_`` functions only, so ``--help`` loads none of them.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 some images failed,
-or the endpoint failed; 2 usage or configuration; 130 interrupted (journals and the best checkpoint
-so far are saved).
+or the endpoint failed; 2 usage or configuration; 130 interrupted (predictions so far and the best
+checkpoint so far are saved).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pgn`` and return its exit status.
+    """Run the command ``pgn`` and return its exit status.
 
     Args:
-        argv: Arguments; ``None`` for those of the process.
+        argv: Arguments after ``pgn``; ``None`` for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all subcommands."""
+    """Return the parser of the command ``pgn`` with all its subcommands."""
     parser = argparse.ArgumentParser(
         prog="pgn",
         description="Adapt a hosted vision model that you can only reach by URL: prompts are added "

@@ -20,7 +20,7 @@ from pgn_client.cli.options import (
 
 
 def add_adapt(commands: Subparsers) -> None:
-    """Add ``pgn adapt``."""
+    """Add the subcommand ``pgn adapt``, which writes prompted images as files."""
     example = "pgn adapt photos/ adapted/ --ckpt digits.safetensors"
     p = command(
         commands,
@@ -42,7 +42,7 @@ def add_adapt(commands: Subparsers) -> None:
 
 
 def run_adapt(args: argparse.Namespace) -> int:
-    """Adapt images; adapted images that exist already are kept."""
+    """Write adapted images, keep those that exist already, and return the exit status."""
     from pgn_client.wire.folders import adapt_files
 
     adapter = load_adapter(args.ckpt, profile_of(args))

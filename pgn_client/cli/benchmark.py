@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from pgn_client.wire.client import AdaptedClient
 
 DEFAULT_METHODS = ("pgn", "input_independent", "padding", "no_prompt")
-"""Methods that show together whether a prompt pays at all (``no_prompt``), and whether one for each
-image pays more than one for all images (``input_independent`` and ``padding``).
+"""Methods that ``pgn benchmark`` measures by default.
+
+Against ``no_prompt``, ``pgn`` shows whether a prompt helps at all. Against ``input_independent``
+and ``padding``, it shows whether a prompt for each image helps more than one prompt for all images.
 """
 
 
 def add_benchmark(commands: Subparsers) -> None:
-    """Add ``pgn benchmark``."""
+    """Add the subcommand ``pgn benchmark``, which compares several methods over HTTP."""
     example = (
         "pgn benchmark digits/ photos/:flip --methods pgn padding --seeds 0 1 --shots 16 "
         "--out bench/"
@@ -124,7 +126,7 @@ def add_benchmark(commands: Subparsers) -> None:
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
-    """Run what is missing, and print the table."""
+    """Measure what no earlier run has measured, print the table, and return the exit status."""
     require("benchmarks", "all", "torch", "timm", "scipy", "fastapi", "matplotlib")
     from pgn_client.evaluation.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
     from pgn_client.types import ServerProfile
@@ -200,7 +202,7 @@ def _shots(text: str) -> int | None:
 
 @contextmanager
 def _endpoint(args: argparse.Namespace) -> Iterator[str]:
-    """Yield the URL of the endpoint: ``--url``, or a mock server that hosts the surrogate."""
+    """Yield the URL of the endpoint: ``--url``, or a mock server that hosts the local model."""
     if args.url:
         yield args.url
         return
@@ -222,7 +224,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _client(url: str, cache: Path | None, adapter: PromptAdapter | None) -> AdaptedClient:
-    """Open a client for an adapter, or for raw images (``None``)."""
+    """Open a client that sends images with an adapter's prompts, or raw ones without an adapter."""
     from pgn_client.wire.client import AdaptedClient
 
     return AdaptedClient(url, adapter, cache=cache)

@@ -41,10 +41,11 @@ def tell_records(
     """Print prediction records on stdout, and the errors among them on stderr.
 
     Args:
-        records: Records; see ``folders.predict_files``.
+        records: One dictionary per image, with keys such as ``path``, ``label``, ``score`` and
+            ``error``.
         as_json: Whether to print every record as one JSON line.
-        people: Whether to print a short line for every prediction, if ``as_json`` is false. If
-            both are false, nothing is printed on stdout.
+        people: Whether to print a short line, for people to read, for every prediction, if
+            ``as_json`` is false. If both are false, nothing is printed on stdout.
         say: Function that prints a message; one that is compatible with a progress bar, for
             example.
 
@@ -129,7 +130,7 @@ class JsonLines(logging.Formatter):
     _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line."""
+        """Return a log record as one line of JSON."""
         fields = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
         line = {
             "time": round(record.created, 3),

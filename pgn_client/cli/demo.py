@@ -10,7 +10,7 @@ from pgn_client.cli.options import OK, Subparsers, command, make_folder, require
 
 
 def add_demo(commands: Subparsers) -> None:
-    """Add ``pgn demo``."""
+    """Add the subcommand ``pgn demo``, which trains and compares prompts on handwritten digits."""
     p = command(
         commands,
         "demo",
@@ -40,7 +40,7 @@ def add_demo(commands: Subparsers) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Run the demo and print its table."""
+    """Run the demo, print its table of results, and return the exit status."""
     require("the demo", "all", "torch", "timm", "fastapi", "sklearn")
     from pgn_client.evaluation import demo, report
 

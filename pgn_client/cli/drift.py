@@ -19,7 +19,7 @@ from pgn_client.errors import ConfigurationError
 
 
 def add_drift(commands: Subparsers) -> None:
-    """Add ``pgn drift``."""
+    """Add the subcommand ``pgn drift``, which checks whether a hosted model has changed."""
     example = "pgn drift --url http://127.0.0.1:8000 --cache answers.sqlite"
     help = (
         "send a few recorded images again and compare the scores; exit status 1 if the model "
@@ -40,7 +40,7 @@ def add_drift(commands: Subparsers) -> None:
 
 
 def run_drift(args: argparse.Namespace) -> int:
-    """Send recorded images again, compare the scores, and print what to do."""
+    """Send recorded images again, print how the scores changed, and return the exit status."""
     if args.cache is None or not args.cache.is_file():
         raise ConfigurationError(
             f"--cache: got {args.cache}, expected a file that an earlier run recorded; make one "

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def add_evaluate(commands: Subparsers) -> None:
-    """Add ``pgn evaluate``."""
+    """Add the subcommand ``pgn evaluate``, which compares a checkpoint with its baselines."""
     example = (
         "pgn evaluate digits/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out results/"
     )
@@ -66,7 +66,7 @@ def add_evaluate(commands: Subparsers) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Compare a prompt with its baselines, and print the table."""
+    """Compare a prompt with its baselines, print the table, and return the exit status."""
     require("evaluation", "train", "torch", "timm", "jinja2", "scipy")
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import columns
@@ -113,13 +113,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _matching_surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone | None:
-    """Load the surrogate that the checkpoint was trained through.
+    """Load the surrogate, the local model that the checkpoint was trained through.
 
     Returns:
         The surrogate; ``None``, with a message, if it is not available.
 
     Raises:
-        ConfigurationError: ``--backbone`` or ``--weights`` name one that cannot be used.
+        ConfigurationError: ``--backbone`` or ``--weights`` name a surrogate that cannot be used.
     """
     from pgn_client.training.rival import same_surrogate
 
@@ -145,14 +145,14 @@ def _rival(
     *,
     keep: bool,
 ) -> tuple[PromptAdapter | None, bool]:
-    """Load the input-independent rival, or train it if there is a surrogate.
+    """Load the rival, one prompt for all images, or train it if there is a surrogate.
 
     Args:
         args: Parsed options; ``--rival`` names a rival, and ``--out`` may hold one from an earlier
             run.
         adapter: Checkpoint to compare with.
         task: Task that the rival learns.
-        surrogate: Surrogate to train through, if any.
+        surrogate: Local model to train through, if any.
         keep: Whether to save the rival in ``--out``, and to load it from there. On other images
             than the checkpoint's, it would differ from the checkpoint in more than the method.
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def add_retain(commands: Subparsers) -> None:
-    """Add ``pgn retain``."""
+    """Add the subcommand ``pgn retain``, which measures what remains of prompts on their way."""
     example = "pgn retain photos/ --ckpt eurosat.safetensors --out steps.png"
     help = (
         "measure what remains of a checkpoint's prompts at each step to the server; needs neither "
@@ -56,7 +56,10 @@ def add_retain(commands: Subparsers) -> None:
 
 
 def run_retain(args: argparse.Namespace) -> int:
-    """Print the share of images that keep their label at each step; draw what the server sees."""
+    """Print how many images keep their label at each step from the client to the model.
+
+    With ``--out``, also draw what the server sees. Return the exit status.
+    """
     require("retention", "train", "torch", "timm")
     import numpy as np
 
@@ -99,13 +102,14 @@ def run_retain(args: argparse.Namespace) -> int:
 def _followed(
     adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the log-probabilities at each step, batch by batch.
+    """Yield the surrogate's log-probabilities at each step from the client to the model.
 
-    Batches keep a folder of any size within memory.
+    Each batch of images yields one dictionary, step -> log-probabilities. Batches keep a folder of
+    any size within memory.
 
     Args:
         adapter: Adapter that prepares the images.
-        surrogate: Surrogate that classifies them.
+        surrogate: Surrogate, a local model, that classifies the images.
         paths: Paths of the images.
         readable: Receives the paths of the images that can be read.
     """
@@ -129,10 +133,11 @@ def _followed(
 
 
 def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:
-    """Load the surrogate that the checkpoint was made for.
+    """Load the surrogate, the local model that the checkpoint was made for.
 
     Raises:
-        ConfigurationError: The weights are others, or the surrogate has no head for the labels.
+        ConfigurationError: The surrogate's weights are not those that the checkpoint was made for,
+            or it has no classification head for the checkpoint's labels.
     """
     from pgn_client.training.rival import same_surrogate
 

@@ -18,7 +18,7 @@ from pgn_client.cli.options import (
 
 
 def add_import(commands: Subparsers) -> None:
-    """Add ``pgn import``."""
+    """Add the subcommand ``pgn import``, which converts a checkpoint of the PGN authors."""
     example = (
         "pgn import sun397.pt --backbone vit_small_patch16_224.dino --labels L.json --out "
         "sun397.safetensors"
@@ -64,7 +64,7 @@ def add_import(commands: Subparsers) -> None:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Import the checkpoint, save it, and print its card."""
+    """Import a checkpoint, save it, print its card (its metadata), and return the exit status."""
     require("imports", "train", "torch", "timm")
     from pgn_client.checkpoint import summary
     from pgn_client.prompting.import_published import import_published, read

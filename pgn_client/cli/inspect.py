@@ -1,4 +1,4 @@
-"""``pgn inspect``: verify a checkpoint and print its card."""
+"""``pgn inspect``: verify a checkpoint and print its card, the checkpoint's metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgn_client.cli.options import (
 
 
 def add_inspect(commands: Subparsers) -> None:
-    """Add ``pgn inspect``."""
+    """Add the subcommand ``pgn inspect``, which prints a checkpoint's metadata."""
     p = command(
         commands,
         "inspect",
@@ -27,7 +27,7 @@ def add_inspect(commands: Subparsers) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Verify a checkpoint and print its card; this does not need torch."""
+    """Verify a checkpoint without torch, print its card (its metadata); return the exit status."""
     from pgn_client.checkpoint import read, summary
 
     card, _ = read(args.ckpt)

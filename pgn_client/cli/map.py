@@ -23,7 +23,7 @@ from pgn_client.errors import ConfigurationError
 
 
 def add_map(commands: Subparsers) -> None:
-    """Add ``pgn map``."""
+    """Add the subcommand ``pgn map``, which fits a label mapping to the endpoint's scores."""
     example = (
         "pgn map digits/ --url http://127.0.0.1:8000 --ckpt eurosat.safetensors --out "
         "digits.safetensors"
@@ -79,7 +79,10 @@ def add_map(commands: Subparsers) -> None:
 
 
 def run_map(args: argparse.Namespace) -> int:
-    """Fit the mapping, save the checkpoint, and print its card."""
+    """Fit a label mapping, from the endpoint's scores to the task's classes, and save it.
+
+    Print the card (the checkpoint's metadata), and return the exit status.
+    """
     require("fitting a mapping", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.evaluation.queries import Asker, of_mapping

@@ -12,7 +12,7 @@ from pgn_client.errors import ConfigurationError
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the connection."""
+    """Add the options of the connection: headers, authorities, client certificate and proxy."""
     group = parser.add_argument_group(
         "connection",
         "A secret may be given as env:VARIABLE, which keeps it out of the shell's history. Secrets "
@@ -45,7 +45,10 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def http_options(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the options that ``add_network_options`` added, as the client's ``http``.
+    """Return the parsed connection options, for the client's argument ``http``.
+
+    Returns:
+        Headers, TLS context and proxy, without those that are not given; ``None`` if none is.
 
     Raises:
         ConfigurationError: A header has no colon, a variable is not set, or a file cannot be used.
@@ -69,7 +72,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _resolved(text: str, option: str) -> str:
-    """Return a value, or for ``env:VARIABLE`` the value of that environment variable."""
+    """Return an option's value; for ``env:VARIABLE``, that of the environment variable."""
     if not text.startswith("env:"):
         return text
     variable = text.removeprefix("env:")
@@ -79,7 +82,12 @@ def _resolved(text: str, option: str) -> str:
 
 
 def _context(ca_file: str | None, client_cert: str | None) -> ssl.SSLContext:
-    """Return a TLS context with these authorities and this client certificate."""
+    """Return a TLS context that trusts the authorities and uses the client certificate.
+
+    Args:
+        ca_file: PEM file of the authorities; ``None`` for the system's.
+        client_cert: PEM file of the client certificate, ``FILE`` or ``FILE:KEY``, if any.
+    """
     # ssl.SSLError is an OSError.
     try:
         context = ssl.create_default_context(cafile=ca_file)

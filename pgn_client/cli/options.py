@@ -39,8 +39,8 @@ def command(
     Args:
         commands: Subparsers of ``pgn``.
         name: Name of the subcommand.
-        run: Function that runs it and returns the exit status.
-        help: Short description, which starts small and ends without a period.
+        run: Function that runs the subcommand and returns the exit status.
+        help: Short description, which starts with a small letter and ends without a period.
         example: Example command line.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -51,7 +51,7 @@ def command(
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the argument ``IN``, the images; see ``files.find_images``."""
+    """Add the argument ``IN``, the images: a folder, one image, or a list of paths."""
     help = (
         "folder of images, one image, a text file with one path per line, or - for paths on stdin"
     )
@@ -59,7 +59,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options of the local surrogate.
+    """Add the options of the surrogate, the local copy of the hosted model.
 
     Args:
         parser: Parser of a subcommand.
@@ -94,12 +94,13 @@ def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) 
 
 
 def load_surrogate(args: argparse.Namespace, name: str, *, new_head: bool = False) -> Backbone:
-    """Load the surrogate that the options of ``add_surrogate_options`` select.
+    """Load the surrogate, the local copy of the hosted model, that the options select.
 
     Args:
         args: Parsed options.
         name: Name of the backbone; the caller may take it from the checkpoint.
-        new_head: Whether to add an all-zeros head where none fits; see ``backbone.load``.
+        new_head: Whether to add a classification head of zeros if the backbone has none that fits
+            the labels.
 
     Raises:
         ConfigurationError: There is no such backbone or device, or the labels do not fit.
@@ -231,13 +232,14 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
 def connect(
     args: argparse.Namespace, adapter: Adapter | None, *, journal: str | None = None, **fusion: Any
 ) -> AdaptedClient:
-    """Open a client with the options of ``add_endpoint_options``.
+    """Open a client of the endpoint that the parsed options describe.
 
     Args:
         args: Parsed options.
         adapter: Adapter that prepares the images; ``None`` sends them raw.
-        journal: Path of the journal; the default ledger lies in the same folder.
-        **fusion: Further options of the client.
+        journal: Path of the journal, the file of predictions; the default ledger, the file that
+            counts the images sent, lies in the same folder.
+        **fusion: Further arguments of ``AdaptedClient``, such as ``fusion`` and ``query_below``.
     """
     from pgn_client.wire.cache import AnswerCache
     from pgn_client.wire.client import AdaptedClient
@@ -272,14 +274,14 @@ def connect(
 
 
 def source_labels(text: str) -> list[str]:
-    """Read ``--source-labels``.
+    """Return the endpoint's labels, which ``--source-labels`` lists or names a file of.
 
     Args:
         text: Names separated by commas, or the path of a file with one name per line or a JSON
             list.
 
     Raises:
-        ConfigurationError: The file holds neither.
+        ConfigurationError: The file cannot be read, or its JSON list has other values than strings.
     """
     labels: list[Any] = text.split(",")
     try:
@@ -300,7 +302,7 @@ def source_labels(text: str) -> list[str]:
 
 
 def _is_file(text: str) -> bool:
-    """Whether a text is the path of a file; one that is too long for a path is none."""
+    """Whether a text is the path of a file; a text too long for a path is not."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):
@@ -308,7 +310,10 @@ def _is_file(text: str) -> bool:
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--profile``, for commands that load a checkpoint, which has a profile too."""
+    """Add ``--profile``, the server's resize and crop, to a command that loads a checkpoint.
+
+    Without the option, the command uses the endpoint file's profile or the checkpoint's.
+    """
     help = (
         "the server's resize and crop: direct (a resize to its input size alone), "
         "resize_crop:RESIZE:CROP, shortest_edge:SIDE or letterbox:SIDE "
@@ -318,7 +323,7 @@ def add_profile_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_endpoint_file(parser: argparse.ArgumentParser) -> None:
-    """Add ``--endpoint``, for commands that send nothing."""
+    """Add ``--endpoint``, the file that ``pgn probe`` writes, to a command that sends nothing."""
     help = (
         "endpoint file, written by pgn probe; it sets the options about the server that are not "
         "given (default none)"
@@ -327,17 +332,22 @@ def add_endpoint_file(parser: argparse.ArgumentParser) -> None:
 
 
 def profile_of(args: argparse.Namespace) -> str | None:
-    """Return the server profile of ``--profile`` or, without it, of the endpoint file."""
+    """Return the server's resize and crop from ``--profile``, or else from the endpoint file.
+
+    Returns:
+        Server profile, such as ``resize_crop:256:224``; ``None`` if neither has one.
+    """
     where = getattr(args, "url", None) or args.endpoint
     return args.profile or (Endpoint.open(where).found.profile if where else None)
 
 
 def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
-    """Load a checkpoint.
+    """Load a checkpoint as an adapter, which puts its prompts into images.
 
     Args:
         path: Path of the checkpoint.
-        profile: Server profile to use; ``None`` for the checkpoint's own.
+        profile: Server's resize and crop, such as ``resize_crop:256:224``; ``None`` for the
+            checkpoint's own.
 
     Raises:
         ConfigurationError: The profile cannot be read.
@@ -351,10 +361,10 @@ def load_adapter(path: str | Path, profile: str | None) -> PromptAdapter:
 
 
 def parse_fusion(text: str) -> Any:
-    """Read ``--fusion``.
+    """Return the value of ``--fusion``, the weight of the local head against the endpoint.
 
     Returns:
-        ``"auto"``, ``None`` for none, or a float.
+        ``"auto"`` for the checkpoint's weight, ``None`` for no local head, or the weight.
 
     Raises:
         ConfigurationError: The text is neither auto, none nor a number.
@@ -390,10 +400,10 @@ def to_json(value: Any) -> str:
 
 
 def require(what: str, extra: str, *modules: str) -> None:
-    """Check that an extra is installed, before a long import fails half-way.
+    """Check that an extra, a group of optional packages, is installed.
 
     Args:
-        what: Feature that needs it, for the message.
+        what: Feature that needs the extra, for the message.
         extra: Name of the extra.
         *modules: Modules of the extra.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """Add ``--dry-run``."""
+    """Add ``--dry-run``, which prints what a command would send and cost, and sends no image."""
     help = (
         "send no image and train nothing; print the number of images that would be sent, the time "
         "and the price"
@@ -28,14 +28,16 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | None) -> int:
-    """Print the cost of queries, in total and by part.
+    """Print how many images a command would send, the time and the cost, without sending them.
+
+    The numbers of images are also printed for each part of the command's work.
 
     Recorded answers of the model last seen at the endpoint cost nothing. One request without an
     image, for the model's description, measures the round trip.
 
     Args:
         client: Client of the endpoint.
-        queries: Images that the command would send.
+        queries: Groups of images that the command would send, each with the name of its part.
         price: Price of one image; ``None`` if it is unknown.
 
     Returns:
@@ -63,7 +65,7 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
 
 
 def plan(images: int, already_answered: int, seconds: float, price: float | None) -> dict[str, Any]:
-    """Return what every dry run prints.
+    """Return the numbers that ``--dry-run`` prints: images, answers on record, time and cost.
 
     Args:
         images: Number of images that would be sent.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def add_predict(commands: Subparsers) -> None:
-    """Add ``pgn predict``."""
+    """Add the subcommand ``pgn predict``, which classifies images through an endpoint."""
     example = (
         "pgn predict photos/ --url http://127.0.0.1:8000 --ckpt digits.safetensors --out "
         "predictions.jsonl"
@@ -79,7 +79,7 @@ def add_predict(commands: Subparsers) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """Classify an image, a list or a folder."""
+    """Classify an image, a list of images or a folder, and return the exit status."""
     from pgn_client.imaging.files import find_images
     from pgn_client.prompting.adapter import load
 
@@ -101,7 +101,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
-    """Write the predictions to a journal; return the exit status."""
+    """Write predictions to a journal, a JSON Lines file; return the exit status."""
     from tqdm import tqdm
 
     from pgn_client.wire.folders import predict_files
@@ -131,7 +131,7 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
 
 
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
-    """Print the predictions; return the exit status."""
+    """Print predictions on stdout; return the exit status."""
     from pgn_client.wire.folders import predict_records
 
     failed = tell_records(predict_records(client, files), as_json=as_json, people=True)
@@ -149,7 +149,8 @@ def _dry_run(
 ) -> int:
     """Print how many images would be sent; return the exit status.
 
-    The time is that of the local work on a few images, and of one request without an image.
+    Also print the cost, and the time, estimated from the local work on a few images and from one
+    request without an image.
     """
     from pgn_client.wire.estimate import estimate
 

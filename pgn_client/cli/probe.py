@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pgn_client.wire.endpoint import Found, Limits
 
 MEASURED = ("profile", "input_size", "codec", "output", "top_k", "decimals")
-"""Findings that have a field of the same name in ``endpoint.Found``, which goes into the file."""
+"""Names of the findings that ``pgn probe`` writes into the endpoint file for other commands."""
 
 
 def add_probe(commands: Subparsers) -> None:
-    """Add ``pgn probe``."""
+    """Add the subcommand ``pgn probe``, which measures what an endpoint does to images."""
     example = "pgn probe http://127.0.0.1:8000 --out endpoint.json"
     help = (
         "measure what an endpoint does to images and scores; other commands accept the file that "
@@ -51,7 +51,7 @@ def add_probe(commands: Subparsers) -> None:
 
 
 def run_probe(args: argparse.Namespace) -> int:
-    """Measure the endpoint, print the findings, and write the endpoint file."""
+    """Measure an endpoint, print the findings, write the endpoint file; return the exit status."""
     if args.cache or args.replay:
         raise ConfigurationError(
             "--cache, --replay: got one of them, expected none, because a probe needs fresh "
@@ -87,7 +87,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]:
-    """Send synthetic images, and return the findings by name.
+    """Send synthetic images to an endpoint, and return what they show: name -> finding.
 
     The images that are left after the probe test how large an image may be.
     """
@@ -112,7 +112,7 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
 
 
 def _reported(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Finding]:
-    """Return the findings that need no images: the protocol, and rate limits in headers."""
+    """Return the findings that need no images: name -> protocol or rate limits in headers."""
     from pgn_client.probe import Finding
 
     if info:
@@ -130,10 +130,10 @@ def _reported(client: AdaptedClient, info: ModelInfo | None) -> dict[str, Findin
 
 
 def _found(findings: dict[str, Finding], info: ModelInfo | None) -> Found:
-    """Return the values for other commands.
+    """Return the values of the findings for the endpoint file, which other commands read.
 
-    A value that could not be measured is replaced by the one that the endpoint reports, in
-    ``findings`` too.
+    If a profile or an input size could not be measured, the endpoint's own report replaces it, also
+    in ``findings``.
 
     Args:
         findings: Name -> finding.
@@ -167,14 +167,14 @@ def _found(findings: dict[str, Finding], info: ModelInfo | None) -> Found:
 
 
 def _number(value: str | float | None, word: str, number: int) -> int | None:
-    """Return a finding's value for the endpoint file, where ``number`` stands for ``word``."""
+    """Return a finding's value as a whole number; ``number`` replaces the value ``word``."""
     if value is None:
         return None
     return number if value == word else int(value)
 
 
 def _limits(client: AdaptedClient, findings: dict[str, Finding]) -> Limits:
-    """Return the limits that the endpoint reports, and measured ones where it reports none."""
+    """Return the size limits for images: the endpoint's own, else those that are measured."""
     limits = client.endpoint.limits
     measured: dict[str, int] = {}
     for name in ("body_bytes", "pixels"):

@@ -12,7 +12,7 @@ from pgn_client.errors import MissingDependencyError
 
 
 def add_serve(commands: Subparsers) -> None:
-    """Add ``pgn serve`` to the list of commands; ``mock_server`` parses its arguments itself."""
+    """Add ``pgn serve`` to ``--help``; the mock server parses the arguments of the command."""
     command(
         commands,
         "serve",
@@ -24,13 +24,13 @@ def add_serve(commands: Subparsers) -> None:
 
 
 def run_serve(arguments: Sequence[str]) -> int:
-    """Replace this process by ``python -m mock_server``; the two packages share no code.
+    """Run the mock server, ``python -m mock_server``, in place of this process.
 
     Args:
         arguments: Arguments of the mock server.
 
     Returns:
-        Exit status, if the server cannot run.
+        Exit status, if the server cannot run; otherwise the function does not return.
     """
     try:
         require("the mock server", "server", "fastapi", "uvicorn", "torch", "timm")

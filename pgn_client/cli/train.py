@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 MOST_PROMPT_TOKENS = 128
-"""Largest number of prompt tokens of a hosted adapter, by its contract."""
+"""Largest number of EXPRES prompt tokens that a server with hosted adapters accepts."""
 
 
 def add_train(commands: Subparsers) -> None:
-    """Add ``pgn train``."""
+    """Add the subcommand ``pgn train``, which trains a prompt on labeled images."""
     example = "pgn train digits/ --out digits.safetensors"
     p = command(
         commands,
@@ -159,7 +159,10 @@ def add_train(commands: Subparsers) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train a prompt and save the checkpoint; Ctrl-C saves the best epoch so far."""
+    """Train a prompt, save the checkpoint, and return the exit status.
+
+    Ctrl-C saves the best epoch so far.
+    """
     require("training", "train", "torch", "timm", "scipy")
     from pgn_client.checkpoint import summary
     from pgn_client.surrogate.degradation import Wire
@@ -208,7 +211,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def _numbers(args: argparse.Namespace) -> Recipe:
-    """Return the recipe of ``--preset``, with the numbers that other options change."""
+    """Return the training recipe of ``--preset``, changed by options such as ``--epochs``."""
     from pgn_client.training import recipe
 
     if args.prompt_tokens is not None and args.method != "expres":
@@ -226,7 +229,9 @@ def _numbers(args: argparse.Namespace) -> Recipe:
 
 
 def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
-    """Train EXPRES, for a server that hosts the same backbone; Ctrl-C saves nothing.
+    """Train EXPRES prompt tokens, for a server that hosts the same backbone.
+
+    EXPRES adds the tokens inside the model and changes no image. Ctrl-C saves nothing.
 
     Returns:
         Exit status.
@@ -265,10 +270,10 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
 
 
 def _check_size(args: argparse.Namespace, surrogate: Backbone) -> None:
-    """Check that the surrogate has the input size that the endpoint file names.
+    """Check that the surrogate, the local model, has the endpoint file's input size.
 
     Raises:
-        ConfigurationError: It has another one.
+        ConfigurationError: The surrogate has another input size.
     """
     size = Endpoint.read(args.endpoint).found.input_size
     if size is not None and size != surrogate.input_size:
@@ -279,7 +284,7 @@ def _check_size(args: argparse.Namespace, surrogate: Backbone) -> None:
 
 
 def _save(adapter: PromptAdapter, out: Path) -> None:
-    """Save the checkpoint and, for several tasks, one checkpoint for each."""
+    """Save a checkpoint; if it is for several tasks, also save one checkpoint for each task."""
     adapter.save(out)
     for name in adapter.card.parts or {}:
         part = out.with_name(f"{out.stem}.{name}{out.suffix}")
@@ -288,7 +293,7 @@ def _save(adapter: PromptAdapter, out: Path) -> None:
 
 
 def _apply_endpoint(args: argparse.Namespace) -> None:
-    """Set every option that was not given to its value in the endpoint file, and print these.
+    """Set options that were not given to the values in the endpoint file, and print them.
 
     Raises:
         ConfigurationError: The endpoint returns embeddings.
@@ -335,9 +340,9 @@ def _apply_endpoint(args: argparse.Namespace) -> None:
 
 
 def _has_library(method: str) -> bool:
-    """Whether a method has a token library.
+    """Whether a method has a token library, the rows of pixels that it mixes prompts from.
 
-    JPEG preserves more of it if its rows are smooth (benchmarks/LOG.md, 2026-11-28).
+    JPEG preserves more of a library if its rows are smooth (benchmarks/LOG.md, 2026-11-28).
     """
     from pgn_client.prompting.methods import PGN, get
 
@@ -345,13 +350,20 @@ def _has_library(method: str) -> bool:
 
 
 def _is_unknown(found: Found, name: str, args: argparse.Namespace, option: str) -> bool:
-    """Whether neither the endpoint file nor an option has a value for what the server does."""
+    """Whether neither the endpoint file nor an option says how the server changes images.
+
+    Args:
+        found: Values of the endpoint file.
+        name: Field of ``found``.
+        args: Parsed options.
+        option: Name of the option, in ``args``.
+    """
     # "lossy" says that the server re-encodes, but not how, so the training cannot imitate it.
     return getattr(found, name) in (None, "lossy") and getattr(args, option) is None
 
 
 def _task(args: argparse.Namespace) -> Task:
-    """Read the folder, or several folders as one task."""
+    """Return the task of the folder in ``DATA``, or one task for several folders."""
     from pgn_client.training import load_task, union
 
     # Resolved, because a path such as "." or ".." has no name of its own.

@@ -1,4 +1,4 @@
-"""Compare a prompt with its baselines on the same images, and report the result."""
+"""Compare a prompt with rivals, such as raw images or a local classifier, on the same images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 MOVED = {"Note": "study", "Report": "results", "evaluate": "study"}
-"""Names that were here in version 0.1 → their module now; resolved for one more release."""
+"""Name that version 0.1 had in this package → submodule that has it now. The old path works for one
+more release.
+"""
 
 
 if not TYPE_CHECKING:  # with a module __getattr__, a type checker would accept any misspelled name

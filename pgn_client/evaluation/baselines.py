@@ -39,7 +39,8 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
         seed: Seed of the augmented copies and of the fit.
 
     Returns:
-        The row, and the chosen mapping with its log-losses on validation.
+        Raw images as a candidate, with log-probabilities of validation and test images; and the
+        chosen mapping with the log-losses of all its kinds on validation.
     """
     clean = ask(task.train.paths)
     val = ask(task.val.paths)
@@ -74,8 +75,8 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
 
 
 def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.Image]]:
-    """Yield ``augment.COPIES`` blocks, each with an augmented copy of every image; none where the
-    task allows no augmentation.
+    """Yield augmented copies of a split in ``augment.COPIES`` lists, each with one copy of every
+    image; yields nothing if the augmentation is ``none``.
     """
     for block in range(augment.copies(name)):
         # Image i uses the seed plus i, so this offset gives every copy a seed of its own.
@@ -83,7 +84,7 @@ def augmented_blocks(split: Split, name: str, seed: int) -> Iterator[list[Image.
 
 
 def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
-    """Return an augmented copy of every image; image i uses the seed ``seed + i``."""
+    """Return one augmented copy of each image of a split; image i uses the seed ``seed + i``."""
     augmented = augment.get(name)
     copies = []
     for i, path in enumerate(split.paths):
@@ -97,23 +98,29 @@ def augmented_copies(split: Split, name: str, seed: int) -> list[Image.Image]:
 
 
 def local_head(adapter: PromptAdapter, val: FittedSplit, test: FittedSplit) -> Candidate:
-    """Return the row of the checkpoint's local head, which sends nothing."""
+    """Return the local head as a candidate, with log-probabilities of validation and test images.
+
+    The local head is the small classifier in the checkpoint. It runs here and sends nothing.
+    """
     val_rows = val.rendered(adapter)[1]
     test_rows = test.rendered(adapter)[1]
     return Candidate(LOCAL, val_rows, test_rows, 0, 0.0)
 
 
 def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candidate:
-    """Fit a linear probe on the surrogate's features of images after its own preprocessing.
+    """Fit a linear probe, a linear classifier on the features of the surrogate, and measure it.
 
-    As for raw images, validation chooses whether the probe also learns from augmented copies of the
-    training images.
+    Images get the surrogate's own preprocessing. Validation chooses whether the probe also learns
+    from augmented copies of the training images.
 
     Args:
-        backbone: The surrogate.
+        backbone: The surrogate, the local model that the prompt was trained through.
         task: Training, validation and test images.
         augmentation: Name of the augmentation that the prompt was trained with.
         seed: Seed of the augmented copies and of the fit.
+
+    Returns:
+        The probe as a candidate, with log-probabilities of validation and test images.
     """
 
     def features(images: Sequence[ImageSource]) -> Floats:
@@ -137,7 +144,7 @@ def probe(backbone: Backbone, task: Task, augmentation: str, seed: int) -> Candi
 
 
 def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
-    """Return the pixels that reach the surrogate's model, (h, w, 3) uint8."""
+    """Resize and crop an image as the surrogate does; return its pixels, (h, w, 3) uint8."""
     return seen_by_server(
         open_image(image), backbone.profile, backbone.input_size, backbone.interpolation
     )
@@ -146,12 +153,12 @@ def _seen(backbone: Backbone, image: ImageSource) -> Pixels:
 def without_prompt(
     raw: Candidate, local: Candidate, probe: Candidate | None, val_targets: Integers
 ) -> list[Candidate]:
-    """Return the baselines without a prompt: those given, and raw images and probe each fused with
-    the local head.
+    """Return all baselines without a prompt: raw images, the local head and the linear probe, then
+    raw images and the probe each fused with the local head.
 
     Args:
-        raw: Raw images with a mapping.
-        local: The local head.
+        raw: Raw images with a label mapping.
+        local: The local head, the small classifier in the checkpoint.
         probe: The linear probe; ``None`` without a surrogate.
         val_targets: Class indices of the validation images, (n,).
     """
@@ -164,14 +171,18 @@ def without_prompt(
 
 
 def prompted(name: str, ask: Asker, adapter: PromptAdapter, task: Task) -> Candidate:
-    """Send images with the adapter's prompt, and apply its mapping to the answers."""
+    """Send validation and test images with an adapter's prompt, and map the answers to classes.
+
+    Returns:
+        The prompt as a candidate titled ``name``.
+    """
     val = read(adapter, ask(task.val.paths, adapter))
     test = read(adapter, ask(task.test.paths, adapter))
     return Candidate(name, val, test, len(val) + len(test))
 
 
 def read(adapter: PromptAdapter, answers: Sequence[Answer]) -> Floats:
-    """Apply an adapter's mapping to n answers; return (n, C) log-probabilities."""
+    """Map n answers of an endpoint to the adapter's C classes; return (n, C) log-probabilities."""
     # Not strict: an endpoint that returns few labels may return none that the mapping reads.
     return adapter.mapping.log_probs(
         labels.log_scores(answers, adapter.mapping.source, strict=False)

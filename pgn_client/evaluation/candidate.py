@@ -1,9 +1,9 @@
 """A candidate: one way to classify, measured on the same validation and test images as its rivals.
 
-Baselines without a prompt or without an endpoint are always there: raw images with the best label
-mapping, the local head, a linear probe on the surrogate, and the first and the last of these fused
-with the local head. Fitting and choosing use training and validation images only. The test images
-serve to measure accuracy, nothing else.
+Some candidates need no prompt: raw images with the best label mapping, the local head (the small
+classifier in the checkpoint), and a linear probe on the surrogate. Raw images and the probe are
+also there fused with the local head. Fitting and choosing use training and validation images only.
+The test images serve to measure accuracy, nothing else.
 """
 
 from __future__ import annotations
@@ -17,44 +17,48 @@ RAW = "raw + mapping"
 LOCAL = "local head"
 PROBE = "linear probe"
 SERVED = "served"
-"""Titles of rows without a prompt, and of the served row."""
+"""Titles of three candidates without a prompt, and of the candidate that serving uses, ``SERVED``,
+which was chosen on validation images.
+"""
 
 PGN = "PGN"
 IIP = "IIP"
 NO_PROMPT = "no prompt"
 FRAME = "grey frame"
-"""Titles of rows with a prompt. They equal the titles in ``methods.REGISTRY`` and are repeated here
-so that reading results does not import torch.
+"""Titles of candidates whose images an adapter prepares: a prompt for each image, one prompt for
+all images, no prompt, and an empty gray frame. They equal the titles in ``methods.REGISTRY`` and
+are repeated here so that reading results does not import torch.
 """
 
 KEYS = {RAW: "raw", LOCAL: "local", PROBE: "probe", FRAME: "frame"}
-"""Title of a row → its key, where the key does not follow from the title."""
+"""Title of a candidate → its key for programs, if that is not the title in lower case."""
 
 
 def with_local(name: str) -> str:
-    """Return the title of a row that is fused with the local head."""
+    """Return the title of a candidate after fusion with the local head, such as ``PGN ⊕ local``."""
     return f"{'raw' if name == RAW else name} ⊕ local"
 
 
 def key_of(title: str) -> str:
-    """Return the key, for programs, of a row that is not fused."""
+    """Return the key for programs of a candidate that is not fused, such as ``raw`` or ``pgn``."""
     return KEYS.get(title, title.lower().replace(" ", "_"))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to classify, with its log-probabilities and the images it sends.
+    """One way to classify, with its log-probabilities and the number of images it sends.
 
     Attributes:
-        name: Title of its row.
+        name: Title in tables.
         val: Log-probabilities of the validation images, (n, C).
         test: Log-probabilities of the test images, (m, C).
-        queries: Number of images sent for its test row, and for fitting and choosing it where that
-            needed the endpoint.
+        queries: Number of images sent to the endpoint: ``queries_fit`` and ``queries_test``
+            together.
         sent: Share of the test images that serving sends, in [0, 1].
-        local: The local head that can gate this candidate; ``None`` where there is none.
-        alpha: Weight of the local head, in [0, 1]; ``None`` where nothing is fused.
-        fuses: Title of the row that is fused with the local head; empty where nothing is fused.
+        local: The local head, a small classifier on this machine, whose confidence can decide which
+            images are sent; ``None`` if there is none.
+        alpha: Weight of the local head, in [0, 1]; ``None`` if nothing is fused.
+        fuses: Title of the candidate that is fused with the local head; empty if nothing is fused.
     """
 
     name: str
@@ -68,27 +72,27 @@ class Candidate:
 
     @property
     def fused(self) -> bool:
-        """Whether the row is fused with the local head."""
+        """Whether this candidate is fused with the local head."""
         return bool(self.fuses)
 
     @property
     def key(self) -> str:
-        """Key of the row for programs: ``raw``, ``pgn``, and ``pgn+local`` where it is fused."""
+        """Key for programs: ``raw`` or ``pgn``, and ``pgn+local`` if fused with the local head."""
         return f"{key_of(self.fuses)}+local" if self.fuses else key_of(self.name)
 
     @property
     def queries_test(self) -> int:
-        """Number of images sent for its test row, which serving as many images sends too."""
+        """Number of images sent to classify the test images."""
         return round(self.sent * len(self.test))
 
     @property
     def queries_fit(self) -> int:
-        """Number of images sent once, to fit and choose it."""
+        """Number of images sent once, to fit and choose this candidate."""
         return self.queries - self.queries_test
 
     def cost(self, images: int, price_per_image: float | None) -> float | None:
-        """Return the cost of serving this many images; ``None`` where it sends some and no price is
-        given.
+        """Return the cost of classifying this many images; ``None`` if some have to be sent and no
+        price is given.
         """
         if not self.sent:
             return 0.0
@@ -96,7 +100,10 @@ class Candidate:
 
 
 def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
-    """Fuse a row with the local head. At α = 1 only the local head counts, and nothing is sent."""
+    """Fuse a candidate with the local head, whose weight is ``alpha``; return the new candidate.
+
+    At ``alpha`` = 1 only the local head counts, and nothing is sent.
+    """
     val = fuse(other.val, local.val, alpha)
     test = fuse(other.test, local.test, alpha)
 
@@ -107,10 +114,12 @@ def fused(other: Candidate, local: Candidate, alpha: float) -> Candidate:
 
 
 def fused_best(other: Candidate, local: Candidate, val_targets: Integers) -> Candidate:
-    """Fuse a row with the local head, with the α of least log-loss on the validation images.
+    """Fuse a candidate with the local head; return the new candidate.
+
+    The weight of the local head is that of least log-loss on the validation images.
 
     Args:
-        other: The row to fuse.
+        other: The candidate to fuse.
         local: The local head.
         val_targets: Class indices of the validation images, (n,).
     """

@@ -1,4 +1,4 @@
-"""Paired comparisons of rows on the same test images."""
+"""Paired comparisons of two classifiers on the same test images."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ PGN_LOCAL = with_local(PGN)
 def compare(
     candidates: Sequence[Candidate], targets: Integers, seed: int, name: str = PGN
 ) -> list[Comparison]:
-    """Return the paired comparisons that show whether a prompt pays; pairs with a missing row are
-    left out.
+    """Return the paired comparisons that show whether a prompt pays: the prompt and the served
+    candidate, each against its rivals.
+
+    A pair is left out if one of the two is not in ``candidates``.
 
     Args:
-        candidates: All rows.
+        candidates: All ways to classify that were measured.
         targets: Class indices of the test images, (n,).
         seed: Seed of the bootstrap.
-        name: Title of the prompt's row.
+        name: Title of the candidate with the prompt.
 
     Raises:
         MissingDependencyError: SciPy is not installed; McNemar's test needs it.
@@ -62,11 +64,11 @@ def compare(
 
 
 def compared(a: Candidate, b: Candidate, targets: Integers, seed: int) -> Comparison:
-    """Compare two rows on the same test images.
+    """Compare the accuracies of two candidates on the same test images.
 
     Args:
-        a: One row.
-        b: The other row, which is subtracted.
+        a: One way to classify.
+        b: The other way; its accuracy is subtracted from that of ``a``.
         targets: Class indices of the test images, (n,).
         seed: Seed of the bootstrap.
 

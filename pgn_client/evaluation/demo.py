@@ -1,7 +1,8 @@
 """``pgn demo``: train, serve and evaluate once, on handwritten digits, in minutes on two cores.
 
-The demo trains a PGN and its input-independent rival. A server in its own process hosts the bundled
-ViT. Raw and adapted images go to it over HTTP. The comparison is printed and saved.
+The demo trains a Prompt Generation Network (PGN), which makes a prompt for each image, and its
+rival, one prompt for all images. A server in its own process hosts the bundled ViT. Images with and
+without prompts go to this server over HTTP. The comparison is printed and saved.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pgn_client.wire.client import AdaptedClient
 EXAMPLES = 8
 """Largest number of digits in ``before_after.png``."""
 EPOCHS = 6
-"""Epochs of both trainings: half the recipe's, which is enough for digits."""
+"""Epochs for training the PGN, and for its rival: half the default, which is enough for digits."""
 
 
 @contextmanager
@@ -112,7 +113,7 @@ class Demo:
     """The results of a demo run.
 
     Attributes:
-        report: The comparison.
+        report: Comparison of the prompt with its baselines.
         folder: Folder with ``report.html``, ``report.json``, ``steps.png``, ``before_after.png``,
             ``pgn.safetensors``, ``iip.safetensors`` and ``digits/``.
     """
@@ -130,12 +131,14 @@ def run(
     note: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> Demo:
-    """Train, serve, compare, and write all results to ``folder``; leaves PyTorch with one thread.
+    """Run the demo on handwritten digits: train, serve, compare, and write results to ``folder``.
+
+    PyTorch computes with one thread from then on.
 
     Args:
         folder: Folder to write; made if missing. Earlier results in it are replaced.
         images: Number of digits to use, of 1,797; ``None`` for all.
-        epochs: Epochs of both trainings.
+        epochs: Epochs for training the PGN, and for training its rival.
         seed: Seed for all random choices.
         note: Callback that takes progress messages.
         progress: Whether to show progress bars on stderr.
@@ -183,9 +186,9 @@ def run(
 def use_one_thread() -> None:
     """Let PyTorch and the linear algebra of NumPy and SciPy compute with one thread, from now on.
 
-    The bundled ViT and the trunk see 64 x 64 pixels. Beside other busy processes, two threads took
-    ten times the CPU time of one for the same training step: a thread that waits for another one
-    spins (``benchmarks/LOG.md``).
+    The demo's models see 64 x 64 pixels only. Beside other busy processes, two threads took ten
+    times the CPU time of one for the same training step, because a thread that waits for another
+    one spins (``benchmarks/LOG.md``).
     """
     import torch
 
@@ -197,8 +200,8 @@ def use_one_thread() -> None:
 
 
 def _before_after(task: Task, url: str, pgn: PromptAdapter) -> Image.Image:
-    """Draw one test digit of each of the first classes, the image that is sent, and the predicted
-    label.
+    """Draw one test digit for each of the first classes, above the same digit with its prompt as it
+    is sent, with the true and the predicted label.
     """
     _, first = np.unique(task.test.labels, return_index=True)
     # Without fusion, so that the label is the endpoint's answer to the drawn image.

@@ -1,4 +1,8 @@
-"""Measure what a prompt loses at each step from latent space over uint8 pixels to lossy images."""
+"""Measure how much of a prompt's effect survives from float32 tokens to the image that is sent.
+
+A prompt is trained as tokens (latent space), painted as RGB pixels, clipped, rounded to uint8, and
+possibly compressed as JPEG. Each of these is a step, and each can change what the model predicts.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +44,14 @@ STAGES = (
     "jpeg95_444",
     "jpeg75_420",
 )
-"""Steps in the order in which :func:`follow` returns them."""
+"""Steps from the tokens of a prompt to a JPEG of the sent image, in order; see :func:`follow`."""
 
 
 def agreement(stages: Mapping[str, Floats]) -> dict[str, float]:
-    """Return, for each step, the share of images that have the label of the first step.
+    """Return, for each step from latent space to JPEG, the share of images that still get the label
+    of the first step.
 
-    The first step is ``latent``, or ``published`` for an imported checkpoint that has it.
+    The first step is ``latent``, or ``published`` if ``stages`` has it.
 
     Args:
         stages: Step → (n, C) log-probabilities, as :func:`follow` returns them.
@@ -64,7 +69,8 @@ def follow(
     looked_at: Pixels | None = None,
     over_http: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Return what the model predicts at each step from latent space to lossy images.
+    """Return what the model predicts for images with prompts, at each step from float32 tokens to
+    sent pixels and JPEG.
 
     Every step uses the label mapping of the checkpoint.
 
@@ -75,20 +81,23 @@ def follow(
         fitted: Images as ``compositor.fit_to_canvas`` makes them, (n, h, w, 3) uint8, n >= 1.
         looked_at: Input images of the generator as ``PromptAdapter.looked_at`` makes them,
             (n, r, r, 3) uint8; ``None`` uses ``fitted``.
-        over_http: Log-probabilities of the real endpoint for the sent PNGs, (n, C).
+        over_http: Log-probabilities of the real endpoint for the sent PNGs, (n, C); ``None`` leaves
+            out the step ``http_png``.
 
     Returns:
-        Log-probabilities (n, C) at each step:
+        Step → (n, C) log-probabilities of n images and C classes:
 
         - ``published``: the token sequence that the authors of an imported checkpoint trained, for
-          a backbone of 224 pixels only. The head is this backbone's, as theirs is not published.
-        - ``latent``: float32 tokens.
-        - ``float``: RGB pixels in float32; of a pseudo-inverse, before clipping.
-        - ``clipped``: the same within [0, 1].
-        - ``uint8``: rounded pixels.
-        - ``http_png``: the real endpoint.
-        - ``jpeg95_444``, ``jpeg75_420``: the whole sent image as JPEG, then resized and cropped by
-          the profile.
+          a backbone of 224 pixels only. The classification head is the backbone's own, because the
+          authors have not published theirs.
+        - ``latent``: the prompt as float32 tokens.
+        - ``float``: the prompt as RGB pixels in float32, before clipping if a pseudo-inverse made
+          the pixels.
+        - ``clipped``: these pixels clipped to [0, 1].
+        - ``uint8``: pixels rounded to whole numbers.
+        - ``http_png``: the real endpoint's answers to PNGs.
+        - ``jpeg95_444``, ``jpeg75_420``: the whole sent image as JPEG of quality 95 or 75, then
+          resized and cropped as the server does.
 
     Raises:
         ConfigurationError: The generator of the checkpoint takes its own crop of an image, and
@@ -114,7 +123,8 @@ def follow(
 
 
 def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> Floats:
-    """Return the step ``latent`` of :func:`follow` alone, (n, C) log-probabilities.
+    """Return what the surrogate predicts with the prompt as float32 tokens, before it is painted as
+    pixels, (n, C) log-probabilities.
 
     Args:
         pgn: The prompt.
@@ -134,7 +144,12 @@ def latent_log_probs(pgn: PromptAdapter, backbone: Backbone, fitted: Pixels) -> 
 
 
 def _generator_images(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | None) -> Pixels:
-    """Return the input images of the generator."""
+    """Return the images from which the prompts are generated: ``looked_at``, or else ``fitted``.
+
+    Raises:
+        ConfigurationError: The generator of the checkpoint takes its own crop of an image, and
+            ``looked_at`` is missing.
+    """
     if looked_at is None and pgn.generator.profile is not None:
         raise ConfigurationError(
             "retention: got only images fitted to the canvas, expected also the generator's input, "
@@ -146,7 +161,9 @@ def _generator_images(pgn: PromptAdapter, fitted: Pixels, looked_at: Pixels | No
 
 @contextmanager
 def _float32_surrogate(pgn: PromptAdapter, backbone: Backbone) -> Iterator[Surrogate]:
-    """Yield the surrogate, computing in float32, with the prompt's model on the same device."""
+    """Yield the surrogate, computing in float32; meanwhile the prompt's own network is on the same
+    device.
+    """
     model, _ = pgn.runtime
     # An imported checkpoint has no recipe; the default one reads all labels, not rounded.
     recipe = pgn.card.recipe or RecipeCard()
@@ -166,7 +183,9 @@ def _batches(images: Pixels) -> Iterator[slice]:
 def _coded(
     pgn: PromptAdapter, surrogate: Surrogate, fitted: Pixels, prompted_by: Pixels
 ) -> tuple[Tensor, Any]:
-    """Return the fitted images as a tensor, and the method's code for the prompts of one batch."""
+    """Return a batch of images as a tensor, and the code of its prompts, the generator's output
+    from which the prompts are made.
+    """
     device = surrogate.backbone.device
     images = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(device)
     seen = torch.from_numpy(prompted_by).permute(0, 3, 1, 2).to(device)
@@ -181,7 +200,11 @@ def _scores(
     prompted_by: Pixels,
     sent: Sequence[Image.Image],
 ) -> dict[str, Tensor]:
-    """Return the surrogate's scores of one batch at each step, (B, S) log-probabilities."""
+    """Return the surrogate's scores of one batch at each step from latent space to JPEG.
+
+    Returns:
+        Step → (B, S) log-probabilities of B images and S endpoint labels.
+    """
     model, embedding = pgn.runtime
     backbone = surrogate.backbone
     if embedding is not None:
@@ -214,7 +237,11 @@ def _scores(
 
 
 def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Image]) -> Tensor:
-    """Return the surrogate's scores of sent images after the profile's resize and crop."""
+    """Resize and crop images as the server does, and score them with the surrogate.
+
+    Returns:
+        Log-probabilities (B, S) of B images and S endpoint labels.
+    """
     size = surrogate.canvas.size
     seen = np.stack([seen_by_server(image, pgn.profile, size) for image in images])
     return surrogate.pixel_scores(
@@ -223,11 +250,11 @@ def _as_seen(pgn: PromptAdapter, surrogate: Surrogate, images: Iterable[Image.Im
 
 
 def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Image.Image]]:
-    """Return images for display: the sent ones, and what then reaches the model, without and with
-    JPEG.
+    """Return images for display: those sent, and the pixels that reach the model after the server's
+    resize and crop, without and with JPEG.
 
     Args:
-        pgn: Prompt whose profile the server has.
+        pgn: Prompt whose profile tells how the server resizes and crops.
         sent: RGB images as the adapter makes them.
 
     Returns:
@@ -256,6 +283,10 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
 
 
 def columns(pgn: PromptAdapter, paths: Sequence[Path]) -> dict[str, list[Image.Image]]:
-    """Return the :func:`steps` of a few of these images, evenly spread over the paths."""
+    """Prompt a few images, evenly spread over the paths, and show them at each step to the model.
+
+    Returns:
+        Title of the step → its images, as :func:`steps` returns them.
+    """
     images = [open_image(paths[i]) for i in spread(len(paths))]
     return steps(pgn, pgn(images))

@@ -11,14 +11,16 @@ from pgn_client.arrays import Floats, Integers
 from pgn_client.errors import ShapeError
 
 BINS = 15
-"""Number of bins. Bins of equal width are the choice of Guo et al. and of most papers since, so the
-numbers are comparable. Bins of equal mass would give a less noisy estimate.
+"""Number of confidence bins of the calibration error, of equal width over [0, 1].
+
+Guo et al. and most papers since use bins of equal width, so the errors are comparable. Bins with
+equal numbers of images would give a less noisy estimate.
 """
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose predictions have about the same confidence.
+    """Calibration bin: images whose predictions have about the same confidence.
 
     Attributes:
         count: Number of images, at least 1.
@@ -38,12 +40,12 @@ class ClassScore:
     Attributes:
         name: Name of the class.
         support: Number of images of the class.
-        precision: Share of the images predicted as this class that belong to it; ``None`` where
-            there are none.
-        recall: Share of the images of this class that are predicted as it; ``None`` where there
-            are none.
-        f1: Harmonic mean of precision and recall, 2·hits / (predicted + support); ``None`` where
-            both counts are 0.
+        precision: Share of right predictions among the images predicted as this class; ``None`` if
+            no image is predicted as this class.
+        recall: Share of right predictions among the images of this class; ``None`` if no image is
+            of this class.
+        f1: Harmonic mean of precision and recall, 2·hits / (predicted + support); ``None`` if no
+            image is predicted as this class or belongs to it.
     """
 
     name: str
@@ -54,8 +56,9 @@ class ClassScore:
 
 
 def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
-    """Return accuracy against confidence in the bins ((m - 1)/15, m/15], in ascending order; empty
-    bins are left out.
+    """Sort predictions into 15 bins by confidence; return accuracy and mean confidence of each bin.
+
+    Bin m holds confidences in ((m - 1)/15, m/15]. Bins are in ascending order, without empty ones.
 
     Args:
         log_p: Log-probabilities, (n, C) float64, n >= 1.
@@ -81,8 +84,8 @@ def reliability(log_p: Floats, labels: Integers) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the expected calibration error (ECE): the mean over images of |accuracy -
-    confidence| of their bin, in [0, 1].
+    """Return the expected calibration error (ECE), in [0, 1]: the mean of |accuracy - confidence|
+    over bins, weighted by their numbers of images.
 
     Args:
         bins: Bins of :func:`reliability`.
@@ -109,7 +112,7 @@ def confusion(log_p: Floats, labels: Integers) -> Integers:
 
 
 def by_class(counts: Integers, classes: Sequence[str]) -> list[ClassScore]:
-    """Return the scores of each class, in the order of the classes.
+    """Return precision, recall and F1 of each class, in the order of ``classes``.
 
     Args:
         counts: Confusion matrix of :func:`confusion`, (C, C).

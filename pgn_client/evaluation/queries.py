@@ -1,4 +1,4 @@
-"""Images that the study sends to an endpoint, and their number."""
+"""Send the images of an evaluation to an endpoint and count them, or list them for a dry run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pgn_client.types import Adapter, Answer
 from pgn_client.wire.client import AdaptedClient
 
 Connect = Callable[[Adapter | None], AdaptedClient]
-"""Opens a client of the endpoint for an adapter, or for raw images (``None``)."""
+"""Function that opens a client of the endpoint for an adapter, or, given ``None``, for raw images.
+"""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Images that would be sent, for a dry run to count.
+    """Images that an evaluation would send to the endpoint, for a dry run to count.
 
     Attributes:
-        part: Part of the evaluation that needs them, such as ``training``.
+        part: Part of the evaluation that needs these images, such as ``training``.
         images: Images in the order in which they would be sent.
-        adapter: Adapter that prepares them; ``None`` where they are sent raw.
-        ready: Whether the adapter exists already. An adapter that would be trained first has no
-            recorded answers.
+        adapter: Adapter that prepares the images; ``None`` if they are sent raw or ``ready`` is
+            false.
+        ready: Whether the adapter exists already. For an adapter that would be trained first, no
+            answers can have been recorded.
     """
 
     part: str
@@ -62,7 +64,12 @@ class Asker:
 
 
 def of_mapping(adapter: Adapter | None, task: Task) -> list[Query]:
-    """Return the images that ``pgn map`` would send to fit a mapping."""
+    """Return the training and validation images that ``pgn map`` would send to fit a label mapping.
+
+    Args:
+        adapter: Adapter that prepares the images; ``None`` sends them raw.
+        task: Training and validation images.
+    """
     return [
         Query("training", task.train.paths, adapter),
         Query("validation", task.val.paths, adapter),

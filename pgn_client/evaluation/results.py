@@ -1,4 +1,6 @@
-"""Results of an evaluation as values: rows, paired differences, the verdict, and the settings."""
+"""Results of an evaluation as values: the accuracy of each way to classify, paired differences, a
+recommendation, and the settings.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,17 @@ no prompt; ``prompt`` is a prompt; ``both`` is a mapping or a prompt, fused with
 
 @dataclass(frozen=True)
 class Row:
-    """One way to classify, measured on the test images.
+    """One way to classify, measured on the test images: a row of the report's table.
 
     Attributes:
         key: Key for programs, such as ``raw``, ``local``, ``probe``, ``pgn+local`` or ``served``.
         title: Title for readers.
-        fused: Whether the local head contributes, by fusion or by a gate.
+        fused: Whether the local head, a small classifier on this machine, contributes: by fusion,
+            or by a gate, which does not send images on which the local head is confident.
         accuracy: Share of right answers, in [0, 1].
         ci95: 95 % Wilson interval of the accuracy, (low, high).
-        log_loss: Mean log-loss in nats. An image counts at most 13.8, minus the logarithm of
-            ``probability.FLOOR``, so that a single confident mistake does not decide.
+        log_loss: Mean log-loss in nats. The loss of one image is limited to 13.8 (that is
+            -log(``probability.FLOOR``)), so that a single confident mistake does not decide.
         ece: Expected calibration error, in [0, 1].
         queries: Number of images sent: ``queries_fit`` and ``queries_test`` together.
         queries_fit: Number of images sent once, to fit and choose the row.
@@ -48,20 +51,20 @@ class Row:
     cost_per_1000: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON. Version 0.1 called the title ``name``; both are there."""
+        """Return plain values for JSON, with the title also as ``name``, as in version 0.1."""
         return {"name": self.title} | asdict(self)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The recommendation.
+    """Recommendation of one way to classify, with the reason.
 
     Attributes:
-        kind: Kind of the recommended row.
-        recommended: Key of the recommended row.
+        kind: Kind of the recommendation: ``local``, ``mapping``, ``prompt`` or ``both``.
+        recommended: Key of the recommended row, such as ``raw`` or ``pgn+local``.
         advice: Recommendation as an imperative: "use the prompt".
         reason: Accuracy and cost of the recommended row, in sentences.
-        warnings: Reservations that come before the advice.
+        warnings: Reservations, to be shown before the advice.
     """
 
     kind: Kind
@@ -86,8 +89,8 @@ class Comparison:
         ci95: 95 % interval of the difference by the paired bootstrap, (low, high).
         only_a: Number of images that only ``a`` gets right.
         only_b: Number of images that only ``b`` gets right.
-        mcnemar_p: Two-sided p-value of the exact McNemar test on these two counts, not corrected
-            for the number of comparisons.
+        mcnemar_p: Two-sided p-value of the exact McNemar test on ``only_a`` and ``only_b``, not
+            corrected for the number of comparisons.
     """
 
     a: str
@@ -101,29 +104,30 @@ class Comparison:
 
 @dataclass
 class Judgement:
-    """All rows, their comparisons, the verdict, and details of the served row.
+    """All ways to classify as measured on the test images, their comparisons, and a recommendation.
 
     Attributes:
-        rows: All rows.
-        paired: Differences between rows on the same images.
+        rows: All rows, one for each way to classify.
+        paired: Differences in accuracy between two rows on the same images.
         verdict: The recommendation.
         best: Title of the row of least log-loss on validation. The row ``served`` is this row
-            behind the gate ``query_below``.
+            behind a gate, which does not send images on which the local head is confident.
         advised: Title of the cheapest row within one standard error, or one image, of ``best`` on
             validation; often ``best`` itself.
         same_data: Whether the images are those that the checkpoint was trained with.
         fusion: Title of a fused row → weight of the local head in it, in [0, 1].
-        query_below: Confidence of the local head below which an image is sent, in [0, 1]; ``None``
-            where the row has no gate.
-        price_per_image: Price of an image at the endpoint; ``None`` where it is not given.
-        curve: Points of ``best`` behind other gates: threshold ``query_below``, share ``sent``,
-            ``accuracy`` and ``cost_per_1000``.
+        query_below: Threshold of the gate, in [0, 1]: an image is sent if the local head's
+            confidence is below it; ``None`` if there is no gate.
+        price_per_image: Price of an image at the endpoint; ``None`` if it is not given.
+        curve: ``best`` behind gates with other thresholds; each point has the threshold
+            ``query_below``, the share ``sent``, ``accuracy`` and ``cost_per_1000``.
         per_class: Title → scores of each class; for the rows ``served`` and ``raw + mapping``.
         confusion: Title → true class → predicted class → number of images, without zeros; for
-            the same two rows.
-        reliability: Title → bins of accuracy against confidence; for the same two rows.
-        examples: A few test images: name (``picture``, an old word that stays because programs
-            read ``report.json``), true ``label`` and ``served`` label.
+            the rows ``served`` and ``raw + mapping``.
+        reliability: Title → bins of accuracy against confidence; for the rows ``served`` and
+            ``raw + mapping``.
+        examples: A few test images, each with its name (key ``picture``), true ``label``, and the
+            label that the row ``served`` predicts (key ``served``).
     """
 
     rows: list[Row]
@@ -142,23 +146,26 @@ class Judgement:
     examples: list[dict[str, str]]
 
     def row(self, title: str) -> Row:
-        """Return one row by its title."""
+        """Return the row with this title, such as ``PGN`` or ``served``."""
         return next(row for row in self.rows if row.title == title)
 
 
 @dataclass
 class Report(Judgement):
-    """The content of ``report.json``: the judgement, and the settings that it was made with.
+    """The content of ``report.json``: measured rows and recommendation, and the settings of the
+    evaluation.
 
     Attributes:
-        retention: Accuracy at each step from latent space to the server, and the share of images
-            with the label of the first step (``agreement``); ``None`` without a surrogate.
+        retention: Accuracy at each step from float32 tokens to the image that reaches the server;
+            ``agreement`` has the share of images that keep the label of the first step. ``None``
+            without a surrogate.
         controls: Accuracy of the prompt, and of variants that should score lower.
         omitted: Reasons why rows are missing.
         seconds: Duration of the evaluation in seconds.
-        seed: Seed of the checkpoint's training and for all random choices here.
+        seed: Seed of the checkpoint's training, used for all random choices of the evaluation too.
         split: Number of images for training, validation and test.
-        mapping: Mapping of the raw images: its kind, and the log-loss of all kinds on validation.
+        mapping: Label mapping fitted to raw images: ``kind``; ``val_log_loss``, the log-loss of
+            each kind on validation; and ``l2``, the penalty of the kind ``linear``.
         versions: Versions of the libraries that trained the checkpoint.
         images_sent: Number of images sent, controls included; answers from a cache do not count.
     """
@@ -174,7 +181,9 @@ class Report(Judgement):
     images_sent: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON: ``verdict`` as text, and its parts under ``advice``."""
+        """Return the report as plain values for JSON: ``verdict`` is the recommendation as text,
+        and ``advice`` its parts.
+        """
         fields = asdict(self)
         rows = [row.to_json() for row in self.rows]
         return fields | {"rows": rows, "verdict": str(self.verdict), "advice": fields["verdict"]}

@@ -61,9 +61,9 @@ def paired_bootstrap(
     """Return the difference of two accuracies on the same images, with its 95 % percentile
     bootstrap interval.
 
-    Images are drawn with replacement. The difference of an image is -1, 0 or 1, so drawing the
-    three counts from their multinomial distribution is the same experiment, and its cost does not
-    grow with n.
+    Images are drawn with replacement. The difference on one image is 1, -1 or 0. Drawing how often
+    each value occurs, from a multinomial distribution, is equivalent, and its cost does not grow
+    with n.
 
     Args:
         correct_a: Whether method a is right on each image, (n,) bool, n >= 1.
@@ -98,12 +98,12 @@ def pooled_bootstrap(
     drawn with replacement within each run, and independently between runs. The runs stay fixed: the
     interval holds for *these* sets and other images of the same kind, not for sets in general.
     Several seeds on the same images are one run: average them image by image first, or the interval
-    is too narrow where they agree.
+    is too narrow.
 
     Args:
-        differences: One array for each run, (n_i,) in [-1, 1], n_i >= 1: correct with a, minus
-            correct with b, averaged over seeds. Correct with a alone, in [0, 1], gives the interval
-            of a mean accuracy.
+        differences: One array for each run i, (n_i,) in [-1, 1], n_i >= 1 images: 1 if method a is
+            right, else 0, minus the same for method b; averaged over seeds. Without method b, in
+            [0, 1], the result is a mean accuracy and its interval.
         seed: Seed of the draws.
         resamples: Number of draws, at least 1.
 
@@ -140,7 +140,7 @@ def pooled_bootstrap(
 
 
 def discordant(correct_a: Booleans, correct_b: Booleans) -> tuple[int, int]:
-    """Return the number of images that only a gets right, and that only b gets right.
+    """Return the number of images that only method a gets right, and that only method b gets right.
 
     Args:
         correct_a: Whether method a is right on each image, (n,) bool, n >= 1.
@@ -192,7 +192,9 @@ def mcnemar(correct_a: Booleans, correct_b: Booleans) -> float:
 def _resampled(
     only_a: int, only_b: int, n: int, rng: np.random.Generator, resamples: int
 ) -> Floats:
-    """Return the difference of two accuracies in each draw of n images, (resamples,)."""
+    """Draw n images with replacement, ``resamples`` times; return the difference of two accuracies
+    in each draw, (resamples,).
+    """
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     draws = rng.multinomial(n, shares, size=resamples)  # (resamples, 3)
     return np.asarray((draws[:, 0] - draws[:, 1]) / n)

@@ -1,10 +1,10 @@
 """Compare a prompt with its baselines on the same test images, with intervals and a verdict.
 
-Baselines without a prompt or without an endpoint are always there: raw images with the best label
-mapping, the generator's local head, a linear probe on the surrogate, and the first and the last of
-these fused with the local head. The input-independent prompt is compared where there is one.
-Everything is chosen on training and validation images. The test images serve to measure accuracy,
-nothing else.
+Some baselines need no prompt: raw images with the best label mapping, the local head (the small
+classifier in the checkpoint), and, with a surrogate, a linear probe on its features. Raw images and
+the probe are also fused with the local head. A rival, one prompt for all images, is compared if
+given. Everything is chosen on training and validation images. The test images serve to measure
+accuracy, nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pgn_client.training import Task
 from pgn_client.training.examples import FittedSplit
 
 Note = Callable[[str], None]
-"""Callback that takes progress messages."""
+"""Callback that takes progress messages, such as ``print``."""
 
 
 def evaluate(
@@ -57,16 +57,16 @@ def evaluate(
             carries a warning.
         rival: Input-independent prompt trained with the same recipe; without it the row ``IIP`` is
             left out, and ``omitted`` gives the reason.
-        surrogate: Backbone that the prompt was trained through; without it linear probe and
-            retention are left out.
+        surrogate: Backbone that the prompt was trained through; without it, the linear probe is
+            left out, and so is retention, the accuracy at each step from tokens to sent images.
         price_per_image: Price of an image at the endpoint, in any currency; without it the report
             has no costs.
         note: Callback that takes progress messages.
 
     Returns:
         The report. The row ``served`` is chosen on validation alone: it is the row of least
-        log-loss behind its gate. The gate sends an image where the local head's confidence is below
-        ``query_below``. ``curve`` is the accuracy of that row against images sent.
+        log-loss, behind a gate. The gate sends an image only if the local head's confidence is
+        below ``query_below``. ``curve`` is the accuracy of the row against images sent.
     """
     started = time.monotonic()
     val = FittedSplit.of(task.val, pgn)
@@ -170,7 +170,9 @@ def _augmentation(pgn: PromptAdapter) -> str:
 def _probe(
     task: Task, surrogate: Backbone | None, augmentation: str, seed: int
 ) -> tuple[Candidate | None, list[str]]:
-    """Return the linear probe and no reason, or no probe and the reason why."""
+    """Return the linear probe on the surrogate's features and an empty list; without a surrogate,
+    ``None`` and the reason.
+    """
     if surrogate is None:
         return None, [
             f"{PROBE} and retention: they need a surrogate; give --backbone and --weights"
@@ -181,9 +183,10 @@ def _probe(
 def _with_its_local_head(
     name: str, ask: Asker, adapter: PromptAdapter, task: Task, local: Candidate
 ) -> list[Candidate]:
-    """Return the row of a prompt, and the row that fuses it with the local head of its checkpoint.
+    """Send images with a prompt; return the prompt as a candidate, alone and fused with ``local``,
+    the local head of its checkpoint.
 
-    The weight α is that on the checkpoint's card.
+    The weight of the local head is the one in the checkpoint's card, its metadata.
     """
     alone = replace(baselines.prompted(name, ask, adapter, task), local=local)
     return [alone, candidate.fused(alone, local, adapter.card.fusion)]
@@ -192,11 +195,11 @@ def _with_its_local_head(
 def _controls(
     ask: Asker, pgn: PromptAdapter, test: FittedSplit, prompted: Candidate
 ) -> dict[str, float]:
-    """Return the accuracy of the prompt and of its controls.
+    """Return the accuracy of a prompt and of its controls, variants that should score lower.
 
-    The controls test whether the prompt itself carries the label: they send the prompt of another
-    image, and the own prompt on a gray image. Both should score lower than the own prompt. Where
-    the server crops, a further control sends the canvas without its margin, so that the crop cuts
+    Two controls test whether the prompt itself carries the label: one sends each image with the
+    prompt of another image, the other sends each prompt on a gray image. If the server crops, a
+    third control sends images without the margin that the crop should remove, so that the crop cuts
     into the prompt.
     """
     controls = {"own_prompt": float(right(prompted.test, test.split.labels).mean())}
@@ -209,7 +212,9 @@ def _controls(
 def _control_images(
     pgn: PromptAdapter, test: FittedSplit
 ) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Yield each control: its key in ``report.json``, and its images."""
+    """Yield each control, a variant of the prompt that should score lower: the control's key in
+    ``report.json``, and the images to send.
+    """
     fitted = test.fitted
     prompted_by = test.prompted_by
     # A permutation leaves about one image with its own prompt, too few to matter for the accuracy.
@@ -224,11 +229,11 @@ def _control_images(
 def _painted(
     adapter: PromptAdapter, images: Pixels, prompted_by: Pixels, *, margin: bool = True
 ) -> list[Image.Image]:
-    """Return fitted images with prompts, ready to send.
+    """Paint prompts into images, and return the images to send.
 
     Args:
         adapter: Prompt to paint.
-        images: Fitted images, (n, h, w, 3) uint8.
+        images: Images as ``compositor.fit_to_canvas`` makes them, (n, h, w, 3) uint8.
         prompted_by: Images from which the prompts are generated.
         margin: Whether to add the margin that the server's crop removes.
     """

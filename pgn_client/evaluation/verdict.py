@@ -1,4 +1,4 @@
-"""Judge a prompt and its baselines: accuracy and cost of each row, and a recommendation.
+"""Judge a prompt and its baselines: accuracy and cost of each, and a recommendation.
 
 Every choice is made on validation images. The test images serve to measure accuracy, nothing else.
 This module sends and trains nothing.
@@ -46,7 +46,9 @@ NEAREST = (
     "the nearest checkpoint is that of pgn train --method no_prompt, which stretches images to the "
     "canvas; evaluate it too"
 )
-"""Remark for raw images, because the evaluation fits their mapping and does not save it."""
+"""Remark in advice to send raw images: the evaluation fits a label mapping for them but does not
+save it, so the remark names a checkpoint to use.
+"""
 
 ADVICE = {
     LOCAL: "use the local model: no query is needed",
@@ -65,14 +67,15 @@ ADVICE = {
     PGN: "use the prompt",
     PGN_LOCAL: "use the prompt, fused with the local head",
 }
-"""Title of the recommended row → recommendation, from the cheapest row to the most expensive.
-Local models send nothing; a prompt has to be trained too.
+"""Title of the recommended way to classify → recommendation in words, from the cheapest to the most
+expensive. Local models send no images; prompts are the most expensive, because they are trained
+too.
 """
 
 CONTAMINATED = (
     "not the checkpoint's own data, so the prompt may have been trained on these test images"
 )
-"""Warning where the images are not those that the checkpoint was trained with."""
+"""Warning if the evaluation uses other images than the data set of the checkpoint's training."""
 
 
 def verdict(
@@ -85,18 +88,20 @@ def verdict(
     seed: int = 0,
     price_per_image: float | None = None,
 ) -> Verdict:
-    """Recommend the cheapest row that validation could not separate from the served row.
+    """Recommend ``advised``, the cheapest candidate about as accurate as the served one, and give
+    the reason.
 
-    The reason gives accuracy and cost of the recommended row, then those of the served row where
-    that is another, and the gain of the prompt over raw images.
+    The reason has the accuracy and cost of the recommended candidate, those of the served one if it
+    is another, and the gain of the prompt over raw images.
 
     Args:
-        best: Title of the row that is served.
-        served: The same row behind its gate.
-        advised: The row of ``selection.advised``. Where no row is cheaper, that is ``served`` under
-            the title ``best``.
+        best: Title of the candidate of least log-loss on validation.
+        served: This candidate behind a gate, which does not send images on which the local head is
+            confident.
+        advised: The candidate that ``selection.advised`` returns. If none is cheaper, it is
+            ``served`` under the title ``best``.
         targets: Class indices of the test images, (n,).
-        paired: Comparisons of the rows.
+        paired: Paired comparisons of candidates on the test images.
         seed: Seed of the bootstrap.
         price_per_image: Price of an image at the endpoint; ``None`` where it is not given.
     """
@@ -124,7 +129,7 @@ def verdict(
 
 
 def _sending(candidate: Candidate, price_per_image: float | None) -> str:
-    """Return how many of 1,000 images serving sends, and their cost."""
+    """Say how many of 1,000 images a candidate sends to the endpoint, and at what cost."""
     if not candidate.sent:
         return "sends nothing"
     text = f"sends {1000 * candidate.sent:,.0f} of 1,000 images"
@@ -137,19 +142,22 @@ def _sending(candidate: Candidate, price_per_image: float | None) -> str:
 
 
 def money(amount: float) -> str:
-    """Return an amount in any currency: two decimals, or two digits of an amount below 0.01."""
+    """Return an amount of money as text: two decimals, or two significant digits below 0.01."""
     return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.2g}"
 
 
 def advice(row: Candidate) -> str:
-    """Return the recommendation where a row wins. Methods without an entry of their own get that of
-    PGN.
+    """Return the recommendation to use this candidate, such as "use the prompt".
+
+    Methods that are not in ``ADVICE`` get the words for a PGN.
     """
     return ADVICE.get(row.name, ADVICE[PGN_LOCAL if row.fused else PGN])
 
 
 def kind_of(row: Candidate) -> Kind:
-    """Return the kind of recommendation of a row."""
+    """Return the kind of a recommendation to use this candidate: ``local``, ``mapping``, ``prompt``
+    or ``both``.
+    """
     alone = row.fuses or row.name
     if alone in (LOCAL, PROBE):
         return "local"
@@ -159,8 +167,8 @@ def kind_of(row: Candidate) -> Kind:
 
 
 def _points(c: Comparison) -> str:
-    """Return a difference with its interval, marked "not established" if the interval includes
-    0.
+    """Return a difference in accuracy as text, in points with its interval; marked "not
+    established" if the interval includes 0.
     """
     low, high = c.ci95
     mark = "" if low > 0 or high < 0 else ", not established"
@@ -168,8 +176,8 @@ def _points(c: Comparison) -> str:
 
 
 CURVE = tuple(step / 10 for step in range(11))
-"""Quantiles of the local head's confidence: the thresholds of the curve of accuracy against images
-sent.
+"""Quantiles of the local head's confidence at which the curve of accuracy against images sent has
+its points.
 """
 
 
@@ -182,13 +190,14 @@ def judge(
     same_data: bool = True,
     price_per_image: float | None = None,
 ) -> Judgement:
-    """Choose the served row on validation, and measure all rows on the test images.
+    """Choose the candidate to serve on validation images, and measure all on the test images.
 
     Args:
-        candidates: All rows, raw images among them, from the cheapest to the most expensive.
-        task: The splits; only their labels and the names of the files are read.
+        candidates: All ways to classify, raw images among them, from the cheapest to the most
+            expensive.
+        task: Validation and test images; only labels, class names and file names are read.
         seed: Seed of the bootstrap.
-        name: Title of the prompt's row.
+        name: Title of the candidate with the prompt.
         same_data: Whether these are the images of the checkpoint's training.
         price_per_image: Price of an image, in any currency; ``None`` where it is not given.
     """
@@ -264,7 +273,9 @@ def _sparse(counts: Integers, classes: Sequence[str]) -> dict[str, dict[str, int
 
 
 def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
-    """Return a few test images by name, with their true label and the served label."""
+    """Return a few test images, each with its name, its true label, and the label that the served
+    candidate predicts.
+    """
     predicted = served.test.argmax(axis=1)
     targets = task.test.labels
     return [
@@ -280,8 +291,12 @@ def _examples(task: Task, served: Candidate) -> list[dict[str, str]]:
 def _curve(
     best: Candidate, task: Task, price_per_image: float | None
 ) -> list[dict[str, float | None]]:
-    """Return points of accuracy against images sent, one for each quantile of the local head's
-    confidence on validation images.
+    """Return the curve of accuracy against images sent, for thresholds of the local head's
+    confidence.
+
+    Images on which the local head is more confident are not sent. The thresholds are quantiles of
+    its confidence on validation images. The curve is empty without a local head, or if nothing is
+    sent.
     """
     local = best.local
     if not best.sent or local is None:

@@ -42,8 +42,8 @@ def compose(
     Args:
         image: Image from :func:`fit_to_canvas`, (h, w, 3) uint8.
         patches: K prompt patches of side P, (K, P, P, 3) uint8, pixel space. ``None`` leaves the
-            prompts' places gray (the neutral canvas). A method that paints on the image itself gives the whole canvas
-            with the image in it, (H, W, 3) uint8.
+            prompts' places gray (the neutral canvas). A method that paints on the image itself
+            gives the whole canvas with the image in it, (H, W, 3) uint8.
         canvas: Position of image and patches.
         margin: Whether to add the margin. Without it, the server's crop cuts into the prompt.
 

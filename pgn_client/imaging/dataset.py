@@ -50,8 +50,8 @@ class Task:
     """A classification task: its classes and its training, validation and test images.
 
     Attributes:
-        classes: The C class names, sorted; in a union, several tasks joined into one, ``PART/CLASS``,
-            part by part.
+        classes: The C class names, sorted; in a union, several tasks joined into one,
+            ``PART/CLASS``, part by part.
         train: Training images.
         val: Validation images.
         test: Test images; may be empty. The three splits are disjoint.
@@ -106,8 +106,8 @@ class Task:
         """Return the task with smaller splits, as evenly spread over the C classes as possible.
 
         Images are drawn in rounds, one random image per class and round. The classes that an
-        incomplete last round draws from are random too. The drawn images keep their order. The images of a
-        smaller limit are a subset of those of a larger limit.
+        incomplete last round draws from are random too. The drawn images keep their order. The
+        images of a smaller limit are a subset of those of a larger limit.
 
         Args:
             train: Limit of training images, at least C; ``None`` keeps all.
@@ -138,7 +138,7 @@ class Task:
         )
 
     def digest(self) -> str:
-        """Return a SHA-256 that identifies the task's classes, training images and validation images.
+        """Return a SHA-256 that identifies the task's classes, training and validation images.
 
         It covers the class names, and the label and content of every image file, in order.
         """

@@ -15,7 +15,7 @@ from pgn_client.imaging.codecs import IMAGE_SUFFIXES
 PathLike = str | os.PathLike[str]
 
 SHOWN = 4
-"""Greatest number of example images that a page or report shows."""
+"""Greatest number of example images that :func:`spread` selects."""
 
 
 def spread(n: int) -> range:
@@ -84,7 +84,8 @@ def _listed(lines: Iterable[str], name: str) -> list[Path]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Context manager that writes a file atomically: it yields a temporary path to write to.
 
-    On success, the temporary file replaces ``path`` in one step. So the file at ``path`` is always complete, or does not exist.
+    On success, the temporary file replaces ``path`` in one step. So the file at ``path`` is always
+    complete, or does not exist.
 
     Raises:
         OSError: The file cannot be written; the temporary file is removed.

@@ -229,8 +229,8 @@ def sent_size(size: int, profile: ServerProfile) -> tuple[int, int]:
     """Return the side of the image to send, and the offset of the canvas in it, in pixels.
 
     The canvas is the image that the model should see. With these values the server's resize and
-    crop leave exactly the canvas. A resize to the size that an image
-    already has changes nothing, for every profile, and a center crop only removes the margin.
+    crop leave exactly the canvas. A resize to the size that an image already has changes nothing,
+    for every profile, and a center crop only removes the margin.
 
     Args:
         size: Side of the model input, in pixels.

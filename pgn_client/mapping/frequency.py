@@ -3,8 +3,7 @@
 A source label is a class that the endpoint returns. Every public function takes probabilities p,
 (n, S) float64, of the S source labels for n images, and labels, (n,) int64 in [0, C), of the C task
 classes. It returns non-negative weights, (S, C) float64: the evidence of each source label for each
-class. A class
-without examples keeps a small prior. Only :func:`one_to_one` needs SciPy.
+class. A class without examples keeps a small prior. Only :func:`one_to_one` needs SciPy.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
     """Return weights, (S, C), that assign a different endpoint label (of S) to each of C classes.
 
     The assignment maximizes the number of examples whose most likely endpoint label is assigned to
-    their class. Fitted once it is FLM ("frequent label mapping"); fitted again as the prompt changes it
-    is ILM ("iterative label mapping").
+    their class. Fitted once it is FLM ("frequent label mapping"); fitted again as the prompt
+    changes it is ILM ("iterative label mapping").
 
     Raises:
         MissingDependencyError: SciPy is not installed.
@@ -55,7 +54,7 @@ def one_to_one(p: Floats, labels: Integers, C: int) -> Floats:
 
 
 def blm(p: Floats, labels: Integers, C: int) -> Floats:
-    """Return the weights of BLM (Bayesian-guided label mapping), (S, C): S endpoint labels, C classes.
+    """Return the weights of BLM, Bayesian-guided label mapping: (S endpoint labels, C classes).
 
     N[s,t] = number of examples of class t whose most likely label is s; the rest is the same as in
     :func:`blm_plus`.
@@ -67,18 +66,17 @@ def blm(p: Floats, labels: Integers, C: int) -> Floats:
 
 
 def blm_plus(p: Floats, labels: Integers, C: int) -> Floats:
-    """Return the weights of BLM+, (S, C): S endpoint labels, C classes.
+    """Return the weights of BLM+, BLM with probabilities: (S endpoint labels, C classes).
 
-    BLM+ is Bayesian-guided label mapping with the probabilities of the k best labels.
     N[s,t] = Σ over examples i of class t of p_s(x_i)·1[s in top-k of i], k = max(1, ⌊0.15·C⌋);
     P(t|s) = N[s,t] / (Σ_t' N[s,t'] + λ) with λ = ``SMOOTHING``; ω[s,t] = P(t|s) / Σ_s' P(t|s').
     Columns of classes with examples sum to 1.
 
-    Reference: Cai et al., NeurIPS 2024, arXiv 2410.24018. Deviations: k is at least 1 and at most S. Labels that tie
-    across the k-th place are all left out: the labels that a top-m answer does not return share one
-    value, so k is never larger than the number of returned labels. A class without examples, where
-    the released code divides by zero, gets a uniform column that sums to C·π_t with its smoothed
-    prior π_t = 1/(n + C).
+    Reference: Cai et al., NeurIPS 2024, arXiv 2410.24018. Deviations: k is at least 1 and at most
+    S. Labels that tie across the k-th place are all left out: the labels that a top-m answer does
+    not return share one value, so k is never larger than the number of returned labels. A class
+    without examples, where the released code divides by zero, gets a uniform column that sums to
+    C·π_t with its smoothed prior π_t = 1/(n + C).
     """
     # Whole numbers, because 0.15 is not exact in binary.
     k = min(p.shape[1], max(1, 15 * C // 100))

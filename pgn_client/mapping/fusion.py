@@ -1,7 +1,7 @@
 """Fusion of endpoint and local head, and the gate that chooses the images to send.
 
-The local head is a classifier that runs in the client. The gate classifies an image locally, without
-sending it, where the local head is confident enough. Needs NumPy only.
+The local head is a classifier that runs in the client. The gate classifies an image locally,
+without sending it, where the local head is confident enough. Needs NumPy only.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def fuse(log_p_endpoint: Floats, log_p_local: Floats, alpha: float) -> Floats:
 def best_fusion(log_p_endpoint: Floats, log_p_local: Floats, labels: Integers) -> float:
     """Return the fusion weight of the local head with the smallest log-loss on validation images.
 
-    The candidates for alpha (see :func:`fuse`) are 0, 0.05, ..., 1. Among equals the smallest alpha wins. Accuracy is not the criterion: with a few hundred images
-    it changes in steps of a few images, and choosing by it cost up to 2.5 points on other images.
+    The candidates for alpha (see :func:`fuse`) are 0, 0.05, ..., 1. Among equals the smallest alpha
+    wins. Accuracy is not the criterion: with a few hundred images it changes in steps of a few
+    images, and choosing by it cost up to 2.5 points on other images.
 
     Args:
         log_p_endpoint: Log-probabilities of the endpoint, (n, C) float64, n >= 1.
@@ -122,7 +123,7 @@ def gate(log_p_served: Floats, log_p_local: Floats, query_below: float | None) -
 
 
 def is_confident(log_p_local: Floats, query_below: float) -> Booleans:
-    """Return a mask (n,) of the images that the local head classifies alone: none is sent.
+    """Return a mask (n,) of the images that the local head classifies, without the endpoint.
 
     Args:
         log_p_local: Log-probabilities of the local head, (n, C) float64.
@@ -171,10 +172,10 @@ def best_gate(log_p_served: Floats, log_p_local: Floats, labels: Integers) -> fl
     """Return the gate threshold that sends the fewest validation images without a higher log-loss.
 
     The candidates are the distinct confidences of the local head, that is its greatest probability
-    for each image, so images with the same confidence
-    are either all sent or all not sent. Among the candidates whose log-loss is at most that of
-    sending everything, the lowest wins. Accuracy is not the criterion: on two sets, choosing by it
-    cost 1.0 point of accuracy on other images (up to 9), and the log-loss rose by 0.2 (up to 1.5).
+    for each image, so images with the same confidence are either all sent or all not sent. Among
+    the candidates whose log-loss is at most that of sending everything, the lowest wins. Accuracy
+    is not the criterion: on two sets, choosing by it cost 1.0 point of accuracy on other images (up
+    to 9), and the log-loss rose by 0.2 (up to 1.5).
 
     Args:
         log_p_served: Log-probabilities of the served score, (n, C) float64, n >= 1.

@@ -41,7 +41,8 @@ AUTO: tuple[MappingKind, ...] = ("identity", "blm+", "linear")
 """Kinds of label mapping that :func:`fit` tries by default.
 
 ``blm+`` stands for all kinds that count labels (``flm``, ``ilm``, ``blm`` and ``blm+``): with 240
-images and all scores, ``linear`` was far more accurate than each of them on all of six sets (see ``benchmarks/LOG.md``).
+images and all scores, ``linear`` was far more accurate than each of them on all of six sets (see
+``benchmarks/LOG.md``).
 """
 Counting = Callable[[Any, Any, int], Any]
 COUNTING: dict[MappingKind, Counting] = {
@@ -316,10 +317,10 @@ def fit(
 ) -> Fitted:
     """Fit several kinds of label mapping, and return the one with the smallest held-out log-loss.
 
-    The log-loss is measured on the validation examples ``val``, or by cross-validation without them.
-    Cross-validation misjudges tasks with two or three examples per class, because the training
-    folds lack whole classes: with 240 images of 101 classes it chose ``blm+`` (accuracy 0.645,
-    log-loss 1.27 on other images) instead of ``linear`` (0.725, 1.17).
+    The log-loss is measured on the validation examples ``val``, or by cross-validation without
+    them. Cross-validation misjudges tasks with two or three examples per class, because the
+    training folds lack whole classes: with 240 images of 101 classes it chose ``blm+`` (accuracy
+    0.645, log-loss 1.27 on other images) instead of ``linear`` (0.725, 1.17).
 
     Args:
         features: Rows of :func:`log_scores`, (n, S) float64, n >= 2.

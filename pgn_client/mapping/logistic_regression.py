@@ -148,9 +148,10 @@ def logistic_regression_cv(
 class _Rotated:
     """A logistic regression in fewer coordinates, which makes it cheaper to solve.
 
-    The data are centered, and rotated into the span of their rows by an SVD. The optimum lies in that span, and a rotation does not change the penalty, so
-    r = rank <= min(n - 1, d) features are enough. Parameters are (r + 1, Cp) float64: the last row
-    is the bias, and the Cp columns are the classes that have examples.
+    The data are centered, and rotated into the span of their rows by an SVD. The optimum lies in
+    that span, and a rotation does not change the penalty, so r = rank <= min(n - 1, d) features are
+    enough. Parameters are (r + 1, Cp) float64: the last row is the bias, and the Cp columns are the
+    classes that have examples.
     """
 
     def __init__(self, X: Floats, y: Integers, C: int, offset: Floats | None) -> None:
@@ -176,7 +177,7 @@ class _Rotated:
         self.offset_logits = centered @ self.offset  # (n, C)
 
     def objective(self, l2: float, scale: Floats) -> Objective:
-        """Return the function to minimize, from flat scaled parameters to loss and flat gradient."""
+        """Return the function to minimize: flat scaled parameters to loss and flat gradient."""
         n = len(self.Z)
         shape = (len(self.sigma) + 1, len(self.present))
         design = np.column_stack([self.Z, np.ones(n)]) / scale  # (n, r + 1)
@@ -239,9 +240,9 @@ class _Rotated:
 def _minimize(function: Objective, start: Floats, tolerance: float) -> Floats:
     """Return the parameters that minimize a smooth convex function, found by L-BFGS.
 
-    The search stops when the norm of the gradient is below ``tolerance``, after 500 iterations, or where
-    rounding errors hide any further decrease. The last two are no error: the parameters reached so
-    far are returned.
+    The search stops when the norm of the gradient is below ``tolerance``, after 500 iterations, or
+    where rounding errors hide any further decrease. The last two are no error: the parameters
+    reached so far are returned.
 
     Args:
         function: Function from parameters (m,) to the value and its gradient (m,).

@@ -34,7 +34,8 @@ def log_softmax(logits: Floats) -> Floats:
 def log_likelihood(log_p: Floats, labels: Integers) -> Floats:
     """Return the log-probability of each image's true class.
 
-    Each value is at least log ``FLOOR``, so that a single confident mistake does not decide a choice.
+    Each value is at least log ``FLOOR``, so that a single confident mistake does not decide a
+    choice.
 
     Args:
         log_p: Log-probabilities, (n, C) float64.

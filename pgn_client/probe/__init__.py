@@ -10,7 +10,8 @@ one with the largest expected information.
 A finding is *certain* only if a control confirmed it: a pair of images that differ as much, whose
 difference this kind of server does not remove, and whose answers differ. If the control has no
 effect, the finding is *unknown*. If an answer has fewer than three scores, equal scores may be a
-coincidence, so codec, input size and profile are at most *likely*.
+coincidence, so the codec, the input size and the server profile (how the server resizes and
+crops) are at most *likely*.
 
 Measured are:
 
@@ -40,13 +41,17 @@ FEW = 3  # scores per answer; with fewer, equal scores may be a coincidence
 
 
 def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
-    """Measure an endpoint with synthetic images.
+    """Measure what an endpoint does to images and scores, with synthetic images.
 
     Args:
         ask: Function that sends RGB images, with sides from 32 to 1024 px, and returns one answer
-            for each. Its exceptions pass through, except a spent budget, which ends the probe.
+            for each. Its exceptions pass through. Only a ``BudgetExceededError`` after the first
+            answer does not: it ends the probe early.
         limit: Largest number of images to send, repeats included; at least 2.
         seed: Seed for the colors of the images, at least 0.
+
+    Returns:
+        Measured properties of the endpoint, each with its certainty and its evidence.
 
     Raises:
         ConfigurationError: The limit is below 2 (the first image is sent twice), or the seed is
@@ -84,7 +89,7 @@ def probe(ask: Ask, *, limit: int = LIMIT, seed: int = 0) -> Findings:
 
 
 def _at_most_likely(finding: Finding) -> Finding:
-    """Return the finding, with ``likely`` instead of ``certain``."""
+    """Return a finding with its certainty lowered from ``certain`` to ``likely``; others as is."""
     if finding.certainty != "certain":
         return finding
     return Finding(

@@ -1,8 +1,9 @@
 """Find out what a server does to an image that is not square: squash, crop, pad, or keep its shape.
 
-The probe lays waves over an image that is twice as wide as high. Given the size R of a resized
-square image, each kind of server profile fixes the pixels to which both edges are resized, and so
-which waves vanish.
+The probe lays waves over an image that is twice as wide as high. A wave vanishes only if the server
+resizes the edge to certain numbers of pixels. A square image has shown R, the pixels per side after
+the server's resize. Given R, each kind of server profile resizes the wide image to a known width
+and height, so the waves that vanish show the kind.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ CLEARLY = (0.1, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """A change to the wide image: a wave along one edge, or bright left and right ends.
+    """A change to the probe's wide image: a wave along one edge, or bright left and right ends.
 
     Attributes:
-        wave: Wave; ``None`` for bright ends.
+        wave: Wave to add to the pixels; ``None`` for bright ends.
         edge: Edge along which the wave runs: ``across`` (horizontal) or ``down`` (vertical).
     """
 
@@ -51,7 +52,7 @@ class Overlay:
     edge: Literal["across", "down"] = "across"
 
     def __call__(self) -> Floats:
-        """Return the change in pixel space, (HIGH, WIDE)."""
+        """Return the gray levels that this change adds to the wide image, (HIGH, WIDE)."""
         if self.wave is None:
             # The ends lie well outside the central square, so no kernel carries them into a crop.
             width = HIGH // 4
@@ -68,17 +69,26 @@ ENDS = Overlay()
 
 
 def find_profile(asker: Prober, square: Square, seed: int) -> Finding:
-    """Find the server profile with at least 4 images, given the resize and crop of square ones."""
+    """Find out how a server resizes and crops an image that is not square.
+
+    Args:
+        asker: Prober that sends the images.
+        square: What the server does to a square image, measured before.
+        seed: Seed for the colors of the images.
+
+    Returns:
+        Finding with a server profile, such as ``direct`` or ``resize_crop:256:224``.
+    """
     if square.resize is None or square.crop is None:
         return Finding.unknown(square.evidence)
     return _Search(asker, square.resize, square.crop, seed).run(square)
 
 
 class _Search:
-    """Search for the endpoint's kind of resize: squash, shortest edge or letterbox.
+    """Search for the way in which an endpoint resizes an image that is not square.
 
-    It keeps a probability for every combination of that kind with the model's sensitivities to
-    horizontal and to vertical waves.
+    It keeps a probability for every combination of a profile kind (one of ``KINDS``), the model's
+    sensitivity to horizontal waves, and its sensitivity to vertical waves.
     """
 
     def __init__(self, asker: Prober, resize: int, crop: int, seed: int) -> None:
@@ -120,13 +130,14 @@ class _Search:
 
     @property
     def shares(self) -> Floats:
-        """Weights of ``KINDS`` that sum to 1, (4,)."""
+        """Probability of each of the 4 profile kinds in ``KINDS``, (4,)."""
         return np.asarray(self.belief.shares.reshape(len(KINDS), -1).sum(axis=1))
 
     def _next(self) -> Overlay | None:
-        """Return the overlay with the largest expected information.
+        """Return the overlay to send next: the one with the largest expected information.
 
-        If one kind is believed, return what is still needed to be certain.
+        Once one profile kind is believed, return an overlay that was not sent yet and is needed to
+        be certain. Return ``None`` if none is left.
         """
         responses = self.belief.responses
         # There is no unit before the first response, so the control is sent without a choice.
@@ -136,12 +147,12 @@ class _Search:
         return next((overlay for overlay in self.core if overlay not in responses), None)
 
     def _amplitudes(self, overlay: Overlay, which: Which) -> Floats:
-        """Return the gray levels of an overlay that reach the model, (H',).
+        """Return the gray levels of an overlay that reach the model, for H' hypotheses, (H',).
 
         Args:
             overlay: Overlay on the wide image.
-            which: Indices of hypotheses: profile kind, sensitivity to horizontal waves, sensitivity
-                to vertical waves.
+            which: Indices of the H' hypotheses. A hypothesis combines a profile kind, a sensitivity
+                to horizontal waves, and a sensitivity to vertical waves.
         """
         across = np.ones(len(HEARD))
         down = np.ones(len(HEARD))
@@ -161,7 +172,7 @@ class _Search:
         return np.asarray(np.hypot(rest, amplitudes[which]))
 
     def _left(self, wave: Wave, edge: Literal["across", "down"]) -> Floats:
-        """Return the gray levels that each of ``KINDS`` leaves of a wave, (4,)."""
+        """Return the gray levels of a wave that reach the model under each profile kind, (4,)."""
         side = self.resize
         crop = self.crop
         if edge == "across":
@@ -196,7 +207,7 @@ class _Search:
         return Finding(str(profile), "certain" if sure else "likely", evidence)
 
     def _is_clear(self, kind: ProfileKind) -> bool:
-        """Whether all of ``core`` was sent, and every response fits the kind beyond doubt."""
+        """Whether all core overlays were sent and their responses fit the kind beyond doubt."""
         responses = self.belief.responses
         if any(overlay not in responses for overlay in self.core):
             return False
@@ -213,19 +224,19 @@ class _Search:
         )
 
     def _wave_fits(self, response: float, peak: float, *, vanishes: bool) -> bool:
-        """Whether a wave has vanished, or has not, beyond doubt.
+        """Whether a response shows beyond doubt that a wave has vanished, or that it has not.
 
         Args:
             response: Response to the wave.
-            peak: Response to its quadrature.
-            vanishes: Whether the wave should have vanished.
+            peak: Response to the wave's quadrature, the same wave shifted by a quarter period.
+            vanishes: Whether the wave should have vanished; otherwise it should not.
         """
         if peak < SENSITIVE * self.asker.floor:
             return False
         return response < CLEARLY[0] * peak if vanishes else response > CLEARLY[1] * peak
 
     def _measured(self) -> str:
-        """Return the responses to ``core`` as a text."""
+        """Return a text with the measured responses, as evidence for the finding."""
         half = round(self.resize / 2)
         names = (
             f"horizontal grating that peaks at {self.resize} px",

@@ -94,24 +94,34 @@ class Overlay:
     colour: bool = False
 
     def amplitudes(self, which: Which) -> Floats:
-        """Return ``left`` for pairs of a codec and a model's sensitivity to color, (H',).
+        """Return the gray levels of this pattern that reach the model, for H' hypotheses, (H',).
 
         Args:
-            which: Indices of the pairs.
+            which: Indices of the H' hypotheses, pairs of a codec and a model's sensitivity to
+                color.
         """
         sensitivity = HEARD if self.colour else np.ones(len(HEARD))
         return np.asarray(np.outer(self.left, sensitivity).ravel()[which])
 
 
 def find_codec(asker: Prober, seed: int) -> Finding:
-    """Find the codec with at most 16 images."""
+    """Find out whether and how a server re-encodes images, with at most 16 images.
+
+    Args:
+        asker: Prober that sends the images.
+        seed: Seed for the colors of the images.
+
+    Returns:
+        Finding with ``lossless``, ``jpeg:QUALITY:SUBSAMPLING``, or ``lossy`` for an unknown codec.
+    """
     return _Search(asker, seed).run()
 
 
 class _Search:
-    """Search with weights over codecs times sensitivities to color.
+    """Search for a server's codec, with a weight for each pair of codec and color sensitivity.
 
-    Codec 0 is lossless; codec n is entry n - 1 of the grid of qualities and subsamplings.
+    Codecs are numbered: 0 is lossless, and n is entry n - 1 of ``_grid()``, the list of all pairs
+    of a JPEG quality and a subsampling. The color sensitivity is that of the model.
     """
 
     def __init__(self, asker: Prober, seed: int) -> None:
@@ -158,7 +168,7 @@ class _Search:
 
     @property
     def shares(self) -> Floats:
-        """Weights of the codecs that sum to 1, (H,)."""
+        """Probability of each of the H candidate codecs, (H,)."""
         return np.asarray(self.belief.shares.reshape(-1, len(HEARD)).sum(axis=1))
 
     def _ask(self, base: Answer, overlay: Overlay) -> None:
@@ -166,7 +176,7 @@ class _Search:
         self.belief.learn(overlay, self.asker.response(base, image))
 
     def _confirm(self, codec: int) -> None:
-        """Send two images with many details that only this codec makes equal."""
+        """Test a JPEG codec, given its number: send two images that only this codec makes equal."""
         one, other = metamers(*_grid()[codec - 1], self.mosaic)
         first, second = self.asker(to_image(one), to_image(other))
         response = self.asker.distance(first, second)
@@ -209,26 +219,35 @@ class _Search:
 
 
 def _coded(pixels: Floats, codec: int) -> Floats:
-    """Return pixel values (SIDE, SIDE, 3) after a codec; see ``_Search`` for its number."""
+    """Return pixel values, (SIDE, SIDE, 3), after encoding and decoding by a codec.
+
+    Args:
+        pixels: Image, (SIDE, SIDE, 3), pixel space.
+        codec: 0 for lossless, n for entry n - 1 of ``_grid()``.
+    """
     return recode(pixels, *_grid()[codec - 1]) if codec else np.clip(np.rint(pixels), 0, 255)
 
 
 def _remaining(one: Floats, other: Floats) -> Floats:
-    """Return the difference of two images after each codec, (H,) gray levels."""
+    """Return how much two images differ after each of the H candidate codecs, (H,).
+
+    The difference is the root of the mean square, in gray levels.
+    """
     codecs = range(1 + len(_grid()))
     return np.array([rms(_coded(one, codec) - _coded(other, codec)) for codec in codecs])
 
 
 @functools.cache
 def _grid() -> list[tuple[int, str]]:
-    """Return all pairs of a quality and a subsampling."""
+    """Return all pairs of a JPEG quality and a JPEG subsampling that the probe considers."""
     return list(itertools.product(QUALITIES, SUBSAMPLINGS))
 
 
 def _prior() -> Floats:
-    """Return the prior weight of each codec, (H,).
+    """Return the prior weight of each of the H candidate codecs, (H,).
 
-    Lossless servers, and qualities that people write into configurations, are likelier.
+    Lossless weighs most. JPEG qualities that people usually configure, such as 75 or 90, weigh more
+    than others.
     """
     # 4:2:0 is the default of Pillow and of most other encoders.
     by_subsampling = {"444": 0.25, "422": 0.15, "420": 0.6}
@@ -246,14 +265,15 @@ def _quality_weight(quality: int) -> float:
 
 
 def _alternating(width: int, amplitude: float) -> Floats:
-    """Return stripes that are ``width`` pixels wide, (SIDE,)."""
+    """Return stripes, ``width`` pixels wide, of plus and minus ``amplitude``, (SIDE,)."""
     return np.where(np.arange(SIDE) // width % 2, amplitude, -amplitude)
 
 
 def _colour_stripes() -> list[Floats]:
-    """Return columns and rows of one pixel in opposite colors, (SIDE, SIDE, 3) each.
+    """Return patterns of stripes in two opposite colors, (SIDE, SIDE, 3) each.
 
-    The luma of both colors is equal within one level.
+    The stripes are one pixel wide, vertical or horizontal. Both colors have the same luma within
+    one level.
     """
     columns = [np.tile(_alternating(1, 1.0), (SIDE, 1))[:, :, None] * colour for colour in COLOURS]
     return [*columns, *(stripes.transpose(1, 0, 2) for stripes in columns)]
@@ -261,9 +281,10 @@ def _colour_stripes() -> list[Floats]:
 
 @functools.cache
 def _library() -> list[Overlay]:
-    """Return the luma patterns: one 8 x 8 pattern, repeated in every block.
+    """Return the gray patterns that the probe chooses from, each with what codecs leave of it.
 
-    What remains of them does not depend on the subsampling.
+    A pattern is one 8 x 8 block, repeated over the image. JPEG's subsampling applies to color only,
+    so it does not change what remains of a gray pattern.
     """
     blocks = _blocks()
     coefficients = np.stack([_dct(block) for block in blocks])[:, None]
@@ -285,7 +306,7 @@ def _library() -> list[Overlay]:
 
 
 def _blocks() -> Floats:
-    """Return different 8 x 8 patterns with a mean of 0, (T, 8, 8), pixel space."""
+    """Return T different gray 8 x 8 patterns with a mean of 0, (T, 8, 8), in gray levels."""
     candidates: list[Floats] = []
 
     # Single waves, from the faintest that survives rounding to uint8 (above 0.5) to one that even
@@ -320,17 +341,17 @@ def _blocks() -> Floats:
 
 
 def _dct(values: Floats) -> Floats:
-    """Return the coefficients of an 8 x 8 block in the scale of JPEG, (64,)."""
+    """Return the DCT coefficients of an 8 x 8 block, on the scale that JPEG quantizes, (64,)."""
     return np.asarray((BASIS @ values @ BASIS.T).ravel())
 
 
 def _steps() -> Floats:
-    """Return the luma quantization steps of all qualities, row by row, (Q, 64)."""
+    """Return the 64 luma quantization steps of each of the Q JPEG qualities, (Q, 64)."""
     return np.stack([_table(quality) for quality in QUALITIES])
 
 
 def _table(quality: int) -> Floats:
-    """Return the luma quantization steps that Pillow uses for a quality, (64,)."""
+    """Return the 64 luma quantization steps that Pillow uses for a JPEG quality, (64,)."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
     # Image.open rewinds the buffer.
@@ -338,10 +359,11 @@ def _table(quality: int) -> Floats:
 
 
 def metamers(quality: int, subsampling: str, pixels: Floats) -> tuple[Floats, Floats]:
-    """Return two images that JPEG turns into the same image, at this quality and subsampling.
+    """Return two different images that JPEG encodes and decodes to the same image.
 
-    Each block gets random coefficients below half a step. A block that JPEG changes nevertheless
-    keeps its earlier coefficients. The two images differ as much as 60 tries make possible.
+    The second image is the first plus random DCT coefficients below half a quantization step, which
+    JPEG usually rounds to 0. Of 60 tries with growing coefficients, each 8 x 8 block keeps the last
+    one that JPEG removes.
 
     Args:
         quality: JPEG quality.

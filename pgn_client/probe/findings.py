@@ -13,7 +13,7 @@ class Finding:
     """One measured property of an endpoint.
 
     Attributes:
-        value: Measured value; ``None`` if it is unknown.
+        value: Measured value; ``None`` if nothing is known.
         certainty: ``certain`` (measured, and a control showed that other values would have been
             seen), ``likely`` (the best guess) or ``unknown``.
         evidence: Reason for the value and its certainty, one sentence.
@@ -25,7 +25,7 @@ class Finding:
 
     @classmethod
     def unknown(cls, evidence: str) -> Finding:
-        """Return a finding without a value.
+        """Return a finding that has no value and the certainty ``unknown``.
 
         Args:
             evidence: Reason why the property is unknown.
@@ -38,13 +38,14 @@ class Findings:
     """All measured properties of an endpoint.
 
     Attributes:
-        profile: The server's resize and crop, a profile string; ``direct`` if it squashes images.
+        profile: How the server resizes and crops, such as ``resize_crop:256:224``; ``direct`` if it
+            squashes images to a square.
         input_size: Side of the square image that reaches the model, in pixels.
         codec: ``lossless``, ``jpeg:Q:SUB``, or ``lossy`` if the server re-encodes images with an
             unknown quality and subsampling.
         output: ``probabilities``, ``logits``, ``label`` or ``embedding``.
-        top_k: Number of labels per answer, or ``all``.
-        decimals: Decimal places to which scores are rounded, or ``none``.
+        top_k: Number of labels per answer, or ``all`` if each answer has all labels.
+        decimals: Decimal places to which scores are rounded, or ``none`` if they are not.
         noise: Largest distance between two answers to the same image, in log-scores (for logits,
             in scores).
         images: Number of images sent.

@@ -1,9 +1,10 @@
 """Waves that vanish, or peak, if a server resizes an edge to a certain number of pixels.
 
-A wave with T half periods along an edge meets the pixels, after a resize to R = T, once per half
-period. In one phase, all pixels lie on zeros of the wave, and every symmetric kernel sums it to
-nothing. In the other phase (the *quadrature*), they lie on its crests. At R = T + d the samples
-beat: for d = 1, once along the edge.
+Take a wave with T half periods along an edge of an image. If the server resizes the edge to R = T
+pixels, the wave has one half period per pixel. In one phase, every pixel lies on a zero of the
+wave, and every symmetric resize kernel sums the wave to nothing. In the other phase (the
+*quadrature*), every pixel lies on a crest. If R = T + d, the pixels drift from zeros to crests and
+back. For d = 1, they do so once along the edge; each such cycle is a *beat*.
 
 - A *needle* is a wave over the whole edge. It tests one value of R.
 - A *burst* is a wave in a window around the place u. It covers few beats, so it tests R modulo a
@@ -52,7 +53,7 @@ class Wave:
     amplitude: float = 70.0
 
     def __call__(self, side: int) -> Floats:
-        """Return the wave in pixel space, (side,), to be added to a row of pixels."""
+        """Return the gray levels that the wave adds to a row of ``side`` pixels, (side,)."""
         t = positions(side)
         u = t - float(self.place)
         if self.width is None:
@@ -62,16 +63,16 @@ class Wave:
         return np.asarray(self.amplitude * window * np.cos(np.pi * self.target * u - self.phase))
 
     def seen(self, resize: ArrayLike, crop: ArrayLike) -> Floats:
-        """Return the gray levels that remain after a resize to R and a center crop to C.
+        """Return the gray levels of this wave that remain after a resize and a center crop.
 
-        The loss in the resize kernel is not included. The value is the root of the mean square
-        over the crop. By Poisson summation over the centers of the pixels, where only the first
-        alias matters, the mean square is (1 - rho cos(2 pi R u + 2 phase)) / 2 times the energy of
-        the window.
+        The value is the root of the mean square over the crop, without the loss in the resize
+        kernel. By Poisson summation over the centers of the pixels, where only the first alias
+        matters, the mean square is (1 - rho cos(2 pi R u + 2 phase)) / 2 times the energy of the
+        window. Here, rho is the Fourier transform of the squared window at R - T, scaled to 1 at 0.
 
         Args:
-            resize: R in pixels, any shape.
-            crop: C in pixels; broadcast with ``resize``.
+            resize: R, the side of the resized image in pixels, any shape.
+            crop: C, the side of the crop in pixels; broadcast with ``resize``.
         """
         resize = np.asarray(resize, float)
         crop = np.asarray(crop, float)
@@ -99,12 +100,15 @@ def quadrature(wave: Wave) -> Wave:
 
 
 def needle(target: int, amplitude: float = 70.0) -> Wave:
-    """Return the wave that vanishes only if an edge is resized to ``target`` pixels."""
+    """Return the whole-edge wave that vanishes only if the edge is resized to ``target`` pixels."""
     return Wave(target, amplitude=amplitude)
 
 
 def around(targets: Iterable[int]) -> Iterator[Wave]:
-    """Yield the needle and the bursts that vanish if an edge is resized to one of the targets."""
+    """Yield the waves that vanish if an edge is resized to one of the target numbers of pixels.
+
+    For each target, these are the needle, over the whole edge, and bursts, each in a short window.
+    """
     for target in targets:
         yield needle(target)
         for place in PLACES:
@@ -117,7 +121,7 @@ def around(targets: Iterable[int]) -> Iterator[Wave]:
 
 
 def middle(target: int) -> list[Wave]:
-    """Return the bursts in the middle of an edge that vanish if it is resized to ``target`` px."""
+    """Return short waves mid-edge that vanish if the edge is resized to ``target`` pixels."""
     return [wave for wave in around([target]) if wave.place == PLACES[0]]
 
 

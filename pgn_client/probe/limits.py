@@ -1,8 +1,8 @@
-"""Measure how large an image may be, in bytes and in pixels.
+"""Measure how large an image an endpoint accepts, in bytes and in pixels.
 
 A small image in a long file tests the limit of bytes; a large flat image in a short file tests the
 limit of pixels. A limit lies between the largest accepted size and the smallest refused size. The
-finding is just below the refused size, because only the refusal is certain.
+reported limit is just below the refused size, because only the refusal is certain.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ SIDES = (2048, 4096, 7168)
 
 
 def find_bytes(send: Send, left: int) -> Finding:
-    """Find the largest request body, in bytes, by longer and longer files until one is refused.
+    """Find the largest request body, in bytes, that an endpoint accepts.
+
+    The endpoint gets longer and longer image files until it refuses one.
 
     Args:
         send: Function that sends a PNG file unchanged and returns the length of the request body
@@ -67,17 +69,19 @@ def find_bytes(send: Send, left: int) -> Finding:
 
 
 def find_pixels(send: Send, left: int) -> Finding:
-    """Find the largest image, in pixels, by larger and larger flat images until one is refused.
+    """Find the largest image, in pixels, that an endpoint accepts.
+
+    The endpoint gets larger and larger images of one gray until it refuses one.
 
     Args:
-        send: Function that sends a file; see ``find_bytes``.
+        send: Function that sends a PNG file unchanged; it raises the client's errors.
         left: Number of images that may be sent.
     """
     return _largest(send, ((side * side, flat_file(side)) for side in SIDES[:left]), "pixels")
 
 
 def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Finding:
-    """Send files in ascending order until one is refused.
+    """Send files in ascending order until one is refused, and return the size limit.
 
     Args:
         send: Function that sends a file.
@@ -108,9 +112,10 @@ def _largest(send: Send, files: Iterable[tuple[int, bytes]], unit: str) -> Findi
 
 
 def _refused(size: int, accepted: int, unit: str, error: Exception) -> Finding:
-    """Return the finding for a refused size.
+    """Return the finding that an endpoint's size limit lies below a refused size.
 
-    It is certain if the error names the size as the reason (status 413, or an ``ImageError``).
+    The finding is certain if the error names the size as the reason (status 413, or an
+    ``ImageError``).
     """
     # Errors without a response, such as a timeout, have no status.
     status = error.status if isinstance(error, StatusError) else None
@@ -142,7 +147,7 @@ def long_file(size: int) -> bytes:
 
 
 def flat_file(side: int) -> bytes:
-    """Return a PNG file with one gray, ``side`` pixels wide and high."""
+    """Return a PNG file with a square image of one gray, ``side`` pixels wide and high."""
     return _png(Image.new("RGB", (side, side), (128, 128, 128)))
 
 

@@ -1,13 +1,14 @@
-"""Weights of hypotheses about a server, given how far its answers moved.
+"""Weigh hypotheses about a server by how far its answers move when an image changes.
 
 A *question* is a change to an image, such as a wave laid over it. A *response* is the distance
 between the answers with and without the change. Each hypothesis predicts the amplitude *a* with
 which the change reaches the model: gray levels, root of the mean square over the model's input.
 
-Such a change moves the scores by about ``expected(a)``, in units in which the control moves them by
-``CONTROL``; models saturate. The spread around this value is wide. It is wider for faint changes,
-because a model may be insensitive to them, and for answers with few scores, one of which may stay
-the same by coincidence. The tails are those of a Student distribution, so that no single answer
+Such a change moves the scores by about ``expected(a)``, which saturates for strong changes. The
+scale is the one on which the control, a strong change that surely reaches the model, moves them by
+``CONTROL``. The spread around this value is wide. It is even wider for faint changes, because a
+model may be insensitive to them, and for answers with few scores, which may stay the same by
+coincidence. The tails are those of a Student distribution, so that no single answer
 decides.
 
 The constants were measured on random servers (``benchmarks/probe_servers.py``, seeds 1000 to 1015).
@@ -53,26 +54,27 @@ CONSIDERED = 1000
 
 
 class Belief(Generic[Q]):
-    """Weights of H hypotheses, and the responses that they are based on.
+    """Weights of H hypotheses about a server, and the responses that the weights are based on.
 
     Attributes:
-        weights: Weights, (H,), not normalized.
-        responses: Question -> response.
-        control: Largest response to a change that reaches the model under every hypothesis, or to
-            another change of its kind; the unit of all responses.
+        weights: Weight of each hypothesis, (H,), not normalized.
+        responses: Question (a change to an image) -> response (how far the answer moved).
+        control: Unit of all responses: the first response, or a larger later one that was learned
+            as a control.
     """
 
     def __init__(
         self, asker: Prober, prior: Floats, amplitudes: Callable[[Q, Which], Floats]
     ) -> None:
-        """Start with a prior.
+        """Start with the prior weights of the hypotheses.
 
         Args:
-            asker: Source of the floor of distances and of the number of scores per answer.
+            asker: Prober, which knows the smallest meaningful distance between two answers and the
+                number of scores per answer.
             prior: Prior weights, (H,).
             amplitudes: Function of a question and of the indices of H' hypotheses. It returns the
-                gray levels that reach the model under each of them, (H',); NaN where a hypothesis
-                makes no prediction.
+                gray levels of the question's change that reach the model under each of them, (H',);
+                NaN where a hypothesis makes no prediction.
         """
         self._asker = asker
         self._prior = prior
@@ -82,11 +84,11 @@ class Belief(Generic[Q]):
         self.control = 0.0
 
     def learn(self, question: Q, response: float, *, control: bool = True) -> None:
-        """Update the weights with the response to a question.
+        """Update the weights of the hypotheses with the response to a question.
 
         Args:
-            question: Question that was sent.
-            response: Distance by which the answer moved.
+            question: Change to an image that was sent.
+            response: Distance between the answers with and without the change.
             control: Whether this response becomes the control if it is the largest so far. All
                 weights are then computed anew, because the unit of all responses changes.
         """
@@ -104,10 +106,10 @@ class Belief(Generic[Q]):
             self._weigh(question)
 
     def best(self, questions: Iterable[Q]) -> tuple[Q, float] | None:
-        """Return the new question with the largest expected information, and its bits.
+        """Return the question, not asked before, with the largest expected information.
 
         Args:
-            questions: Candidates.
+            questions: Candidates: changes to an image.
 
         Returns:
             The question and its expected information in bits; ``None`` if no candidate is new.
@@ -122,16 +124,16 @@ class Belief(Generic[Q]):
 
     @property
     def shares(self) -> Floats:
-        """Weights that sum to 1, (H,)."""
+        """Probability of each of the H hypotheses, (H,)."""
         return np.asarray(self.weights / self.weights.sum())
 
     @property
     def floor(self) -> float:
-        """Smallest meaningful response, in units of the control."""
+        """Smallest meaningful response, on the scale where the control's is ``CONTROL``."""
         return self._asker.floor / self.control * CONTROL
 
     def _weigh(self, question: Q) -> None:
-        """Multiply each weight by the likelihood of the response to a question."""
+        """Multiply each hypothesis's weight by the likelihood of the response to a question."""
         response = self.responses[question] / self.control * CONTROL
         likelihoods = likelihood(
             response, self._amplitudes(question, slice(None)), self.floor, self._asker.scores
@@ -150,21 +152,28 @@ class Belief(Generic[Q]):
 
 
 def expected(amplitude: ArrayLike) -> Floats:
-    """Return the expected response to an amplitude in gray levels, in units of the control."""
+    """Return how far a change to an image is expected to move the scores.
+
+    Args:
+        amplitude: Gray levels of the change that reach the model.
+
+    Returns:
+        Expected response, on the scale where that of the control change is ``CONTROL``.
+    """
     amplitude = np.asarray(amplitude)
     return np.asarray(MOST * (1 - np.exp(-(amplitude**2) / (amplitude + FADE) / KNEE)))
 
 
 def likelihood(response: ArrayLike, amplitude: ArrayLike, floor: float, scores: int) -> Floats:
-    """Return the likelihood of a response.
+    """Return how likely a change of a certain amplitude moves the scores by the response.
 
-    It is the density of the response's logarithm. For a response below the floor, it is the
-    probability of a response below the floor.
+    The likelihood is the density of the response's logarithm. For a response below the floor, it is
+    the probability of a response below the floor.
 
     Args:
-        response: Responses in units of the control.
-        amplitude: Gray levels that reach the model; broadcast with ``response``.
-        floor: Smallest meaningful response, in units of the control.
+        response: Responses, on the scale where that of the control change is ``CONTROL``.
+        amplitude: Gray levels of the change that reach the model; broadcast with ``response``.
+        floor: Smallest meaningful response, on the same scale.
         scores: Number of scores per answer.
     """
     amplitude = np.asarray(amplitude)
@@ -185,20 +194,20 @@ def _density(t: Floats) -> Floats:
 
 
 def _cumulated(t: Floats) -> Floats:
-    """Return the integral of the density from minus infinity to t."""
+    """Return the probability of a value below t in the Student distribution with 4 degrees."""
     # The closed form for 4 degrees of freedom; a probe must work without SciPy.
     share = t**2 / (1 + t**2 / 4)
     return np.asarray(0.5 + 0.375 * t / np.sqrt(1 + t**2 / 4) * (1 - share / 12))
 
 
 def information(weights: Floats, amplitudes: Floats, floor: float, scores: int) -> Floats:
-    """Return the expected information of each of Q questions, in bits, (Q,).
+    """Return the bits that the answer to each of Q questions is expected to give, (Q,).
 
     Args:
-        weights: Weights of the hypotheses, (H,).
-        amplitudes: Gray levels that each hypothesis predicts, (Q, H); NaN where it makes no
-            prediction.
-        floor: Smallest meaningful response, in units of the control.
+        weights: Weights of the H hypotheses, (H,).
+        amplitudes: Gray levels that reach the model, by question and hypothesis, (Q, H); NaN
+            where a hypothesis makes no prediction.
+        floor: Smallest meaningful response, on the scale where the control's is ``CONTROL``.
         scores: Number of scores per answer.
     """
     # Probability of each response, given each amplitude: (levels, responses).
@@ -227,6 +236,6 @@ def information(weights: Floats, amplitudes: Floats, floor: float, scores: int) 
 
 
 def _entropy(shares: Floats) -> Floats:
-    """Return the entropy along the last axis, in bits."""
+    """Return the entropy of probabilities along the last axis, in bits."""
     # A share of 0 contributes 0; the smallest number only avoids the logarithm of 0.
     return np.asarray(-np.sum(shares * np.log2(np.maximum(shares, 1e-300)), axis=-1))

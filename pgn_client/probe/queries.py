@@ -26,11 +26,14 @@ SENSITIVE = 10  # multiple of the floor that a control must reach before equal a
 
 
 class LimitReachedError(Exception):
-    """The next images would exceed the limit; only :func:`pgn_client.probe.probe` catches it."""
+    """The next images would exceed a probe's limit of images, or the budget is spent.
+
+    :func:`pgn_client.probe.probe` catches it and keeps the findings so far.
+    """
 
 
 class Prober:
-    """Sends at most ``limit`` images, and keeps every answer.
+    """Sends the images of a probe, at most ``limit``, and keeps every answer.
 
     Attributes:
         limit: Largest number of images to send; lowered when the client's budget is spent.
@@ -80,7 +83,7 @@ class Prober:
         return first
 
     def response(self, base: Answer, image: Image.Image) -> float:
-        """Send an image and return the distance of its answer from ``base``."""
+        """Send an image and return the distance of its answer from an earlier answer, ``base``."""
         return self.distance(base, self(image)[0])
 
     @property
@@ -95,13 +98,14 @@ class Prober:
 
     @property
     def noise(self) -> float:
-        """Largest distance between two answers to the same image."""
+        """Largest distance between two answers to the same image; 0 if none was sent twice."""
         return max((self.distance(*pair) for pair in self._pairs), default=0.0)
 
     @property
     def floor(self) -> float:
-        """Smallest :meth:`distance` of two answers that counts; a smaller one may be noise, or the
-        rounding of the top score.
+        """Smallest :meth:`distance` of two answers that shows a real difference.
+
+        A smaller distance may be noise, or the rounding of the top score.
         """
         hidden = 0.0
         if self.decimals < UNROUNDED:
@@ -112,14 +116,15 @@ class Prober:
         return max(FLOOR, hidden, 4 * self.noise)
 
     def distance(self, one: Answer, other: Answer) -> float:
-        """Return the largest difference between the log-scores of two answers.
+        """Return the distance of two answers: the largest difference between their log-scores.
 
-        For logits, it is the difference between the scores themselves.
+        For logits, it is the largest difference between the scores themselves.
 
-        The distance is a lower bound. A rounded score lies anywhere within half a step. A label
-        that only one answer has may have the smallest score of the other answer, or the residual
-        mass if that is less. For two answers with one label each, which differ, this bound would
-        be far too low; then the distance is at least ``ANOTHER_LABEL``.
+        The distance is a lower bound, because a rounded score lies anywhere within half a rounding
+        step. A label may be missing in one answer. It then counts with that answer's smallest
+        score, or with the probability that the answer's scores leave over if that is less. If each
+        answer has one label only, and the labels differ, this bound would be far too low; then the
+        distance is at least ``ANOTHER_LABEL``.
         """
         if len(one.labels) == len(other.labels) == 1 and one.labels != other.labels:
             return max(ANOTHER_LABEL, self._apart(one.scores[0], other.scores[0]))
@@ -132,7 +137,7 @@ class Prober:
         )
 
     def gone(self, response: float, *, beside: float) -> bool:
-        """Whether a distance is negligible compared with that of a control.
+        """Whether the distance between two answers is negligible compared with a control's.
 
         Args:
             response: Distance between the answers to a pair of images.
@@ -146,7 +151,7 @@ class Prober:
         return self.answers[0].kind == "logits"
 
     def _apart(self, one: float, other: float) -> float:
-        """Return the smallest distance of two scores that their rounding allows."""
+        """Return the smallest difference of two scores, or of their logs, before rounding."""
         low, high = sorted((one, other))
         step = 10.0**-self.decimals if self.decimals < UNROUNDED else 0.0
         if self._logits:
@@ -161,7 +166,7 @@ class Prober:
 
 
 def _scores(answer: Answer) -> dict[str, float]:
-    """Return label -> score; the empty label has a score for all labels not in the answer."""
+    """Return label -> score of an answer; the key ``""`` has the score of all missing labels."""
     least = min(answer.scores)
     rest = least if answer.kind == "logits" else max(0.0, min(least, 1 - sum(answer.scores)))
     return {"": rest} | dict(zip(answer.labels, answer.scores, strict=True))

@@ -2,15 +2,17 @@
 
 All images but the last few are 1024 px square. The 8-px blocks of JPEG are then far smaller than a
 pixel of the model's input, so a server that re-encodes images behaves like one that does not. Two
-kinds of changes are laid over the image. Both are questions about the same hypotheses (R, C,
-kernel), each of which predicts how much of a change reaches the model:
+kinds of changes are laid over the image. Both test the same hypotheses: the server resizes to R x R
+pixels with a certain kernel, and crops the central C x C. Each hypothesis predicts how much of a
+change reaches the model:
 
 - *waves* (:mod:`pgn_client.probe.gratings`), which vanish at some R;
 - *frames*: a bright border, m pixels wide, which a crop removes.
 
-The next question is the one with the largest expected information. R is confirmed if its needle
-vanishes while the needle's quadrature moves the scores. Then C is measured with images of R x R
-pixels, which the server does not resize.
+The next change is the one with the largest expected information. R is confirmed by two waves: its
+*needle*, which vanishes only at R, does not move the scores, but the needle shifted by a quarter
+period, its *quadrature*, does. Then C is measured with images of R x R pixels, which the server
+does not resize.
 """
 
 from __future__ import annotations
@@ -57,14 +59,14 @@ RESERVE = 5  # images reserved for a quadrature and for aspect_ratio.py
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """Resize and crop of a square image.
+    """What a server does to a square image: resize to R x R pixels, crop to the central C x C.
 
     Attributes:
         resize: R in pixels; ``None`` if no size is likely.
         crop: C in pixels; ``None`` if it is unknown.
         sure: Whether both are certain; otherwise they are likely.
         evidence: Reason, one sentence.
-        control: Response to a grating of high contrast.
+        control: Distance by which a grating of high contrast moves the scores.
     """
 
     resize: int | None
@@ -75,7 +77,7 @@ class Square:
 
 
 def find_square(asker: Prober, seed: int) -> Square:
-    """Find R and C with at most 32 images."""
+    """Find out to which size a server resizes and crops a square image, with at most 32 images."""
     return _Search(asker, seed).run()
 
 
@@ -117,15 +119,16 @@ class _Search:
         return Square(None, None, False, evidence, self.control)
 
     def _by_side(self) -> Floats:
-        """Return the weight of each R, (LARGEST + 1,)."""
+        """Return the probability of each resized side R from 0 to ``LARGEST``, (LARGEST + 1,)."""
         return np.asarray(
             np.bincount(self.hypotheses.resize, self.belief.shares, LARGEST + 1), np.float64
         )
 
     def _next(self) -> Question | None:
-        """Return the question with the largest expected information.
+        """Return the wave or frame to send next: the one with the largest expected information.
 
-        If one R is believed, return its needle, then its quadrature, then None.
+        Once one resized side R is believed, return the wave that vanishes only at R, then that wave
+        shifted by a quarter period, then ``None``.
         """
         by_side = self._by_side()
         side = int(by_side.argmax())
@@ -149,7 +152,7 @@ class _Search:
         self.belief.learn(question, response, control=isinstance(question, Wave))
 
     def _likeliest(self) -> Square:
-        """Measure the crop for the likeliest R, if that is likely enough."""
+        """Return the likeliest resized side, if likely enough, and the crop measured for it."""
         by_side = self._by_side()
         resize = int(by_side.argmax())
         wave = needle(resize)
@@ -176,10 +179,13 @@ class _Search:
         return self._crop(resize)
 
     def _crop(self, resize: int) -> Square:
-        """Find C by bisection, with images of R x R pixels, which the server does not resize.
+        """Find the crop by bisection, with images of R x R pixels, which need no resize.
 
-        Each step paints everything outside the central c x c pixels, and measures whether the
-        scores move.
+        Each step paints everything outside the central c x c pixels black or white, and measures
+        whether the scores move.
+
+        Args:
+            resize: R, the side in pixels to which the server resizes.
         """
         same_resize = self.hypotheses.resize == resize
         weights: Floats = np.bincount(
@@ -225,13 +231,13 @@ class _Search:
     def _measured_crop(
         self, resize: int, low: int, high: int, weights: Floats, responses: dict[int, float]
     ) -> Square:
-        """Return the result of the bisection.
+        """Return the resize and the crop, with evidence, after the bisection of the crop's side C.
 
         Args:
-            resize: R in pixels.
+            resize: R, the side in pixels to which the server resizes.
             low: Lower bound of C, exclusive.
             high: Upper bound of C, inclusive.
-            weights: Weight of each C, (R + 1,).
+            weights: Weight of each C from 0 to R, (R + 1,).
             responses: Side c -> response to an image painted outside its central c x c pixels.
         """
         drops = {

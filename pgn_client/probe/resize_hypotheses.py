@@ -75,11 +75,13 @@ Question = Wave | int  # a wave, or the width of a frame in pixels
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """H pairs of a server and a model; every attribute has the shape (H,).
+    """H hypotheses, each about a server's resize and crop and its model's sensitivity to waves.
+
+    Every attribute has the shape (H,).
 
     Attributes:
-        resize: R in pixels.
-        crop: C in pixels.
+        resize: Side R in pixels to which the server resizes.
+        crop: Side C in pixels of the central crop.
         kernel: Index of the resize kernel in ``KERNELS``.
         heard: Sensitivity of the model to waves, relative to the control.
         weights: Prior weights, which sum to 1.
@@ -92,7 +94,7 @@ class Hypotheses:
     weights: Floats
 
     def amplitudes(self, question: Question, which: Which) -> Floats:
-        """Return the gray levels of a wave or a frame that reach the model, (H',).
+        """Return the gray levels of a wave or frame that reach the model, for H' hypotheses, (H',).
 
         Args:
             question: Wave, or the width of a frame in pixels.
@@ -107,14 +109,21 @@ class Hypotheses:
 
 
 def _wave(wave: Wave, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
-    """Return the gray levels that remain of a wave, for a model with a sensitivity of 1."""
+    """Return the gray levels of a wave that remain after each hypothesis's resize and crop."""
     periods_per_pixel = wave.target / 2 / resize
     passed = _by_kernel(Kernel.passes, kernel, periods_per_pixel)
     return np.asarray(wave.seen(resize, crop) * passed)
 
 
 def _frame(width: int, resize: Integers, crop: Integers, kernel: Integers) -> Floats:
-    """Return the gray levels that remain of a frame: a few rows of pixels on each of four sides."""
+    """Return the gray levels of a frame that remain after each hypothesis's resize and crop.
+
+    Args:
+        width: Width in pixels of the frame, a bright border along the four edges of the image.
+        resize: Side in pixels to which the server resizes, by hypothesis.
+        crop: Side in pixels of the central crop, by hypothesis.
+        kernel: Index in ``KERNELS``, by hypothesis.
+    """
     # The crop removes a margin of pixels; an odd margin is not the same on both sides.
     first = np.round((resize - crop) / 2)
     margins = (first, resize - crop - first)
@@ -132,12 +141,18 @@ def _frame(width: int, resize: Integers, crop: Integers, kernel: Integers) -> Fl
 def _by_kernel(
     function: Callable[[Kernel, Floats], Floats], kernel: Integers, values: Floats
 ) -> Floats:
-    """Return a function of a kernel and of values, with the kernel of each hypothesis."""
+    """Return the results of a function, for each hypothesis with its own resize kernel.
+
+    Args:
+        function: Function of a resize kernel and of values.
+        kernel: Index in ``KERNELS``, by hypothesis.
+        values: Values, by hypothesis.
+    """
     return np.choose(kernel, [function(each, values) for each in KERNELS])
 
 
 class Kernel:
-    """A symmetric resize kernel, in pixels of the smaller image.
+    """A symmetric filter for resizing images, in pixels of the resized, smaller image.
 
     Args:
         values: Kernel at equal distances in [-4, 4] pixels, (n,); any scale.
@@ -155,18 +170,20 @@ class Kernel:
         self._covers = sum(np.interp(self._x - row, self._x, edge) ** 2 for row in range(8))
 
     def passes(self, frequency: Floats) -> Floats:
-        """Return the share of a wave's amplitude that passes the kernel.
+        """Return the share of a wave's amplitude that a resize with this kernel lets pass.
 
         Args:
-            frequency: Periods per pixel.
+            frequency: Periods of the wave per pixel of the resized image.
         """
         return np.asarray(np.interp(frequency, self._frequencies, self._passes))
 
     def covers(self, reach: Floats) -> Floats:
-        """Return the energy of a bright edge: the sum of the squared brightness of rows 0, 1, ….
+        """Return the energy that remains of a bright border after a resize with this kernel.
+
+        The energy is the sum of the squared brightness of the pixel rows 0, 1, ….
 
         Args:
-            reach: Position where the brightness ends, in rows.
+            reach: Position where the border ends, in rows of the resized image.
         """
         # Behind the kernel, the frame has its full brightness of 1 in every further row.
         beyond = np.maximum(reach - self._x[-1], 0)
@@ -197,9 +214,11 @@ SHARES = (0.55, 0.4, 0.05)
 
 @functools.cache
 def hypotheses() -> Hypotheses:
-    """Return all hypotheses; usual pairs of a resize and a crop weigh more.
+    """Return all hypotheses about a server's resize and crop, with their prior weights.
 
-    They are each likely crop from 32 to 640 px, with every resize from 1 to 1.5 times the crop.
+    Each likely crop from 32 to 640 px is combined with every resize from 1 to 1.5 times the crop,
+    up to 640 px, with every kernel, and with every sensitivity of the model. Usual pairs of a
+    resize and a crop weigh more.
     """
     pairs = []
     for crop in sorted(CROPS):
@@ -221,7 +240,7 @@ def hypotheses() -> Hypotheses:
 
 
 def _resize_weight(resize: int, crop: int) -> float:
-    """Return the prior weight of a resize, given the crop."""
+    """Return the prior weight of a resize to ``resize`` px before a central crop to ``crop`` px."""
     if resize == crop:
         return 6.0
     # timm, too, divides the crop by the percentage and rounds down.

@@ -1,4 +1,4 @@
-"""Findings that all answers show together: type, number and rounding of the scores."""
+"""Find the type, the number and the rounding of an endpoint's scores, from all its answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE = 0.01
 
 
 def find_output(answers: Sequence[Answer]) -> Finding:
-    """Find the type of the scores: probabilities, logits, a label alone, or an embedding."""
+    """Find the type of an endpoint's scores: probabilities, logits, a mere label or embedding."""
     scores = np.concatenate([answer.scores for answer in answers])
     if all(answer.kind == "label" or answer.scores == (1.0,) for answer in answers):
         return Finding(
@@ -44,7 +44,7 @@ def find_output(answers: Sequence[Answer]) -> Finding:
 
 
 def find_top_k(answers: Sequence[Answer]) -> Finding:
-    """Find the number of labels per answer: a number, or all labels of the endpoint."""
+    """Find the number of labels in each answer of an endpoint; ``all`` if it has no more labels."""
     counts = {len(answer.labels) for answer in answers}
     if len(counts) > 1:
         return Finding.unknown(f"between {min(counts)} and {max(counts)} labels per answer")
@@ -74,7 +74,7 @@ def find_top_k(answers: Sequence[Answer]) -> Finding:
 
 
 def find_decimals(answers: Sequence[Answer]) -> Finding:
-    """Find the decimal places to which scores are rounded."""
+    """Find the decimal places to which an endpoint rounds its scores; ``none`` if unrounded."""
     scores: list[float] = []
     for answer in answers:
         # 0 and 1 have no decimal places, whatever the rounding.
@@ -88,7 +88,7 @@ def find_decimals(answers: Sequence[Answer]) -> Finding:
 
 
 def _rounding(answers: Sequence[Answer]) -> float:
-    """Return the largest change of an answer's sum that rounding can cause."""
+    """Return the largest change of the sum of an answer's scores that rounding can cause."""
     places = max(max(map(decimals, answer.scores), default=0) for answer in answers)
     most_scores = max(len(answer.scores) for answer in answers)
     return float(most_scores * 0.5 * 10.0**-places)

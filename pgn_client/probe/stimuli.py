@@ -22,9 +22,9 @@ def to_image(pixels: Floats) -> Image.Image:
 
 
 def smooth(width: int, height: int, seed: int) -> Floats:
-    """Return colored blobs, (height, width, 3) in [88, 168], pixel space.
+    """Return an image of smooth colored blobs, (height, width, 3) in [88, 168], pixel space.
 
-    The blobs are the same at every size.
+    With the same seed, the blobs are the same at every size.
     """
     blobs = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
@@ -32,16 +32,17 @@ def smooth(width: int, height: int, seed: int) -> Floats:
 
 
 def mosaic(side: int, seed: int) -> Floats:
-    """Return flat 8 x 8 blocks of random colors, (side, side, 3) in [80, 176], pixel space.
+    """Return an image of flat 8 x 8 blocks in random colors, (side, side, 3).
 
-    A flat block has no other DCT coefficient than its mean, so JPEG keeps its middle flat.
+    Its pixel values lie in [80, 176]. A flat block has no other DCT coefficient than its mean, so
+    JPEG keeps the middle of a block flat.
     """
     blocks = np.random.default_rng(seed).integers(80, 177, (side // 8, side // 8, 3))
     return np.asarray(np.kron(blocks, np.ones((8, 8, 1))), np.float64)
 
 
 def framed(pixels: Floats, width: int, amplitude: float) -> Floats:
-    """Brighten a frame that is ``width`` pixels wide.
+    """Return an image with a brighter frame, ``width`` pixels wide, along its four edges.
 
     Args:
         pixels: Image, (H, W, 3), pixel space.
@@ -54,9 +55,9 @@ def framed(pixels: Floats, width: int, amplitude: float) -> Floats:
 
 
 def outlined(pixels: Floats, side: int) -> Floats:
-    """Paint a square image black or white, except its central ``side`` x ``side`` pixels.
+    """Return a square image, painted outside its central ``side`` x ``side`` pixels.
 
-    Each pixel gets the one of the two that is farther away.
+    Bright pixels are painted black, dark ones white.
     """
     start = crop_offset(len(pixels), side)
     inside = np.zeros((*pixels.shape[:2], 1), bool)
@@ -74,5 +75,5 @@ def recode(pixels: Floats, quality: int, subsampling: str) -> Floats:
 
 
 def rms(values: Floats) -> float:
-    """Return the root of the mean square."""
+    """Return the root of the mean square of all values."""
     return float(np.sqrt(np.mean(values**2)))

@@ -1,4 +1,4 @@
-"""Checkpoints as callables: from images to the images that are sent.
+"""Adapters: checkpoints as callables, from a user's images to the images that are sent.
 
 Making prompts needs torch. Reading the card and mapping the endpoint's scores do not.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pgn_client.surrogate.patch_embedding import PatchEmbedding
 
 BATCH = 8
-"""Number of images in every forward pass; short batches are padded.
+"""Number of images in every forward pass of an adapter; short batches are padded.
 
 torch's rounding depends on the batch size, and recorded answers are found by the bytes that were
 sent. With a fixed size, an image gives the same bytes each time.
@@ -79,7 +79,7 @@ class PromptAdapter:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The card as JSON."""
+        """The card, the checkpoint's metadata, as JSON."""
         return self.card.to_json()
 
     @classmethod
@@ -117,8 +117,9 @@ class PromptAdapter:
         self.card = Card.from_json(checkpoint.write(path, self.info, self._tensors))
 
     def with_profile(self, profile: ServerProfile) -> PromptAdapter:
-        """Return the same prompts for a server with another resize and crop; only the margin around
-        the canvas changes.
+        """Return an adapter with the same prompts for a server with another resize and crop.
+
+        Only the margin that the server crops away changes.
 
         Raises:
             ConfigurationError: The profile ends at another size than the backbone's input.
@@ -129,7 +130,7 @@ class PromptAdapter:
     def with_mapping(
         self, mapping: LabelMapping, tensors: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> PromptAdapter:
-        """Return the same prompts with another label mapping.
+        """Return an adapter with the same prompts and another label mapping.
 
         A checkpoint for several tasks becomes one for the mapping's classes alone.
 
@@ -154,9 +155,10 @@ class PromptAdapter:
         return PromptAdapter(_marked(replace(card, **changes), arrays), arrays)
 
     def for_task(self, name: str) -> PromptAdapter:
-        """Return the adapter for one task of a checkpoint for several.
+        """Return an adapter for one task of a checkpoint that was trained on several tasks.
 
-        It has the same prompts, and the task's own classes, mapping, local head and α.
+        It has the same prompts, and the task's own classes, label mapping, local head and fusion of
+        local and endpoint scores.
 
         Raises:
             ConfigurationError: The checkpoint has no such task.
@@ -197,11 +199,12 @@ class PromptAdapter:
         return PromptAdapter(_marked(card, tensors), tensors)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Return the images to send, RGB, in the size that the card's server profile needs."""
+        """Return the prompted images to send, RGB, in the size that the server's resize needs."""
         return [prepared.image for prepared in self.prepare(images)]
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return the image to send for each image, with the local head's log-probabilities.
+        """Return the prompted image to send for each image, with the local head's
+        log-probabilities.
 
         Args:
             images: Images of any size and mode; they are converted to RGB.
@@ -269,9 +272,9 @@ class PromptAdapter:
         return np.concatenate(parts)
 
     def looked_at(self, images: Sequence[Image.Image]) -> Pixels | None:
-        """Return the generator's own crops of images, where the card names such a crop.
+        """Return the images as the prompt generator reads them, if it has a crop of its own.
 
-        The card of a published checkpoint does.
+        The generator of an imported, published checkpoint has one.
 
         Returns:
             (B, r, r, 3) uint8; ``None`` where the generator reads the images fitted to the canvas.
@@ -289,7 +292,9 @@ class PromptAdapter:
         )
 
     def render(self, images: Pixels, *, prompted_by: Pixels | None = None) -> tuple[Any, Any]:
-        """Make the pixels that ``compositor.compose`` puts around or over fitted images.
+        """Return the prompts' pixels and the local head's scores for fitted images.
+
+        ``compositor.compose`` puts the pixels around or over the images.
 
         Args:
             images: Images from ``compositor.fit_to_canvas``, (B, h, w, 3) uint8.
@@ -297,8 +302,9 @@ class PromptAdapter:
                 from :meth:`looked_at`, or other images for a control experiment.
 
         Returns:
-            (B, K, P, P, 3) uint8 prompt patches, or (B, H, W, 3) uint8 whole canvases from a method
-            that paints on the image itself; and (B, C) float64 log-probabilities of the local head.
+            (B, K, P, P, 3) uint8 prompt patches, K per image, or (B, H, W, 3) uint8 whole images
+            from a method that paints on the image itself; and (B, C) float64 log-probabilities of
+            the local head.
         """
         source = images if prompted_by is None else prompted_by
         painted = []
@@ -312,7 +318,7 @@ class PromptAdapter:
         return np.concatenate(painted), np.concatenate(local)
 
     def _render(self, images: Pixels, source: Pixels) -> tuple[Any, Any]:
-        """Render up to ``BATCH`` images; see :meth:`render`."""
+        """Return the prompts' pixels and local scores for up to ``BATCH`` images in one pass."""
         # First, because it raises a clear error where torch is missing.
         model, embedding = self.runtime
         import torch
@@ -331,7 +337,7 @@ class PromptAdapter:
 
     @cached_property
     def runtime(self) -> tuple[RGBMethod, PatchEmbedding | None]:
-        """The model in evaluation mode, and the saved patch embedding if there is one.
+        """The checkpoint's torch model in evaluation mode, and its patch embedding if it has one.
 
         Raises:
             CheckpointError: The tensors do not fit the card.
@@ -395,7 +401,7 @@ class MappingAdapter:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The card as JSON."""
+        """The card, the checkpoint's metadata, as JSON."""
         return self.card.to_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -404,7 +410,7 @@ class MappingAdapter:
         self.card = Card.from_json(checkpoint.write(path, self.info, arrays))
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Return the images unchanged."""
+        """Return the images to send, which are the given images unchanged."""
         return list(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
@@ -416,7 +422,9 @@ class MappingAdapter:
 
 
 class HostedAdapter:
-    """A checkpoint that runs on the server, EXPRES: images are only fitted. It does not need torch.
+    """A checkpoint that runs on the server (EXPRES); the client only resizes the images.
+
+    The client does not need torch for it.
 
     Args:
         card: Card of the checkpoint, with the method ``expres``; see ``pgn_client.checkpoint``.
@@ -445,7 +453,7 @@ class HostedAdapter:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The card as JSON."""
+        """The card, the checkpoint's metadata, as JSON."""
         return self.card.to_json()
 
     def with_profile(self, profile: ServerProfile) -> HostedAdapter:
@@ -465,8 +473,9 @@ class HostedAdapter:
         return [compose(fit_to_canvas(image, self.canvas), None, self.canvas) for image in images]
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return the images to send, with the reference of the uploaded checkpoint that processes
-        them; there is no local head.
+        """Return the images to send, each with the reference of the uploaded checkpoint.
+
+        The server processes them with that checkpoint; there is no local head.
         """
         return [Prepared(image, hosted=self._reference) for image in self(images)]
 
@@ -477,7 +486,7 @@ class HostedAdapter:
 def load(
     path: str | os.PathLike[str], profile: str | None = None
 ) -> PromptAdapter | MappingAdapter | HostedAdapter:
-    """Read a checkpoint of any kind.
+    """Read a checkpoint of any kind and return the adapter that uses it.
 
     Args:
         path: Path of the file.
@@ -528,7 +537,7 @@ def load(
 
 
 def _prompts_of(card: Card) -> tuple[BackboneCard, ServerProfile, str]:
-    """Return backbone, server profile and layout from the card of a checkpoint with prompts.
+    """Return backbone, server profile and layout from a card, the metadata of a checkpoint.
 
     Raises:
         CheckpointError: The card is that of a label mapping alone.

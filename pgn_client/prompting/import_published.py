@@ -41,7 +41,8 @@ from pgn_client.version import __version__
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a published state dict; no code in the file is executed.
+    """Read the tensors of a checkpoint that PGN's authors published; no code in the file is
+    executed.
 
     Raises:
         CheckpointError: The file is missing, unreadable, holds more than tensors, or is no dict of
@@ -78,10 +79,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _some_cells_tokens(model: PublishedPGN) -> Tensor:
-    """Return the tokens that the rows need in the canvas, (L, D), each in one randomly drawn cell.
+    """Return the tokens that pixels must produce for the L library rows, (L, D).
 
-    All pairs of rows and cells would take long. The seed is fixed, so that the result is the same
-    each time.
+    Each is a row minus the position embedding of one randomly drawn prompt cell. All pairs of rows
+    and cells would take long. The seed is fixed, so that the result is the same each time.
     """
     rows = model.library.rows.detach()
     cells = torch.randint(
@@ -98,14 +99,14 @@ def import_published(
     profile: ServerProfile | None = None,
     inversion: str = "bounded",
 ) -> PromptAdapter:
-    """Make an adapter from a published checkpoint: its prompts become patches in explicit cells.
+    """Make an adapter from a checkpoint of PGN's authors: its prompts become RGB patches.
 
     Args:
         path: Path of the authors' file.
         backbone: The endpoint's model. Its patch embedding, its position embedding and its labels,
             which become the classes, are used; its head is not.
-        layout: Layout with one cell per prompt; ``None`` puts the prompts around the lower right
-            corner.
+        layout: Layout of the image that is sent, with one cell (patch) per prompt; ``None`` puts
+            the prompts around the lower right corner.
         profile: The server's resize and crop; ``None`` takes the backbone's own preprocessing.
         inversion: Name of the inversion, ``bounded`` or ``pseudo_inverse``.
 

@@ -32,15 +32,15 @@ def exact(weights: Tensor, patches: Tensor) -> Tensor:
         patches: Rows T of the library, (L, 3, P, P) float32 in [0, 1], unit space.
 
     Returns:
-        Prompt patches, (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine and the weights
-        sum to 1, so embedding these patches gives the same tokens as mixing the embedded rows,
-        with A for the weights: W norm(A T) + b = A (W norm(T) + b).
+        Prompt patches, (B, K, 3, P, P) float32 in [0, 1], unit space. The patch embedding is affine
+        and the weights sum to 1, so embedding these patches gives the same tokens as mixing the
+        embedded rows, with A for the weights: W norm(A T) + b = A (W norm(T) + b).
     """
     return torch.einsum("bkl,lchw->bkchw", weights, patches)
 
 
 def gamut(embedding: PatchEmbedding) -> tuple[Tensor, Tensor]:
-    """Return the bounds of a valid patch: normalized black and normalized white, (3P²,) float32 each."""
+    """Return the bounds of a valid patch: normalized black and white, (3P²,) float32 each."""
     ones = torch.ones(3, embedding.patch_size, embedding.patch_size, device=embedding.weight.device)
     return embedding.normalise(ones * 0).flatten(), embedding.normalise(ones).flatten()
 
@@ -72,10 +72,11 @@ def unclipped(tokens: Tensor, embedding: PatchEmbedding) -> Tensor:
 def bounded(tokens: Tensor, embedding: PatchEmbedding, *, steps: int = 200) -> Tensor:
     """Return the valid patches whose tokens are nearest to the given tokens.
 
-    They minimize ‖W x + b - p‖² subject to lo ≤ x ≤ hi, with black as lo and white as hi. The method
-    is accelerated projected gradient. The start is the clipped minimum-norm solution. The step size is 1/λ, where λ is the largest
-    eigenvalue of WᵀW. Momentum restarts where it points uphill (O'Donoghue and Candès 2015, arXiv
-    1204.3982), so the final error is never above the error of the start.
+    They minimize ‖W x + b - p‖² subject to lo ≤ x ≤ hi, with black as lo and white as hi. The
+    method is accelerated projected gradient. The start is the clipped minimum-norm solution. The
+    step size is 1/λ, where λ is the largest eigenvalue of WᵀW. Momentum restarts where it points
+    uphill (O'Donoghue and Candès 2015, arXiv 1204.3982), so the final error is never above the
+    error of the start.
 
     Args:
         tokens: Tokens, (..., D) float32, position embedding already subtracted where it applies.
@@ -132,10 +133,10 @@ def reach(tokens: Tensor, embedding: PatchEmbedding) -> dict[str, float | None]:
 
     Returns:
         ``norm`` and ``norm_most``: median and maximum of ‖p - b‖ over the tokens p.
-        ``norm_of_pixels``: median of ‖p - b‖ over the tokens of random patches. For each route, under its name and
-        under its name with ``_most``: median and maximum of the relative residual
-        ‖W norm(x) + b - p‖ / ‖p - b‖. ``condition``: condition number of W, ``None`` where pixels
-        cannot reach every direction.
+        ``norm_of_pixels``: median of ‖p - b‖ over the tokens of random patches. For each route,
+        under its name and under its name with ``_most``: median and maximum of the relative
+        residual ‖W norm(x) + b - p‖ / ‖p - b‖. ``condition``: condition number of W, ``None`` where
+        pixels cannot reach every direction.
     """
     # A fixed seed, so that a checkpoint's card is the same each time.
     noise = torch.rand(

@@ -115,8 +115,9 @@ class ReachableLibrary(LatentLibrary):
 class PixelLibrary(TokenLibrary):
     """A library whose rows are RGB patches, so a mixture of them is a valid patch.
 
-    A row is the sigmoid of free numbers, so it is in [0, 1]. The free numbers are drawn with a standard deviation of 1,
-    which gives the rows contrast. Deviation: ours; the published library is latent.
+    A row is the sigmoid of free numbers, so it is in [0, 1]. The free numbers are drawn with a
+    standard deviation of 1, which gives the rows contrast. Deviation: ours; the published library
+    is latent.
 
     Args:
         rows: Free numbers of the L rows, (L, 3, P, P) float32.
@@ -160,8 +161,8 @@ class PixelLibrary(TokenLibrary):
 class SmoothLibrary(PixelLibrary):
     """A pixel library of smooth patches, because JPEG preserves low frequencies best.
 
-    It is for servers that re-encode the images. Rows are coarse grids of P/4 x P/4 colors, enlarged to the patch by bilinear interpolation.
-    Deviation: ours.
+    It is for servers that re-encode the images. Rows are coarse grids of P/4 x P/4 colors, enlarged
+    to the patch by bilinear interpolation. Deviation: ours.
     """
 
     kind = "smooth"
@@ -173,7 +174,7 @@ class SmoothLibrary(PixelLibrary):
         return cls(torch.randn(size, 3, side, side), patch_size)
 
     def patches(self) -> Tensor:
-        """Return the L coarse rows enlarged to patches, (L, 3, P, P) float32 in [0, 1], unit space."""
+        """Return the L rows enlarged to RGB patches, (L, 3, P, P) float32 in [0, 1], unit space."""
         return nn.functional.interpolate(self.rows.sigmoid(), size=self.patch_size, mode="bilinear")
 
 

@@ -1,4 +1,7 @@
-"""Few-shot semantic segmentation with EXPRES prompts, and a linear baseline."""
+"""Few-shot semantic segmentation with EXPRES prompts, and a linear baseline.
+
+EXPRES adds learned prompt tokens and residuals inside a frozen vision transformer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Few-shot episodes: a few classes, a few support images of each, and query images for the test."""
+"""Few-shot episodes: small segmentation tasks that are drawn at random.
+
+An episode has a few classes, a few support images of each to train on, and query images to test on.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from pgn_client.segmentation.masks import Masked
 
 @dataclass(frozen=True)
 class Episode:
-    """One task of N classes and the background.
+    """One small segmentation task of N classes and the background.
 
     Attributes:
         classes: N + 1 class names, the background first.
-        support: Images to train on, (N K, 3, H, W) uint8.
+        support: Images to train on, K for each of N classes, (N K, 3, H, W) uint8.
         support_masks: Masks of the support images, (N K, H, W) uint8 in [0, N] or ``IGNORED``.
-        query: Images to test on, (Q, 3, H, W) uint8.
+        query: Q images to test on, (Q, 3, H, W) uint8.
         query_masks: Masks of the query images, (Q, H, W) uint8 in [0, N] or ``IGNORED``.
     """
 
@@ -37,11 +40,11 @@ class Episode:
 def sample(
     train: Masked, test: Masked, *, ways: int, shots: int, queries: int, seed: int
 ) -> Episode:
-    """Draw an episode at random.
+    """Draw a few-shot episode at random: classes, support images and query images.
 
-    An image is a candidate only if all its classes belong to the episode. So no other class has to
-    be ignored or counted as background. The classes take turns: each draws an image that shows it,
-    until there are enough. No image is drawn twice.
+    Only images that show no class outside the episode are drawn. So no other class has to be
+    ignored or counted as background. The classes take turns: for each class in turn, an image that
+    shows the class is drawn, until there are enough. No image is drawn twice.
 
     Args:
         train: Images that the support is drawn from.
@@ -82,7 +85,22 @@ def sample(
 
 
 def _images(masked: Masked, chosen: Integers, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw images that show no class but the chosen; the classes take turns."""
+    """Draw images that show no class except the chosen ones and the background.
+
+    The chosen classes take turns, and each time an image that shows the class is drawn.
+
+    Args:
+        masked: Images and masks to draw from.
+        chosen: Indices of the chosen classes.
+        count: Number of images to draw.
+        rng: Random number generator.
+
+    Returns:
+        Indices of the drawn images, all different.
+
+    Raises:
+        ConfigurationError: There are too few images.
+    """
     shown = [set(np.unique(mask)) - {0, IGNORED} for mask in masked.masks.numpy()]
     candidates = [int(i) for i in rng.permutation(len(shown)) if shown[i] <= set(chosen)]
 
@@ -94,10 +112,13 @@ def _images(masked: Masked, chosen: Integers, count: int, rng: np.random.Generat
 
 
 def _first(images: Iterable[int]) -> int:
-    """Return the first image.
+    """Return the first of the images that remain for a draw.
+
+    Args:
+        images: Indices of the images.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: No image remains.
     """
     for image in images:
         return image
@@ -108,7 +129,10 @@ def _first(images: Iterable[int]) -> int:
 
 
 def _renumbered(masks: Tensor, chosen: Integers) -> Tensor:
-    """Number the chosen classes 1, 2, …; the background and ignored pixels keep their values."""
+    """Return masks whose chosen classes are numbered 1, 2, … in the order of ``chosen``.
+
+    Background and ignored pixels keep their values; pixels of other classes become ignored.
+    """
     # One entry for each uint8 value, so that indexing with a mask renumbers it in one step.
     table = torch.full((256,), IGNORED, dtype=torch.uint8)
     table[0] = 0

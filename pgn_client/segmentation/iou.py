@@ -1,4 +1,4 @@
-"""Mean intersection over union of predicted and true masks."""
+"""Mean intersection over union (IoU) of predicted and true segmentation masks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ IGNORED = 255
 
 
 def mean_iou(predicted: Tensor, masks: Tensor, classes: int) -> float:
-    """Return the mean over classes of intersection over union, pooled over all images.
+    """Return the intersection over union (IoU) of predicted and true masks, averaged over classes.
 
-    A class that is neither predicted nor true anywhere has no union, so the mean leaves it out.
+    For each class, intersection and union are summed over all images before the division. A class
+    that is neither predicted nor true in any pixel is left out of the mean.
 
     Args:
         predicted: Predicted classes, (n, H, W) integers in [0, classes).

@@ -1,6 +1,6 @@
-"""The linear baseline: a linear map from a frozen model's patch tokens to classes.
+"""The linear baseline of segmentation: a linear map from a frozen model's patch tokens to classes.
 
-The training of prompts starts from it.
+The training of EXPRES prompts starts from the same linear map.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from pgn_client.segmentation.iou import IGNORED
 from pgn_client.surrogate.backbone import Backbone
 
 BATCH = 8
-"""Number of images in one forward pass."""
+"""Number of images in one forward pass of the frozen model."""
 VERSIONS = 8
-"""Number of versions of a square image: rotated by 0, 90, 180 or 270 degrees, mirrored or not."""
+"""Number of versions that training makes of a square image.
+
+They are rotations by 0, 90, 180 and 270 degrees, each of them mirrored or not.
+"""
 TURNED = 4
-"""Number of versions that logistic regression is fitted to, none of them mirrored. That takes half
-the time and is nearly as good (see ``benchmarks/LOG.md``).
+"""Number of versions of each image that logistic regression is fitted to: the four rotations.
+
+Leaving out the mirrored versions halves the time and is nearly as good (see ``benchmarks/LOG.md``).
 """
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear map from patch tokens to class logits.
+    """A linear map from the patch tokens of a vision transformer to class logits.
 
     Attributes:
-        weight: Weight, (D, C) float32.
+        weight: Weight, (D, C) float32, for tokens of width D and C classes.
         bias: Bias, (C,) float32.
     """
 
@@ -43,18 +47,19 @@ class LinearHead:
     bias: Tensor
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Map tokens (..., D) to logits (..., C)."""
+        """Return class logits, (..., C), for patch tokens, (..., D)."""
         return tokens @ self.weight + self.bias
 
 
 @dataclass(frozen=True)
 class Versions:
-    """Patch tokens and masks of all versions of n images.
+    """Patch tokens and masks of n images, each rotated and mirrored in 8 versions.
 
     The first n rows are version 0 of every image, the next n rows version 1, and so on.
 
     Attributes:
-        tokens: Patch tokens after the final norm, (8 n, N, D) float32.
+        tokens: Patch tokens after the final norm, (8 n, N, D) float32: N patches per image, tokens
+            of width D.
         masks: Masks, (8 n, H, W) uint8.
         quarters: Quarter of an image that each patch belongs to, (8 n, N) int64 in [0, 4 n): 4
             times the image's number, plus 0 to 3 for the quarter.
@@ -66,10 +71,10 @@ class Versions:
 
 
 def version(images: Tensor, number: int) -> Tensor:
-    """Return a version of square images (..., S, S), rotated and mirrored.
+    """Return one of the 8 versions of square images: rotated, and mirrored or not.
 
     Args:
-        images: Images or masks, (..., S, S).
+        images: Images or masks with sides of S pixels, (..., S, S).
         number: Number of the version in [0, VERSIONS); 0 changes nothing, 4 and above are mirrored.
     """
     turned = images.rot90(number % 4, (-2, -1))
@@ -78,11 +83,14 @@ def version(images: Tensor, number: int) -> Tensor:
 
 @torch.no_grad()
 def patch_tokens(backbone: Backbone, images: Tensor) -> Tensor:
-    """Return the frozen model's patch tokens after the final norm, (n, N, D) float32.
+    """Compute the patch tokens of images with a frozen vision transformer, after the final norm.
 
     Args:
         backbone: The frozen model.
         images: Images, (n, 3, H, W) uint8.
+
+    Returns:
+        Patch tokens, (n, N, D) float32: N patches per image, tokens of width D.
 
     Raises:
         ShapeError: The images do not have the model's input size.
@@ -99,7 +107,9 @@ def patch_tokens(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def check_size(backbone: Backbone, images: Tensor) -> None:
-    """Refuse images of another size: the model has position embeddings for its input size only.
+    """Raise an error if images do not have the model's input size.
+
+    The model has position embeddings for its input size only.
 
     Raises:
         ShapeError: The images do not have the model's input size.
@@ -112,7 +122,9 @@ def check_size(backbone: Backbone, images: Tensor) -> None:
 
 
 def versions(backbone: Backbone, images: Tensor, masks: Tensor) -> Versions:
-    """Compute the frozen model's patch tokens for all versions of the images.
+    """Rotate and mirror images in 8 versions, and compute the patch tokens of every version.
+
+    Square masks are rotated and mirrored in the same way.
 
     Args:
         backbone: The frozen model.
@@ -135,12 +147,15 @@ def versions(backbone: Backbone, images: Tensor, masks: Tensor) -> Versions:
 
 
 def patch_targets(masks: Tensor, patch: int, classes: int) -> Tensor:
-    """Return the most frequent value in each patch of (n, H, W) masks: (n, N) int64.
+    """Return the class of each patch: the most frequent mask value among its pixels.
 
     Args:
         masks: Masks, (n, H, W) uint8 in [0, classes) or ``IGNORED``.
         patch: Side of a patch, in pixels.
         classes: Number of classes, the background included.
+
+    Returns:
+        Classes or ``IGNORED``, (n, N) int64, for N patches per mask.
     """
     # argmax returns the first of equal values: in a tie a class wins over IGNORED, which is last.
     values = (*range(classes), IGNORED)
@@ -150,17 +165,27 @@ def patch_targets(masks: Tensor, patch: int, classes: int) -> Tensor:
 
 
 def enlarged(scores: Tensor, size: int) -> Tensor:
-    """Enlarge (n, N, C) scores of patches bilinearly to (n, C, size, size) scores of pixels."""
+    """Return class scores of pixels, interpolated bilinearly from those of patches.
+
+    Args:
+        scores: Scores of C classes for the N patches of each image, (n, N, C).
+        size: Side of the square images, in pixels.
+
+    Returns:
+        Scores of the pixels, (n, C, size, size).
+    """
     side = math.isqrt(scores.shape[1])
     grid = scores.transpose(1, 2).unflatten(2, (side, side))
     return F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
-    """Return the cross-entropy of enlarged patch scores and masks, in nats per pixel.
+    """Return the mean cross-entropy per pixel, in nats, of patch scores against masks.
+
+    The scores of the patches are first enlarged to pixels.
 
     Args:
-        scores: Scores of patches, (n, N, C).
+        scores: Scores of C classes for the N patches of each image, (n, N, C).
         masks: Masks, (n, H, W) uint8; pixels with ``IGNORED`` do not count.
     """
     return F.cross_entropy(
@@ -169,14 +194,14 @@ def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def fit_linear(seen: Versions, patch: int, classes: int) -> LinearHead:
-    """Fit multinomial logistic regression from standardized patch tokens to the patches' classes.
+    """Fit a linear head, which classifies patch tokens, by multinomial logistic regression.
 
-    Cross-validation chooses the L2 strength. All versions of an image are in the same fold. If some
-    class is shown by one image only, folds hold out quarters of images instead, again with all
-    their versions.
+    Cross-validation chooses the strength of the L2 penalty. All rotated versions of an image are in
+    the same fold. If some class is shown by fewer than two images, quarters of images are assigned
+    to the folds instead of whole images.
 
     Args:
-        seen: Images to fit to.
+        seen: Patch tokens and masks of the training images; the mirrored versions are not used.
         patch: Side of a patch, in pixels.
         classes: Number C of classes, the background included.
     """

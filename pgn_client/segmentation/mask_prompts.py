@@ -1,4 +1,8 @@
-"""EXPRES for masks: the output tokens of a class's prompts form a prototype for its patches."""
+"""Segmentation with EXPRES, which adds learned prompt tokens inside a frozen vision transformer.
+
+Each class has its own prompts. The model turns them into output tokens, whose mean is the prototype
+of the class: patches that resemble it get a high score.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +23,32 @@ from pgn_client.segmentation.linear import BATCH, LinearHead, check_size, enlarg
 from pgn_client.surrogate.backbone import Backbone
 
 SCALE = 10.0
-"""Scale of the cosines before training."""
+"""Factor of the cosine similarities between patches and class prototypes, before training."""
 GATE = 1.0
-"""Gate before training. A gate that started at 0, where the model equals the linear head, hardly
-opened (see ``benchmarks/LOG.md``).
+"""Gate, the weight of the prototype scores beside the linear head's scores, before training.
+
+A gate that started at 0, where the model equals the linear head, hardly grew in training (see
+``benchmarks/LOG.md``).
 """
 
 
 class MaskPrompts(nn.Module):
-    """Class scores of patches, from prompts that pass through the frozen model with the patches.
+    """A segmentation model: prompts pass through a frozen model and help to score its patches.
 
-    x are the patch tokens and o the output tokens, both after the final norm. There are r output
-    tokens for each of C classes::
+    x are the patch tokens and o the output tokens of the prompts, both after the final norm. There
+    are r output tokens for each of C classes::
 
         prototype_c = mean of o_{c r}, …, o_{c r + r - 1}
         prototype score of patch p and class c = scale · cos(x_p, prototype_c)
         score = x_p W + b + gate · prototype score
 
-    Patches attend to the prompts, so x differs from the patch tokens of the image alone. The score
-    has a gate only if it has both terms.
+    Patches attend to the prompts, so x differs from the patch tokens of the image alone. The first
+    term, x_p W + b, or the second, the prototype score, can be left out; then there is no gate.
 
     Args:
         prompts: EXPRES with C r prompts, grouped by class.
         classes: Number C of classes, the background included.
-        head: Linear head whose W and b the training starts from; ``None`` leaves out that term and
-            the gate.
+        head: Linear head whose W and b the training starts from; ``None`` leaves out x_p W + b.
         prototypes: Whether the prototype scores are added.
 
     Reference: Das et al., "Learning Expressive Prompting With Residuals for Vision Transformers",
@@ -88,14 +93,14 @@ class MaskPrompts(nn.Module):
         *,
         prototypes: bool = True,
     ) -> MaskPrompts:
-        """Create a model with random prompts, on the backbone's device.
+        """Create a segmentation model with random prompts, on the backbone's device.
 
         Args:
             backbone: The frozen model.
             classes: Number C of classes, the background included.
             each: Number r of prompts per class.
-            head: See the class.
-            prototypes: See the class.
+            head: Linear head on the patch tokens to start from; ``None`` for no such term.
+            prototypes: Whether scores by the classes' prototypes are added.
         """
         canvas = Canvas.build(backbone.input_size, backbone.patch_size, "full")
         setting = Setting(
@@ -105,14 +110,23 @@ class MaskPrompts(nn.Module):
         return model.to(backbone.device)
 
     def forward(self, images: Tensor, backbone: Backbone) -> Tensor:
-        """Return the scores of the patches: (n, 3, H, W) uint8 → (n, N, C) float32."""
+        """Return the class scores of the patches of images.
+
+        Args:
+            images: Images, (n, 3, H, W) uint8.
+            backbone: The frozen model.
+
+        Returns:
+            Scores of C classes for the N patches of each image, (n, N, C) float32.
+        """
         return self._together(*self.parts(images, backbone))
 
     def loss(self, images: Tensor, masks: Tensor, backbone: Backbone) -> Tensor:
-        """Return the cross-entropy per pixel of the scores.
+        """Return the training loss: the mean cross-entropy per pixel of the class scores.
 
-        With both terms, the cross-entropy of the prototype scores alone is added. Without it the
-        head, which starts well, would leave the prototypes nothing to learn.
+        If the model has both a linear head and prototypes, the cross-entropy of the prototype
+        scores alone is added. Without that, the head, which already starts well, would leave the
+        prototypes nothing to learn.
 
         Args:
             images: Images, (n, 3, H, W) uint8.
@@ -127,7 +141,14 @@ class MaskPrompts(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, backbone: Backbone) -> Tensor:
-        """Return the class of each pixel: (n, 3, H, W) uint8 → (n, H, W) int64.
+        """Return the predicted class of each pixel.
+
+        Args:
+            images: Images, (n, 3, H, W) uint8.
+            backbone: The frozen model.
+
+        Returns:
+            Class indices, (n, H, W) int64, on the CPU.
 
         Raises:
             ShapeError: The images do not have the model's input size.
@@ -147,9 +168,9 @@ class MaskPrompts(nn.Module):
         classes: Sequence[str],
         profile: str | None = None,
     ) -> dict[str, Any]:
-        """Write the file that a server of adapters hosts for ``/v1/segment``.
+        """Save the model to a file, for a server that hosts adapters and answers ``/v1/segment``.
 
-        The format is in ``tests/contract/adapters/README.md``.
+        The file's format is in ``tests/contract/adapters/README.md``.
 
         Args:
             path: Path to write.
@@ -158,7 +179,7 @@ class MaskPrompts(nn.Module):
             profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
 
         Returns:
-            The card.
+            The card, the metadata that was written to the file.
 
         Raises:
             ConfigurationError: The number of names is not C.
@@ -184,11 +205,15 @@ class MaskPrompts(nn.Module):
         return self.prompts.save(path, backbone, classes, tensors, profile=profile)
 
     def parts(self, images: Tensor, backbone: Backbone) -> tuple[Tensor | None, Tensor | None]:
-        """Return both terms of the score for (n, 3, H, W) uint8 images.
+        """Return the scores by the linear head and the scores by the prototypes, separately.
+
+        Args:
+            images: Images, (n, 3, H, W) uint8.
+            backbone: The frozen model.
 
         Returns:
-            Scores of the head and scores of the prototypes, each (n, N, C); ``None`` for a term
-            that is left out.
+            Scores of the head and scores of the prototypes, each (n, N, C) for N patches and C
+            classes; ``None`` for the scores that this model leaves out.
         """
         tokens = backbone.tokens(images.to(backbone.device))
         patches, outputs = self.prompts.encoded(tokens, backbone)
@@ -197,7 +222,10 @@ class MaskPrompts(nn.Module):
         return by_head, by_prototypes
 
     def _together(self, by_head: Tensor | None, by_prototypes: Tensor | None) -> Tensor:
-        """Add the terms; a single term is returned without the gate."""
+        """Return the head's scores plus the gated prototype scores.
+
+        If one of the two is ``None``, the other is returned as it is, without the gate.
+        """
         if by_head is None or by_prototypes is None:
             # The constructor refuses a model without any term, so exactly one is left.
             (single,) = (part for part in (by_head, by_prototypes) if part is not None)
@@ -205,11 +233,15 @@ class MaskPrompts(nn.Module):
         return by_head + self.gate * by_prototypes
 
     def prototype_scores(self, patches: Tensor, outputs: Tensor) -> Tensor:
-        """Return the prototype scores, (n, N, C).
+        """Score patches by their cosine similarity to the prototype of each class.
 
         Args:
             patches: Patch tokens after the final norm, (n, N, D).
-            outputs: Output tokens after the final norm, (n, C r, D).
+            outputs: Output tokens of the prompts after the final norm, (n, C r, D): r tokens for
+                each of C classes.
+
+        Returns:
+            Scores, (n, N, C): the cosines times the trained scale.
         """
         prototypes = outputs.unflatten(1, (self.classes, -1)).mean(2)
         cosines = F.normalize(patches, dim=-1) @ F.normalize(prototypes, dim=-1).transpose(1, 2)

@@ -1,6 +1,7 @@
-"""Images with masks, read from a folder with ``images/NAME.png`` and ``masks/NAME.png``.
+"""Images with segmentation masks, read from a folder.
 
-The class names are in ``classes.json`` next to the folder.
+The folder has ``images/NAME.png`` and ``masks/NAME.png``. The class names are in ``classes.json``
+next to the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pgn_client.segmentation.iou import IGNORED
 
 @dataclass(frozen=True)
 class Masked:
-    """Images with masks.
+    """Images with segmentation masks, which give the class of each pixel.
 
     Attributes:
         images: RGB images, (n, 3, H, W) uint8.
@@ -39,7 +40,7 @@ class Masked:
 
 
 def load_masked(folder: Path) -> Masked:
-    """Read one split.
+    """Read the images and segmentation masks of one split, such as the training images.
 
     Args:
         folder: Folder with ``images/*.png`` and ``masks/*.png``, the masks 8-bit gray or with a
@@ -76,7 +77,11 @@ def load_masked(folder: Path) -> Masked:
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the sorted file names of the images; each of them has a mask."""
+    """Return the sorted file names of the images in a folder, each of which has a mask.
+
+    Raises:
+        ConfigurationError: There are no images, or an image or mask has no partner.
+    """
     images = {path.name for path in (folder / "images").glob("*.png")}
     masks = {path.name for path in (folder / "masks").glob("*.png")}
     if not images:
@@ -95,7 +100,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _mask(path: Path, classes: int) -> Pixels:
-    """Read a mask, (H, W) uint8; with a palette, its values are the palette's indices."""
+    """Read a segmentation mask from a PNG file.
+
+    Returns:
+        Class indices, (H, W) uint8: the gray values, or the indices into the file's palette.
+    """
     try:
         # Not open_image, which converts to RGB: that would replace a palette's indices by colors.
         with Image.open(path) as image:
@@ -117,7 +126,7 @@ def _mask(path: Path, classes: int) -> Pixels:
 
 
 def _classes(path: Path) -> tuple[str, ...]:
-    """Read the class names, the background first."""
+    """Read the class names from a ``classes.json``, the background first."""
     try:
         names = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Training on the support images of an episode: a linear head alone, or prompts."""
+"""Train a linear head or prompts for segmentation, on the support images of a few-shot episode."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pgn_client.segmentation.mask_prompts import MaskPrompts
 from pgn_client.surrogate.backbone import Backbone
 
 HEAD_RATE = 1e-3
-"""Learning rate of the linear head."""
+"""Learning rate of the linear head, alone or together with prompts."""
 HEAD_STEPS = 20
 """Number of steps per support image in the training of a linear head alone."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of the training of prompts.
+    """Hyperparameters of the training of segmentation prompts.
 
     They were chosen on development episodes, which are not among the reported episodes.
 
@@ -38,9 +38,9 @@ class Numbers:
         steps: Number of AdamW steps; the learning rates fall to zero along half a cosine.
         batch: Largest number of images in a step.
         each: Number of prompts per class.
-        rate: Learning rate of the prompts and residuals.
+        rate: Learning rate of the prompts and of the residuals, learned offsets inside the model.
         head_rate: Learning rate of the linear head.
-        gate_rate: Learning rate of the gate and the scale.
+        gate_rate: Learning rate of the prototype scores' two factors, the gate and the scale.
     """
 
     steps: int = 20
@@ -54,15 +54,19 @@ class Numbers:
 def tuned(
     head: LinearHead, seen: Versions, *, batch: int = Numbers.batch, seed: int = 0
 ) -> LinearHead:
-    """Train a linear head with the cross-entropy per pixel, on fixed patch tokens.
+    """Train a linear head further with the cross-entropy per pixel, on fixed patch tokens.
 
-    This is the baseline for prompts: it has the same loss and the same versions of the images.
+    This is the baseline for prompts: it has the same loss per pixel and the same rotated and
+    mirrored versions of the images.
 
     Args:
         head: Linear head to start from; it does not change.
-        seen: Images to train on.
+        seen: Patch tokens and masks of all versions of the training images.
         batch: Number of versions of images in a step.
         seed: Seed for the draw of the versions.
+
+    Returns:
+        The trained linear head.
     """
     noise = torch.Generator().manual_seed(seed)
     weight = nn.Parameter(head.weight.clone())
@@ -87,14 +91,16 @@ def fit_prompts(
     numbers: Numbers | None = None,
     seed: int = 0,
 ) -> MaskPrompts:
-    """Train prompts on the support images of an episode; the queries are not read.
+    """Train segmentation prompts on the support images of a few-shot episode.
+
+    The query images are not read.
 
     Args:
         episode: Episode with images of the model's input size.
         backbone: The model; it stays frozen.
         head: Linear head to start from; ``None`` trains without one.
-        prototypes: Whether the prototype scores are added.
-        numbers: Numbers of the training; ``None`` for the defaults.
+        prototypes: Whether patches are also scored by their similarity to class prototypes.
+        numbers: Hyperparameters of the training; ``None`` for the defaults.
         seed: Seed for the prompts, and for the order and versions of the images.
 
     Raises:
@@ -115,7 +121,12 @@ def fit_prompts(
 
 
 def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
-    """Return the optimizer groups of all trained parameters."""
+    """Return the parameters of a segmentation model in optimizer groups, with their learning rates.
+
+    Args:
+        model: The segmentation model to train.
+        numbers: Hyperparameters, for the learning rates.
+    """
     head = [] if model.head is None else list(model.head)
     return [
         {"params": list(model.prompts.parameters()), "lr": numbers.rate},
@@ -126,10 +137,17 @@ def groups(model: MaskPrompts, numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield support images (b, 3, H, W) and masks (b, H, W) without end.
+    """Yield batches of an episode's support images and masks, without end.
 
-    Each image is rotated and mirrored at random. Every image comes once before any comes again, in
-    a new order each time.
+    Each image is rotated and mirrored at random. Every image is used once before any is used again,
+    in a new random order each time.
+
+    Args:
+        episode: The few-shot episode.
+        batch: Largest number of images in a batch.
+
+    Yields:
+        Images (b, 3, H, W) and masks (b, H, W) of a batch of b images.
     """
     while True:
         for rows in torch.randperm(len(episode.support)).split(batch):
@@ -143,7 +161,7 @@ def drawn(episode: Episode, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Iterable[dict[str, Any]], steps: int) -> None:
-    """Minimize a loss with AdamW, without weight decay.
+    """Minimize a loss with AdamW, without weight decay; the parameters change in place.
 
     Args:
         loss: Returns the loss of the next batch.

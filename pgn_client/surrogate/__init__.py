@@ -1,1 +1,1 @@
-"""A local imitation of the hosted model: the backbone behind the canvas, and the wire's effects."""
+"""A local imitation of the hosted classifier, and of what happens to images on the way to it."""

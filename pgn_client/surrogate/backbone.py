@@ -38,7 +38,7 @@ class Backbone:
 
     Args:
         model: Any timm model with a classification head, (B, 3, H, W) → (B, S).
-        name: Name on checkpoint cards.
+        name: Name of the model on checkpoint cards.
         mean: Mean per channel of its normalized space, for pixels in [0, 1].
         std: Standard deviation per channel of its normalized space, for pixels in [0, 1].
         labels: Names of its S classes; ``None`` names them ``class_0``, ``class_1``, … like the
@@ -96,7 +96,7 @@ class Backbone:
                 f"backbone {name}: got no input size, expected one for {type(model).__name__}"
             )
         self.input_size = size
-        """H = W, in pixels."""
+        """Side of the model's square input, H = W, in pixels."""
 
         self._embedding: PatchEmbedding | None = None
         self.weights_sha256 = self._digest()
@@ -120,7 +120,7 @@ class Backbone:
 
     @property
     def width(self) -> int:
-        """D, the number of pooled features."""
+        """D, the number of features that the model pools for an image."""
         # Some heads, such as MobileNet's, widen the pooled features before they classify.
         return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
@@ -164,9 +164,7 @@ class Backbone:
 
     @property
     def positions(self) -> Tensor:
-        """(N, D) position embedding of the grid cells, row-major, as the model adds it to patch
-        tokens.
-        """
+        """Position embedding that the model adds to its N patch tokens, (N, D), row-major."""
         # The model adds positions to zeros, since timm stores them in more than one form.
         cells = (self.input_size // self.patch_size) ** 2
         zeros = torch.zeros(1, cells, self.embedding.width, device=self.device)
@@ -195,7 +193,7 @@ class Backbone:
         return self
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Embed images; gradients flow to float pixels.
+        """Return the patch tokens of images; gradients flow to float pixels.
 
         Args:
             pixels: Images, (B, 3, H, W) uint8, or float pixel values in [0, 255].
@@ -226,7 +224,11 @@ class Backbone:
         return features
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the (B, D) pooled features of images, which are as for :meth:`tokens`."""
+        """Return the (B, D) pooled features of images.
+
+        Args:
+            pixels: Images, (B, 3, H, W) uint8, or float pixel values in [0, 255].
+        """
         if self.plain:
             return self.features_from_tokens(self.tokens(pixels))
         x = self.model.forward_features(normalised(pixels.float() / 255, self.mean, self.std))
@@ -234,16 +236,20 @@ class Backbone:
         return features
 
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the (B, S) logits of (B, N, D) patch tokens without position embedding."""
+        """Return the logits of the S labels, (B, S), for patch tokens.
+
+        Args:
+            tokens: Patch tokens without position embedding, (B, N, D).
+        """
         logits: Tensor = self.model.head(self.features_from_tokens(tokens))
         return logits
 
     def logits_with_more_tokens(self, images: Tensor, more: Tensor) -> Tensor:
-        """Return the logits with more tokens appended to the sequence, without position embedding.
+        """Return the logits of images with more tokens appended behind their patch tokens.
 
         Args:
             images: Images in the normalized space, (B, 3, H, W) float32.
-            more: Tokens to append, (B, K, D) float32.
+            more: Tokens to append, (B, K, D) float32; they get no position embedding.
 
         Returns:
             (B, S) logits.
@@ -254,8 +260,10 @@ class Backbone:
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the (B, S) logits of images by the model's own forward pass, which is the
-        reference; the images are as for :meth:`tokens`.
+        """Return the logits of the S labels, (B, S), for images, by the model's own forward pass.
+
+        Args:
+            pixels: Images, (B, 3, H, W) uint8, or float pixel values in [0, 255].
         """
         logits: Tensor = self.model(normalised(pixels.float() / 255, self.mean, self.std))
         return logits
@@ -285,7 +293,7 @@ class Backbone:
             )
 
     def _digest(self) -> str:
-        """Return the SHA-256 over all weights."""
+        """Return the SHA-256 over all weights of the model."""
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -388,7 +396,7 @@ def load(
     device: str | torch.device = "cpu",
     new_head: bool = False,
 ) -> Backbone:
-    """Load a backbone.
+    """Load a backbone, the frozen local classifier, by name.
 
     Args:
         name: ``bundled`` (the small ViT that ships with ``mock_server``), or a timm model name.
@@ -465,7 +473,7 @@ def _head_size(weights: Path, name: str) -> int:
 
 
 def _silent_head(model: Any, classes: int) -> None:
-    """Replace the head by zeros, which give the weights the same fingerprint each time."""
+    """Replace the model's head by zeros, which give the weights the same fingerprint each time."""
     model.reset_classifier(classes)
     for parameter in model.get_classifier().parameters():
         nn.init.zeros_(parameter)
@@ -531,8 +539,9 @@ def _guarded(make: Callable[[], Any], what: str) -> Any:
 
 
 def float32_convolutions() -> AbstractContextManager[None]:
-    """Return a context that keeps the patch embedding, a convolution, in float32 on a GPU; cuDNN
-    would use TF32.
+    """Return a context in which convolutions on a GPU compute in float32 instead of TF32.
+
+    The patch embedding is such a convolution.
     """
     # The default of `enabled` is False, which would turn cuDNN off.
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(

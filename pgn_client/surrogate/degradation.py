@@ -52,8 +52,8 @@ class Wire:
 
     @classmethod
     def parse(cls, text: str) -> Wire:
-        """Parse ``uint8``, ``jpeg:75:420``, ``shift:4``, ``scale:0.05``, or several of them joined
-        by ``+``.
+        """Parse a degradation: ``uint8``, ``jpeg:75:420``, ``shift:4``, ``scale:0.05``, or several
+        of them joined by ``+``.
 
         Raises:
             ConfigurationError: The text has another form, or a number is out of its range.
@@ -103,20 +103,20 @@ class Wire:
 
     @property
     def settled(self) -> Wire:
-        """The same wire without random shift and scale; accuracy is measured with it."""
+        """The same degradation without random shift and scale; accuracy is measured with it."""
         return replace(self, shift=0.0, scale=0.0)
 
     def __call__(self, canvases: Tensor, canvas: Canvas) -> Tensor:
-        """Return the canvases that reach the model; differentiable.
+        """Return degraded canvases, the images that reach the model; differentiable.
 
         Rounding and JPEG come first. The random shift and scale follow, as a server's resize does.
 
         Args:
             canvases: Canvases, (B, 3, H, W) uint8, or float pixel values in [0, 255].
-            canvas: Their geometry.
+            canvas: Geometry of the canvases.
 
         Returns:
-            (B, 3, H, W) float32 pixel values in [0, 255].
+            Degraded canvases, (B, 3, H, W) float32 pixel values in [0, 255].
         """
         x = canvases.float()
         arrived = x.detach().clamp(0, 255).round()
@@ -128,7 +128,7 @@ class Wire:
         return self._moved(x) if self.shift or self.scale else x
 
     def _moved(self, x: Tensor) -> Tensor:
-        """Move and scale each image at random.
+        """Return the (B, 3, H, W) images, each moved and scaled at random.
 
         Repeated edge pixels fill the uncovered area, as they fill the margin of a sent image.
         """

@@ -43,7 +43,7 @@ class PatchEmbedding:
     # cached_property stores its value in __dict__, which a frozen dataclass allows.
     @cached_property
     def inverse(self) -> Tensor:
-        """(3P², D) pseudo-inverse of the flattened weight."""
+        """Pseudo-inverse of the flattened weight W, (3P², D), which maps tokens to patches."""
         inverse: Tensor = torch.linalg.pinv(self.weight.flatten(1))
         return inverse
 
@@ -68,7 +68,7 @@ class PatchEmbedding:
         return PatchEmbedding(self.weight.to(device), self.bias.to(device), self.mean, self.std)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of weight, then bias, as little-endian float32 in C order."""
+        """Return the SHA-256 of the weight, then the bias, as little-endian float32 in C order."""
         digest = hashlib.sha256()
         for tensor in (self.weight, self.bias):
             digest.update(tensor.detach().cpu().numpy().astype("<f4").tobytes())

@@ -42,7 +42,7 @@ def returned_scores(
 
 
 def _top(p: Tensor, index: Tensor) -> Tensor:
-    """Keep the k probabilities at ``index`` and spread the residual mass over the other labels."""
+    """Return (B, S) probabilities: those at ``index`` kept, the rest spread over other labels."""
     best = p.gather(-1, index)
     others = p.shape[-1] - index.shape[-1]
     rest = (1 - best.sum(dim=-1, keepdim=True)).clamp_min(0) / others

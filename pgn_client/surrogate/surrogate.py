@@ -1,4 +1,4 @@
-"""A differentiable local model of the endpoint: canvas, wire, backbone and returned scores."""
+"""A differentiable local model of the endpoint, from the sent image to the returned scores."""
 
 from __future__ import annotations
 
@@ -37,13 +37,21 @@ class Surrogate:
 
     @property
     def latent(self) -> bool:
-        """Whether training may insert prompt tokens instead of prompt pixels: only in a plain ViT,
-        and only without a wire.
+        """Whether training may insert prompt tokens instead of prompt pixels.
+
+        It may in a plain ViT, if no wire (degradation of the images) is set.
         """
         return self.wire is None and self.backbone.plain
 
     def neutral(self, images: Tensor) -> Tensor:
-        """Place (B, 3, h, w) uint8 fitted images on (B, 3, H, W) uint8 canvases with gray cells."""
+        """Return the images on gray canvases, the images that the model sees, without prompts.
+
+        Args:
+            images: Images fitted to the canvas's box, (B, 3, h, w) uint8.
+
+        Returns:
+            Canvases, (B, 3, H, W) uint8.
+        """
         top, left, height, width = self.canvas.box
         size = self.canvas.size
         canvases = torch.full(
@@ -53,14 +61,14 @@ class Surrogate:
         return canvases
 
     def paint(self, images: Tensor, painted: Tensor) -> Tensor:
-        """Put prompts and images together on canvases; differentiable.
+        """Return canvases, the images that the model sees, made of images and prompts.
 
         Args:
             images: Fitted images, (B, 3, h, w) uint8.
             painted: Prompt patches, (B, K, 3, P, P), or whole canvases, (B, 3, H, W), in [0, 1].
 
         Returns:
-            (B, 3, H, W) float32 pixel values in [0, 255], not rounded.
+            Canvases, (B, 3, H, W) float32 pixel values in [0, 255], not rounded; differentiable.
         """
         if not self.canvas.cells:
             return 255 * painted
@@ -97,7 +105,7 @@ class Surrogate:
         return self.token_scores(tokens.index_copy(1, self._cells(tokens.device), prompts))
 
     def pixel_scores(self, canvases: Tensor) -> Tensor:
-        """Return the endpoint's scores for canvases, after the wire.
+        """Return the endpoint's scores for canvases, degraded by the wire as in serving.
 
         Args:
             canvases: Canvases, (B, 3, H, W) uint8, or float pixel values in [0, 255].
@@ -131,5 +139,5 @@ class Surrogate:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.half)
 
     def _cells(self, device: torch.device) -> Tensor:
-        """Return the grid cells of the prompts, (K,) int64, on ``device``."""
+        """Return the indices of the K patches that hold prompts, (K,) int64, on ``device``."""
         return torch.tensor(self.canvas.cells, device=device)

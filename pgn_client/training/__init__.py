@@ -1,4 +1,7 @@
-"""Training of a prompt adapter from labeled images and a surrogate."""
+"""Train a prompt adapter from labeled images.
+
+The gradients come from a surrogate, a local copy of the model behind the hosted classifier.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Augmentation of images that are fitted to the canvas.
+"""Augmentations of training images: random shifts, flips, rotations and the published recipe.
 
-Every augmentation takes and returns uint8 images, so training sees what is sent. The owner of a
-task chooses which one it allows: digits may be shifted but never flipped; aerial images have no up.
+Every augmentation takes and returns (B, 3, h, w) uint8 images, the pixel type that is sent to the
+classifier. The user chooses one that suits the task: digits may be shifted but never flipped;
+aerial images may also be rotated.
 """
 
 from __future__ import annotations
@@ -15,25 +16,27 @@ from torch.nn import functional as F
 from pgn_client.errors import ConfigurationError
 
 SHIFT = 1 / 12
-"""Largest shift, as a share of the image's side."""
+"""Largest distance that an augmentation shifts an image, as a share of the image's side."""
 COPIES = 4
-"""Number of augmented copies of each training image that a label mapping or linear probe may learn
-from.
+"""Number of augmented copies of each training image for fitting a label mapping or linear probe.
 
-The log-loss on other images fell with nearly every copy, up to 8 (see ``benchmarks/LOG.md``), but
-raw images need a query for each copy.
+Up to 8 copies, nearly every one lowered the log-loss on other images (see ``benchmarks/LOG.md``).
+But for a fit to raw images, each copy costs a query to the endpoint.
 """
 
 Augmentation = Callable[[Tensor], Tensor]
 
 
 def none(images: Tensor) -> Tensor:
-    """Return the images unchanged."""
+    """Return the images unchanged: the augmentation ``none``."""
     return images
 
 
 def shift(images: Tensor) -> Tensor:
-    """Move each image by up to a twelfth of its side; the gap repeats the image's edge."""
+    """Move each image at random by up to a twelfth of its side.
+
+    The pixels of the image's edge are repeated to fill the gap.
+    """
     _, _, height, width = images.shape
     # A share of a very small image rounds to 0, which would leave the image where it is.
     dy = max(1, round(height * SHIFT))
@@ -50,16 +53,16 @@ def shift(images: Tensor) -> Tensor:
 
 
 def flip(images: Tensor) -> Tensor:
-    """Shift the images, and mirror half of them left to right."""
+    """Shift each image at random, and mirror it left to right with probability one half."""
     shifted = shift(images)
     coins = _coins(images)
     return torch.stack([p.flip(-1) if coin else p for p, coin in zip(shifted, coins, strict=True)])
 
 
 def dihedral(images: Tensor) -> Tensor:
-    """Shift the images, mirror half of them, and rotate by 0, 90, 180 or 270 degrees.
+    """Shift, mirror and rotate each image at random, by 0, 90, 180 or 270 degrees.
 
-    Images that are not square are rotated by 0 or 180 degrees, which keeps their shape.
+    Images that are not square are rotated by 0 or 180 degrees only, which keeps their shape.
     """
     square = images.shape[-1] == images.shape[-2]
     # Quarter turns: doubled, they are 0, 2, 4 or 6, so half of the images turn by 180 degrees.
@@ -70,7 +73,9 @@ def dihedral(images: Tensor) -> Tensor:
 
 
 def paper(images: Tensor) -> Tensor:
-    """Apply the published recipe: random resized crop, color jitter, grayscale, solarize, flip.
+    """Augment images as the published PGN recipe does.
+
+    The steps are random resized crop, color jitter, grayscale, solarize and horizontal flip.
 
     Color jitter has strength 0.4 and probability 0.8; grayscale and solarize have probability 0.2.
     """
@@ -90,7 +95,7 @@ def paper(images: Tensor) -> Tensor:
 
 
 def _coins(images: Tensor) -> list[bool]:
-    """Toss a fair coin for each image."""
+    """Toss a fair coin for each image, and return the results."""
     return [bool(c) for c in (torch.rand(len(images)) < 0.5).tolist()]
 
 
@@ -98,14 +103,24 @@ REGISTRY: dict[str, Augmentation] = {f.__name__: f for f in (none, shift, flip, 
 
 
 def copies(name: str) -> int:
-    """Return the number of augmented copies of each training image: 0 for ``none``, whose copies
-    would be the image again.
+    """Return the number of copies of each training image that an augmentation should make.
+
+    It is 0 for ``none``, which would only repeat the image.
+
+    Args:
+        name: Name of the augmentation.
     """
     return 0 if name == none.__name__ else COPIES
 
 
 def get(name: str) -> Augmentation:
-    """Return the augmentation of a name: (B, 3, h, w) uint8 → (B, 3, h, w) uint8.
+    """Return an augmentation by its name.
+
+    Args:
+        name: One of ``none``, ``shift``, ``flip``, ``dihedral`` and ``paper``.
+
+    Returns:
+        A function from (B, 3, h, w) uint8 images to augmented images of the same shape and type.
 
     Raises:
         ConfigurationError: No augmentation has this name.

@@ -1,7 +1,9 @@
-"""The last stage of training: refit the mapping, choose α, measure on validation, fill in the card.
+"""The last stage of training: fit the label mapping again, choose α, and measure the accuracy.
 
-Accuracy is measured twice: in latent space, as training computes it, and on the uint8 images that
-a client sends.
+α is the weight of the local head, a small classifier that is fused with the endpoint's scores. The
+results are written to the card, the checkpoint's metadata. Accuracy is measured on the validation
+images in two ways: with float prompts, as training computes them, and on the uint8 images that a
+client sends.
 """
 
 from __future__ import annotations
@@ -48,9 +50,12 @@ It only limits memory: in evaluation mode, no image's scores depend on the other
 def log_probs(
     model: Method, mapping: nn.Module, surrogate: Surrogate, examples: Examples, resolution: int
 ) -> Tensor:
-    """Return (n, C) float32 log-probabilities of the prompted surrogate, as training computes them.
+    """Return a task's class log-probabilities for prompted images, as training computes them.
 
-    If the surrogate simulates the wire, the images pass through it.
+    If the surrogate simulates image degradation on the way to the server, it is applied here too.
+
+    Returns:
+        (n, C) float32 log-probabilities, C classes of the task.
     """
     mapped: Tensor = mapping(outputs(model, surrogate, examples, resolution))
     return mapped
@@ -64,7 +69,14 @@ def outputs(
     resolution: int,
     augmented: Augmentation = none,
 ) -> Tensor:
-    """Return the (n, S) features that the mapping reads, as training computes them."""
+    """Return the features of prompted images that the label mapping reads.
+
+    They are computed as in training, without rounding the prompts to uint8.
+
+    Returns:
+        (n, S) features: log-probabilities of the S endpoint labels, or the S features of a
+        white-box method.
+    """
     model.eval()
     parts = []
     with float32_convolutions():
@@ -79,11 +91,11 @@ def outputs(
 def deployed_features(
     adapter: PromptAdapter, surrogate: Surrogate, examples: Examples, augmented: Augmentation = none
 ) -> tuple[Floats, Floats]:
-    """Pass uint8 canvases, as a client sends them, through the surrogate.
+    """Compute the surrogate's answers to prompted uint8 images, as a client sends them.
 
     Returns:
-        (n, S) float64 log-probabilities of the surrogate, and (n, C) float64 log-probabilities of
-        the local head.
+        (n, S) float64 log-probabilities of the surrogate's S labels, and (n, C) float64
+        log-probabilities of the local head for the C classes of the task.
     """
     features = []
     local_log_probs = []
@@ -106,9 +118,14 @@ def deployed_features(
 
 @torch.inference_mode()
 def perplexity(model: Method, examples: Examples, resolution: int) -> float | None:
-    """Return the mean perplexity of the mixtures, in library rows; ``None`` without mixtures.
+    """Return how many rows of the token library a prompt token mixes: the mean perplexity.
 
-    At 1 every prompt token is a single row; at L it mixes all rows equally, which gives flat gray.
+    At 1, every prompt token is a single row of the library. At L, the number of rows, every token
+    mixes all rows equally, which gives flat gray.
+
+    Returns:
+        Mean perplexity of the mixture weights over the images; ``None`` for a method that mixes no
+        library.
     """
     if not isinstance(model, PGN):
         return None
@@ -129,19 +146,23 @@ def finish(
     val: Examples,
     augmented: Augmentation,
 ) -> PromptAdapter:
-    """Choose the mapping and α, measure the result, and return the adapter with a complete card.
+    """Choose the label mapping and α, measure the result, and return the finished adapter.
 
-    The mapping is the one trained jointly with the prompt, a fit on the surrogate's answers to the
-    prompted training images, or a fit on those and on augmented copies of each image. The baseline
-    without a prompt may use the same copies. The validation images choose the mapping and α.
+    There are three candidates for the mapping: the one trained jointly with the prompt, a fit to
+    the surrogate's answers to the prompted training images, and a fit to those answers and the
+    answers to augmented copies. The validation images decide among them. They also choose α, the
+    weight of the local head, a small classifier that is fused with the endpoint's scores.
 
     Args:
-        card: Card of the run before training.
+        card: Card (the checkpoint's metadata) of the run before training.
         run: The finished run, set back to its best epoch.
         surrogate: The surrogate, in float32 and without random degradation.
         train: Training images and targets.
         val: Validation images and targets.
         augmented: Augmentation of the recipe, for the copies.
+
+    Returns:
+        The adapter, with mapping, α and metrics on its card.
     """
     resolution = card.resolution
     # fit puts a recipe on every card; the empty one is for the type checker only.
@@ -213,14 +234,16 @@ def last_mapping(
     kinds: Sequence[str],
     seed: int,
 ) -> tuple[str, LabelMapping]:
-    """Choose the final mapping by its log-loss on the validation images.
+    """Choose the final label mapping by its log-loss on the validation images.
 
     The candidates are the mapping trained jointly with the prompt, a fit on the training images,
-    and a fit on those and their augmented copies. An ``flm`` mapping stays as it was first fitted.
+    and a fit on those and their augmented copies. An ``flm`` mapping (frequency label mapping)
+    stays as it was first fitted.
 
     Args:
         mapping: Mapping trained jointly with the prompt.
-        versions: (n, S) features of the training images, then of each augmented copy of them.
+        versions: Features of the training images, (n, S), S features per image; then an array of
+            the same shape for each augmented copy of all images.
         targets: (n,) class indices of the training images.
         val: Features (m, S) and class indices (m,) of the validation images.
         kinds: Kinds of mapping that a refit may choose among.
@@ -264,9 +287,13 @@ def _part(
     local: Floats,
     targets: Integers,
 ) -> PartCard:
-    """Return the card entry of one task in a union: its α and its metrics.
+    """Measure one task of a checkpoint that serves several tasks.
 
-    Only the images of this task count, and only its classes compete.
+    Only the task's own images count, and only its own classes compete.
+
+    Returns:
+        The task's entry for the card, the checkpoint's metadata: its α (the weight of the local
+        head) and its metrics.
     """
     # In a union, classes are named PART/CLASS.
     columns = np.array([i for i, label in enumerate(classes) if label.startswith(f"{name}/")])
@@ -292,19 +319,25 @@ def _part(
 
 
 def _fused(deployed: Floats, local: Floats, targets: Integers) -> tuple[float, float]:
-    """Choose α on the validation images; return it and the fused accuracy on them."""
+    """Choose α, the weight of the local head in the fused score, on the validation images.
+
+    Returns:
+        α, and the accuracy of the fused scores on the validation images.
+    """
     alpha = best_fusion(deployed, local, targets)
     return alpha, _accuracy(fuse(deployed, local, alpha), targets)
 
 
 def learnable(model: Method, mapping: int) -> dict[str, int]:
-    """Return the number of trained parameters in the prompt, the mapping and the local parts.
-
-    The local parts serve the local head only.
+    """Count the trained parameters of a method and its label mapping.
 
     Args:
         model: The trained method.
         mapping: Number of parameters of the label mapping.
+
+    Returns:
+        The counts under ``prompt``, ``mapping`` and ``local``. The last are the parameters that
+        serve only the local head, the small classifier beside the prompt.
     """
     # Parameters are only counted here, so their learning rates do not matter.
     groups = model.parameter_groups(Rates(0, 0, 0, 0, 0))
@@ -324,9 +357,17 @@ def assemble(
     *,
     fusion: float,
 ) -> PromptAdapter:
-    """Build an adapter from a card, a trained model and a mapping.
+    """Build an adapter from a card, a trained method and a label mapping.
 
-    With a latent library the adapter also carries the patch embedding, which its inversion needs.
+    If the prompts are latent tokens, which must be inverted to pixels, the adapter also holds the
+    backbone's patch embedding for that.
+
+    Args:
+        card: The checkpoint's metadata, still without mapping and α.
+        model: The trained method.
+        mapping: The label mapping.
+        surrogate: The surrogate that the method was trained through.
+        fusion: Weight α of the local head in the served score, in [0, 1].
     """
     # A copy, because on a CPU numpy() shares the memory of the parameters.
     tensors = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Configuration of a training run: one frozen value that ``fit`` and the command line share."""
+"""The options of a training run, one frozen value for both ``fit`` and the command line."""
 
 from __future__ import annotations
 
@@ -34,25 +34,28 @@ from pgn_client.version import __version__
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The method to train, the server it is for, and the numbers of the training.
+    """All options of a training run: the prompt method, the server and the training settings.
 
     Attributes:
         method: Name of a method that can be deployed: ``pgn`` or another of ``methods.REGISTRY``.
-        library: Kind of the token library: ``pixel`` (deploys exactly), ``smooth`` or ``luma``
-            (for servers that re-encode as JPEG), ``latent`` (as published; deploys by
-            ``inversion``) or ``reachable`` (latent, limited to tokens that pixels can produce).
+        library: Kind of the token library, the learned rows that are mixed into prompts:
+            ``pixel`` (rows are pixels, so they are sent exactly as trained), ``smooth`` or
+            ``luma`` (pixels for servers that re-encode as JPEG), ``latent`` (rows are token
+            vectors, as published, and are turned into pixels by ``inversion``) or ``reachable``
+            (latent, limited to tokens that pixels can produce).
         layout: Place of the prompt patches: ``ring``, ``corner``, ``rows:N`` or ``full``; ``None``
             for the method's default.
         profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
         recipe: Learning rates, epochs and all other numbers of the training.
         mapping: Kind of the label mapping: ``auto`` (validation chooses among several), or one of
             ``label_mapping.KINDS``.
-        inversion: Inversion of a latent library: ``bounded`` or ``pseudo_inverse``.
+        inversion: How the tokens of a latent library are turned into pixels: ``bounded`` (least
+            squares among valid pixels) or ``pseudo_inverse`` (clips the minimum-norm solution).
         top_k: Number of labels that the endpoint returns; ``None`` for all.
         decimals: Decimals to which the endpoint rounds probabilities; ``None`` for no rounding.
-        wire: Degradation of the images on their way to the model, for pixel libraries (see
-            ``surrogate.degradation``). ``None`` for lossless transport; training then runs in
-            latent space if the backbone is a plain ViT.
+        wire: Degradation of the images on their way to the model, such as JPEG, for pixel
+            libraries (see ``surrogate.degradation``). ``None`` for lossless transport; with a plain
+            ViT, training then works on token vectors instead of rendered pixels.
         seed: Seed for all random choices.
 
     Raises:
@@ -98,7 +101,11 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
-        """Return ``config``, or a config built from options by name.
+        """Return ``config`` itself, or a new config built from ``options``.
+
+        Args:
+            config: A complete config; ``None`` to build one.
+            options: Attributes of ``TrainingConfig`` by name.
 
         Raises:
             ConfigurationError: An option is unknown, or both a config and options are given.
@@ -122,7 +129,10 @@ class TrainingConfig:
 
     @classmethod
     def from_card(cls, card: Card | Mapping[str, Any]) -> TrainingConfig:
-        """Return the config that a checkpoint was trained with, read from its card.
+        """Return the config that a checkpoint was trained with.
+
+        Args:
+            card: The checkpoint's metadata.
 
         Raises:
             CheckpointError: The checkpoint was not trained by ``fit``; it is imported, or holds
@@ -153,20 +163,22 @@ class TrainingConfig:
 
     @property
     def kind(self) -> type[RGBMethod]:
-        """The class of the method."""
+        """The class of the prompt method that ``method`` names."""
         return methods.deployable(self.method)
 
     @property
     def mixes(self) -> bool:
-        """Whether the method mixes a token library."""
+        """Whether the method makes its prompts by mixing the rows of a token library."""
         return issubclass(self.kind, PGN)
 
     def canvas(self, backbone: Backbone) -> Canvas:
-        """Return the canvas for a backbone behind the server's resize and crop.
+        """Return the canvas: the places of image and prompts in the model's input.
+
+        The canvas takes into account that the server resizes and crops the image that is sent.
 
         Raises:
-            ConfigurationError: The library does not fit the backbone or the wire, or the wire's
-                shift does not fit the canvas.
+            ConfigurationError: The token library does not fit the backbone or the image degradation
+                ``wire``, or the shift in ``wire`` does not fit the canvas.
         """
         profile = self.profile or backbone.profile
         canvas = Canvas.build(
@@ -195,7 +207,10 @@ class TrainingConfig:
         return canvas
 
     def card(self, task: Task, backbone: Backbone, canvas: Canvas) -> Card:
-        """Return the card of the run before any training; it has no mapping yet."""
+        """Return the card (the checkpoint's metadata) of a run that has not started.
+
+        It has no label mapping and no metrics yet.
+        """
         asked = {"mapping": self.mapping, "top_k": self.top_k, "decimals": self.decimals}
         wire = {} if self.wire is None else {"wire": str(self.wire)}
         library = LibraryCard(self.library, self.recipe.library_size) if self.mixes else None

@@ -20,10 +20,11 @@ from pgn_client.training.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Examples:
-    """One split in memory.
+    """The images and class indices of one split (such as the training images), in memory.
 
     Attributes:
-        images: RGB images that are fitted to the canvas, (n, 3, h, w) uint8.
+        images: RGB images, resized to their place on the canvas (the image that the model sees),
+            (n, 3, h, w) uint8.
         targets: Class indices, (n,) int64.
     """
 
@@ -34,14 +35,14 @@ class Examples:
         return len(self.targets)
 
     def steps(self, size: int) -> int:
-        """Return the number of shuffled batches in an epoch."""
+        """Return the number of shuffled batches of at most ``size`` images in an epoch."""
         # Counted as `batches` yields them: a schedule must not get more steps than its length.
         return sum(1 for rows in torch.arange(len(self)).split(size) if len(rows) > 1)
 
     def batches(self, size: int, *, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, targets) in batches of at most ``size``.
+        """Yield batches of at most ``size`` images with their class indices.
 
-        With ``shuffle``, the order is random and a last batch of one image is dropped, because
+        With ``shuffle``, the order is random. A last batch of one image is then dropped, because
         BatchNorm needs two images in training.
         """
         # Drawn on the CPU, because a resumed run restores the state of the CPU's generator.
@@ -52,12 +53,15 @@ class Examples:
 
 
 def load_images(split: Split, canvas: Canvas, tick: Callable[[], object] | None = None) -> Tensor:
-    """Read the images of a split and fit them to the canvas's box: (n, 3, h, w) uint8.
+    """Read the images of a split, resized to their place on the canvas.
 
     Args:
         split: Files to read.
-        canvas: Canvas whose box the images are fitted to.
+        canvas: The image that the model sees; its ``box`` is the place of the user's image.
         tick: Called after each image; ``None`` for no calls.
+
+    Returns:
+        The images, (n, 3, h, w) uint8.
 
     Raises:
         ImageError: A file cannot be read; the message names it.
@@ -74,7 +78,14 @@ def load_images(split: Split, canvas: Canvas, tick: Callable[[], object] | None 
 def load_examples(
     split: Split, canvas: Canvas, device: torch.device, *, shown: bool = False
 ) -> Examples:
-    """Load a split with :func:`load_images` onto a device; ``shown`` draws a progress bar."""
+    """Load the images and class indices of a split onto a device.
+
+    Args:
+        split: Files to read and their class indices.
+        canvas: The image that the model sees, with a place for the user's image.
+        device: Device that the tensors are moved to.
+        shown: Whether a progress bar is drawn.
+    """
     with progress_bar(len(split), "reading", "img", shown=shown) as bar:
         images = load_images(split, canvas, bar.update)
     return Examples(images.to(device), torch.from_numpy(split.labels).to(device))
@@ -82,13 +93,14 @@ def load_examples(
 
 @dataclass(frozen=True)
 class FittedSplit:
-    """One split, prepared for a checkpoint.
+    """The images of one split, resized and cropped as a checkpoint needs them.
 
     Attributes:
-        split: Files and their targets.
-        fitted: Images that are fitted to the canvas, (n, h, w, 3) uint8.
-        looked_at: Separate crops that the generator reads, (n, r, r, 3) uint8; ``None`` if the
-            generator reads ``fitted``.
+        split: Files and their class indices.
+        fitted: Images, resized to their place on the canvas (the image that the model sees),
+            (n, h, w, 3) uint8.
+        looked_at: Separate crops that the prompt generator reads, (n, r, r, 3) uint8; ``None`` if
+            the generator reads ``fitted``.
     """
 
     split: Split
@@ -97,7 +109,10 @@ class FittedSplit:
 
     @classmethod
     def of(cls, split: Split, adapter: PromptAdapter) -> FittedSplit:
-        """Read and prepare a split, one image at a time to limit memory."""
+        """Read the images of a split and prepare them for a checkpoint.
+
+        The images are read one at a time to limit memory.
+        """
         fitted = []
         crops = []
         for image in map(open_image, split.paths):
@@ -109,12 +124,15 @@ class FittedSplit:
 
     @property
     def prompted_by(self) -> Pixels:
-        """The images that the generator makes the prompts from."""
+        """The images that the prompt generator reads, (n, r, r, 3) or (n, h, w, 3) uint8."""
         return self.fitted if self.looked_at is None else self.looked_at
 
     def rendered(self, adapter: PromptAdapter) -> tuple[Pixels, Floats]:
-        """Return the painted patches or canvases, and (n, C) log-probabilities of the local head.
+        """Make the prompts of a checkpoint for these images.
 
-        See ``PromptAdapter.render`` for the shapes.
+        Returns:
+            The uint8 prompt patches of each image, or its whole canvas from a method that paints on
+            the image itself (``PromptAdapter.render`` has the shapes); and (n, C) log-probabilities
+            of the local head, the checkpoint's own small classifier.
         """
         return adapter.render(self.fitted, prompted_by=self.prompted_by)

@@ -1,7 +1,10 @@
-"""Fit a label mapping to an endpoint's own answers, on prompted or raw images: ``pgn map``.
+"""Fit a label mapping to the answers of a hosted classifier: the command ``pgn map``.
 
-A checkpoint needs a new mapping for an endpoint other than the one it was trained for, for an
-endpoint whose answers have changed, for other classes, and after an import, which has no classes.
+The mapping turns scores of the endpoint's labels into scores of the task's classes. The images are
+sent with a checkpoint's prompts, or raw.
+
+A checkpoint needs a new mapping for another endpoint, for an endpoint whose answers have changed,
+and for other classes. So does an imported checkpoint, which has no classes.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ from pgn_client.version import __version__
 
 Arrays = dict[str, Floats32]
 FITTED = "fitted to the endpoint's answers"
-"""Value of ``metrics.mapping`` on the card of a mapping that was fitted here."""
+"""Value of ``metrics.mapping`` in the metadata of a checkpoint whose mapping ``pgn map`` fitted."""
 IMPORTED_RECIPE = RecipeCard(augment="none", mapping="auto")
-"""Recipe that the evaluation assumes for a checkpoint that was not trained here."""
+"""Training settings that the evaluation assumes for a checkpoint that was imported."""
 
 
 def refit(
@@ -48,21 +51,22 @@ def refit(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> PromptAdapter:
-    """Send prompted training and validation images, and fit the mapping and α to the answers.
+    """Fit a checkpoint's label mapping to the endpoint's answers to prompted images.
 
-    If the checkpoint's local head was trained on other classes, a new head is fitted on the
-    features of its trunk.
+    The training and validation images are sent with the checkpoint's prompts. α, the weight of the
+    local head in the served score, is chosen again too. If the local head, the checkpoint's own
+    small classifier, was trained on other classes, a new head is fitted.
 
     Args:
         adapter: The checkpoint; its prompts do not change.
         task: Labeled images, at least two classes and two training images.
-        ask: The endpoint.
+        ask: Function that sends images to the endpoint and returns its answers.
         kinds: Kinds of mapping to choose among, by log-loss on the validation images.
-        none_below: Share of the validation images that may be refused, in [0, 1); see
-            :func:`none_of_these`. ``None`` always names a class.
+        none_below: Share of the validation images that may get the answer "none of these classes",
+            in [0, 1). ``None`` always names a class.
 
     Returns:
-        A checkpoint for the task's classes. Its card's ``metrics`` are those of the endpoint on the
+        A checkpoint for the task's classes. Its metrics are the endpoint's accuracies on the
         validation images.
 
     Raises:
@@ -111,15 +115,18 @@ def fit_raw(
     kinds: Sequence[labels.MappingKind] = labels.AUTO,
     none_below: float | None = None,
 ) -> MappingAdapter:
-    """Send raw training and validation images, without a prompt, and fit a mapping to the answers.
+    """Fit a label mapping to the endpoint's answers to raw images, which have no prompt.
 
     Args:
         task: Labeled images, at least two classes and two training images.
-        ask: The endpoint.
+        ask: Function that sends images to the endpoint and returns its answers.
         kinds: Kinds of mapping to choose among, by log-loss on the validation images; for an
             endpoint that returns embeddings only ``linear`` is possible.
-        none_below: Share of the validation images that may be refused, in [0, 1); see
-            :func:`none_of_these`. ``None`` always names a class.
+        none_below: Share of the validation images that may get the answer "none of these classes",
+            in [0, 1). ``None`` always names a class.
+
+    Returns:
+        A checkpoint that holds only the label mapping.
 
     Raises:
         ConfigurationError: No kind of mapping is possible, or the task is too small.
@@ -163,17 +170,18 @@ def fit_raw(
 
 
 def none_of_these(log_p: Floats, share: float | None) -> float | None:
-    """Choose the threshold for the answer "none of these classes".
+    """Choose the probability threshold for the answer "none of these classes".
 
     An image whose best class has a probability below the threshold gets that answer.
 
     Args:
-        log_p: Log-probabilities of validation images that all belong to a class, (n, C).
+        log_p: Log-probabilities, (n, C), of validation images that all belong to one of the C
+            classes.
         share: Share of these images that may fall below the threshold, in [0, 1); ``None`` for no
             threshold.
 
     Returns:
-        The card's ``none_below``.
+        The threshold, ``none_below`` in the checkpoint's metadata; ``None`` for no threshold.
     """
     if share is None:
         return None
@@ -183,18 +191,23 @@ def none_of_these(log_p: Floats, share: float | None) -> float | None:
 
 
 def knows(adapter: PromptAdapter, task: Task) -> bool:
-    """Whether the checkpoint's local head was trained on the task's classes.
+    """Whether a checkpoint's local head was trained on the task's classes.
 
-    An imported checkpoint has no trained local head.
+    The local head is the small classifier beside the prompts. An imported checkpoint has none that
+    was trained.
     """
     return adapter.card.imported is None and adapter.card.classes == task.classes
 
 
 def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
-    """Fit a local head for the task's classes: a linear probe on the generator trunk's features.
+    """Fit a new local head for a task's classes.
+
+    The local head is a linear classifier on the features of the trunk, the small CNN that also
+    generates the prompts.
 
     Returns:
-        The head's weight (C, D) and bias (C,), named as in a checkpoint.
+        Weight (C, D) and bias (C,) of the head for C classes and D features, under their names in a
+        checkpoint.
     """
     split = FittedSplit.of(task.train, adapter)
     model, _embedding = adapter.runtime
@@ -225,13 +238,13 @@ def new_head(adapter: PromptAdapter, task: Task) -> Arrays:
 
 
 def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[str, ...], bool]:
-    """Choose the source labels of the new mapping.
+    """Choose the source labels of the new mapping: the endpoint's labels that it reads.
 
-    They are the labels of the checkpoint's mapping, in its order, if that mapping has all labels of
-    its endpoint and the answers hold no others. Otherwise they are the labels in the answers.
+    The labels of the checkpoint's old mapping are kept if they are all labels of the endpoint and
+    the answers hold no others. Otherwise the labels in the answers are used.
 
     Returns:
-        The source labels, and whether the endpoint may have others.
+        The source labels, and whether the endpoint may have more labels.
     """
     mapped_labels = adapter.mapping.source
     answered_labels = labels.vocabulary(answers)
@@ -243,7 +256,10 @@ def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[st
 def _changes(
     adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, accuracies: dict[str, float]
 ) -> dict[str, Any]:
-    """Return the changed fields of the card, except α and ``none_below``."""
+    """Return the fields of a checkpoint's metadata that its new label mapping changes.
+
+    The fusion weight α and the threshold ``none_below`` are not among them.
+    """
     card = adapter.card
     learnable = dict(card.learnable or {})
     learnable["mapping"] = mapping.weight.size + mapping.bias.size

@@ -1,4 +1,4 @@
-"""Gradient training through the surrogate: read :func:`fit` from top to bottom.
+"""Train a prompt by gradients through a surrogate, a local copy of the hosted model.
 
     image → generator → mixture weights → prompt tokens ─┐
       └─────────→ canvas → patch tokens ────────────────→ frozen ViT → scores → mapping → loss
@@ -49,12 +49,12 @@ def fit(
     progress: bool = False,
     **options: Any,
 ) -> PromptAdapter:
-    """Train a prompt for a task through a local surrogate of the endpoint's model.
+    """Train a prompt for a task through a surrogate, a local copy of the endpoint's model.
 
     Args:
         task: Classes and splits; only ``train`` and ``val`` are read.
         backbone: The surrogate; it stays frozen, and that is verified. It computes in bfloat16 on
-            a GPU and in float32 on a CPU, where bfloat16 was only 1.15 times as fast (ViT-Tiny).
+            a GPU and in float32 on a CPU.
         config: Method, server and numbers of the training; ``None`` for the defaults of
             ``TrainingConfig``.
         state: File that stores the run after each epoch, so that it can be resumed. The caller
@@ -66,7 +66,8 @@ def fit(
 
     Returns:
         The adapter of the epoch with the best validation accuracy (ties: the lower log-loss). After
-        Ctrl-C, that of the best epoch so far, with ``interrupted`` true on its card.
+        Ctrl-C, this is the best of the finished epochs, and the adapter's card has ``interrupted``
+        true.
 
     Raises:
         ConfigurationError: An option is unknown or does not fit the others, or ``state`` exists and
@@ -118,7 +119,10 @@ def fit(
 
 
 def _identity(card: Card) -> dict[str, Any]:
-    """Return the card fields that identify a run: those that are known before training."""
+    """Return the options that identify a training run, to refuse the saved state of another run.
+
+    They are the fields of the card, the checkpoint's metadata, that are known before training.
+    """
     identity = card.to_json()
     # α is chosen after training. The runs of version 0.1 have neither of the two, and go on.
     del identity["schema"], identity["fusion"]
@@ -127,15 +131,15 @@ def _identity(card: Card) -> dict[str, Any]:
 
 @dataclass
 class Loop:
-    """The parts of a training that do not change while it runs.
+    """The training loop, with everything that does not change while it runs.
 
     Attributes:
         model: The method to train.
-        training_surrogate: Surrogate that the training steps use.
+        training_surrogate: Local copy of the hosted model that the training steps use.
         train_examples: Training images and targets.
         val_examples: Validation images and targets.
         recipe: The numbers of the training.
-        card: Card of the run before training.
+        card: Card (the checkpoint's metadata) of the run before training.
         progress: Whether progress bars are drawn on stderr.
         surrogate: The training surrogate without random degradation, for all measurements.
         resolution: Side of the generator's input, in pixels.
@@ -172,7 +176,16 @@ class Loop:
         card: Card,
         progress: bool,
     ) -> Loop:
-        """Read the training and validation images, and move all to the surrogate's device."""
+        """Create the loop: read the training and validation images onto the surrogate's device.
+
+        Args:
+            model: The method to train; it is moved to the same device.
+            surrogate: Local copy of the hosted model.
+            task: Classes and splits.
+            recipe: The numbers of the training.
+            card: Card (the checkpoint's metadata) of the run before training.
+            progress: Whether progress bars are drawn on stderr.
+        """
         canvas = surrogate.canvas
         device = surrogate.backbone.device
         train = load_examples(task.train, canvas, device, shown=progress)
@@ -180,10 +193,17 @@ class Loop:
         return cls(model.to(device), surrogate, train, val, recipe, card, progress)
 
     def start(self, mapping: str) -> Run:
-        """Start a run: initialize the prompts, train the trunk on the task, fit a first mapping.
+        """Start a training run.
+
+        The prompts are initialized, the generator's trunk (a small CNN) first learns the task as a
+        classifier, and a first label mapping is fitted. White-box methods, which have no generator,
+        start with the mapping.
 
         Args:
             mapping: Kind of the label mapping, or ``auto``.
+
+        Returns:
+            The state of the run before its first step.
         """
         if isinstance(self.model, RGBMethod):
             self.model.start(peaked=self.recipe.peaked_start)
@@ -199,7 +219,11 @@ class Loop:
         return self._run(self._first_mapping(mapping))
 
     def resume(self, saved: dict[str, Any]) -> Run:
-        """Continue a saved run exactly where it stopped."""
+        """Return a saved run, ready to continue exactly where it stopped.
+
+        Args:
+            saved: The result of ``Run.state_dict``.
+        """
         features = saved["mapping"]["weight"].shape[0]
         source = self._source(features)
         run = self._run(_blank_mapping(saved["mapping_kind"], source, self.card.classes))
@@ -207,7 +231,7 @@ class Loop:
         return run
 
     def train(self, run: Run) -> None:
-        """Train the remaining epochs.
+        """Train the remaining epochs of a run, and measure each on the validation images.
 
         Raises:
             KeyboardInterrupt: Ctrl-C ended the training.
@@ -225,7 +249,7 @@ class Loop:
         return progress_bar(total, self.card.method, "img", shown=self.progress, initial=done)
 
     def train_epoch(self, run: Run, bar: Any) -> None:
-        """Take one step for each batch of shuffled, augmented training images."""
+        """Train one epoch: one step for each batch of shuffled, augmented training images."""
         self.model.train()
         seen: list[tuple[Tensor, Tensor]] = []
         for images, targets in self.train_examples.batches(self.recipe.batch_size, shuffle=True):
@@ -243,8 +267,9 @@ class Loop:
             run.refit(seen, self.seed)
 
     def validate(self, run: Run) -> None:
-        """Measure the run on the validation images, and keep its parameters if they are the best
-        so far.
+        """End an epoch: measure the accuracy on the validation images.
+
+        The run keeps a copy of its parameters if they are the best so far.
         """
         log_p = log_probs(
             self.model, run.mapping, self.surrogate, self.val_examples, self.resolution
@@ -254,9 +279,14 @@ class Loop:
     def _loss(
         self, mapping: TorchMapping, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the features (B, S) that the mapping reads, and the loss of a batch.
+        """Return the features of a batch and its training loss.
 
-        The loss is that of the mapped scores, plus that of the local head if the method has one.
+        The loss is the cross-entropy of the mapped scores. If the method has a local head (a small
+        classifier beside the prompt), the weighted cross-entropy of that head is added.
+
+        Returns:
+            The (B, S) features that the label mapping reads, such as the scores of S endpoint
+            labels; and the loss.
         """
         code, local = self.model(generator_input(images, self.resolution))
         features = self.model.scores(code, images, self.training_surrogate)
@@ -269,7 +299,11 @@ class Loop:
         return features, loss + self.recipe.local_weight * local_loss
 
     def _first_mapping(self, kind: str) -> LabelMapping:
-        """Fit the mapping that the joint training starts from to answers for neutral canvases."""
+        """Return the label mapping that the joint training with the prompt starts from.
+
+        It is fitted to the surrogate's answers to images without a prompt. A linear mapping starts
+        from zero instead if the recipe's ``warm_mapping`` is false.
+        """
         features = self._neutral(self.train_examples)
         val_features = self._neutral(self.val_examples)
         targets = self.train_examples.targets.cpu().numpy()
@@ -292,7 +326,11 @@ class Loop:
 
     @torch.inference_mode()
     def _neutral(self, examples: Examples) -> Floats:
-        """Return the features of the images without any prompt, (n, S) float64."""
+        """Return the features that the label mapping reads, for images without any prompt.
+
+        Returns:
+            (n, S) float64, such as the log-probabilities of S endpoint labels.
+        """
         parts = [
             self.model.neutral(images, self.surrogate)
             for images, _ in examples.batches(EVALUATION_BATCH)
@@ -300,16 +338,17 @@ class Loop:
         return torch.cat(parts).cpu().double().numpy()
 
     def _run(self, mapping: LabelMapping) -> Run:
-        """Return a run at its first step."""
+        """Return the state of a run before its first step, with a new optimizer and schedule."""
         torch_mapping = TorchMapping(mapping).to(self.surrogate.backbone.device)
         steps = self.train_examples.steps(self.recipe.batch_size) * self.recipe.epochs
         optimizer, schedule = optimisation(self.model, torch_mapping, self.recipe, steps)
         return Run(self.model, torch_mapping, optimizer, schedule)
 
     def _source(self, count: int) -> tuple[str, ...]:
-        """Return a name for each feature that the mapping reads.
+        """Return a name for each of the ``count`` features that the label mapping reads.
 
-        They are the endpoint's labels, or numbered names for the features of a white-box method.
+        The names are the endpoint's labels, or ``feature_0``, ``feature_1``, … for a white-box
+        method, whose features have no labels.
         """
         names = self.surrogate.backbone.labels
         return names if len(names) == count else tuple(f"feature_{i}" for i in range(count))
@@ -324,11 +363,14 @@ def train_local_head(
     *,
     shown: bool = False,
 ) -> None:
-    """Train the trunk and the local head on the task, before any prompt and without the surrogate.
+    """Train a prompt generator's trunk and local head as an ordinary classifier of the task.
+
+    This comes before the training of any prompt and needs no surrogate.
 
     Args:
-        classifier: Classifier to train; it changes in place and stays in training mode.
-        examples: Training images that are fitted to the canvas, and targets.
+        classifier: The trunk, a small CNN, with its linear local head. It changes in place and
+            stays in training mode.
+        examples: Training images and targets.
         recipe: Recipe; only ``trunk_epochs``, ``trunk_rate``, ``trunk_weight_decay``,
             ``batch_size`` and ``label_smoothing`` are used.
         augmented: Augmentation of each batch.
@@ -363,13 +405,26 @@ def train_local_head(
 
 
 def smoothed_nll(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of (B, C) log-probabilities with label smoothing."""
+    """Return the mean cross-entropy with label smoothing, from log-probabilities.
+
+    Args:
+        log_p: Log-probabilities, (B, C), of C classes.
+        targets: Class indices, (B,).
+        smoothing: Share of the target's probability that is spread over all classes, in [0, 1).
+    """
     # The inputs are normalized already, and F.nll_loss has no label smoothing.
     return (1 - smoothing) * F.nll_loss(log_p, targets) - smoothing * log_p.mean()
 
 
 def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> Setting:
-    """Return the setting that a method is created for."""
+    """Return the sizes and options that a new prompt method is created with.
+
+    Args:
+        surrogate: Local copy of the hosted model.
+        task: The task, for its number of classes.
+        library: Kind of the token library.
+        recipe: The numbers of the training.
+    """
     backbone = surrogate.backbone
     return Setting(
         surrogate.canvas,
@@ -385,7 +440,7 @@ def setting(surrogate: Surrogate, task: Task, library: str, recipe: Recipe) -> S
 
 
 def _blank_mapping(kind: Any, source: tuple[str, ...], classes: tuple[str, ...]) -> LabelMapping:
-    """Return a mapping of zeros, which loads saved parameters or starts from zero."""
+    """Return a label mapping of zeros, to train from or to load saved parameters into."""
     weight = np.zeros((len(source), len(classes)))
     bias = np.zeros(len(classes))
     return LabelMapping(kind, source, classes, weight, bias)

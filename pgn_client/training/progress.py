@@ -8,11 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 LOG_INTERVAL = 20.0
-"""Seconds between two lines if stderr is not a terminal."""
+"""Seconds between two lines of a progress bar if stderr is not a terminal."""
 
 
 def bar(total: int, what: str, unit: str, *, shown: bool, initial: int = 0) -> Any:
-    """Return a progress bar with rate and ETA.
+    """Return a progress bar that shows the rate and the remaining time.
 
     Args:
         total: Number of units at the end.

@@ -1,7 +1,7 @@
-"""Recipes: the numbers of a training run, in one frozen value that the checkpoint card records.
+"""Recipes: the hyperparameters of a training run, which the checkpoint's metadata records.
 
-These constants are the same in every recipe: Adam's betas (0.9, 0.99), SGD's momentum 0.9, and the
-one-cycle schedule's rise over the first fifth of the steps.
+Three constants are the same in every recipe: Adam's betas (0.9, 0.99), SGD's momentum 0.9, and the
+one-cycle schedule, which rises over the first fifth of the steps.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ from pgn_client.prompting.methods.base import RESIDUAL_SITES
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run.
+    """The hyperparameters of a training run.
 
-    The default values are ours, the preset ``default``. The published values are the preset
-    ``paper``.
+    The default values, which are the preset ``default``, were chosen for this library. The
+    published values of PGN are the preset ``paper``.
 
     Attributes:
         epochs: Passes over the training images.
         batch_size: Number B of images in a training step.
         optimiser: Optimizer: ``adamw`` with a one-cycle schedule, or ``sgd`` (momentum 0.9) with a
             warm-up and a cosine decay to 1 %.
-        rates: Learning rate of each part.
+        rates: Learning rates of token library, bias, mixture layer, trunk and label mapping.
         warmup_epochs: Warm-up epochs of the ``sgd`` schedule.
         label_smoothing: Label smoothing of the cross-entropies, in [0, 1).
         augment: Name of the augmentation; see ``training.augment``.
-        library_size: Number L of rows in the token library.
+        library_size: Number L of rows in the token library, which are mixed into prompts.
         resolution: Largest side of the generator's input, in pixels.
         peaked_start: Whether prompts start with contrast (see ``PGN.start``).
-        warm_mapping: Whether the label mapping starts from a fit on the answers to neutral
-            canvases; otherwise it starts from zero.
-        trunk_epochs: Passes in which the trunk first learns the task alone, as a local classifier;
-            0 skips this stage.
+        warm_mapping: Whether the label mapping starts from a fit to the answers to images without
+            a prompt; otherwise a linear mapping starts from zero.
+        trunk_epochs: Passes in which the trunk (the generator's small CNN) first learns the task
+            alone, as a local classifier; 0 skips this stage.
         trunk_rate: Learning rate of the trunk in that stage (AdamW, one-cycle).
-        local_weight: Weight of the local head's loss during the training of the prompt. The trunk
-            changes there, and this loss keeps the head fitted to it.
-        head_teaches_trunk: Whether the gradient of that loss also reaches the trunk; the published
-            PGN has no local head.
-        weight_decay: Weight decay of ``adamw``, on all parts.
+        local_weight: Weight of the local head's loss while the prompt is trained. The loss keeps
+            this linear classifier fitted to the changing trunk.
+        head_teaches_trunk: Whether the gradient of the local head's loss also reaches the trunk;
+            the published PGN has no local head.
+        weight_decay: Weight decay of ``adamw``, on all trained parameters.
         trunk_weight_decay: Weight decay of the stage in which the trunk learns the task alone.
-        prompt_tokens: Number m of prompt tokens of VPT and EXPRES.
-        sites: Places in a block where EXPRES adds residuals; none for shallow output tokens.
+        prompt_tokens: Number m of prompt tokens of the white-box methods VPT and EXPRES.
+        sites: Places in a transformer block where EXPRES adds learned residuals, such as ``q``; an
+            empty tuple adds none.
     """
 
     # The default values were chosen together, on aerial images. The ablation in benchmarks/LOG.md
@@ -75,7 +76,7 @@ class Recipe:
     sites: tuple[str, ...] = RESIDUAL_SITES
 
     def card(self) -> dict[str, Any]:
-        """Return all numbers as JSON values; :func:`from_card` reads them."""
+        """Return the recipe as a dict of JSON values, for the checkpoint's metadata."""
         return asdict(self) | {"sites": list(self.sites)}
 
 
@@ -106,7 +107,13 @@ PRESETS = {"default": Recipe(), "small": SMALL, "paper": PAPER}
 
 
 def from_card(numbers: Mapping[str, Any]) -> Recipe:
-    """Return the recipe on a checkpoint card, for a rival that is trained with the same numbers."""
+    """Return the recipe that a checkpoint's metadata records.
+
+    A rival can then be trained with the same numbers.
+
+    Args:
+        numbers: The result of ``Recipe.card``.
+    """
     # ``pgn_client`` of another version may have put other numbers on the card.
     names = {f.name for f in fields(Recipe)}
     values = {name: value for name, value in numbers.items() if name in names}
@@ -118,7 +125,7 @@ def from_card(numbers: Mapping[str, Any]) -> Recipe:
 
 
 def recipe(preset: str = "default", **overrides: Any) -> Recipe:
-    """Return a preset with some numbers changed.
+    """Return a preset recipe, with some of its hyperparameters changed.
 
     Args:
         preset: Name of the preset, one of ``PRESETS``.

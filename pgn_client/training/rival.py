@@ -1,4 +1,7 @@
-"""The task of a checkpoint, loaded again from its card, and the rival trained the same way."""
+"""Load a checkpoint's task again, and train its rival in the same way.
+
+The rival is one prompt for all images, where the checkpoint may make a prompt for each image.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ RIVAL = "input_independent"
 
 
 def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Task, bool]:
-    """Read a folder with the seed and the shots that a checkpoint was trained with.
+    """Load a checkpoint's task from a folder of images.
+
+    The seed of the splits and the limit of training images per class are those of the checkpoint.
 
     Returns:
-        The task, and whether its training and validation images are the checkpoint's, byte for
-        byte. If they are not, the checkpoint may have been trained on images of this test split.
+        The task, and whether its training and validation images equal the checkpoint's byte for
+        byte. If they differ, the checkpoint may have been trained on images of this test split.
 
     Raises:
         ConfigurationError: The checkpoint was imported, the folder has other classes, or it has no
@@ -53,12 +58,14 @@ def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Tas
 
 
 def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
-    """Return the backbone if the checkpoint was trained through it, with the checkpoint's labels.
+    """Return the backbone if it is the model that a checkpoint was trained through.
+
+    The backbone's labels are set to the endpoint labels that the checkpoint's mapping reads.
 
     Raises:
         ConfigurationError: The backbone's weights differ from the checkpoint's, so a rival trained
-            through it would not be comparable. Or the mapping reads labels that the backbone does
-            not have.
+            through it would not be comparable. Or ``pgn map`` fitted the mapping to labels that
+            only the endpoint has.
     """
     if adapter.mapping.open:
         raise ConfigurationError(
@@ -78,7 +85,9 @@ def same_surrogate(backbone: Backbone, adapter: PromptAdapter) -> Backbone:
 
 
 def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> PromptAdapter:
-    """Return the rival if it differs from the checkpoint in its method only.
+    """Return the rival if it differs from the checkpoint only in its method.
+
+    The rival's method must be ``input_independent``, one prompt for all images.
 
     Raises:
         ConfigurationError: The rival is not an input-independent prompt, or it differs in more than
@@ -106,7 +115,9 @@ def same_but_input_independent(rival: PromptAdapter, adapter: PromptAdapter) -> 
 def train_rival(
     adapter: PromptAdapter, task: Task, backbone: Backbone, *, progress: bool = False
 ) -> PromptAdapter:
-    """Train the input-independent prompt with a checkpoint's recipe, layout, profile and seed.
+    """Train the rival of a checkpoint: one prompt for all images.
+
+    All other options, such as recipe, layout and seed, are the checkpoint's.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the training; an unfinished rival would be too weak.

@@ -1,4 +1,4 @@
-"""The state of a training run, and the file that resumes it after an interruption."""
+"""The state of a training run, and the file that stores it so that the run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from pgn_client.training.torch_mapping import TorchMapping
 def optimisation(
     model: Method, mapping: TorchMapping, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return a recipe's optimizer and its schedule, which advances each step.
+    """Return the optimizer and the learning-rate schedule of a recipe.
+
+    The schedule advances after each training step.
 
     Args:
         model: The method to train.
@@ -64,13 +66,13 @@ def optimisation(
 
 
 class Run:
-    """All state that changes during a training run.
+    """The state of a training run: parameters, optimizer, schedule and results so far.
 
     Args:
         model: The method to train.
         mapping: The label mapping, trained jointly.
-        optimiser: Optimizer of both.
-        schedule: Learning-rate schedule of the optimizer, which advances each step.
+        optimiser: Optimizer of the method and the mapping.
+        schedule: Learning-rate schedule of the optimizer; it advances after each training step.
 
     Attributes:
         epoch: Number of finished epochs.
@@ -94,26 +96,27 @@ class Run:
         self.history: list[dict[str, float]] = []
 
     def step(self, loss: Tensor) -> None:
-        """Take one optimizer step and one step of the schedule."""
+        """Take one training step: update the parameters, and advance the learning-rate schedule."""
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
 
     def postfix(self, loss: float) -> dict[str, str]:
-        """Return the progress bar's values: the current loss and the last validation accuracy."""
+        """Return the texts beside the progress bar: the loss and the last validation accuracy."""
         shown = {"loss": f"{loss:.3f}"}
         if self.history:
             shown["val"] = f"{self.history[-1]['accuracy']:.3f}"
         return shown
 
     def refit(self, seen: list[tuple[Tensor, Tensor]], seed: int) -> None:
-        """Fit an additive mapping again on the features of the last epoch.
+        """Fit an additive label mapping, which has no gradient, again after an epoch.
 
-        An ``flm`` mapping is fitted once only, so it does not change.
+        An ``flm`` mapping (frequency label mapping) is fitted only once, so it does not change.
 
         Args:
-            seen: Features (B, S) and class indices (B,) of each batch.
+            seen: For each batch of the epoch: features (B, S), the scores of S endpoint labels, and
+                class indices (B,).
             seed: Seed for the cross-validation folds.
         """
         if self.mapping.start.kind == "flm":
@@ -127,16 +130,16 @@ class Run:
         self.mapping = TorchMapping(fitted.mapping).to(self.mapping.weight.device)
 
     def judge(self, log_p: Tensor, targets: Tensor) -> None:
-        """End an epoch, and keep its parameters if its validation accuracy is the best so far.
+        """Record the validation results of an epoch, and copy its parameters if it is the best.
 
-        Ties go to the lower log-loss.
+        The best epoch has the highest accuracy; in a tie, the lower log-loss decides.
 
         Args:
             log_p: Log-probabilities of the validation images, (n, C).
-            targets: Their class indices, (n,) int64.
+            targets: Class indices of the validation images, (n,) int64.
 
         Raises:
-            ConfigurationError: The training has diverged.
+            ConfigurationError: The validation loss is not finite.
         """
         self.epoch += 1
         accuracy = (log_p.argmax(1) == targets).float().mean().item()
@@ -159,7 +162,7 @@ class Run:
             }
 
     def restore_best(self) -> None:
-        """Load the parameters of the best epoch.
+        """Set the method and the label mapping back to the best epoch.
 
         Raises:
             ConfigurationError: No epoch is finished.
@@ -170,7 +173,7 @@ class Run:
         self.mapping.load_state_dict(self.best["mapping"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all state that an interrupted run needs to continue exactly."""
+        """Return everything that an interrupted run needs to continue exactly, by name."""
         return {
             "model": self.model.state_dict(),
             "mapping": self.mapping.state_dict(),
@@ -185,7 +188,7 @@ class Run:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Load the state of a saved run, the random state included."""
+        """Load the state of a saved run, including that of the random number generator."""
         self.model.load_state_dict(saved["model"])
         self.mapping.load_state_dict(saved["mapping"])
         self.optimiser.load_state_dict(saved["optimiser"])
@@ -211,19 +214,27 @@ def check_state(path: Path | None, resume: bool) -> None:
 
 
 def save_state(path: Path, run: Run, identity: dict[str, Any]) -> None:
-    """Save a run after an epoch, atomically.
+    """Write a run's state to a file, so that it can be resumed.
+
+    The file is replaced as a whole, so an interruption leaves no partial file.
 
     Args:
         path: Path to write.
         run: The run to save.
-        identity: Card fields that identify the run; :func:`load_state` compares them.
+        identity: Options that identify the run; :func:`load_state` compares them.
     """
     with whole_file(path) as partial:
         torch.save({"identity": identity, "run": run.state_dict()}, partial)
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved run, for ``Run.load_state_dict``. No code in the file is executed.
+    """Read the state of a saved run from a file, for ``Run.load_state_dict``.
+
+    No code in the file is executed.
+
+    Args:
+        path: File that :func:`save_state` wrote.
+        identity: Options that identify the run to continue; the file must have the same.
 
     Raises:
         CheckpointError: The file cannot be read, or it belongs to another run.

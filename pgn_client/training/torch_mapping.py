@@ -1,6 +1,6 @@
-"""The label mapping as a differentiable torch module.
+"""The label mapping, from endpoint labels to task classes, as a differentiable torch module.
 
-It computes the same as ``LabelMapping.log_probs``; tests compare the two.
+It computes the same as ``LabelMapping.log_probs`` in NumPy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pgn_client.mapping.probability import FLOOR
 
 
 class TorchMapping(nn.Module):
-    """A label mapping that is trained jointly with a prompt; only the linear kind has gradients.
+    """A label mapping for training: it turns scores of endpoint labels into task classes.
+
+    Only the linear kind has gradients and is trained jointly with the prompt.
 
     Args:
         mapping: Mapping to start from.
@@ -29,7 +31,12 @@ class TorchMapping(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=trainable)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, S) log-probabilities → (B, C) log-probabilities."""
+        """Return log-probabilities of the task's classes, (B, C).
+
+        Args:
+            features: Log-probabilities of the S endpoint labels, or S features of a white-box
+                method, (B, S).
+        """
         if not self.start.additive:
             return (features @ self.weight + self.bias).log_softmax(dim=-1)
 
@@ -39,7 +46,7 @@ class TorchMapping(nn.Module):
         return (p / p.sum(dim=-1, keepdim=True)).log()
 
     def mapping(self) -> LabelMapping:
-        """Return the current mapping, with NumPy arrays."""
+        """Return a copy of the label mapping with its current parameters, as NumPy arrays."""
         weight = self.weight.detach().cpu().double().numpy()
         bias = self.bias.detach().cpu().double().numpy()
         return LabelMapping(self.start.kind, self.start.source, self.start.classes, weight, bias)

@@ -1,6 +1,7 @@
-"""Training of white-box methods, which need the inside of the model.
+"""Training of white-box methods, which need access to the inside of the model.
 
-They are rivals of the prompts, and train in the same loop.
+RGB prompts, which only need a hosted classifier, are compared with these rivals. Both are trained
+by the same loop.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def fit_white_box(
     seed: int = 0,
     progress: bool = False,
 ) -> WhiteBoxModel:
-    """Train a method that needs the inside of the model.
+    """Train a white-box method, which needs access to the inside of the model.
 
-    Images are squashed into the model's input, as for a prompt over the whole image. For a method
-    that reads the backbone's features, the mapping is linear; it starts from a fit like any other.
+    Images are resized to the model's input size without keeping their proportions. For a method
+    that reads the backbone's features instead of its label scores, the label mapping is linear.
 
     Args:
         task: Classes and splits; only ``train`` and ``val`` are read.
@@ -56,6 +57,9 @@ def fit_white_box(
         recipe: The numbers of the training; ``None`` for the default recipe.
         seed: Seed for all random choices.
         progress: Whether progress bars are drawn on stderr.
+
+    Returns:
+        The trained method with its label mapping.
 
     Raises:
         ConfigurationError: The method is not a white box, or it needs a plain ViT and the backbone
@@ -139,9 +143,9 @@ class WhiteBoxModel:
     Attributes:
         method: Name of the method.
         model: The trained method.
-        mapping: The label mapping on its output.
-        surrogate: The backbone and canvas that the method runs on.
-        card: Card of the training, for a checkpoint.
+        mapping: The label mapping, from the method's output to the task's classes.
+        surrogate: The backbone that the method runs on, and the canvas, the layout of its input.
+        card: Metadata of the training, for the saved file.
     """
 
     method: str
@@ -151,7 +155,11 @@ class WhiteBoxModel:
     card: Card
 
     def log_probs(self, split: Split) -> Floats:
-        """Return (n, C) float64 log-probabilities for the images of a split."""
+        """Return log-probabilities of the C task classes for the n images of a split.
+
+        Returns:
+            Log-probabilities, (n, C) float64.
+        """
         examples = load_examples(split, self.surrogate.canvas, self.surrogate.backbone.device)
         log_p = log_probs(self.model, self.mapping, self.surrogate, examples, _RESOLUTION)
         return log_p.cpu().double().numpy()
@@ -159,13 +167,16 @@ class WhiteBoxModel:
     def save(
         self, path: str | os.PathLike[str], profile: ServerProfile | None = None
     ) -> dict[str, Any]:
-        """Write the file that a server of adapters hosts, and return its card.
+        """Save the method to a file for a server that hosts adapters.
 
-        The format is in ``tests/contract/adapters/README.md``.
+        The file's format is in ``tests/contract/adapters/README.md``.
 
         Args:
             path: Path to write.
             profile: The server's resize and crop; ``None`` for the backbone's own preprocessing.
+
+        Returns:
+            The metadata that was written to the file.
 
         Raises:
             ConfigurationError: No server hosts the method; only EXPRES can be hosted.
@@ -187,5 +198,9 @@ class WhiteBoxModel:
         )
 
     def learnable(self) -> dict[str, int]:
-        """Return the number of trained parameters in the method and in its mapping."""
+        """Count the trained parameters of the method and its label mapping.
+
+        Returns:
+            The counts under ``prompt`` (the method), ``mapping`` and ``local``.
+        """
         return learnable(self.model, self.mapping.weight.numel() + self.mapping.bias.numel())

@@ -1,6 +1,6 @@
-"""Records and replays an endpoint's answers: an image is paid for once per model.
+"""Records an endpoint's answers in a file and replays them: an image is paid for once per model.
 
-With a recorded file, mappings can be fitted and whole evaluations can run without a network.
+With such a file, label mappings can be fitted and evaluations repeated without a network.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.types import Answer, Reply
 
 CANARIES = 8
-"""Number of images stored per endpoint for drift checks.
+"""Number of images stored per endpoint, to detect later whether its model has changed (drift).
 
-A model that has changed returns different scores for most or all of them.
+A changed model returns other scores for most or all of them.
 """
 
 _TABLES = {
@@ -37,20 +37,20 @@ def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
     Args:
         url: URL of the endpoint; its query may hold a credential.
         model: Model name that the caller configured.
-        asked: Labels and options of the endpoint as JSON; empty without any.
+        asked: Source labels and wire format options of the endpoint, as JSON; empty without any.
     """
     # The key of an empty image: no image is empty, so an endpoint never shares a key with one.
     return cache_key(url, model, asked, b"")
 
 
 def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
-    """Return the cache key of an image, a SHA-256 in hexadecimal.
+    """Return the key of an image's answer in the cache, a SHA-256 in hexadecimal.
 
     Args:
         url: URL of the endpoint; its query may hold a credential, which the hash does not reveal.
         model: Model name that the caller configured.
         identity: Model identity as JSON: the endpoint's description of its model, and the dialect
-            of the requests.
+            (the variant of the wire format) of the requests.
         body: Bytes of the image.
     """
     # Neither a URL nor JSON contains a zero byte, so different parts never join to the same bytes.
@@ -59,7 +59,9 @@ def cache_key(url: str, model: str | None, identity: str, body: bytes) -> str:
 
 
 class AnswerCache:
-    """Persistent answers by cache key, in SQLite; safe for several threads and processes.
+    """Store of recorded endpoint answers, in SQLite; safe for several threads and processes.
+
+    Each answer has the key of its image, from ``cache_key``.
 
     The cache also stores two things per endpoint, under its ``endpoint_key``:
 
@@ -118,11 +120,14 @@ class AnswerCache:
 
     @property
     def name(self) -> str:
-        """Name of the file, for messages."""
+        """Name of the cache's database file, for messages; ``:memory:`` without a file."""
         return self._name
 
     def get(self, key: str) -> Reply | None:
-        """Return the recorded answer; None if there is none."""
+        """Return the recorded reply for a cache key: the answer, number of requests, request id.
+
+        None if nothing is recorded.
+        """
         text = self._one("SELECT answer FROM answers WHERE key = ?", key)
         if text is None:
             return None
@@ -133,7 +138,7 @@ class AnswerCache:
     def put(
         self, key: str, answer: Answer, attempts: int = 0, request_id: str | None = None
     ) -> None:
-        """Record an answer; it replaces an earlier one with the same key.
+        """Record an endpoint's answer; it replaces an earlier one with the same key.
 
         Args:
             key: Cache key of the image.
@@ -145,7 +150,7 @@ class AnswerCache:
         self._write("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
 
     def keep(self, endpoint: str, key: str, image: bytes) -> None:
-        """Store a sent image for ``canaries``, unless the endpoint has enough of them.
+        """Store a sent image for later drift checks, unless the endpoint has ``CANARIES`` of them.
 
         Args:
             endpoint: Fingerprint of the endpoint, from ``endpoint_key``.
@@ -162,7 +167,11 @@ class AnswerCache:
             self._complete.add(endpoint)
 
     def canaries(self, endpoint: str) -> list[tuple[Answer, bytes]]:
-        """Return the stored images of an endpoint, oldest first, each with its recorded answer."""
+        """Return an endpoint's images stored for drift checks, oldest first.
+
+        Returns:
+            Pairs of the recorded answer and the bytes of the image.
+        """
         rows = self._rows(
             "SELECT key, picture FROM pictures WHERE endpoint = ? ORDER BY rowid", endpoint
         )
@@ -205,13 +214,13 @@ class AnswerCache:
             return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file; the cache cannot be used afterwards."""
+        """Close the cache's database file; the cache cannot be used afterwards."""
         # SQLite crashes if one thread closes the connection while another uses it.
         with self._lock:
             self._db.close()
 
     def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
-        """Return the error for a file that SQLite cannot use."""
+        """Return the error for a cache file that SQLite cannot use."""
         return ConfigurationError(
             f"answer cache: cannot use {self._name!r} ({error}); give a new file in an existing, "
             "writable folder"
@@ -219,7 +228,7 @@ class AnswerCache:
 
 
 def _read_only_uri(path: Path) -> str:
-    """Return the URI that opens a database without writing to it, even in a read-only folder."""
+    """Return the URI that opens an SQLite file read-only, even in a read-only folder."""
     # A write-ahead log next to the file holds the newest answers of a run that is recording, or was
     # killed while it was. ``immutable`` would ignore the log, so it is for files without one.
     has_log = path.with_name(path.name + "-wal").exists()

@@ -1,8 +1,8 @@
-"""``AdaptedClient`` and ``AsyncAdaptedClient``: send adapted images, return predictions.
+"""``AdaptedClient`` and ``AsyncAdaptedClient``: send images with prompts, return predictions.
 
-The two clients differ only in how they send and wait; ``session`` and ``exchange`` hold the rest.
-Only this module and ``transport`` import httpx. Neither imports torch: the adapter imports it when
-it first makes prompts.
+The two clients differ only in how they send and wait. The modules ``session`` and ``exchange`` hold
+what they share. Only this module and ``transport`` import httpx. This module does not import torch;
+the prompt adapter imports it when it first makes prompts.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ T = TypeVar("T")
 class AdaptedClient(Session):
     """Sends adapted images to a hosted model and maps its answers to the classes of your task.
 
-    The constructor does no network I/O. The client detects the protocol, and compares the
-    checkpoint with the model, when it gets the first image. Safe to use from several threads.
+    An adapted image has the checkpoint's prompt painted into it. The constructor does no network
+    I/O. The client detects the protocol, and compares the checkpoint with the model, when it gets
+    the first image. Safe to use from several threads.
 
     Args:
         url: URL of the endpoint, or path of an endpoint file.
         pgn_ckpt: Path of a checkpoint, a ``PromptAdapter``, or None to send images unchanged (the
-            labels are then the endpoint's own).
+            predicted labels are then the endpoint's own).
         protocol: Protocol of the endpoint: ``auto`` (detected from the URL's path, or by requests
             that carry no image), ``pgn``, ``huggingface``, ``huggingface-zero-shot``,
             ``huggingface-features``, ``oip`` (Open Inference Protocol: Triton, MLServer,
@@ -63,10 +64,11 @@ class AdaptedClient(Session):
             limit.
         bytes_per_second: Largest number of request body bytes per second; None for no limit. The
             time spent waiting for either limit does not count against ``timeout``.
-        fusion: Weight of the local head in [0, 1], ``auto`` for the checkpoint's own weight, or
-            None for 0. With 1 nothing is sent.
-        query_below: Confidence threshold in [0, 1]. Images for which the local head's confidence
-            reaches it are answered locally, at no cost; None for no threshold.
+        fusion: Weight in [0, 1] of the local head, the checkpoint's own small classifier, against
+            the endpoint; ``auto`` for the weight in the checkpoint, or None for 0. With 1 nothing
+            is sent.
+        query_below: Confidence threshold in [0, 1]. An image is answered locally, at no cost, if
+            the local head's confidence reaches the threshold; None for no threshold.
         budget: Largest number of times that images may be sent, retries included, because the
             provider may bill each; None for no limit. Further images raise
             ``BudgetExceededError``. Concurrent requests never exceed the budget.
@@ -122,7 +124,7 @@ class AdaptedClient(Session):
         return self._predict(job, self._finish(job, deadline))
 
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
-        """Yield one result per image, in order; an image that fails does not stop the others.
+        """Yield a prediction or a failure per image, in order; a failed image does not stop others.
 
         The client reads ahead by at most a few times ``max_concurrency`` images. It raises errors
         that concern every image: a checkpoint that does not fit, a wrong option, or an endpoint
@@ -135,20 +137,23 @@ class AdaptedClient(Session):
         return self._stream(images, self._attempt)
 
     def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
-        """Return the endpoint's answer to the adapted image, before any label mapping or fusion.
+        """Return the endpoint's own labels and scores for one adapted image.
+
+        No label mapping and no fusion with the local head is applied.
 
         Args:
             image: Path, file content in bytes, PIL image, or RGB array, (H, W, 3) uint8.
-            as_it_is: Whether to send ``image``, which must be the content of a PNG file in bytes,
-                unchanged to the model itself, even if its answer is recorded.
+            as_it_is: Whether to send ``image`` unchanged to the hosted model, even if its answer is
+                recorded. ``image`` must then be the content of a PNG file in bytes.
         """
         job = self._only_job(image, always=True, as_it_is=as_it_is)
         return self._finish(job, self._ready()).answer
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
-        """Return the endpoint's answers in order, before any label mapping or fusion.
+        """Return the endpoint's own labels and scores for each adapted image, in order.
 
-        The first failure is raised; the cache keeps the answers recorded until then.
+        No label mapping and no fusion with the local head is applied. The first failure is raised;
+        the cache keeps the answers recorded until then.
         """
 
         def act(_: ImageSource, job: Job | PGNError) -> Answer:
@@ -166,13 +171,13 @@ class AdaptedClient(Session):
         return self._model.info
 
     def drift(self, k: int = CANARIES) -> Drift:
-        """Send the first images of the cache again, and compare the new answers with the recorded.
+        """Test whether the hosted model has changed: send the first images of the cache again.
 
-        This costs ``k`` images of the budget, and one more for each answer that differs. Nothing is
-        recorded.
+        The new answers are compared with the recorded ones, and are not recorded. This costs up to
+        ``k`` images of the budget, and one more for each answer that differs.
 
         Args:
-            k: Largest number of images to send; the cache keeps ``CANARIES``.
+            k: Largest number of images to compare; the cache keeps the first ``CANARIES``.
 
         Raises:
             ConfigurationError: There is no cache, the cache only replays, or the checkpoint runs on
@@ -240,7 +245,10 @@ class AdaptedClient(Session):
         *,
         always: bool = False,
     ) -> Iterator[T]:
-        """Prepare images in chunks here, send them in threads, and yield the results in order."""
+        """Yield the result of ``act`` for each image, in order.
+
+        Images are adapted in chunks in the calling thread, and sent in other threads.
+        """
         window: deque[Future[T]] = deque()
         leaving = Leaving()
         settled = False
@@ -342,11 +350,11 @@ class AsyncAdaptedClient(Session):
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> AsyncIterator[Prediction | ImageFailure]:
-        """Yield one result per image, in order; see ``AdaptedClient.classify_many``."""
+        """Yield a prediction or a failure per image; see ``AdaptedClient.classify_many``."""
         return self._stream(images, self._attempt)
 
     async def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
-        """Return the endpoint's answer to one image; see ``AdaptedClient.answer``."""
+        """Return the endpoint's labels and scores for one image; see ``AdaptedClient.answer``."""
         job = await asyncio.to_thread(self._only_job, image, always=True, as_it_is=as_it_is)
         reply = await self._finish(job, await self._ready())
         return reply.answer
@@ -354,7 +362,7 @@ class AsyncAdaptedClient(Session):
     async def answers(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> list[Answer]:
-        """Return the endpoint's answers in order; see ``AdaptedClient.answers``."""
+        """Return the endpoint's labels and scores per image; see ``AdaptedClient.answers``."""
 
         async def act(_: ImageSource, job: Job | PGNError) -> Answer:
             reply = await self._finish(raised(job))
@@ -372,7 +380,7 @@ class AsyncAdaptedClient(Session):
         return self._model.info
 
     async def drift(self, k: int = CANARIES) -> Drift:
-        """Compare new answers to the cache's first images; see ``AdaptedClient.drift``."""
+        """Test whether the hosted model has changed; see ``AdaptedClient.drift``."""
         recorded, jobs = await asyncio.to_thread(self._canaries, k)
         deadline = await self._ready() if jobs else None
         now = []
@@ -406,7 +414,7 @@ class AsyncAdaptedClient(Session):
         await self.aclose()
 
     def _here(self) -> _Loop:
-        """Return the objects of the running event loop, created at first use."""
+        """Return the client's connections and locks for the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
             transport = cast("httpx.AsyncBaseTransport | None", self._transport)
@@ -451,7 +459,10 @@ class AsyncAdaptedClient(Session):
         *,
         always: bool = False,
     ) -> AsyncIterator[T]:
-        """Prepare images in chunks in a thread, send them in tasks, and yield results in order."""
+        """Yield the result of ``act`` for each image, in order.
+
+        Images are adapted in chunks in a thread, and sent in asyncio tasks.
+        """
         window: deque[asyncio.Future[T]] = deque()
         settled = False
         try:
@@ -539,12 +550,12 @@ class AsyncAdaptedClient(Session):
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """The objects of an asynchronous client that belong to one event loop.
+    """An asynchronous client's connections and locks for one event loop.
 
     Attributes:
-        http: Client of httpx with the loop's connections.
+        http: httpx client with the event loop's connections.
         slots: Semaphore that limits the number of simultaneous requests.
-        settling: Lock around the description request.
+        settling: Lock around the request for the model's description.
     """
 
     http: httpx.AsyncClient

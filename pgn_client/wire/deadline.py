@@ -1,4 +1,4 @@
-"""Ends a thread's network work at its request's deadline, or when its stream is left early."""
+"""Ends a thread's network work at the deadline, or when no one reads the results any more."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from concurrent.futures import CancelledError
 from typing import Any, cast
 
 SLICE = 16 * 2**10
-"""Bytes per write. The deadline is checked before each slice, so a server that reads slowly cannot
-hold a large image beyond it.
+"""Largest number of bytes written to a socket at once.
+
+The deadline is checked before each write, so a server that reads slowly cannot hold a large upload
+beyond the deadline.
 """
 
 
 class Leaving:
-    """Stops the threads of one stream when its consumer leaves early.
+    """Stops the threads behind one iterator of results when its consumer leaves early.
+
+    Such an iterator, for example of ``classify_many``, is called a stream here.
 
     Attributes:
-        flag: Event that is set once the consumer has left.
+        flag: Event that is set once the consumer has left the stream.
     """
 
     def __init__(self) -> None:
@@ -29,7 +33,7 @@ class Leaving:
         self._busy: set[socket.socket] = set()
 
     def now(self) -> None:
-        """Stop every thread of the stream: sleeping, using the network, or about to begin."""
+        """Stop every thread of the stream now, also one that sleeps or waits for the network."""
         with self._lock:
             self.flag.set()
             for connection in self._busy:
@@ -40,7 +44,11 @@ class Leaving:
 
     @contextlib.contextmanager
     def busy(self, connection: socket.socket) -> Iterator[None]:
-        """Allow ``now`` to shut down this connection while the context is open."""
+        """Let ``now`` shut down the connection while this context is open.
+
+        Raises:
+            CancelledError: The consumer has already left.
+        """
         with self._lock:
             if self.flag.is_set():
                 raise CancelledError
@@ -53,17 +61,18 @@ class Leaving:
 
 
 class Watch(threading.local):
-    """Ends a thread's network work at its request's deadline, or when its stream is left early.
+    """Ends a thread's network work at the deadline, or when the stream is left early.
 
-    httpx restarts its timeout at every read and write, so a server that sends or takes one byte now
-    and then could hold a call forever. httpx's ``trace`` extension passes the stream of each new
-    connection; this class replaces the stream's ``read`` and ``write`` by versions that use the
-    remaining time as their timeout. asyncio needs none of this, because ``asyncio.timeout`` covers
+    A stream is an iterator of results whose images are sent by several threads. httpx restarts its
+    timeout at every read and write, so a server that sends or takes one byte now and then could
+    hold a call forever. httpx's ``trace`` extension passes the network stream of each new
+    connection. This class replaces ``read`` and ``write`` of that network stream by versions whose
+    timeout is the remaining time. asyncio needs none of this, because ``asyncio.timeout`` covers
     the whole request.
 
     Attributes:
         deadline: Deadline of the current request on the monotonic clock, in seconds.
-        leaving: Stop signal of the stream that this thread works for.
+        leaving: Stop signal of the stream that the current thread works for.
     """
 
     deadline = 0.0
@@ -71,19 +80,19 @@ class Watch(threading.local):
     leaving = Leaving()
 
     def heed(self, leaving: Leaving) -> None:
-        """Make this thread stop when the given stream is left early."""
+        """Make this thread stop when ``leaving`` signals that its stream was left early."""
         self.leaving = leaving
 
     def sleep(self, seconds: float) -> None:
-        """Wait ``seconds``, or until the stream is left early."""
+        """Wait ``seconds``, or until the consumer leaves the stream of this thread."""
         self.leaving.flag.wait(seconds)
 
     def start(self, seconds: float) -> None:
-        """Start a request that must end within ``seconds``."""
+        """Set the deadline of this thread's next request to ``seconds`` from now."""
         self.deadline = time.monotonic() + seconds
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Wrap the stream of a new connection; called by httpx for each event."""
+        """Put a new connection under the deadline; httpx calls this for each network event."""
         # The TLS handshake returns a new stream, which needs wrapping like the first one.
         if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             return

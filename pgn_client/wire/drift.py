@@ -1,4 +1,4 @@
-"""Detects a changed model: recorded images are sent again and their scores compared."""
+"""Detects that a hosted model has changed: compares new answers to images with recorded ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pgn_client.types import Answer, ScoreKind
 from pgn_client.wire.prediction import probabilities
 
 TOLERANCE = 1e-3
-"""Largest difference of a probability that batching and float32 cause on an unchanged server."""
+"""Largest difference between two probabilities that an unchanged model is expected to return.
+
+Batching and float32 rounding cause such differences.
+"""
 NOISES = 2.0
-"""A model has drifted if scores differ by more than this multiple of the server's own noise."""
+"""Scores that differ by more than this many times the server's own noise count as drift."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Result of sending recorded images again.
+    """Result of sending images with recorded answers again, to see if the hosted model has changed.
 
     Attributes:
         pictures: Number of images that were compared; 0 if none is stored.
@@ -36,14 +39,14 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """Whether the scores differ by more than the tolerance and the server's own noise."""
+        """Whether the model has changed: scores differ by more than rounding and noise explain."""
         return self.difference > max(TOLERANCE, NOISES * self.noise)
 
 
 def differing(recorded: Sequence[Answer], now: Sequence[Answer]) -> list[int]:
-    """Return the rows whose answers differ by more than ``TOLERANCE``.
+    """Return the indices of the images whose recorded and new answers differ noticeably.
 
-    Only their images need to be sent a second time, to measure the noise.
+    The limit is ``TOLERANCE``. Only these images need to be sent once more, to measure the noise.
     """
     pairs = zip(recorded, now, strict=True)
     return [i for i, (before, after) in enumerate(pairs) if difference(before, after) > TOLERANCE]
@@ -52,12 +55,12 @@ def differing(recorded: Sequence[Answer], now: Sequence[Answer]) -> list[int]:
 def judge(
     recorded: Sequence[Answer], now: Sequence[Answer], repeated: Mapping[int, Answer]
 ) -> Drift:
-    """Compare recorded answers with new ones.
+    """Compare recorded answers with new ones, and return how far the model has drifted.
 
     Args:
         recorded: Recorded answers to n images.
         now: New answers to the same n images.
-        repeated: Second new answers to some of the images, by row; they show the noise.
+        repeated: Second new answers to some of the images, by index; they show the noise.
     """
     pairs = list(zip(recorded, now, strict=True))
     # An embedding's labels are its dimensions, so its first label means nothing.
@@ -77,9 +80,9 @@ def difference(a: Answer, b: Answer) -> float:
     is relative to the largest number. For labels alone it is 0 or 1. It is 1 for answers of
     different types, and for embeddings of different widths.
 
-    If the answers contain the best labels only, a missing label has at most the lowest score in the
-    answer, and at most the probability that the others leave. The difference is the least that
-    these limits allow.
+    Some endpoints return only the best labels. A label that is missing from an answer then scores
+    at most the lowest score in the answer, and at most the probability that the returned labels
+    leave. The difference is the least that these limits allow.
     """
     if a.kind != b.kind or (a.kind == "embedding" and len(a.scores) != len(b.scores)):
         return 1.0
@@ -100,9 +103,9 @@ def difference(a: Answer, b: Answer) -> float:
 def _largest_loss(
     before: Mapping[str, float], after: Mapping[str, float], kind: ScoreKind
 ) -> float:
-    """Return the largest decrease of a label's probability.
+    """Return the largest decrease of any label's probability from ``before`` to ``after``.
 
-    For a label that ``after`` lacks, the least possible decrease counts.
+    For a label that is missing in ``after``, the least possible decrease counts.
     """
     # The softmax of logits sums to 1 over the returned labels alone, so it does not limit the rest.
     rest = 1 - sum(after.values()) if kind == "probabilities" else 1.0

@@ -1,4 +1,7 @@
-"""A hosted model behind a URL; its credentials appear in no repr, log, exception or pickle."""
+"""The endpoint, a hosted model behind a URL, and its credential.
+
+A credential appears in no repr, log, exception or pickle.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,11 @@ class Credential:
     """Secrets that authorize a request; they are never printed, and a pickled copy is empty.
 
     Args:
-        key: API key, sent as a bearer token unless ``headers()`` gets another form.
+        key: API key, sent as a bearer token unless ``headers()`` gets another header for it.
         headers: Additional headers to send. Their values are secrets too, except values of at most
             three characters.
-        secrets: Further texts that authorize a request; an empty text stands for an unknown secret.
+        secrets: Further texts that authorize a request; an empty text stands for a secret whose
+            content is unknown.
         hidden: Further texts that messages must not show, but that are not sent to the endpoint.
 
     Raises:
@@ -100,9 +104,9 @@ class Credential:
         return self._headers | {name.strip().lower(): value.strip().replace("{key}", self._key)}
 
     def redact(self, text: str) -> str:
-        """Return a text without any secret.
+        """Return a text in which each secret of this credential is replaced by ``<api key>``.
 
-        It also finds secrets in the spellings of JSON, HTML, URLs and ``repr``.
+        Secrets are also found as JSON, HTML, URLs and ``repr`` spell them.
         """
         if not self._hidden:
             return text
@@ -117,12 +121,12 @@ class Credential:
 
 
 def _sendable(text: str) -> bool:
-    """Whether a text can be a header's value."""
+    """Whether a text can be sent as the value of an HTTP header."""
     return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
 
 
 def _spellings(secret: str) -> set[str]:
-    """Return the forms in which a response or an exception may show a secret."""
+    """Return the spellings in which a response or an exception may show a secret."""
     return {
         secret,
         repr(secret)[1:-1],
@@ -149,10 +153,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Properties of an endpoint that a probe measures or its owner states; None means unknown.
+    """Properties of an endpoint that ``pgn probe`` measures or a user states; None means unknown.
 
     Attributes:
-        profile: Server's resize and crop, as a profile string.
+        profile: Server's resize and crop of an image, in the text form of ``ServerProfile``.
         codec: Server's re-encoding of the image: ``lossless``, ``lossy`` or ``jpeg:Q:SUB`` with
             quality and subsampling.
         output: Type of the scores: ``probabilities``, ``logits``, ``label`` or ``embedding``.
@@ -179,12 +183,12 @@ class Endpoint:
         model: Name of the model, for a URL that serves several; it is also part of the cache key.
         limits: Largest request that the endpoint accepts.
         credential: API key and other secrets that authorize a request.
-        labels: Source labels (S): names for scores that come without labels, and the candidates
-            that zero-shot and chat formats send to the model.
-        options: Options of the wire format; see its class. ``key_header`` is valid for all of them:
-            the form of the header for an API key that is no bearer token, for example
-            ``X-API-Key: {key}``.
-        found: Properties that a probe has measured.
+        labels: The S source labels, the hosted model's own classes. They name scores that come
+            without labels, and zero-shot and chat formats send them to the model as candidates.
+        options: Options of the wire format, listed at the protocol's class. All wire formats have
+            ``key_header``: the form of the header for an API key that is no bearer token, for
+            example ``X-API-Key: {key}``.
+        found: Properties that ``pgn probe`` measured or the endpoint file states.
 
     Raises:
         ConfigurationError: The URL is invalid, contains a password, or would send the key
@@ -219,20 +223,21 @@ class Endpoint:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """Headers that authorize a request; empty without a credential."""
+        """HTTP headers that authorize a request to the endpoint; empty without a credential."""
         return self.credential.headers(self.options.get("key_header", BEARER))
 
     @property
     def name(self) -> str:
-        """Host, port and path, for messages and logs."""
+        """Host, port and path of the endpoint's URL, for messages and logs."""
         parts = urlsplit(self.url)
         return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
     @property
     def mark(self) -> str:
-        """URL for files, with a hash in the place of the query.
+        """The endpoint's URL in a form safe to store in files: a hash replaces the query.
 
-        The query may hold a token, but it may also be the only difference between two models.
+        The query may hold a token. The hash still tells two models apart whose URLs differ only in
+        the query.
         """
         address, mark, _ = self.url.partition("?")
         if not mark:
@@ -241,7 +246,7 @@ class Endpoint:
 
     @property
     def loopback(self) -> bool:
-        """Whether the host is this machine; http is then safe, and proxies are not used."""
+        """Whether the endpoint is on this machine; http is then safe, and proxies are not used."""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     def __repr__(self) -> str:
@@ -268,8 +273,8 @@ class Endpoint:
         """Read an endpoint file: JSON from ``pgn probe``, or JSON or TOML written by hand.
 
         The key ``url`` is required. Optional keys are ``protocol``, ``model``, ``labels`` (a list),
-        ``options``, ``limits`` and the attributes of ``Found``. ``findings`` is for people and is
-        ignored. The file must not contain an API key, a password or a token.
+        ``options``, ``limits`` and the attributes of ``Found``. The key ``findings`` is for people
+        and is ignored. The file must not contain an API key, a password or a token.
 
         Raises:
             ConfigurationError: The file cannot be read, or it has an unknown key or an invalid
@@ -292,13 +297,13 @@ class Endpoint:
     def write(
         self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None
     ) -> None:
-        """Write an endpoint file as JSON, without the credential.
+        """Write the endpoint to a JSON file, without the credential.
 
         The file contains the URL with its query, which may hold a token.
 
         Args:
             path: Path to write.
-            findings: Findings of a probe in words, for people.
+            findings: What ``pgn probe`` found, in words, for people.
 
         Raises:
             ConfigurationError: The file cannot be written.
@@ -398,7 +403,11 @@ def _fields(name: str, content: Any) -> dict[str, Any]:
 
 
 def _split(url: str) -> SplitResult:
-    """Check a URL and return its parts; no message quotes its user, password or query."""
+    """Check an endpoint's URL and return its parts.
+
+    Raises:
+        ConfigurationError: The URL is invalid; the message shows no user, password or query.
+    """
     parts = _http_parts(url)
     if parts is None or not url.isprintable() or " " in url:
         may_hold_secret = isinstance(url, str) and ("@" in url or "?" in url)

@@ -16,11 +16,13 @@ from pgn_client.wire.journal import read_journal, sha256_of
 
 
 class Estimate(NamedTuple):
-    """Size and duration of a run.
+    """Expected size and duration of a run that classifies many images.
 
     Attributes:
-        images: Number of images that the endpoint or the local head would classify.
-        already_answered: Number of images with an answer in the journal or the cache.
+        images: Number of images that the endpoint, or the checkpoint's local classifier, would
+            classify.
+        already_answered: Number of images with an answer in the journal, the file of an earlier
+            run's predictions, or in the cache.
         seconds: Lower limit of the duration; the endpoint's own computing time is unknown.
     """
 
@@ -36,13 +38,13 @@ def estimate(
     *,
     samples: int = 4,
 ) -> Estimate:
-    """Estimate a run without sending an image.
+    """Estimate the images and the time of a run of ``predict_files``, without sending an image.
 
     Args:
         client: Client for the run. It requests the model's description once, which is timed and
             carries no image.
         files: Image files, as for ``predict_files``.
-        journal: Path of the journal of an earlier run; None without one.
+        journal: Path of the journal, the predictions of an earlier run; None without one.
         samples: Number of images to adapt and encode, to time the local work.
     """
     answered: dict[str, str] = {}
@@ -63,10 +65,11 @@ def estimate(
 
 
 def seconds_each(client: AdaptedClient, samples: Sequence[ImageSource]) -> float:
-    """Return the lower limit of the seconds per image.
+    """Return the least number of seconds that a run needs per image.
 
-    It is the largest of the local work, the round trip divided by the concurrency, and the pace of
-    the client's own limits.
+    It is the largest of three times: the local work on an image, the round trip to the endpoint
+    divided by the number of simultaneous requests, and the pause that the client's own rate limits
+    require.
 
     Args:
         client: Client for the run. It requests the model's description once, which is timed and

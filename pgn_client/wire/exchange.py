@@ -1,7 +1,8 @@
-"""The logic of one call, without I/O: generators that yield Send or Sleep and receive the outcome.
+"""The logic of one call to an endpoint, with its retries, budget and errors, but without I/O.
 
-The synchronous and the asynchronous client drive the same generators, as httpx does with
-``auth_flow``; tests drive them with a list of outcomes.
+It consists of generators that yield a ``Send`` or ``Sleep`` and receive the outcome. The
+synchronous and the asynchronous client drive the same generators, as httpx does with ``auth_flow``;
+tests drive them with a list of outcomes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
 
 T = TypeVar("T")
 RATE = re.compile(r"(x-)?rate-?limit")
-"""Start of the names of rate limit headers."""
+"""Pattern that the names of rate limit headers in a response begin with."""
 
 _log = logging.getLogger("pgn_client")
 
@@ -54,7 +55,7 @@ BrokenKind = Literal["late", "unsent", "unreached", "cut", "refused", "garbled"]
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Step that sends a request.
+    """Step of a call: the client sends this HTTP request.
 
     Attributes:
         request: Request with all its headers.
@@ -67,7 +68,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Step that waits.
+    """Step of a call: the client waits.
 
     Attributes:
         seconds: Length of the wait in seconds.
@@ -78,13 +79,13 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Outcome of a request without a complete response.
+    """Outcome of an HTTP request that got no complete response.
 
     Attributes:
         kind: ``late`` (the deadline passed), ``unsent`` (the deadline passed before the connection
             was made), ``unreached`` (no connection), ``cut`` (the connection broke), ``refused``
             (can never work, for example a bad certificate) or ``garbled`` (unreadable or too long).
-        reason: Reason for the error message, unredacted and not shortened.
+        reason: Text for the error message; it may be long and may show secrets.
     """
 
     kind: BrokenKind
@@ -99,12 +100,12 @@ Steps = Generator[Send | Sleep, Outcome, T]
 
 @dataclass(slots=True)
 class Clocks:
-    """Clocks and random jitter; tests replace them.
+    """Clocks and the random factor of retry pauses, together so that tests can replace them.
 
     Attributes:
         monotonic: Monotonic clock in seconds, for deadlines.
         wall: Wall clock in seconds since the epoch, for HTTP dates.
-        jitter: Function that draws a factor from [0.75, 1].
+        jitter: Function that draws the factor of a retry pause from [0.75, 1].
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -121,17 +122,17 @@ class Exchange:
         policy: Retry policy.
         account: Budget and usage, which count every image and request.
         pacer: Client-side rate limits.
-        clocks: Clocks and random jitter.
+        clocks: Clocks and the random factor of retry pauses.
         timeout: Time limit for the call in seconds, retries included.
-        until: Deadline that began before this call, on the monotonic clock; None starts a new one.
+        until: Deadline on the monotonic clock, if it began before this call; None starts a new one.
         attempts: Number of requests sent so far.
         carried: Number of requests that may have taken an image off this machine.
-        counted: Whether this image is in the usage; retries count it once.
+        counted: Whether the image of this call is in the usage, which counts it once.
         gave_up: Reason for not retrying, ready to append to an error message; may be empty.
         request_id: Server's identifier of the last answered request, if it returned one.
         deadline: Deadline on the monotonic clock, in seconds.
-        key: Idempotency key of the request body.
-        rates: Latest rate limit headers, redacted.
+        key: Idempotency key of the request body: the server can tell a retry from a new request.
+        rates: Latest rate limit headers of the responses, with secrets redacted.
     """
 
     endpoint: Endpoint
@@ -154,10 +155,11 @@ class Exchange:
         self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
 
     def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
-        """Send one image; return the answer and the protocol dialect that was used.
+        """Send one image; return the answer and the dialect of the protocol that was used.
 
         Args:
-            protocol: Protocol to use; a refusal may lead to its plainer dialect.
+            protocol: Protocol to use. If the endpoint refuses it, its plainer dialect, with fewer
+                features, may be tried.
             image: Encoded image to send.
 
         Raises:
@@ -187,11 +189,14 @@ class Exchange:
         return self._decode(response, protocol), protocol
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
-        """Detect the protocol at the URL by description requests, which carry no image.
+        """Detect the endpoint's protocol by asking for the model's description; no image is sent.
 
         Args:
             candidates: Protocols that the endpoint may use, in the order to try.
             otherwise: Protocol to assume if no candidate is recognized.
+
+        Returns:
+            The protocol, and the description of the model if there is one.
 
         Raises:
             AuthenticationError: The first request got 401 or 403.
@@ -227,13 +232,17 @@ class Exchange:
     def _read_description(
         self, protocol: Protocol, response: WireResponse, *, certain: bool
     ) -> Described | Protocol | None:
-        """Return the description, the protocol's next step, or None for another protocol's answer.
+        """Read the response to a request for the model's description.
 
         Args:
             protocol: Protocol whose description request was sent.
-            response: Response to it.
+            response: Response to that request.
             certain: Whether the endpoint is known to use this protocol, so that an unreadable
                 description is an error.
+
+        Returns:
+            The description; or the protocol with a further request to send; or None if the response
+            does not follow this protocol.
 
         Raises:
             EndpointError: The description is unreadable, ``certain`` holds, and the protocol
@@ -257,7 +266,7 @@ class Exchange:
         raise self._error(ProtocolMismatchError, text)
 
     def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
-        """Return the request for one image.
+        """Return the HTTP request that sends one image.
 
         Raises:
             ImageError: The image is larger than the endpoint accepts.
@@ -277,11 +286,11 @@ class Exchange:
     def fetch(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool = False
     ) -> Steps[WireResponse]:
-        """Send a request, with retries, and return the last response.
+        """Send a request, with retries, and return the last response, which may be an error status.
 
         Args:
             protocol: Protocol of the request.
-            request: Request without credentials.
+            request: Request without credentials, which are added when it is sent.
             carries_image: Whether the request counts against the budget.
 
         Raises:
@@ -321,7 +330,7 @@ class Exchange:
     def _send(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool
     ) -> Steps[Outcome]:
-        """Send a request once.
+        """Send a request once, and return its outcome.
 
         An image is charged to the budget before it is sent, and refunded if it provably never left
         this machine.
@@ -347,7 +356,7 @@ class Exchange:
         return outcome
 
     def check_deadline(self) -> float:
-        """Return the seconds until the deadline.
+        """Return the seconds until the deadline of this call.
 
         Raises:
             TimedOutError: The deadline has passed.
@@ -358,7 +367,7 @@ class Exchange:
         return remaining
 
     def _next(self, request: WireRequest) -> Send:
-        """Return the step that sends a request, with the headers of this attempt."""
+        """Return the step that sends a request once, with all its headers and the credential."""
         remaining = self.check_deadline()
         # The later entry wins: the caller's headers may replace the user agent, but not those that
         # the protocol needs.
@@ -403,7 +412,7 @@ class Exchange:
         )
 
     def _raise_if_final(self, broken: Broken) -> None:
-        """Raise the error of an outcome that no retry can improve."""
+        """Raise an error if a request failed in a way that no retry can improve."""
         if broken.kind in ("late", "unsent"):
             raise self._late()
         if broken.kind == "refused":
@@ -421,7 +430,10 @@ class Exchange:
         *,
         carries_image: bool,
     ) -> float | None:
-        """Return the seconds to wait before a retry, or None for no retry; sets ``gave_up``."""
+        """Return the seconds to wait before a retry, or None for no retry.
+
+        With None, ``gave_up`` holds the reason for the error message.
+        """
         response = outcome if isinstance(outcome, WireResponse) else None
         decision = self.policy.decide(
             failures,
@@ -504,7 +516,7 @@ class Exchange:
         )
 
     def _shown(self, text: str) -> str:
-        """Return a text of the server or of httpx as one short line, with secrets redacted."""
+        """Return a text as one short line for a message, with secrets redacted."""
         return excerpt(text, self.endpoint.credential.redact)
 
     def _request_id(self, response: WireResponse) -> str | None:
@@ -523,7 +535,7 @@ class Exchange:
 
 
 def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
-    """Return the error type for a status that is not a success, and its message for the caller."""
+    """Return the error type and the explanation for a response that is not a success."""
     status = response.status
     if status in (401, 403):
         return AuthenticationError, (
@@ -547,7 +559,7 @@ def _meaning(response: WireResponse) -> tuple[type[StatusError], str]:
 
 
 def _ends_discovery(status: int) -> bool:
-    """Whether a status ends the discovery: a rejected key, a redirect, or "try later"."""
+    """Whether a status ends the protocol's detection: rejected key, redirect or "try later"."""
     # A server of another protocol may answer an unknown path with 409 or 500, so these statuses
     # do not end the discovery although they are retried.
     return status in (401, 403) or 300 <= status < 400 or status in RETRYABLE - {409, 500}

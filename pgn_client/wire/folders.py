@@ -1,8 +1,9 @@
-"""Whole folders: predictions into a JSON Lines journal, adapted images into a folder; both resume.
+"""Work on many image files that can be interrupted and resumed.
 
-A journal line is written as soon as its answer arrives, so a crash loses at most the images in
-flight. A rerun does not send an image again if the journal has a line with a label for the same
-path and the same bytes.
+``predict_files`` writes predictions into a journal, a JSON Lines file with one line per image.
+``adapt_files`` writes images with prompts into a folder. A journal line is written as soon as its
+answer arrives, so a crash loses at most the images in flight. A rerun does not send an image again
+if the journal has a line with a label for the same path and the same bytes.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from pgn_client.wire.journal import (
 
 
 class FileResult(NamedTuple):
-    """Result of one file in ``predict_files``.
+    """Prediction or error of one image file, as ``predict_files`` yields it.
 
     Attributes:
         record: Content of the journal line: ``path``, ``label``, ``score``, ``scores``, ``sha256``,
             ``attempts`` and ``error``. A failed file has an error and no label.
-        resumed: Whether an earlier run wrote the line.
+        resumed: Whether the line comes from an earlier run.
     """
 
     record: Record
@@ -48,7 +49,7 @@ class FileResult(NamedTuple):
 
 
 class AdaptedFile(NamedTuple):
-    """Result of one file in ``adapt_files``.
+    """Result of writing one adapted image (an image with its prompt), from ``adapt_files``.
 
     Attributes:
         source: Path of the image.
@@ -66,7 +67,7 @@ class AdaptedFile(NamedTuple):
 def predict_files(
     client: AdaptedClient, files: Sequence[Path], journal: PathLike
 ) -> Iterator[FileResult]:
-    """Classify files into a journal, one JSON line per file, and yield the results.
+    """Classify image files, write one JSON line per file into a journal, and yield the results.
 
     The results have the order of ``files``. A file is not sent again if the journal has a line with
     a label for the same bytes; a file that failed is sent again.
@@ -92,12 +93,12 @@ def predict_files(
 
 
 class _Pending(NamedTuple):
-    """A file whose result is not yielded yet.
+    """An image file whose prediction is not yielded yet.
 
     Attributes:
         path: Path of the image file.
-        sha256: Digest of its content; None if it cannot be read.
-        earlier: Record of an earlier run, if it is usable.
+        sha256: SHA-256 of the file's bytes; None if it cannot be read.
+        earlier: Record of an earlier run with a label for the same bytes; None without one.
     """
 
     path: Path
@@ -153,7 +154,9 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
 
 
 def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Record]:
-    """Classify files without a journal, and yield the records that its lines would have.
+    """Classify image files without a journal, and yield one record per file.
+
+    A record holds what ``predict_files`` would write as a line of the journal.
 
     Args:
         client: Client that classifies; it is not closed.
@@ -164,7 +167,9 @@ def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Re
 
 
 def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterator[AdaptedFile]:
-    """Write the adapted images of ``source`` as PNG into a folder with the same tree.
+    """Adapt the images of a folder, and write them as PNG into a folder with the same subfolders.
+
+    An adapted image has a prompt painted into it.
 
     Nothing is sent. ``TARGET/adapted.jsonl`` lists the finished images. An image is skipped if an
     earlier run adapted the same bytes with the same checkpoint. A PNG appears under its name only
@@ -212,7 +217,14 @@ def _fingerprint(adapter: Adapter) -> str | None:
 def _adapt_chunk(
     adapter: Adapter, chunk: Sequence[tuple[Path, Path]], done: Mapping[str, Record], log: IO[str]
 ) -> Iterator[AdaptedFile]:
-    """Adapt one batch of images that are not done yet, and yield the results of all."""
+    """Adapt and write one batch of images, and yield a result for each.
+
+    Args:
+        adapter: Adapter that prepares the images.
+        chunk: Pairs of the image's path and the PNG's path.
+        done: Journal records of earlier runs by image path; these images are skipped.
+        log: Journal, to which a record per written image is added.
+    """
     todo = []
     for source, target in chunk:
         digest = sha256_of(source)
@@ -238,7 +250,7 @@ def _adapt_chunk(
 
 
 def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
-    """Return the folder whose tree the output mirrors.
+    """Return the source folder whose subfolders the output repeats.
 
     Raises:
         ConfigurationError: The source is a folder that overlaps with the output.
@@ -255,7 +267,7 @@ def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
 
 
 def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
-    """Return one PNG path per file, all of them different.
+    """Return the path of the PNG to write for each image file; all of them differ.
 
     The name for ``a.jpg`` is ``a.png``, or ``a.jpg.png`` if another file already has that name.
     """

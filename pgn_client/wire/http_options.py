@@ -1,4 +1,4 @@
-"""Connection options: TLS, proxies, headers and client certificates, with httpx's names."""
+"""Options of the HTTP connection, by their names in httpx: TLS, proxy, headers, certificates."""
 
 from __future__ import annotations
 
@@ -57,11 +57,10 @@ class HttpOptions:
         return dict(self._arguments)
 
     def secrets(self) -> Iterator[str]:
-        """Yield the secrets that ``auth`` sends to the endpoint.
+        """Yield the secrets that the option ``auth`` sends to the endpoint.
 
-        Messages must not show them, and an unencrypted connection must not send them. An ``auth``
-        that is no pair of user and password authorizes requests with unknown secrets: it yields an
-        empty text.
+        Messages must not show them, and an unencrypted connection must not send them. If ``auth``
+        is no pair of user and password, its secrets are unknown, and an empty text is yielded.
         """
         auth = self._arguments.get("auth")
         if (
@@ -78,7 +77,10 @@ class HttpOptions:
             yield ""
 
     def passwords(self) -> Iterator[str]:
-        """Yield the password in ``proxy``; it goes to the proxy only, and messages hide it."""
+        """Yield the password in the proxy's URL, if any, so that messages can hide it.
+
+        It is sent to the proxy only.
+        """
         proxy = self._arguments.get("proxy")
         password = urlsplit(proxy).password if isinstance(proxy, str) else None
         if password:

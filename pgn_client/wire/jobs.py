@@ -1,4 +1,4 @@
-"""Prepares images in chunks; each one becomes a job for the endpoint, or an error of its own."""
+"""Prepares images in chunks for sending; each image becomes a ``Job`` or an error of its own."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ T = TypeVar("T")
 
 
 MAX_BATCH = 16
-"""Largest number of images that are adapted together."""
+"""Largest number of images that are adapted (painted with prompts) in one batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image after all local work.
+    """One image after all local work (opened, adapted, encoded), ready to be sent.
 
     Attributes:
         payload: Encoded image to send; empty if ``confident``.
-        local: (C,) log-probabilities of the local head, or None without one.
+        local: (C,) log-probabilities over the C task classes from the local head, the checkpoint's
+            own small classifier; None without one.
         confident: Whether the local head answers alone, so that nothing is sent.
         again: Whether to send the image even if its answer is recorded, and to record nothing.
     """
@@ -61,7 +62,7 @@ def raised(value: T | PGNError) -> T:
 
 
 def asks(job: Job | PGNError) -> bool:
-    """Whether a job needs the endpoint or its recorded answers."""
+    """Whether a job needs the endpoint's answer, new or recorded; False for an error."""
     return isinstance(job, Job) and not job.confident
 
 
@@ -77,7 +78,10 @@ def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSour
 async def chunks_async(
     sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
 ) -> AsyncIterator[list[ImageSource]]:
-    """Yield the same lists as ``chunks``; ``sources`` may be asynchronous."""
+    """Yield lists of up to ``size`` images, and an empty list at the end.
+
+    Unlike in ``chunks``, ``sources`` may be an asynchronous iterable.
+    """
     if not isinstance(sources, AsyncIterable):
         for chunk in chunks(sources, size):
             yield chunk
@@ -95,7 +99,7 @@ async def chunks_async(
 
 
 def ends_all(result: object) -> PGNError | None:
-    """Return the error of a failed image if every other image would fail with it too, else None.
+    """Return the error of a failed image if it would stop every other image too, else None.
 
     Such errors are a rejected key, a wrong checkpoint or configuration, and a missing package.
     """
@@ -108,7 +112,7 @@ def ends_all(result: object) -> PGNError | None:
 def prepare_each(
     adapter: Adapter | None, images: Sequence[Image.Image | PGNError]
 ) -> list[Prepared | PGNError]:
-    """Adapt images together; an image that fails does not affect the others.
+    """Adapt images in one batch; an image that fails does not affect the others.
 
     Args:
         adapter: Adapter to apply; None leaves the images unchanged.

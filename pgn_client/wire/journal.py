@@ -1,4 +1,7 @@
-"""Journals of predictions: JSON Lines that survive a crash and have one writer at a time."""
+"""Journals: JSON Lines files of predictions, one line per image, that survive a crash.
+
+Only one process at a time writes a journal.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Record = dict[str, Any]
 
 
 def record_of(source: Path, digest: str | None, result: Prediction | ImageFailure) -> Record:
-    """Return the record of one file.
+    """Return the journal record, a dict, for the prediction or failure of one image file.
 
     Args:
         source: Path of the image.
@@ -44,16 +47,17 @@ def record_of(source: Path, digest: str | None, result: Prediction | ImageFailur
 
 
 def pin(journal: Path, setup: Mapping[str, Any]) -> None:
-    """Store the setup of a new journal, or compare it with that of an existing one.
+    """Store the settings behind a new journal, or check that an existing one has the same settings.
 
-    A journal of failures alone takes over the new setup: all its files are classified again.
+    They are kept in the file ``JOURNAL.journal.json``. A journal that holds only failures takes
+    over new settings, because all its files are classified again.
 
     Args:
         journal: Path of the journal.
-        setup: Settings that the predictions depend on.
+        setup: Settings that the predictions depend on, as JSON values by name.
 
     Raises:
-        ConfigurationError: The journal has another setup, or its setup is unknown.
+        ConfigurationError: The journal has other settings, or its settings are unknown.
     """
     setup_file = journal.with_name(journal.name + ".journal.json")
     setup_lines = [json.dumps(setup, indent=1, sort_keys=True) + "\n"]
@@ -81,17 +85,19 @@ def pin(journal: Path, setup: Mapping[str, Any]) -> None:
 
 
 def _brief(value: object) -> str:
-    """Return a setting for a message: long values are cut, and None becomes ``none``."""
+    """Return a setting's value as a short text for a message; None becomes ``none``."""
     text = "none" if value is None else str(value)
     # Long values are fingerprints, which their first characters tell apart.
     return text if len(text) <= 48 else f"{text[:12]}…"
 
 
 def read_journal(journal: Path) -> Iterator[Record]:
-    """Yield the journal's records, without a last line that a killed process left incomplete.
+    """Yield the records of a journal file; without a file there are none.
+
+    A last line that a killed process left incomplete is skipped.
 
     Raises:
-        ConfigurationError: Another line is no record.
+        ConfigurationError: A complete line is no record.
     """
     if not journal.exists():
         return
@@ -114,7 +120,7 @@ def read_journal(journal: Path) -> Iterator[Record]:
 def sha256_of(file: Path) -> str | None:
     """Return the SHA-256 of a file's bytes; None if the file cannot be read.
 
-    There is no error here, because the client reports one when it opens the file.
+    An unreadable file is no error here; the client reports it when it opens the file.
     """
     try:
         with file.open("rb") as content:
@@ -162,7 +168,7 @@ def opened(path: Path, shown: Path | None = None) -> IO[str]:
 
     Args:
         path: Path of the file.
-        shown: Path that an error names, where the user gave another one; None for ``path``.
+        shown: Path to name in the error message instead of ``path``; None for ``path``.
 
     Raises:
         ConfigurationError: The file cannot be written.
@@ -174,10 +180,10 @@ def opened(path: Path, shown: Path | None = None) -> IO[str]:
 
 
 def line_of(record: Record) -> str:
-    """Return a record as one line of JSON."""
+    """Return a journal record as one line of JSON, with the line end."""
     return json.dumps(record) + "\n"
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file with these lines; it appears complete or not at all."""
+    """Replace a file's content by these lines; the new content appears whole or not at all."""
     write_whole(path, "".join(lines).encode())

@@ -1,8 +1,8 @@
 """Counts sent images and their cost, and enforces a budget across threads, processes and restarts.
 
-Every time that an image is sent counts, retries included, because the provider may bill each of
-them. The count is written before the image is sent, so a crash cannot lose it. It is taken back
-only if the image provably never left this machine.
+Each sending of an image counts, retries included, because the provider may bill each. The count is
+written before the image is sent, so a crash cannot lose it. It is taken back only if the image
+provably never left this machine.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pgn_client.types import Usage
 
 
 class Ledger:
-    """Number and cost of the images sent to each endpoint, in SQLite.
+    """Counts the images sent to each endpoint and their cost, in SQLite.
 
-    It is safe for several threads, and a file is safe for several processes: all of them share one
-    budget.
+    Several threads may use one ledger, and several processes one ledger file; all of them then
+    share one budget.
 
     Args:
         path: Path of the database file, which is created if missing; None keeps the ledger in
@@ -64,7 +64,9 @@ class Ledger:
             raise
 
     def spent(self, endpoint: str) -> tuple[int, float]:
-        """Return the number of images sent to an endpoint, and the cost of those with a price.
+        """Return the number of images sent to an endpoint, and their total cost.
+
+        Images without a known price add nothing to the cost.
 
         Args:
             endpoint: Fingerprint of the endpoint's URL and model.
@@ -76,11 +78,11 @@ class Ledger:
         return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
 
     def reserve(self, endpoint: str, name: str, budget: int | None, price: float) -> None:
-        """Count one image that is about to be sent.
+        """Count one image that is about to be sent, if the budget allows it.
 
         Args:
             endpoint: Fingerprint of the endpoint's URL and model.
-            name: Name of the endpoint for people, without any credential.
+            name: Readable name of the endpoint, without any credential.
             budget: Total number of images that may be sent to the endpoint, counted since the
                 ledger was created; None for no limit.
             price: Price of this image in any currency; 0 if it is unknown.
@@ -112,16 +114,17 @@ class Ledger:
             )
 
     def close(self) -> None:
-        """Close the file; the ledger cannot be used afterwards."""
+        """Close the ledger's database file; the ledger cannot be used afterwards."""
         # SQLite crashes if one thread closes the connection while another uses it.
         with self._lock:
             self._db.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Run a transaction that excludes all other writers, also of other processes.
+        """Run a transaction that excludes all other writers, also those in other processes.
 
-        The lock is taken before the first read, so no count can change between check and update.
+        The write lock is taken before the first read, so no count can change between check and
+        update.
         """
         with self._database_errors(), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
@@ -146,12 +149,12 @@ class Ledger:
 
 
 class Account:
-    """Usage and budget of one client and its copies at one endpoint; safe for several threads.
+    """Usage and budget of one client (and its copies) at one endpoint; safe for several threads.
 
     Args:
         ledger: Ledger that stores the counts.
         endpoint: Fingerprint of the endpoint's URL and model.
-        name: Name of the endpoint, for people.
+        name: Readable name of the endpoint.
         budget: Number of images that all clients with this ledger may send to the endpoint, retries
             included; None for no limit.
         price_per_image: Price of one image in any currency; None leaves ``cost`` unknown.
@@ -202,7 +205,7 @@ class Account:
         self._bytes = 0
 
     def reserve(self) -> None:
-        """Count one image that is about to be sent.
+        """Count one image that is about to be sent, if the budget allows it.
 
         Raises:
             BudgetExceededError: The image would exceed the budget; nothing is counted.
@@ -219,19 +222,19 @@ class Account:
 
     @property
     def refusal(self) -> BudgetExceededError | None:
-        """Error that the next image would raise; None if there is budget left."""
+        """Error that sending another image would raise; None if there is budget left."""
         if self.budget is None:
             return None
         images, _ = self.ledger.spent(self._endpoint)
         return BudgetExceededError(images, self.budget) if images >= self.budget else None
 
     def asked(self) -> None:
-        """Count one image for ``usage.images``, once for all of its retries."""
+        """Count one image in ``usage.images``; call it once per image, not for each retry."""
         with self._lock:
             self._images += 1
 
     def sent(self, size: int, *, retry: bool) -> None:
-        """Count one HTTP request.
+        """Count one HTTP request and the size of its body in the usage.
 
         Args:
             size: Size of the request body in bytes.
@@ -245,7 +248,7 @@ class Account:
 
     @property
     def usage(self) -> Usage:
-        """Usage of the client and its copies so far."""
+        """Images, requests, bytes and cost of the client and its copies so far."""
         with self._lock:
             return Usage(
                 images=self._images,

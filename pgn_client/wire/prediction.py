@@ -23,13 +23,13 @@ _log = logging.getLogger("pgn_client")
 
 @dataclass(slots=True)
 class Upload:
-    """Upload state of a checkpoint's hosted part, shared by all concurrent calls.
+    """State of uploading a checkpoint that runs on the server; all concurrent calls share it.
 
     Attributes:
         busy: Lock that the uploading call holds.
-        done: Number of times that the server was found to have the part, or received it.
-        there: Whether the server has the part, to the best of this client's knowledge.
-        failure: Error of the last attempt.
+        done: Number of times that the server was found to have the checkpoint, or received it.
+        there: Whether the server has the checkpoint, as far as this client knows.
+        failure: Error of the last upload; None if it succeeded.
     """
 
     busy: threading.Lock = field(default_factory=threading.Lock)
@@ -38,7 +38,7 @@ class Upload:
     failure: PGNError | None = None
 
     def forgotten(self, seen: int) -> None:
-        """Mark the part as missing on the server, unless a newer upload has finished.
+        """Note that the server no longer has the checkpoint, unless a newer upload has finished.
 
         Args:
             seen: Value of ``done`` before the request that the server rejected.
@@ -49,14 +49,16 @@ class Upload:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """Adapter of a client, loaded at first use; copies of a client share it.
+    """A client's checkpoint and the adapter loaded from it at first use; client copies share it.
+
+    The adapter turns an image into the one to send, for example by painting a prompt into it.
 
     Attributes:
         source: Path of a checkpoint, an adapter, or None to send images unchanged.
         adapter: Loaded adapter; None before first use or without a source.
         verified: Whether the checkpoint was compared with the endpoint's model.
         warned: Whether the warning about too few labels was logged.
-        upload: Upload state of the part that runs on the server.
+        upload: State of the upload, for a checkpoint that runs on the server.
     """
 
     source: str | os.PathLike[str] | Adapter | None
@@ -68,7 +70,10 @@ class Checkpoint:
 
     @property
     def card(self) -> ServedCard:
-        """The serving fields of the adapter's card; an empty card before the adapter is loaded."""
+        """The fields that a client reads of the card, the checkpoint's metadata.
+
+        The card is empty before the adapter is loaded.
+        """
         if self.adapter is None:
             return ServedCard()
         if self._card is None:
@@ -77,13 +82,16 @@ class Checkpoint:
 
     @property
     def hosted(self) -> Hosted | None:
-        """The part that runs on the server, if any; None before the adapter is loaded."""
+        """The checkpoint file to upload, if this checkpoint runs on the server, else None.
+
+        It is also None before the adapter is loaded.
+        """
         # The protocol ``Adapter`` does not require the attribute; only ``HostedAdapter`` has it.
         return getattr(self.adapter, "hosted", None)
 
 
 def probabilities(answer: Answer) -> Floats:
-    """Return an answer's scores as (S,) probabilities: the softmax of logits, else unchanged."""
+    """Return an answer's scores, one per label: the softmax of logits, other kinds unchanged."""
     scores = np.asarray(answer.scores, dtype=np.float64)
     return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
 
@@ -99,11 +107,12 @@ def ranked(
     """Return a prediction with the best label first; labels of equal scores keep their order.
 
     Args:
-        labels: S names.
-        scores: (S,) probabilities, or log-probabilities if ``log``. Two different log-probabilities
+        labels: Names of the n classes.
+        scores: (n,) probabilities, or log-probabilities if ``log``. Two different log-probabilities
             may round to the same probability; they are still ranked by their log-probabilities.
-        source: Origin of the scores.
-        reply: Reply with the number of requests and the request identifier.
+        source: Origin of the scores: the endpoint, the local head (the checkpoint's own small
+            classifier), or both.
+        reply: Endpoint's reply, with the number of requests and the request identifier.
         log: Whether scores are log-probabilities.
     """
     order = np.argsort(-scores, kind="stable")
@@ -114,7 +123,10 @@ def ranked(
 
 
 def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
-    """Log one warning if an answer has fewer labels than the checkpoint's mapping was fitted on."""
+    """Log a warning if an answer has fewer labels than the label mapping was fitted on.
+
+    It is logged once per checkpoint.
+    """
     # A hosted checkpoint gets the task's own classes from the server, so it maps no labels.
     if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
         return
@@ -142,13 +154,13 @@ def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answe
 
 
 def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None:
-    """Compare a checkpoint's card with the endpoint's model.
+    """Check that a checkpoint was made for the model that the endpoint serves.
 
-    Fields that either side does not give are skipped. A missing patch-embedding fingerprint is
-    logged as a warning.
+    Fields that the checkpoint's card (its metadata) or the endpoint does not give are skipped. A
+    missing patch-embedding fingerprint is logged as a warning.
 
     Args:
-        card: Serving fields of the checkpoint's card.
+        card: Metadata of the checkpoint.
         info: Model description of the endpoint, or None if it gives none.
         endpoint: Endpoint that was described.
 

@@ -1,4 +1,4 @@
-"""Client-side rate limits."""
+"""Limits of how many requests and bytes per second a client sends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 
 class Pacer:
-    """Spaces requests evenly by their number and their size. Safe to use from several threads.
+    """Spaces requests evenly so that both rate limits hold; safe to use from several threads.
 
     A token bucket without bursts: after a request with an n-byte body, the next request waits
     ``max(1 / per_second, n / bytes_per_second)`` seconds.
@@ -27,7 +27,7 @@ class Pacer:
         self._lock = threading.Lock()
 
     def wait(self, now: float, size: int = 0) -> float:
-        """Reserve the next free slot and return the seconds until it begins.
+        """Reserve the next free time for a request, and return the seconds to wait until then.
 
         Args:
             now: Current time on a monotonic clock, in seconds.

@@ -30,21 +30,21 @@ class Discovery:
         cache: Recorded answers, or None.
 
     Attributes:
-        endpoint: The endpoint, with the limits that its description gives.
+        endpoint: The endpoint, with the request limits that its description gives.
         cache: Recorded answers, or None.
-        key: Key of the endpoint in the cache. It includes labels and options, because the answers
-            depend on them.
+        key: Fingerprint of the endpoint in the cache. It includes labels and options, because the
+            answers depend on them.
         protocol: Protocol of the endpoint; None until it is detected.
         info: Model description of the endpoint; None if it gives none.
-        failure: Error of the last attempt to get the description.
+        failure: Error of the last attempt to get the description; None if it succeeded.
         recalled: Model identity from the cache, in use while the endpoint is out of reach or during
             a replay.
         asked: Whether the endpoint has answered the description request.
         closed: Whether the client that owns the connections is closed.
-        rates: Latest rate limit headers.
+        rates: Latest rate limit headers of the responses.
 
     Raises:
-        ConfigurationError: The cache is to be replayed, but holds no answers of this endpoint.
+        ConfigurationError: The cache only replays, and holds no answers of this endpoint.
     """
 
     def __init__(self, endpoint: Endpoint, cache: AnswerCache | None) -> None:
@@ -74,10 +74,10 @@ class Discovery:
                 )
 
     def is_ready(self, before: EndpointError | None, *, needed: bool, for_info: bool) -> bool:
-        """Whether the first image can be sent without a description request.
+        """Whether images can be sent now, without first asking the endpoint to describe its model.
 
         Args:
-            before: Value of ``failure`` when this call began. A newer failure is raised for all
+            before: Value of ``failure`` when this call began. A newer failure is raised in all
                 concurrent calls, so that they do not repeat the failing request one by one.
             needed: Whether the caller needs the identity of the model.
             for_info: Whether the caller needs the model description itself.
@@ -105,7 +105,7 @@ class Discovery:
         return True
 
     def settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Detect the protocol and get the model description.
+        """Detect the endpoint's protocol and get its description of the model.
 
         While the endpoint is out of reach, the recorded answers of the model that was last seen
         there stay usable.
@@ -147,7 +147,13 @@ class Discovery:
         self.asked = True
 
     def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
-        """Send one image, record the answer and return it; ``again`` records nothing."""
+        """Send one image, record the endpoint's answer in the cache, and return it.
+
+        Args:
+            exchange: Exchange that sends the request.
+            payload: Encoded image.
+            again: Whether this repeats an earlier image, so that nothing is recorded.
+        """
         protocol = self.protocol or open_protocol(self.endpoint)
         answer, answered = yield from exchange.ask(protocol, payload)
         self.rates |= exchange.rates
@@ -171,10 +177,11 @@ class Discovery:
         return Reply(answer, exchange.attempts, exchange.request_id)
 
     def recorded(self, payload: Payload) -> Reply | None:
-        """Return the reply to an image if its answer is recorded, else None.
+        """Return the endpoint's recorded reply to an image, or None if there is none.
 
         Raises:
-            EndpointError: It is not recorded, and the endpoint is out of reach or this is a replay.
+            EndpointError: No reply is recorded, and the endpoint is out of reach or this is a
+                replay.
         """
         recorded = None if self.cache is None else self.cache.get(self._key(payload, self.protocol))
         if recorded is not None:
@@ -191,14 +198,14 @@ class Discovery:
         return None
 
     def is_recorded(self, payload: Payload) -> bool:
-        """Whether an answer of the model last seen at the endpoint is recorded; sends nothing."""
+        """Whether the cache has an answer to this image by the model last seen; sends nothing."""
         identity = self.recall()
         return bool(
             identity is not None and self.cache and self.cache.get(self._key_of(payload, identity))
         )
 
     def recall(self) -> str | None:
-        """Return the recorded identity of the model last used, or None.
+        """Return the identity of the model last used at the endpoint, from the cache, or None.
 
         An identity that was recorded in another protocol than the configured one does not count.
         """
@@ -208,14 +215,17 @@ class Discovery:
         return identity if self.endpoint.protocol in ("auto", protocol) else None
 
     def _note(self, protocol: Protocol) -> None:
-        """Record the current model and dialect, from which a later run with this cache starts."""
+        """Record the current model and dialect in the cache, for later runs to start from.
+
+        The dialect is the variant of the protocol that the endpoint accepts.
+        """
         identity = self._identity(protocol)
         if self.cache is not None and identity != self._noted:
             self.cache.remember(self.key, identity)
             self._noted = identity
 
     def _identity(self, protocol: Protocol) -> str:
-        """Return a text that identifies this model and the form of its answers at the URL."""
+        """Return a text that identifies the endpoint's model and the protocol dialect in use."""
         info = self.info or ModelInfo("")
         fields = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
         return json.dumps([*fields, protocol.dialect])

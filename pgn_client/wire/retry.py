@@ -1,5 +1,6 @@
-"""Decides whether and when to send a request again. Pure: it does not sleep, read a clock or draw
-random numbers.
+"""Decides whether and when to send a failed request again.
+
+The decision is pure: nothing here sleeps, reads a clock or draws random numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses after which a request is sent again. 529 is no standard: Anthropic's "overloaded"."""
+"""HTTP statuses after which a request is sent again.
+
+The status 529 is no standard; Anthropic uses it for "overloaded".
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Decision to send the request again after a pause.
+    """Decision to send a failed request again after a pause.
 
     Attributes:
         seconds: Length of the pause in seconds.
@@ -27,7 +31,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Decision to not send the request again.
+    """Decision not to send a failed request again.
 
     Attributes:
         reason: Reason for the error message; empty if the status alone explains it.
@@ -38,7 +42,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with a cap; a wait that the server requests comes first.
+    """Rules for sending failed requests again: exponential backoff with a cap.
 
     Retry n (0, 1, ...) waits ``min(cap, base * 2**n) * jitter`` seconds. The caller draws the
     jitter from [0.75, 1]. With the defaults the waits are at most 0.5, 1, 2 and 4 s, so the four
@@ -47,7 +51,8 @@ class RetryPolicy:
 
     The policy retries 408, 409, 425, 429, 502, 503, 504, 529 and broken connections. It retries 500
     only once, because 500 more often means "this image makes the server fail" than "try later". It
-    never retries 501 and 505. ``x-should-retry: true | false`` overrides these rules.
+    never retries 501 and 505. A response header ``x-should-retry`` with ``true`` or ``false``
+    overrides these rules.
 
     A wait that the server requests replaces the backoff. A requested wait above
     ``max_retry_after``, and any wait that passes the deadline, ends the call at once: waiting would
@@ -81,7 +86,7 @@ class RetryPolicy:
         hint: float | None = None,
         retryable: bool | None = None,
     ) -> Wait | Stop:
-        """Decide what to do after the last of ``failures``.
+        """Decide after a failed request: send it again after a wait, or stop.
 
         Args:
             failures: Statuses of all failed requests of this call, oldest first; None stands for a

@@ -1,8 +1,8 @@
-"""Logic shared by the sync and async clients; no I/O.
+"""Logic shared by the synchronous and the asynchronous client, without network I/O.
 
     image -> adapter (local) -> PNG -> endpoint -> answer -> mapping -> (fusion) -> Prediction
 
-``AdaptedClient`` and ``AsyncAdaptedClient`` inherit this and add only sending and sleeping.
+``AdaptedClient`` and ``AsyncAdaptedClient`` inherit ``Session`` and add only sending and waiting.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from pgn_client.wire.retry import RetryPolicy
 from pgn_client.wire.upload import hosted_reply
 
 SAME: Any = ...
-"""Sentinel for `with_options`: keep this client's value."""
+"""Default of the arguments of ``with_options``: keep the client's current value."""
 
 
 class Session(ABC):
-    """Base of both clients; see ``AdaptedClient`` for the arguments."""
+    """Base of ``AdaptedClient``, which documents the arguments, and ``AsyncAdaptedClient``."""
 
     def __init__(
         self,
@@ -185,8 +185,9 @@ class Session(ABC):
                 keeps this client's value.
             timeout: Time limit for one call in seconds.
             max_retries: Largest number of retries of one call.
-            fusion: Weight of the local head in [0, 1], ``auto``, or None for 0.
-            query_below: Confidence threshold of the local head in [0, 1], or None.
+            fusion: Weight in [0, 1] of the local head, the checkpoint's own small classifier;
+                ``auto`` for the weight in the checkpoint, or None for 0.
+            query_below: Confidence in [0, 1] from which the local head answers alone, or None.
 
         Raises:
             ConfigurationError: An argument is invalid.
@@ -207,14 +208,14 @@ class Session(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Create the objects that send and wait; called at the end of the constructor."""
+        """Create what sends and waits, such as connections; the constructor calls it last."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"
 
     @property
     def endpoint(self) -> Endpoint:
-        """The endpoint, with the limits that its description gives."""
+        """The hosted model's address and settings, with the request limits that it describes."""
         return self._model.endpoint
 
     @property
@@ -223,14 +224,17 @@ class Session(ABC):
         return self._account.usage
 
     def pace(self, size: int) -> float:
-        """Return how long an image of ``size`` bytes delays the next one, in seconds.
+        """Return the seconds by which sending ``size`` bytes delays the next request.
 
         Only the client's own rate limits count.
         """
         return self._pacer.seconds(size)
 
     def recorded(self, images: Iterable[ImageSource]) -> int:
-        """Return how many images have a recorded answer of the model last seen; sends nothing."""
+        """Return how many images have an answer in the cache; sends nothing.
+
+        Only answers of the model that was last seen at the endpoint count.
+        """
         if self._cache is None:
             return 0
 
@@ -243,22 +247,22 @@ class Session(ABC):
 
     @property
     def rate_limits(self) -> dict[str, str]:
-        """The endpoint's latest rate limit headers, names in lower case."""
+        """The latest rate limit headers of the endpoint's responses, names in lower case."""
         return dict(self._model.rates)
 
     @property
     def protocol(self) -> str | None:
-        """The detected protocol and its dialect; None before the first request."""
+        """Name of the endpoint's protocol and dialect (its variant); None until it is known."""
         protocol = self._model.protocol
         return None if protocol is None else protocol.dialect
 
     @property
     def chunk(self) -> int:
-        """Number of images that are adapted together."""
+        """Number of images that are adapted (painted with prompts) in one batch."""
         return min(self.max_concurrency, MAX_BATCH)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return, as JSON values, the settings that determine predictions; holds no credential."""
+        """Return the settings that determine predictions, as JSON values without any credential."""
         adapter = self._open_adapter()
         protocol = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
         settings = [self.endpoint.labels, dict(self.endpoint.options), protocol]
@@ -275,7 +279,7 @@ class Session(ABC):
     # ---- Local work: open, adapt, encode. It may run torch, so it never runs in an event loop.
 
     def _open_adapter(self) -> Adapter | None:
-        """Return the adapter; the first use loads the checkpoint."""
+        """Return the adapter that prepares images, or None; the first use loads the checkpoint."""
         checkpoint = self._checkpoint
         if checkpoint.adapter is None and isinstance(checkpoint.source, str | os.PathLike):
             # Imported here because it loads torch, which a client without a checkpoint may lack.
@@ -293,11 +297,12 @@ class Session(ABC):
             return prepare_each(self._open_adapter(), images)
 
     def _job(self, item: Prepared, *, always: bool) -> Job:
-        """Return the job of a prepared image.
+        """Return the job of a prepared image: the encoded image to send, or a local answer.
 
         Args:
             item: Prepared image.
-            always: Whether the endpoint must answer even if the local head could answer alone.
+            always: Whether the endpoint must answer even if the local head, the checkpoint's own
+                small classifier, could answer alone.
         """
         local = item.local_log_probs
         # With weight 1 the endpoint's answer would not count, so it is not requested.
@@ -351,10 +356,13 @@ class Session(ABC):
         return raised(self._prepare([source])[0]).image
 
     def _alpha(self, local: Floats | None) -> float:
-        """Return the weight of the local head in [0, 1], from the card or the caller.
+        """Return the weight of the local head, the checkpoint's own small classifier, in [0, 1].
+
+        The caller's option counts; with ``auto``, the weight in the checkpoint.
 
         Args:
-            local: (C,) log-probabilities of the local head, or None without one.
+            local: (C,) log-probabilities of the C task classes from the local head, or None without
+                one.
 
         Raises:
             ConfigurationError: The caller's options need a local head, and there is none.
@@ -391,7 +399,10 @@ class Session(ABC):
         )
 
     def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether no description request is needed; see ``Discovery.is_ready``."""
+        """Whether images can be sent now, without first asking for the model's description.
+
+        ``Discovery.is_ready`` describes the arguments and errors.
+        """
         # Mapping and recorded answers belong to one model; without them, any model will do.
         needed = for_info or self._checkpoint.source is not None or self._cache is not None
         ready = self._model.is_ready(before, needed=needed, for_info=for_info)
@@ -399,7 +410,7 @@ class Session(ABC):
         return ready
 
     def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Detect the protocol, and check that the checkpoint was made for this model."""
+        """Detect the endpoint's protocol, and check that the checkpoint was made for its model."""
         yield from self._model.settle(exchange, for_info=for_info)
         self._verify_once()
 
@@ -410,7 +421,10 @@ class Session(ABC):
             checkpoint.verified = True
 
     def _reply_without_request(self, job: Job) -> Reply | None:
-        """Return the reply to an image that needs no request, or None if it needs one.
+        """Return the reply to an image if it needs no request, because it is local or recorded.
+
+        Returns:
+            The reply, or None if the image must be sent.
 
         Raises:
             EndpointError: The answer is not recorded, and the endpoint is out of reach or this is a
@@ -422,7 +436,10 @@ class Session(ABC):
         return None if job.again else self._model.recorded(job.payload)
 
     def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
-        """Send one image and return the reply; a hosted adapter is uploaded first if needed."""
+        """Send one image and return the reply.
+
+        A checkpoint that runs on the server is uploaded first if the server does not have it.
+        """
 
         def ask() -> Steps[Reply]:
             return self._model.ask(exchange, job.payload, again=job.again)
@@ -432,7 +449,7 @@ class Session(ABC):
         return ask()
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
-        """Return the recorded answers of the cache's first images, and the jobs that resend them.
+        """Return the recorded answers to the cache's first images, and jobs that resend these.
 
         Args:
             k: Largest number of images.
@@ -464,13 +481,16 @@ class Session(ABC):
         return answers, jobs
 
     def _predict(self, job: Job, reply: Reply) -> Prediction:
-        """Return the prediction; below the card's ``none_below`` its label is ``NONE``."""
+        """Return the prediction for one image.
+
+        Its label is ``NONE`` if its score is below ``none_below``, a threshold in the checkpoint.
+        """
         prediction = self._rank_classes(job, reply)
         none_below = self._checkpoint.card.none_below or 0.0
         return replace(prediction, label=NONE) if prediction.score < none_below else prediction
 
     def _rank_classes(self, job: Job, reply: Reply) -> Prediction:
-        """Return the prediction of the endpoint, of the local head, or of both fused.
+        """Return the prediction of the endpoint, the checkpoint's local head, or both fused.
 
         Raises:
             ConfigurationError: The endpoint returns embeddings, and there is no checkpoint.
@@ -499,7 +519,7 @@ class Session(ABC):
         return ranked(mapping.classes, fused, "both", reply, log=True)
 
     def _close(self) -> None:
-        """Close the files that this client opened; a copy has opened none."""
+        """Close the cache and ledger files that this client opened; a copy has opened none."""
         self._closed = True
         if self._borrows:
             return
@@ -510,7 +530,7 @@ class Session(ABC):
 def _endpoint(
     url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None
 ) -> Endpoint:
-    """Return the endpoint of a URL or an endpoint file; the other arguments override the file."""
+    """Return the endpoint for a URL or an endpoint file; other arguments override the file."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of strings")
     # A value of another type goes to ``Endpoint``, whose check of the URL names it in the error.
@@ -524,10 +544,10 @@ def _endpoint(
 
 
 def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
-    """Return the credential of the requests: the API key, or the caller's own header or ``auth``.
+    """Return the secrets that authorize requests: the API key, or the caller's header or ``auth``.
 
-    Messages must also hide the proxy's password and the values in the URL's query, because such a
-    value may be a token.
+    The credential also hides other secrets in messages: the proxy's password, and the values in the
+    URL's query, which may be tokens.
 
     Raises:
         ConfigurationError: There are two ways to authorize, or the key cannot be sent.

@@ -1,5 +1,6 @@
-"""Reads responses with httpx and translates its exceptions. Only this module and ``client`` import
-httpx.
+"""Creates httpx clients, reads response bodies, and translates httpx's exceptions.
+
+Only this module and ``client`` import httpx.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KEEPALIVE_EXPIRY = 4.0
 
 
 class Body:
-    """Collects a response body up to a size limit and a deadline.
+    """Collects the body of an HTTP response up to a size limit and a deadline.
 
     Args:
         clock: Monotonic clock in seconds.
@@ -43,7 +44,7 @@ class Body:
         self._broken: Broken | None = None
 
     def take(self, response: httpx.Response, chunk: bytes) -> bool:
-        """Add a chunk; return whether to read on."""
+        """Add a chunk of the response body; return whether to read further chunks."""
         limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
         self._chunks.append(chunk[: limit - self._size])
         self._size += len(chunk)
@@ -62,7 +63,10 @@ class Body:
 
 
 FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
-"""Exceptions that a request through httpx can raise; asyncio lets ``ssl.SSLError`` pass through."""
+"""Exceptions that a request through httpx can raise.
+
+With asyncio, ``ssl.SSLError`` is not turned into an exception of httpx.
+"""
 
 KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.ConnectTimeout, "unsent"),
@@ -76,11 +80,14 @@ KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
     (httpx.DecodingError, "garbled"),
     (Exception, "refused"),  # a URL, scheme or header that can never work
 )
-"""Kind of failure per exception; the first match counts, so subclasses come before their bases."""
+"""Kind of failed request (see ``Broken``) for each exception type.
+
+The first match counts, so subclasses come before their bases.
+"""
 
 
 def broken_by(error: Exception) -> Broken:
-    """Translate an exception of httpx into a kind of failure."""
+    """Return the outcome ``Broken``, the kind and reason of the failure, for an httpx exception."""
     kind = next(kind for foreign, kind in KINDS if isinstance(error, foreign))
     # A rejected certificate, the server's or the client's, arrives as a connection error, but no
     # retry can help.
@@ -92,7 +99,9 @@ def broken_by(error: Exception) -> Broken:
 def connecting(
     make: Callable[..., T], http: HttpOptions, endpoint: Endpoint, connections: int
 ) -> T:
-    """Create an httpx client; it ignores the environment's proxies for a loopback endpoint.
+    """Create an httpx client for an endpoint.
+
+    If the endpoint is on this machine, the client ignores proxies set by environment variables.
 
     Args:
         make: Constructor of the client, called with httpx's keyword arguments.

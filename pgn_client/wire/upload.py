@@ -12,7 +12,7 @@ from pgn_client.wire.prediction import Checkpoint
 from pgn_client.wire.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
 
 PAUSE = 0.02
-"""Seconds between checks of an upload that another call makes."""
+"""Seconds between two checks whether another call's upload of the checkpoint has finished."""
 
 
 def hosted_reply(
@@ -21,12 +21,14 @@ def hosted_reply(
     checkpoint: Checkpoint,
     ask: Callable[[], Steps[Reply]],
 ) -> Steps[Reply]:
-    """Send an image to a checkpoint on the server, and upload the checkpoint first if necessary.
+    """Send an image to a checkpoint that runs on the server, and return the reply.
+
+    The checkpoint is uploaded first if the server does not have it.
 
     Args:
         exchange: Exchange with the endpoint.
         protocol: Wire format of the endpoint; None if it is unknown.
-        checkpoint: Checkpoint with a part that runs on the server.
+        checkpoint: Checkpoint that runs on the server.
         ask: Function that returns the steps of the request with the image.
 
     Raises:
@@ -52,9 +54,9 @@ def hosted_reply(
 
 
 def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    """Upload the checkpoint unless the server has it, or wait while another call uploads it.
+    """Make sure that the server has the checkpoint: upload it, or wait for another call's upload.
 
-    A failed upload raises its error in the calls that wait for it, too.
+    If an upload fails, the calls that wait for it raise the same error.
     """
     upload = checkpoint.upload
     failure_before = upload.failure
@@ -81,9 +83,9 @@ def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoi
 
 
 def _upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    """Upload the checkpoint unless the server has exactly this file.
+    """Upload the checkpoint unless the server already has exactly this file.
 
-    Each of the two requests has the full number of attempts.
+    The check and the upload are two requests, and each has the full number of retries.
     """
     hosted = checkpoint.hosted
     name = exchange.endpoint.name
@@ -116,7 +118,12 @@ def _no_host(name: str, reason: str) -> ConfigurationError:
 
 
 def _holds(response: WireResponse, data: bytes) -> bool:
-    """Whether the card in the response is that of exactly this file."""
+    """Whether the server's response shows that it has exactly this checkpoint file.
+
+    Args:
+        response: Response with the checkpoint's card, its metadata, which includes a SHA-256.
+        data: Content of the checkpoint file.
+    """
     try:
         card = response.json() if response.ok else None
     except MalformedAnswerError:

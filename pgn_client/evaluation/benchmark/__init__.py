@@ -1,4 +1,4 @@
-"""``pgn benchmark``: run all methods on all sets over HTTP, and summarize the runs in a table."""
+"""``pgn benchmark``: run methods on image sets over HTTP, and summarize the runs in a table."""
 
 from __future__ import annotations
 

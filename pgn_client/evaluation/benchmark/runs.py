@@ -1,4 +1,5 @@
-"""Run a benchmark: sets × shots × seeds × methods, over HTTP, resumable run by run.
+"""Run a benchmark over HTTP: each method on each image set, number of shots and seed. An
+interrupted benchmark resumes after its last complete run.
 
 Every run writes ``OUT/SET/SHOTS-SEED/ROW.npz`` (log-probabilities on validation and test images),
 ``ROW.json`` (its cost and size) and, if an endpoint can serve it, ``ROW.safetensors``. A run whose
@@ -48,10 +49,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 RAW_RUN = "raw"
 PROBE_RUN = "linear_probe"
-"""Names of the baseline runs, which every cell has in addition to the methods."""
+"""Names of two baseline runs, raw images and linear probe, which are done for every image set,
+number of shots and seed, in addition to the methods.
+"""
 
 SETTINGS = "settings.json"
-"""File in ``OUT`` with the settings that all its runs share."""
+"""File in a benchmark's folder with the settings that all runs in the folder share."""
 TEST_SEED = 0
 """Seed that selects the test images. It is the same for all runs, so that seeds can be averaged
 image by image.
@@ -66,14 +69,16 @@ class Plan:
         sets: Name → folder, in a layout that ``training.load_task`` reads.
         methods: Methods as ``METHOD`` or ``METHOD@PRESET``, with names of ``methods.REGISTRY`` and
             ``training.PRESETS``.
-        seeds: Seeds of shots, limits and training.
+        seeds: Seeds for choosing training and validation images, and for the training.
         shots: Largest numbers of training images per class; ``None`` for all.
         augment: Set name → augmentation that its images allow (see ``training.augment``).
         epochs: Epochs of every training; ``None`` for those of the preset.
-        layout: Layout of methods with prompt cells; ``None`` for the default of each method.
-        train: Largest number of training images, as even over the classes as possible.
-        val: Largest number of validation images, likewise.
-        test: Largest number of test images, likewise.
+        layout: Where methods with prompt cells (patches of the image) put them: ``ring``,
+            ``corner`` or ``rows:N``; ``None`` for the default of each method.
+        train: Largest number of training images, as even over the classes as possible; ``None``
+            for no limit.
+        val: Largest number of validation images, limited like ``train``.
+        test: Largest number of test images, limited like ``train``.
     """
 
     sets: Mapping[str, Path]
@@ -113,7 +118,9 @@ class Plan:
         return replace(self, methods=specs)
 
     def cells(self) -> Iterator[Cell]:
-        """Yield every (set, shots, seed). Seeds are outermost, so that unfinished results already
+        """Yield every combination of image set, number of shots and seed.
+
+        All sets come with the first seed before the next seed, so that unfinished results already
         cover all sets.
         """
         for seed in self.seeds:
@@ -122,7 +129,7 @@ class Plan:
                     yield Cell(name, shots, seed)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that must be the same for all runs of one table."""
+        """Return the settings of the plan that must be the same for all runs in one folder."""
         names = ("augment", "epochs", "layout", "train", "val", "test")
         return {name: value for name, value in asdict(self).items() if name in names}
 
@@ -142,12 +149,13 @@ class Cell:
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Return the folder of its runs."""
+        """Return the folder for the runs of this set, shots and seed, inside the folder ``out``."""
         return out / self.set / f"{'all' if self.shots is None else self.shots}-{self.seed}"
 
     def task(self, plan: Plan) -> Task:
-        """Read its images. ``TEST_SEED`` selects the test images, and the seed of the cell selects
-        training and validation images.
+        """Read the images of this set, limited to its shots and to the plan's sizes.
+
+        ``TEST_SEED`` selects the test images; ``seed`` selects training and validation images.
 
         Raises:
             ConfigurationError: The set has no test images.
@@ -164,15 +172,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bench:
-    """A plan with the surrogate, endpoint and folder that its runs need.
+    """A benchmark: the planned runs, and the surrogate, endpoint and folder for them.
 
     Attributes:
         plan: The runs to do.
         out: Folder of the runs.
-        surrogate: Backbone that training goes through.
+        surrogate: Backbone that prompts are trained through.
         connect: Opens a client of the endpoint for an adapter, or for raw images (``None``).
-        endpoint: Name of the endpoint for the settings: a URL, or the name of a local server.
-        profile: Resize and crop of the endpoint; ``None`` for the backbone's own preprocessing.
+        endpoint: Name of the endpoint, written to the settings: a URL, or the name of a local
+            server.
+        profile: How the endpoint resizes and crops images; ``None`` for the backbone's own
+            preprocessing.
         note: Callback that takes progress messages.
         progress: Whether to show progress bars on stderr.
     """
@@ -187,7 +197,7 @@ class Bench:
     progress: bool = False
 
     def run(self) -> None:
-        """Do all missing runs.
+        """Do all runs of the benchmark that are not complete yet, and write their files.
 
         Raises:
             ConfigurationError: A method or preset is unknown, a method does not fit the surrogate,
@@ -216,7 +226,7 @@ class Bench:
             self._run_cell(cell, task, rows)
 
     def _write_settings(self) -> None:
-        """Write the settings that all runs of this table share.
+        """Write the file of settings that all runs in the benchmark's folder share.
 
         Raises:
             ConfigurationError: ``out`` holds runs with other settings.
@@ -236,7 +246,9 @@ class Bench:
         write_whole(self.out / SETTINGS, (json.dumps(ours, indent=1) + "\n").encode())
 
     def _run_cell(self, cell: Cell, task: Task, missing: Sequence[str]) -> None:
-        """Do the missing runs of a cell."""
+        """Do the missing runs of one cell (an image set, number of shots and seed), and write their
+        files.
+        """
         folder = cell.folder(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         self._write_targets(cell, task, folder / "targets.npz")
@@ -252,10 +264,10 @@ class Bench:
             write_whole(folder / f"{row}.json", (text + "\n").encode())
 
     def _write_targets(self, cell: Cell, task: Task, path: Path) -> None:
-        """Write the targets that all runs of a cell share.
+        """Write the class indices and image names that all runs of one set, shots and seed share.
 
         Raises:
-            ConfigurationError: The file exists, with targets of other images.
+            ConfigurationError: The file exists, and was written for other images.
         """
         # Class and file name identify an image wherever its set lies, so a set may be moved.
         ids = np.array([f"{image.parent.name}/{image.name}" for image in task.test.paths])
@@ -275,7 +287,9 @@ class Bench:
             )
 
     def _measure(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        """Do one run; return its log-probabilities, and its entries for ``ROW.json``."""
+        """Do one run, a method or a baseline; return its log-probabilities, and what its ``.json``
+        file records.
+        """
         if row == RAW_RUN:
             raw, fitted = baselines.raw(Asker(self.connect), task, self._augment(cell), cell.seed)
             size = fitted.mapping.weight.size + fitted.mapping.bias.size
@@ -289,8 +303,11 @@ class Bench:
         return self._white_box(cell, task, row)
 
     def _deployed(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        """Train and save a prompt, measure it over HTTP, and compare its labels with those of the
-        latent space.
+        """Train and save a prompt, and measure it over HTTP.
+
+        Returns:
+            Log-probabilities of the prompt and of its local head; and the record of the run, with
+            the share of images that get the same label over HTTP as with float32 tokens.
         """
         method, _ = parse(row)
         numbers = self._recipe(cell, row)
@@ -338,7 +355,11 @@ class Bench:
         return _arrays(prompted) | {"local_val": local.val, "local_test": local.test}, record
 
     def _white_box(self, cell: Cell, task: Task, row: str) -> tuple[Arrays, dict[str, Any]]:
-        """Train and measure a white-box method, which sends nothing."""
+        """Train and measure a white-box method, which needs the model's weights and sends nothing.
+
+        Returns:
+            Log-probabilities of the method, and the record of the run.
+        """
         method, _ = parse(row)
         numbers = self._recipe(cell, row)
 
@@ -363,10 +384,10 @@ class Bench:
 
 
 def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the runs in ``out``; empty without runs.
+    """Return the settings of the earlier runs in ``out``; empty if there are none.
 
     Raises:
-        ConfigurationError: Some of ``ours`` differ from them.
+        ConfigurationError: The settings ``ours`` of the new runs differ from those of earlier runs.
     """
     path = out / SETTINGS
     if not path.exists():
@@ -386,8 +407,12 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:
-    """Return the methods, raw images and linear probe among them, whose run of this set, shots and
-    seed is not complete in ``out``.
+    """Return the names of the runs that are still to be done for one set, shots and seed.
+
+    Args:
+        out: Folder of the benchmark.
+        cell: Set, shots and seed.
+        plan: Planned methods; runs of raw images and of the linear probe are always added.
     """
     return [
         row
@@ -414,7 +439,10 @@ def parse(spec: str) -> tuple[str, str]:
 
 
 def deploys(spec: str) -> bool:
-    """Whether an endpoint can serve the method."""
+    """Whether a hosted endpoint can serve a method, given as ``METHOD`` or ``METHOD@PRESET``.
+
+    It can if the method paints its prompt into images, and needs no access to the model's weights.
+    """
     return issubclass(methods.get(parse(spec)[0]), methods.RGBMethod)
 
 

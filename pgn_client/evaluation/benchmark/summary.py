@@ -2,9 +2,10 @@
 training or sending.
 
 Accuracies and differences are averaged over seeds image by image, as all seeds share the test
-images. Intervals come from drawing images. The mean over sets is unweighted. So an interval holds
-for these sets and these seeds, not for sets in general. The fusion weight, the served row and its
-gate are chosen in each run on its validation images.
+images. Intervals come from drawing images, so they hold for these sets and these seeds, not for
+sets in general. Every set has the same weight in the mean over sets. What to serve, and how to
+combine it with the local head (a small classifier on this machine), is chosen on validation images,
+for each set, shots and seed.
 """
 
 from __future__ import annotations
@@ -30,25 +31,28 @@ from pgn_client.mapping.probability import right
 from pgn_client.prompting import methods
 
 FINE_TUNING = 88_224_232
-"""Learnable numbers of fine-tuning ViT-B/32 (timm's vit_base_patch32_224, 1,000 classes)."""
+"""Number of parameters that fine-tuning a whole ViT-B/32 trains (timm's vit_base_patch32_224, 1,000
+classes).
+"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to classify, on one set, over all seeds.
+    """Accuracy and cost of one way to classify, on one image set or in the mean over sets, over all
+    seeds.
 
     Attributes:
         name: Title of the row.
-        deployable: Whether an endpoint can serve it; white box otherwise.
+        deployable: Whether an endpoint can serve this way to classify; if not, it needs the model's
+            weights (white box).
         accuracy: Mean accuracy over seeds and test images, in [0, 1].
         ci95: 95 % interval of the accuracy, (low, high).
         sent: Share of the test images that serving sends, in [0, 1].
-        learnable: Number of trained parameters, local head included where it is fused; ``None`` for
-            ``served``.
-        seconds: Duration of training in seconds, mean over seeds; ``None`` where it is not
-            recorded.
-        agreement: Share of the test images with the same label over HTTP as in float32 latent
-            space, least over seeds; ``None`` for fused rows and rows without a prompt.
+        learnable: Number of trained parameters, with those of the local head if it is fused;
+            ``None`` for ``served``.
+        seconds: Duration of training in seconds, mean over seeds; ``None`` if it is not recorded.
+        agreement: Share of the test images that get the same label over HTTP as with the prompt as
+            float32 tokens, least over seeds; ``None`` for fused rows and rows without a prompt.
     """
 
     name: str
@@ -63,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two rows on the same images.
+    """A paired difference in accuracy of two ways to classify the same images.
 
     Attributes:
         a: Title of the first row.
@@ -82,17 +86,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """The content of one table, for one number of shots.
+    """The content of a benchmark's table, for one number of shots (training images per class).
 
     Attributes:
         shots: Largest number of training images per class; ``None`` for all.
         seeds: Seeds of the runs.
         split: Set → numbers of training, validation and test images.
-        rows: Set → rows; under ``""`` the mean over sets.
-        paired: Paired differences, of each set and of the mean.
-        head: Title of the method whose local head is used in the rows of the baselines.
-        curves: Set → accuracy of that method ⊕ local against images sent, as points
-            (share sent, accuracy), mean over seeds.
+        rows: Set → rows, one for each way to classify; under ``""`` the mean over sets.
+        paired: Paired differences in accuracy, on each set and in the mean over sets.
+        head: Title of the method whose local head (a small classifier on this machine) the
+            baselines use.
+        curves: Set → accuracy of the method ``head``, fused with its local head, against images
+            sent, as points (share sent, accuracy), mean over seeds.
     """
 
     shots: int | None
@@ -104,21 +109,23 @@ class Summary:
     curves: dict[str, list[tuple[float, float]]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the table as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """All rows of one (set, shots, seed).
+    """All results for one image set, number of shots and seed.
 
     Attributes:
         ids: Names of the test images, (n,).
         targets: Class indices of the test images, (n,).
         val_targets: Class indices of the validation images, (m,).
-        rows: Title → candidate.
-        records: Title → content of the ``.json`` file of its run.
-        head: Title of the method whose local head is used in the rows of the baselines.
+        rows: Title → candidate, one way to classify with its log-probabilities.
+        records: Title → record of the run, with the counts of trained parameters; no entry for
+            ``served``.
+        head: Title of the method whose local head (a small classifier on this machine) the
+            baselines use.
         split: Number of training, validation and test images.
     """
 
@@ -131,12 +138,16 @@ class FinishedCell:
     split: dict[str, int]
 
     def hits(self, name: str) -> Floats:
-        """Return 1 for each test image that the row gets right, 0 otherwise, (n,)."""
+        """Return 1.0 for each test image that the candidate ``name`` gets right, else 0.0, (n,)."""
         return right(self.rows[name].test, self.targets).astype(float)
 
 
 def title(spec: str) -> str:
-    """Return the title of a method in a table: ``PGN``, ``PGN (small)``."""
+    """Return the title of a method in tables, such as ``PGN`` or ``PGN (small)``.
+
+    Args:
+        spec: The method as ``METHOD`` or ``METHOD@PRESET``.
+    """
     method, preset = parse(spec)
     return methods.get(method).title + (f" ({preset})" if preset != "default" else "")
 
@@ -144,7 +155,7 @@ def title(spec: str) -> str:
 def summarise(
     out: Path, sets: Sequence[str], specs: Sequence[str], seeds: Sequence[int], shots: int | None
 ) -> Summary:
-    """Read the runs of a table, and compute the table.
+    """Read the files of benchmark runs, and compute the table for one number of shots.
 
     Args:
         out: Folder of the runs.
@@ -188,7 +199,10 @@ def _row_by_name(rows: Iterable[Row], name: str) -> Row:
 
 
 def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
-    """Read the runs of one cell, and choose fusion weights, served row and gate on validation."""
+    """Read the runs of one set, shots and seed, and choose on validation what to serve.
+
+    Fusion weights, and the gate that decides which images are sent, are chosen on validation too.
+    """
     runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
     targets = np.load(folder / "targets.npz")
     val_targets = targets["val"]
@@ -233,7 +247,7 @@ def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
 
 @dataclass(frozen=True)
 class _Run:
-    """The files of one run.
+    """The files of one run of a benchmark.
 
     Attributes:
         arrays: Name → log-probabilities, from the ``.npz`` file.
@@ -246,14 +260,14 @@ class _Run:
     def candidate(
         self, name: str, *, sent: float = 1.0, local: Candidate | None = None
     ) -> Candidate:
-        """Return the row of the run."""
+        """Return the run's method as a candidate titled ``name``."""
         return Candidate(
             name, self.arrays["val"], self.arrays["test"], self.record["queries"], sent, local
         )
 
     @property
     def local(self) -> Candidate:
-        """The row of the local head that was trained in this run."""
+        """The local head that was trained in this run, a small classifier, as a candidate."""
         return Candidate(LOCAL, self.arrays["local_val"], self.arrays["local_test"], 0, 0.0)
 
 
@@ -270,12 +284,13 @@ def _run(folder: Path, row: str) -> _Run:
 def _baselines(
     raw: _Run, probe: _Run, head: _Run, val_targets: Integers
 ) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
-    """Return the rows without a prompt, and their records.
+    """Return the baselines without a prompt as candidates; and title → record of the run, with the
+    counts of trained parameters.
 
     Args:
         raw: Run of raw images.
         probe: Run of the linear probe.
-        head: Run whose local head is used.
+        head: Run whose local head, a small classifier, the baselines use.
         val_targets: Class indices of the validation images, (n,).
     """
     probed = probe.candidate(PROBE, sent=0.0)
@@ -289,7 +304,7 @@ def _baselines(
 
 
 def _row(name: str, cells: Sequence[FinishedCell]) -> Row:
-    """Return a row of one set, over all seeds."""
+    """Return the table row of the candidate titled ``name``, on one image set, over all seeds."""
     first = cells[0].rows[name]
     records = [c.records.get(name, {}) for c in cells]
     record = records[0]
@@ -310,8 +325,8 @@ def _row(name: str, cells: Sequence[FinishedCell]) -> Row:
 
 
 def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
-    """Return the number of trained parameters: prompt and mapping, and the local head where the row
-    uses it.
+    """Return a candidate's number of trained parameters: prompt and label mapping, and the local
+    head if the candidate uses it.
     """
     counts = record["learnable"]
     count = int(counts.get("prompt", 0)) + int(counts["mapping"])
@@ -321,11 +336,11 @@ def _learnable(row: Candidate, record: Mapping[str, Any]) -> int:
 
 
 def _mean(rows: Sequence[Row], cells: Mapping[str, Sequence[FinishedCell]]) -> Row:
-    """Return the mean of a row over sets.
+    """Return the mean over image sets of one way to classify, as a table row.
 
     Args:
-        rows: The row of each set.
-        cells: Set → its cells, one for each seed.
+        rows: The row of this way to classify on each set.
+        cells: Set → its results, one for each seed.
     """
     name = rows[0].name
     hits_by_set = []
@@ -353,10 +368,10 @@ def _by_image(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
     """Average values over seeds, image by image.
 
     Args:
-        parts: For each seed, the names of the images and their values.
+        parts: For each seed, the names of the images, and one value for each image.
 
     Returns:
-        Mean value of each image, (n,).
+        Mean value of each image over the seeds, (n,).
     """
     values: dict[str, list[float]] = defaultdict(list)
     for ids, row in parts:
@@ -366,10 +381,11 @@ def _by_image(parts: Iterable[tuple[NDArray[Any], Floats]]) -> Floats:
 
 
 def _pairs(cells: Mapping[str, Sequence[FinishedCell]]) -> Iterable[Difference]:
-    """Yield the paired differences of PGN and of the served row from all other rows, on each set
-    and in the mean.
+    """Yield paired differences in accuracy, on each image set and in the mean over sets.
 
-    PGN here is the method that gives the local head. Fused rows are compared with its fused row.
+    PGN, or the method whose local head the baselines use, is compared with all other candidates:
+    fused with its local head if the other is fused, alone if not. The served candidate is compared
+    with all others that an endpoint can serve.
     """
     first = next(iter(cells.values()))[0]
     pgn = first.head
@@ -393,9 +409,11 @@ def _pairs(cells: Mapping[str, Sequence[FinishedCell]]) -> Iterable[Difference]:
 
 
 def _curve(cells: Sequence[FinishedCell]) -> list[tuple[float, float]]:
-    """Return points (share sent, accuracy) of the fused row of the method that has the local head.
+    """Return accuracy against images sent on one set, as points (share sent, accuracy), mean over
+    seeds.
 
-    The images with the lowest confidence of the local head are sent.
+    Images on which the local head is least confident are sent, and classified by the prompt fused
+    with the local head. The local head alone classifies the others.
     """
     points = []
     for share in np.linspace(0, 1, 11):

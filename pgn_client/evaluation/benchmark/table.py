@@ -1,4 +1,4 @@
-"""The table of a benchmark as Markdown, and as a chart."""
+"""Show the table of a benchmark as Markdown and as a chart."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pgn_client.evaluation.benchmark.summary import FINE_TUNING, Difference, Row
 from pgn_client.evaluation.candidate import with_local
 
 WHITE_BOX = "†"
-"""Mark of white-box rows."""
+"""Mark of white-box methods, which need the model's weights, so that no endpoint can serve them."""
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """Return all tables as Markdown, one below the other."""
+    """Return the tables of a benchmark as Markdown, one below the other."""
     return "\n\n".join(_one(summary) for summary in summaries) + "\n"
 
 
 def _one(summary: Summary) -> str:
-    """Return one table with its legend, and the paired differences."""
+    """Return one table of a benchmark as Markdown, with its legend and paired differences."""
     # The empty name stands for the mean over sets.
     sets = [name for name in summary.rows if name]
     split = []
@@ -64,7 +64,9 @@ def _shots(summary: Summary) -> str:
 
 
 def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
-    """Return one line of the table: a row on each set, and its mean over sets."""
+    """Return one way to classify as a line of the table: its accuracy on each image set, and the
+    mean over sets.
+    """
     rows = []
     for name in sets:
         rows.append(next(row for row in summary.rows[name] if row.name == mean.name))
@@ -82,12 +84,12 @@ def _row(summary: Summary, mean: Row, sets: Sequence[str]) -> str:
 
 
 def _marked(row: Row) -> str:
-    """Return the title of a row, with a mark for white box."""
+    """Return the title of a row, with a mark if no endpoint can serve it."""
     return row.name if row.deployable else f"{row.name} {WHITE_BOX}"
 
 
 def _pairs(paired: Sequence[Difference], sets: Sequence[str]) -> list[str]:
-    """Return the lines of the paired differences."""
+    """Return paired differences in accuracy as lines of a Markdown table, one for each pair."""
     by_pair = {(d.a, d.b, d.set): d for d in paired}
     pairs = list(dict.fromkeys((d.a, d.b) for d in paired))
     lines = []
@@ -102,7 +104,7 @@ def _points(d: Difference) -> str:
 
 
 def _emphasized(d: Difference) -> str:
-    """Return the points of a difference, bold where the interval excludes 0."""
+    """Return a difference in accuracy as Markdown, in points; bold if its interval excludes 0."""
     return f"**{_points(d)}**" if d.ci95[0] > 0 or d.ci95[1] < 0 else _points(d)
 
 
@@ -111,10 +113,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """Draw a PNG with the accuracies by set, and the curves of accuracy against images sent.
+    """Draw a PNG with the accuracies on each set, and the curves of accuracy against images sent.
 
     Args:
-        summary: The table.
+        summary: The table to draw.
         path: PNG file to write.
 
     Raises:

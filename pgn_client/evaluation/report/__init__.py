@@ -1,4 +1,4 @@
-"""Reports for readers: a table for the terminal, a page for the browser, images of each step."""
+"""Show an evaluation to readers: text for the terminal, a page for the browser, example images."""
 
 from __future__ import annotations
 

@@ -11,30 +11,30 @@ from pgn_client.evaluation.metrics import Bin
 
 WIDTH = 440
 HEIGHT = 300
-"""Size of a drawing, in pixels. All positions in this module are pixels of the drawing."""
+"""Size of a chart, in pixels. Positions in this module are pixels from its left and top edge."""
 
 LEFT = 56
 RIGHT = 16
 TOP = 12
 BOTTOM = 56
-"""Margins around the plot."""
+"""Margins between a drawing's edges and the plot inside its axes, in pixels."""
 
 BAR = 120
-"""Width of an interval's bar."""
+"""Width of the drawing of one confidence interval as a bar, in pixels."""
 BAR_MARGIN = 4
-"""Radius of a bar's dot, which may be at either end of the bar."""
+"""Space at either end of an interval's bar, in pixels: the radius of the dot at the value."""
 STEPS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Distances of ticks that the vertical axis may have."""
+"""Possible distances between ticks of the vertical axis, in units of accuracy."""
 
 Ticks = Sequence[tuple[float, str]]
-"""Values on an axis, each with its text, which may have a second line."""
+"""Values on an axis, each with its label, text of one or two lines."""
 Points = Sequence[tuple[float, float]]
 """Pairs (x, y) in the units of the axes."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line and its text.
+    """A tick of an axis: a grid line and its label.
 
     Attributes:
         at: Position on the axis, in pixels.
@@ -47,7 +47,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Dot:
-    """A dot.
+    """A dot of a chart.
 
     Attributes:
         x: Distance from the left, in pixels.
@@ -62,7 +62,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Series:
-    """A line and its dots; either may be empty.
+    """A data series of a chart: a line and dots; either may be empty.
 
     Attributes:
         kind: CSS class that sets the look: ``full``, ``hollow``, ``even`` or ``ring``.
@@ -77,7 +77,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """All positions of one chart.
+    """One chart as positions of ticks, lines and dots, for a template to draw.
 
     Attributes:
         label: Content of the chart in words, for screen readers.
@@ -85,7 +85,7 @@ class Chart:
         y_name: Name of the vertical axis.
         x_ticks: Ticks from left to right.
         y_ticks: Ticks from bottom to top.
-        series: Series; later ones cover earlier ones.
+        series: Data series; later ones are drawn over earlier ones.
         width: Width of the drawing, in pixels.
         height: Height of the drawing, in pixels.
         left: Left edge of the plot, in pixels.
@@ -110,7 +110,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval as a bar with a dot at the value.
+    """A confidence interval drawn as a bar, with a dot at the value.
 
     Attributes:
         low: Left end of the bar, in pixels.
@@ -127,7 +127,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class _Plot:
-    """Conversion of values to pixels.
+    """Conversion of values on the axes of a chart to pixels.
 
     Attributes:
         x: Values at the left and right end of the horizontal axis.
@@ -164,11 +164,12 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def reliability_plot(series: Mapping[str, Sequence[Bin]]) -> Chart:
-    """Plot accuracy against confidence, with full dots for the first row and hollow dots for the
-    second.
+    """Plot accuracy against confidence of up to two classifiers, the first with full dots and the
+    second with hollow dots.
 
     Args:
-        series: Title of a row → its bins. A dot is larger if its bin holds more images.
+        series: Title of a classifier → its calibration bins. A bin with more images gets a larger
+            dot.
     """
     plot = _Plot((0, 1), (0, 1))
     ticks = [(k / 5, f"{k / 5:.1f}") for k in range(6)]
@@ -198,12 +199,13 @@ def curve_plot(
     served: tuple[float, float],
     costs: Mapping[float, str],
 ) -> Chart:
-    """Plot accuracy against the number of images sent of 1,000, with their cost.
+    """Plot accuracy against how many of 1,000 images are sent to the endpoint, and their cost.
 
     Args:
-        curve: Points of a judgement's curve, at least one.
-        served: Share sent and accuracy of the served row, drawn as a ring.
-        costs: Share sent, in [0, 1] → cost as text; empty where no price is given.
+        curve: Points as in ``Judgement.curve``, at least one; ``sent`` and ``accuracy`` are read.
+        served: Share of images sent, and accuracy, of the classifier that is served; drawn as a
+            ring.
+        costs: Share of images sent, in [0, 1] → cost as text; empty if no price is given.
     """
     points = sorted((point["sent"], point["accuracy"]) for point in curve)
     heights = [y for _, y in [*points, served]]
@@ -231,11 +233,11 @@ def curve_plot(
 
 
 def interval(low: float, value: float, high: float, start: float) -> Bar:
-    """Return the bar of an interval on an axis from ``start`` to 1.
+    """Return a confidence interval as a bar on an axis from ``start`` to 1.
 
     Args:
         low: Lower end of the interval.
-        value: Value with a dot.
+        value: Value at which the bar has a dot.
         high: Upper end of the interval.
         start: Left end of the axis, below 1.
     """
@@ -245,8 +247,9 @@ def interval(low: float, value: float, high: float, start: float) -> Bar:
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return at most seven ticks at round numbers that enclose two values; in [0, 1] if the values
-    are.
+    """Return two to seven ticks at round numbers, from at most ``low`` to at least ``high``.
+
+    Ticks stay within [0, 1] if ``low`` and ``high`` do.
     """
     # At most four, because the ends are then rounded outward, which adds up to two more.
     step = next((s for s in STEPS if (high - low) / s <= 4), STEPS[-1])
@@ -264,7 +267,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _in_words(bins: Sequence[Bin]) -> str:
-    """Describe bins for screen readers."""
+    """Describe calibration bins in words, for screen readers."""
     return ", ".join(
         f"confidence {b.confidence:.2f}, accuracy {b.accuracy:.2f}, {b.count} images" for b in bins
     )

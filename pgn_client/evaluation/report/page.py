@@ -1,4 +1,4 @@
-"""A report as one HTML file without scripts, fonts or external resources."""
+"""The report of an evaluation as one HTML file, without scripts, fonts or external resources."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ TEMPLATE = "page.html.jinja"
 
 
 def page(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> str:
-    """Return the report as an HTML document.
+    """Return the report of an evaluation as an HTML document.
 
     Args:
-        report: The comparison.
-        steps: Step to the server → images of ``report.examples`` at that step.
+        report: The report to show.
+        steps: Title of a step on an image's way to the model → images of ``report.examples`` at
+            that step, as ``fidelity.columns`` returns them.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.

@@ -1,4 +1,4 @@
-"""A report as text for the terminal."""
+"""The report of an evaluation as text for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgn_client.evaluation.results import Comparison, Report, Row
 from pgn_client.evaluation.verdict import money
 
 WORST = 3
-"""Largest number of classes that the table names as weakest."""
+"""Largest number of classes that the report names as weakest, those of lowest F1."""
 
 CONTROLS = {
     "own_prompt": "own prompt",
@@ -19,11 +19,13 @@ CONTROLS = {
     "grey_picture": "gray image",
     "without_margin": "without margin",
 }
-"""Key of a control in ``report.json`` → its title."""
+"""Key in ``report.json`` → title of a control, a variant of the prompt that should score lower."""
 
 
 def table(report: Report) -> str:
-    """Return the report as text: rows, paired differences, controls, retention and verdict."""
+    """Return the report of an evaluation as text: a table of accuracies, paired differences,
+    controls, retention and verdict.
+    """
     priced = report.price_per_image is not None
     title = f"on {report.split['test']} test images"
     columns = f"{'accuracy':>9}   95 % interval     log-loss    ECE    queries"
@@ -50,12 +52,18 @@ def table(report: Report) -> str:
 
 
 def control_title(key: str) -> str:
-    """Return the title of a control by its key in ``report.json``."""
+    """Return the title of a control, a variant of the prompt that should score lower.
+
+    Args:
+        key: Key of the control in ``report.json``.
+    """
     return CONTROLS.get(key, key.replace("_", " "))
 
 
 def _row(row: Row, priced: bool) -> str:
-    """Return one line of the table; its last column is the cost, or the number of images sent."""
+    """Return one line of the table of accuracies; the last column is the cost per 1,000 images, or
+    the number sent of them.
+    """
     lo, hi = row.ci95
     measured = f"{row.accuracy:>9.3f}   [{lo:.3f}, {hi:.3f}]   {row.log_loss:>8.3f}  {row.ece:.3f}"
     if priced and row.cost_per_1000 is not None:
@@ -66,7 +74,7 @@ def _row(row: Row, priced: bool) -> str:
 
 
 def _paired(c: Comparison) -> str:
-    """Return one line of the paired differences."""
+    """Return a paired difference of two accuracies as one line of text."""
     low, high = c.ci95
     rows = f"  {c.a} − {c.b}"
     interval = f"{100 * c.difference:+6.1f}  [{100 * low:+.1f}, {100 * high:+.1f}]"
@@ -81,7 +89,9 @@ def p_value(p: float) -> str:
 
 
 def _retention(retention: dict[str, Any] | None) -> list[str]:
-    """Return a line of the accuracy at each step; no line without a surrogate."""
+    """Return one line with the accuracy at each step from tokens to the sent image; no line without
+    ``retention``.
+    """
     if retention is None:
         return []
     agreement = retention["agreement"]
@@ -94,13 +104,21 @@ def _retention(retention: dict[str, Any] | None) -> list[str]:
 
 
 def retention_table(agreement: dict[str, float], images: int) -> str:
-    """Return the share of images with the label of the first step, one line for each step."""
+    """Return a table of the share of images that keep the label of the first step, step by step
+    from tokens to the sent image.
+
+    Args:
+        agreement: Step → share of images, in [0, 1], as ``fidelity.agreement`` returns them.
+        images: Number of images.
+    """
     lines = [f"  {stage:<12}{share:>6.3f}" for stage, share in agreement.items()]
     return "\n".join([f"share of {images} images with the label of the first step", *lines])
 
 
 def _curve(curve: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line of accuracy against images sent; no line without a curve."""
+    """Return one line with the accuracy for growing shares of images sent; no line without
+    ``curve``.
+    """
     if not curve:
         return []
     # Every other point, so that they fit in a line.
@@ -116,7 +134,7 @@ def weakest(scores: Sequence[ClassScore]) -> list[ClassScore]:
 
 
 def _weakest(scores: Sequence[ClassScore]) -> list[str]:
-    """Return a line of the classes of lowest F1; no line where F1 is 1 for all classes."""
+    """Return one line with the classes of lowest F1; no line if F1 is 1 for all classes."""
     # None does not occur here either; the test is for the type checker.
     worst = [s for s in weakest(scores) if s.f1 is not None and s.f1 < 1][:WORST]
     listed = ", ".join(

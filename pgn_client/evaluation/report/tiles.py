@@ -1,4 +1,4 @@
-"""Images at each step to the server, drawn in columns."""
+"""Draw example images of a report in columns, with captions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ TEXT = 18
 
 
 def captions(report: Report) -> list[str]:
-    """Return a caption for each example: its true label, and the label of the served row."""
+    """Return a caption for each example image of a report: its true label, and the label that the
+    served classifier predicts.
+    """
     return [f"true {example['label']}, served {example['served']}" for example in report.examples]
 
 
 def sheet(
     columns: Sequence[tuple[Sequence[Image.Image], str]], rows: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw images in columns.
+    """Draw images in columns, with captions, as one image.
 
     Args:
         columns: Columns from left to right: images from top to bottom, and a caption below them.

@@ -1,4 +1,4 @@
-"""Content of the HTML page as plain values. The templates lay it out."""
+"""Content of a report's HTML page as plain values, which the templates lay out."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from pgn_client.evaluation.verdict import money
 from pgn_client.imaging.codecs import PNG
 
 SHOWN = 24
-"""Largest number of classes in a table or confusion matrix. With more classes, the page lists the
-most frequent confusions instead of the matrix.
+"""Largest number of classes in a table or confusion matrix of the page. With more classes, the page
+lists the most frequent confusions instead of the matrix.
 """
 
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One row of the main table.
+    """One way to classify, as a row of the page's main table.
 
     Attributes:
         name: Title of the row.
-        note: Title of the row that is served, or "advised"; empty for other rows.
-        chosen: Whether it is the advised or the served row.
+        note: For the row ``served``, the title of the way to classify that is served; for the
+            recommended row, "advised"; empty for other rows.
+        chosen: Whether the row is the recommended row or the row ``served``.
         level: "chance level" or "below chance"; empty for rows above chance level.
         accuracy: Accuracy as text.
         ci95: 95 % Wilson interval of the accuracy as text.
@@ -60,10 +61,10 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a plain table.
+    """One row of a plain table of the page.
 
     Attributes:
-        name: First cell, the head of the row.
+        name: First cell, which names the row.
         cells: Other cells, in the order of the column heads.
     """
 
@@ -77,7 +78,7 @@ class Count:
 
     Attributes:
         images: Number of images.
-        share: Their share of the true class, in [0, 1].
+        share: Share of these images among all images of the true class, in [0, 1].
     """
 
     images: int
@@ -90,7 +91,7 @@ class MatrixLine:
 
     Attributes:
         name: True class.
-        counts: Counts of the predicted classes, in order.
+        counts: Number of images for each predicted class, in the order of the classes.
     """
 
     name: str
@@ -99,10 +100,10 @@ class MatrixLine:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The confusion matrix of one row of the report.
+    """The confusion matrix of one classifier.
 
     Attributes:
-        row: Title of the row.
+        row: Title of the classifier.
         vertical: Whether the column heads are too long to be written horizontally.
         lines: Rows, one for each true class.
     """
@@ -114,11 +115,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Confusions:
-    """The most frequent confusions of one row of the report, for a matrix that is too large.
+    """The most frequent confusions of one classifier, shown if its confusion matrix is too large.
 
     Attributes:
-        row: Title of the row.
-        lines: True class; predicted class and number of images.
+        row: Title of the classifier.
+        lines: One line for each confusion: true class; predicted class and number of images.
     """
 
     row: str
@@ -127,12 +128,12 @@ class Confusions:
 
 @dataclass(frozen=True)
 class Tile:
-    """An example image at one step to the server.
+    """An example image at one step on its way to the model, such as sent or after JPEG.
 
     Attributes:
         step: Title of the step.
         png: The image as PNG in base64.
-        alt: Alternative text.
+        alt: Alternative text of the image, for screen readers.
         width: Width in pixels.
         height: Height in pixels.
     """
@@ -146,10 +147,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Example:
-    """An example image at all steps to the server.
+    """An example image at all steps on its way to the model.
 
     Attributes:
-        caption: True label and served label.
+        caption: True label, and label that the served classifier predicts.
         file: Name of the image.
         tiles: The image at each step.
     """
@@ -161,7 +162,7 @@ class Example:
 
 @dataclass(frozen=True)
 class View:
-    """The whole page, from top to bottom.
+    """All values that a report's HTML page shows, from top to bottom.
 
     Attributes:
         advice: Advice of the verdict, for the title of the page.
@@ -174,24 +175,27 @@ class View:
         bar_start: Left end of the axis of the bars; the right end is 1.
         priced: Whether a price is given.
         rows: Rows of the main table.
-        differences: Paired comparisons: points, interval, right alone, McNemar p.
+        differences: Paired comparisons of two rows: difference in points, interval, numbers of
+            images that only one row gets right, McNemar p-value.
         best: Title of the row that is served.
-        gate: Confidence below which images are sent; empty where all are sent.
-        curve: Accuracy against images sent; ``None`` where the served row sends none.
+        gate: Confidence of the local head below which images are sent; empty without such a gate.
+        curve: Accuracy against images sent; ``None`` if the report has no such curve.
         calibration: Accuracy against confidence, for the rows ``served`` and ``raw``.
         served_ece: Calibration error of the row ``served``.
         raw_ece: Calibration error of the row ``raw``.
         raw: Title of the row of raw images.
-        classes_shown: Class; number of images, and precision, recall and F1 of both rows.
+        classes_shown: Class; number of images, and precision, recall and F1 in the rows ``served``
+            and ``raw``.
         classes_left_out: Number of classes that only ``report.json`` lists.
-        matrices: Confusion matrices of both rows; empty where there are too many classes.
-        confusions: Most frequent confusions of both rows; empty where matrices are shown.
+        matrices: Confusion matrices of ``served`` and ``raw``; empty if there are too many classes.
+        confusions: Most frequent confusions of ``served`` and ``raw``; empty if matrices are shown.
         examples: Example images.
-        retention: Step to the server; accuracy and agreement. Empty without a surrogate.
-        controls: Control; its accuracy.
+        retention: Step from tokens to the sent image; accuracy, and share of images that keep the
+            label of the first step. Empty without a surrogate.
+        controls: Variant of the prompt that should score lower; its accuracy.
         omitted: Reasons why rows are missing.
-        mapping: Kind of the mapping of raw images.
-        fusion: Row, with the weight of the local head in it.
+        mapping: Kind of the label mapping of raw images.
+        fusion: Title of each fused row, with the weight of the local head in it.
         images_sent: Number of images sent, controls included.
         seconds: Duration of the evaluation in seconds.
         seed: Seed for all random choices.
@@ -237,11 +241,12 @@ class View:
 
 
 def view_of(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> View:
-    """Prepare all values of the page.
+    """Prepare all values of a report's HTML page.
 
     Args:
-        report: The report.
-        steps: Step to the server → images of ``report.examples`` at that step.
+        report: The report to show.
+        steps: Title of a step on an image's way to the model → images of ``report.examples`` at
+            that step.
     """
     verdict = report.verdict
     price = report.price_per_image
@@ -314,14 +319,18 @@ def _accuracy_row(report: Report, row: Row, start: float, chance: float) -> Accu
 
 
 def _note(report: Report, row: Row) -> str:
-    """Return a remark on the served row and on the advised row; empty for other rows."""
+    """Return a remark on a row: what the row ``served`` serves, or "advised" for the recommended
+    row; empty for other rows.
+    """
     if row.title == SERVED:
         return report.best if report.query_below is None else f"{report.best}, gated"
     return "advised" if row.title == report.advised else ""
 
 
 def _level(row: Row, chance: float) -> str:
-    """Compare the interval of the accuracy with the accuracy of random guessing."""
+    """Return "below chance" or "chance level" if the accuracy's interval is below the accuracy of
+    random guessing or includes it; else an empty text.
+    """
     low, high = row.ci95
     if high < chance:
         return "below chance"
@@ -353,7 +362,9 @@ def _curve(report: Report) -> Chart | None:
 
 
 def _class_lines(report: Report, scores: Sequence[ClassScore]) -> tuple[Line, ...]:
-    """Return the scores of classes in the served row and in the row of raw images."""
+    """Return a line for each class: number of images, then precision, recall and F1 of the served
+    classifier and of raw images.
+    """
     raw = {score.name: score for score in report.per_class[RAW]}
     lines = []
     for score in scores:
@@ -398,7 +409,7 @@ def _examples(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> tup
 
 
 def _tile(step: str, image: Image.Image, caption: str) -> Tile:
-    """Encode an image as PNG, reduced if it is larger than a tile."""
+    """Encode an example image as PNG for the page, reduced to at most ``TILE`` pixels a side."""
     small = image.convert("RGB")
     small.thumbnail((TILE, TILE))
     png = base64.b64encode(PNG.encode(small)).decode("ascii")

@@ -1,4 +1,4 @@
-"""Write the files of an evaluation to a folder."""
+"""Write the report of an evaluation to a folder, as JSON, HTML and PNG."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from pgn_client.evaluation.results import Report
 
 
 def write(folder: Path, report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> None:
-    """Write ``report.json``, ``report.html``, and ``steps.png``, which shows a few images at each
-    step to the server.
+    """Write a report as ``report.json`` and ``report.html``, and example images as ``steps.png``.
 
     Args:
         folder: Folder to write; it must exist.
-        report: The report.
-        steps: Step to the server → images of ``report.examples`` at that step, as
-            ``fidelity.columns`` returns them.
+        report: The report to write.
+        steps: Title of a step on an image's way to the model → images of ``report.examples`` at
+            that step, as ``fidelity.columns`` returns them.
     """
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")

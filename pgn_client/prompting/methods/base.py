@@ -321,7 +321,7 @@ class WhiteBox(Method):
     reads_features: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> tuple[Any, None]:
-        """Return ``None`` for the code and for the local logits: there is no generator and no head."""
+        """Return ``None`` for the code and for the local logits: there is no local network."""
         return None, None
 
 

@@ -25,20 +25,22 @@ if TYPE_CHECKING:
 
 
 class Blend(PGN):
-    """Image x and prompt p become (1 - a) x + a p, with one learned share a for all images.
+    """PGN blend: image x and prompt p become (1 - a) x + a p, with a learned share a.
+
+    The share is the same for all images.
 
     Args:
-        generator: Generator of mixture weights for all N patches.
-        library: Pixel rows to mix.
+        generator: Network that computes the mixture weights for all N patches of an image.
+        library: Library of RGB patches that the weights mix.
     """
 
     name = "blend"
     title = "PGN blend"
     layout = "full"
     rate = 0.05
-    """Learning rate of the share's logit."""
+    """Learning rate of the logit of a, the prompt's share in the blend."""
     share_at_start = 0.1
-    """Share of the prompt, a, before training."""
+    """The prompt's share in the blend, a, before training."""
 
     def __init__(self, generator: PromptGenerator, library: TokenLibrary) -> None:
         super().__init__(generator, library)
@@ -46,7 +48,7 @@ class Blend(PGN):
 
     @classmethod
     def create(cls, setting: Setting) -> Blend:
-        """Create the method with fresh parameters and a library of pixels.
+        """Create a PGN blend with fresh parameters and a library of pixels.
 
         Raises:
             ConfigurationError: The library is latent, or the layout is not ``full``.
@@ -62,8 +64,9 @@ class Blend(PGN):
         return cls(generator, draw_library(setting))
 
     def scores(self, code: Tensor, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """See ``Method``; blends tokens where the surrogate allows it, which equals blending
-        images.
+        """Return the surrogate's scores for blended images, (B, S) float32; differentiable.
+
+        Where the surrogate allows it, tokens are blended, which equals blending images.
         """
         if not surrogate.latent:
             return super().scores(code, images, surrogate)
@@ -76,7 +79,7 @@ class Blend(PGN):
     def painted(
         self, code: Tensor, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return whole canvases, (B, 3, H, W) in [0, 1]; see ``RGBMethod``."""
+        """Return the images blended with their prompts, (B, 3, H, W) in [0, 1]."""
         # The library is made of pixels, so there is nothing to invert and no `route` to pass.
         patches = self.prompt_patches(code, embedding)  # (B, N, 3, P, P)
         grid = isqrt(patches.shape[1])
@@ -87,7 +90,7 @@ class Blend(PGN):
         return blended
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return PGN's optimizer groups and one for the share."""
+        """Return PGN's optimizer groups, and one for the prompt's share in the blend."""
         return [
             *super().prompt_groups(rates),
             # Weight decay would pull the logit to 0, which is a share of one half.

@@ -1,9 +1,10 @@
 """EXPRES: output tokens and residual prompts (Das et al., "Learning Expressive Prompting With
 Residuals for Vision Transformers", CVPR 2023, arXiv 2303.15591).
 
-A few learned tokens pass through the frozen model together with the patch tokens. The label mapping
-reads *their* rows of the output, the output tokens. Residual prompts, also learned, are added to
-their rows inside each block. White box: it runs where the model runs.
+A few learned tokens, the prompts, pass through the frozen model together with the patch tokens. The
+label mapping reads what the model makes of the prompts, the output tokens. Residual prompts, also
+learned, are added to the prompts' activations inside each block. White box: it runs where the model
+runs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pgn_client.surrogate.surrogate import Surrogate
 
 SITES = ("norm1", "q", "k", "v", "proj", "norm2", "mlp")
-"""Sites in a block where residuals can be added, each the output of one part of the block."""
+"""Sites, the outputs inside a transformer block to which EXPRES can add learned residuals."""
 
 # Site → path of the submodule whose output holds it. q, k and v are thirds of one output.
 PARTS = {"norm1": "norm1", "q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv", "proj": "attn.proj"}
@@ -36,9 +37,9 @@ PARTS |= {"norm2": "norm2", "mlp": "mlp"}
 
 
 class EXPRES(WhiteBox):
-    """Output tokens with residual prompts.
+    """EXPRES: learned tokens in a frozen ViT, with learned residuals added inside each block.
 
-    In block l, for the rows i of the prompts::
+    In block l, for the rows i of the sequence z that hold prompts::
 
         u = LN1(z);  u_i += d_norm1[l, i]
         q, k, v = Wq u, Wk u, Wv u;  q_i += d_q[l, i];  k_i += d_k[l, i];  v_i += d_v[l, i]
@@ -48,7 +49,7 @@ class EXPRES(WhiteBox):
 
     Args:
         prompts: Prompt tokens that the first block reads behind all others, (m, D) float32.
-        residuals: Site → residuals, (depth, m, D) float32, for some of ``SITES``.
+        residuals: Residuals by site, a name in ``SITES``; (depth, m, D) float32 each.
 
     Reference: section 3 of the paper, as its abstract and figures describe it. Deviation: residuals
     start at zero, and prompts at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as VPT's. A linear map
@@ -69,7 +70,7 @@ class EXPRES(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> EXPRES:
-        """Create the method with random prompts and zero residuals.
+        """Create EXPRES with random prompts and zero residuals.
 
         Raises:
             ConfigurationError: A site is unknown, or the layout has prompt cells.
@@ -87,13 +88,14 @@ class EXPRES(WhiteBox):
         return cls(prompts, residuals)
 
     def neutral(self, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the (B, D) features of the output tokens for (B, 3, H, W) uint8 images; the head
-        is fitted to them before the prompts are trained.
+        """Return the (B, D) features of (B, 3, H, W) uint8 images before the prompts are trained.
+
+        They are the mean of the output tokens; the linear head is first fitted to them.
         """
         return self.scores(None, images, surrogate)
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the (B, D) features of the output tokens; see ``Method``.
+        """Return the (B, D) features of images: the mean of the output tokens; differentiable.
 
         Raises:
             ConfigurationError: The model's blocks lack a part that a site needs: ``norm1``,
@@ -104,11 +106,16 @@ class EXPRES(WhiteBox):
             return self.output_tokens(tokens, surrogate.backbone).mean(dim=1).float()
 
     def output_tokens(self, tokens: Tensor, backbone: Backbone) -> Tensor:
-        """Return the output tokens, (B, m, D), after the final norm; see :meth:`encoded`."""
+        """Return what the model makes of the m prompts, (B, m, D), after the final norm.
+
+        Args:
+            tokens: Patch tokens without position embedding, (B, N, D).
+            backbone: The frozen model.
+        """
         return self.encoded(tokens, backbone)[1]
 
     def encoded(self, tokens: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """Run the model with the prompts behind all other tokens.
+        """Run the frozen model on patch tokens, with the prompts behind all other tokens.
 
         Args:
             tokens: Patch tokens without position embedding, (B, N, D).
@@ -133,8 +140,9 @@ class EXPRES(WhiteBox):
 
     @contextlib.contextmanager
     def _added(self, backbone: Backbone) -> Iterator[None]:
-        """Add the residuals by hooks during one forward pass, so that the model's own code, with
-        its fused attention, runs unchanged.
+        """Return a context in which hooks add the residuals inside the model's blocks.
+
+        The model's own code, with its fused attention, runs unchanged.
         """
         with contextlib.ExitStack() as hooks:
             # A dict instead of a set: without repetitions, and in a fixed order.
@@ -147,8 +155,9 @@ class EXPRES(WhiteBox):
             yield
 
     def _residual(self, path: str, block: int) -> Tensor:
-        """Return what to add to the output of a block's part: (m, D), or (m, 3 D) for q, k and v
-        side by side, with zeros for those of the three that are off.
+        """Return the residual for the output of one submodule of a block, (m, D) for m prompts.
+
+        For q, k and v, which are one output, it is (m, 3 D); a site that is off gets zeros.
         """
         # Of all parts, only the joint projection to q, k and v has more than one site.
         if path != PARTS["q"]:
@@ -163,7 +172,7 @@ class EXPRES(WhiteBox):
         )
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of prompts and residuals."""
+        """Return one optimizer group of the prompts and the residuals, without weight decay."""
         return [
             {
                 "params": [self.prompts, *self.residuals.values()],
@@ -182,7 +191,9 @@ class EXPRES(WhiteBox):
         profile: str | None = None,
         card: Card | None = None,
     ) -> dict[str, Any]:
-        """Write a checkpoint for an adapter server; see ``tests/contract/adapters/README.md``.
+        """Write a checkpoint that is uploaded to a server and runs there with its model.
+
+        ``tests/contract/adapters/README.md`` describes such a server.
 
         Args:
             path: Path to write.
@@ -191,8 +202,8 @@ class EXPRES(WhiteBox):
             beside: Tensors that read the output tokens, including ``mapping.weight`` (D, C) and
                 ``mapping.bias`` (C,).
             profile: The server's resize and crop; ``None`` takes the backbone's own.
-            card: Card with the facts of the training, without backbone and mapping; ``None`` for
-                no such facts.
+            card: Card (metadata) about the training, without backbone and mapping; ``None`` for a
+                card without such facts.
 
         Returns:
             The card as it was written.
@@ -230,7 +241,7 @@ def multiply_adds(tokens: int, width: int, depth: int) -> int:
 
 
 def _adding(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """Return a forward hook that adds a residual to the last rows, which are the prompts'."""
+    """Return a forward hook that adds (m, D) residuals to the last m tokens, the prompts."""
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         added = residual.to(output.dtype).expand(len(output), -1, -1)
@@ -241,7 +252,11 @@ def _adding(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _part(block: nn.Module, path: str, backbone: Backbone) -> nn.Module:
-    """Return the submodule of a block at a dotted path."""
+    """Return the submodule of a transformer block at a dotted path, such as ``attn.qkv``.
+
+    Raises:
+        ConfigurationError: The block has no such submodule.
+    """
     try:
         return block.get_submodule(path)
     except AttributeError:

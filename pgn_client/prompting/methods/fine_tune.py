@@ -1,6 +1,6 @@
 """Full fine-tuning: all weights of the model are trained.
 
-White box, and the most expensive method.
+It needs the inside of the model, and is the most expensive method.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FineTune(WhiteBox):
-    """A fully trained copy of the backbone, with the linear label mapping as its head.
+    """Full fine-tuning: a copy of the backbone is trained, with a linear mapping as the head.
 
     Args:
         backbone: The model to copy; it stays frozen itself.
@@ -42,7 +42,7 @@ class FineTune(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> FineTune:
-        """Create the method with the weights of the backbone.
+        """Create a copy of the setting's backbone, to be fine-tuned.
 
         Raises:
             ConfigurationError: The setting has no backbone, or the layout has prompt cells.
@@ -55,7 +55,7 @@ class FineTune(WhiteBox):
         return cls(setting.backbone)
 
     def train(self, mode: bool = True) -> FineTune:
-        """Stay in evaluation mode.
+        """Stay in evaluation mode, whatever ``mode`` is; return self.
 
         The modes differ only in dropout, which ``class_token_block`` does not have.
         """
@@ -66,11 +66,11 @@ class FineTune(WhiteBox):
         return surrogate.backbone.features_from_tokens(surrogate.backbone.tokens(images))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the (B, D) pooled features of the trained copy; see ``Method``."""
+        """Return the trained copy's pooled features of (B, 3, H, W) uint8 images, (B, D)."""
         tokens = self.backbone.tokens(images)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=surrogate.half):
             return self.backbone.features_from_tokens(tokens).float()
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of all the copy's weights, with the recipe's weight decay."""
+        """Return one optimizer group of all weights of the copy, with the default weight decay."""
         return [{"params": list(self.model.parameters()), "lr": self.rate}]

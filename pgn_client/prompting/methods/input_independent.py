@@ -16,7 +16,7 @@ from pgn_client.prompting.token_library import TokenLibrary
 
 
 class InputIndependent(PGN):
-    """PGN with mixture weights that do not depend on the image."""
+    """IIP: a PGN whose mixture weights, and so its prompts, are the same for all images."""
 
     name = "input_independent"
     title = "IIP"
@@ -27,12 +27,16 @@ class InputIndependent(PGN):
         self._mute()
 
     def start(self, *, peaked: bool) -> None:
-        """Prepare for training as PGN does, but keep the mixture layer's weight at zero."""
+        """Prepare for training as PGN does, but keep the mixture layer's weight at zero.
+
+        Args:
+            peaked: Whether prompts start with contrast.
+        """
         super().start(peaked=peaked)
         self._mute()
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return the optimizer groups of library and bias.
+        """Return two optimizer groups: the library rows and the mixture layer's bias.
 
         The other groups of PGN, the mixture layer's weight and the trunk, do not influence the
         prompt.

@@ -1,7 +1,7 @@
-"""Linear probe: multinomial logistic regression on the surrogate's features; the local rival.
+"""Linear probe: multinomial logistic regression on the features of a local model.
 
-It is a white box and never calls the endpoint, so it costs no queries for anyone who has the
-surrogate's weights. A prompt must beat it to be worth its queries.
+It is the local rival of prompts. It never calls the endpoint, so it costs no queries for anyone who
+has the local model's weights. A prompt must beat it to be worth its queries.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ BATCH = 64
 
 @torch.inference_mode()
 def features(backbone: Backbone, pixels: Tensor) -> Floats:
-    """Return the pooled features of images: (n, 3, H, W) uint8, at the model's input size → (n, D)
-    float64.
+    """Return the backbone's pooled features of images, (n, D) float64.
+
+    Args:
+        backbone: The local model.
+        pixels: Images at the model's input size, (n, 3, H, W) uint8.
     """
     device = backbone.device
     # The probe is compared with prompts that are measured in float32, so it gets no TF32 features.
@@ -51,7 +54,7 @@ class LinearProbe:
     def fit(
         cls, x: Floats, y: Integers, classes: int, *, copies: int = 1, seed: int = 0
     ) -> LinearProbe:
-        """Fit a probe; cross-validation chooses the L2 strength.
+        """Fit a linear probe to features; cross-validation chooses the L2 strength.
 
         Args:
             x: Features, (n, D).
@@ -67,5 +70,5 @@ class LinearProbe:
         return cls(mean, scale, fitted.weight, fitted.bias)
 
     def log_probs(self, x: Floats) -> Floats:
-        """Return the (n, C) log-probabilities of (n, D) features."""
+        """Return the log-probabilities of the C classes, (n, C), for (n, D) features."""
         return log_softmax((x - self.mean) / self.scale @ self.weight + self.bias)

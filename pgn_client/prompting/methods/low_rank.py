@@ -13,11 +13,11 @@ from pgn_client.prompting.generator import LocalClassifier
 from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage, require_layout
 
 RANK = 4
-"""Rank of the prompt, that of the authors' script."""
+"""Rank R of the low-rank prompt, as in the authors' script."""
 
 
 class LowRank(WholeImage):
-    """clamp(x + up · down), one prompt for all images.
+    """LoR-VP: one low-rank prompt for all images; image x becomes clamp(x + up · down).
 
     Args:
         generator: The local classifier.
@@ -31,7 +31,7 @@ class LowRank(WholeImage):
     name = "low_rank"
     title = "LoR-VP"
     rate = 0.005
-    """Learning rate of both factors."""
+    """Learning rate of both factors of the low-rank prompt."""
 
     def __init__(self, generator: LocalClassifier, up: Tensor, down: Tensor) -> None:
         super().__init__(generator)
@@ -40,7 +40,7 @@ class LowRank(WholeImage):
 
     @classmethod
     def create(cls, setting: Setting) -> LowRank:
-        """Create the method with a prompt that adds nothing."""
+        """Create LoR-VP with a left factor of zeros, so that the prompt adds nothing."""
         require_layout(setting, cls)
         size = setting.canvas.size
         return cls(
@@ -48,10 +48,10 @@ class LowRank(WholeImage):
         )
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """Add the prompt to (B, 3, H, W) images in [0, 1]."""
+        """Return (B, 3, H, W) images in [0, 1] with the low-rank prompt added and clamped."""
         return (unit + self.up @ self.down).clamp(0, 1)
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of both factors."""
+        """Return one optimizer group of both factors of the prompt, without weight decay."""
         # Weight decay would pull the factors towards no prompt.
         return [{"params": [self.up, self.down], "lr": self.rate, "weight_decay": 0.0}]

@@ -18,13 +18,14 @@ from pgn_client.prompting.methods.base import Groups, Rates, Setting, WholeImage
 CHANNELS = (3, 8, 16, 32, 64, 128)
 """Channels of the mask generator's input and of its hidden layers."""
 POOLS = 3
-"""Number of first convolutions followed by pooling: a mask patch covers 2³ x 2³ input pixels."""
+"""Number of pooling layers, one after each of the first convolutions of the mask generator."""
 
 
 class MaskGenerator(nn.Sequential):
-    """The published six-layer CNN for ViTs, with 102,339 parameters.
+    """The six-layer CNN that computes the mask of an image, as published for ViTs.
 
-    It maps (B, 3, r, r) float images, normalized, to (B, 3, r/8, r/8) masks.
+    It has 102,339 parameters. It maps (B, 3, r, r) float images, normalized, to (B, 3, r/8, r/8)
+    masks.
     """
 
     def __init__(self) -> None:
@@ -43,14 +44,14 @@ class MaskGenerator(nn.Sequential):
 
 
 class MaskedPrompt(WholeImage):
-    """A shared pattern under a mask for each image.
+    """SMM: one learned pattern for all images, multiplied by a mask for each image.
 
     Args:
         generator: The local classifier.
         pattern: The pattern, (3, H, W) float, unit scale; zero at the start.
 
     Deviation: the mask is computed from the generator's input (at most 96 px) and enlarged to the
-    canvas by nearest-neighbor interpolation, so its patches are larger than the published 8 px. The
+    image by nearest-neighbor interpolation, so its patches are larger than the published 8 px. The
     sum is clamped to [0, 1].
     """
 
@@ -68,7 +69,7 @@ class MaskedPrompt(WholeImage):
 
     @classmethod
     def create(cls, setting: Setting) -> MaskedPrompt:
-        """Create the method with a pattern that adds nothing."""
+        """Create SMM with a pattern of zeros, which adds nothing to images."""
         require_layout(setting, cls)
         return cls(
             LocalClassifier(setting.classes),
@@ -76,11 +77,16 @@ class MaskedPrompt(WholeImage):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, 3, r/8, r/8) masks and (B, C) local logits of (B, 3, r, r) images."""
+        """Return the masks, (B, 3, r/8, r/8), and local logits, (B, C), of (B, 3, r, r) images."""
         return self.mask(x), self.generator.classify(x)
 
     def paint(self, code: Tensor, unit: Tensor) -> Tensor:
-        """Add the masked pattern to (B, 3, H, W) images in [0, 1]."""
+        """Return (B, 3, H, W) images in [0, 1] with the masked pattern added.
+
+        Args:
+            code: Masks of the images, (B, 3, r/8, r/8).
+            unit: Images, (B, 3, H, W) in [0, 1].
+        """
         masks = F.interpolate(code.float(), size=unit.shape[-2:], mode="nearest")
         return (unit + self.pattern * masks).clamp(0, 1)
 

@@ -1,5 +1,6 @@
-"""Controls without a prompt: the same training loop on the same augmented images trains only the
-label mapping and the local classifier.
+"""Controls without a prompt: only the label mapping and the local classifier are trained.
+
+Training loop and augmented images are those of the prompts.
 
 :class:`NoPrompt` sends the image alone; a gain over it is due to the prompt and its layout.
 :class:`GreyFrame` sends the image in the frame that a prompt would fill, and shows the gain that is
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class NoPrompt(WholeImage):
-    """The image squashed into the canvas, without a prompt."""
+    """Control that sends the whole image, squashed to the model's input size, without a prompt."""
 
     name = "no_prompt"
     title = "no prompt"
@@ -42,7 +43,7 @@ class NoPrompt(WholeImage):
         return cls(LocalClassifier(setting.classes))
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """Return the images unchanged."""
+        """Return the (B, 3, H, W) images unchanged, because there is no prompt."""
         return unit
 
     def prompt_groups(self, rates: Rates) -> Groups:
@@ -51,11 +52,11 @@ class NoPrompt(WholeImage):
 
 
 class GreyFrame(RGBMethod):
-    """The image in a layout whose prompt cells stay gray.
+    """Control that sends the image in a gray frame, where prompts would be.
 
     Args:
         generator: The local classifier.
-        canvas: Canvas with the prompt cells.
+        canvas: Places of frame and image in the image that is sent.
     """
 
     name = "grey_frame"
@@ -74,7 +75,7 @@ class GreyFrame(RGBMethod):
     def painted(
         self, code: None, images: Tensor, embedding: PatchEmbedding | None, route: str
     ) -> Tensor:
-        """Return gray patches; see ``RGBMethod``."""
+        """Return gray patches in place of prompts, (B, K, 3, P, P) in [0, 1], K for each image."""
         side = self.canvas.patch
         return torch.full(
             (len(images), self.canvas.prompts, 3, side, side), GREY / 255, device=images.device

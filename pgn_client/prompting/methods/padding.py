@@ -32,7 +32,7 @@ WIDTH = 30 / 224
 
 
 class Border(nn.Module):
-    """The pixels of a border as free parameters: 69,840 numbers at 224 px.
+    """A learned border around an image; its pixels are free parameters, 69,840 numbers at 224 px.
 
     Args:
         values: Values of the n border pixels, (3, n) float, row-major.
@@ -57,7 +57,7 @@ class Border(nn.Module):
 
 
 def border_mask(size: int) -> Tensor:
-    """Return an (H, W) bool mask, true on the border."""
+    """Return an (H, W) bool mask of a square image, true on its border; H = W = ``size``."""
     width = max(1, round(WIDTH * size))
     mask = torch.ones(size, size, dtype=torch.bool)
     mask[width : size - width, width : size - width] = False
@@ -65,7 +65,7 @@ def border_mask(size: int) -> Tensor:
 
 
 class Padding(WholeImage):
-    """VP within valid pixels: clamp(x + border), with the same border for all images.
+    """VP in valid pixels: image x becomes clamp(x + border), with one border for all images.
 
     Args:
         generator: The local classifier.
@@ -86,17 +86,17 @@ class Padding(WholeImage):
 
     @classmethod
     def create(cls, setting: Setting) -> Padding:
-        """Create the method with a border that adds nothing."""
+        """Create VP with a border of zeros, which adds nothing to images."""
         require_layout(setting, cls)
         return cls(LocalClassifier(setting.classes), Border.create(setting.canvas.size))
 
     def paint(self, code: None, unit: Tensor) -> Tensor:
-        """Add the border to (B, 3, H, W) images in [0, 1]."""
+        """Return (B, 3, H, W) images in [0, 1] with the border added, clamped to [0, 1]."""
         painted: Tensor = (unit + self.border()).clamp(0, 1)
         return painted
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of the border.
+        """Return one optimizer group of the border's pixels.
 
         It has no weight decay, which would pull the border towards no prompt.
         """
@@ -122,16 +122,16 @@ class PublishedPadding(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> PublishedPadding:
-        """Create the method with a border that adds nothing."""
+        """Create published VP with a border of zeros, which adds nothing to images."""
         require_layout(setting, cls)
         return cls(Border.create(setting.canvas.size))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return the surrogate's scores for images that no file can hold; see ``Method``."""
+        """Return the surrogate's scores for images with the unbounded border, (B, S) float32."""
         # The surrogate normalizes pixel values, so the border is scaled to pixel values first.
         std = torch.tensor(surrogate.backbone.std, device=images.device).view(3, 1, 1)
         return surrogate.pixel_scores(images.float() + 255 * std * self.border())
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of the border."""
+        """Return one optimizer group of the border's pixels, without weight decay."""
         return [{"params": [self.border.values], "lr": self.rate, "weight_decay": 0.0}]

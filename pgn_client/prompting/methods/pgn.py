@@ -56,8 +56,8 @@ class PGN(RGBMethod):
 
         Args:
             peaked: Whether prompts start with contrast: the layer's bias is drawn from N(0, 2²) and
-                its weights from N(0, 0.02²). Deviation: ours. The usual initialization mixes the rows nearly uniformly, so
-                prompts start as flat gray.
+                its weights from N(0, 0.02²). Deviation: ours. The usual initialization mixes the
+                rows nearly uniformly, so prompts start as flat gray.
         """
         if peaked:
             nn.init.normal_(self.generator.mixture.bias, std=2.0)
@@ -93,7 +93,7 @@ class PGN(RGBMethod):
         return self.library.mixed_tokens(weights, embedding)
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """Return the K tokens that replace patch tokens, (B, K, D), for (B, K, L) mixture weights."""
+        """Return the tokens that replace K patch tokens, (B, K, D), for (B, K, L) weights."""
         return self.prompt_tokens(weights, embedding)
 
     def prompt_patches(

@@ -1,9 +1,10 @@
 """PGN as its authors published it: latent prompts that were trained without a position embedding.
 
 The published model appends the prompts to the patch tokens after it has added the position
-embedding. Pixels cannot do that. Here each prompt p goes to a cell of the canvas, where the
-endpoint adds the cell's position embedding e. The cell's patch embedding must therefore yield p - e
-(see ``inversion``). The model has N tokens here, instead of the published N + K.
+embedding. Pixels cannot do that. Here each prompt p is painted into a cell, one patch of the image,
+where the endpoint adds the cell's position embedding e. The patch must therefore be embedded as
+p - e (see ``inversion``). With K prompts the model has N tokens here, instead of the published
+N + K.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from pgn_client.surrogate.backbone import Backbone
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, normalised
 
 RESOLUTION = 224
-"""Side of the generator's input, in pixels: the shorter edge is resized to it, and the center is
-cropped.
+"""Side of a published generator's input, in pixels.
+
+The shorter edge of the image is resized to it, and the center is cropped.
 """
 INTERPOLATION: Interpolation = "bilinear"
-"""Interpolation of that resize, with antialiasing: torchvision's default, which the authors use for
-test images.
+"""Interpolation that resizes images for a published generator, with antialiasing.
+
+It is torchvision's default, which the authors use for test images.
 """
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of the generator's input per channel: CLIP's, for every backbone."""
@@ -41,11 +44,11 @@ NAMES = {
     "model.blocks.": "generator.trunk.blocks.",
     "model.output_net.2.": "generator.mixture.",
 }
-"""Names, or prefixes of names, of the published tensors → their names here."""
+"""Names of tensors in a published checkpoint, or their prefixes → the names in this library."""
 
 
 class PublishedPGN(PGN):
-    """A published generator and library; they are imported, not trained.
+    """A PGN with the generator and library that its authors published; imported, not trained.
 
     Args:
         generator: Generator of mixture weights. Its local head is all zeros, since published
@@ -78,7 +81,7 @@ class PublishedPGN(PGN):
         return cls(pgn.generator, pgn.library, position)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Load the authors' tensors; the local head becomes all zeros.
+        """Load the authors' tensors into this model; the local head becomes all zeros.
 
         Raises:
             CheckpointError: Tensors are missing, unknown, or of another shape.
@@ -100,15 +103,19 @@ class PublishedPGN(PGN):
             ) from error
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, K, L) mixture weights, and (B, C) local logits, all 0, of (B, 3, r, r) images
-        in [-1, 1].
+        """Return the mixture weights and the local logits of (B, 3, r, r) images in [-1, 1].
+
+        Returns:
+            (B, K, L) weights of the L library rows for K prompts; (B, C) logits for the C task
+            classes, all 0.
         """
         # Generators trained here read [-1, 1], so `generator_input` gives that; undo it.
         return super().forward(normalised((x + 1) / 2, MEAN, STD))
 
     def published_logits(self, weights: Tensor, images: Tensor, backbone: Backbone) -> Tensor:
-        """Compute the logits as the authors' code does: whole images without a canvas, and prompts
-        behind all other tokens.
+        """Compute a backbone's logits as the authors' code does, with prompts as additional tokens.
+
+        The image fills the whole input, and the prompts follow all other tokens.
 
         Args:
             weights: Mixture weights, (B, K, L).
@@ -117,7 +124,7 @@ class PublishedPGN(PGN):
             backbone: The model that the prompts were trained for.
 
         Returns:
-            (B, S) float32 logits.
+            (B, S) float32 logits of the S endpoint labels.
         """
         prompts = self.prompt_tokens(weights, backbone.embedding)
         return backbone.logits_with_more_tokens(
@@ -125,12 +132,15 @@ class PublishedPGN(PGN):
         )
 
     def cell_tokens(self, weights: Tensor, embedding: PatchEmbedding) -> Tensor:
-        """Return the prompt tokens minus the cells' position embedding, which the model adds."""
+        """Return the tokens to make from pixels, (B, K, D), for (B, K, L) mixture weights.
+
+        They are the prompt tokens minus the position embedding, which the model adds again.
+        """
         return self.prompt_tokens(weights, embedding) - self.position
 
 
 def renamed(name: str) -> str:
-    """Return the name here of a published tensor; unknown names stay unchanged."""
+    """Return this library's name of a published tensor; unknown names stay unchanged."""
     for theirs, ours in NAMES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -138,7 +148,7 @@ def renamed(name: str) -> str:
 
 
 def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Return K, L and D of a published state dict.
+    """Return the numbers of prompts and library rows, and the token width, of a published PGN.
 
     Raises:
         CheckpointError: The tensors are not those of a published PGN, or hold numbers that are not
@@ -155,7 +165,7 @@ def sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     ):
         raise CheckpointError(
             f"published checkpoint: got tensors such as {sorted(state)[:3]}, expected tl_vectors "
-            "(L, D) and model.output_net.2.bias (K times L,); give a state dict of the authors' code"
+            "(L, D) and model.output_net.2.bias (K times L,); give a file of the authors' code"
         )
 
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]

@@ -1,8 +1,8 @@
 """VPT: learned tokens in the sequence of patch tokens (Jia et al., "Visual Prompt Tuning", ECCV
 2022, arXiv 2203.12119).
 
-White box: the tokens enter after the patch embedding, where no image has access. The linear label
-mapping on the pooled features is the head that the paper trains together with them.
+White box: the tokens enter after the patch embedding, where no image has access. As in the paper, a
+linear head on the pooled features, here the label mapping, is trained together with the tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class VPTShallow(WhiteBox):
-    """Prompts enter once, before the first block, and pass through all blocks.
+    """VPT-shallow: learned prompt tokens enter before a ViT's first block and pass all blocks.
 
     Args:
         prompts: Prompt tokens that the first block reads, (1, m, D) float32; no position embedding
             is added to them.
 
-    Reference: sections 3.2 and 3.3. Prompts start at uniform(-v, v), v = sqrt(6 / (3 P² + D)), as
-    in the authors' code. Deviation: one m, one rate, no weight decay, and AdamW with a warm head,
-    as for all methods here, instead of SGD with a grid search of each per task.
+    Reference: sections 3.2 and 3.3 of arXiv 2203.12119. Prompts start at uniform(-v, v), v = sqrt(6
+    / (3 P² + D)), as in the authors' code. Deviation: one m, one rate, no weight decay, and AdamW
+    with a warm head, as for all methods here, instead of SGD with a grid search of each per task.
     """
 
     name = "vpt_shallow"
@@ -44,7 +44,7 @@ class VPTShallow(WhiteBox):
 
     @classmethod
     def create(cls, setting: Setting) -> VPTShallow:
-        """Create the method with random prompts."""
+        """Create VPT with random prompt tokens."""
         require_layout(setting, cls)
         v = math.sqrt(6 / (3 * setting.canvas.patch**2 + setting.width))
         shape = (cls.prompted_blocks(setting), setting.prompt_tokens, setting.width)
@@ -61,7 +61,9 @@ class VPTShallow(WhiteBox):
         return backbone.features_from_tokens(backbone.tokens(images))
 
     def scores(self, code: None, images: Tensor, surrogate: Surrogate) -> Tensor:
-        """Return (B, D) features, pooled as the model pools its own tokens; see ``Method``.
+        """Return the (B, D) pooled features of images, with the prompts in the sequence.
+
+        Only the model's own tokens are pooled.
 
         Raises:
             ConfigurationError: The model pools neither its class token nor the mean of its patch
@@ -73,8 +75,11 @@ class VPTShallow(WhiteBox):
             return self._features(backbone.model, tokens).float()
 
     def _features(self, m: Any, tokens: Tensor) -> Tensor:
-        """Return (B, D) pooled features of (B, N, D) patch tokens without position embedding; as
-        ``Backbone.features_from_tokens``, with prompts.
+        """Return the (B, D) pooled features of patch tokens, with the prompts in the sequence.
+
+        Args:
+            m: The timm model.
+            tokens: Patch tokens without position embedding, (B, N, D).
         """
         x = m.norm_pre(m.patch_drop(m._pos_embed(tokens)))
 
@@ -100,12 +105,14 @@ class VPTShallow(WhiteBox):
         return features
 
     def prompt_groups(self, rates: Rates) -> Groups:
-        """Return one optimizer group of the prompts."""
+        """Return one optimizer group of the prompt tokens, without weight decay."""
         return [{"params": [self.prompts], "lr": self.rate, "weight_decay": 0.0}]
 
 
 class VPTDeep(VPTShallow):
-    """Every block reads its own prompts; the outputs of the previous block's prompts are dropped.
+    """VPT-deep: every block of a ViT reads learned prompt tokens of its own.
+
+    They replace the outputs of the previous block's prompts.
 
     Args:
         prompts: Prompt tokens of each block, (depth, m, D) float32.
@@ -116,7 +123,7 @@ class VPTDeep(VPTShallow):
 
     @classmethod
     def prompted_blocks(cls, setting: Setting) -> int:
-        """Return the number of all blocks."""
+        """Return the number of all blocks of the backbone, since each has its own prompts."""
         return setting.depth
 
 

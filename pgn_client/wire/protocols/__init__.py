@@ -1,7 +1,8 @@
 """Wire formats: how a request is encoded and a response decoded, without I/O.
 
-There is one file per format or family of formats. To add one: write the class, add it to
-``PROTOCOLS``, and add it to ``TOLD`` or ``ASKED`` if ``auto`` can detect it.
+There is one file per format or family of formats. To add a format: write the class and add it to
+``PROTOCOLS``. If ``auto`` can detect the format, add it also to ``TOLD`` (detected by the URL) or
+``ASKED`` (detected by a request).
 """
 
 from __future__ import annotations
@@ -54,15 +55,16 @@ TOLD: tuple[str, ...] = (
     "openai",
     "openai-embeddings",
 )
-"""Wire formats that ``auto`` recognizes by the URL's path; the first match wins.
+"""Wire formats that the protocol ``auto`` recognizes by the URL's path; the first match wins.
 
 ``huggingface-features`` comes before ``huggingface``, which matches the same paths and more.
 """
 ASKED: tuple[str, ...] = ("pgn", "oip", "kserve-v1", "openai", "torchserve")
-"""Wire formats that ``auto`` tries in this order, with one request that carries no image each.
+"""Wire formats that the protocol ``auto`` tries in this order if the URL shows no format.
 
-If the endpoint answers none of them, ``auto`` uses Hugging Face's. ``oip`` comes before
-``kserve-v1``, because KServe answers both, and ``oip`` changes an image least.
+Each is tried with one request without an image. If the endpoint answers none of them, ``auto`` uses
+Hugging Face's format. ``oip`` comes before ``kserve-v1``: KServe answers both, and ``oip`` changes
+an image least.
 """
 
 __all__ = [
@@ -82,7 +84,7 @@ __all__ = [
 
 
 def check_name(name: str) -> None:
-    """Check the name of a wire format.
+    """Check that a wire format has this name, or that the name is ``auto``.
 
     Raises:
         ConfigurationError: No wire format has this name; the message lists the valid names.
@@ -94,7 +96,7 @@ def check_name(name: str) -> None:
 
 
 def open_protocol(endpoint: Endpoint) -> Protocol:
-    """Return the endpoint's wire format; for ``auto`` the default, Hugging Face's.
+    """Return the endpoint's configured wire format; for ``auto``, Hugging Face's without detection.
 
     Raises:
         ConfigurationError: No wire format has this name, or an option does not fit.
@@ -107,8 +109,8 @@ def open_protocol(endpoint: Endpoint) -> Protocol:
 def possible(endpoint: Endpoint) -> tuple[list[Protocol], Protocol]:
     """Return the wire formats to try, and the one to use if the endpoint answers none of them.
 
-    A format that is configured, or that the URL's path identifies, is the only one to try: it is
-    asked for the model's description.
+    If a format is configured, or the URL's path identifies one, it is the only one to try. The
+    caller tries a format by sending its request for the model's description.
 
     Raises:
         ConfigurationError: No wire format has this name, or an option does not fit.

@@ -1,6 +1,7 @@
 """Building blocks of every wire format: requests, responses, the ``Protocol`` interface.
 
-There is no I/O here. Error bodies are parsed leniently, because servers differ most in those.
+A wire format defines how a server expects requests and forms responses. There is no I/O here.
+Error bodies are parsed leniently, because servers differ most in those.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ MESSAGES = ("error", "detail", "message", "Message", "msg", "OriginalMessage")
 
 
 class MalformedAnswerError(ValueError):
-    """A response that does not follow the protocol.
+    """A server's response does not follow its wire format.
 
-    The caller adds the endpoint's name and the number of attempts.
+    The code that catches it adds the endpoint's name and the number of attempts to the message.
 
     Attributes:
         got: Complete body or text that was received. It may be long and may echo a credential, so
@@ -49,7 +50,7 @@ class MalformedAnswerError(ValueError):
 
     # The default ``str`` returns a text unchanged.
     def tell(self, hide: Callable[[str], str] = str) -> str:
-        """Return the message; ``hide`` removes secrets from the received text."""
+        """Return the error message; ``hide`` removes secrets from the received text in it."""
         return f"got {self.what}{excerpt(self.got, hide)}, expected {self.expected}"
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class MalformedAnswerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One encoded image.
+    """One encoded image to send to a hosted model.
 
     Attributes:
         data: Bytes of the encoded file.
@@ -66,7 +67,7 @@ class Payload:
         pixels: Number of pixels, width times height; 0 if unknown.
         image: The same image in RGB, for wire formats that send numbers instead of files.
         hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
-            where the hosted model processes it alone.
+            if the hosted model processes the image alone.
     """
 
     data: bytes = field(repr=False)
@@ -88,9 +89,9 @@ class WireRequest:
 
 @dataclass(frozen=True, slots=True)
 class WireResponse:
-    """An HTTP response, whose error body may be cut at a size limit.
+    """An HTTP response.
 
-    Header names are in lower case.
+    Header names are in lower case. The body of an error may be cut at a size limit.
     """
 
     status: int
@@ -99,11 +100,11 @@ class WireResponse:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is a success (2xx)."""
+        """Whether the HTTP status reports a success (2xx)."""
         return 200 <= self.status < 300
 
     def json(self) -> Any:
-        """Return the body, parsed as JSON.
+        """Return the response's body, parsed as JSON.
 
         Raises:
             MalformedAnswerError: The body is not JSON.
@@ -117,10 +118,10 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An endpoint's description of itself.
+    """What an endpoint tells about itself and its model.
 
     Attributes:
-        protocol: Wire format, completed with the description (model name, tensor names, dialect).
+        protocol: Wire format, completed with what the endpoint tells: model name, tensor names.
         info: Description of the model; None if the endpoint returns none.
         limits: Largest request that the endpoint accepts.
     """
@@ -131,11 +132,14 @@ class Described:
 
 
 class Protocol(typing.Protocol):
-    """One wire format, bound to an endpoint."""
+    """Interface of a wire format that is bound to an endpoint: it encodes and decodes, without I/O.
+
+    A wire format may have several dialects, variants of its request: not every server accepts all.
+    """
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
-        """Bind the wire format to an endpoint."""
+        """Return this wire format, bound to an endpoint."""
         ...
 
     @classmethod
@@ -151,47 +155,50 @@ class Protocol(typing.Protocol):
         ...
 
     def described(self, response: WireResponse) -> Described | Protocol | None:
-        """Read the response to ``describe``.
+        """Read the server's response to the request from ``describe``.
 
         Returns:
-            The description; or this wire format with another ``describe`` request to send; or None
-            if the response belongs to another wire format.
+            The description. Or a wire format, if its ``describe`` request must be sent next. Or
+            None, if the response belongs to another wire format.
 
         Raises:
-            ConfigurationError: An option that the response makes necessary is missing.
+            ConfigurationError: The response shows that an option is needed, but it is missing.
             MalformedAnswerError: The response belongs to this wire format, but is unusable.
         """
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether images can be encoded without a description from ``described``."""
+        """Whether images can be encoded before the server's description has been read."""
         ...
 
     @property
     def name(self) -> str:
-        """Name in the registry ``PROTOCOLS``."""
+        """Name of the wire format in the registry ``PROTOCOLS``, for example ``openai``."""
         ...
 
     @property
     def dialect(self) -> str:
-        """Name, and everything in the request that can change the answer.
+        """Text that identifies the variant of the request; part of the cache key of an answer.
 
-        It is part of the cache key.
+        It holds the wire format's name, and all settings of the request that can change the answer.
         """
         ...
 
     @property
     def proven(self) -> bool:
-        """Whether this dialect has worked once; a later refusal is then due to the image."""
+        """Whether this dialect, a variant of the request, has already worked once on this server.
+
+        A later refusal is then due to the image.
+        """
         ...
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request that sends these images."""
+        """Return the HTTP request that sends these images to the model."""
         ...
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image from a successful response.
+        """Return one answer, labels with their scores, per image from a successful response.
 
         Raises:
             MalformedAnswerError: The response does not follow the protocol.
@@ -199,7 +206,10 @@ class Protocol(typing.Protocol):
         ...
 
     def explain(self, response: WireResponse) -> str:
-        """Return the complete message of a failed response; show it through ``excerpt``."""
+        """Return the complete error message of a failed response.
+
+        It may be long and may echo a credential: show it through ``excerpt``.
+        """
         ...
 
     def retryable(self, response: WireResponse) -> bool | None:
@@ -207,15 +217,21 @@ class Protocol(typing.Protocol):
         ...
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the wait in seconds that a failed response requests; None if it has none."""
+        """Return the seconds to wait before a retry that a failed response gives in its own way.
+
+        None if it gives them in the standard headers alone, or not at all.
+        """
         ...
 
     def plainer(self) -> Protocol | None:
-        """Return a dialect with fewer features of the same wire format; None if there is none."""
+        """Return the same wire format with a simpler request; None if there is no simpler one."""
         ...
 
     def fallback(self, response: WireResponse) -> Protocol | None:
-        """Return a plainer dialect to try after this refusal; None if none can help."""
+        """Return the wire format with a simpler request to try after this failed response.
+
+        None if no simpler request can help.
+        """
         ...
 
 
@@ -224,33 +240,36 @@ class Defaults:
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Return False: no path identifies this wire format."""
+        """Return False: no URL path identifies this wire format."""
         return False
 
     def describe(self) -> WireRequest | None:
-        """Return None: there is no description request."""
+        """Return None: no request gets a description of the server or model."""
         return None
 
     def described(self, response: WireResponse) -> Described | Protocol | None:
-        """Return None: there was no description request."""
+        """Return None: no description was requested, so there is none to read."""
         return None
 
     @property
     def complete(self) -> bool:
-        """True: encoding needs no description."""
+        """True: images can be encoded without a description from the server."""
         return True
 
     @property
     def proven(self) -> bool:
-        """False: with a single dialect there is no fallback to decide on."""
+        """False: the request has a single form, so a refusal never leads to a simpler one."""
         return False
 
     def explain(self, response: WireResponse) -> str:
-        """Return the complete message of a failed response; show it through ``excerpt``."""
+        """Return the complete error message of a failed response.
+
+        It may be long and may echo a credential: show it through ``excerpt``.
+        """
         return explain(response)
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return None: the retry policy decides."""
+        """Return None: the general retry policy decides whether to retry a failed request."""
         return None
 
     def wait(self, response: WireResponse) -> float | None:
@@ -258,16 +277,16 @@ class Defaults:
         return None
 
     def plainer(self) -> Protocol | None:
-        """Return None: there is no plainer dialect."""
+        """Return None: this wire format has no simpler form of request."""
         return None
 
     def fallback(self, response: WireResponse) -> Protocol | None:
-        """Return None: there is no plainer dialect."""
+        """Return None: this wire format has no simpler form of request."""
         return None
 
 
 def excerpt(text: bytes | str, hide: Callable[[str], str] = str) -> str:
-    """Return at most 200 printable characters of a body on one line.
+    """Return at most 200 printable characters of a response body, on one line, for a message.
 
     HTML tags and repeated spaces are removed.
 
@@ -306,8 +325,9 @@ def explain(response: WireResponse) -> str:
 
 
 def _message(value: Any) -> str | None:
-    """Return the error message in the JSON of a response: a string, a list of messages, or an
-    object with one of the keys ``MESSAGES``; None if there is none.
+    """Return the error message in a response's JSON; None if there is none.
+
+    The JSON is a string, a list of messages, or an object with one of the keys ``MESSAGES``.
     """
     if isinstance(value, str):
         return value
@@ -324,7 +344,9 @@ def _message(value: Any) -> str | None:
 
 
 def join(url: str, path: str, ending: str = "") -> str:
-    """Append a path to a URL; a trailing slash is dropped and a query is kept.
+    """Return a URL with a path appended.
+
+    A trailing slash of the URL is dropped, and its query is kept after the path.
 
     Args:
         url: URL of the endpoint.
@@ -336,14 +358,14 @@ def join(url: str, path: str, ending: str = "") -> str:
 
 
 def digest(*values: Any) -> str:
-    """Return eight hexadecimal digits that identify the values, for the name of a dialect."""
+    """Return eight hexadecimal digits that identify these values, for use in a cache key."""
     # Options that are given in Python may contain values that JSON has no form for.
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[str, float]]:
-    """Check labels and scores from an endpoint, and return them as pairs.
+    """Check labels and scores from an endpoint, and return them as (label, score) pairs.
 
     Raises:
         MalformedAnswerError: There is no label, the numbers of labels and scores differ, a label is
@@ -365,7 +387,9 @@ def checked_scores(labels: Sequence[Any], scores: Sequence[Any]) -> list[tuple[s
 
 
 def embedding(numbers: Sequence[Any]) -> Answer:
-    """Return the D features of an image as an answer, in the given order.
+    """Return an ``Answer`` that holds the D features of an image, named ``dim 0``, ``dim 1``, ….
+
+    The features keep their order.
 
     Raises:
         MalformedAnswerError: There are no numbers, or one is not finite.
@@ -377,7 +401,10 @@ def embedding(numbers: Sequence[Any]) -> Answer:
 
 
 def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:
-    """Return an answer with the best label first; equal scores keep the given order."""
+    """Return an ``Answer`` with the label of the highest score first.
+
+    Labels with equal scores keep the given order.
+    """
     ranked = sorted(pairs, key=lambda pair: -pair[1])
     return Answer(tuple(label for label, _ in ranked), tuple(score for _, score in ranked), kind)
 

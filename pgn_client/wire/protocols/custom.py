@@ -1,7 +1,7 @@
-"""A wire format that ``Endpoint.options`` describes, for services with a format of their own.
+"""The wire format ``custom``, which you describe by options, for services with their own format.
 
-A template defines the request. JMESPath, the query language of AWS's tools, reads the response. For
-example, Azure Custom Vision as TOML::
+A template defines the request. Expressions in JMESPath, a query language for JSON, find labels and
+scores in the response. For example, these settings in TOML fit Azure Custom Vision::
 
     url = "https://REGION.api.cognitive.microsoft.com/customvision/v3.1/prediction/ID/classify/iterations/NAME/image"
     protocol = "custom"
@@ -61,13 +61,14 @@ SECRET = re.compile(r"(?i).*(auth|cookie|credential|key|passw|secret|signature|t
 
 @dataclass(frozen=True, slots=True)
 class Custom(Defaults):
-    """``custom``: ``Endpoint.options`` describe the request and the response.
+    """Wire format ``custom``: ``Endpoint.options`` describe the request and the response.
 
     Options for the request:
 
     - ``method``: POST (the default), PUT or PATCH.
     - ``path``: Path to append to the URL; it may contain ``{model}``. By default nothing is added.
-    - ``headers``: Names and texts. The API key is not among them: it goes into ``key_header``.
+    - ``headers``: HTTP headers, as names and texts. The API key is not among them: see the option
+      ``key_header``.
     - ``body``: ``"raw"``, which sends the image file (the default), or a template. A template is
       JSON or a text, with ``{base64}`` or ``{data_url}`` in the place of the image and ``{model}``
       in the place of the model's name.
@@ -75,19 +76,19 @@ class Custom(Defaults):
 
     Options for the response; ``scores``, ``labels`` and ``error`` are JMESPath expressions:
 
-    - ``scores``: List of numbers. Without it, the whole response has one of the forms that
+    - ``scores``: Finds the list of scores. Without it, the whole response has one of the forms that
       ``Reader`` reads.
-    - ``labels``: List of as many names. Without it, ``Endpoint.labels`` are the names.
+    - ``labels``: Finds the list of the scores' labels. Without it, ``Endpoint.labels`` are used.
     - ``error``: If its value is not empty, the request failed despite the status 2xx.
     - ``scale``: Factor for the scores, for example 0.01 for percentages.
     - ``output``: Type of the scores: ``probabilities`` (divided by their sum if that exceeds 1),
-      ``logits`` or ``embedding``. Without it, the first answer decides.
+      ``logits`` or ``embedding``. Without it, the numbers of the first answer decide.
 
     Attributes:
         url: URL that images are sent to.
         options: Checked options.
-        model: Name for ``{model}``; None if it is not configured.
-        reader: Reader with the names and the type of the scores.
+        model: Model name that replaces ``{model}``; None if it is not configured.
+        reader: Reader that turns the scores into an answer.
     """
 
     url: str
@@ -98,7 +99,7 @@ class Custom(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Custom:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid; the message names it.
@@ -130,11 +131,11 @@ class Custom(Defaults):
 
     @property
     def dialect(self) -> str:
-        """Name, with a digest of the options and of the reader's settings."""
+        """Text for the cache key: the wire format's name, with digests of options and labels."""
         return " ".join(filter(None, (self.name, digest(dict(self.options)), self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         content_type, body = self._body(image)
         configured = {key.lower(): value for key, value in self.options.get("headers", {}).items()}
@@ -142,7 +143,7 @@ class Custom(Defaults):
         return WireRequest(self.options.get("method", "POST"), self.url, headers, body)
 
     def _body(self, image: Payload) -> tuple[str, bytes]:
-        """Return the content type and the body."""
+        """Return the content type and the body of the request for one image."""
         if "multipart" in self.options:
             form = _form(self.options["multipart"], image)
             return f"multipart/form-data; boundary={BOUNDARY}", form
@@ -157,7 +158,7 @@ class Custom(Defaults):
         return "application/json", json.dumps(filled, separators=(",", ":")).encode()
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer for the one image.
+        """Return a list with the one image's answer: its labels and scores.
 
         Raises:
             MalformedAnswerError: The scores or labels are missing, or the response reports an error
@@ -185,7 +186,10 @@ class Custom(Defaults):
         return [self.reader.pairs(labels, scaled)]
 
     def _at(self, key: str, document: Any) -> Any:
-        """Return the value at an option's JMESPath; None if there is none or no such option."""
+        """Return the value that an option's JMESPath finds in the response's JSON.
+
+        None if it finds nothing, or if the option is not set.
+        """
         path = self.options.get(key)
         try:
             return jmespath.search(path, document) if path is not None else None
@@ -198,7 +202,10 @@ class Custom(Defaults):
 
 
 def _scaled(score: Any, scale: float) -> Any:
-    """Return a number times ``scale``; return anything else unchanged for the reader to refuse."""
+    """Return a score times ``scale``; anything but a number is returned unchanged.
+
+    The caller refuses it later.
+    """
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
     try:
         return float(score) * scale if is_number and scale != 1 else score

@@ -1,11 +1,12 @@
 """Hugging Face image classification, for its Inference Endpoints and for community servers.
 
-The behavior below was observed on both. The Endpoints' server compares ``Content-Type`` and
-``Accept`` as exact strings, returns 400 for every error, and returns the top 5 labels unless
-``top_k`` requests more. The community server refuses ``top_k``.
+The behavior below was observed on both. The server of Inference Endpoints compares the headers
+``Content-Type`` and ``Accept`` as exact strings. It returns 400 for every error, and the top 5
+labels unless ``top_k`` requests more. The community server refuses ``top_k``.
 
-A label mapping needs all scores. So the client sends ``top_k`` first, and leaves it out if the
-server refuses it before it has worked once. After that, a 400 is due to the image.
+A label mapping, from the model's labels to your classes, needs all scores. So the client sends
+``top_k`` first. If the server refuses that request, and has never accepted one, the client leaves
+``top_k`` out. Once the server has accepted ``top_k``, a 400 is due to the image.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ ALL = 100_000
 
 @dataclass(slots=True)
 class Learnt:
-    """State that a server's responses determine, shared by all copies of a wire format.
+    """What a server's responses have shown, shared by all copies of a wire format.
 
     Attributes:
-        json_works: Whether the JSON form has worked once.
+        json_works: Whether the request as JSON with parameters has worked once.
         kinds: ``{"kind": ...}`` with the type of the scores, once the first answer has decided it
             (a dict, because ``setdefault`` is atomic).
     """
@@ -49,13 +50,13 @@ class Learnt:
 
 @dataclass(frozen=True, slots=True)
 class HuggingFace(Defaults):
-    """``huggingface``: POST to the unchanged URL.
+    """Wire format ``huggingface``: images are posted to the endpoint's unchanged URL.
 
     Attributes:
         url: URL of the endpoint.
         top_k: Number of labels to request, in JSON with the image in base64; None sends the raw
             bytes of one image without parameters.
-        learnt: State that the server's responses determine, shared by both forms.
+        learnt: What the server's responses have shown, shared by the JSON form and the raw form.
     """
 
     url: str
@@ -65,28 +66,34 @@ class HuggingFace(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> HuggingFace:
-        """Bind the wire format to an endpoint."""
+        """Return this wire format, bound to an endpoint."""
         # Refuses all options: this wire format has none.
         options(endpoint, "huggingface", {})
         return cls(endpoint.url)
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is a path of the serverless API; an Inference Endpoint may have any path."""
+        """Whether this is a URL path of Hugging Face's serverless API.
+
+        An Inference Endpoint may have any path, so it is not recognized.
+        """
         return "/hf-inference/models/" in path
 
     @property
     def dialect(self) -> str:
-        """Name, with the requested number of labels."""
+        """Text for the cache key: the wire format's name, with the requested number of labels."""
         return f"{self.name} {'raw' if self.top_k is None else f'top_k={self.top_k}'}"
 
     @property
     def proven(self) -> bool:
-        """Whether the JSON form has worked once."""
+        """Whether this is the request as JSON with ``top_k``, and it has worked once."""
         return self.top_k is not None and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request; several images need the JSON form."""
+        """Return the HTTP request that sends the images to the model.
+
+        JSON holds one or several images; without ``top_k``, the body is one raw image.
+        """
         if self.top_k is None:
             (image,) = images
             headers = {"content-type": image.media_type, "accept": "application/json"}
@@ -98,29 +105,35 @@ class HuggingFace(Defaults):
         return post(self.url, {"inputs": inputs, "parameters": {"top_k": self.top_k}})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image from a successful response."""
+        """Return one answer, labels with their scores, per image from a successful response."""
         decoded = answers(response, Reader(learnt=self.learnt.kinds))
         if self.top_k is not None:
             self.learnt.json_works = True
         return decoded
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the wait in seconds for a model that is still loading; None otherwise."""
+        """Return the seconds to wait if the server is still loading the model; None otherwise."""
         return loading(response)
 
     def plainer(self) -> HuggingFace | None:
-        """Return the raw form; None if this is the raw form."""
+        """Return the wire format that sends one raw image, not JSON; None if this one does."""
         return replace(self, top_k=None) if self.top_k is not None else None
 
     def fallback(self, response: WireResponse) -> HuggingFace | None:
-        """Return the raw form if the server may have refused the JSON form or its parameter."""
+        """Return the wire format that sends one raw image, if the server may have refused the JSON.
+
+        None if the failure has another cause, or if the raw image was what failed.
+        """
         # 415 and 422 are other servers' refusals of JSON or of a parameter.
         refused = response.status in (400, 415, 422)
         return self.plainer() if refused and not self.proven else None
 
 
 def loading(response: WireResponse) -> float | None:
-    """Return ``estimated_time``, the seconds until the model is loaded; None if it is absent."""
+    """Return the response's ``estimated_time``, the seconds until the model is loaded.
+
+    None if it is absent or no usable number.
+    """
     try:
         seconds = response.json().get("estimated_time")
     # Not JSON, or JSON that is no object and so has no ``get``.
@@ -132,7 +145,10 @@ def loading(response: WireResponse) -> float | None:
 
 
 def post(url: str, document: Any) -> WireRequest:
-    """Return a POST request with JSON and the exact headers that the Endpoints' server accepts."""
+    """Return a POST request with a JSON body.
+
+    Its headers are exactly those that the server of Hugging Face's Inference Endpoints accepts.
+    """
     headers = {"content-type": "application/json", "accept": "application/json"}
     body = json.dumps(document, separators=(",", ":")).encode()
     return WireRequest("POST", url, headers, body)

@@ -2,7 +2,8 @@
 
 A zero-shot request posts ``{"inputs": base64, "parameters": {"candidate_labels": [...]}}``. A
 request for features posts ``{"inputs": base64, "parameters": {"pool": true}}``. Hugging Face's
-Python client uses both forms, and the Endpoints' server was observed to accept them.
+Python client sends both requests, and the server of its Inference Endpoints was observed to accept
+them.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one image"
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(Defaults):
-    """``huggingface-zero-shot``: each request sends an image and the candidate labels.
+    """Wire format ``huggingface-zero-shot``: each request sends an image and the candidate labels.
 
-    The server returns scores of these labels, so the label mapping ``identity`` applies.
+    The server returns scores of these labels. If they are your classes, no label mapping needs to
+    be learned: use ``identity``.
 
     Attributes:
         url: URL of the endpoint, used unchanged.
         labels: Candidate labels, from ``Endpoint.labels``.
         template: Option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the
             server's default.
-        reader: Reader that decides with the first answer whether the scores are probabilities.
+        reader: Reader that turns the scores into an answer. The first answer's numbers decide
+            whether the scores are probabilities.
     """
 
     url: str
@@ -52,7 +55,7 @@ class ZeroShot(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> ZeroShot:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: There are no labels, or an option is unknown or invalid.
@@ -63,11 +66,11 @@ class ZeroShot(Defaults):
 
     @property
     def dialect(self) -> str:
-        """Name, with a digest of the labels and the template."""
+        """Text for the cache key: the wire format's name, with a digest of labels and template."""
         return f"{self.name} {digest(self.labels, self.template)}"
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         parameters: dict[str, Any] = {"candidate_labels": list(self.labels)}
         if self.template:
@@ -76,11 +79,11 @@ class ZeroShot(Defaults):
         return post(self.url, {"inputs": text, "parameters": parameters})
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image.
+        """Return one answer, the candidate labels with their scores, per image.
 
         Raises:
-            MalformedAnswerError: The response has another form, or labels that were not sent. The
-                latter happens on servers that ignore the task and classify.
+            MalformedAnswerError: The response has another form, or contains labels that were not
+                sent. Servers that ignore the candidate labels return such labels.
         """
         decoded = answers(response, self.reader)
         candidates = set(self.labels)
@@ -91,22 +94,23 @@ class ZeroShot(Defaults):
         return decoded
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the wait in seconds for a model that is still loading; None otherwise."""
+        """Return the seconds to wait if the server is still loading the model; None otherwise."""
         return loading(response)
 
 
 @dataclass(frozen=True, slots=True)
 class Features(Defaults):
-    """``huggingface-features``: features of the image, for a label mapping made by ``pgn map``.
+    """Wire format ``huggingface-features``: the server returns D features of each image.
 
-    ``[D]`` and ``[[D]]`` are used unchanged. Servers that do not pool return ``[[[D] x tokens]]``
-    or ``[[D] x tokens]``; the features are then those of the first token, a ViT's class token.
+    The command ``pgn map`` makes the label mapping that turns features into classes. A server that
+    pools returns one list of D numbers. A server that does not pool returns one list per token; the
+    features of the first token, a ViT's class token, are then used.
 
     Attributes:
         url: URL of the endpoint, used unchanged.
         pool: Whether to request pooled features; False sends no parameters, for servers and models
             that refuse them.
-        learnt: State that the server's responses determine; here whether the pooled form has
+        learnt: What the server's responses have shown: whether a request for pooled features has
             worked once.
     """
 
@@ -117,7 +121,7 @@ class Features(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Features:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -128,23 +132,23 @@ class Features(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is the serverless API's path for this task."""
+        """Whether this is a URL path for feature extraction on Hugging Face's serverless API."""
         return path.rstrip("/").endswith(
             ("/pipeline/feature-extraction", "/pipeline/image-feature-extraction")
         )
 
     @property
     def dialect(self) -> str:
-        """Name, with the form: pooled or plain."""
+        """Text for the cache key: the wire format's name, and ``pooled`` or ``plain``."""
         return f"{self.name} {'pooled' if self.pool else 'plain'}"
 
     @property
     def proven(self) -> bool:
-        """Whether the pooled form has worked once."""
+        """Whether pooled features are requested, and such a request has worked once."""
         return self.pool and self.learnt.json_works
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         document: dict[str, Any] = {"inputs": base64.b64encode(image.data).decode("ascii")}
         if self.pool:
@@ -152,7 +156,7 @@ class Features(Defaults):
         return post(self.url, document)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the features of the one image."""
+        """Return a list with one answer: the features of the one image."""
         features = response.json()
         # There are at most two axes, image and token, around the D features.
         for _ in range(2):
@@ -167,14 +171,17 @@ class Features(Defaults):
         return [answer]
 
     def wait(self, response: WireResponse) -> float | None:
-        """Return the wait in seconds for a model that is still loading; None otherwise."""
+        """Return the seconds to wait if the server is still loading the model; None otherwise."""
         return loading(response)
 
     def plainer(self) -> Features | None:
-        """Return the form without parameters; None if this is that form."""
+        """Return the wire format without the parameter ``pool``; None if this one sends none."""
         return replace(self, pool=False) if self.pool else None
 
     def fallback(self, response: WireResponse) -> Features | None:
-        """Return the form without parameters if the server may have refused the parameters."""
+        """Return the wire format without ``pool``, if the server may have refused that parameter.
+
+        None if the failure has another cause, or if the request had no parameter.
+        """
         refused = response.status in (400, 415, 422)
         return self.plainer() if refused and not self.proven else None

@@ -1,9 +1,9 @@
 """The ``:predict`` format of KServe v1, TensorFlow Serving and Vertex AI.
 
-A request holds ``{"instances": [...]}`` and the response ``{"predictions": [...]}``. The model's
-author decides the form of an instance. So the option ``instance`` is one of ``FORMS``, or a JSON
-template with ``{base64}`` or ``{data_url}`` in the place of the image. A prediction may have any
-form that ``Reader`` reads.
+A request holds ``{"instances": [...]}``, one instance per image, and the response
+``{"predictions": [...]}``. The model's author decides the form of an instance. So the option
+``instance`` names a usual form (``FORMS``), or is a JSON template with ``{base64}`` or
+``{data_url}`` in the place of the image. A prediction may have any form that ``Reader`` reads.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ MODEL = r"/v1/models/([^/:]+)((?:/(?:versions|labels)/[^/:]+)?)(?::predict)?"
 
 
 def instance_of(endpoint: Endpoint, default: str) -> Any:
-    """Return the template of an instance, from the option ``instance`` or the default form.
+    """Return the JSON template of an instance, the part of a request that holds one image.
+
+    It comes from the option ``instance``, or else is the form with the name ``default``.
 
     Raises:
         ConfigurationError: The option is neither one of ``FORMS`` nor a template with a place for
@@ -68,7 +70,10 @@ def instance_of(endpoint: Endpoint, default: str) -> Any:
 
 
 def body_of(instance: Any, parameters: Mapping[str, Any], image: Payload) -> bytes:
-    """Return the request body for one image; empty parameters are left out."""
+    """Return the JSON request body for one image; empty ``parameters`` are left out.
+
+    ``instance`` is the template of the part that holds the image.
+    """
     document: dict[str, Any] = {"instances": [fill(instance, image)]}
     if parameters:
         document["parameters"] = parameters
@@ -76,7 +81,7 @@ def body_of(instance: Any, parameters: Mapping[str, Any], image: Payload) -> byt
 
 
 def predictions(response: WireResponse, reader: Reader) -> list[Answer]:
-    """Return one answer per prediction.
+    """Return one answer, labels with their scores, per entry of the response's ``predictions``.
 
     Raises:
         MalformedAnswerError: There are no predictions, or one has an unknown form.
@@ -90,23 +95,25 @@ def predictions(response: WireResponse, reader: Reader) -> list[Answer]:
 
 @dataclass(frozen=True, slots=True)
 class V1(Defaults):
-    """``kserve-v1``: ``POST {url}/v1/models/{model}:predict``.
+    """Wire format ``kserve-v1``: ``POST {url}/v1/models/{model}:predict``.
 
     The URL may be the server's address, or end in the model's name or in ``:predict``. Without a
-    model name, KServe's only model is used. TensorFlow Serving has no list of its models, so it
+    model name, the only model that KServe lists is used. TensorFlow Serving lists no models, so it
     needs the name.
 
     Options:
 
-    - ``instance``: One of ``FORMS``, or a template; the default is ``b64``.
-    - ``parameters``: Object that is sent with each instance.
+    - ``instance``: Form of the part of the request that holds the image. It is one of ``FORMS``, or
+      a JSON template; the default is ``b64``.
+    - ``parameters``: JSON object that is sent with each image.
     - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
       Without it, the first answer decides.
 
     Attributes:
         endpoint: Endpoint to query; its labels name scores that come without labels.
         model: Path of the model below ``/v1/models/``; empty until the server returns it.
-        instance: Template of one instance.
+        instance: Template of the part of the request that holds the image.
+        reader: Reader that turns the scores into an answer.
     """
 
     endpoint: Endpoint
@@ -117,7 +124,7 @@ class V1(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> V1:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -130,31 +137,33 @@ class V1(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is a model's path, ``/v1/models/{model}:predict``."""
+        """Whether this is the URL path of a model, ``/v1/models/{model}:predict``."""
         return re.search(r"/v1/models/[^/]+.*:predict$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """Name, with a digest of the instance, the parameters and the reader's settings."""
+        """Text for the cache key: the wire format's name, with digests of its settings."""
         parameters = self.endpoint.options.get("parameters", {})
         request_digest = digest(self.instance, parameters)
         return " ".join(filter(None, (self.name, request_digest, self.reader.digest)))
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is set."""
+        """Whether the model's name is known, so that images can be encoded."""
         return bool(self.model)
 
     def describe(self) -> WireRequest:
-        """Return a request for this model's status, or for the list of models."""
+        """Return a request for the model's status; without a model name, for the list of models."""
         path = f"/v1/models/{self.model}" if self.model else "/v1/models"
         return WireRequest("GET", self._at(path), {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the status of a model (KServe, TensorFlow Serving) or KServe's list of models.
+        """Return the description in a model's status, or in KServe's list of models.
+
+        None if the response belongs to another wire format.
 
         Raises:
-            ConfigurationError: There is no model, or there are several.
+            ConfigurationError: The list contains no model, or several.
         """
         document = response.json() if response.ok else None
         if not isinstance(document, dict):
@@ -172,7 +181,7 @@ class V1(Defaults):
         return Described(replace(self, model=quote(model, safe="")), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         parameters = self.endpoint.options.get("parameters", {})
         body = body_of(self.instance, parameters, image)
@@ -180,7 +189,7 @@ class V1(Defaults):
         return WireRequest("POST", self._at(f"/v1/models/{self.model}:predict"), headers, body)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per prediction."""
+        """Return one answer, labels with scores, per entry of the response's ``predictions``."""
         return predictions(response, self.reader)
 
     def _at(self, path: str) -> str:
@@ -189,16 +198,17 @@ class V1(Defaults):
 
 @dataclass(frozen=True, slots=True)
 class Vertex(Defaults):
-    """``vertex``: POST to the unchanged URL of a Vertex AI endpoint, which ends in ``:predict``.
+    """Wire format ``vertex``: POST to a Vertex AI endpoint's unchanged URL, ending in ``:predict``.
 
-    The options are those of ``kserve-v1``. The default instance is AutoML's, ``{"content":
-    base64}``; your own container may need another. For all of AutoML's labels, set the option
-    ``parameters`` to ``{"confidenceThreshold": 0.0, "maxPredictions": 1000}``. The API key is an
-    OAuth2 access token.
+    The options are those of ``kserve-v1``. By default an image is sent as AutoML models take it,
+    ``{"content": base64}``; your own container may need another form. For all of AutoML's labels,
+    set the option ``parameters`` to ``{"confidenceThreshold": 0.0, "maxPredictions": 1000}``. The
+    API key is an OAuth2 access token.
 
     Attributes:
         endpoint: Endpoint to query; its labels name scores that come without labels.
-        instance: Template of one instance.
+        instance: Template of the part of the request that holds the image.
+        reader: Reader that turns the scores into an answer.
     """
 
     endpoint: Endpoint
@@ -208,7 +218,7 @@ class Vertex(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Vertex:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid, or the URL is not one of a Vertex
@@ -225,18 +235,18 @@ class Vertex(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is an endpoint's path, ``/endpoints/{id}:predict``."""
+        """Whether this is the URL path of a Vertex AI endpoint, ``/endpoints/{id}:predict``."""
         return re.search(r"/endpoints/[^/:]+:predict$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """Name, with a digest of the instance, the parameters and the reader's settings."""
+        """Text for the cache key: the wire format's name, with digests of its settings."""
         parameters = self.endpoint.options.get("parameters", {})
         request_digest = digest(self.instance, parameters)
         return " ".join(filter(None, (self.name, request_digest, self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         parameters = self.endpoint.options.get("parameters", {})
         body = body_of(self.instance, parameters, image)
@@ -244,5 +254,5 @@ class Vertex(Defaults):
         return WireRequest("POST", self.endpoint.url, headers, body)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per prediction."""
+        """Return one answer, labels with scores, per entry of the response's ``predictions``."""
         return predictions(response, self.reader)

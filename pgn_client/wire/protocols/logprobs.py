@@ -1,14 +1,15 @@
-"""The label in a chat reply, and label probabilities from the token probabilities.
+"""Finds the label in a chat model's reply, and computes label probabilities from its tokens.
 
-Token probabilities give label probabilities in two cases only:
+For each token of the reply, the server returns the most probable alternatives. They give label
+probabilities in two cases only:
 
 - The reply is one token that is a complete label. Each alternative to this token then either is
   another label or is none.
-- The reply is JSON whose label the server restricts to a closed set, and each alternative to the
-  token in which the label starts is compatible with at most one label.
+- The reply is JSON whose label the server restricts to the given labels, and each alternative to
+  the token in which the label starts fits at most one label.
 
 In every other case a label consists of several tokens, and the server does not return the
-probabilities of the other continuations.
+probabilities of the tokens with which other labels go on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPENING = re.compile(r'\s*\{\s*"label"\s*:\s*"')
 
 
 def said_label(content: Any, labels: Sequence[str]) -> str:
-    """Return the label in ``{"label": "cat"}`` or in plain text.
+    """Return the label that a chat reply names, in ``{"label": "cat"}`` or in plain text.
 
     Case, surrounding quotes and a final period are ignored.
 
@@ -56,12 +57,12 @@ def said_label(content: Any, labels: Sequence[str]) -> str:
 
 
 def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]) -> Answer | None:
-    """Return label probabilities from the alternatives of one token.
+    """Return an answer with label probabilities, computed from the token probabilities of a reply.
 
-    They are None where the token probabilities do not determine them.
+    None if the token probabilities do not determine the label probabilities.
 
     Args:
-        logprobs: Untrusted ``logprobs`` of the choice.
+        logprobs: ``logprobs`` of the reply in OpenAI's format, untrusted.
         content: Complete text of the reply.
         label: Label in the reply.
         labels: All labels to choose from.
@@ -88,9 +89,10 @@ def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]
 def _only_token(
     token: dict[str, Any], content: str, labels: Sequence[str]
 ) -> dict[str, float] | None:
-    """Return the probability of each label for a reply of one token.
+    """Return the probability of each label, for a reply that is a single token.
 
-    In plain text, an alternative such as "cat" could also be the start of the label "cattle".
+    In plain text, an alternative such as "cat" could also be the start of the label "cattle". The
+    result is None if an alternative fits several labels.
     """
     is_plain = content.strip() == token["token"].strip()
 
@@ -107,7 +109,10 @@ def _only_token(
 def _first_token(
     tokens: list[dict[str, Any]], content: str, label: str, labels: Sequence[str]
 ) -> dict[str, float] | None:
-    """Return the probability of each label, from the token in which a JSON reply's label starts."""
+    """Return the probability of each label, from the token in which a JSON reply's label starts.
+
+    None if the reply has another form, or if an alternative to this token fits several labels.
+    """
     opening = OPENING.match(content)
     if opening is None or "".join(token["token"] for token in tokens) != content:
         return None
@@ -135,19 +140,23 @@ def _first_token(
 
 
 def _spellings(label: str) -> set[str]:
-    """Return the JSON spellings of a label, with the closing quote but without the opening one."""
+    """Return the ways to write a label in JSON, with and without escapes of non-ASCII letters.
+
+    Each has the closing quote, but not the opening one.
+    """
     return {json.dumps(label)[1:], json.dumps(label, ensure_ascii=False)[1:]}
 
 
 def _any_agrees(text: str, spellings: set[str]) -> bool:
-    """Whether a text is the start of one of the spellings, or goes on after it."""
+    """Whether a text is the start of one of a label's spellings, or starts with one of them."""
     return any(full.startswith(text) or text.startswith(full) for full in spellings)
 
 
 def _sums(token: dict[str, Any], compatible: Callable[[str], list[str]]) -> dict[str, float] | None:
-    """Add up the probabilities of the alternatives for each label.
+    """Return the summed probability of each label over the alternatives to one token.
 
-    The result is None if one alternative is compatible with several labels.
+    ``compatible`` returns the labels that an alternative fits. The result is None if an alternative
+    fits several labels.
     """
     listed = token.get("top_logprobs")
     alternatives = [each for each in listed if _valid(each)] if isinstance(listed, list) else []
@@ -168,7 +177,7 @@ def _sums(token: dict[str, Any], compatible: Callable[[str], list[str]]) -> dict
 
 
 def _valid(token: Any) -> bool:
-    """Whether this is a token with its log-probability."""
+    """Whether a value from the server is a token with a text and a valid log-probability."""
     fields = token if isinstance(token, dict) else {}
     text = fields.get("token")
     number = fields.get("logprob")

@@ -1,14 +1,15 @@
 """The Open Inference Protocol (KServe v2) of Triton, MLServer and KServe.
 
-The model's metadata decide what is sent. An input of UINT8 gets the image's pixels, one of FP32 or
-FP16 the normalized pixels. The server neither resizes nor re-encodes them, so this wire format
-changes an image least of all. An input of BYTES gets the image file (in JSON as base64), which goes
-through the server's own preprocessing. An image whose size differs from the model's input is
-resized to it without keeping the aspect ratio (the profile ``direct``).
+The datatype of the model's input tensor decides what is sent:
 
-The client tries the binary tensor extension first, and then JSON, whose bodies are five times as
-long. It ignores the extensions that ``GET /v2`` lists: KServe supports the binary one without
-listing it, and MLServer does not support it.
+- UINT8: the image's pixels. FP32 or FP16: the normalized pixels. The client resizes an image to the
+  input's size, without keeping the aspect ratio (the profile ``direct``). The server neither
+  resizes nor re-encodes it, so this wire format changes an image least of all.
+- BYTES: the image file (in JSON as base64), which the server preprocesses.
+
+The client tries the protocol's binary tensor extension first, and then JSON, whose bodies are five
+times as long. It ignores the extensions that ``GET /v2`` lists, because KServe supports the binary
+one without listing it.
 """
 
 from __future__ import annotations
@@ -67,19 +68,23 @@ NAMES: Mapping[str, ScoreKind] = {
     "embeddings": "embedding",
     "features": "embedding",
 }
-"""Names of output tensors that show the type of their scores."""
+"""Type of the scores that the name of an output tensor shows."""
 Question = Literal["model", "server", "index", "models"]
-"""Descriptions to request: a model's metadata, the server's, or one of two lists of models."""
-NEXT: Mapping[Question, Question] = {"server": "index", "index": "models"}
-"""The request that follows while the model's name is unknown.
+"""What a request asks for: a model's metadata, the server's, or a list of models.
 
-Triton and MLServer have the index of a repository; KServe has only ``GET /v1/models``.
+``index`` and ``models`` are two lists, of different servers.
+"""
+NEXT: Mapping[Question, Question] = {"server": "index", "index": "models"}
+"""What to ask for next while the model's name is unknown, by what was asked for before.
+
+Triton and MLServer list their models in a repository index (``index``), and KServe only at
+``GET /v1/models`` (``models``).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class OpenInference(Defaults):
-    """``oip``: POST of tensors to ``{url}/v2/models/{model}/infer``.
+    """Wire format ``oip``: POST of tensors to ``{url}/v2/models/{model}/infer``.
 
     The URL may be the server's address, or the URL of a model or of a model version. Without a
     model name, the server's only model is used.
@@ -87,24 +92,26 @@ class OpenInference(Defaults):
     Options:
 
     - ``input``: Name of the input tensor for the image.
-    - ``mean``, ``std``, ``layout`` (CHW or HWC): Form of the pixels, where the metadata lack it.
+    - ``mean``, ``std``: Normalization of the pixels, if the model's metadata do not contain it.
+    - ``layout``: Order of the pixels' axes, CHW or HWC, if the tensor's shape does not show it.
     - ``datatype``, ``shape``: Form of the input tensor, for a server without metadata.
-    - ``scores``: Name of the output tensor with the scores. Without it, it is the one whose name
-      fits ``output``, or else the first one of floating point.
+    - ``scores``: Name of the output tensor with the scores. Without it, the tensor whose name fits
+      ``output`` is used, or else the first one of floating point.
     - ``output``: Type of the scores: ``probabilities``, ``logits`` or ``embedding``. Without it,
       the output tensor's name decides, or else the first answer.
-    - ``classification``: Number k of best labels, requested by the classification extension.
+    - ``classification``: Number of best labels to request, on a server with the classification
+      extension.
 
     Attributes:
         endpoint: Endpoint to query; its labels take precedence over the model's own ``classes``.
         model: Path of the model below ``/v2/models/``; empty until the server returns it.
-        question: Request that ``describe`` returns next.
+        question: What the next request from ``describe`` asks the server for.
         input: Input tensor for the image; None until the metadata are read.
         output: Name of the output tensor with the scores; empty for the first one.
         classification: Number of labels to request; 0 requests all scores.
         binary: Whether requests use the binary tensor extension.
-        reader: Reader with the names and the type of the scores.
-        learnt: Set that contains ``"binary"`` once the binary form has worked.
+        reader: Reader that turns the scores into an answer.
+        learnt: Set that contains ``"binary"`` once a request with binary tensors has worked.
     """
 
     endpoint: Endpoint
@@ -120,7 +127,7 @@ class OpenInference(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> OpenInference:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -142,12 +149,12 @@ class OpenInference(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is one of the protocol's paths below ``/v2``."""
+        """Whether this is a path of the Open Inference Protocol, such as ``/v2/models/{model}``."""
         return re.search(rf"{ENDING}$", path.rstrip("/")) is not None
 
     @property
     def dialect(self) -> str:
-        """Name, with the form of the tensors and digests of the request and of the reader."""
+        """Text for the cache key: name, datatype, ``binary`` or ``JSON``, settings' digests."""
         tensor = self.input or Input("", "", ())
         request_digest = digest(
             tensor.name,
@@ -169,13 +176,16 @@ class OpenInference(Defaults):
 
     @property
     def proven(self) -> bool:
-        """Whether the binary form has worked once."""
+        """Whether tensors are sent in binary, and such a request has worked once."""
         return self.binary and "binary" in self.learnt
 
     # ---- finding the model and its tensors
 
     def describe(self) -> WireRequest:
-        """Return a request for the model's metadata, or the next one that finds its name."""
+        """Return a request for the model's metadata; without a model name, for a list of models.
+
+        The server's own metadata are requested before such a list.
+        """
         headers = {"accept": "application/json"}
         if self.question == "index":
             headers["content-type"] = "application/json"
@@ -184,7 +194,11 @@ class OpenInference(Defaults):
         return WireRequest("GET", self._at(paths[self.question]), headers)
 
     def described(self, response: WireResponse) -> Described | OpenInference | None:
-        """Read the metadata, or find the model's name; None if this is another protocol's response.
+        """Read the response to the request from ``describe``.
+
+        Returns:
+            The description in the model's metadata. Or the wire format whose ``describe`` request
+            must be sent next. Or None, if the response belongs to another protocol.
 
         Raises:
             ConfigurationError: There are several models or none, or the metadata are incomplete.
@@ -207,9 +221,9 @@ class OpenInference(Defaults):
         return replace(self, model=quote(name, safe=""), question="model")
 
     def _read(self, metadata: Mapping[str, Any]) -> Described | None:
-        """Return the description in a model's metadata; None if it is unusable.
+        """Return the description in a model's metadata; None if there are no usable metadata.
 
-        Options replace missing metadata if the protocol is configured.
+        If the protocol is configured, not detected, options may replace missing metadata.
         """
         inputs = metadata.get("inputs")
         is_auto = self.endpoint.protocol == "auto"
@@ -226,7 +240,7 @@ class OpenInference(Defaults):
         return Described(completed, completed._info(metadata))
 
     def _with_tensors(self, metadata: Mapping[str, Any]) -> OpenInference:
-        """Return a copy that uses the tensors of the metadata, which are untrusted."""
+        """Return a copy that uses the tensors which a model's (untrusted) metadata declare."""
         given = self.endpoint.options
         parameters = _parameters(metadata)
         output = self._choose_output(metadata.get("outputs"))
@@ -289,7 +303,7 @@ class OpenInference(Defaults):
     # ---- images and answers
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         if self.input is None or not self.model:
             raise ConfigurationError("oip: the model's metadata must be read first; see describe")
@@ -313,14 +327,14 @@ class OpenInference(Defaults):
         return WireRequest("POST", self._at(f"/v2/models/{self.model}/infer"), headers, head + tail)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image."""
+        """Return one answer, labels with their scores, per image."""
         answers = _answers(self._wanted(outputs(response)), self.reader)
         if self.binary:
             self.learnt.add("binary")
         return answers
 
     def _wanted(self, tensors: Sequence[Output]) -> Output:
-        """Return the output tensor with the scores."""
+        """Return the output tensor that holds the scores, among the tensors of a response."""
         if self.output:
             candidates = [tensor for tensor in tensors if tensor.name == self.output]
         else:
@@ -332,21 +346,28 @@ class OpenInference(Defaults):
         return best[0]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return False if the server could not read the body, or if the JSON form is tried next.
+        """Return False, no retry, if the server could not parse the body or JSON is tried next.
 
-        Triton returns 500 for a body that it cannot parse, MLServer for a binary body.
+        None otherwise: the retry policy decides. Triton returns 500 for a body that it cannot
+        parse, and MLServer returns 500 for a binary body.
         """
         if _unparsed(response) or self.fallback(response) is not None:
             return False
         return None
 
     def plainer(self) -> OpenInference | None:
-        """Return the JSON form; None if this is the JSON form, or for FP16, which has none."""
+        """Return the wire format with tensors in JSON instead of binary.
+
+        None if this one already uses JSON, or for the datatype FP16, which JSON cannot carry.
+        """
         is_half = self.input is not None and self.input.datatype == "FP16"
         return replace(self, binary=False) if self.binary and not is_half else None
 
     def fallback(self, response: WireResponse) -> OpenInference | None:
-        """Return the JSON form if the server may have refused the binary form."""
+        """Return the wire format with tensors in JSON, if the server may have refused binary ones.
+
+        None if the failure has another cause, or if JSON cannot be used.
+        """
         # MLServer's own refusal of a binary body echoes that body and fails with 500.
         refused = response.status in (400, 415, 422, 500)
         return self.plainer() if refused and not self.proven else None
@@ -359,9 +380,10 @@ def _answers(tensor: Output, reader: Reader) -> list[Answer]:
     """Return one answer per image from the output tensor with the scores.
 
     Args:
-        tensor: Scores, (S,) or (B, S), or an embedding's tokens, (1, T, D), whose first is a ViT's
-            class token. Trailing axes of size 1 are dropped.
-        reader: Reader with the names and the type of the scores.
+        tensor: Scores of S labels, (S,) or, for B images, (B, S). Or D features for each of T
+            tokens, (1, T, D), of which the first token, a ViT's class token, is used. Trailing axes
+            of size 1 are dropped.
+        reader: Reader that turns the scores into an answer.
 
     Raises:
         MalformedAnswerError: The tensor has another datatype or shape, or is empty.
@@ -390,7 +412,10 @@ def _answers(tensor: Output, reader: Reader) -> list[Answer]:
 
 
 def _classified(row: Sequence[Any], reader: Reader) -> Answer:
-    """Return the answer in ``value:index[:label]``, the classification extension's elements."""
+    """Return the answer for one image from texts of the form ``value:index[:label]``.
+
+    The protocol's classification extension returns one such text per label.
+    """
     labels = []
     scores = []
     for item in row:
@@ -402,7 +427,7 @@ def _classified(row: Sequence[Any], reader: Reader) -> Answer:
 
 
 def _element(item: Any) -> tuple[int, str | None, float]:
-    """Return index, label (None if absent) and score of ``value:index[:label]``."""
+    """Return index, label (None if absent) and score from the text ``value:index[:label]``."""
     text = item if isinstance(item, str) else ""
     # The number of digits is limited, because int refuses thousands of them.
     parts = re.fullmatch(r"([^:]+):(\d{1,9})(?::(.*))?", text, re.DOTALL)
@@ -418,7 +443,7 @@ def _element(item: Any) -> tuple[int, str | None, float]:
 
 
 def _json(response: WireResponse) -> Any:
-    """Return the JSON of a success; None for anything else."""
+    """Return the parsed JSON of a successful response; None if it failed or is not JSON."""
     try:
         return response.json() if response.ok else None
     except MalformedAnswerError:
@@ -426,9 +451,9 @@ def _json(response: WireResponse) -> Any:
 
 
 def _model_names(document: Any) -> list[str] | None:
-    """Return the names in a repository's index or in the list of ``GET /v1/models``.
+    """Return the model names in a server's repository index or in its ``GET /v1/models`` list.
 
-    The result is None if the document is neither.
+    Models that are not ready are left out. None if the document is neither.
     """
     items = document.get("models") if isinstance(document, dict) else document
     if not isinstance(items, list):
@@ -448,9 +473,9 @@ def _model_names(document: Any) -> list[str] | None:
 
 
 def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters in a model's metadata.
+    """Return the parameters in a model's metadata, as plain values.
 
-    Triton wraps each value: ``{"string_value": ...}``.
+    Triton wraps each value as ``{"string_value": ...}``; the wrapping is removed.
     """
     wrapped = metadata.get("parameters")
     parameters: dict[str, Any] = {}
@@ -461,6 +486,6 @@ def _parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unparsed(response: WireResponse) -> bool:
-    """Whether the response reports a body that the server could not parse."""
+    """Whether the response says that the server could not parse the request's body."""
     # Only the start is searched, because an error may echo the whole request.
     return response.status == 500 and b"failed to parse" in response.body[:500]

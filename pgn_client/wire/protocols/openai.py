@@ -1,9 +1,9 @@
 """OpenAI's wire formats: a chat that names one of your labels for an image, and image embeddings.
 
-Neither was made for classification. ``response_format`` with an enum restricts the reply to the
-labels, if the server supports it. Label probabilities come from the tokens' log-probabilities, if
-the server returns them. OpenAI's own models resample every image, so a prompt does not reach them
-unchanged.
+Neither was made for classification. If the server supports it, ``response_format`` with an enum
+restricts the reply to the labels. Label probabilities come from the tokens' log-probabilities, if
+the server returns them. OpenAI's own models resample every image, so an image prompt, which PGN
+paints into the pixels, does not reach them unchanged.
 """
 
 from __future__ import annotations
@@ -47,23 +47,24 @@ MOST_ALTERNATIVES = 20
 
 @dataclass(frozen=True, slots=True)
 class Chat(Defaults):
-    """``openai``: ``POST {url}/v1/chat/completions`` with the image as a data URL.
+    """Wire format ``openai``: ``POST {url}/v1/chat/completions`` with the image as a data URL.
 
-    The labels to choose from are ``Endpoint.labels``, so the label mapping ``identity`` applies.
-    The answer is one label, or all labels for which the server returns a token probability.
+    The model chooses one of ``Endpoint.labels``. If they are your classes, no label mapping needs
+    to be learned: use ``identity``. The answer is one label, or all labels for which the server
+    returns a token probability.
 
     Options:
 
-    - ``prompt``: Text with ``{labels}`` in the place of the labels.
+    - ``prompt``: Question to the model, with ``{labels}`` in the place of the labels.
     - ``parameters``: Object that is merged into the request body, for example
       ``{"max_completion_tokens": 50}``. The value null removes a key.
 
     Attributes:
         endpoint: Endpoint to query, with the labels to choose from.
         model: Name of the model; empty until the server returns its only one.
-        closed: Whether to request the enum and token probabilities; False leaves out both, because
-            some servers refuse them.
-        learnt: Set that contains ``"closed"`` once the closed form has worked.
+        closed: Whether to restrict the reply to the labels by an enum, and to request token
+            probabilities; False leaves out both, because some servers refuse them.
+        learnt: Set that contains ``"closed"`` once a request with both has worked.
     """
 
     endpoint: Endpoint
@@ -74,7 +75,7 @@ class Chat(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Chat:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid, or there are no labels.
@@ -92,34 +93,34 @@ class Chat(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether the path ends in ``/chat/completions``."""
+        """Whether a URL path ends in ``/chat/completions``."""
         return path.rstrip("/").endswith("/chat/completions")
 
     @property
     def dialect(self) -> str:
-        """Name, with the form and a digest of the labels and options."""
+        """Text for the cache key: name, ``closed`` or ``open``, digest of labels and options."""
         request_digest = digest(self.endpoint.labels, dict(self.endpoint.options))
         return f"{self.name} {'closed' if self.closed else 'open'} {request_digest}"
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is set."""
+        """Whether the model's name is known, so that images can be encoded."""
         return bool(self.model)
 
     @property
     def proven(self) -> bool:
-        """Whether the closed form has worked once."""
+        """Whether an enum and token probabilities are requested, and such a request has worked."""
         return self.closed and "closed" in self.learnt
 
     def describe(self) -> WireRequest:
-        """Return the request for the list of models."""
+        """Return the HTTP request for the list of the server's models."""
         return _models(self.endpoint)
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the list of models; None if this is another protocol's response.
+        """Return the description in the list of models; None if it is another protocol's response.
 
-        Only the embedding server Infinity lists the capability ``image_embed``. Such a model has no
-        chat, so the wire format becomes ``Embeddings``.
+        A model with the capability ``image_embed``, which only the embedding server Infinity lists,
+        has no chat: the wire format in the description is then ``Embeddings``.
 
         Raises:
             ConfigurationError: There is no model, or there are several and none is configured.
@@ -135,7 +136,7 @@ class Chat(Defaults):
         return Described(replace(self, model=model), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image.
+        """Return the HTTP request that sends exactly one image to the model.
 
         Raises:
             ConfigurationError: There are no labels to choose from.
@@ -169,7 +170,7 @@ class Chat(Defaults):
         return post(join(self.endpoint.url, path, ENDING), without_nulls)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer for the one image.
+        """Return a list with the one image's answer: its labels and scores.
 
         Raises:
             MalformedAnswerError: The model refuses, or its reply names none of the labels; the
@@ -192,7 +193,10 @@ class Chat(Defaults):
         return [scores or Answer((label,), (1.0,), "label")]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return False for an account without credit, whose requests always get 429."""
+        """Return False, no retry, for an account without credit; None otherwise.
+
+        Every request of such an account gets the status 429.
+        """
         # Only the start is searched, because an error may echo the whole request.
         no_credit = response.status == 429 and b"insufficient_quota" in response.body[:2000]
         return False if no_credit else None
@@ -202,22 +206,25 @@ class Chat(Defaults):
         return _reset(response)
 
     def plainer(self) -> Chat | None:
-        """Return the form without enum and token probabilities; None if this is that form."""
+        """Return this wire format without enum and token probabilities; None if it has neither."""
         return replace(self, closed=False) if self.closed else None
 
     def fallback(self, response: WireResponse) -> Chat | None:
-        """Return the plainer form if the server may have refused the enum or the probabilities."""
+        """Return the wire format without enum and token probabilities, if they may be refused.
+
+        None if the failed response has another cause, or if neither was requested.
+        """
         return self.plainer() if response.status in (400, 422) and not self.proven else None
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings(Defaults):
-    """``openai-embeddings``: ``POST {url}/v1/embeddings``, with images as Infinity takes them.
+    """Wire format ``openai-embeddings``: ``POST {url}/v1/embeddings`` with an image as a data URL.
 
-    That form is a data URL with ``modality: image``. There is no standard for images: a server that
-    ignores ``modality`` embeds the data URL as text, and its response looks the same. Use the
-    protocol ``custom`` for other forms (vLLM, Jina). A URL that ends in ``/embeddings`` is used
-    unchanged, because Infinity's own path has no ``/v1``.
+    The request says ``modality: image``, as the server Infinity expects; there is no standard for
+    images. A server that ignores ``modality`` embeds the data URL as text, and its response looks
+    the same. For servers with other forms (vLLM, Jina), use the protocol ``custom``. A URL that
+    ends in ``/embeddings`` is used unchanged, because Infinity's own path has no ``/v1``.
 
     Attributes:
         endpoint: Endpoint to query.
@@ -231,7 +238,7 @@ class Embeddings(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Embeddings:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -242,20 +249,20 @@ class Embeddings(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether the path ends in ``/embeddings``."""
+        """Whether a URL path ends in ``/embeddings``."""
         return path.rstrip("/").endswith("/embeddings")
 
     @property
     def complete(self) -> bool:
-        """Whether the model's name is set."""
+        """Whether the model's name is known, so that images can be encoded."""
         return bool(self.model)
 
     def describe(self) -> WireRequest:
-        """Return the request for the list of models."""
+        """Return the HTTP request for the list of the server's models."""
         return _models(self.endpoint)
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the list of models; None if this is another protocol's response.
+        """Return the description in the list of models; None if it is another protocol's response.
 
         Raises:
             ConfigurationError: There is no model, or there are several and none is configured.
@@ -267,7 +274,7 @@ class Embeddings(Defaults):
         return Described(replace(self, model=model), ModelInfo(model))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         document = {
             "model": self.model,
@@ -279,9 +286,9 @@ class Embeddings(Defaults):
         return post(join(self.endpoint.url, path, ENDING), document)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one embedding per image.
+        """Return one answer, the embedding, per image.
 
-        Each is a list of numbers, or base64 of little-endian float32.
+        In the response, an embedding is a list of numbers, or base64 of little-endian float32.
         """
         document = response.json()
         data = document.get("data") if isinstance(document, dict) else None
@@ -295,7 +302,7 @@ class Embeddings(Defaults):
 
 
 def _path(url: str, path: str) -> str:
-    """Return ``path`` below ``/v1``, or alone if the URL already ends in it without ``/v1``."""
+    """Return ``path`` after ``/v1``, or ``path`` alone if the URL ends in it without ``/v1``."""
     without_v1 = re.search(rf"(?<!/v1){path}$", url.partition("?")[0].rstrip("/"))
     return path if without_v1 else f"/v1{path}"
 
@@ -315,7 +322,7 @@ def _closed_set(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _models(endpoint: Endpoint) -> WireRequest:
-    """Return the request for the list of models."""
+    """Return the HTTP request for the list of an endpoint's models."""
     # Infinity lists its models beside its own path, /embeddings, which may have no /v1.
     path = _path(endpoint.url, "/embeddings").replace("/embeddings", "/models")
     return WireRequest("GET", join(endpoint.url, path, ENDING), {"accept": "application/json"})
@@ -336,7 +343,7 @@ def _cards(response: WireResponse) -> list[dict[str, Any]] | None:
 
 
 def _vector(item: Any) -> list[Any]:
-    """Return the numbers of one embedding, which may be encoded in base64."""
+    """Return the numbers of the embedding in one entry of the response, decoded from base64."""
     value = item.get("embedding") if isinstance(item, dict) else None
     if isinstance(value, str):
         try:
@@ -351,9 +358,10 @@ def _vector(item: Any) -> list[Any]:
 
 
 def _reset(response: WireResponse) -> float | None:
-    """Return the seconds in ``x-ratelimit-reset-requests``: ``1s``, ``6m0s``, ``20ms``.
+    """Return the seconds until the rate limit resets; None if the response does not give them.
 
-    Successful responses have the header too, so it counts for a 429 only.
+    They are in the header ``x-ratelimit-reset-requests``, as ``1s``, ``6m0s`` or ``20ms``.
+    Successful responses have the header too, so it counts for the status 429 only.
     """
     text = response.headers.get("x-ratelimit-reset-requests", "") if response.status == 429 else ""
     # (?!s) keeps the milliseconds in 20ms from being read as minutes.

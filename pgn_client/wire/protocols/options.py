@@ -11,13 +11,13 @@ from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import excerpt
 
 FOR_ALL = ("key_header",)
-"""Options of every wire format; ``Endpoint`` itself reads them."""
+"""Names of the options that every wire format has; ``Endpoint`` itself reads them."""
 
 
 def options(
     endpoint: Endpoint, protocol: str, types: Mapping[str, type | tuple[type, ...]]
 ) -> dict[str, Any]:
-    """Return the options of one wire format.
+    """Check and return the endpoint's options for one wire format.
 
     Args:
         endpoint: Endpoint with the options. If its protocol is ``auto``, options of other wire
@@ -49,7 +49,7 @@ def options(
 
 
 def choice(name: str, value: str | None, known: Sequence[str]) -> None:
-    """Check an option that takes one of a few values; None means that it is not given.
+    """Check that an option has one of the ``known`` values; None means that it is not given.
 
     Raises:
         ConfigurationError: The value is invalid; the message lists the valid ones.
@@ -59,7 +59,7 @@ def choice(name: str, value: str | None, known: Sequence[str]) -> None:
 
 
 def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
-    """Return the endpoint's labels, for a wire format that sends them to the server.
+    """Check and return the endpoint's labels, for a wire format that sends them to the server.
 
     Raises:
         ConfigurationError: There are fewer than two labels, or one occurs twice.

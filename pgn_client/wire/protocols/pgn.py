@@ -1,4 +1,4 @@
-"""The project's own wire format: a request with the raw bytes of an image returns all classes.
+"""The wire format ``pgn`` of this project's own server: one image in, scores of all classes out.
 
 ``tests/contract/wire/README.md`` specifies ``POST {url}/v1/classify`` and ``GET {url}/v1/model``.
 """
@@ -36,7 +36,7 @@ _KINDS: dict[str, ScoreKind] = {
 
 @dataclass(frozen=True, slots=True)
 class PGN(Defaults):
-    """``pgn``: raw bytes of one image per request.
+    """Wire format ``pgn`` of this project's server: each request sends the raw bytes of one image.
 
     Attributes:
         url: Address of the server; it may end in ``/v1/classify``.
@@ -48,18 +48,18 @@ class PGN(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> PGN:
-        """Bind the wire format to an endpoint."""
+        """Return this wire format, bound to an endpoint."""
         # Refuses all options: this wire format has none.
         options(endpoint, "pgn", {})
         return cls(endpoint.url)
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether the path ends in ``/v1/classify``."""
+        """Whether a URL path ends in ``/v1/classify``."""
         return path.endswith("/v1/classify")
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         headers = {"content-type": image.media_type, "accept": "application/json"}
         url = join(self.url, "/v1/classify")
@@ -68,18 +68,18 @@ class PGN(Defaults):
         return WireRequest("POST", url, headers, image.data)
 
     def card_of(self, adapter: str) -> WireRequest:
-        """Return the request for the card of the uploaded checkpoint with this name."""
+        """Return the HTTP request for the metadata (card) of the uploaded checkpoint."""
         url = join(self.url, f"/v1/adapters/{adapter}")
         return WireRequest("GET", url, {"accept": "application/json"})
 
     def upload(self, adapter: str, data: bytes) -> WireRequest:
-        """Return the request that uploads a checkpoint file under this name."""
+        """Return the HTTP request that uploads a checkpoint file under the name ``adapter``."""
         url = join(self.url, f"/v1/adapters/{adapter}")
         headers = {"content-type": "application/octet-stream", "accept": "application/json"}
         return WireRequest("PUT", url, headers, data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return one answer per image from a successful response."""
+        """Return one answer, labels with their scores, per image from a successful response."""
         document = response.json()
         fields = document if isinstance(document, dict) else {}
         kind = _KINDS.get(str(fields.get("output")))
@@ -89,11 +89,14 @@ class PGN(Defaults):
         return [_answer(item, kind) for item in predictions]
 
     def describe(self) -> WireRequest:
-        """Return the request for the model's description."""
+        """Return the HTTP request for the model's description, ``GET /v1/model``."""
         return WireRequest("GET", join(self.url, "/v1/model"), {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """Read the response to ``GET /v1/model``; None if it is another protocol's."""
+        """Return the description in a response to ``GET /v1/model``.
+
+        None if the response belongs to another protocol.
+        """
         decoded = decode_model(response)
         if decoded is None:
             return None
@@ -102,7 +105,7 @@ class PGN(Defaults):
 
 
 def _answer(item: Any, kind: ScoreKind) -> Answer:
-    """Return the answer in one entry of ``predictions``."""
+    """Return the answer for one image, from its entry in the response's ``predictions``."""
     fields = item if isinstance(item, dict) else {}
     labels = fields.get("labels")
     scores = fields.get("scores")
@@ -121,9 +124,9 @@ def _answer(item: Any, kind: ScoreKind) -> Answer:
 def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | None:
     """Return the model's description and limits in a response to ``GET /v1/model``.
 
-    The result is None if the response belongs to another protocol: it then has no patch embedding,
-    no classes, no input size and no profile. The response is untrusted, so fields of a wrong type
-    are left out.
+    The result is None if the response belongs to another protocol. Such a response names no hash of
+    a patch embedding, no classes, no input size and no preprocessing profile. The response is
+    untrusted, so fields of a wrong type are left out.
     """
     try:
         document = response.json()
@@ -155,7 +158,7 @@ def decode_model(response: WireResponse) -> tuple[ModelInfo, dict[str, int]] | N
 
 
 def join(url: str, path: str) -> str:
-    """Append a path to a URL, in the place of ``/v1/classify`` if the URL ends in it.
+    """Return a URL with a path appended; it replaces ``/v1/classify`` at the URL's end.
 
     A trailing slash is dropped and a query is kept.
     """
@@ -163,10 +166,10 @@ def join(url: str, path: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """Return a text that is not empty; None for anything else."""
+    """Return the value if it is a text that is not empty; None otherwise."""
     return value if isinstance(value, str) and value else None
 
 
 def _count(value: Any) -> int | None:
-    """Return a whole number above 0; None for anything else."""
+    """Return the value if it is a whole number above 0; None otherwise."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,8 +1,9 @@
-"""SageMaker: ``/invocations`` of a container, and ``/endpoints/{name}/invocations`` of the runtime.
+"""The wire format of Amazon SageMaker, for its hosted runtime and for its model containers.
 
-The runtime forwards requests to the container, which defines the body. This module sends a raw
-image, or the JSON of Hugging Face's containers. The runtime requires AWS's signature (SigV4)
-instead of a key. A container on your own machine requires no authentication.
+The runtime, AWS's public service, takes requests at ``/endpoints/{name}/invocations``. It forwards
+them to ``/invocations`` of a container, which defines the body. This module sends a raw image, or
+the JSON of Hugging Face's containers. The runtime requires AWS's signature (SigV4) instead of a
+key. A container on your own machine requires no authentication.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ THROTTLED = (
 
 @dataclass(frozen=True, slots=True)
 class SageMaker(Defaults):
-    """``sagemaker``: one raw image per request, and a response in any form that ``Reader`` reads.
+    """Wire format ``sagemaker``: each request sends one image, raw or in JSON.
 
-    The URL may end in ``/invocations``. Otherwise it is the address of a container or, if a model
-    name is given, of the runtime; the model is then the name of the SageMaker endpoint.
+    The response may have any form that ``Reader`` reads. A URL that ends in ``/invocations`` is
+    used unchanged. Any other URL is the address of a container or, if a model name is given, of
+    AWS's runtime. The model name is then the name of the SageMaker endpoint.
 
     Options:
 
@@ -55,8 +57,8 @@ class SageMaker(Defaults):
 
     Attributes:
         url: URL that images are sent to.
-        parameters: Parameters of the JSON form; empty for the raw form.
-        reader: Reader with the names and the type of the scores.
+        parameters: Parameters to send in JSON with the image; if empty, the raw image is sent.
+        reader: Reader that turns the scores into an answer.
     """
 
     url: str
@@ -66,7 +68,7 @@ class SageMaker(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> SageMaker:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid.
@@ -82,17 +84,17 @@ class SageMaker(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether the path ends in ``/invocations``."""
+        """Whether a URL path ends in ``/invocations``."""
         return path.rstrip("/").endswith("/invocations")
 
     @property
     def dialect(self) -> str:
-        """Name, with the form and digests of the parameters and of the reader's settings."""
+        """Text for the cache key: the name, ``raw`` or a digest of the parameters, and labels."""
         form = digest(self.parameters) if self.parameters else "raw"
         return " ".join(filter(None, (self.name, form, self.reader.digest)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image."""
+        """Return the HTTP request that sends exactly one image to the model."""
         (image,) = images
         if self.parameters:
             inputs = base64.b64encode(image.data).decode("ascii")
@@ -101,9 +103,9 @@ class SageMaker(Defaults):
         return WireRequest("POST", self.url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer for the one image.
+        """Return a list with the one image's answer: its labels and scores.
 
-        Some containers wrap it in ``{"predictions": [...]}``.
+        Some containers wrap the scores in ``{"predictions": [...]}``.
         """
         document = response.json()
         if isinstance(document, dict) and isinstance(document.get("predictions"), list):
@@ -111,10 +113,10 @@ class SageMaker(Defaults):
         return [self.reader.read(document)]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return whether to retry, for the statuses that AWS uses in its own way.
+        """Return whether to retry a failed request; None leaves it to the retry policy.
 
-        424 wraps an error of the container, whose own status decides. 400 may mean throttling. 530
-        is a status of AWS's own, and a retry may help.
+        Three HTTP statuses have a special meaning at AWS. 424 reports an error of the container,
+        whose own status decides. 400 is retried if it reports throttling. 530 is retried.
         """
         if response.status == 424:
             status = _fields(response).get("OriginalStatusCode")
@@ -126,7 +128,10 @@ class SageMaker(Defaults):
 
 
 def _is_throttled(response: WireResponse) -> bool:
-    """Whether one of the places for AWS's error type names throttling."""
+    """Whether AWS refused the request because too many were sent.
+
+    AWS's services name the type of an error in different headers and fields; all are searched.
+    """
     fields = _fields(response)
     # AWS's services differ in the place of the error type; only the first is SageMaker's own.
     error_types = [
@@ -140,7 +145,7 @@ def _is_throttled(response: WireResponse) -> bool:
 
 
 def _fields(response: WireResponse) -> dict[str, Any]:
-    """Return the JSON object in the body; empty if there is none."""
+    """Return the JSON object in a response's body; empty if there is none."""
     try:
         document = response.json()
     except MalformedAnswerError:

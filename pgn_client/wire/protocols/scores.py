@@ -1,8 +1,9 @@
 """Reads the scores of one image, in any of the forms that endpoints use, into an ``Answer``.
 
-The forms are ``[0.7, 0.3]`` (the S labels then come from the config), ``{"cat": 0.7, "dog": 0.3}``,
+The forms are ``[0.7, 0.3]`` (the labels then come from the config), ``{"cat": 0.7, "dog": 0.3}``,
 ``[{"label": "cat", "score": 0.7}, ...]`` and ``{"labels": ["cat", "dog"], "scores": [0.7, 0.3]}``.
-The last may use other keys (``CLASSES``, ``SCORES``). Each form may be wrapped in a list of one.
+The last form may have other keys (``CLASSES``, ``SCORES``). Each form may be the only element of a
+list.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ FORMS = "scores: a list of numbers, {label: score}, [{label, score}, ...] or {la
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reader of one endpoint's scores.
+    """Turns the scores in an endpoint's responses into answers: labels with scores of a known type.
 
-    The forms do not define the type of the scores. Unless ``kind`` is set, the scores are logits in
-    these cases, and probabilities otherwise:
+    A response does not say whether its scores are probabilities or logits. Unless ``kind`` is set,
+    they are logits in these cases, and probabilities otherwise:
 
     - A score is negative.
-    - The scores are named, and sum to more than 1 + 1e-3 (float32 rounding of many classes).
-    - The scores are all S without labels, and do not sum to 1 ± 1e-2 (float16 rounding).
+    - The scores come with labels, and sum to more than 1 + 1e-3. The margin is for rounding in
+      float32.
+    - The scores come without labels, so for all classes, and do not sum to 1 ± 1e-2. The margin is
+      for rounding in float16.
 
     The first answer decides for all later ones: a server keeps its type of scores, but the logits
     of one image may look like probabilities by chance.
@@ -48,7 +51,7 @@ class Reader:
     Attributes:
         labels: Names for scores that come without labels, in the model's order; if empty, the names
             are ``class 0``, ``class 1``, ….
-        kind: Configured or measured type of the scores; None if unknown.
+        kind: Type of the scores, configured or measured by a probe; None if unknown.
         learnt: ``{"kind": ...}`` with the type of the scores, once the first answer has decided it
             (a dict, because ``setdefault`` is atomic).
     """
@@ -59,9 +62,9 @@ class Reader:
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Reader:
-        """Return the reader for an endpoint.
+        """Return the reader for an endpoint's scores.
 
-        The type of the scores is the option ``output``, or else the result of a probe.
+        The type of the scores comes from the option ``output``, or else from an earlier probe.
 
         Raises:
             ConfigurationError: The option is none of ``KINDS``.
@@ -73,14 +76,14 @@ class Reader:
 
     @property
     def digest(self) -> str:
-        """Digest of the settings that change the answers; empty if nothing is set."""
+        """Digest of the labels and the type of scores, for a cache key; empty if neither is set."""
         return digest(self.labels, self.kind) if self.labels or self.kind else ""
 
     def read(self, document: Any) -> Answer:
-        """Return the answer in the JSON about one image.
+        """Return the answer, labels with scores, from a response's parsed JSON about one image.
 
         Raises:
-            MalformedAnswerError: The document has none of the forms, or its scores are invalid.
+            MalformedAnswerError: The JSON has none of the known forms, or its scores are invalid.
         """
         while (
             isinstance(document, list)
@@ -102,7 +105,7 @@ class Reader:
         raise MalformedAnswerError(_as_json(document), FORMS)
 
     def _object(self, document: dict[Any, Any]) -> Answer:
-        """Return the answer in ``{labels, scores}`` or ``{label: score}``."""
+        """Return the answer from a JSON object, ``{labels, scores}`` or ``{label: score}``."""
         labels = _first_list(document, CLASSES)
         scores = _first_list(document, SCORES)
         if labels is not None and scores is not None:
@@ -112,9 +115,9 @@ class Reader:
         return self.pairs(list(document), list(document.values()))
 
     def numbers(self, scores: Sequence[Any]) -> Answer:
-        """Return the answer in S scores without labels, in the model's order.
+        """Return the answer from scores without labels, one per class in the model's order.
 
-        For an embedding these are its D numbers.
+        For an embedding, the numbers are its features.
 
         Raises:
             MalformedAnswerError: The numbers of scores and labels differ, or a score is not a
@@ -130,7 +133,7 @@ class Reader:
         return self._answer(checked_scores(labels, scores), complete=True)
 
     def pairs(self, labels: Sequence[Any], scores: Sequence[Any]) -> Answer:
-        """Return the answer in named scores: those of all labels, or of the best.
+        """Return the answer from labels and their scores, of all classes or only of the best ones.
 
         Raises:
             MalformedAnswerError: There is no label, a label is not text, or a score is not a finite
@@ -145,7 +148,10 @@ class Reader:
         return self._answer(checked_scores(labels, scores), complete=False)
 
     def _answer(self, pairs: list[tuple[str, float]], *, complete: bool) -> Answer:
-        """Return the answer in checked pairs; ``complete`` means that they cover all S labels."""
+        """Return the answer from checked (label, score) pairs.
+
+        ``complete`` means that the pairs cover all labels of the model.
+        """
         scores = [score for _, score in pairs]
         # The slack allows for rounding; see ``Reader``.
         kind = self._kind(scores, 1e-2 if complete else 1e-3, complete)
@@ -158,7 +164,11 @@ class Reader:
         return best_first(merged, kind)
 
     def _kind(self, scores: list[float], slack: float, complete: bool) -> ScoreKind:
-        """Return the type of the scores; the first answer without a configured one decides."""
+        """Return the type of the scores: the configured one, or else that of the first answer.
+
+        ``slack`` is how far a sum of probabilities may be from 1 by rounding. ``complete`` means
+        that the scores cover all labels of the model.
+        """
         lowest = min(scores)
         total = sum(scores)
         if self.kind is not None:
@@ -187,7 +197,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def _first_list(document: dict[Any, Any], keys: Sequence[str]) -> list[Any] | None:
-    """Return the first value that is a list among these keys; None if there is none."""
+    """Return the value of the first of these keys that holds a list; None if none does."""
     for key in keys:
         value = document.get(key)
         if isinstance(value, list):
@@ -200,7 +210,7 @@ def _as_json(document: Any) -> str:
 
 
 def _merged(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> list[tuple[str, float]]:
-    """Return one score per label, by adding up the probabilities of equal labels.
+    """Return one (label, score) pair per label, adding up the probabilities of equal labels.
 
     Two classes may have one name: ImageNet has two classes "crane".
     """

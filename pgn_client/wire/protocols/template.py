@@ -12,9 +12,10 @@ PLACEHOLDERS = ("{base64}", "{data_url}")
 
 
 def fill(template: Any, image: Payload, model: str | None = None) -> Any:
-    """Return the template with ``{base64}``, ``{data_url}`` and ``{model}`` replaced.
+    """Return a copy of a request template with the image and the model's name filled in.
 
-    They are replaced in every text, but not in the keys of objects.
+    ``{base64}``, ``{data_url}`` and ``{model}`` are replaced in every text, but not in the keys of
+    objects.
 
     Args:
         template: Template as parsed JSON: an object, a list, a text, or another value.
@@ -43,6 +44,6 @@ def _filled(part: Any, values: dict[str, str]) -> Any:
 
 
 def holds_image(template: Any) -> bool:
-    """Whether a template contains ``{base64}`` or ``{data_url}``."""
+    """Whether a template has a place for the image: ``{base64}`` or ``{data_url}``."""
     text = json.dumps(template)
     return any(name in text for name in PLACEHOLDERS)

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol's tensors: encodes the input from an image, and decodes the outputs.
+"""Tensors of the Open Inference Protocol: encodes an image as input, and decodes the outputs.
 
-In JSON, a tensor's elements are a list. With the binary extension, the tensors follow the JSON in
-the order in which it names them. Numbers are little-endian there, and an element of BYTES is its
-length (uint32) and the bytes.
+In JSON, a tensor's elements are a list. With the protocol's binary extension, the tensors' bytes
+follow the JSON, in the order in which the JSON names them. Numbers are then little-endian, and an
+element of BYTES is its length (uint32) followed by its bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONGEST_SIDE = 2**13
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The input tensor for one image.
+    """Form of the model's input tensor for one image.
 
     Attributes:
         name: Name of the tensor.
@@ -55,17 +55,21 @@ class Input:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels; -1 is any size, and (-1, -1) for files."""
+        """Height and width in pixels that the model takes; -1 is any size.
+
+        (-1, -1) for BYTES, which takes an image file.
+        """
         if self.datatype == "BYTES":
             return -1, -1
         height, width = self.shape[-2:] if self.layout == "CHW" else self.shape[-3:-1]
         return height, width
 
     def array(self, payload: Payload) -> NDArray[Any]:
-        """Return the image as (H, W, 3) or (3, H, W), with a batch axis if the model declares one.
+        """Return the image's pixels as an array, (H, W, 3) or (3, H, W) for height H and width W.
 
-        An image of another size is resized to the model's (bicubic) without keeping its aspect
-        ratio. Normalization uses float32.
+        The array has a leading batch axis if the model declares one. An image of another size is
+        resized to the model's input size (bicubic), without keeping its aspect ratio. Normalization
+        uses float32.
         """
         image = payload.image
         if image is None:
@@ -88,7 +92,11 @@ class Input:
         return np.ascontiguousarray(pixels[None] if len(self.shape) == 4 else pixels)
 
     def tensor(self, image: Payload, *, binary: bool) -> tuple[dict[str, Any], bytes]:
-        """Return the tensor's JSON, and the bytes that follow the JSON in the binary form."""
+        """Return an image as a tensor: a JSON object, and the bytes to append to the request.
+
+        With ``binary``, the elements are in the bytes; otherwise they are in the JSON, and the
+        bytes are empty.
+        """
         data: list[Any] = []
         tail = b""
         if self.datatype == "BYTES":
@@ -115,9 +123,9 @@ class Input:
 def choose_input(
     inputs: Sequence[Any], given: Mapping[str, Any], declared: Mapping[str, Any]
 ) -> Input:
-    """Return the input tensor for the image.
+    """Return the model's input tensor that takes the image.
 
-    It is the one that the option ``input`` names, or the first one that can take an image.
+    It is the one that the option ``input`` names, or else the first one that can take an image.
 
     Args:
         inputs: Inputs in the model's metadata, untrusted.
@@ -150,7 +158,10 @@ def choose_input(
 
 
 def _complete(tensor: Input, given: Mapping[str, Any], declared: Mapping[str, Any]) -> Input:
-    """Return the input with layout, mean and std from the options or the metadata."""
+    """Return the input tensor, completed with the layout, mean and std of its pixels.
+
+    Options (``given``) come before the model's metadata (``declared``).
+    """
     if tensor.datatype == "BYTES":
         return tensor
 
@@ -179,7 +190,7 @@ def _complete(tensor: Input, given: Mapping[str, Any], declared: Mapping[str, An
 
 
 def _layout(shape: tuple[int, ...]) -> str:
-    """Return the layout that a shape shows by its axis of size 3; empty if it is ambiguous."""
+    """Return CHW or HWC, by which axis of a shape has size 3; empty if that is ambiguous."""
     channels_first = shape[-3] == 3
     channels_last = shape[-1] == 3
     if channels_first and not channels_last:
@@ -190,7 +201,10 @@ def _layout(shape: tuple[int, ...]) -> str:
 
 
 def _three(name: str, value: Any) -> tuple[float, ...]:
-    """Return three numbers from ``[0.5, 0.5, 0.5]``, ``[0.5]``, 0.5, or one of them as text."""
+    """Return three numbers, one per color channel, from an option or the model's metadata.
+
+    The value is ``[0.5, 0.5, 0.5]``, ``[0.5]``, 0.5, or one of these as text.
+    """
     if isinstance(value, str):
         value = _list(value)
     numbers = value if isinstance(value, list) else [value]
@@ -208,7 +222,7 @@ def _three(name: str, value: Any) -> tuple[float, ...]:
 
 
 def _list(text: str) -> Any:
-    """Return the list in a text, which is JSON or elements with commas; None if it is neither."""
+    """Return the list in a text such as ``[1, 2]`` or ``1, 2``; None if it is not JSON."""
     try:
         return json.loads(text if text.strip().startswith("[") else f"[{text}]")
     # Deeply nested brackets raise RecursionError.
@@ -217,7 +231,10 @@ def _list(text: str) -> Any:
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """Return the class names in metadata, a list or its JSON text; empty for anything else."""
+    """Return the class names in a value from metadata: a list, or a list written as JSON text.
+
+    Empty for anything else.
+    """
     value = _list(value) if isinstance(value, str) else value
     are_texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return tuple(value) if are_texts else ()
@@ -225,7 +242,7 @@ def texts(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output tensor of a response.
+    """One decoded output tensor of a response.
 
     Attributes:
         name: Name of the tensor.
@@ -268,7 +285,11 @@ def outputs(response: WireResponse) -> list[Output]:
 
 
 def _output(item: Any, rest: bytes) -> tuple[Output, bytes]:
-    """Return one tensor, and the part of the binary data ``rest`` that follows it."""
+    """Return one decoded output tensor, and the binary data that remain after it.
+
+    ``item`` is the tensor's JSON. ``rest`` are the binary data, which start with this tensor's
+    elements unless the JSON holds them.
+    """
     fields = item if isinstance(item, dict) else {}
     name = fields.get("name")
     datatype = fields.get("datatype")
@@ -303,7 +324,7 @@ def _flat(data: Any) -> list[Any]:
 
 
 def _unpacked(datatype: str, data: bytes) -> list[Any]:
-    """Return the elements in a tensor's binary data."""
+    """Return the elements of one tensor, decoded from its binary data: numbers or texts."""
     dtype = np.dtype(FLOATS[datatype]) if datatype in FLOATS else None
     if dtype is not None and len(data) % dtype.itemsize == 0:
         return [float(number) for number in np.frombuffer(data, dtype)]

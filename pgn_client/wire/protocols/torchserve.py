@@ -1,6 +1,6 @@
-"""TorchServe's inference API: ``/predictions/{model}`` takes a raw image.
+"""The wire format of TorchServe's inference API: ``/predictions/{model}`` takes a raw image.
 
-Its default image classifier returns the best five labels with their scores.
+TorchServe's default image classifier returns the best five labels with their scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MODEL = r"/predictions/([^/]+(?:/[^/]+)?)/*"
 
 @dataclass(frozen=True, slots=True)
 class TorchServe(Defaults):
-    """``torchserve``: ``POST {url}/predictions/{model}``.
+    """Wire format ``torchserve``: one raw image to ``POST {url}/predictions/{model}``.
 
     The URL may be the server's address, or end in the model's name, with or without its version.
 
@@ -41,9 +41,9 @@ class TorchServe(Defaults):
 
     Attributes:
         endpoint: Endpoint to query; its labels name scores that come without labels.
-        model: Path of the model below ``/predictions/``; empty if it is unknown, because only the
-            management API lists models.
-        reader: Reader with the names and the type of the scores.
+        model: Path of the model below ``/predictions/``; empty if it is not given. This API does
+            not list models.
+        reader: Reader that turns the scores into an answer.
     """
 
     endpoint: Endpoint
@@ -53,7 +53,7 @@ class TorchServe(Defaults):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> TorchServe:
-        """Bind the wire format to an endpoint.
+        """Return this wire format, bound to an endpoint.
 
         Raises:
             ConfigurationError: An option is unknown or invalid, or the protocol is configured
@@ -70,27 +70,27 @@ class TorchServe(Defaults):
 
     @classmethod
     def recognises(cls, path: str) -> bool:
-        """Whether this is a model's path, ``/predictions/{model}``."""
+        """Whether this is the URL path of a model, ``/predictions/{model}``."""
         return re.search(f"{MODEL}$", path) is not None
 
     @property
     def dialect(self) -> str:
-        """Name, with a digest of the reader's settings."""
+        """Text for the cache key: the name, with a digest of the labels and the type of scores."""
         return " ".join(filter(None, (self.name, self.reader.digest)))
 
     def describe(self) -> WireRequest:
-        """Return the request for the server's health."""
+        """Return the HTTP request for the server's health, which shows that it is TorchServe."""
         url = join(self.endpoint.url, "/ping", MODEL)
         return WireRequest("GET", url, {"accept": "application/json"})
 
     def described(self, response: WireResponse) -> Described | None:
-        """Recognize TorchServe by its status ``Healthy``; None for another server."""
+        """Return a description if the health response is TorchServe's; None for another server."""
         document = response.json() if response.ok else None
         is_healthy = isinstance(document, dict) and document.get("status") == "Healthy"
         return Described(self) if is_healthy else None
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
-        """Return the request for exactly one image.
+        """Return the HTTP request that sends exactly one image to the model.
 
         Raises:
             ConfigurationError: The model's name is unknown.
@@ -102,11 +102,14 @@ class TorchServe(Defaults):
         return WireRequest("POST", url, headers, image.data)
 
     def decode(self, response: WireResponse) -> list[Answer]:
-        """Return the answer for the one image."""
+        """Return a list with the one image's answer: its labels and scores."""
         return [self.reader.read(response.json())]
 
     def retryable(self, response: WireResponse) -> bool | None:
-        """Return False for 503 "Prediction failed", which is due to the image."""
+        """Return False, no retry, for the status 503 with "Prediction failed"; None otherwise.
+
+        This failure is due to the image.
+        """
         # Only the start is searched, because an error may echo the whole request.
         prediction_failed = response.status == 503 and b"Prediction failed" in response.body[:500]
         return False if prediction_failed else None
