@@ -60,7 +60,9 @@ def add_import(commands: Subparsers) -> None:
         help="inversion of the latent prompts into pixels: bounded or pseudo_inverse (default "
         "bounded)",
     )
-    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
+    p.add_argument(
+        "--json", action="store_true", help="print the checkpoint's metadata as JSON on stdout"
+    )
 
 
 def run_import(args: argparse.Namespace) -> int:

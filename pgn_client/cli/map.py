@@ -53,7 +53,8 @@ def add_map(commands: Subparsers) -> None:
     p.add_argument(
         "--mapping",
         default="auto",
-        help="kind of the label mapping: auto, identity, flm, ilm, blm, blm+ or linear; auto lets "
+        help="kind of the label mapping: auto, identity, linear, flm or ilm (by "
+        "frequency), blm or blm+ (Bayesian, by counting); auto lets "
         "the validation images choose (default auto)",
     )
     p.add_argument(
@@ -75,7 +76,9 @@ def add_map(commands: Subparsers) -> None:
         help="seed for the splits and folds (default the checkpoint's, or 0 without one)",
     )
     add_dry_run(p)
-    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
+    p.add_argument(
+        "--json", action="store_true", help="print the checkpoint's metadata as JSON on stdout"
+    )
 
 
 def run_map(args: argparse.Namespace) -> int:

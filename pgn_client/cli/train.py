@@ -114,7 +114,8 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument(
         "--mapping",
         default="auto",
-        help="kind of the label mapping: auto, identity, flm, ilm, blm, blm+ or linear; auto lets "
+        help="kind of the label mapping: auto, identity, linear, flm or ilm (by "
+        "frequency), blm or blm+ (Bayesian, by counting); auto lets "
         "the validation images choose (default auto)",
     )
     p.add_argument(
@@ -155,7 +156,9 @@ def add_train(commands: Subparsers) -> None:
     )
     p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
     p.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    p.add_argument("--json", action="store_true", help="print the whole card as JSON on stdout")
+    p.add_argument(
+        "--json", action="store_true", help="print the checkpoint's metadata as JSON on stdout"
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:

@@ -148,7 +148,7 @@ def place(layout: str, grid: int) -> tuple[list[int], Box]:
     else:
         raise ConfigurationError(
             f"layout: got {layout!r}, expected ring, corner, full, rows:N with N at least 1, or "
-            "cells:…@…"
+            "cells as in cells:0,1,2@1,0,13,14"
         )
 
     if min(box[2:]) < 1:

@@ -106,7 +106,8 @@ class Belief(Generic[Q]):
             self._weigh(question)
 
     def best(self, questions: Iterable[Q]) -> tuple[Q, float] | None:
-        """Return the question, not asked before, with the largest expected information.
+        """Return the change to an image, not sent before, from whose effect on the answer most is
+        expected to be learned about the server.
 
         Args:
             questions: Candidates: changes to an image.

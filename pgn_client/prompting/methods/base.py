@@ -247,8 +247,9 @@ class RGBMethod(Method):
             prompted_by: As many images for the generator to read instead of ``images``: other
                 crops of them, or other images for a control experiment.
             resolution: Side of the generator's input, in pixels.
-            embedding: Patch embedding of the endpoint, for the inversion of a latent library.
-            route: Name of the inversion, which turns tokens into pixels.
+            embedding: Patch embedding of the endpoint's model, needed where the learned rows are
+                tokens, which have to become pixels.
+            route: Name of the procedure that turns such tokens into pixels.
 
         Returns:
             (B, K, P, P, 3) uint8 prompt patches, K per image, or (B, H, W, 3) uint8 whole images
