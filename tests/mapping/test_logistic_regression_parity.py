@@ -19,6 +19,8 @@ import pytest
 from pgn_client.mapping.logistic_regression import logistic_regression, logistic_regression_cv
 from pgn_client.mapping.probability import log_normalised
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path(__file__).with_name("logistic_regression_parity.json")
 PENALTIES = (1e-1, 1e-3, 1e-5)
 """l2 over the total variance of X: strong, medium and weak."""

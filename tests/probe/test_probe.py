@@ -74,6 +74,7 @@ def told(findings: Findings):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -55,6 +55,7 @@ def imported(file, make_backbone):
     return import_published(file(), make_backbone(), layout=LAYOUT)
 
 
+@pytest.mark.slow
 class TestTheThree:
     @pytest.fixture
     def outputs(self, shared):
