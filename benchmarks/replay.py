@@ -146,7 +146,8 @@ def mapped_on_choose(
     The rows of *choose* are out of fold, so that a fusion weight can be chosen by them; the rows of
     *test* come from a mapping of all choose images. Cross-validation inside decides its kind.
     """
-    choose, test = view(source["choose"]), view(source["test"])
+    choose = view(source["choose"])
+    test = view(source["test"])
     names = tuple(f"source {s}" for s in range(choose.shape[1]))
 
     def fitted(rows: Integers) -> labels.LabelMapping:

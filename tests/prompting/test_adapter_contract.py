@@ -133,7 +133,8 @@ def test_another_profile_changes_what_is_sent_and_not_the_name_on_the_server(tra
     path = tmp_path / "e.safetensors"
     trained.save(path)
     side = trained.surrogate.backbone.input_size
-    plain, resized = load(path), load(path, f"resize_crop:{side + 4}:{side}")
+    plain = load(path)
+    resized = load(path, f"resize_crop:{side + 4}:{side}")
     assert resized.hosted == plain.hosted
     assert (
         resized([Image.new("RGB", (9, 9))])[0].width

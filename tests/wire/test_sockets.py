@@ -245,7 +245,8 @@ def test_no_proxy_sees_a_key_that_is_meant_for_this_machine(ask, monkeypatch):
 @pytest.fixture
 def silent() -> Iterator[tuple[str, list[int]]]:
     """A server that never answers: its URL, and the numbers of the requests it has read."""
-    done, requests = threading.Event(), []
+    done = threading.Event()
+    requests = []
 
     def handle(connection: socket.socket, number: int) -> None:
         if read_request(connection):
@@ -301,7 +302,9 @@ def interrupt(stream: Iterator[object]) -> None:
 @pytest.mark.parametrize("end", [leave, interrupt])
 @pytest.mark.parametrize("kind", ["silent", "retried later"])
 def test_leaving_a_stream_ends_at_once_and_leaves_the_client_usable(end, kind):
-    done, requests, waited_out = threading.Event(), [], []
+    done = threading.Event()
+    requests = []
+    waited_out = []
 
     def handle(connection: socket.socket, number: int) -> None:
         while read_request(connection):
@@ -327,7 +330,8 @@ def test_leaving_a_stream_ends_at_once_and_leaves_the_client_usable(end, kind):
 
 
 def test_a_server_that_reads_slowly_honours_the_total_deadline():
-    stop, received = threading.Event(), []
+    stop = threading.Event()
+    received = []
 
     def drip(connection: socket.socket, _: int) -> None:
         while not stop.wait(0.1):
