@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
     OK,
     Subparsers,
+    add_checkpoint_out,
     add_surrogate_options,
     command,
     load_surrogate,
@@ -33,13 +33,7 @@ def add_import(commands: Subparsers) -> None:
     p.add_argument(
         "file", metavar="FILE", help="published state dict, a .pt file; nothing in it is executed"
     )
-    p.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="CKPT",
-        help="path of the checkpoint to write, NAME.safetensors",
-    )
+    add_checkpoint_out(p)
     # --labels are the classes of the endpoint. Its classification head is not needed here.
     add_surrogate_options(p, "bundled")
     p.add_argument(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
     OK,
     Subparsers,
+    add_checkpoint_out,
     add_endpoint_options,
+    add_mapping_option,
     add_profile_option,
     command,
     connect,
@@ -43,20 +44,8 @@ def add_map(commands: Subparsers) -> None:
         help="checkpoint whose prompts are sent (default none: images are sent raw)",
     )
     add_profile_option(p)
-    p.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="CKPT",
-        help="path of the checkpoint to write, NAME.safetensors",
-    )
-    p.add_argument(
-        "--mapping",
-        default="auto",
-        help="kind of the label mapping: auto, identity, linear, flm or ilm (by "
-        "frequency), blm or blm+ (Bayesian, by counting); auto lets "
-        "the validation images choose (default auto)",
-    )
+    add_checkpoint_out(p)
+    add_mapping_option(p)
     p.add_argument(
         "--shots",
         type=int,

@@ -309,6 +309,21 @@ def _is_file(text: str) -> bool:
         return False
 
 
+def add_checkpoint_out(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out`` of the commands that write a checkpoint."""
+    help = "path of the checkpoint to write, NAME.safetensors"
+    parser.add_argument("--out", type=Path, required=True, metavar="CKPT", help=help)
+
+
+def add_mapping_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--mapping`` of the commands that fit a label mapping."""
+    help = (
+        "kind of the label mapping: auto, identity, linear, flm or ilm (by frequency), blm or blm+ "
+        "(Bayesian, by counting); auto lets the validation images choose (default auto)"
+    )
+    parser.add_argument("--mapping", default="auto", help=help)
+
+
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--profile``, the server's resize and crop, to a command that loads a checkpoint.
 

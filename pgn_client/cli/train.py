@@ -11,7 +11,9 @@ from pgn_client.cli.options import (
     INTERRUPTED,
     OK,
     Subparsers,
+    add_checkpoint_out,
     add_endpoint_file,
+    add_mapping_option,
     add_surrogate_options,
     command,
     load_surrogate,
@@ -48,13 +50,7 @@ def add_train(commands: Subparsers) -> None:
         help="folder with train/, val/, test/, or one folder per class; several folders train one "
         "prompt for all of them",
     )
-    p.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="CKPT",
-        help="path of the checkpoint to write, NAME.safetensors",
-    )
+    add_checkpoint_out(p)
     add_surrogate_options(p, "bundled")
     p.add_argument(
         "--method",
@@ -111,13 +107,7 @@ def add_train(commands: Subparsers) -> None:
         metavar="M",
         help="number of EXPRES prompt tokens, at most 128 (default 10)",
     )
-    p.add_argument(
-        "--mapping",
-        default="auto",
-        help="kind of the label mapping: auto, identity, linear, flm or ilm (by "
-        "frequency), blm or blm+ (Bayesian, by counting); auto lets "
-        "the validation images choose (default auto)",
-    )
+    add_mapping_option(p)
     p.add_argument(
         "--epochs",
         type=int,
