@@ -75,21 +75,8 @@ def refit(
     train_answers = ask(task.train.paths, adapter)
     val_answers = ask(task.val.paths, adapter)
     source, is_open = _source(adapter, [*train_answers, *val_answers])
-    # Every label of an answer is a source label. Only an answer without labels has none, and for
-    # one such answer a run that is already paid for must not fail.
-    features = labels.log_scores(train_answers, source, strict=False)
-    val_features = labels.log_scores(val_answers, source, strict=False)
-
-    fitted = labels.fit(
-        features,
-        task.train.labels,
-        source,
-        task.classes,
-        val=(val_features, task.val.labels),
-        kinds=kinds,
-        seed=task.seed,
-    )
-    mapping = replace(fitted.mapping, open=is_open)
+    fitted, val_features = _fit(task, (train_answers, val_answers), source, kinds)
+    mapping = replace(fitted, open=is_open)
 
     # The card needs the accuracies of the local head, so a draft with the right head comes first.
     head = {} if knows(adapter, task) else new_head(adapter, task)
@@ -134,21 +121,9 @@ def fit_raw(
     train_answers = ask(task.train.paths)
     val_answers = ask(task.val.paths)
     source = labels.vocabulary([*train_answers, *val_answers])
-    # Not strict, for the same reason as in `refit`.
-    features = labels.log_scores(train_answers, source, strict=False)
-    val_features = labels.log_scores(val_answers, source, strict=False)
-
-    fitted = labels.fit(
-        features,
-        task.train.labels,
-        source,
-        task.classes,
-        val=(val_features, task.val.labels),
-        kinds=kinds,
-        seed=task.seed,
-    )
+    fitted, val_features = _fit(task, (train_answers, val_answers), source, kinds)
     # The endpoint may have labels that it has not returned yet.
-    mapping = replace(fitted.mapping, open=True)
+    mapping = replace(fitted, open=True)
     log_p = mapping.log_probs(val_features)
     accuracy = float(right(log_p, task.val.labels).mean())
 
@@ -167,6 +142,39 @@ def fit_raw(
     arrays = {f"mapping.{name}": array for name, array in mapping.arrays().items()}
     with_fingerprint = replace(card, fingerprint=fingerprint(card.to_json(), arrays))
     return MappingAdapter(with_fingerprint, arrays)
+
+
+def _fit(
+    task: Task,
+    answers: tuple[Sequence[Answer], Sequence[Answer]],
+    source: tuple[str, ...],
+    kinds: Sequence[labels.MappingKind],
+) -> tuple[labels.LabelMapping, Floats]:
+    """Fit a label mapping to an endpoint's answers to the training images.
+
+    Args:
+        task: Labeled images.
+        answers: Answers to the training images, and to the validation images, which choose the
+            kind.
+        source: S endpoint labels.
+        kinds: Kinds of mapping to try.
+
+    Returns:
+        The mapping, and its input for the validation images, (n, S) log-scores.
+    """
+    # Every label of an answer is a source label. Only an answer without labels has none, and for
+    # one such answer a run that is already paid for must not fail.
+    train, val = (labels.log_scores(part, source, strict=False) for part in answers)
+    fitted = labels.fit(
+        train,
+        task.train.labels,
+        source,
+        task.classes,
+        val=(val, task.val.labels),
+        kinds=kinds,
+        seed=task.seed,
+    )
+    return fitted.mapping, val
 
 
 def none_of_these(log_p: Floats, share: float | None) -> float | None:
