@@ -22,7 +22,7 @@ GONE = {
     "cli.train": {"add_evaluate", "run_evaluate"},
     "probe": {"Asker"},
     "reading": {"fuse"},
-    "refit": {"queries"},
+    "refit": {"IMPORTED_RECIPE", "queries"},
     "report": {"steps_sheet"},
     "report.markup": {"Markup", "join", "tag", "void"},
     "report.page": {"STYLE"},

@@ -124,25 +124,29 @@ class PromptAdapter:
         Raises:
             ConfigurationError: The profile ends at another size than the backbone's input.
         """
-        card = replace(self.card, profile=str(profile))
+        return self.with_card(replace(self.card, profile=str(profile)))
+
+    def with_card(self, card: Card) -> PromptAdapter:
+        """Return an adapter with the same arrays and other metadata, whose fingerprint follows.
+
+        Raises:
+            CheckpointError: The metadata does not fit the arrays.
+        """
         return PromptAdapter(_marked(card, self._tensors), self._tensors)
 
-    def with_mapping(
-        self, mapping: LabelMapping, tensors: Mapping[str, Any], changes: Mapping[str, Any]
-    ) -> PromptAdapter:
+    def with_mapping(self, mapping: LabelMapping, head: Mapping[str, Any]) -> PromptAdapter:
         """Return an adapter with the same prompts and another label mapping.
 
         A checkpoint for several tasks becomes one for the mapping's classes alone.
 
         Args:
             mapping: Mapping of the endpoint's labels to the classes.
-            tensors: Other arrays to replace, for example those of a local head for these classes.
-            changes: Attributes of the card to replace.
+            head: Arrays of a local head for these classes; empty to keep the present one.
 
         Raises:
             CheckpointError: The parts do not fit each other.
         """
-        arrays = self._tensors | dict(tensors)
+        arrays = self._tensors | dict(head)
         arrays |= {f"mapping.{name}": array for name, array in mapping.arrays().items()}
 
         card = replace(
@@ -152,7 +156,7 @@ class PromptAdapter:
             classes=mapping.classes,
             mapping=MappingCard.from_json(mapping.card()),
         )
-        return PromptAdapter(_marked(replace(card, **changes), arrays), arrays)
+        return PromptAdapter(_marked(card, arrays), arrays)
 
     def for_task(self, name: str) -> PromptAdapter:
         """Return an adapter for one task of a checkpoint that was trained on several tasks.

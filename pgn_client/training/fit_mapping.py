@@ -23,7 +23,6 @@ from pgn_client.checkpoint.card import (
     DataCard,
     MappingCard,
     MetricsCard,
-    RecipeCard,
 )
 from pgn_client.imaging.dataset import Task
 from pgn_client.mapping import label_mapping as labels
@@ -39,8 +38,6 @@ from pgn_client.version import __version__
 Arrays = dict[str, Floats32]
 FITTED = "fitted to the endpoint's answers"
 """Value of ``metrics.mapping`` in the metadata of a checkpoint whose mapping ``pgn map`` fitted."""
-IMPORTED_RECIPE = RecipeCard(augment="none", mapping="auto")
-"""Training settings that the evaluation assumes for a checkpoint that was imported."""
 
 
 def refit(
@@ -80,7 +77,7 @@ def refit(
 
     # The card needs the accuracies of the local head, so a draft with the right head comes first.
     head = {} if knows(adapter, task) else new_head(adapter, task)
-    draft = adapter.with_mapping(mapping, head, {})
+    draft = adapter.with_mapping(mapping, head)
     _, local = FittedSplit.of(task.val, draft).rendered(draft)
     deployed = mapping.log_probs(val_features)
     alpha = best_fusion(deployed, local, task.val.labels)
@@ -90,9 +87,12 @@ def refit(
     accuracies = {
         name: float(right(log_p, task.val.labels).mean()) for name, log_p in log_probs.items()
     }
-    changes = _changes(adapter, task, mapping, accuracies)
-    changes |= {"fusion": alpha, "none_below": none_of_these(fused, none_below)}
-    return draft.with_mapping(mapping, {}, changes)
+    card = replace(
+        _mapped_card(adapter, draft, task, accuracies),
+        fusion=alpha,
+        none_below=none_of_these(fused, none_below),
+    )
+    return draft.with_card(card)
 
 
 def fit_raw(
@@ -261,16 +261,21 @@ def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[st
     return mapped_labels, False
 
 
-def _changes(
-    adapter: PromptAdapter, task: Task, mapping: labels.LabelMapping, accuracies: dict[str, float]
-) -> dict[str, Any]:
-    """Return the fields of a checkpoint's metadata that its new label mapping changes.
+def _mapped_card(
+    adapter: PromptAdapter, draft: PromptAdapter, task: Task, accuracies: dict[str, float]
+) -> Card:
+    """Return the metadata of a checkpoint whose label mapping was fitted again.
 
-    The fusion weight α and the threshold ``none_below`` are not among them.
+    Args:
+        adapter: The checkpoint before.
+        draft: The same with the new mapping and local head; its fusion weight α and its threshold
+            ``none_below`` are still those of before.
+        task: Labeled images that the mapping was fitted to.
+        accuracies: Accuracies on the validation images: ``uint8``, ``local`` and ``fused``.
     """
     card = adapter.card
     learnable = dict(card.learnable or {})
-    learnable["mapping"] = mapping.weight.size + mapping.bias.size
+    learnable["mapping"] = draft.mapping.weight.size + draft.mapping.bias.size
     if not knows(adapter, task):
         # An imported checkpoint has no local head yet, so the new head replaces no parameters.
         replaced = 0 if card.imported else len(card.classes)
@@ -287,17 +292,17 @@ def _changes(
         local=accuracies["local"],
         fused=accuracies["fused"],
     )
-    changes: dict[str, Any] = {
-        "learnable": learnable,
-        "data": DataCard.from_json(task.card()),
-        "seed": task.seed,
-        "recipe": card.recipe or IMPORTED_RECIPE,
-        "metrics": metrics,
-        "mapped": True,
-    }
+    mapped = replace(
+        draft.card,
+        learnable=learnable,
+        data=DataCard.from_json(task.card()),
+        seed=task.seed,
+        metrics=metrics,
+        mapped=True,
+    )
     # ``data`` now names the images of the mapping. The images that trained the prompt are recorded
     # too, because the prompt must not be evaluated on them.
     if knows(adapter, task) and card.data:
         # After an earlier pgn map, ``data`` names other images than those that trained the prompt.
-        changes["prompted_on"] = card.prompted_on or card.data.digest
-    return changes
+        return replace(mapped, prompted_on=card.prompted_on or card.data.digest)
+    return mapped

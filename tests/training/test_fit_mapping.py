@@ -151,7 +151,7 @@ class TestNewHead:
         adapter = make_adapter(card=CARD)
         head = new_head(adapter, task)
         assert head["generator.local_head.weight"].shape == (3, 128)
-        with_head = adapter.with_mapping(adapter.mapping, head, {})
+        with_head = adapter.with_mapping(adapter.mapping, head)
         _, local = FittedSplit.of(task.val, with_head).rendered(with_head)
         assert (local.argmax(axis=1) == task.val.labels).mean() > 0.8
 
