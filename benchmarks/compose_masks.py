@@ -63,9 +63,9 @@ def blob(share: float, free: NDArray[np.bool_], rng: np.random.Generator) -> NDA
     """Draw a smooth shape: where a smooth random field with a hill in it is highest.
 
     Args:
-        share: of the image, in (0, 1).
-        free: (SIZE, SIZE) where the shape may lie.
-        rng: of hill and field.
+        share: Share of the image that the shape covers, in (0, 1).
+        free: Where the shape may lie, (SIZE, SIZE).
+        rng: Generator that draws hill and field.
 
     Returns:
         (SIZE, SIZE), round(share SIZE²) pixels of it true.

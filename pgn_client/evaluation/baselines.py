@@ -57,7 +57,7 @@ def raw(ask: Asker, task: Task, augmentation: str, seed: int) -> tuple[Candidate
 
     def fit(answers: Sequence[Answer]) -> labels.Fitted:
         # The copies come in blocks of the whole split. Cross-validation must keep the copies of an
-        # image in one fold, so the fit is told how many blocks there are.
+        # image in one fold, so the fit needs the number of blocks.
         times = len(answers) // len(clean)
         targets = np.tile(task.train.labels, times)
         held_out = (rows(val), task.val.labels)

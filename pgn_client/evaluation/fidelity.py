@@ -254,7 +254,7 @@ def steps(pgn: PromptAdapter, sent: Sequence[Image.Image]) -> dict[str, list[Ima
     resize and crop, without and with JPEG.
 
     Args:
-        pgn: Prompt whose profile tells how the server resizes and crops.
+        pgn: Prompt whose profile describes how the server resizes and crops.
         sent: RGB images as the adapter makes them.
 
     Returns:

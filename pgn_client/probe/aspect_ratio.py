@@ -120,7 +120,7 @@ class _Search:
         )
 
     def run(self, square: Square) -> Finding:
-        # The base image alone tells nothing, so it is sent only if one more image is left.
+        # The base image alone measures nothing, so it is sent only if one more image is left.
         if self.asker.left > 1:
             (base,) = self.asker(to_image(self.pixels))
             while self.asker.left and (overlay := self._next()):

@@ -69,7 +69,7 @@ class Belief(Generic[Q]):
         """Start with the prior weights of the hypotheses.
 
         Args:
-            asker: Prober, which knows the smallest meaningful distance between two answers and the
+            asker: Prober, which measures the smallest meaningful distance between two answers and the
                 number of scores per answer.
             prior: Prior weights, (H,).
             amplitudes: Function of a question and of the indices of H' hypotheses. It returns the

@@ -28,7 +28,7 @@ class Upload:
     Attributes:
         busy: Lock that the uploading call holds.
         done: Number of times that the server was found to have the checkpoint, or received it.
-        there: Whether the server has the checkpoint, as far as this client knows.
+        there: Whether the server had the checkpoint when it was last used.
         failure: Error of the last upload; None if it succeeded.
     """
 

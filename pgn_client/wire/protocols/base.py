@@ -118,10 +118,10 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What an endpoint tells about itself and its model.
+    """What an endpoint reports about itself and its model.
 
     Attributes:
-        protocol: Wire format, completed with what the endpoint tells: model name, tensor names.
+        protocol: Wire format, completed with what the endpoint reports: model name, tensor names.
         info: Description of the model; None if the endpoint returns none.
         limits: Largest request that the endpoint accepts.
     """
