@@ -69,8 +69,8 @@ class Belief(Generic[Q]):
         """Start with the prior weights of the hypotheses.
 
         Args:
-            asker: Prober, which measures the smallest meaningful distance between two answers and the
-                number of scores per answer.
+            asker: Prober, which measures the smallest meaningful distance between two answers and
+                counts the scores of an answer.
             prior: Prior weights, (H,).
             amplitudes: Function of a question and of the indices of H' hypotheses. It returns the
                 gray levels of the question's change that reach the model under each of them, (H',);
