@@ -207,8 +207,8 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
         type=Path,
         metavar="FILE",
         help="file that counts the images sent, so that --budget holds over all runs that use it, "
-        "even after a crash (default with --budget: JOURNAL.ledger.sqlite, or CACHE.ledger.sqlite "
-        "without a journal)",
+        "even after a crash (default with --budget: the name of the journal, or else of --cache, "
+        "and .ledger.sqlite; without --budget none)",
     )
 
     records = parser.add_mutually_exclusive_group()

@@ -96,10 +96,10 @@ def verdict(
 
     Args:
         best: Title of the candidate of least log-loss on validation.
-        served: This candidate behind a gate, which does not send images on which the local head is
-            confident.
-        advised: The candidate that ``selection.advised`` returns. If none is cheaper, it is
-            ``served`` under the title ``best``.
+        served: The candidate with the title ``best``, behind a gate, which does not send images on
+            which the local head is confident.
+        advised: The candidate that ``selection.advised`` returns. Where no other one is cheaper,
+            that is ``served``, renamed to ``best``.
         targets: Class indices of the test images, (n,).
         paired: Paired comparisons of candidates on the test images.
         seed: Seed of the bootstrap.

@@ -314,7 +314,7 @@ def _evenly(split: Split, limit: int, seed: int) -> Split:
 
 
 def _part(task: Task, name: str) -> Task:
-    """Return one of the tasks that a union, limited or not, consists of."""
+    """Return one task out of several that were joined to one (see :func:`union`)."""
     prefix = f"{name}/"
     labels = [label for label, full in enumerate(task.classes) if full.startswith(prefix)]
     classes = tuple(task.classes[label].removeprefix(prefix) for label in labels)

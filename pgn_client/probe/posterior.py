@@ -89,8 +89,9 @@ class Belief(Generic[Q]):
         Args:
             question: Change to an image that was sent.
             response: Distance between the answers with and without the change.
-            control: Whether this response becomes the control if it is the largest so far. All
-                weights are then computed anew, because the unit of all responses changes.
+            control: Whether this response becomes the control if it is the largest so far. The
+                control is the response that all others are divided by, so all weights are then
+                computed anew.
         """
         self.responses[question] = response
         # There is no unit before the first response, so that one always becomes the control.

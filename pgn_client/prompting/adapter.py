@@ -418,7 +418,7 @@ class MappingAdapter:
         return list(images)
 
     def prepare(self, images: Sequence[Image.Image]) -> list[Prepared]:
-        """Return the images unchanged; there is no local head."""
+        """Return the images unchanged, without scores of a local head: this checkpoint has none."""
         return [Prepared(image) for image in images]
 
     def __repr__(self) -> str:

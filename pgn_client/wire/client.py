@@ -227,7 +227,11 @@ class AdaptedClient(Session):
             return self._drive(self._reply(self._exchange(deadline), job))
 
     def _ready(self, *, for_info: bool = False) -> float | None:
-        """Request the model description if it is missing; return the deadline that this began."""
+        """Request the model description if it is missing.
+
+        Returns:
+            The deadline of the whole call, which starts with this request; None without a request.
+        """
         # Read before the lock: a failure that appears while this call waits belongs to the call
         # that held the lock, and is raised here too instead of repeating the failing request.
         before = self._model.failure
@@ -442,7 +446,11 @@ class AsyncAdaptedClient(Session):
             return await self._drive(self._reply(self._exchange(deadline), job))
 
     async def _ready(self, *, for_info: bool = False) -> float | None:
-        """Request the model description if it is missing; return the deadline that this began."""
+        """Request the model description if it is missing.
+
+        Returns:
+            The deadline of the whole call, which starts with this request; None without a request.
+        """
         # Read before the lock, as in ``AdaptedClient``.
         before = self._model.failure
         async with self._here().settling:
