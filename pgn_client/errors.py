@@ -127,7 +127,11 @@ class StatusError(EndpointError):
 
     Attributes:
         status: HTTP status code.
+        lasting: Whether the endpoint asked to wait longer than the retry policy allows, so that the
+            next image will fare no better.
     """
+
+    lasting = False
 
     def __init__(
         self,

@@ -112,6 +112,8 @@ class Usage:
         cost: ``billable`` times the price per image; ``None`` without a price.
         billable: Number of images sent, retries included: the upper limit of what the provider
             bills, and the number that a budget caps.
+        refused: Number of these images that the endpoint refused with a status 4xx, before it ran
+            the model; most providers do not bill them.
     """
 
     images: int = 0
@@ -120,6 +122,7 @@ class Usage:
     bytes_sent: int = 0
     cost: float | None = None
     billable: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

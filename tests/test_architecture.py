@@ -51,13 +51,13 @@ TORCH_FREE = (
     "wire",
     "probe",
 )
-HTTPX = ("wire.client", "wire.transport")
-"""The only modules that import httpx."""
+HTTPX = ("wire.transport",)
+"""The only module that imports httpx."""
 TRAINERS = ("training", "evaluation", "cli")
 """The only folders that import training; it never imports the client, so whatever it asks is given
 to it.
 """
-MEETING_POINT = ("wire.session", "prompting.adapter")
+MEETING_POINT = ("wire.loaded_adapter", "prompting.adapter")
 """A client that is given a checkpoint's path opens it: the one import, inside a function, where the
 arms meet.
 """

@@ -1,8 +1,8 @@
 """``AdaptedClient`` and ``AsyncAdaptedClient``: send images with prompts, return predictions.
 
-The two clients differ only in how they send and wait. The modules ``session`` and ``exchange`` hold
-what they share. Only this module and ``transport`` import httpx. This module does not import torch;
-the prompt adapter imports it when it first makes prompts.
+A client owns a ``Session``, whose methods are generators of steps, and carries these steps out. The
+two clients differ only in how they send and wait. This module does not import torch; the prompt
+adapter imports it when it first makes prompts.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-import httpx
 from PIL import Image
 
 from pgn_client.errors import PGNError
-from pgn_client.imaging.codecs import ImageSource, describe
-from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction, Reply
+from pgn_client.imaging.codecs import ImageSource
+from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
+from pgn_client.wire.base_client import BaseClient
 from pgn_client.wire.cache import CANARIES
-from pgn_client.wire.deadline import Leaving, Watch
-from pgn_client.wire.drift import Drift, differing, judge
-from pgn_client.wire.exchange import Broken, Outcome, Send, Steps
-from pgn_client.wire.jobs import Job, asks, chunks, chunks_async, ends_all, raised
-from pgn_client.wire.protocols import WireResponse
-from pgn_client.wire.session import Session
-from pgn_client.wire.transport import FOREIGN, Body, broken_by, connecting
+from pgn_client.wire.deadline import Leaving
+from pgn_client.wire.drift import Drift
+from pgn_client.wire.prepare import Job, asks, chunks, chunks_async
+from pgn_client.wire.steps import Send, Sleep, Steps, Turn
+from pgn_client.wire.transport import AsyncSender, Connect, Sender
+from pgn_client.wire.window import Window
 
 T = TypeVar("T")
+Act = Callable[[ImageSource, Job | PGNError], Steps[T]]
+"""Steps that turn one prepared image, or its error, into a result."""
 
 
-class AdaptedClient(Session):
+class AdaptedClient(BaseClient):
     """Sends adapted images to a hosted model and maps its answers to the classes of your task.
 
     An adapted image has the checkpoint's prompt painted into it. The constructor does no network
-    I/O. The client detects the protocol, and compares the checkpoint with the model, when it gets
-    the first image. Safe to use from several threads.
+    I/O; ``check`` does, for a service's start-up. The client detects the protocol, and compares the
+    checkpoint with the model, when it gets the first image. Safe to use from several threads.
 
     Args:
         url: URL of the endpoint, or path of an endpoint file.
@@ -91,21 +91,15 @@ class AdaptedClient(Session):
 
     Raises:
         ConfigurationError: An argument is invalid.
+        CheckpointError: The checkpoint is missing or unreadable.
+        MissingDependencyError: The checkpoint needs torch, which is not installed.
     """
 
-    def _open(self) -> None:
+    def _open(self, connect: Connect, transport: Any) -> None:
         # The limit holds for the whole client: several threads and copies may use it at once.
         self._slots = threading.BoundedSemaphore(self.max_concurrency)
-        self._settling = threading.Lock()
-        self._watch = Watch()
-        self._sleep: Callable[[float], object] = self._watch.sleep
-        transport = cast("httpx.BaseTransport | None", self._transport)
-        self._http = connecting(
-            lambda **options: httpx.Client(transport=transport, **options),
-            self._http_options,
-            self.endpoint,
-            self.max_concurrency,
-        )
+        self._sender = Sender(connect, transport, self._session.clocks)
+        self._sleep: Callable[[float], object] = self._sender.guard.sleep
 
     def classify(self, image: ImageSource) -> Prediction:
         """Return the predicted task class of one image.
@@ -119,22 +113,21 @@ class AdaptedClient(Session):
             BudgetExceededError: The budget is spent.
             EndpointError: The endpoint gave no usable answer.
         """
-        job = self._only_job(image, always=False)
-        deadline = self._ready() if asks(job) else None
-        return self._predict(job, self._finish(job, deadline))
+        return self._drive(self._session.classify(image))
 
     def classify_many(self, images: Iterable[ImageSource]) -> Iterator[Prediction | ImageFailure]:
         """Yield a prediction or a failure per image, in order; a failed image does not stop others.
 
-        The client reads ahead by at most a few times ``max_concurrency`` images. It raises errors
-        that concern every image: a checkpoint that does not fit, a wrong option, or an endpoint
-        that is out of reach at the first image. It raises a rejected key after it has yielded the
-        results of the requests under way. When the budget is spent, the remaining images fail
-        unread.
+        The client reads ahead by at most a few times ``max_concurrency`` images. Images are sent
+        one at a time until the endpoint has answered one. Errors that concern every image are
+        raised: a checkpoint that does not fit, a wrong option, an endpoint that is out of reach at
+        the first image, a refusal because of the key, the account or the URL (401 to 404), and the
+        same lasting refusal of three images in a row. The results of the requests under way are
+        yielded first. When the budget is spent, the remaining images fail unread.
 
         If the iterator is left early, also by Ctrl-C, the client aborts the requests under way.
         """
-        return self._stream(images, self._attempt)
+        return self._stream(images, self._session.attempt)
 
     def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
         """Return the endpoint's own labels and scores for one adapted image.
@@ -146,8 +139,7 @@ class AdaptedClient(Session):
             as_it_is: Whether to send ``image`` unchanged to the hosted model, even if its answer is
                 recorded. ``image`` must then be the content of a PNG file in bytes.
         """
-        job = self._only_job(image, always=True, as_it_is=as_it_is)
-        return self._finish(job, self._ready()).answer
+        return self._drive(self._session.answer(image, as_it_is=as_it_is))
 
     def answers(self, images: Iterable[ImageSource]) -> list[Answer]:
         """Return the endpoint's own labels and scores for each adapted image, in order.
@@ -155,20 +147,30 @@ class AdaptedClient(Session):
         No label mapping and no fusion with the local head is applied. The first failure is raised;
         the cache keeps the answers recorded until then.
         """
-
-        def act(_: ImageSource, job: Job | PGNError) -> Answer:
-            return self._finish(raised(job)).answer
-
-        return list(self._stream(images, act, always=True))
+        return list(self._stream(images, self._session.answered, always=True))
 
     def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""
-        return self._only_image(image)
+        return self._session.adapt(image)
 
     def info(self) -> ModelInfo | None:
         """Return the endpoint's description of its model, or None if it gives none."""
-        self._ready(for_info=True)
-        return self._model.info
+        return self._drive(self._session.info())
+
+    def check(self) -> ModelInfo | None:
+        """Check before the first image, for example when a service starts, that images can be sent.
+
+        Loads the checkpoint, asks the endpoint for its model's description and compares the two. No
+        image is sent, so an endpoint without a description can still refuse the first image.
+
+        Returns:
+            The description; None if the endpoint gives none, or in a replay.
+
+        Raises:
+            CheckpointError: The checkpoint is unreadable or was made for another model.
+            EndpointError: The endpoint is out of reach, or refuses the key.
+        """
+        return self._drive(self._session.check())
 
     def drift(self, k: int = CANARIES) -> Drift:
         """Test whether the hosted model has changed: send the first images of the cache again.
@@ -184,22 +186,13 @@ class AdaptedClient(Session):
                 the server.
             BudgetExceededError, EndpointError: See ``classify``.
         """
-        recorded, jobs = self._canaries(k)
-        deadline = self._ready() if jobs else None
-        now = []
-        for i, job in enumerate(jobs):
-            # Only the first image shares the deadline that began with the description request.
-            reply = self._finish(job, deadline if i == 0 else None)
-            now.append(reply.answer)
-        # Sending the differing images once more shows the model's own noise.
-        repeated = {i: self._finish(jobs[i]).answer for i in differing(recorded, now)}
-        return judge(recorded, now, repeated)
+        return self._drive(self._session.drift(k))
 
     def close(self) -> None:
         """Close the connections, the cache and the ledger that this client opened."""
         self._close()
         if not self._borrows:
-            self._http.close()
+            self._sender.close()
 
     def __enter__(self) -> Self:
         return self
@@ -212,76 +205,41 @@ class AdaptedClient(Session):
     ) -> None:
         self.close()
 
-    def _attempt(self, source: ImageSource, job: Job | PGNError) -> Prediction | ImageFailure:
-        try:
-            good = raised(job)
-            return self._predict(good, self._finish(good))
-        except PGNError as error:
-            return ImageFailure(describe(source), error)
-
-    def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        reply = self._reply_without_request(job)
-        if reply is not None:
-            return reply
-        with self._slots:
-            return self._drive(self._reply(self._exchange(deadline), job))
-
-    def _ready(self, *, for_info: bool = False) -> float | None:
-        """Request the model description if it is missing.
-
-        Returns:
-            The deadline of the whole call, which starts with this request; None without a request.
-        """
-        # Read before the lock: a failure that appears while this call waits belongs to the call
-        # that held the lock, and is raised here too instead of repeating the failing request.
-        before = self._model.failure
-        with self._settling:
-            if self._is_ready(before, for_info=for_info):
-                return None
-            exchange = self._exchange()
-            self._drive(self._settle(exchange, for_info=for_info))
-            return exchange.deadline
-
     def _stream(
-        self,
-        sources: Iterable[ImageSource],
-        act: Callable[[ImageSource, Job | PGNError], T],
-        *,
-        always: bool = False,
+        self, sources: Iterable[ImageSource], act: Act[T], *, always: bool = False
     ) -> Iterator[T]:
         """Yield the result of ``act`` for each image, in order.
 
         Images are adapted in chunks in the calling thread, and sent in other threads.
         """
-        window: deque[Future[T]] = deque()
+        window: Window[Future[T]] = Window(2 * self.max_concurrency)
         leaving = Leaving()
-        settled = False
+        is_ready = False
         pool = ThreadPoolExecutor(
             max_workers=self.max_concurrency,
             thread_name_prefix="pgn-client",
-            initializer=self._watch.heed,
+            initializer=self._sender.guard.heed,
             initargs=(leaving,),
         )
+
         try:
             for chunk in chunks(sources, self.chunk):
-                jobs = self._jobs(chunk, always=always) if chunk else []
-                if not settled and any(map(asks, jobs)):
-                    self._ready()
-                    settled = True
-                window.extend(pool.submit(act, *pair) for pair in zip(chunk, jobs, strict=True))
-
-                # The empty chunk at the end waits for all remaining results. Before it, the stream
-                # waits only while too many results are open, and yields those that are done.
-                room = self.max_concurrency if chunk else 0
-                fatal: PGNError | None = None
-                while window and (len(window) > room or window[0].done()):
-                    result = window.popleft().result()
-                    fatal = fatal or ends_all(result)
-                    # After a fatal error, the window is emptied before the error is raised.
-                    room = 0 if fatal else room
-                    yield result
-                if fatal:
-                    raise fatal
+                jobs = self._session.prepare(chunk, always=always)
+                if not is_ready and any(map(asks, jobs)):
+                    self._drive(self._session.ready())
+                    is_ready = True
+                for source, job in zip(chunk, jobs, strict=True):
+                    window.add(pool.submit(self._drive, act(source, job)))
+                    while (future := window.due()) is not None:
+                        result = future.result()
+                        window.note(result)
+                        yield result
+                    window.raise_fatal()
+            while (future := window.due(last=True)) is not None:
+                result = future.result()
+                window.note(result)
+                yield result
+            window.raise_fatal()
         except (GeneratorExit, KeyboardInterrupt):
             # Only a consumer that leaves aborts requests. After any other error the running ones
             # finish, and their answers, which may be billed, are recorded.
@@ -293,53 +251,42 @@ class AdaptedClient(Session):
 
     def _drive(self, steps: Steps[T]) -> T:
         """Carry out the steps and return their result."""
-        outcome: Outcome = None
-        while True:
-            # A stream that is left early starts nothing new, but still processes (and so records) a
-            # response that has arrived.
-            if outcome is None and self._watch.leaving.flag.is_set():
-                raise CancelledError
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                return cast(T, done.value)
+        guard = self._sender.guard
+        outcome: Any = None
+        with contextlib.ExitStack() as turn, contextlib.closing(steps):
+            has_turn = False
+            while True:
+                # A stream that is left early starts nothing new, but still processes (and so
+                # records) a response that has arrived.
+                if outcome is None and guard.leaving.flag.is_set():
+                    raise CancelledError
+                try:
+                    step = steps.send(outcome)
+                except StopIteration as done:
+                    return cast(T, done.value)
 
-            if isinstance(step, Send):
-                outcome = self._send(step)
-            else:
-                self._sleep(step.seconds)
                 outcome = None
-
-    def _send(self, step: Send) -> WireResponse | Broken:
-        request = step.request
-        body = Body(self._clocks.monotonic, step.seconds)
-        self._watch.start(step.seconds)
-        try:
-            with self._http.stream(
-                request.method,
-                request.url,
-                headers=dict(request.headers),
-                content=request.body,
-                # Limits making a connection; ``trace`` replaces the timeout of reads and writes.
-                timeout=step.seconds,
-                extensions={"trace": self._watch.trace},
-            ) as response:
-                for chunk in response.iter_bytes():
-                    if not body.take(response, chunk):
-                        break
-                return body.outcome(response)
-        except FOREIGN as error:
-            return broken_by(error)
+                if isinstance(step, Send):
+                    outcome = self._sender.send(step)
+                elif isinstance(step, Sleep):
+                    self._sleep(step.seconds)
+                elif not isinstance(step, Turn):
+                    outcome = step.call()
+                elif not has_turn:
+                    turn.enter_context(self._slots)
+                    has_turn = True
 
 
-class AsyncAdaptedClient(Session):
+class AsyncAdaptedClient(BaseClient):
     """``AdaptedClient`` for asyncio, with the same arguments and methods.
 
     Await the methods, iterate with ``async for``, and close with ``aclose``. Each event loop gets
     its own connections at first use. Images are adapted in a thread.
     """
 
-    def _open(self) -> None:
+    def _open(self, connect: Connect, transport: Any) -> None:
+        self._connect = connect
+        self._transport = transport
         self._sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = (
             weakref.WeakKeyDictionary()
@@ -347,54 +294,40 @@ class AsyncAdaptedClient(Session):
 
     async def classify(self, image: ImageSource) -> Prediction:
         """Return the predicted task class of one image; see ``AdaptedClient.classify``."""
-        job = await asyncio.to_thread(self._only_job, image, always=False)
-        deadline = await self._ready() if asks(job) else None
-        return self._predict(job, await self._finish(job, deadline))
+        return await self._drive(self._session.classify(image))
 
     def classify_many(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> AsyncIterator[Prediction | ImageFailure]:
         """Yield a prediction or a failure per image; see ``AdaptedClient.classify_many``."""
-        return self._stream(images, self._attempt)
+        return self._stream(images, self._session.attempt)
 
     async def answer(self, image: ImageSource, *, as_it_is: bool = False) -> Answer:
         """Return the endpoint's labels and scores for one image; see ``AdaptedClient.answer``."""
-        job = await asyncio.to_thread(self._only_job, image, always=True, as_it_is=as_it_is)
-        reply = await self._finish(job, await self._ready())
-        return reply.answer
+        return await self._drive(self._session.answer(image, as_it_is=as_it_is))
 
     async def answers(
         self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
     ) -> list[Answer]:
         """Return the endpoint's labels and scores per image; see ``AdaptedClient.answers``."""
-
-        async def act(_: ImageSource, job: Job | PGNError) -> Answer:
-            reply = await self._finish(raised(job))
-            return reply.answer
-
-        return [answer async for answer in self._stream(images, act, always=True)]
+        answers = self._stream(images, self._session.answered, always=True)
+        return [answer async for answer in answers]
 
     async def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""
-        return await asyncio.to_thread(self._only_image, image)
+        return await asyncio.to_thread(self._session.adapt, image)
 
     async def info(self) -> ModelInfo | None:
         """Return the endpoint's description of its model, or None if it gives none."""
-        await self._ready(for_info=True)
-        return self._model.info
+        return await self._drive(self._session.info())
+
+    async def check(self) -> ModelInfo | None:
+        """Check before the first image that images can be sent; see ``AdaptedClient.check``."""
+        return await self._drive(self._session.check())
 
     async def drift(self, k: int = CANARIES) -> Drift:
         """Test whether the hosted model has changed; see ``AdaptedClient.drift``."""
-        recorded, jobs = await asyncio.to_thread(self._canaries, k)
-        deadline = await self._ready() if jobs else None
-        now = []
-        for i, job in enumerate(jobs):
-            # Only the first image shares the deadline that began with the description request.
-            reply = await self._finish(job, deadline if i == 0 else None)
-            now.append(reply.answer)
-        # Sending the differing images once more shows the model's own noise.
-        repeated = {i: (await self._finish(jobs[i])).answer for i in differing(recorded, now)}
-        return judge(recorded, now, repeated)
+        return await self._drive(self._session.drift(k))
 
     async def aclose(self) -> None:
         """Close this event loop's connections, and the cache and ledger that this client opened."""
@@ -404,7 +337,7 @@ class AsyncAdaptedClient(Session):
         # Connections of another event loop can be closed only in that loop.
         loop = self._loops.pop(asyncio.get_running_loop(), None)
         if loop is not None:
-            await loop.http.aclose()
+            await loop.sender.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -418,52 +351,20 @@ class AsyncAdaptedClient(Session):
         await self.aclose()
 
     def _here(self) -> _Loop:
-        """Return the client's connections and locks for the running event loop."""
+        """Return the client's connections and limits for the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._loops:
-            transport = cast("httpx.AsyncBaseTransport | None", self._transport)
-            http = connecting(
-                lambda **options: httpx.AsyncClient(transport=transport, **options),
-                self._http_options,
-                self.endpoint,
-                self.max_concurrency,
-            )
-            self._loops[loop] = _Loop(http, asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
+            # The connections of a closed loop refer to it, so no weak reference frees them.
+            for other in [known for known in self._loops if known.is_closed()]:
+                del self._loops[other]
+            sender = AsyncSender(self._connect, self._transport, self._session.clocks)
+            self._loops[loop] = _Loop(sender, asyncio.Semaphore(self.max_concurrency))
         return self._loops[loop]
-
-    async def _attempt(self, source: ImageSource, job: Job | PGNError) -> Prediction | ImageFailure:
-        try:
-            good = raised(job)
-            return self._predict(good, await self._finish(good))
-        except PGNError as error:
-            return ImageFailure(describe(source), error)
-
-    async def _finish(self, job: Job, deadline: float | None = None) -> Reply:
-        reply = self._reply_without_request(job)
-        if reply is not None:
-            return reply
-        async with self._here().slots:
-            return await self._drive(self._reply(self._exchange(deadline), job))
-
-    async def _ready(self, *, for_info: bool = False) -> float | None:
-        """Request the model description if it is missing.
-
-        Returns:
-            The deadline of the whole call, which starts with this request; None without a request.
-        """
-        # Read before the lock, as in ``AdaptedClient``.
-        before = self._model.failure
-        async with self._here().settling:
-            if self._is_ready(before, for_info=for_info):
-                return None
-            exchange = self._exchange()
-            await self._drive(self._settle(exchange, for_info=for_info))
-            return exchange.deadline
 
     async def _stream(
         self,
         sources: Iterable[ImageSource] | AsyncIterable[ImageSource],
-        act: Callable[[ImageSource, Job | PGNError], Awaitable[T]],
+        act: Act[T],
         *,
         always: bool = False,
     ) -> AsyncIterator[T]:
@@ -471,101 +372,69 @@ class AsyncAdaptedClient(Session):
 
         Images are adapted in chunks in a thread, and sent in asyncio tasks.
         """
-        window: deque[asyncio.Future[T]] = deque()
-        settled = False
+        window: Window[asyncio.Future[T]] = Window(2 * self.max_concurrency)
+        is_ready = False
+
         try:
             async for chunk in chunks_async(sources, self.chunk):
-                jobs = await asyncio.to_thread(self._jobs, chunk, always=always) if chunk else []
-                if not settled and any(map(asks, jobs)):
-                    await self._ready()
-                    settled = True
-                window.extend(
-                    asyncio.ensure_future(act(*pair)) for pair in zip(chunk, jobs, strict=True)
-                )
-
-                # The empty chunk at the end waits for all remaining results. Before it, the stream
-                # waits only while too many results are open, and yields those that are done.
-                room = self.max_concurrency if chunk else 0
-                fatal: PGNError | None = None
-                while window and (len(window) > room or window[0].done()):
-                    result = await window.popleft()
-                    fatal = fatal or ends_all(result)
-                    # After a fatal error, the window is emptied before the error is raised.
-                    room = 0 if fatal else room
-                    yield result
-                if fatal:
-                    raise fatal
-        finally:
-            for task in window:
+                jobs = await asyncio.to_thread(self._session.prepare, chunk, always=always)
+                if not is_ready and any(map(asks, jobs)):
+                    await self._drive(self._session.ready())
+                    is_ready = True
+                for source, job in zip(chunk, jobs, strict=True):
+                    window.add(asyncio.ensure_future(self._drive(act(source, job))))
+                    while (future := window.due()) is not None:
+                        result = await future
+                        window.note(result)
+                        yield result
+                    window.raise_fatal()
+            while (future := window.due(last=True)) is not None:
+                result = await future
+                window.note(result)
+                yield result
+            window.raise_fatal()
+        except (GeneratorExit, KeyboardInterrupt, asyncio.CancelledError):
+            # As in ``AdaptedClient``: only a consumer that leaves aborts requests.
+            for task in window.rest():
                 task.cancel()
-            # Waits until the cancelled tasks have released their connections; their results and
-            # errors have no reader any more.
-            await asyncio.gather(*window, return_exceptions=True)
+            raise
+        finally:
+            # Waits until the tasks have released their connections; their results and errors have
+            # no reader any more.
+            await asyncio.gather(*window.rest(), return_exceptions=True)
 
     async def _drive(self, steps: Steps[T]) -> T:
         """Carry out the steps and return their result."""
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                return cast(T, done.value)
+        outcome: Any = None
+        async with contextlib.AsyncExitStack() as turn:
+            turn.enter_context(contextlib.closing(steps))
+            has_turn = False
+            while True:
+                try:
+                    step = steps.send(outcome)
+                except StopIteration as done:
+                    return cast(T, done.value)
 
-            if isinstance(step, Send):
-                outcome = await self._send(step)
-            else:
-                await self._sleep(step.seconds)
                 outcome = None
-
-    async def _send(self, step: Send) -> WireResponse | Broken:
-        request = step.request
-        body = Body(self._clocks.monotonic, step.seconds)
-        # A timeout refunds the image only while a connection is being made. A reused connection has
-        # no such event, and part of the image may have left this machine, so False is the start.
-        is_connecting = False
-
-        async def trace(event: str, info: dict[str, Any]) -> None:
-            nonlocal is_connecting
-            if event in ("connection.connect_tcp.started", "http11.send_request_headers.started"):
-                is_connecting = event.startswith("connection")
-
-        try:
-            async with (
-                asyncio.timeout(step.seconds),
-                self._here().http.stream(
-                    request.method,
-                    request.url,
-                    headers=dict(request.headers),
-                    content=request.body,
-                    # httpx would restart its own timeout at every read and write.
-                    timeout=None,
-                    extensions={"trace": trace},
-                ) as response,
-                # A loop that is left by break does not close its generator; without aclosing the
-                # event loop would close it later, in another task. httpx's annotation, which is an
-                # AsyncIterator, has no aclose, hence the ignored type.
-                contextlib.aclosing(response.aiter_bytes()) as chunks,  # type: ignore[type-var]
-            ):
-                async for chunk in chunks:
-                    if not body.take(response, chunk):
-                        break
-                return body.outcome(response)
-        except TimeoutError:
-            return Broken("unsent" if is_connecting else "late", "deadline")
-        except FOREIGN as error:
-            return broken_by(error)
+                if isinstance(step, Send):
+                    outcome = await self._here().sender.send(step)
+                elif isinstance(step, Sleep):
+                    await self._sleep(step.seconds)
+                elif not isinstance(step, Turn):
+                    outcome = await asyncio.to_thread(step.call)
+                elif not has_turn:
+                    await turn.enter_async_context(self._here().slots)
+                    has_turn = True
 
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """An asynchronous client's connections and locks for one event loop.
+    """An asynchronous client's connections and limits for one event loop.
 
     Attributes:
-        http: httpx client with the event loop's connections.
-        slots: Semaphore that limits the number of simultaneous requests.
-        settling: Lock around the request for the model's description.
+        sender: Connections of the event loop.
+        slots: Semaphore that limits the number of simultaneous calls.
     """
 
-    http: httpx.AsyncClient
+    sender: AsyncSender
     slots: asyncio.Semaphore
-    settling: asyncio.Lock

@@ -1,4 +1,7 @@
-"""Ends a thread's network work at the deadline, or when no one reads the results any more."""
+"""Ends a thread's network work at the deadline, or when no one reads the results any more.
+
+Only ``transport`` uses this module; it is the part that touches sockets.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,6 @@ class Leaving:
             self.flag.set()
             for connection in self._busy:
                 # The plain socket method works for TLS sockets too, and wakes a blocked reader.
-                # A connection that is already closed raises OSError, which needs no handling.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
@@ -60,7 +62,7 @@ class Leaving:
                 self._busy.discard(connection)
 
 
-class Watch(threading.local):
+class Guard(threading.local):
     """Ends a thread's network work at the deadline, or when the stream is left early.
 
     A stream is an iterator of results whose images are sent by several threads. httpx restarts its
@@ -91,10 +93,14 @@ class Watch(threading.local):
         """Set the deadline of this thread's next request to ``seconds`` from now."""
         self.deadline = time.monotonic() + seconds
 
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Put a new connection under the deadline; httpx calls this for each network event."""
-        # The TLS handshake returns a new stream, which needs wrapping like the first one.
-        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+    def take(self, event: str, info: dict[str, Any]) -> None:
+        """Put a new connection under the deadline; call this for each event of httpx's ``trace``.
+
+        The events have names such as ``connection.connect_tcp.complete``, and through a proxy
+        ``proxy.start_tls.complete`` or ``socks.connect_tcp.complete``. A TLS handshake returns a
+        new network stream, which needs replacing like the first one.
+        """
+        if not event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             return
 
         # httpx keeps using this very object, so its methods are replaced. Other threads may use the
@@ -104,18 +110,26 @@ class Watch(threading.local):
         write = stream.write
         connection = stream.get_extra_info("socket")
 
-        def remaining() -> float:
-            # A timeout of 0 would make the socket non-blocking instead of timing out.
-            return max(self.deadline - time.monotonic(), 1e-3)
-
         def read_until_deadline(max_bytes: int, timeout: float | None = None) -> bytes:
             with self.leaving.busy(connection):
-                return cast(bytes, read(max_bytes, remaining()))
+                return cast(bytes, read(max_bytes, self._remaining()))
 
         def write_until_deadline(buffer: bytes, timeout: float | None = None) -> None:
             with self.leaving.busy(connection):
                 for start in range(0, len(buffer), SLICE):
-                    write(buffer[start : start + SLICE], remaining())
+                    write(buffer[start : start + SLICE], self._remaining())
 
         stream.read = read_until_deadline
         stream.write = write_until_deadline
+
+    def _remaining(self) -> float:
+        """Return the seconds until the deadline.
+
+        Raises:
+            TimeoutError: The deadline has passed. Without this error, a server that always has a
+                byte ready would get past every deadline.
+        """
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("deadline")
+        return remaining

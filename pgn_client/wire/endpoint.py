@@ -41,7 +41,7 @@ class Credential:
         ConfigurationError: The key or a header cannot be sent.
     """
 
-    __slots__ = ("_authorizes", "_headers", "_hidden", "_key")
+    __slots__ = ("__weakref__", "_authorizes", "_headers", "_hidden", "_key")
 
     def __init__(
         self,
@@ -55,11 +55,12 @@ class Credential:
                 "api_key: got an empty key or one with spaces, line breaks or non-ASCII "
                 "characters, expected printable ASCII; check how it was copied"
             )
-        for name, value in (headers or {}).items():
+        for number, (name, value) in enumerate((headers or {}).items(), 1):
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not _sendable(value):
+                # Neither is shown: swapped by mistake, the name is the secret.
                 raise ConfigurationError(
-                    f"headers: got one named {name[:40]!r} that cannot be sent, expected a name "
-                    "and printable ASCII"
+                    f"headers: got a header (number {number}) that cannot be sent, expected a name "
+                    "without spaces and colons, and a value of printable ASCII"
                 )
 
         self._key = key

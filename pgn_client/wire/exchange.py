@@ -1,20 +1,15 @@
 """The logic of one call to an endpoint, with its retries, budget and errors, but without I/O.
 
-It consists of generators that yield a ``Send`` or ``Sleep`` and receive the outcome. The
-synchronous and the asynchronous client drive the same generators, as httpx does with ``auth_flow``;
-tests drive them with a list of outcomes.
+It consists of generators that yield steps for the client to carry out; see ``steps``.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
-import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import InitVar, dataclass, field, replace
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from pgn_client.errors import (
     AuthenticationError,
@@ -30,7 +25,8 @@ from pgn_client.errors import (
 )
 from pgn_client.types import Answer
 from pgn_client.version import __version__
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.endpoint import Endpoint, Limits
+from pgn_client.wire.forms import smaller_forms
 from pgn_client.wire.ledger import Account
 from pgn_client.wire.protocols import (
     Described,
@@ -43,74 +39,31 @@ from pgn_client.wire.protocols import (
 from pgn_client.wire.protocols.base import excerpt
 from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
+from pgn_client.wire.steps import Broken, Clocks, Outcome, Send, Sleep, Steps
 
-T = TypeVar("T")
 RATE = re.compile(r"(x-)?rate-?limit")
 """Pattern that the names of rate limit headers in a response begin with."""
+MOST_RATES = 64
+"""Largest number of rate limit headers that are kept; a server may invent new names for ever."""
 
 _log = logging.getLogger("pgn_client")
 
-BrokenKind = Literal["late", "unsent", "unreached", "cut", "refused", "garbled"]
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Step of a call: the client sends this HTTP request.
-
-    Attributes:
-        request: Request with all its headers.
-        seconds: Time limit for the whole response in seconds.
-    """
-
-    request: WireRequest
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Step of a call: the client waits.
-
-    Attributes:
-        seconds: Length of the wait in seconds.
-    """
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Outcome of an HTTP request that got no complete response.
-
-    Attributes:
-        kind: ``late`` (the deadline passed), ``unsent`` (the deadline passed before the connection
-            was made), ``unreached`` (no connection), ``cut`` (the connection broke), ``refused``
-            (can never work, for example a bad certificate) or ``garbled`` (unreadable or too long).
-        reason: Text for the error message; it may be long and may show secrets.
-    """
-
-    kind: BrokenKind
-    reason: str
-
-
-# None is the outcome of a Sleep. One generator type serves both steps, so the code after a Send has
-# to handle None, too.
-Outcome = WireResponse | Broken | None
-Steps = Generator[Send | Sleep, Outcome, T]
-
 
 @dataclass(slots=True)
-class Clocks:
-    """Clocks and the random factor of retry pauses, together so that tests can replace them.
+class Accepted:
+    """The requests that an endpoint accepts; all calls of a client share and update it.
 
     Attributes:
-        monotonic: Monotonic clock in seconds, for deadlines.
-        wall: Wall clock in seconds since the epoch, for HTTP dates.
-        jitter: Function that draws the factor of a retry pause from [0.75, 1].
+        limits: Largest request that the endpoint accepts.
+        protocol: Protocol of the endpoint; None until it is detected.
+        rates: Latest rate limit headers of the responses, names in lower case, secrets redacted.
+        scales: Whether an image had to be scaled, which the log says once.
     """
 
-    monotonic: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-    jitter: Callable[[], float] = field(default=lambda: random.uniform(0.75, 1.0))
+    limits: Limits
+    protocol: Protocol | None = None
+    rates: dict[str, str] = field(default_factory=dict)
+    scales: bool = False
 
 
 @dataclass(slots=True)
@@ -119,65 +72,58 @@ class Exchange:
 
     Attributes:
         endpoint: Endpoint to call.
+        accepted: Requests that the endpoint accepts; this call may learn more of them.
         policy: Retry policy.
         account: Budget and usage, which count every image and request.
         pacer: Client-side rate limits.
         clocks: Clocks and the random factor of retry pauses.
         timeout: Time limit for the call in seconds, retries included.
-        until: Deadline on the monotonic clock, if it began before this call; None starts a new one.
         attempts: Number of requests sent so far.
         carried: Number of requests that may have taken an image off this machine.
         counted: Whether the image of this call is in the usage, which counts it once.
         gave_up: Reason for not retrying, ready to append to an error message; may be empty.
+        lasting: Whether the endpoint asks to wait longer than the retry policy allows.
         request_id: Server's identifier of the last answered request, if it returned one.
         deadline: Deadline on the monotonic clock, in seconds.
         key: Idempotency key of the request body: the server can tell a retry from a new request.
-        rates: Latest rate limit headers of the responses, with secrets redacted.
     """
 
     endpoint: Endpoint
+    accepted: Accepted
     policy: RetryPolicy
     account: Account
     pacer: Pacer
     clocks: Clocks
     timeout: float
-    until: InitVar[float | None] = None
     attempts: int = 0
     carried: int = 0
     counted: bool = False
     gave_up: str = ""
+    lasting: bool = False
     request_id: str | None = None
     deadline: float = field(init=False)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    rates: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self, until: float | None) -> None:
-        self.deadline = self.clocks.monotonic() + self.timeout if until is None else until
+    def __post_init__(self) -> None:
+        self.deadline = self.clocks.monotonic() + self.timeout
 
     def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
         """Send one image; return the answer and the dialect of the protocol that was used.
 
+        Where the endpoint refuses the dialect, a plainer one is tried. Where the request is too
+        large, a smaller form of the image is (see ``forms``).
+
         Args:
-            protocol: Protocol to use. If the endpoint refuses it, its plainer dialect, with fewer
-                features, may be tried.
+            protocol: Protocol to use.
             image: Encoded image to send.
 
         Raises:
-            ImageError: The image is larger than the endpoint accepts.
+            ImageError: The image is larger than the endpoint accepts, in every form.
             EndpointError: The endpoint gave no usable answer within the deadline and the retries.
             BudgetExceededError: The budget is spent.
         """
-        request = self._encode(protocol, image)
         try:
-            response = yield from self.fetch(protocol, request, carries_image=True)
-            plainer = None if response.ok else protocol.fallback(response)
-            if plainer is not None:
-                protocol = plainer
-                # An idempotency key identifies one body, and the plainer dialect has another.
-                self.key = uuid.uuid4().hex
-                response = yield from self.fetch(
-                    protocol, self._encode(protocol, image), carries_image=True
-                )
+            response, protocol = yield from self._ask_plainer(protocol, image)
         finally:
             # Also after an error: an image that was sent counts, whether or not it was answered.
             if self.carried and not self.counted:
@@ -187,6 +133,73 @@ class Exchange:
         if not response.ok:
             raise self.refusal(response, protocol)
         return self._decode(response, protocol), protocol
+
+    def _ask_plainer(
+        self, protocol: Protocol, image: Payload
+    ) -> Steps[tuple[WireResponse, Protocol]]:
+        """Send one image, in plainer dialects while the endpoint refuses the dialect.
+
+        Returns:
+            The last response, which may be an error status, and the dialect that it answers.
+        """
+        while True:
+            response = yield from self._ask_smaller(protocol, image)
+            plainer = None if response.ok else protocol.fallback(response)
+            if plainer is None:
+                return response, protocol
+            reason = self._shown(protocol.explain(response))
+            _log.info(
+                "%s refuses %s (%s); trying %s",
+                self.endpoint.name,
+                protocol.dialect,
+                reason,
+                plainer.dialect,
+            )
+            protocol = plainer
+
+    def _ask_smaller(self, protocol: Protocol, image: Payload) -> Steps[WireResponse]:
+        """Send one image, in smaller forms while the request is larger than the endpoint accepts.
+
+        Raises:
+            ImageError: The smallest form is still too large.
+        """
+        excess = ""
+        response: WireResponse | None = None
+        for form in smaller_forms(image, protocol.name, lambda: self.accepted.limits):
+            request = protocol.encode([form])
+            too_large = self._excess(request, form)
+            if too_large:
+                # The first form is the whole image, which the message is about.
+                excess = excess or too_large
+                continue
+            if form.pixels < image.pixels and not self.accepted.scales:
+                self.accepted.scales = True
+                _log.warning(
+                    "%s takes no image of %s pixels; sending scaled copies of such images",
+                    self.endpoint.name,
+                    f"{image.pixels:,}",
+                )
+            # An idempotency key identifies one body, and each form has another.
+            self.key = uuid.uuid4().hex
+            response = yield from self.fetch(protocol, request, carries_image=True)
+            if response.status != 413:
+                return response
+            limit = len(request.body) - 1
+            self.accepted.limits = replace(self.accepted.limits, body_bytes=limit)
+        if response is not None:
+            return response
+        raise ImageError(f"the image is too large: {excess}; make it smaller")
+
+    def _excess(self, request: WireRequest, image: Payload) -> str:
+        """Return by what a request exceeds the endpoint's limits, as a text; empty if it fits."""
+        limits = self.accepted.limits
+        for got, limit, unit in (
+            (len(request.body), limits.body_bytes, "bytes"),
+            (image.pixels, limits.pixels, "pixels"),
+        ):
+            if limit is not None and got > limit:
+                return f"got {got:,} {unit}, the endpoint takes {limit:,}"
+        return ""
 
     def discover(self, candidates: Sequence[Protocol], otherwise: Protocol) -> Steps[Described]:
         """Detect the endpoint's protocol by asking for the model's description; no image is sent.
@@ -265,24 +278,6 @@ class Exchange:
         )
         raise self._error(ProtocolMismatchError, text)
 
-    def _encode(self, protocol: Protocol, image: Payload) -> WireRequest:
-        """Return the HTTP request that sends one image.
-
-        Raises:
-            ImageError: The image is larger than the endpoint accepts.
-        """
-        request = protocol.encode([image])
-        limits = self.endpoint.limits
-        for got, limit, unit in (
-            (len(request.body), limits.body_bytes, "bytes"),
-            (image.pixels, limits.pixels, "pixels"),
-        ):
-            if limit is not None and got > limit:
-                raise ImageError(
-                    f"the image is too large: got {got:,} {unit}, the endpoint takes {limit:,}"
-                )
-        return request
-
     def fetch(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool = False
     ) -> Steps[WireResponse]:
@@ -308,11 +303,7 @@ class Exchange:
             outcome = yield from self._send(protocol, request, carries_image=carries_image)
             if isinstance(outcome, WireResponse):
                 self.request_id = self._request_id(outcome)
-                self.rates |= {
-                    name: self._shown(value)
-                    for name, value in outcome.headers.items()
-                    if RATE.match(name)
-                }
+                self._note_rates(outcome)
                 if outcome.ok:
                     return outcome
             elif outcome is not None:
@@ -327,13 +318,20 @@ class Exchange:
             else:
                 raise self._broken(outcome)
 
+    def _note_rates(self, response: WireResponse) -> None:
+        """Keep the rate limit headers of a response."""
+        rates = self.accepted.rates
+        for name, value in response.headers.items():
+            if RATE.match(name) and (name in rates or len(rates) < MOST_RATES):
+                rates[name] = self._shown(value)
+
     def _send(
         self, protocol: Protocol, request: WireRequest, *, carries_image: bool
     ) -> Steps[Outcome]:
         """Send a request once, and return its outcome.
 
-        An image is charged to the budget before it is sent, and refunded if it provably never left
-        this machine.
+        An image is charged to the budget before it is sent. It is refunded only if no byte of the
+        body was written; what the server wrote has no say in that.
         """
         # First, because it raises after the deadline, and then nothing may be charged.
         step = self._next(request)
@@ -344,14 +342,12 @@ class Exchange:
         self.attempts += 1
 
         started = self.clocks.monotonic()
-        outcome = yield step
-        if (
-            carries_image
-            and isinstance(outcome, Broken)
-            and outcome.kind in ("unsent", "unreached", "refused")
-        ):
+        outcome: Outcome = yield step
+        if carries_image and isinstance(outcome, Broken) and not outcome.written:
             self.account.release()
             self.carried -= 1
+        if carries_image and isinstance(outcome, WireResponse) and 400 <= outcome.status < 500:
+            self.account.refused()
         self._log_request(protocol, request, outcome, self.clocks.monotonic() - started)
         return outcome
 
@@ -375,6 +371,8 @@ class Exchange:
             "user-agent": f"pgn-client/{__version__}",
             **self.endpoint.authorization,
             **request.headers,
+            # Not httpx's own list: ``transport`` decompresses this encoding alone, under a limit.
+            "accept-encoding": "gzip",
             "x-pgn-retry-count": str(self.attempts),
         }
         # GET and PUT are idempotent by definition and need no key.
@@ -413,7 +411,7 @@ class Exchange:
 
     def _raise_if_final(self, broken: Broken) -> None:
         """Raise an error if a request failed in a way that no retry can improve."""
-        if broken.kind in ("late", "unsent"):
+        if broken.kind == "late":
             raise self._late()
         if broken.kind == "refused":
             raise self._broken(broken)
@@ -450,6 +448,7 @@ class Exchange:
             # Stopping here instead of at ``reserve`` keeps the server's error for the caller.
             decision = Stop("the budget is spent")
         self.gave_up = f"; gave up: {decision.reason}" if decision.reason else ""
+        self.lasting = decision.lasting
         return None
 
     def _decode(self, response: WireResponse, protocol: Protocol) -> Answer:
@@ -501,13 +500,15 @@ class Exchange:
         explanation = self._shown(protocol.explain(response))
         attempts = _times(self.attempts)
         text = f"{what}: got {response.status} ({explanation}), {attempts}{self.gave_up}"
-        return kind(
+        error = kind(
             f"{self.endpoint.name}: {text}",
             status=response.status,
             endpoint=self.endpoint.name,
             attempts=self.attempts,
             request_id=self.request_id,
         )
+        error.lasting = self.lasting
+        return error
 
     def _error(self, kind: type[EndpointError], text: str) -> EndpointError:
         name = self.endpoint.name

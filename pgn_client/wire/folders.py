@@ -21,7 +21,6 @@ from pgn_client.imaging.codecs import PNG, open_image
 from pgn_client.imaging.files import PathLike, find_images, write_whole
 from pgn_client.types import Adapter
 from pgn_client.wire.client import AdaptedClient
-from pgn_client.wire.jobs import MAX_BATCH, caught, prepare_each
 from pgn_client.wire.journal import (
     Record,
     line_of,
@@ -33,6 +32,7 @@ from pgn_client.wire.journal import (
     sha256_of,
     write_lines,
 )
+from pgn_client.wire.prepare import MAX_BATCH, caught, prepare_each
 
 
 class FileResult(NamedTuple):

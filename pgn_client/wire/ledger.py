@@ -200,6 +200,7 @@ class Account:
         self._lock = threading.Lock()
         self._images = 0
         self._billable = 0
+        self._refused = 0
         self._requests = 0
         self._retries = 0
         self._bytes = 0
@@ -233,6 +234,11 @@ class Account:
         with self._lock:
             self._images += 1
 
+    def refused(self) -> None:
+        """Count one sent image that the endpoint refused with a status 4xx."""
+        with self._lock:
+            self._refused += 1
+
     def sent(self, size: int, *, retry: bool) -> None:
         """Count one HTTP request and the size of its body in the usage.
 
@@ -257,4 +263,5 @@ class Account:
                 bytes_sent=self._bytes,
                 cost=None if self.price is None else self._billable * self.price,
                 billable=self._billable,
+                refused=self._refused,
             )

@@ -3,91 +3,73 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from pgn_client.arrays import Floats
 from pgn_client.checkpoint.card import RAW, ServedBackbone, ServedCard
-from pgn_client.errors import CheckpointError, PGNError
-from pgn_client.types import Adapter, Answer, Hosted, ModelInfo, Prediction, Reply
+from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.mapping.fusion import fuse
+from pgn_client.types import NONE, Answer, ModelInfo, Prediction, Reply
+from pgn_client.wire.call_options import Weights
 from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.loaded_adapter import LoadedAdapter
+from pgn_client.wire.prepare import Job
 from pgn_client.wire.protocols.base import excerpt
 
 _log = logging.getLogger("pgn_client")
 
 
-@dataclass(slots=True)
-class Upload:
-    """State of uploading a checkpoint that runs on the server; all concurrent calls share it.
+def predict(
+    checkpoint: LoadedAdapter, weights: Weights, endpoint: Endpoint, job: Job, reply: Reply
+) -> Prediction:
+    """Return the prediction for one image.
 
-    Attributes:
-        busy: Lock that the uploading call holds.
-        done: Number of times that the server was found to have the checkpoint, or received it.
-        there: Whether the server had the checkpoint when it was last used.
-        failure: Error of the last upload; None if it succeeded.
+    Its label is ``NONE`` if its score is below ``none_below``, a threshold in the checkpoint.
+
+    Args:
+        checkpoint: Checkpoint of the client.
+        weights: Weight of the local head.
+        endpoint: Endpoint that replied.
+        job: The image as it was prepared, with the answer of the local head.
+        reply: Reply of the endpoint; of no meaning if the local head answers alone.
+
+    Raises:
+        ConfigurationError: The endpoint returns embeddings, and there is no checkpoint.
     """
-
-    busy: threading.Lock = field(default_factory=threading.Lock)
-    done: int = 0
-    there: bool = False
-    failure: PGNError | None = None
-
-    def forgotten(self, seen: int) -> None:
-        """Note that the server no longer has the checkpoint, unless a newer upload has finished.
-
-        Args:
-            seen: Value of ``done`` before the request that the server rejected.
-        """
-        if self.done == seen:
-            self.there = False
+    prediction = _rank_classes(checkpoint, weights, endpoint, job, reply)
+    none_below = checkpoint.card.none_below or 0.0
+    return replace(prediction, label=NONE) if prediction.score < none_below else prediction
 
 
-@dataclass(slots=True)
-class Checkpoint:
-    """A client's checkpoint and the adapter loaded from it at first use; client copies share it.
+def _rank_classes(
+    checkpoint: LoadedAdapter, weights: Weights, endpoint: Endpoint, job: Job, reply: Reply
+) -> Prediction:
+    """Return the prediction of the endpoint, the checkpoint's local head, or both fused."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        if reply.answer.kind == "embedding":
+            raise ConfigurationError(
+                f"{endpoint.name} returns embeddings, which name no class: got pgn_ckpt=None, "
+                "expected a checkpoint that maps embeddings to classes; make one with pgn map"
+            )
+        return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
 
-    The adapter turns an image into the one to send, for example by painting a prompt into it.
+    mapping = adapter.mapping
+    if job.confident and job.local is not None:
+        return ranked(mapping.classes, job.local, "local", reply, log=True)
 
-    Attributes:
-        source: Path of a checkpoint, an adapter, or None to send images unchanged.
-        adapter: Loaded adapter; None before first use or without a source.
-        verified: Whether the checkpoint was compared with the endpoint's model.
-        warned: Whether the warning about too few labels was logged.
-        upload: State of the upload, for a checkpoint that runs on the server.
-    """
+    log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
+    warn_of_few_labels(checkpoint, endpoint, reply.answer)
+    alpha = weights.of(checkpoint.card, job.local)
+    if alpha == 0.0 or job.local is None:
+        return ranked(mapping.classes, log_probs, "endpoint", reply, log=True)
 
-    source: str | os.PathLike[str] | Adapter | None
-    adapter: Adapter | None = None
-    verified: bool = False
-    warned: bool = False
-    upload: Upload = field(default_factory=Upload)
-    _card: ServedCard | None = None
-
-    @property
-    def card(self) -> ServedCard:
-        """The fields that a client reads of the card, the checkpoint's metadata.
-
-        The card is empty before the adapter is loaded.
-        """
-        if self.adapter is None:
-            return ServedCard()
-        if self._card is None:
-            self._card = ServedCard.from_json(self.adapter.info)
-        return self._card
-
-    @property
-    def hosted(self) -> Hosted | None:
-        """The checkpoint file to upload, if this checkpoint runs on the server, else None.
-
-        It is also None before the adapter is loaded.
-        """
-        # The protocol ``Adapter`` does not require the attribute; only ``HostedAdapter`` has it.
-        return getattr(self.adapter, "hosted", None)
+    fused = fuse(log_probs[None], job.local[None], alpha)[0]
+    return ranked(mapping.classes, fused, "both", reply, log=True)
 
 
 def probabilities(answer: Answer) -> Floats:
@@ -122,7 +104,7 @@ def ranked(
     return Prediction(best, named[best], named, source, reply.attempts, reply.request_id)
 
 
-def warn_of_few_labels(checkpoint: Checkpoint, endpoint: Endpoint, answer: Answer) -> None:
+def warn_of_few_labels(checkpoint: LoadedAdapter, endpoint: Endpoint, answer: Answer) -> None:
     """Log a warning if an answer has fewer labels than the label mapping was fitted on.
 
     It is logged once per checkpoint.

@@ -35,9 +35,11 @@ class Stop:
 
     Attributes:
         reason: Reason for the error message; empty if the status alone explains it.
+        lasting: Whether the endpoint asks to wait longer than the policy allows.
     """
 
     reason: str = ""
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class RetryPolicy:
         if requested is not None and requested > self.max_retry_after:
             return Stop(
                 f"the endpoint asks to wait {requested:.0f} s, more than the "
-                f"{self.max_retry_after:.0f} s allowed"
+                f"{self.max_retry_after:.0f} s allowed",
+                lasting=True,
             )
 
         seconds = requested or self.backoff(len(failures) - 1, jitter)

@@ -1,452 +1,345 @@
-"""Logic shared by the synchronous and the asynchronous client, without network I/O.
+"""A client's images, from source to prediction, as steps without network I/O.
 
-    image -> adapter (local) -> PNG -> endpoint -> answer -> mapping -> (fusion) -> Prediction
+    source -> prepare (open, adapt, encode) -> recorded? -> endpoint -> prediction
 
-``AdaptedClient`` and ``AsyncAdaptedClient`` inherit ``Session`` and add only sending and waiting.
+``AdaptedClient`` and ``AsyncAdaptedClient`` own a ``Session`` and carry out its steps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import math
-import os
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, Self, cast
-from urllib.parse import unquote_plus, urlsplit
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
-import numpy as np
 from PIL import Image
 
-from pgn_client.arrays import Floats
-from pgn_client.errors import ConfigurationError, EndpointError, PGNError
-from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
-from pgn_client.mapping.fusion import fuse, is_confident
-from pgn_client.types import NONE, Adapter, Answer, Prediction, Prepared, Reply, Usage
-from pgn_client.wire.cache import AnswerCache, endpoint_key
-from pgn_client.wire.endpoint import Credential, Endpoint
-from pgn_client.wire.exchange import Clocks, Exchange, Steps
-from pgn_client.wire.http_options import HttpOptions
-from pgn_client.wire.jobs import MAX_BATCH, Job, caught, chunks, prepare_each, raised
-from pgn_client.wire.ledger import Account, Ledger
-from pgn_client.wire.prediction import (
-    Checkpoint,
-    probabilities,
-    ranked,
-    verify,
-    warn_of_few_labels,
+from pgn_client.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    ImageError,
+    PGNError,
+    TimedOutError,
 )
-from pgn_client.wire.protocols import Payload, open_protocol
+from pgn_client.imaging.codecs import ImageSource, describe
+from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction, Reply
+from pgn_client.wire.cache import AnswerCache
+from pgn_client.wire.call_options import CallOptions, check_whole
+from pgn_client.wire.drift import Drift, differing, judge
+from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.exchange import Exchange
+from pgn_client.wire.ledger import Account
+from pgn_client.wire.loaded_adapter import LoadedAdapter
+from pgn_client.wire.prediction import predict, verify
+from pgn_client.wire.prepare import Job, Preparer, chunks, raised, verbatim
+from pgn_client.wire.protocols import Protocol, open_protocol
 from pgn_client.wire.protocols.base import digest
 from pgn_client.wire.rate_limit import Pacer
-from pgn_client.wire.remote_model import Discovery
-from pgn_client.wire.retry import RetryPolicy
+from pgn_client.wire.recordings import Recordings
+from pgn_client.wire.remote_model import RemoteModel
+from pgn_client.wire.steps import Clocks, Steps, Turn, Work
 from pgn_client.wire.upload import hosted_reply
 
-SAME: Any = ...
-"""Default of the arguments of ``with_options``: keep the client's current value."""
 
+class Session:
+    """Logic shared by the synchronous and the asynchronous client; no network I/O.
 
-class Session(ABC):
-    """Base of ``AdaptedClient``, which documents the arguments, and ``AsyncAdaptedClient``."""
+    Args:
+        endpoint: Endpoint with its credential.
+        adapter: Checkpoint of the client.
+        options: Options of each call.
+        account: Budget and usage.
+        pacer: Client-side rate limits.
+        cache: Recorded answers, or None.
+
+    Attributes:
+        adapter: Checkpoint of the client.
+        options: Options of each call.
+        remote: Model behind the endpoint.
+        recordings: Recorded answers of the endpoint.
+        account: Budget and usage.
+        pacer: Client-side rate limits.
+        clocks: Clocks, which tests replace.
+        closed: Whether the client is closed.
+    """
 
     def __init__(
         self,
-        url: str | os.PathLike[str],
-        pgn_ckpt: str | os.PathLike[str] | Adapter | None,
-        *,
-        protocol: str = "auto",
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 30.0,
-        max_retries: int = 4,
-        max_concurrency: int = 8,
-        requests_per_second: float | None = None,
-        bytes_per_second: float | None = None,
-        fusion: float | Literal["auto"] | None = "auto",
-        query_below: float | None = None,
-        budget: int | None = None,
-        price_per_image: float | None = None,
-        ledger: str | os.PathLike[str] | Ledger | None = None,
-        cache: str | os.PathLike[str] | AnswerCache | None = None,
-        transport: Any = None,
-        http: Mapping[str, Any] | None = None,
-        labels: Sequence[str] | None = None,
+        endpoint: Endpoint,
+        adapter: LoadedAdapter,
+        options: CallOptions,
+        account: Account,
+        pacer: Pacer,
+        cache: AnswerCache | None,
     ) -> None:
-        _check(
-            "max_concurrency",
-            max_concurrency,
-            "a whole number, 1 or more",
-            lambda x: x >= 1 and x == int(x),
-        )
-        rate_limits = (
-            ("requests_per_second", requests_per_second),
-            ("bytes_per_second", bytes_per_second),
-        )
-        for name, limit in rate_limits:
-            if limit is not None:
-                _check(name, limit, "a number above 0, or None", lambda x: 0 < x < math.inf)
-        self._configure(timeout, max_retries, pgn_ckpt, fusion, query_below)
-
-        self._checkpoint = Checkpoint(pgn_ckpt)
-        self._http_options = HttpOptions(http)
-        self._transport = transport
-        endpoint = _endpoint(url, protocol, model, labels)
-        endpoint = replace(
-            endpoint, credential=_credential(api_key, self._http_options, endpoint.url)
-        )
         # Opened only to raise the error of a wrong name or option now, not at the first image.
         open_protocol(endpoint)
+        options.check_checkpoint(adapter.source is not None)
+        self.adapter = adapter
+        self.options = options
+        self.remote = RemoteModel(endpoint)
+        self.recordings = Recordings(cache, self.remote)
+        self.account = account
+        self.pacer = pacer
+        self.clocks = Clocks()
+        self.closed = False
+        # The session from which ``with_options`` copied this one; closing it closes this one too.
+        self._original: Session | None = None
 
-        self.max_concurrency = int(max_concurrency)
-        self._pacer = Pacer(requests_per_second, bytes_per_second)
-        self._clocks = Clocks()
-        # One thread at a time adapts images: this loads the checkpoint once, and an adapter, which
-        # may be a user's class, need not be thread-safe.
-        self._local_work = threading.Lock()
-        self._closed = False
-        self._borrows = False
-
-        # The stack closes the opened files if a later argument is invalid.
-        with contextlib.ExitStack() as opened:
-            if not isinstance(ledger, Ledger):
-                ledger = opened.enter_context(contextlib.closing(Ledger(ledger)))
-            fingerprint = endpoint_key(endpoint.url, endpoint.model)
-            self._account = Account(ledger, fingerprint, endpoint.name, budget, price_per_image)
-
-            self._cache = cache if isinstance(cache, AnswerCache) else None
-            if cache is not None and self._cache is None:
-                self._cache = opened.enter_context(
-                    contextlib.closing(AnswerCache(cast("str", cache)))
-                )
-            self._model = Discovery(endpoint, self._cache)
-            self._open()
-            self._opened = opened.pop_all()
-
-    def _configure(
-        self,
-        timeout: float,
-        max_retries: int,
-        pgn_ckpt: str | os.PathLike[str] | Adapter | None,
-        fusion: float | Literal["auto"] | None,
-        query_below: float | None,
-    ) -> None:
-        """Check and set the options that ``with_options`` can change.
-
-        Raises:
-            ConfigurationError: An option is invalid.
-        """
-        _check("timeout", timeout, "seconds, above 0", lambda x: 0 < x < math.inf)
-        _check(
-            "max_retries",
-            max_retries,
-            "a whole number, 0 or more",
-            lambda x: x >= 0 and x == int(x),
-        )
-        if fusion not in ("auto", None):
-            _check("fusion", fusion, '"auto", None, or a number in [0, 1]', lambda x: 0 <= x <= 1)
-        if query_below is not None:
-            _check(
-                "query_below",
-                query_below,
-                "a probability in [0, 1], or None",
-                lambda x: 0 <= x <= 1,
-            )
-        if pgn_ckpt is None and (query_below is not None or fusion not in ("auto", None, 0)):
-            raise ConfigurationError(
-                "fusion and query_below need a checkpoint with a local head: got pgn_ckpt=None"
-            )
-
-        self.timeout = float(timeout)
-        self._policy = RetryPolicy(max_retries=int(max_retries))
-        self._fusion = fusion
-        self._query_below = query_below
-
-    def with_options(
-        self,
-        *,
-        pgn_ckpt: str | os.PathLike[str] | Adapter | None = SAME,
-        timeout: float = SAME,
-        max_retries: int = SAME,
-        fusion: float | Literal["auto"] | None = SAME,
-        query_below: float | None = SAME,
-    ) -> Self:
-        """Return a copy of this client with other options.
-
-        The copy shares the connections, the rate and concurrency limits, the budget and usage, the
-        cache, and the detected protocol and model. Closing the copy closes none of these. Closing
-        this client also ends the copy.
-
-        Args:
-            pgn_ckpt: Path of a checkpoint, an adapter, or None. Here and below, an omitted option
-                keeps this client's value.
-            timeout: Time limit for one call in seconds.
-            max_retries: Largest number of retries of one call.
-            fusion: Weight in [0, 1] of the local head, the checkpoint's own small classifier;
-                ``auto`` for the weight in the checkpoint, or None for 0.
-            query_below: Confidence in [0, 1] from which the local head answers alone, or None.
-
-        Raises:
-            ConfigurationError: An argument is invalid.
-        """
-        # A shallow copy shares every object that is not replaced below.
-        client = copy.copy(self)
-        if pgn_ckpt is not SAME:
-            client._checkpoint = Checkpoint(pgn_ckpt)
-        client._configure(
-            self.timeout if timeout is SAME else timeout,
-            self._policy.max_retries if max_retries is SAME else max_retries,
-            client._checkpoint.source,
-            self._fusion if fusion is SAME else fusion,
-            self._query_below if query_below is SAME else query_below,
-        )
-        client._borrows = True
-        return client
-
-    @abstractmethod
-    def _open(self) -> None:
-        """Create what sends and waits, such as connections; the constructor calls it last."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.endpoint.name!r}, protocol={self.endpoint.protocol!r})"
+    def with_options(self, adapter: LoadedAdapter, options: CallOptions) -> Session:
+        """Return a session with another checkpoint and options that shares everything else."""
+        options.check_checkpoint(adapter.source is not None)
+        session = Session.__new__(Session)
+        session.__dict__.update(self.__dict__)
+        session.adapter = adapter
+        session.options = options
+        session._original = self
+        return session
 
     @property
     def endpoint(self) -> Endpoint:
         """The hosted model's address and settings, with the request limits that it describes."""
-        return self._model.endpoint
-
-    @property
-    def usage(self) -> Usage:
-        """Images, requests, bytes and cost of this client and its copies so far."""
-        return self._account.usage
-
-    def pace(self, size: int) -> float:
-        """Return the seconds by which sending ``size`` bytes delays the next request.
-
-        Only the client's own rate limits count.
-        """
-        return self._pacer.seconds(size)
-
-    def recorded(self, images: Iterable[ImageSource]) -> int:
-        """Return how many images have an answer in the cache; sends nothing.
-
-        Only answers of the model that was last seen at the endpoint count.
-        """
-        if self._cache is None:
-            return 0
-
-        count = 0
-        for chunk in chunks(images, self.chunk):
-            for job in self._jobs(chunk, always=True):
-                if isinstance(job, Job) and self._model.is_recorded(job.payload):
-                    count += 1
-        return count
-
-    @property
-    def rate_limits(self) -> dict[str, str]:
-        """The latest rate limit headers of the endpoint's responses, names in lower case."""
-        return dict(self._model.rates)
-
-    @property
-    def protocol(self) -> str | None:
-        """Name of the endpoint's protocol and dialect (its variant); None until it is known."""
-        protocol = self._model.protocol
-        return None if protocol is None else protocol.dialect
-
-    @property
-    def chunk(self) -> int:
-        """Number of images that are adapted (painted with prompts) in one batch."""
-        return min(self.max_concurrency, MAX_BATCH)
+        return self.remote.endpoint
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that determine predictions, as JSON values without any credential."""
-        adapter = self._open_adapter()
-        protocol = "" if self.endpoint.protocol == "auto" else self.endpoint.protocol
-        settings = [self.endpoint.labels, dict(self.endpoint.options), protocol]
+        endpoint = self.endpoint
+        protocol = "" if endpoint.protocol == "auto" else endpoint.protocol
+        settings = [endpoint.labels, dict(endpoint.options), protocol]
+        has_checkpoint = self.adapter.open(endpoint.found.profile) is not None
         # Without settings the key is absent, so that journals of earlier versions stay usable.
         return {
             **({"asked": digest(*settings)} if any(settings) else {}),
-            "endpoint": self.endpoint.mark,
-            "model": self.endpoint.model,
-            "checkpoint": (self._checkpoint.card.fingerprint or "unnamed") if adapter else None,
-            "fusion": self._fusion,
-            "query_below": self._query_below,
+            "endpoint": endpoint.mark,
+            "model": endpoint.model,
+            "checkpoint": (self.adapter.card.fingerprint or "unnamed") if has_checkpoint else None,
+            "fusion": self.options.weights.fusion,
+            "query_below": self.options.weights.query_below,
         }
 
-    # ---- Local work: open, adapt, encode. It may run torch, so it never runs in an event loop.
+    # ---- Calls of one image.
 
-    def _open_adapter(self) -> Adapter | None:
-        """Return the adapter that prepares images, or None; the first use loads the checkpoint."""
-        checkpoint = self._checkpoint
-        if checkpoint.adapter is None and isinstance(checkpoint.source, str | os.PathLike):
-            # Imported here because it loads torch, which a client without a checkpoint may lack.
-            from pgn_client.prompting import adapter
+    def classify(self, source: ImageSource) -> Steps[Prediction]:
+        """Return the predicted task class of one image."""
+        job = yield from self._only_job(source, always=False)
+        if job.confident:
+            return self._predict(job, Reply(Answer((), ())))
+        reply = yield from self._ready_and_reply(job)
+        return self._predict(job, reply)
 
-            profile = self.endpoint.found.profile
-            checkpoint.adapter = cast(Adapter, adapter.load(checkpoint.source, profile))
-        elif checkpoint.adapter is None:
-            checkpoint.adapter = cast("Adapter | None", checkpoint.source)
-        return checkpoint.adapter
+    def answer(self, source: ImageSource, *, as_it_is: bool = False) -> Steps[Answer]:
+        """Return the endpoint's own labels and scores for one image."""
+        if as_it_is and not isinstance(source, bytes):
+            raise ConfigurationError(
+                f"as_it_is: got {describe(source)}, expected the content of a PNG file in bytes"
+            )
+        if as_it_is:
+            self.check_open()
+            # These bytes must reach the endpoint, so a recorded answer does not count.
+            job = verbatim(cast(bytes, source))
+        else:
+            job = yield from self._only_job(source, always=True)
+        reply = yield from self._ready_and_reply(job)
+        return reply.answer
 
-    def _prepare(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
-        images = [caught(open_image, source) for source in sources]
-        with self._local_work:
-            return prepare_each(self._open_adapter(), images)
+    def adapt(self, source: ImageSource) -> Image.Image:
+        """Return exactly the RGB image that would be sent; nothing is sent."""
+        return raised(self._preparer.adapt([source])[0]).image
 
-    def _job(self, item: Prepared, *, always: bool) -> Job:
-        """Return the job of a prepared image: the encoded image to send, or a local answer.
+    def info(self) -> Steps[ModelInfo | None]:
+        """Return the endpoint's description of its model, or None if it gives none."""
+        yield from self.ready(for_info=True)
+        return self.remote.info
 
-        Args:
-            item: Prepared image.
-            always: Whether the endpoint must answer even if the local head, the checkpoint's own
-                small classifier, could answer alone.
-        """
-        local = item.local_log_probs
-        # With weight 1 the endpoint's answer would not count, so it is not requested.
-        confident = self._alpha(local) == 1.0
-        if self._query_below is not None and local is not None:
-            confident |= bool(is_confident(local[None], self._query_below)[0])
-        if confident and not always:
-            return Job(Payload(b"", ""), local, confident=True)
+    def check(self) -> Steps[ModelInfo | None]:
+        """Load the checkpoint, ask for the model's description, and check that they fit."""
+        yield Work(lambda: self.adapter.open(self.endpoint.found.profile))
+        if self.recordings.replays:
+            return None
+        info = yield from self.info()
+        self._verify()
+        return info
 
-        pixels = item.image.width * item.image.height
-        return Job(
-            Payload(PNG.encode(item.image), PNG.media_type, pixels, item.image, item.hosted), local
-        )
+    def drift(self, k: int) -> Steps[Drift]:
+        """Test whether the hosted model has changed, by sending recorded images again."""
+        recorded, jobs = yield Work(lambda: self._canaries(k))
+        now: list[Answer] = []
+        if jobs:
+            yield from self.ready()
+        for job in jobs:
+            now.append((yield from self.reply(job)).answer)
+        # Sending the differing images once more shows the model's own noise.
+        repeated: dict[int, Answer] = {}
+        for i in differing(recorded, now):
+            repeated[i] = (yield from self.reply(jobs[i])).answer
+        return judge(recorded, now, repeated)
 
-    def _jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
-        self._check_open()
-        refusal = self._account.refusal
-        if refusal is not None and self._always_asks():
+    # ---- Calls of many images: prepared in chunks, then sent one by one.
+
+    def prepare(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
+        """Do the local work on a chunk of images: return each ready to be sent, or its error."""
+        self.check_open()
+        refusal = self.account.refusal
+        if refusal is not None and self._sends_all():
             # No image could be answered, so preparing them would be wasted work.
             return [refusal for _ in sources]
-        items = self._prepare(sources)
-        return [
-            item if isinstance(item, PGNError) else self._job(item, always=always) for item in items
-        ]
+        return self._preparer.jobs(sources, always=always)
 
-    def _always_asks(self) -> bool:
-        """Whether every image needs a request to the endpoint."""
-        # A recorded answer or a confident local head may spare any image its request.
-        if self._cache is not None or self._query_below is not None:
-            return False
-        with self._local_work:
-            adapter = self._open_adapter()
-        alpha = self._fusion
-        if adapter is not None and alpha == "auto":
-            alpha = self._checkpoint.card.fusion
-        return alpha != 1
+    def attempt(self, source: ImageSource, job: Job | PGNError) -> Steps[Prediction | ImageFailure]:
+        """Return the prediction of one prepared image, or the failure of this image."""
+        try:
+            good = raised(job)
+            reply = Reply(Answer((), ())) if good.confident else (yield from self.reply(good))
+            return self._predict(good, reply)
+        except PGNError as error:
+            return ImageFailure(describe(source), error)
 
-    def _only_job(self, source: ImageSource, *, always: bool, as_it_is: bool = False) -> Job:
-        if as_it_is:
-            if not isinstance(source, bytes):
-                raise ConfigurationError(
-                    f"as_it_is: got {describe(source)}, expected the content of a PNG file in bytes"
-                )
-            image = open_image(source)
-            payload = Payload(source, PNG.media_type, image.width * image.height, image)
-            # These bytes must reach the endpoint, so a recorded answer does not count.
-            return Job(payload, again=True)
-        return raised(self._jobs([source], always=always)[0])
+    def answered(self, source: ImageSource, job: Job | PGNError) -> Steps[Answer]:
+        """Return the endpoint's answer to one prepared image, or raise its error."""
+        reply = yield from self.reply(raised(job))
+        return reply.answer
 
-    def _only_image(self, source: ImageSource) -> Image.Image:
-        return raised(self._prepare([source])[0]).image
+    # ---- The parts of a call.
 
-    def _alpha(self, local: Floats | None) -> float:
-        """Return the weight of the local head, the checkpoint's own small classifier, in [0, 1].
+    def ready(self, *, for_info: bool = False) -> Steps[None]:
+        """Ask for the model's description if it is missing, and check that the checkpoint fits.
 
-        The caller's option counts; with ``auto``, the weight in the checkpoint.
+        While the endpoint is out of reach, the recorded answers of the model that was last seen
+        there stay usable.
 
         Args:
-            local: (C,) log-probabilities of the C task classes from the local head, or None without
-                one.
+            for_info: Whether the caller needs the model description itself.
 
         Raises:
-            ConfigurationError: The caller's options need a local head, and there is none.
+            CheckpointError: The checkpoint was made for another model.
+            EndpointError: The endpoint gave no usable description, and no recorded model can
+                replace it.
         """
-        if local is None and self._query_below is not None:
-            raise ConfigurationError(
-                "query_below needs a checkpoint with a local head: got one without"
-            )
-        if self._fusion == "auto":
-            weight = self._checkpoint.card.fusion
-            return float(weight) if weight is not None and local is not None else 0.0
+        yield from self._ready(self._exchange(), for_info=for_info)
 
-        alpha = float(self._fusion or 0.0)
-        if local is None and alpha > 0:
-            raise ConfigurationError("fusion needs a checkpoint with a local head: got one without")
-        return alpha
+    def reply(self, job: Job) -> Steps[Reply]:
+        """Return the endpoint's reply to a prepared image, new or recorded; see ``ready``."""
+        yield Turn()
+        return (yield from self._reply(self._exchange(), job))
 
-    # ---- Logic of the network calls, as steps that the clients carry out.
+    def _ready_and_reply(self, job: Job) -> Steps[Reply]:
+        # One exchange, so that one deadline covers the description and the image.
+        yield Turn()
+        exchange = self._exchange()
+        yield from self._ready(exchange)
+        return (yield from self._reply(exchange, job))
 
-    def _check_open(self) -> None:
-        if self._closed or self._model.closed:
-            raise ConfigurationError("this client is closed; make a new one")
-
-    def _exchange(self, deadline: float | None = None) -> Exchange:
-        self._check_open()
-        return Exchange(
-            self.endpoint,
-            self._policy,
-            self._account,
-            self._pacer,
-            self._clocks,
-            self.timeout,
-            deadline,
-        )
-
-    def _is_ready(self, before: EndpointError | None, *, for_info: bool = False) -> bool:
-        """Whether images can be sent now, without first asking for the model's description.
-
-        ``Discovery.is_ready`` describes the arguments and errors.
-        """
+    def _ready(self, exchange: Exchange, *, for_info: bool = False) -> Steps[None]:
+        if self.recordings.replays:
+            if for_info:
+                raise self.recordings.not_recorded("the model description is not recorded")
+            return
         # Mapping and recorded answers belong to one model; without them, any model will do.
-        needed = for_info or self._checkpoint.source is not None or self._cache is not None
-        ready = self._model.is_ready(before, needed=needed, for_info=for_info)
-        self._verify_once()
-        return ready
+        needs_model = (
+            for_info or self.adapter.source is not None or self.recordings.cache is not None
+        )
+        if not needs_model and self.remote.sends_undescribed:
+            return
+        if not self.remote.description.done:
+            try:
+                yield from self.remote.describe(exchange)
+            # An endpoint that answers with an error is reachable, and the caller must see the
+            # error, for example a rejected key.
+            except (ConnectionFailedError, TimedOutError) as error:
+                if for_info or not self.recordings.stand_in_for(error):
+                    raise
+                return
+            self._resume_dialect()
+        if not for_info:
+            self._verify()
 
-    def _settle(self, exchange: Exchange, *, for_info: bool) -> Steps[None]:
-        """Detect the endpoint's protocol, and check that the checkpoint was made for its model."""
-        yield from self._model.settle(exchange, for_info=for_info)
-        self._verify_once()
+    def _verify(self) -> None:
+        """Check once that the checkpoint was made for the endpoint's model."""
+        if self.adapter.source is not None and not self.adapter.verified:
+            verify(self.adapter.card, self.remote.info, self.endpoint)
+            self.adapter.verified = True
 
-    def _verify_once(self) -> None:
-        checkpoint = self._checkpoint
-        if self._model.asked and checkpoint.adapter is not None and not checkpoint.verified:
-            verify(checkpoint.card, self._model.info, self.endpoint)
-            checkpoint.verified = True
-
-    def _reply_without_request(self, job: Job) -> Reply | None:
-        """Return the reply to an image if it needs no request, because it is local or recorded.
-
-        Returns:
-            The reply, or None if the image must be sent.
-
-        Raises:
-            EndpointError: The answer is not recorded, and the endpoint is out of reach or this is a
-                replay.
-        """
-        # The prediction of a confident local head never reads the answer.
-        if job.confident:
-            return Reply(Answer((), ()))
-        return None if job.again else self._model.recorded(job.payload)
+    def _resume_dialect(self) -> None:
+        """Start in the dialect in which an earlier run with this cache ended."""
+        self.recordings.end_stand_in()
+        protocol = self.remote.accepted.protocol
+        if protocol is not None:
+            self.remote.accepted.protocol = self.recordings.resumed(protocol)
 
     def _reply(self, exchange: Exchange, job: Job) -> Steps[Reply]:
-        """Send one image and return the reply.
+        """Return the recorded reply to an image, or send the image.
 
         A checkpoint that runs on the server is uploaded first if the server does not have it.
         """
 
-        def ask() -> Steps[Reply]:
-            return self._model.ask(exchange, job.payload, again=job.again)
+        def ask() -> Steps[tuple[Reply, Protocol]]:
+            return self.remote.ask(exchange, job.payload)
 
-        if job.payload.hosted:
-            return hosted_reply(exchange, self._model.protocol, self._checkpoint, ask)
-        return ask()
+        def ask_hosted() -> Steps[tuple[Reply, Protocol]]:
+            return hosted_reply(exchange, self.remote.accepted.protocol, self.adapter, ask)
+
+        try:
+            send = ask_hosted if job.payload.hosted else ask
+            return (yield from self.recordings.reply(job, send))
+        except ImageError as error:
+            # An error about one image of many must name it.
+            raise ImageError(f"{job.name}: {error}") from error
+
+    def _predict(self, job: Job, reply: Reply) -> Prediction:
+        return predict(self.adapter, self.options.weights, self.endpoint, job, reply)
+
+    def _only_job(self, source: ImageSource, *, always: bool) -> Steps[Job]:
+        jobs = yield Work(lambda: self.prepare([source], always=always))
+        return cast(Job, raised(jobs[0]))
+
+    @property
+    def _preparer(self) -> Preparer:
+        return Preparer(self.adapter, self.options.weights, self.endpoint.found.profile)
+
+    def _exchange(self) -> Exchange:
+        self.check_open()
+        return Exchange(
+            self.endpoint,
+            self.remote.accepted,
+            self.options.policy,
+            self.account,
+            self.pacer,
+            self.clocks,
+            float(self.options.timeout),
+        )
+
+    def check_open(self) -> None:
+        """Check that the client is open.
+
+        Raises:
+            ConfigurationError: The client, or the one that it was copied from, is closed.
+        """
+        session: Session | None = self
+        while session is not None:
+            if session.closed:
+                raise ConfigurationError("this client is closed; make a new one")
+            session = session._original
+
+    def _sends_all(self) -> bool:
+        """Whether every image needs a request to the endpoint."""
+        # A recorded answer may spare any image its request.
+        if self.recordings.cache is not None:
+            return False
+        self.adapter.open(self.endpoint.found.profile)
+        return self.options.weights.sends_all(self.adapter.card)
+
+    def recorded(self, images: Iterable[ImageSource], chunk: int) -> int:
+        """Return how many images have an answer in the cache; sends nothing.
+
+        Only answers of the model that was last seen at the endpoint count.
+        """
+        if self.recordings.cache is None:
+            return 0
+
+        count = 0
+        for sources in chunks(images, chunk):
+            for job in self.prepare(sources, always=True):
+                if isinstance(job, Job) and self.recordings.is_recorded(job.payload):
+                    count += 1
+        return count
 
     def _canaries(self, k: int) -> tuple[list[Answer], list[Job]]:
         """Return the recorded answers to the cache's first images, and jobs that resend these.
@@ -458,124 +351,19 @@ class Session(ABC):
             ConfigurationError: There is no cache, the cache only replays, or the checkpoint runs on
                 the server.
         """
-        if self._cache is None or self._cache.replay:
+        self.check_open()
+        cache = self.recordings.cache
+        if cache is None or cache.replay:
             raise ConfigurationError(
                 "drift: got no cache that records, expected the cache of an earlier run; give it "
                 "as cache="
             )
-        _check("k", k, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        check_whole("k", k, least=1)
         # ``hosted`` is known only after the adapter is loaded.
-        self._open_adapter()
-        if self._checkpoint.hosted is not None:
+        self.adapter.open(self.endpoint.found.profile)
+        if self.adapter.hosted is not None:
             raise ConfigurationError(
                 "drift: got a checkpoint that runs on the server, expected a prompt or none"
             )
-
-        answers = []
-        jobs = []
-        for answer, data in self._cache.canaries(self._model.key)[: int(k)]:
-            image = open_image(data)
-            payload = Payload(data, PNG.media_type, image.width * image.height, image)
-            answers.append(answer)
-            jobs.append(Job(payload, again=True))
-        return answers, jobs
-
-    def _predict(self, job: Job, reply: Reply) -> Prediction:
-        """Return the prediction for one image.
-
-        Its label is ``NONE`` if its score is below ``none_below``, a threshold in the checkpoint.
-        """
-        prediction = self._rank_classes(job, reply)
-        none_below = self._checkpoint.card.none_below or 0.0
-        return replace(prediction, label=NONE) if prediction.score < none_below else prediction
-
-    def _rank_classes(self, job: Job, reply: Reply) -> Prediction:
-        """Return the prediction of the endpoint, the checkpoint's local head, or both fused.
-
-        Raises:
-            ConfigurationError: The endpoint returns embeddings, and there is no checkpoint.
-        """
-        adapter = self._checkpoint.adapter
-        if adapter is None:
-            if reply.answer.kind == "embedding":
-                raise ConfigurationError(
-                    f"{self.endpoint.name} returns embeddings, which name no class: got "
-                    "pgn_ckpt=None, expected a checkpoint that maps embeddings to classes; make "
-                    "one with pgn map"
-                )
-            return ranked(reply.answer.labels, probabilities(reply.answer), "endpoint", reply)
-
-        mapping = adapter.mapping
-        if job.confident and job.local is not None:
-            return ranked(mapping.classes, job.local, "local", reply, log=True)
-
-        log_probs = np.asarray(mapping([reply.answer])[0], dtype=np.float64)
-        warn_of_few_labels(self._checkpoint, self.endpoint, reply.answer)
-        alpha = self._alpha(job.local)
-        if alpha == 0.0 or job.local is None:
-            return ranked(mapping.classes, log_probs, "endpoint", reply, log=True)
-
-        fused = fuse(log_probs[None], job.local[None], alpha)[0]
-        return ranked(mapping.classes, fused, "both", reply, log=True)
-
-    def _close(self) -> None:
-        """Close the cache and ledger files that this client opened; a copy has opened none."""
-        self._closed = True
-        if self._borrows:
-            return
-        self._model.closed = True
-        self._opened.close()
-
-
-def _endpoint(
-    url: str | os.PathLike[str], protocol: str, model: str | None, labels: Sequence[str] | None
-) -> Endpoint:
-    """Return the endpoint for a URL or an endpoint file; other arguments override the file."""
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
-        raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of strings")
-    # A value of another type goes to ``Endpoint``, whose check of the URL names it in the error.
-    endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
-    return replace(
-        endpoint,
-        protocol=endpoint.protocol if protocol == "auto" else protocol,
-        model=model or endpoint.model,
-        labels=endpoint.labels if labels is None else tuple(labels),
-    )
-
-
-def _credential(api_key: str | None, http: HttpOptions, url: str) -> Credential:
-    """Return the secrets that authorize requests: the API key, or the caller's header or ``auth``.
-
-    The credential also hides other secrets in messages: the proxy's password, and the values in the
-    URL's query, which may be tokens.
-
-    Raises:
-        ConfigurationError: There are two ways to authorize, or the key cannot be sent.
-    """
-    authorizes = "authorization" in map(str.lower, http.headers) or "auth" in http.arguments()
-    if api_key is not None and authorizes:
-        raise ConfigurationError(
-            "api_key: got a key, and another authorization in http=; give only one of them"
-        )
-    key = api_key
-    if api_key is None and not authorizes:
-        key = os.environ.get("PGN_API_KEY") or None
-    return Credential(key, http.headers, http.secrets(), (*http.passwords(), *_query_values(url)))
-
-
-def _query_values(url: str) -> Iterator[str]:
-    """Yield the values in a URL's query, both as spelled there and decoded."""
-    for part in urlsplit(url).query.split("&"):
-        # A part without "=" may be a bare token.
-        value = part.partition("=")[2] or part
-        # Shorter values are too common to redact, and too short to be a token.
-        if len(value) > 3:
-            yield value
-            yield unquote_plus(value)
-
-
-def _check(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
-    # Comparing another type would raise TypeError; a bool is an int in Python, but no number here.
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not fits(value):
-        raise ConfigurationError(f"{name}: got {value!r}, expected {expected}")
+        pairs = cache.canaries(self.recordings.key)[: int(k)]
+        return [answer for answer, _ in pairs], [verbatim(data) for _, data in pairs]

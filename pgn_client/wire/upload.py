@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import TypeVar
 
-from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError, PGNError
-from pgn_client.types import Reply
-from pgn_client.wire.exchange import Exchange, Sleep, Steps
-from pgn_client.wire.prediction import Checkpoint
+from pgn_client.errors import CheckpointError, ConfigurationError, InvalidRequestError
+from pgn_client.wire.exchange import Exchange
+from pgn_client.wire.loaded_adapter import LoadedAdapter
 from pgn_client.wire.protocols import PGN, MalformedAnswerError, Protocol, WireResponse
+from pgn_client.wire.steps import Steps
 
-PAUSE = 0.02
-"""Seconds between two checks whether another call's upload of the checkpoint has finished."""
+A = TypeVar("A")
 
 
 def hosted_reply(
     exchange: Exchange,
     protocol: Protocol | None,
-    checkpoint: Checkpoint,
-    ask: Callable[[], Steps[Reply]],
-) -> Steps[Reply]:
+    checkpoint: LoadedAdapter,
+    ask: Callable[[], Steps[A]],
+) -> Steps[A]:
     """Send an image to a checkpoint that runs on the server, and return the reply.
 
     The checkpoint is uploaded first if the server does not have it.
@@ -36,8 +36,12 @@ def hosted_reply(
         CheckpointError: The server refuses the checkpoint; the message has its reason.
         EndpointError: A request has failed.
     """
-    yield from _ensured(exchange, protocol, checkpoint)
-    uploads_before = checkpoint.upload.done
+
+    def upload() -> Steps[None]:
+        return _upload(exchange, protocol, checkpoint)
+
+    yield from checkpoint.upload.ensure(upload, exchange.check_deadline)
+    uploads_before = checkpoint.upload.times
     # The requests for the upload are no attempts of this image.
     exchange.attempts = 0
     try:
@@ -47,42 +51,15 @@ def hosted_reply(
             raise
 
     # The server no longer has the checkpoint, for example after a restart.
-    checkpoint.upload.forgotten(uploads_before)
-    yield from _ensured(exchange, protocol, checkpoint)
+    checkpoint.upload.undo(uploads_before)
+    yield from checkpoint.upload.ensure(upload, exchange.check_deadline)
     exchange.attempts = 0
     return (yield from ask())
 
 
-def _ensured(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
-    """Make sure that the server has the checkpoint: upload it, or wait for another call's upload.
-
-    If an upload fails, the calls that wait for it raise the same error.
-    """
-    upload = checkpoint.upload
-    failure_before = upload.failure
-    while not upload.there:
-        if upload.failure is not None and upload.failure is not failure_before:
-            raise upload.failure
-        # Waiting inside ``acquire`` would block the event loop of an asynchronous client.
-        if not upload.busy.acquire(blocking=False):
-            exchange.check_deadline()
-            yield Sleep(PAUSE)
-            continue
-        try:
-            # Another call may have finished the upload before this one got the lock.
-            if not upload.there:
-                yield from _upload(exchange, protocol, checkpoint)
-                upload.there = True
-                upload.failure = None
-                upload.done += 1
-        except PGNError as error:
-            upload.failure = error
-            raise
-        finally:
-            upload.busy.release()
-
-
-def _upload(exchange: Exchange, protocol: Protocol | None, checkpoint: Checkpoint) -> Steps[None]:
+def _upload(
+    exchange: Exchange, protocol: Protocol | None, checkpoint: LoadedAdapter
+) -> Steps[None]:
     """Upload the checkpoint unless the server already has exactly this file.
 
     The check and the upload are two requests, and each has the full number of retries.

@@ -104,9 +104,9 @@ def client(
     )
     made.clock = Clock()  # type: ignore[attr-defined]
     made._sleep = made.clock.sleep  # type: ignore[attr-defined]
-    made._clocks.monotonic = made.clock  # type: ignore[attr-defined]
-    made._clocks.wall = lambda: 1_700_000_000.0
-    made._clocks.jitter = lambda: 1.0
+    made._session.clocks.monotonic = made.clock  # type: ignore[attr-defined]
+    made._session.clocks.wall = lambda: 1_700_000_000.0
+    made._session.clocks.jitter = lambda: 1.0
     return made
 
 
@@ -116,7 +116,7 @@ def async_client(server: Any, ckpt: Any = None, **options: Any) -> AsyncAdaptedC
     )
     made.clock = Clock()  # type: ignore[attr-defined]
     made._sleep = made.clock.sleep_async  # type: ignore[attr-defined]
-    made._clocks.monotonic = made.clock  # type: ignore[attr-defined]
+    made._session.clocks.monotonic = made.clock  # type: ignore[attr-defined]
     return made
 
 

@@ -213,7 +213,7 @@ def test_the_money_of_all_runs_is_in_the_ledger(tmp_path):
             c.classify(picture())
             assert c.usage.cost == 0.25
     with client(Server(), ledger=tmp_path / "l.sqlite") as c:
-        assert c._account.ledger.spent(c._account._endpoint) == (3, 0.75)
+        assert c._session.account.ledger.spent(c._session.account._endpoint) == (3, 0.75)
 
 
 def test_a_ledger_shows_no_token_of_the_url(tmp_path):

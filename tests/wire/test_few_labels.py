@@ -8,7 +8,8 @@ import pytest
 from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.types import Answer
 from pgn_client.wire.endpoint import Endpoint
-from pgn_client.wire.prediction import Checkpoint, warn_of_few_labels
+from pgn_client.wire.loaded_adapter import LoadedAdapter
+from pgn_client.wire.prediction import warn_of_few_labels
 
 from .fakes import Server, ToyAdapter, answered, client, picture
 
@@ -36,7 +37,7 @@ def test_an_answer_of_fewer_labels_than_the_mapping_was_fitted_on_is_told(
     adapter.mapping = mapping(open)
     with caplog.at_level(logging.WARNING, "pgn_client"):
         warn_of_few_labels(
-            Checkpoint(adapter, adapter), Endpoint("http://h"), Answer(labels, (0.5,) * len(labels))
+            LoadedAdapter(adapter), Endpoint("http://h"), Answer(labels, (0.5,) * len(labels))
         )
     assert bool(caplog.records) == told
 

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgn_client.errors import AuthenticationError, ConfigurationError, ImageError
+from pgn_client.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ImageError,
+    InvalidRequestError,
+)
 from pgn_client.imaging.files import find_images
 from pgn_client.wire.estimate import estimate
 from pgn_client.wire.folders import adapt_files, predict_files
@@ -151,7 +156,9 @@ def test_a_journal_of_another_checkpoint_is_refused_and_kept(folder, tmp_path):
 
 def test_a_journal_of_failures_alone_is_open_to_another_setup(folder, tmp_path):
     out = tmp_path / "out.jsonl"
-    predict(Server([httpx.Response(400, json={}) for _ in range(5)]), find_images(folder), out)
+    server = Server([httpx.Response(400, json={}) for _ in range(5)])
+    with pytest.raises(InvalidRequestError, match="3 images in a row"):
+        predict(server, find_images(folder), out)
     assert {line["label"] for line in lines(out)} == {None}
     predict(Server(), find_images(folder), out, ToyAdapter())
     assert None not in {line["label"] for line in lines(out)}
@@ -354,7 +361,7 @@ def test_an_estimate_tells_what_is_left_and_keeps_to_the_clients_own_limits(fold
 def test_an_estimate_knows_how_long_bodies_take(folder):
     files = find_images(folder)
     with client(Server(), protocol="pgn", bytes_per_second=10) as c:
-        sizes = [len(c._only_job(file, always=True).payload.data) for file in files]
+        sizes = [len(c._session.prepare([file], always=True)[0].payload.data) for file in files]
         assert estimate(c, files, samples=len(files)).seconds == pytest.approx(
             sum(sizes) / 10, rel=0.01
         )

@@ -35,7 +35,7 @@ def test_a_copy_has_other_options_and_shares_all_else(tmp_path):
     ) as c:
         c.classify(picture(0))
         copy = c.with_options(fusion=1.0, timeout=5, max_retries=0)
-        assert (copy.timeout, copy._policy.max_retries, copy.max_concurrency) == (
+        assert (copy.timeout, copy._session.options.max_retries, copy.max_concurrency) == (
             5.0,
             0,
             c.max_concurrency,
@@ -72,7 +72,8 @@ def test_a_checkpoint_is_opened_once_for_all_copies():
     with client(Server(), adapter) as c:
         copy = c.with_options(timeout=3)
         copy.adapt(picture())
-        assert c._checkpoint.adapter is copy._checkpoint.adapter is adapter
+        assert c._session.adapter.adapter is adapter
+        assert c._session.adapter is copy._session.adapter
 
 
 def test_closing_a_copy_leaves_the_client_open_and_not_the_other_way_round(tmp_path):

@@ -167,7 +167,7 @@ def test_the_protocol_is_told_once_it_is_known(caplog):
         assert c.protocol is None
         c.classify(image())
         assert c.protocol == "pgn"
-    assert "127.0.0.1:9 speaks pgn" in caplog.text
+    assert "127.0.0.1:9 uses pgn" in caplog.text
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -77,7 +77,7 @@ def test_no_header_text_makes_the_parser_fail(text):
 
 def test_a_wait_above_the_cap_ends_the_call_with_the_reason():
     assert decide(429, headers={"retry-after": "61"}) == Stop(
-        "the endpoint asks to wait 61 s, more than the 60 s allowed"
+        "the endpoint asks to wait 61 s, more than the 60 s allowed", lasting=True
     )
     assert decide(429, headers={"retry-after": "60"}) == Wait(60.0)
 

@@ -343,9 +343,9 @@ def test_a_server_that_reads_slowly_honours_the_total_deadline():
         serving(drip) as url,
         AdaptedClient(url, None, protocol="pgn", timeout=1, max_retries=0) as c,
     ):
-        job = c._only_job(noise, always=True)
+        [job] = c._session.prepare([noise], always=True)
         with pytest.raises(TimedOutError):
-            c._finish(job, c._ready())
+            c._drive(c._session.reply(job))
         # it gave up on the way, not when all had been sent
         assert sum(received) < len(job.payload.data) / 2
         stop.set()

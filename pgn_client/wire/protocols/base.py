@@ -22,6 +22,8 @@ from pgn_client.wire.endpoint import Endpoint, Limits
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pgn_client.imaging.codecs import ImageSource
+
 EXCERPT = 200
 # JSON may escape a lone surrogate, which cannot be encoded as UTF-8 for a file or a terminal.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -68,6 +70,7 @@ class Payload:
         image: The same image in RGB, for wire formats that send numbers instead of files.
         hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
             if the hosted model processes the image alone.
+        source: The user's image, if it is sent without a prompt; None otherwise.
     """
 
     data: bytes = field(repr=False)
@@ -75,6 +78,7 @@ class Payload:
     pixels: int = 0
     image: Image.Image | None = field(default=None, repr=False, compare=False)
     hosted: str = ""
+    source: ImageSource | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

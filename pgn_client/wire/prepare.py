@@ -1,4 +1,7 @@
-"""Prepares images in chunks for sending; each image becomes a ``Job`` or an error of its own."""
+"""Local work on images before they are sent: open, adapt, encode.
+
+Each image becomes a ``Job``, or an error of its own that does not stop the others.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from PIL import Image
 
 from pgn_client.arrays import Floats
 from pgn_client.errors import (
-    AuthenticationError,
     CheckpointError,
     ConfigurationError,
     MissingDependencyError,
     PGNError,
 )
-from pgn_client.imaging.codecs import ImageSource
-from pgn_client.types import Adapter, ImageFailure, Prepared
+from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
+from pgn_client.types import Adapter, Prepared
+from pgn_client.wire.call_options import Weights
+from pgn_client.wire.loaded_adapter import LoadedAdapter
 from pgn_client.wire.protocols import Payload
 
 T = TypeVar("T")
@@ -33,6 +37,7 @@ class Job:
     """One image after all local work (opened, adapted, encoded), ready to be sent.
 
     Attributes:
+        name: Path of the image or a description of it, for messages.
         payload: Encoded image to send; empty if ``confident``.
         local: (C,) log-probabilities over the C task classes from the local head, the checkpoint's
             own small classifier; None without one.
@@ -40,10 +45,80 @@ class Job:
         again: Whether to send the image even if its answer is recorded, and to record nothing.
     """
 
+    name: str
     payload: Payload
     local: Floats | None = None
     confident: bool = False
     again: bool = False
+
+
+class Preparer:
+    """Opens, adapts and encodes images; safe to use from several threads.
+
+    Args:
+        adapter: Checkpoint of the client.
+        weights: Decides whether the local head answers alone.
+        profile: The server's resize and crop, if it is known.
+    """
+
+    def __init__(self, adapter: LoadedAdapter, weights: Weights, profile: str | None) -> None:
+        self._adapter = adapter
+        self._weights = weights
+        self._profile = profile
+
+    def adapt(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
+        """Return each image as it would be sent, in RGB, or the error of that image.
+
+        Raises:
+            CheckpointError, ConfigurationError, MissingDependencyError: Every image would fail.
+        """
+        images = [caught(open_image, source) for source in sources]
+        with self._adapter.lock:
+            return prepare_each(self._adapter.open(self._profile), images)
+
+    def jobs(self, sources: Sequence[ImageSource], *, always: bool) -> list[Job | PGNError]:
+        """Return each image ready to be sent, or its error.
+
+        Args:
+            sources: Images.
+            always: Whether the endpoint must answer even if the local head, the checkpoint's own
+                small classifier, could answer alone.
+
+        Raises:
+            CheckpointError, ConfigurationError, MissingDependencyError: Every image would fail.
+        """
+        pairs = zip(sources, self.adapt(sources), strict=True)
+        return [
+            item if isinstance(item, PGNError) else self._job(source, item, always=always)
+            for source, item in pairs
+        ]
+
+    def _job(self, source: ImageSource, item: Prepared, *, always: bool) -> Job:
+        name = describe(source)
+        local = item.local_log_probs
+        if not always and self._weights.answers_alone(self._adapter.card, local):
+            return Job(name, Payload(b"", ""), local, confident=True)
+
+        payload = Payload(
+            PNG.encode(item.image),
+            PNG.media_type,
+            item.image.width * item.image.height,
+            item.image,
+            item.hosted,
+            None if self._adapter.paints else source,
+        )
+        return Job(name, payload, local)
+
+
+def verbatim(data: bytes) -> Job:
+    """Return the job that sends the content of a PNG file unchanged and records nothing.
+
+    Raises:
+        ImageError: The content is no image.
+    """
+    image = open_image(data)
+    pixels = image.width * image.height
+    return Job(describe(data), Payload(data, PNG.media_type, pixels, image), again=True)
 
 
 def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:
@@ -67,18 +142,16 @@ def asks(job: Job | PGNError) -> bool:
 
 
 def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of up to ``size`` images, and an empty list at the end."""
+    """Yield lists of up to ``size`` images."""
     rest = iter(sources)
     while chunk := list(itertools.islice(rest, size)):
         yield chunk
-    # Lets the streams use one loop body both for the images and for the results that remain.
-    yield []
 
 
 async def chunks_async(
     sources: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
 ) -> AsyncIterator[list[ImageSource]]:
-    """Yield lists of up to ``size`` images, and an empty list at the end.
+    """Yield lists of up to ``size`` images.
 
     Unlike in ``chunks``, ``sources`` may be an asynchronous iterable.
     """
@@ -95,18 +168,6 @@ async def chunks_async(
             chunk = []
     if chunk:
         yield chunk
-    yield []
-
-
-def ends_all(result: object) -> PGNError | None:
-    """Return the error of a failed image if it would stop every other image too, else None.
-
-    Such errors are a rejected key, a wrong checkpoint or configuration, and a missing package.
-    """
-    fatal = (AuthenticationError, CheckpointError, ConfigurationError, MissingDependencyError)
-    if isinstance(result, ImageFailure) and isinstance(result.error, fatal):
-        return result.error
-    return None
 
 
 def prepare_each(

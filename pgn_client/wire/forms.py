@@ -1,0 +1,128 @@
+"""Smaller forms of an image whose PNG is larger than the endpoint accepts.
+
+A PNG of a photo can be ten times as large as the user's own JPEG, so the lossless encoding alone
+must not make an image unsendable.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from pgn_client.imaging.codecs import PNG, WEBP_LOSSLESS, ImageSource
+from pgn_client.wire.endpoint import Limits
+from pgn_client.wire.protocols.base import Payload
+
+OWN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""Formats of the user's files that are sent as they are, with their media types."""
+ORIENTATION = 0x0112
+"""EXIF tag of the orientation; 1 means upright."""
+TAKE_WEBP = frozenset(
+    {
+        "huggingface",
+        "huggingface-features",
+        "huggingface-zero-shot",
+        "openai",
+        "openai-embeddings",
+        "pgn",
+        "torchserve",
+    }
+)
+"""Protocols whose servers decode WebP; TensorFlow's decoder, for example, does not."""
+SCALINGS = 4
+"""Largest number of scaled copies of one image that are tried."""
+
+
+def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -> Iterator[Payload]:
+    """Yield the image as it is, and then, if the caller continues, ever smaller forms of it.
+
+    In this order: the user's own file, if it holds the same pixels; lossless WebP; scaled copies.
+    An image with a prompt is never scaled, because the prompt fits one size. A form larger than the
+    one before is left out.
+
+    Args:
+        image: Encoded image.
+        protocol: Name of the protocol.
+        limits: Function that returns the largest request that the endpoint is known to accept now.
+    """
+    yield image
+    if image.image is None or not image.media_type:
+        return
+
+    smallest = image
+    for make in (_own_file, _webp):
+        form = None if make is _webp and protocol not in TAKE_WEBP else make(image)
+        if form is not None and len(form.data) < len(smallest.data):
+            smallest = form
+            yield form
+    if image.source is None:
+        return
+
+    scale = 1.0
+    for _ in range(SCALINGS):
+        scale *= _next_scale(smallest, limits())
+        smallest = _scaled(image.image, scale)
+        yield smallest
+
+
+def _own_file(image: Payload) -> Payload | None:
+    """Return the user's own file as it is; None unless it decodes to exactly the pixels to send."""
+    try:
+        data = _content(image.source)
+    except OSError:
+        return None
+    if data is None or image.image is None:
+        return None
+
+    try:
+        opened = Image.open(io.BytesIO(data), formats=list(OWN_FORMATS))
+    except OSError:
+        # Another format, which the endpoint may not take.
+        return None
+    with opened as file:
+        upright = file.getexif().get(ORIENTATION, 1) == 1
+        plain = file.mode == "RGB" and not getattr(file, "is_animated", False)
+        same_size = file.size == image.image.size
+        media_type = OWN_FORMATS.get(file.format or "")
+    if media_type is None or not (upright and plain and same_size):
+        return None
+    return replace(image, data=data, media_type=media_type)
+
+
+def _content(source: ImageSource | None) -> bytes | None:
+    """Return the content of the user's file; None if the image comes from no file."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source).read_bytes()
+    return bytes(source) if isinstance(source, bytes | bytearray | memoryview) else None
+
+
+def _webp(image: Payload) -> Payload | None:
+    """Return the image as lossless WebP; None if WebP does not take so many pixels."""
+    pixels = image.image
+    # The format's own limit is 16383 pixels a side.
+    if pixels is None or max(pixels.size) > 16383:
+        return None
+    return replace(image, data=WEBP_LOSSLESS.encode(pixels), media_type=WEBP_LOSSLESS.media_type)
+
+
+def _next_scale(image: Payload, limits: Limits) -> float:
+    """Return the factor for both sides of the image that should bring it below the limits."""
+    shares = [0.5]
+    if limits.body_bytes is not None:
+        # Base64 and the text around it lengthen the body by a third.
+        shares.append(0.7 * limits.body_bytes / len(image.data))
+    if limits.pixels is not None:
+        shares.append(limits.pixels / image.pixels)
+    return math.sqrt(max(min(shares), 1e-4))
+
+
+def _scaled(image: Image.Image, scale: float) -> Payload:
+    size = (max(1, math.floor(image.width * scale)), max(1, math.floor(image.height * scale)))
+    smaller = image.resize(size, Image.Resampling.LANCZOS)
+    return Payload(PNG.encode(smaller), PNG.media_type, size[0] * size[1], smaller)
