@@ -68,7 +68,7 @@ def _header(text: str) -> tuple[str, str]:
             "--header: got one without a name, a colon or a value, expected 'NAME: VALUE' or "
             "'NAME: env:VARIABLE'"
         )
-    return name.strip(), _resolved(value.strip(), f"--header {name.strip()[:40]}")
+    return name.strip(), _resolved(value.strip(), "--header")
 
 
 def _resolved(text: str, option: str) -> str:

@@ -57,13 +57,22 @@ class Accepted:
         limits: Largest request that the endpoint accepts.
         protocol: Protocol of the endpoint; None until it is detected.
         rates: Latest rate limit headers of the responses, names in lower case, secrets redacted.
+        refused_bytes: Size of the smallest request body that the endpoint refused as too large
+            (413); None if it refused none.
         scales: Whether an image had to be scaled, which the log says once.
     """
 
     limits: Limits
     protocol: Protocol | None = None
     rates: dict[str, str] = field(default_factory=dict)
+    refused_bytes: int | None = None
     scales: bool = False
+
+    @property
+    def most_bytes(self) -> int | None:
+        """Largest request body that may be accepted, in bytes; None if it is unknown."""
+        known = [self.limits.body_bytes, self.refused_bytes and self.refused_bytes - 1]
+        return min((most for most in known if most is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -165,15 +174,18 @@ class Exchange:
         """
         excess = ""
         response: WireResponse | None = None
-        for form in smaller_forms(image, protocol.name, lambda: self.accepted.limits):
+        accepted = self.accepted
+        for form in smaller_forms(
+            image, protocol.name, lambda: Limits(accepted.most_bytes, accepted.limits.pixels)
+        ):
             request = protocol.encode([form])
             too_large = self._excess(request, form)
             if too_large:
                 # The first form is the whole image, which the message is about.
                 excess = excess or too_large
                 continue
-            if form.pixels < image.pixels and not self.accepted.scales:
-                self.accepted.scales = True
+            if form.pixels < image.pixels and not accepted.scales:
+                accepted.scales = True
                 _log.warning(
                     "%s takes no image of %s pixels; sending scaled copies of such images",
                     self.endpoint.name,
@@ -184,18 +196,16 @@ class Exchange:
             response = yield from self.fetch(protocol, request, carries_image=True)
             if response.status != 413:
                 return response
-            limit = len(request.body) - 1
-            self.accepted.limits = replace(self.accepted.limits, body_bytes=limit)
+            accepted.refused_bytes = len(request.body)
         if response is not None:
             return response
         raise ImageError(f"the image is too large: {excess}; make it smaller")
 
     def _excess(self, request: WireRequest, image: Payload) -> str:
         """Return by what a request exceeds the endpoint's limits, as a text; empty if it fits."""
-        limits = self.accepted.limits
         for got, limit, unit in (
-            (len(request.body), limits.body_bytes, "bytes"),
-            (image.pixels, limits.pixels, "pixels"),
+            (len(request.body), self.accepted.most_bytes, "bytes"),
+            (image.pixels, self.accepted.limits.pixels, "pixels"),
         ):
             if limit is not None and got > limit:
                 return f"got {got:,} {unit}, the endpoint takes {limit:,}"

@@ -37,6 +37,8 @@ TAKE_WEBP = frozenset(
 """Protocols whose servers decode WebP; TensorFlow's decoder, for example, does not."""
 SCALINGS = 4
 """Largest number of scaled copies of one image that are tried."""
+SHARE = 1 / 3
+"""Share of the pixels that a scaled copy keeps where only a refusal shows the limit."""
 
 
 def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -> Iterator[Payload]:
@@ -52,7 +54,7 @@ def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -
         limits: Function that returns the largest request that the endpoint is known to accept now.
     """
     yield image
-    if image.image is None or not image.media_type:
+    if image.image is None or image.verbatim:
         return
 
     smallest = image
@@ -113,7 +115,7 @@ def _webp(image: Payload) -> Payload | None:
 
 def _next_scale(image: Payload, limits: Limits) -> float:
     """Return the factor for both sides of the image that should bring it below the limits."""
-    shares = [0.5]
+    shares = [SHARE]
     if limits.body_bytes is not None:
         # Base64 and the text around it lengthen the body by a third.
         shares.append(0.7 * limits.body_bytes / len(image.data))

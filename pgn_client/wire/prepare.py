@@ -118,7 +118,8 @@ def verbatim(data: bytes) -> Job:
     """
     image = open_image(data)
     pixels = image.width * image.height
-    return Job(describe(data), Payload(data, PNG.media_type, pixels, image), again=True)
+    payload = Payload(data, PNG.media_type, pixels, image, verbatim=True)
+    return Job(describe(data), payload, again=True)
 
 
 def caught(call: Callable[[Any], T], argument: Any) -> T | PGNError:

@@ -108,7 +108,9 @@ def test_a_certificate_that_is_demanded_and_missing_is_told_at_once(keys):
         pytest.raises(ConnectionFailedError, match="--client-cert") as caught,
     ):
         ask_sync(url, {"verify": trusting(keys)})
-    assert (caught.value.attempts, ask_sync.spent) == (1, 0)
+    # In TLS 1.3 the refusal arrives after the body was written, and what the server writes is no
+    # proof that it did not read it.
+    assert (caught.value.attempts, ask_sync.spent) == (1, 1)
 
 
 def test_a_certificate_that_is_demanded_and_missing_fails_in_asyncio_too(keys):

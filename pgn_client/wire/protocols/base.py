@@ -71,6 +71,7 @@ class Payload:
         hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
             if the hosted model processes the image alone.
         source: The user's image, if it is sent without a prompt; None otherwise.
+        verbatim: Whether exactly these bytes must be sent, or none.
     """
 
     data: bytes = field(repr=False)
@@ -79,6 +80,7 @@ class Payload:
     image: Image.Image | None = field(default=None, repr=False, compare=False)
     hosted: str = ""
     source: ImageSource | None = field(default=None, repr=False, compare=False)
+    verbatim: bool = False
 
 
 @dataclass(frozen=True, slots=True)
