@@ -66,7 +66,15 @@ class Preparer:
         self._weights = weights
         self._profile = profile
 
-    def adapt(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
+    def image(self, source: ImageSource) -> Image.Image:
+        """Return one image as it would be sent, in RGB, or raise its error."""
+        return raised(self._adapt([source])[0]).image
+
+    def job(self, source: ImageSource, *, always: bool) -> Job:
+        """Return one image ready to be sent, or raise its error; see ``jobs``."""
+        return raised(self.jobs([source], always=always)[0])
+
+    def _adapt(self, sources: Sequence[ImageSource]) -> list[Prepared | PGNError]:
         """Return each image as it would be sent, in RGB, or the error of that image.
 
         Raises:
@@ -87,7 +95,7 @@ class Preparer:
         Raises:
             CheckpointError, ConfigurationError, MissingDependencyError: Every image would fail.
         """
-        pairs = zip(sources, self.adapt(sources), strict=True)
+        pairs = zip(sources, self._adapt(sources), strict=True)
         return [
             item if isinstance(item, PGNError) else self._job(source, item, always=always)
             for source, item in pairs

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from pgn_client.errors import ConfigurationError, EndpointError, NotRecordedError
-from pgn_client.types import Reply
+from pgn_client.types import ModelInfo, Reply
 from pgn_client.wire.cache import AnswerCache, cache_key, endpoint_key
 from pgn_client.wire.prepare import Job
 from pgn_client.wire.protocols import Payload, Protocol
@@ -141,7 +141,7 @@ class Recordings:
         """Return the dialect in which to start: the plainer one in which an earlier run ended."""
         plainer = protocol.plainer()
         while plainer is not None:
-            if self._remote.identity(plainer) == self.recall():
+            if self._identity(plainer) == self.recall():
                 return plainer
             plainer = plainer.plainer()
         return protocol
@@ -161,15 +161,21 @@ class Recordings:
 
         The dialect is the variant of the protocol that the endpoint accepts.
         """
-        identity = self._remote.identity(protocol)
+        identity = self._identity(protocol)
         if self.cache is not None and identity != self._noted:
             self.cache.remember(self.key, identity)
             self._noted = identity
 
+    def _identity(self, protocol: Protocol) -> str:
+        """Return a text that identifies the endpoint's model and a dialect of the protocol."""
+        info = self._remote.info or ModelInfo("")
+        fields = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
+        return json.dumps([*fields, protocol.dialect])
+
     def _key(self, payload: Payload, protocol: Protocol | None) -> str:
         if self.stand_in is not None:
             return self._key_of(payload, self.stand_in)
-        return self._key_of(payload, "" if protocol is None else self._remote.identity(protocol))
+        return self._key_of(payload, "" if protocol is None else self._identity(protocol))
 
     def _key_of(self, payload: Payload, identity: str) -> str:
         if payload.hosted:

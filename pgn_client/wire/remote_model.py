@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, replace
 
@@ -88,9 +87,3 @@ class RemoteModel:
             # The endpoint refused this dialect and answered in a plainer one, which is kept.
             accepted.protocol = answered
         return Reply(answer, exchange.attempts, exchange.request_id), answered
-
-    def identity(self, protocol: Protocol) -> str:
-        """Return a text that identifies the endpoint's model and a dialect of the protocol."""
-        info = self.info or ModelInfo("")
-        fields = [info.name, info.weights_sha256, info.patch_embedding_sha256, info.profile]
-        return json.dumps([*fields, protocol.dialect])

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from PIL import Image
@@ -30,7 +31,7 @@ from pgn_client.wire.ledger import Account
 from pgn_client.wire.loaded_adapter import LoadedAdapter
 from pgn_client.wire.prediction import predict, verify
 from pgn_client.wire.prepare import Job, Preparer, chunks, raised, verbatim
-from pgn_client.wire.protocols import Protocol, open_protocol
+from pgn_client.wire.protocols import open_protocol
 from pgn_client.wire.protocols.base import digest
 from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.recordings import Recordings
@@ -142,7 +143,7 @@ class Session:
 
     def adapt(self, source: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""
-        return raised(self._preparer.adapt([source])[0]).image
+        return self._preparer.image(source)
 
     def info(self) -> Steps[ModelInfo | None]:
         """Return the endpoint's description of its model, or None if it gives none."""
@@ -270,14 +271,11 @@ class Session:
         A checkpoint that runs on the server is uploaded first if the server does not have it.
         """
 
-        def ask() -> Steps[tuple[Reply, Protocol]]:
-            return self.remote.ask(exchange, job.payload)
-
-        def ask_hosted() -> Steps[tuple[Reply, Protocol]]:
-            return hosted_reply(exchange, self.remote.accepted.protocol, self.adapter, ask)
-
+        send = partial(self.remote.ask, exchange, job.payload)
+        if job.payload.hosted:
+            protocol = self.remote.accepted.protocol
+            send = partial(hosted_reply, exchange, protocol, self.adapter, send)
         try:
-            send = ask_hosted if job.payload.hosted else ask
             return (yield from self.recordings.reply(job, send))
         except ImageError as error:
             # An error about one image of many must name it.
@@ -287,8 +285,8 @@ class Session:
         return predict(self.adapter, self.options.weights, self.endpoint, job, reply)
 
     def _only_job(self, source: ImageSource, *, always: bool) -> Steps[Job]:
-        jobs = yield Work(lambda: self.prepare([source], always=always))
-        return cast(Job, raised(jobs[0]))
+        self.check_open()
+        return cast(Job, (yield Work(partial(self._preparer.job, source, always=always))))
 
     @property
     def _preparer(self) -> Preparer:
