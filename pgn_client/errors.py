@@ -14,6 +14,7 @@
        ├─ TimedOutError
        ├─ ProtocolMismatchError              carries an excerpt of the response
        ├─ NotRecordedError                   replay mode, and this answer is not recorded
+       ├─ SurrogateMismatchError             the endpoint hosts another model than was claimed
        └─ StatusError                        carries the HTTP status
           ├─ AuthenticationError             401, 403
           ├─ InvalidRequestError             other 4xx
@@ -120,6 +121,10 @@ class ProtocolMismatchError(EndpointError):
 
 class NotRecordedError(EndpointError):
     """A client in replay mode, which sends nothing, found no recorded answer for an image."""
+
+
+class SurrogateMismatchError(EndpointError):
+    """The endpoint's labels differ from those of the surrogate that was called the same model."""
 
 
 class StatusError(EndpointError):

@@ -61,6 +61,12 @@ def add_evaluate(commands: Subparsers) -> None:
         help="folder for report.html, report.json, steps.png, the recorded answers and the trained "
         "rival (default none)",
     )
+    p.add_argument(
+        "--anyway",
+        action="store_true",
+        help="go on although the endpoint hosts another model than the one that the checkpoint was "
+        "trained for",
+    )
     add_dry_run(p)
     p.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
@@ -96,6 +102,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             rival=rival,
             surrogate=surrogate,
             price_per_image=args.price_per_image,
+            anyway=args.anyway,
             note=talk,
         )
 

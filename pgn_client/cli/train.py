@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
@@ -52,6 +52,12 @@ def add_train(commands: Subparsers) -> None:
     )
     add_checkpoint_out(p)
     add_surrogate_options(p, "bundled")
+    p.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="record that --backbone only resembles the hosted model, so that pgn evaluate goes on "
+        "with another one (default: it is the same model, unless it is the bundled one)",
+    )
     p.add_argument(
         "--method",
         default="pgn",
@@ -190,6 +196,7 @@ def run_train(args: argparse.Namespace) -> int:
         decimals=args.decimals,
         wire=None if args.wire is None else Wire.parse(args.wire),
         seed=args.seed,
+        surrogate=_claim(args),
     )
     adapter = fit(task, surrogate, config, state=state, resume=args.resume, progress=True)
 
@@ -201,6 +208,19 @@ def run_train(args: argparse.Namespace) -> int:
         talk(f"interrupted: {args.out} holds the best epoch so far; continue with --resume")
         return INTERRUPTED
     return OK
+
+
+def _claim(args: argparse.Namespace) -> Literal["same", "stand_in"]:
+    """Return what the surrogate is to the hosted model, and warn where it is the bundled one."""
+    if args.stand_in:
+        return "stand_in"
+    if args.backbone != "bundled" or args.weights or args.endpoint:
+        return "same"
+    talk(
+        "note: training through the bundled stand-in model, which pgn serve hosts; for another "
+        "endpoint name its model with --backbone and --weights"
+    )
+    return "stand_in"
 
 
 def _numbers(args: argparse.Namespace) -> Recipe:

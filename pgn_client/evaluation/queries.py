@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pgn_client.imaging.codecs import ImageSource
 from pgn_client.imaging.dataset import Task
@@ -45,6 +46,16 @@ class Asker:
     def __init__(self, connect: Connect) -> None:
         self.connect = connect
         self.images_sent = 0
+        self._kept: dict[Path, Answer] = {}
+
+    def keeping(self, paths: Sequence[Path]) -> list[Answer]:
+        """Return the endpoint's answers to raw files, and keep them: they are sent once only.
+
+        Without a cache, a test on a few of the images would otherwise pay for them twice.
+        """
+        answers = self(paths)
+        self._kept |= dict(zip(paths, answers, strict=True))
+        return answers
 
     def __call__(
         self, images: Sequence[ImageSource], adapter: Adapter | None = None
@@ -55,12 +66,17 @@ class Asker:
             images: Images to send.
             adapter: Adapter that prepares them; ``None`` sends them raw.
         """
+        kept = {} if adapter is not None else self._kept
+        asked = [image for image in images if not (isinstance(image, Path) and image in kept)]
         with self.connect(adapter) as client:
             # All copies of a client share their usage, so only the growth belongs to this call.
             before = client.usage.images
-            answers = client.answers(images)
+            answers = iter(client.answers(asked))
             self.images_sent += client.usage.images - before
-        return answers
+        return [
+            kept[image] if isinstance(image, Path) and image in kept else next(answers)
+            for image in images
+        ]
 
 
 def of_mapping(adapter: Adapter | None, task: Task) -> list[Query]:

@@ -168,6 +168,9 @@ class Report(Judgement):
             each kind on validation; and ``l2``, the penalty of the kind ``linear``.
         versions: Versions of the libraries that trained the checkpoint.
         images_sent: Number of images sent, controls included; answers from a cache do not count.
+        surrogate_check: Whether the endpoint hosts the surrogate's model (see
+            ``surrogate_check.SurrogateCheck``), with the key ``text`` for readers; ``None`` without
+            a surrogate.
     """
 
     retention: dict[str, Any] | None
@@ -179,6 +182,7 @@ class Report(Judgement):
     mapping: dict[str, Any]
     versions: dict[str, str]
     images_sent: int
+    surrogate_check: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for JSON: ``verdict`` is the recommendation as text,

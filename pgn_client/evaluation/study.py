@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pgn_client.arrays import Pixels
-from pgn_client.evaluation import baselines, candidate
+from pgn_client.evaluation import baselines, candidate, surrogate_check
 from pgn_client.evaluation.candidate import IIP, PROBE, Candidate
 from pgn_client.evaluation.fidelity import agreement, follow
 from pgn_client.evaluation.queries import Asker, Connect, Query
@@ -45,6 +45,7 @@ def evaluate(
     rival: PromptAdapter | None = None,
     surrogate: Backbone | None = None,
     price_per_image: float | None = None,
+    anyway: bool = False,
     note: Note = lambda _: None,
 ) -> Report:
     """Compare a prompt with its baselines over HTTP.
@@ -61,7 +62,12 @@ def evaluate(
             left out, and so is retention, the accuracy at each step from tokens to sent images.
         price_per_image: Price of an image at the endpoint, in any currency; without it the report
             has no costs.
+        anyway: Whether to go on where the endpoint hosts another model than the checkpoint claims.
         note: Callback that takes progress messages.
+
+    Raises:
+        SurrogateMismatchError: The first raw images show that the endpoint hosts another model than
+            the surrogate, which the checkpoint calls the same.
 
     Returns:
         The report. The row ``served`` is chosen on validation alone: it is the row of least
@@ -76,6 +82,14 @@ def evaluate(
     seed = pgn.card.seed or 0
     name = methods.restorable(pgn.card.method).title
     augmentation = _augmentation(pgn)
+
+    checked = None
+    if surrogate is not None:
+        checked = surrogate_check.check(asker.keeping, task.val.paths, pgn, surrogate)
+        note(str(checked))
+        if not anyway:
+            with connect(None) as client:
+                surrogate_check.refuse_other_model(checked, client.endpoint.name)
 
     note(
         f"sending {len(task.train)} training, {len(task.val)} validation and {len(task.test)} test "
@@ -118,6 +132,10 @@ def evaluate(
         same_data=same_data,
         price_per_image=price_per_image,
     )
+    if checked is not None and checked.result == "other":
+        verdict = judgement.verdict
+        warnings = (*verdict.warnings, str(checked))
+        judgement = replace(judgement, verdict=replace(verdict, warnings=warnings))
     return Report(
         # vars() keeps rows and verdict as values; asdict() would turn them into dictionaries too.
         **vars(judgement),
@@ -130,6 +148,7 @@ def evaluate(
         mapping={"kind": fitted.mapping.kind, "val_log_loss": fitted.log_loss, "l2": fitted.l2},
         versions=dict(pgn.card.versions or {}),
         images_sent=asker.images_sent,
+        surrogate_check=None if checked is None else vars(checked) | {"text": str(checked)},
     )
 
 

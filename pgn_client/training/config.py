@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -57,6 +57,8 @@ class TrainingConfig:
             libraries (see ``surrogate.degradation``). ``None`` for lossless transport; with a plain
             ViT, training then works on token vectors instead of rendered pixels.
         seed: Seed for all random choices.
+        surrogate: What the backbone is to the hosted model: the ``same`` model or a ``stand_in``;
+            ``None`` if it is not known. ``pgn evaluate`` tests the claim.
 
     Raises:
         ConfigurationError: A name is unknown, a number is out of range, or two options exclude
@@ -74,6 +76,7 @@ class TrainingConfig:
     decimals: int | None = None
     wire: Wire | None = None
     seed: int = 0
+    surrogate: Literal["same", "stand_in"] | None = None
 
     def __post_init__(self) -> None:
         """Reject invalid options before any training starts."""
@@ -225,6 +228,7 @@ class TrainingConfig:
             # Never larger than the fitted image, because enlarging it adds no detail.
             generator=GeneratorCard(min(self.recipe.resolution, *canvas.box[2:])),
             seed=self.seed,
+            surrogate=self.surrogate,
             recipe=RecipeCard.from_json(self.recipe.card() | asked | wire),
             data=DataCard.from_json(task.card()),
             # torch.load refuses a TorchVersion in a saved run, because it loads weights only.

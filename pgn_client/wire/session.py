@@ -270,7 +270,6 @@ class Session:
 
         A checkpoint that runs on the server is uploaded first if the server does not have it.
         """
-
         send = partial(self.remote.ask, exchange, job.payload)
         if job.payload.hosted:
             protocol = self.remote.accepted.protocol
