@@ -373,6 +373,7 @@ class AsyncAdaptedClient(BaseClient):
         Images are adapted in chunks in a thread, and sent in asyncio tasks.
         """
         window: Window[asyncio.Future[T]] = Window(2 * self.max_concurrency)
+        ended = asyncio.Event()
         is_ready = False
 
         try:
@@ -382,7 +383,7 @@ class AsyncAdaptedClient(BaseClient):
                     await self._drive(self._session.ready())
                     is_ready = True
                 for source, job in zip(chunk, jobs, strict=True):
-                    window.add(asyncio.ensure_future(self._drive(act(source, job))))
+                    window.add(asyncio.ensure_future(self._drive(act(source, job), ended)))
                     while (future := window.due()) is not None:
                         result = await future
                         window.note(result)
@@ -399,12 +400,18 @@ class AsyncAdaptedClient(BaseClient):
                 task.cancel()
             raise
         finally:
-            # Waits until the tasks have released their connections; their results and errors have
-            # no reader any more.
+            # Tasks without a turn end now. The others finish, so that their answers, which may be
+            # billed, are recorded; their results and errors have no reader any more.
+            ended.set()
             await asyncio.gather(*window.rest(), return_exceptions=True)
 
-    async def _drive(self, steps: Steps[T]) -> T:
-        """Carry out the steps and return their result."""
+    async def _drive(self, steps: Steps[T], ended: asyncio.Event | None = None) -> T:
+        """Carry out the steps and return their result.
+
+        Args:
+            steps: Steps to carry out.
+            ended: Set when the stream that the steps belong to has ended.
+        """
         outcome: Any = None
         async with contextlib.AsyncExitStack() as turn:
             turn.enter_context(contextlib.closing(steps))
@@ -425,6 +432,8 @@ class AsyncAdaptedClient(BaseClient):
                 elif not has_turn:
                     await turn.enter_async_context(self._here().slots)
                     has_turn = True
+                    if ended is not None and ended.is_set():
+                        raise asyncio.CancelledError
 
 
 @dataclass(frozen=True, slots=True)

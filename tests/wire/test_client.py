@@ -954,6 +954,32 @@ def test_cancelling_a_call_closes_the_response():
     assert closed == [True]
 
 
+def test_after_an_error_the_requests_under_way_are_recorded_and_no_new_one_is_sent(tmp_path):
+    """The third image fails while others are under way; those may be billed, so they finish."""
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=CARD)
+        sent.append(request)
+        if len(sent) == 3:
+            return refused(422)
+        if len(sent) > 3:
+            await asyncio.sleep(0.05)
+        return answered()
+
+    async def ask():
+        cache = AnswerCache(tmp_path / "a.sqlite")
+        async with async_client(server, max_concurrency=4, cache=cache) as c:
+            with pytest.raises(InvalidRequestError):
+                await c.answers(picture(i) for i in range(100))
+            return len(cache)
+
+    sent: list[httpx.Request] = []
+    recorded = run(ask())
+    assert recorded == len(sent) - 1
+    assert 3 <= len(sent) <= 8
+
+
 def test_leaving_an_async_stream_cancels_what_is_on_its_way():
     async def ask():
         async with async_client(Server(), max_concurrency=4) as c:
