@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pgn_client.arrays import Floats
 
-ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
+ScoreKind = Literal["probabilities", "logits", "label", "embedding", "unknown"]
 NONE = "none of these"
 """Label of an image whose best class is less likely than the checkpoint's ``none_below``."""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
@@ -37,13 +37,28 @@ class Answer:
             For an embedding, the names of its D numbers in order: ``dim 0``, ``dim 1``, ….
         scores: One number per label; ``(1.0,)`` for the kind ``label``.
         kind: Type of the scores: ``probabilities`` (sum at most 1), ``logits`` (any real numbers),
-            ``label`` (the best label alone) or ``embedding`` (features of the image, which only a
-            label mapping turns into classes).
+            ``label`` (the best label alone), ``embedding`` (features of the image, which only a
+            label mapping turns into classes) or ``unknown`` (numbers in [0, 1] that may be sigmoid
+            scores or logits; nothing can be computed from them until an option says which).
     """
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     kind: ScoreKind = "probabilities"
+
+    def check_kind(self) -> None:
+        """Check that the meaning of the scores is known.
+
+        Raises:
+            ConfigurationError: The kind is ``unknown``.
+        """
+        if self.kind == "unknown":
+            raise ConfigurationError(
+                f"scores: got numbers in [0, 1] with the sum {sum(self.scores):.4g}, which may be "
+                "sigmoid scores or logits, expected an endpoint that is known to return one of "
+                'them; set output = "sigmoid" or "logits" in the options of the endpoint file, or '
+                "write that file with pgn probe"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ def _probabilities(answer: Answer) -> Floats:
             "labels, expected one finite number per label; check the endpoint's protocol"
         )
 
+    answer.check_kind()
     if answer.kind == "logits":
         # The initial value is for an answer without labels, of which max would raise an error.
         scores = np.exp(scores - scores.max(initial=-np.inf))

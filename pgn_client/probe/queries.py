@@ -148,7 +148,8 @@ class Prober:
 
     @property
     def _logits(self) -> bool:
-        return self.answers[0].kind == "logits"
+        """Whether distances are those of logits; one answer that shows it decides for all."""
+        return any(answer.kind == "logits" for answer in self.answers)
 
     def _apart(self, one: float, other: float) -> float:
         """Return the smallest difference of two scores, or of their logs, before rounding."""

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
@@ -24,6 +24,16 @@ from pgn_client.types import ServerProfile
 BEARER = "Authorization: Bearer {key}"
 KEY_HEADER = re.compile(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*")
 CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
+Meaning = Literal["probabilities", "logits", "sigmoid", "embedding"]
+"""What an endpoint's numbers mean; ``sigmoid`` are probabilities that need not sum to 1."""
+MEANINGS: Mapping[str, Meaning] = {
+    "probs": "probabilities",
+    "probabilities": "probabilities",
+    "logits": "logits",
+    "sigmoid": "sigmoid",
+    "embedding": "embedding",
+}
+"""Names of the meanings in options and endpoint files."""
 
 
 class Credential:
@@ -159,7 +169,8 @@ class Found:
         profile: Server's resize and crop of an image, in the text form of ``ServerProfile``.
         codec: Server's re-encoding of the image: ``lossless``, ``lossy`` or ``jpeg:Q:SUB`` with
             quality and subsampling.
-        output: Type of the scores: ``probabilities``, ``logits``, ``label`` or ``embedding``.
+        output: Type of the scores: ``probabilities``, ``logits``, ``sigmoid`` (independent
+            probabilities), ``label`` or ``embedding``.
         top_k: Largest number of labels in an answer; 0 means all.
         decimals: Number of decimals of a score; -1 means that scores are not rounded.
         input_size: Side of the square model input, in pixels.

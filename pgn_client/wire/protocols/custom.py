@@ -81,8 +81,8 @@ class Custom(Defaults):
     - ``labels``: Finds the list of the scores' labels. Without it, ``Endpoint.labels`` are used.
     - ``error``: If its value is not empty, the request failed despite the status 2xx.
     - ``scale``: Factor for the scores, for example 0.01 for percentages.
-    - ``output``: Type of the scores: ``probabilities`` (divided by their sum if that exceeds 1),
-      ``logits`` or ``embedding``. Without it, the numbers of the first answer decide.
+    - ``output``: Meaning of the numbers: ``probs`` (divided by their sum if that exceeds 1),
+      ``logits``, ``sigmoid`` or ``embedding``; see ``Reader``.
 
     Attributes:
         url: URL that images are sent to.

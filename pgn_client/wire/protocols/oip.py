@@ -22,8 +22,8 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.types import Answer, ModelInfo, ScoreKind
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.endpoint import Endpoint, Meaning
 from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
@@ -59,7 +59,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "classification": int,
 }
 ENDING = r"/v2(?:/models/[^/]+(?:/versions/[^/]+)?(?:/infer)?)?"
-NAMES: Mapping[str, ScoreKind] = {
+NAMES: Mapping[str, Meaning] = {
     "logits": "logits",
     "probabilities": "probabilities",
     "probs": "probabilities",
@@ -68,7 +68,7 @@ NAMES: Mapping[str, ScoreKind] = {
     "embeddings": "embedding",
     "features": "embedding",
 }
-"""Type of the scores that the name of an output tensor shows."""
+"""Meaning of the numbers that the name of an output tensor shows."""
 Question = Literal["model", "server", "index", "models"]
 """What a request asks for: a model's metadata, the server's, or a list of models.
 
@@ -97,8 +97,8 @@ class OpenInference(Defaults):
     - ``datatype``, ``shape``: Form of the input tensor, for a server without metadata.
     - ``scores``: Name of the output tensor with the scores. Without it, the tensor whose name fits
       ``output`` is used, or else the first one of floating point.
-    - ``output``: Type of the scores: ``probabilities``, ``logits`` or ``embedding``. Without it,
-      the output tensor's name decides, or else the first answer.
+    - ``output``: Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or ``embedding``.
+      Without it, the output tensor's name decides, or else ``Reader``.
     - ``classification``: Number of best labels to request, on a server with the classification
       extension.
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.endpoint import MEANINGS, Endpoint, Meaning
 from pgn_client.wire.protocols.base import excerpt
 
+MEANING: Mapping[str, type | tuple[type, ...]] = {"output": str, "scores": str}
+"""Options for the meaning of numbers, for wire formats that use neither name otherwise."""
 FOR_ALL = ("key_header",)
 """Names of the options that every wire format has; ``Endpoint`` itself reads them."""
 
@@ -56,6 +58,29 @@ def choice(name: str, value: str | None, known: Sequence[str]) -> None:
     """
     if value is not None and value not in known:
         raise ConfigurationError(f"options: {name}: got {value!r}, expected {', '.join(known)}")
+
+
+def meaning(endpoint: Endpoint) -> Meaning | None:
+    """Return what the endpoint's numbers mean by its options, or else by a probe; None if unknown.
+
+    The option is ``output``. Its other name ``scores`` is free in the wire formats that do not use
+    it for the place of the scores (``custom`` and ``oip`` do).
+
+    Raises:
+        ConfigurationError: The option is none of ``MEANINGS``, or both names are given.
+    """
+    given = dict(endpoint.options)
+    # With ``auto`` it may name a tensor of ``oip``.
+    is_place = endpoint.protocol == "auto" and given.get("scores") not in MEANINGS
+    if endpoint.protocol in ("custom", "oip") or is_place:
+        given.pop("scores", None)
+    names = [name for name in ("output", "scores") if name in given]
+    if len(names) > 1:
+        raise ConfigurationError("options: got output and scores, expected one of them")
+    if not names:
+        return MEANINGS.get(endpoint.found.output or "")
+    choice(names[0], given[names[0]], tuple(MEANINGS))
+    return MEANINGS[given[names[0]]]
 
 
 def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:

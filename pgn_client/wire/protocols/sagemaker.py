@@ -26,7 +26,7 @@ from pgn_client.wire.protocols.base import (
     join,
 )
 from pgn_client.wire.protocols.huggingface import post
-from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.options import MEANING, options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.retry import RETRYABLE
 
@@ -52,8 +52,8 @@ class SageMaker(Defaults):
 
     - ``parameters``: Parameters for Hugging Face's JSON, which is then sent instead of the raw
       image. ``{"top_k": 1000}`` requests all labels from its containers.
-    - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
-      Without it, the first answer decides.
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or
+      ``embedding``; see ``Reader``.
 
     Attributes:
         url: URL that images are sent to.
@@ -73,7 +73,7 @@ class SageMaker(Defaults):
         Raises:
             ConfigurationError: An option is unknown or invalid.
         """
-        given = options(endpoint, "sagemaker", {"parameters": dict, "output": str})
+        given = options(endpoint, "sagemaker", {"parameters": dict, **MEANING})
         path = "/invocations"
         if endpoint.model:
             path = f"/endpoints/{quote(endpoint.model, safe='')}/invocations"
