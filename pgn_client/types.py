@@ -11,6 +11,7 @@ Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalized* (x - mea
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -26,6 +27,15 @@ ScoreKind = Literal["probabilities", "logits", "label", "embedding", "unknown"]
 NONE = "none of these"
 """Label of an image whose best class is less likely than the checkpoint's ``none_below``."""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
+
+
+def normal(label: str) -> str:
+    """Return a label in the Unicode form NFC, in which labels are compared.
+
+    "é" may be one character or two: the names of folders often have the other form than the labels
+    of an endpoint.
+    """
+    return unicodedata.normalize("NFC", label)
 
 
 @dataclass(frozen=True, slots=True)

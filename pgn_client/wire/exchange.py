@@ -170,8 +170,7 @@ class Exchange:
         request = self._encode(protocol, image)
         try:
             response = yield from self.fetch(protocol, request, carries_image=True)
-            plainer = None if response.ok else protocol.fallback(response)
-            if plainer is not None:
+            while not response.ok and (plainer := protocol.fallback(response)) is not None:
                 protocol = plainer
                 # An idempotency key identifies one body, and the plainer dialect has another.
                 self.key = uuid.uuid4().hex

@@ -139,11 +139,13 @@ class Discovery:
 
         protocol = described.protocol
         _log.info("%s speaks %s", self.endpoint.name, protocol.dialect)
-        plainer = protocol.plainer()
-        # An earlier run with this cache ended in the plainer dialect, so this run starts in it.
-        if plainer is not None and self._identity(plainer) == self.recall():
-            protocol = plainer
         self.protocol = protocol
+        plainer = protocol.plainer()
+        while plainer is not None:
+            # An earlier run with this cache ended in a plainer dialect, so this run starts in it.
+            if self._identity(plainer) == self.recall():
+                self.protocol = plainer
+            plainer = plainer.plainer()
         self.asked = True
 
     def ask(self, exchange: Exchange, payload: Payload, *, again: bool = False) -> Steps[Reply]:
