@@ -251,7 +251,7 @@ def _check_body(given: Mapping[str, Any]) -> None:
     if body != "raw" and not holds_image(body):
         raise ConfigurationError(
             "options of custom: body: got no place for the image, expected 'raw', or a template "
-            "that contains {base64} or {data_url}"
+            "that contains {base64} or {data_url} in a text that is no key"
         )
 
     field = given.get("multipart")

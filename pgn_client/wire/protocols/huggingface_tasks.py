@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pgn_client.types import Answer
+from pgn_client.types import Answer, normal
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import (
     Defaults,
@@ -93,10 +93,10 @@ class ZeroShot(Defaults):
                 sent. Servers that ignore the candidate labels return such labels.
         """
         decoded = answers(response, self.reader)
-        candidates = set(self.labels)
+        candidates = set(map(normal, self.labels))
         for answer in decoded:
             for label in answer.labels:
-                if label not in candidates:
+                if normal(label) not in candidates:
                     raise MalformedAnswerError(label, "one of the labels sent", "the label ")
         return decoded
 

@@ -133,6 +133,11 @@ class OpenInference(Defaults):
             ConfigurationError: An option is unknown or invalid.
         """
         given = options(endpoint, "oip", OPTIONS)
+        if given.get("classification", 0) < 0:
+            raise ConfigurationError(
+                f"options: classification: got {given['classification']}, expected a number of "
+                "labels, 1 or more, or 0 for all scores"
+            )
         in_url = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
         model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
         first_question: Question = "model" if model else "server"
@@ -250,6 +255,13 @@ class OpenInference(Defaults):
         # A server with this parameter never returns all scores, only a classification.
         top_k = parameters.get("top_k")
         is_count = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0
+        # The extension belongs to an output that the request names.
+        if given.get("classification") and not output:
+            raise ConfigurationError(
+                f"options: classification: got {given['classification']} for a model whose "
+                "metadata name no output, expected the name of the output with the scores; give "
+                "it as options: scores"
+            )
         return replace(
             self,
             input=choose_input(metadata["inputs"], given, parameters),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgn_client.errors import ConfigurationError
+from pgn_client.types import normal
 from pgn_client.wire.endpoint import MEANINGS, Endpoint, Meaning
 from pgn_client.wire.protocols.base import excerpt
 
@@ -90,9 +91,10 @@ def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
         ConfigurationError: There are fewer than two labels, or one occurs twice.
     """
     labels = endpoint.labels
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    different = len(set(map(normal, labels)))
+    if len(labels) < 2 or different < len(labels):
         raise ConfigurationError(
-            f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more "
+            f"labels: got {len(labels)} of which {different} differ, expected two or more "
             f"different ones, because the protocol {protocol} sends them to the server; give "
             "labels= (--source-labels)"
         )
