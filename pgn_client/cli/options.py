@@ -131,8 +131,8 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
         positional: Whether the URL is an argument instead of the option ``--url``.
     """
     url = (
-        "URL of the endpoint, or a file that describes it (endpoint.json, .toml); the variable "
-        "PGN_API_KEY holds its key"
+        "URL of the endpoint, a file that describes it (endpoint.json, .toml), or a name of pgn "
+        "endpoints; the variable PGN_API_KEY holds its key"
     )
     if positional:
         parser.add_argument("url", metavar="URL|FILE", help=url)

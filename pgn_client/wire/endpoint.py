@@ -24,6 +24,9 @@ from pgn_client.types import ServerProfile
 BEARER = "Authorization: Bearer {key}"
 KEY_HEADER = re.compile(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*")
 CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
+READY = Path(__file__).parent / "ready"
+"""Folder of the ready endpoint files for well-known services."""
+READY_NAME = re.compile("[a-z-]{1,40}")
 Meaning = Literal["probabilities", "logits", "sigmoid", "embedding"]
 """What an endpoint's numbers mean; ``sigmoid`` are probabilities that need not sum to 1."""
 MEANINGS: Mapping[str, Meaning] = {
@@ -268,8 +271,8 @@ class Endpoint:
         """Return the endpoint for a URL, or the endpoint that a file describes.
 
         Args:
-            url: URL, or path of a file: a text that ends in ``.json`` or ``.toml``, or a path
-                object.
+            url: URL; path of a file: a text that ends in ``.json`` or ``.toml``, or a path object;
+                or name of a ready file that ``pgn endpoints`` lists.
 
         Raises:
             ConfigurationError: The URL or the file is invalid.
@@ -277,6 +280,8 @@ class Endpoint:
         name = os.fspath(url)
         has_file_ending = name.endswith((".json", ".toml")) and "://" not in name
         is_file = not isinstance(url, str) or has_file_ending
+        if not is_file and READY_NAME.fullmatch(name) and (READY / f"{name}.toml").is_file():
+            return cls.read(READY / f"{name}.toml")
         return cls.read(name) if is_file else cls(name)
 
     @classmethod

@@ -36,6 +36,7 @@ from pgn_client.wire.protocols.base import (
     join,
 )
 from pgn_client.wire.protocols.options import choice, options
+from pgn_client.wire.protocols.sagemaker import is_throttled
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.protocols.template import fill, holds_image
 
@@ -184,6 +185,10 @@ class Custom(Defaults):
         if labels is None:
             return [self.reader.numbers(scaled)]
         return [self.reader.pairs(labels, scaled)]
+
+    def retryable(self, response: WireResponse) -> bool | None:
+        """Return True for a throttled request to AWS, whose status is 400; None otherwise."""
+        return True if response.status == 400 and is_throttled(response) else None
 
     def _at(self, key: str, document: Any) -> Any:
         """Return the value that an option's JMESPath finds in the response's JSON.

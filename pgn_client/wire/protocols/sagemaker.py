@@ -2,8 +2,8 @@
 
 The runtime, AWS's public service, takes requests at ``/endpoints/{name}/invocations``. It forwards
 them to ``/invocations`` of a container, which defines the body. This module sends a raw image, or
-the JSON of Hugging Face's containers. The runtime requires AWS's signature (SigV4) instead of a
-key. A container on your own machine requires no authentication.
+the JSON of Hugging Face's containers. The runtime requires AWS's signature instead of a key; see
+``pgn_client.wire.aws``. A container on your own machine requires no authentication.
 """
 
 from __future__ import annotations
@@ -123,11 +123,11 @@ class SageMaker(Defaults):
             # The container's own 500 is not retried: the image is its most likely cause.
             return isinstance(status, int) and status in RETRYABLE - {500}
         if response.status == 400:
-            return True if _is_throttled(response) else None
+            return True if is_throttled(response) else None
         return True if response.status == 530 else None
 
 
-def _is_throttled(response: WireResponse) -> bool:
+def is_throttled(response: WireResponse) -> bool:
     """Whether AWS refused the request because too many were sent.
 
     AWS's services name the type of an error in different headers and fields; all are searched.
