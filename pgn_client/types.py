@@ -134,7 +134,8 @@ class Usage:
         requests: Number of HTTP requests, retries included.
         retries: Number of requests beyond the first of a call.
         bytes_sent: Size of all request bodies in bytes, retries included.
-        cost: ``billable`` times the price per image; ``None`` without a price.
+        cost: ``billable`` times the price per image, and the hours from the first request to the
+            last answer times the price per hour; ``None`` without a price.
         billable: Number of images sent, retries included: the upper limit of what the provider
             bills, and the number that a budget caps.
     """

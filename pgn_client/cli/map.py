@@ -116,7 +116,7 @@ def run_map(args: argparse.Namespace) -> int:
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
         if args.dry_run:
-            return tell_plan(client, of_mapping(prompts, task), args.price_per_image)
+            return tell_plan(client, of_mapping(prompts, task), args)
         asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
         kinds_seen: set[str] = set()
 

@@ -70,6 +70,7 @@ class Session(ABC):
         query_below: float | None = None,
         budget: int | None = None,
         price_per_image: float | None = None,
+        price_per_hour: float | None = None,
         ledger: str | os.PathLike[str] | Ledger | None = None,
         cache: str | os.PathLike[str] | AnswerCache | None = None,
         transport: Any = None,
@@ -115,7 +116,9 @@ class Session(ABC):
             if not isinstance(ledger, Ledger):
                 ledger = opened.enter_context(contextlib.closing(Ledger(ledger)))
             fingerprint = endpoint_key(endpoint.url, endpoint.model)
-            self._account = Account(ledger, fingerprint, endpoint.name, budget, price_per_image)
+            self._account = Account(
+                ledger, fingerprint, endpoint.name, budget, price_per_image, price_per_hour
+            )
 
             self._cache = cache if isinstance(cache, AnswerCache) else None
             if cache is not None and self._cache is None:
