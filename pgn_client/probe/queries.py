@@ -169,7 +169,10 @@ class Prober:
 def _scores(answer: Answer) -> dict[str, float]:
     """Return label -> score of an answer; the key ``""`` has the score of all missing labels."""
     least = min(answer.scores)
-    rest = least if answer.kind == "logits" else max(0.0, min(least, 1 - sum(answer.scores)))
+    rest = max(0.0, min(least, 1 - sum(answer.scores)))
+    # Only the scores of a missing label that are probabilities are bounded by what is left over.
+    if answer.kind in ("logits", "unknown"):
+        rest = least
     return {"": rest} | dict(zip(answer.labels, answer.scores, strict=True))
 
 

@@ -188,8 +188,7 @@ def test_a_probe_decides_from_all_answers_in_any_order():
     # One answer alone looks like probabilities, another like nothing known.
     answers.append(read("huggingface", (0.9, 0.8, 0.1)))
     for order in (answers, answers[::-1]):
-        finding = find_output(order)
-        assert (finding.value, finding.certainty) == ("sigmoid", "certain")
+        assert find_output(order).value == "sigmoid"
     assert find_output(answers[:-1]).value == "probabilities"
     assert find_output([*answers, read("huggingface", LOGITS)]).value == "logits"
 

@@ -800,8 +800,8 @@ def test_both_clients_have_the_documented_signature():
     expected = (
         "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, "
         "requests_per_second, "
-        "bytes_per_second, fusion, query_below, budget, price_per_image, ledger, cache, transport, "
-        "http, labels"
+        "bytes_per_second, fusion, query_below, budget, price_per_image, price_per_hour, ledger, "
+        "cache, transport, http, labels"
     )
     for kind in (AdaptedClient, AsyncAdaptedClient):
         assert ", ".join(inspect.signature(kind).parameters) == expected
