@@ -11,6 +11,7 @@ Spaces: *pixel* uint8 in [0, 255]; *unit* float in [0, 1]; *normalized* (x - mea
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,10 +23,19 @@ if TYPE_CHECKING:
 
     from pgn_client.arrays import Floats
 
-ScoreKind = Literal["probabilities", "logits", "label", "embedding"]
+ScoreKind = Literal["probabilities", "logits", "label", "embedding", "unknown"]
 NONE = "none of these"
 """Label of an image whose best class is less likely than the checkpoint's ``none_below``."""
 ProfileKind = Literal["direct", "resize_crop", "shortest_edge", "letterbox"]
+
+
+def normal(label: str) -> str:
+    """Return a label in the Unicode form NFC, in which labels are compared.
+
+    "é" may be one character or two: the names of folders often have the other form than the labels
+    of an endpoint.
+    """
+    return unicodedata.normalize("NFC", label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +47,28 @@ class Answer:
             For an embedding, the names of its D numbers in order: ``dim 0``, ``dim 1``, ….
         scores: One number per label; ``(1.0,)`` for the kind ``label``.
         kind: Type of the scores: ``probabilities`` (sum at most 1), ``logits`` (any real numbers),
-            ``label`` (the best label alone) or ``embedding`` (features of the image, which only a
-            label mapping turns into classes).
+            ``label`` (the best label alone), ``embedding`` (features of the image, which only a
+            label mapping turns into classes) or ``unknown`` (numbers in [0, 1] that may be sigmoid
+            scores or logits; nothing can be computed from them until an option says which).
     """
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     kind: ScoreKind = "probabilities"
+
+    def check_kind(self) -> None:
+        """Check that the meaning of the scores is known.
+
+        Raises:
+            ConfigurationError: The kind is ``unknown``.
+        """
+        if self.kind == "unknown":
+            raise ConfigurationError(
+                f"scores: got numbers in [0, 1] with the sum {sum(self.scores):.4g}, which may be "
+                "sigmoid scores or logits, expected an endpoint that is known to return one of "
+                'them; set output = "sigmoid" or "logits" in the options of the endpoint file, or '
+                "write that file with pgn probe"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +134,8 @@ class Usage:
         requests: Number of HTTP requests, retries included.
         retries: Number of requests beyond the first of a call.
         bytes_sent: Size of all request bodies in bytes, retries included.
-        cost: ``billable`` times the price per image; ``None`` without a price.
+        cost: ``billable`` times the price per image, and the hours from the first request to the
+            last answer times the price per hour; ``None`` without a price.
         billable: Number of images sent, retries included: the upper limit of what the provider
             bills, and the number that a budget caps.
         refused: Number of these images that the endpoint refused with a status 4xx, before it ran

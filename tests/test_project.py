@@ -339,6 +339,7 @@ def test_the_wheel_holds_both_packages_the_weights_and_the_templates(tmp_path):
         "pgn_client/py.typed",
         "mock_server/app.py",
         "mock_server/weights/bundled.safetensors",
+        "pgn_client/wire/ready/google-vision.toml",
     ):
         assert name in files
     templates = "pgn_client/evaluation/report/templates"

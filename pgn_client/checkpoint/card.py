@@ -333,6 +333,8 @@ class Card(Entry):
         fusion_weights: Weights of endpoint, local head and linear probe (schema 2).
         decode: Version of the image decoding (schema 2).
         runtime: Software that computes the prompts (schema 2).
+        scores: Meaning of the endpoint's scores that the mapping reads: ``probabilities``,
+            ``logits``, ``sigmoid``, ``label`` or ``embedding``; ``None`` if unknown.
         schema: Schema of the card, 1 or 2.
         fingerprint: SHA-256 over all tensors and the card without this field; ``None`` before the
             card is written.
@@ -368,6 +370,7 @@ class Card(Entry):
     fusion_weights: FusionCard | None = None
     decode: Count | None = None
     runtime: Name | None = None
+    scores: Name | None = None
     schema: Annotated[int, Bounds(1, SCHEMA)] = SCHEMA
     fingerprint: Name | None = None
 
@@ -475,3 +478,4 @@ class ServedCard(Entry):
     none_below: Share | None = None
     backbone: ServedBackbone | None = None
     recipe: ServedRecipe | None = None
+    scores: Name | None = None

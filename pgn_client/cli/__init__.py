@@ -19,6 +19,7 @@ from pgn_client.cli.benchmark import add_benchmark
 from pgn_client.cli.console import complain, show_log, talk
 from pgn_client.cli.demo import add_demo
 from pgn_client.cli.drift import add_drift
+from pgn_client.cli.endpoints import add_endpoints
 from pgn_client.cli.evaluate import add_evaluate
 from pgn_client.cli.fidelity import add_retain
 from pgn_client.cli.import_published import add_import
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         *everyday,
         add_benchmark,
+        add_endpoints,
         add_probe,
         add_map,
         add_drift,

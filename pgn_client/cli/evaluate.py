@@ -92,7 +92,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     with connect(args, None) as client:
         if args.dry_run:
             planned = queries(task, adapter, rival=rival, rival_to_train=untrained)
-            return tell_plan(client, planned, args.price_per_image)
+            return tell_plan(client, planned, args)
         result = evaluate(
             task,
             # Copies of one client, because these share its budget, cache and usage.

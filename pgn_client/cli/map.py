@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pgn_client.cli.console import talk, tell
 from pgn_client.cli.options import (
@@ -21,6 +24,9 @@ from pgn_client.cli.options import (
 )
 from pgn_client.cli.plan import add_dry_run, tell_plan
 from pgn_client.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pgn_client.types import Adapter, Answer
 
 
 def add_map(commands: Subparsers) -> None:
@@ -81,6 +87,7 @@ def run_map(args: argparse.Namespace) -> int:
     from pgn_client.mapping import label_mapping as labels
     from pgn_client.training import load_task
     from pgn_client.training.fit_mapping import fit_raw, refit
+    from pgn_client.wire.protocols.options import meaning
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
@@ -109,11 +116,18 @@ def run_map(args: argparse.Namespace) -> int:
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
         if args.dry_run:
-            return tell_plan(client, of_mapping(prompts, task), args.price_per_image)
+            return tell_plan(client, of_mapping(prompts, task), args)
         asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
-        adapter = (
-            refit(prompts, task, asker, **options) if prompts else fit_raw(task, asker, **options)
-        )
+        kinds_seen: set[str] = set()
+
+        def ask(images: Sequence[Any], adapter: Adapter | None = None) -> list[Answer]:
+            answers = asker(images, adapter)
+            kinds_seen.update(answer.kind for answer in answers)
+            return answers
+
+        adapter = refit(prompts, task, ask, **options) if prompts else fit_raw(task, ask, **options)
+        seen = kinds_seen.pop() if len(kinds_seen) == 1 else None
+        adapter = adapter.with_card(replace(adapter.card, scores=meaning(client.endpoint) or seen))
 
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.card))

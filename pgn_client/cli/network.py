@@ -26,6 +26,12 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="header to send with every request; may be given several times (default none)",
     )
     group.add_argument(
+        "--auth",
+        choices=["aws"],
+        help="how to sign every request instead of sending a key; aws uses the credentials of your "
+        "AWS configuration and needs the extra [aws] (default none)",
+    )
+    group.add_argument(
         "--ca-file",
         metavar="FILE",
         help="PEM file with the certificate authorities to trust (default the system's)",
@@ -48,7 +54,8 @@ def http_options(args: argparse.Namespace) -> dict[str, Any] | None:
     """Return the parsed connection options, for the client's argument ``http``.
 
     Returns:
-        Headers, TLS context and proxy, without those that are not given; ``None`` if none is.
+        Headers, signature, TLS context and proxy, without those that are not given; ``None`` if
+        none is.
 
     Raises:
         ConfigurationError: A header has no colon, a variable is not set, or a file cannot be used.
@@ -56,7 +63,12 @@ def http_options(args: argparse.Namespace) -> dict[str, Any] | None:
     headers = dict(_header(text) for text in args.header)
     verify = _context(args.ca_file, args.client_cert) if args.ca_file or args.client_cert else None
     proxy = None if args.proxy is None else _resolved(args.proxy, "--proxy")
-    options = {"headers": headers or None, "verify": verify, "proxy": proxy}
+    auth = None
+    if args.auth == "aws":
+        from pgn_client.wire.aws import SigV4
+
+        auth = SigV4()
+    options = {"headers": headers or None, "auth": auth, "verify": verify, "proxy": proxy}
     return {name: value for name, value in options.items() if value is not None} or None
 
 

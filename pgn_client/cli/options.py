@@ -131,8 +131,8 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
         positional: Whether the URL is an argument instead of the option ``--url``.
     """
     url = (
-        "URL of the endpoint, or a file that describes it (endpoint.json, .toml); the variable "
-        "PGN_API_KEY holds its key"
+        "URL of the endpoint, a file that describes it (endpoint.json, .toml), or a name of pgn "
+        "endpoints; the variable PGN_API_KEY holds its key"
     )
     if positional:
         parser.add_argument("url", metavar="URL|FILE", help=url)
@@ -203,6 +203,13 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, positional: bool = 
         help="price of one image in any currency, to report costs (default none)",
     )
     parser.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help="price of one hour of an endpoint that is billed by time, in the same currency "
+        "(default none)",
+    )
+    parser.add_argument(
         "--ledger",
         type=Path,
         metavar="FILE",
@@ -265,6 +272,7 @@ def connect(
         bytes_per_second=args.bytes_per_second,
         budget=args.budget,
         price_per_image=args.price_per_image,
+        price_per_hour=args.price_per_hour,
         ledger=ledger,
         cache=AnswerCache(args.replay, replay=True) if args.replay else cache,
         http=http_options(args),

@@ -27,7 +27,7 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help=help)
 
 
-def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | None) -> int:
+def tell_plan(client: AdaptedClient, queries: Iterable[Query], args: argparse.Namespace) -> int:
     """Print how many images a command would send, the time and the cost, without sending them.
 
     The numbers of images are also printed for each part of the command's work.
@@ -38,7 +38,7 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
     Args:
         client: Client of the endpoint.
         queries: Groups of images that the command would send, each with the name of its part.
-        price: Price of one image; ``None`` if it is unknown.
+        args: Parsed options, with the prices.
 
     Returns:
         Exit status.
@@ -59,23 +59,28 @@ def tell_plan(client: AdaptedClient, queries: Iterable[Query], price: float | No
 
     images = sum(part["images"] for part in parts.values())
     already_answered = sum(part["already_answered"] for part in parts.values())
-    total = plan(images, already_answered, images * slowest, price)
+    total = plan(images, already_answered, images * slowest, args)
     tell(json.dumps(total | {"parts": parts}))
     return OK
 
 
-def plan(images: int, already_answered: int, seconds: float, price: float | None) -> dict[str, Any]:
+def plan(
+    images: int, already_answered: int, seconds: float, args: argparse.Namespace
+) -> dict[str, Any]:
     """Return the numbers that ``--dry-run`` prints: images, answers on record, time and cost.
 
     Args:
         images: Number of images that would be sent.
         already_answered: Number of images whose answers are recorded.
         seconds: Lower bound of the duration, in seconds.
-        price: Price of one image; ``None`` if it is unknown.
+        args: Parsed options, with the prices. Without any, the cost is ``None``.
     """
+    per_image = args.price_per_image
+    per_hour = args.price_per_hour
+    cost = images * (per_image or 0.0) + seconds / 3600 * (per_hour or 0.0)
     return {
         "images": images,
         "already_answered": already_answered,
         "seconds_at_least": round(seconds, 1),
-        "cost": None if price is None else round(images * price, 6),
+        "cost": None if per_image is None and per_hour is None else round(cost, 6),
     }

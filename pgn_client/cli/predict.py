@@ -155,6 +155,6 @@ def _dry_run(
     from pgn_client.wire.estimate import estimate
 
     expected = estimate(client, files, journal)
-    total = plan(expected.images, expected.already_answered, expected.seconds, args.price_per_image)
+    total = plan(expected.images, expected.already_answered, expected.seconds, args)
     tell(json.dumps(total))
     return OK

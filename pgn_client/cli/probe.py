@@ -92,6 +92,7 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
     The images that are left after the probe test how large an image may be.
     """
     from pgn_client.probe import Finding, find_bytes, find_pixels, probe
+    from pgn_client.wire.protocols.options import meaning
 
     def send(data: bytes) -> int:
         # The body is longer than the file in formats that encode images as base64.
@@ -103,6 +104,10 @@ def _measure(client: AdaptedClient, limit: int, seed: int) -> dict[str, Finding]
 
     measured = probe(client.answers, limit=limit, seed=seed)
     findings = {name: getattr(measured, name) for name in MEASURED}
+    stated = meaning(client.endpoint)
+    if stated is not None:
+        # The answers have been read with it already, so they cannot show another meaning.
+        findings["output"] = Finding(stated, "certain", "the endpoint file says so")
     if measured.noise:
         noise = "largest distance between two answers to the same image"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -167,6 +168,7 @@ def run_train(args: argparse.Namespace) -> int:
     from pgn_client.surrogate.degradation import Wire
     from pgn_client.training import TrainingConfig, fit
     from pgn_client.types import ServerProfile
+    from pgn_client.wire.protocols.options import meaning
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ConfigurationError(f"--out: got {args.out}, expected a file in a folder that exists")
@@ -199,6 +201,9 @@ def run_train(args: argparse.Namespace) -> int:
         surrogate=_claim(args),
     )
     adapter = fit(task, surrogate, config, state=state, resume=args.resume, progress=True)
+    if args.endpoint:
+        scores = meaning(Endpoint.read(args.endpoint))
+        adapter = adapter.with_card(replace(adapter.card, scores=scores))
 
     _save(adapter, args.out)
     if not adapter.card.interrupted:

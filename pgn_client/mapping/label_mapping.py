@@ -30,6 +30,7 @@ from pgn_client.mapping.logistic_regression import (
     stratified,
 )
 from pgn_client.mapping.probability import log_loss, log_normalised, log_softmax
+from pgn_client.types import normal
 
 if TYPE_CHECKING:
     from pgn_client.types import Answer
@@ -56,7 +57,8 @@ COUNTING: dict[MappingKind, Counting] = {
 def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
     """Return the source labels: all labels in the endpoint's answers, each once, sorted.
 
-    If all answers are embeddings, the result is the names of their numbers, in order.
+    Labels that differ in their Unicode normalization only are one label, in the form NFC. If all
+    answers are embeddings, the result is the names of their numbers, in order.
     """
     first = answers[0].labels if answers else ()
     if are_embeddings(first) and all(answer.labels == first for answer in answers):
@@ -64,7 +66,7 @@ def vocabulary(answers: Sequence[Answer]) -> tuple[str, ...]:
 
     labels: set[str] = set()
     for answer in answers:
-        labels.update(answer.labels)
+        labels.update(map(normal, answer.labels))
     return tuple(sorted(labels))
 
 
@@ -78,6 +80,7 @@ def log_scores(
     probabilities) is spread evenly over the labels that were not returned. Every row is then
     normalized, raised to ``FLOOR``, and normalized again, so a model gives the same row whether it
     returns probabilities or logits. Labels outside ``source`` are dropped together with their mass.
+    Labels are compared after Unicode normalization (NFC).
 
     Embeddings are returned unchanged. Their rows are not log-probabilities, and only ``linear``
     can read them.
@@ -96,16 +99,17 @@ def log_scores(
         Log-probabilities, (n, S) float64.
 
     Raises:
-        ConfigurationError: An answer has no label of ``source``, has a score that is not finite,
-            or is an embedding with other features.
+        ConfigurationError: An answer has no label of ``source``, has a score that is not finite or
+            whose meaning is unknown, or is an embedding with other features.
     """
     if any(answer.kind == "embedding" for answer in answers):
         return _embeddings(answers, source)
 
-    column = {label: s for s, label in enumerate(source)}
+    column = {normal(label): s for s, label in enumerate(source)}
     rows = np.zeros((len(answers), len(source)))
     for row, answer in zip(rows, answers, strict=True):
-        matches = [(column[label], i) for i, label in enumerate(answer.labels) if label in column]
+        names = enumerate(map(normal, answer.labels))
+        matches = [(column[name], i) for i, name in names if name in column]
         if strict and not matches:
             raise ConfigurationError(
                 f"label mapping: got an answer with labels such as {list(answer.labels[:3])}, "
@@ -163,6 +167,7 @@ def _probabilities(answer: Answer) -> Floats:
             "labels, expected one finite number per label; check the endpoint's protocol"
         )
 
+    answer.check_kind()
     if answer.kind == "logits":
         # The initial value is for an answer without labels, of which max would raise an error.
         scores = np.exp(scores - scores.max(initial=-np.inf))
@@ -350,8 +355,11 @@ def fit(
         raise ShapeError(
             f"label mapping: got features {features.shape}, expected {len(source)} columns"
         )
-    if set(kinds) == {"identity"} and not set(classes) <= set(source):
-        absent = sorted(set(classes) - set(source))[:3]
+    # Names of folders and labels of an endpoint often differ in their normalization.
+    class_names = set(map(normal, classes))
+    source_names = set(map(normal, source))
+    if set(kinds) == {"identity"} and not class_names <= source_names:
+        absent = sorted(class_names - source_names)[:3]
         raise ConfigurationError(
             f"identity mapping: got classes {absent}, expected source labels; allow blm+ or linear"
         )
@@ -363,7 +371,7 @@ def fit(
     losses: dict[str, float] = {}
     l2: float | None = None
 
-    if "identity" in kinds and set(classes) <= set(source):
+    if "identity" in kinds and class_names <= source_names:
         mapping = LabelMapping("identity", source, classes, identity, np.zeros(C))
         mappings["identity"] = mapping
         # It has nothing to fit, so all examples are held out.
@@ -379,7 +387,7 @@ def fit(
     if "linear" in kinds:
         # Where the source labels are the classes, a strong penalty must leave the scores unchanged
         # instead of making all classes equal.
-        offset = identity if set(source) == set(classes) else None
+        offset = identity if source_names == class_names else None
         mean, scale = _standard(features, source)
         linear = logistic_regression_cv(
             (features - mean) / scale,
@@ -444,7 +452,7 @@ def _permutation(source: tuple[str, ...], classes: tuple[str, ...]) -> Floats:
     """Return the identity mapping's weight, (S, C): 1 where source label and class are equal."""
     rows: list[list[float]] = []
     for label in source:
-        rows.append([float(label == name) for name in classes])
+        rows.append([float(normal(label) == normal(name)) for name in classes])
     return np.array(rows)
 
 

@@ -148,7 +148,8 @@ class Prober:
 
     @property
     def _logits(self) -> bool:
-        return self.answers[0].kind == "logits"
+        """Whether distances are those of logits; one answer that shows it decides for all."""
+        return any(answer.kind == "logits" for answer in self.answers)
 
     def _apart(self, one: float, other: float) -> float:
         """Return the smallest difference of two scores, or of their logs, before rounding."""
@@ -168,7 +169,10 @@ class Prober:
 def _scores(answer: Answer) -> dict[str, float]:
     """Return label -> score of an answer; the key ``""`` has the score of all missing labels."""
     least = min(answer.scores)
-    rest = least if answer.kind == "logits" else max(0.0, min(least, 1 - sum(answer.scores)))
+    rest = max(0.0, min(least, 1 - sum(answer.scores)))
+    # Only the scores of a missing label that are probabilities are bounded by what is left over.
+    if answer.kind in ("logits", "unknown"):
+        rest = least
     return {"": rest} | dict(zip(answer.labels, answer.scores, strict=True))
 
 

@@ -17,7 +17,11 @@ WHOLE = 0.01
 
 
 def find_output(answers: Sequence[Answer]) -> Finding:
-    """Find the type of an endpoint's scores: probabilities, logits, a mere label or embedding."""
+    """Find what an endpoint's numbers mean, from all its answers in any order.
+
+    They are probabilities, logits, sigmoid scores (probabilities that need not sum to 1), a mere
+    label or an embedding.
+    """
     scores = np.concatenate([answer.scores for answer in answers])
     if all(answer.kind == "label" or answer.scores == (1.0,) for answer in answers):
         return Finding(
@@ -31,16 +35,21 @@ def find_output(answers: Sequence[Answer]) -> Finding:
 
     if scores.min() < 0 or scores.max() > 1:
         return Finding("logits", "certain", f"scores from {scores.min():.3g} to {scores.max():.3g}")
+    # The endpoint says so itself, or an option does.
+    if all(answer.kind == "logits" for answer in answers):
+        return Finding("logits", "likely", "scores in [0, 1], which the endpoint calls logits")
 
     sums = [sum(answer.scores) for answer in answers]
-    if max(sums) <= 1 + WHOLE + _rounding(answers):
-        sure = answers[0].kind == "probabilities" and len(answers) >= ENOUGH
-        return Finding(
-            "probabilities",
-            "certain" if sure else "likely",
-            f"scores in [0, 1] with sums from {min(sums):.3g} to {max(sums):.3g}",
-        )
-    return Finding("logits", "likely", f"scores in [0, 1] with sums of up to {max(sums):.3g}")
+    evidence = f"scores in [0, 1] with sums from {min(sums):.3g} to {max(sums):.3g}"
+    enough = len(answers) >= ENOUGH
+    # An answer alone is ``unknown`` if its numbers cannot be probabilities of a rounded sum.
+    rounded = abs(np.array(sums) - 1).max() <= WHOLE + _rounding(answers)
+    if max(sums) > 1 + WHOLE + _rounding(answers) or (
+        any(answer.kind == "unknown" for answer in answers) and not rounded
+    ):
+        # Similarities of images and texts also lie in [0, 1], and may sum to anything.
+        return Finding("sigmoid", "likely", evidence)
+    return Finding("probabilities", "certain" if enough else "likely", evidence)
 
 
 def find_top_k(answers: Sequence[Answer]) -> Finding:

@@ -408,6 +408,11 @@ class MappingAdapter:
         """The card, the checkpoint's metadata, as JSON."""
         return self.card.to_json()
 
+    def with_card(self, card: Card) -> MappingAdapter:
+        """Return an adapter with the same mapping and other metadata, whose fingerprint follows."""
+        arrays = {f"mapping.{name}": array for name, array in self.mapping.arrays().items()}
+        return MappingAdapter(_marked(card, arrays), arrays)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the checkpoint atomically, and put its fingerprint on this adapter's card."""
         arrays = {f"mapping.{name}": array for name, array in self.mapping.arrays().items()}

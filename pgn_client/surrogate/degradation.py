@@ -59,13 +59,14 @@ class Wire:
             ConfigurationError: The text has another form, or a number is out of its range.
         """
         fields: dict[str, Any] = {}
+        names: set[str] = set()
         for part in map(str.strip, text.split("+")):
             name, _, value = part.partition(":")
             try:
-                # Each part may appear once; jpeg is stored under the field that it sets.
-                field = "quality" if name == "jpeg" else name
-                if field in fields:
+                # Each part may appear once.
+                if name in names:
                     raise ValueError(part)
+                names.add(name)
                 if name == "jpeg":
                     quality, _, subsampling = value.partition(":")
                     fields |= {"quality": int(quality), "subsampling": subsampling or "420"}

@@ -32,7 +32,7 @@ from pgn_client.prompting.adapter import MappingAdapter, PromptAdapter
 from pgn_client.prompting.generator import TRUNK_WIDTH
 from pgn_client.prompting.methods.linear_probe import LinearProbe
 from pgn_client.training.examples import FittedSplit
-from pgn_client.types import Answer, Ask
+from pgn_client.types import Answer, Ask, normal
 from pgn_client.version import __version__
 
 Arrays = dict[str, Floats32]
@@ -256,7 +256,8 @@ def _source(adapter: PromptAdapter, answers: Sequence[Answer]) -> tuple[tuple[st
     """
     mapped_labels = adapter.mapping.source
     answered_labels = labels.vocabulary(answers)
-    if adapter.mapping.open or not set(answered_labels) <= set(mapped_labels):
+    new_labels = set(map(normal, answered_labels)) - set(map(normal, mapped_labels))
+    if adapter.mapping.open or new_labels:
         return answered_labels, True
     return mapped_labels, False
 

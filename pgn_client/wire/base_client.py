@@ -49,6 +49,7 @@ class BaseClient(ABC):
         query_below: float | None = None,
         budget: int | None = None,
         price_per_image: float | None = None,
+        price_per_hour: float | None = None,
         ledger: str | os.PathLike[str] | Ledger | None = None,
         cache: str | os.PathLike[str] | AnswerCache | None = None,
         transport: Any = None,
@@ -78,7 +79,9 @@ class BaseClient(ABC):
             if not isinstance(ledger, Ledger):
                 ledger = opened.enter_context(contextlib.closing(Ledger(ledger)))
             fingerprint = endpoint_key(endpoint.url, endpoint.model)
-            account = Account(ledger, fingerprint, endpoint.name, budget, price_per_image)
+            account = Account(
+                ledger, fingerprint, endpoint.name, budget, price_per_image, price_per_hour
+            )
             if cache is not None and not isinstance(cache, AnswerCache):
                 cache = opened.enter_context(contextlib.closing(AnswerCache(cast("str", cache))))
 

@@ -73,6 +73,7 @@ class AdaptedClient(BaseClient):
             provider may bill each; None for no limit. Further images raise
             ``BudgetExceededError``. Concurrent requests never exceed the budget.
         price_per_image: Price of one image in any currency, for ``usage.cost``.
+        price_per_hour: Price of one hour of an endpoint that is billed by time, likewise.
         ledger: Database file (or ``Ledger``) that counts each image of an endpoint before it is
             sent. The budget then holds across all processes that share the file, and after a crash
             or restart. By default the count is kept in memory and ends with the client.

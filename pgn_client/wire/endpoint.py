@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError
@@ -24,6 +24,19 @@ from pgn_client.types import ServerProfile
 BEARER = "Authorization: Bearer {key}"
 KEY_HEADER = re.compile(r"[A-Za-z0-9-]+: *[ -~]*\{key\}[ -~]*")
 CODEC = re.compile("lossless|lossy|jpeg:[0-9]{1,3}:(444|422|420)")
+READY = Path(__file__).parent / "ready"
+"""Folder of the ready endpoint files for well-known services."""
+READY_NAME = re.compile("[a-z-]{1,40}")
+Meaning = Literal["probabilities", "logits", "sigmoid", "embedding"]
+"""What an endpoint's numbers mean; ``sigmoid`` are probabilities that need not sum to 1."""
+MEANINGS: Mapping[str, Meaning] = {
+    "probs": "probabilities",
+    "probabilities": "probabilities",
+    "logits": "logits",
+    "sigmoid": "sigmoid",
+    "embedding": "embedding",
+}
+"""Names of the meanings in options and endpoint files."""
 
 
 class Credential:
@@ -160,7 +173,8 @@ class Found:
         profile: Server's resize and crop of an image, in the text form of ``ServerProfile``.
         codec: Server's re-encoding of the image: ``lossless``, ``lossy`` or ``jpeg:Q:SUB`` with
             quality and subsampling.
-        output: Type of the scores: ``probabilities``, ``logits``, ``label`` or ``embedding``.
+        output: Type of the scores: ``probabilities``, ``logits``, ``sigmoid`` (independent
+            probabilities), ``label`` or ``embedding``.
         top_k: Largest number of labels in an answer; 0 means all.
         decimals: Number of decimals of a score; -1 means that scores are not rounded.
         input_size: Side of the square model input, in pixels.
@@ -258,8 +272,8 @@ class Endpoint:
         """Return the endpoint for a URL, or the endpoint that a file describes.
 
         Args:
-            url: URL, or path of a file: a text that ends in ``.json`` or ``.toml``, or a path
-                object.
+            url: URL; path of a file: a text that ends in ``.json`` or ``.toml``, or a path object;
+                or name of a ready file that ``pgn endpoints`` lists.
 
         Raises:
             ConfigurationError: The URL or the file is invalid.
@@ -267,6 +281,8 @@ class Endpoint:
         name = os.fspath(url)
         has_file_ending = name.endswith((".json", ".toml")) and "://" not in name
         is_file = not isinstance(url, str) or has_file_ending
+        if not is_file and READY_NAME.fullmatch(name) and (READY / f"{name}.toml").is_file():
+            return cls.read(READY / f"{name}.toml")
         return cls.read(name) if is_file else cls(name)
 
     @classmethod

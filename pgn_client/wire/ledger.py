@@ -11,6 +11,7 @@ import math
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,15 +158,18 @@ class Account:
         name: Readable name of the endpoint.
         budget: Number of images that all clients with this ledger may send to the endpoint, retries
             included; None for no limit.
-        price_per_image: Price of one image in any currency; None leaves ``cost`` unknown.
+        price_per_image: Price of one image in any currency.
+        price_per_hour: Price of one hour of the endpoint in the same currency. Without any price,
+            ``cost`` is unknown.
 
     Attributes:
         ledger: Ledger that stores the counts.
         budget: Budget in images; None for no limit.
         price: Price of one image; None if it is unknown.
+        price_per_hour: Price of one hour; None if it is unknown.
 
     Raises:
-        ConfigurationError: The budget or the price is invalid.
+        ConfigurationError: The budget or a price is invalid.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class Account:
         name: str,
         budget: int | None = None,
         price_per_image: float | None = None,
+        price_per_hour: float | None = None,
     ) -> None:
         # True and False are ints in Python, but no numbers of images or prices.
         if budget is not None and (
@@ -183,17 +188,16 @@ class Account:
             raise ConfigurationError(
                 f"budget: got {budget!r}, expected a number of images, 0 or more, or None"
             )
-        is_number = isinstance(price_per_image, int | float) and not isinstance(
-            price_per_image, bool
-        )
-        if price_per_image is not None and not (is_number and 0 <= price_per_image < math.inf):
-            raise ConfigurationError(
-                f"price_per_image: got {price_per_image!r}, expected 0 or more, or None"
-            )
+        prices = {"price_per_image": price_per_image, "price_per_hour": price_per_hour}
+        for option, price in prices.items():
+            is_number = isinstance(price, int | float) and not isinstance(price, bool)
+            if price is not None and not (is_number and 0 <= price < math.inf):
+                raise ConfigurationError(f"{option}: got {price!r}, expected 0 or more, or None")
 
         self.ledger = ledger
         self.budget = budget
         self.price = price_per_image
+        self.price_per_hour = price_per_hour
         self._endpoint = endpoint
         self._name = name
 
@@ -204,6 +208,9 @@ class Account:
         self._requests = 0
         self._retries = 0
         self._bytes = 0
+        # Of the first request and of the last event, on the monotonic clock.
+        self._began: float | None = None
+        self._ended = 0.0
 
     def reserve(self) -> None:
         """Count one image that is about to be sent, if the budget allows it.
@@ -233,6 +240,7 @@ class Account:
         """Count one image in ``usage.images``; call it once per image, not for each retry."""
         with self._lock:
             self._images += 1
+            self._ended = time.monotonic()
 
     def refused(self) -> None:
         """Count one sent image that the endpoint refused with a status 4xx."""
@@ -251,6 +259,9 @@ class Account:
             if retry:
                 self._retries += 1
             self._bytes += size
+            self._ended = time.monotonic()
+            if self._began is None:
+                self._began = self._ended
 
     @property
     def usage(self) -> Usage:
@@ -261,7 +272,14 @@ class Account:
                 requests=self._requests,
                 retries=self._retries,
                 bytes_sent=self._bytes,
-                cost=None if self.price is None else self._billable * self.price,
+                cost=self._cost(),
                 billable=self._billable,
                 refused=self._refused,
             )
+
+    def _cost(self) -> float | None:
+        """Return the cost of the images and of the hours so far; None without a price."""
+        if self.price is None and self.price_per_hour is None:
+            return None
+        hours = 0.0 if self._began is None else (self._ended - self._began) / 3600
+        return self._billable * (self.price or 0.0) + hours * (self.price_per_hour or 0.0)

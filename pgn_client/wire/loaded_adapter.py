@@ -32,6 +32,7 @@ class LoadedAdapter:
         upload: Whether the server has the checkpoint, for one that runs on the server.
         verified: Whether the checkpoint was compared with the endpoint's model.
         warned: Whether the warning about too few labels was logged.
+        warned_of_scores: Whether the warning about scores of another meaning was logged.
 
     Raises:
         CheckpointError: The file is missing or is no checkpoint.
@@ -44,6 +45,7 @@ class LoadedAdapter:
         self.upload = Once()
         self.verified = False
         self.warned = False
+        self.warned_of_scores = False
         self._adapter: Adapter | None = None
         # One thread at a time works with the adapter: this loads the checkpoint once, and an
         # adapter, which may be a user's class, need not be thread-safe.

@@ -19,6 +19,7 @@ from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.loaded_adapter import LoadedAdapter
 from pgn_client.wire.prepare import Job
 from pgn_client.wire.protocols.base import excerpt
+from pgn_client.wire.protocols.options import meaning
 
 _log = logging.getLogger("pgn_client")
 
@@ -73,7 +74,12 @@ def _rank_classes(
 
 
 def probabilities(answer: Answer) -> Floats:
-    """Return an answer's scores, one per label: the softmax of logits, other kinds unchanged."""
+    """Return an answer's scores, one per label: the softmax of logits, other kinds unchanged.
+
+    Raises:
+        ConfigurationError: The meaning of the scores is unknown.
+    """
+    answer.check_kind()
     scores = np.asarray(answer.scores, dtype=np.float64)
     return np.exp(scores - np.logaddexp.reduce(scores)) if answer.kind == "logits" else scores
 
@@ -107,10 +113,14 @@ def ranked(
 def warn_of_few_labels(checkpoint: LoadedAdapter, endpoint: Endpoint, answer: Answer) -> None:
     """Log a warning if an answer has fewer labels than the label mapping was fitted on.
 
-    It is logged once per checkpoint.
+    Log another one if its scores do not have the meaning that the mapping was fitted to. Each is
+    logged once per checkpoint.
     """
     # A hosted checkpoint gets the task's own classes from the server, so it maps no labels.
-    if checkpoint.adapter is None or checkpoint.warned or checkpoint.hosted is not None:
+    if checkpoint.adapter is None or checkpoint.hosted is not None:
+        return
+    _warn_of_other_scores(checkpoint, endpoint, answer)
+    if checkpoint.warned:
         return
 
     mapping = checkpoint.adapter.mapping
@@ -131,6 +141,28 @@ def warn_of_few_labels(checkpoint: LoadedAdapter, endpoint: Endpoint, answer: An
         "with pgn map --ckpt",
         endpoint.name,
         len(answer.labels),
+        fitted,
+    )
+
+
+def _warn_of_other_scores(checkpoint: LoadedAdapter, endpoint: Endpoint, answer: Answer) -> None:
+    """Log a warning if sigmoid scores meet a mapping of other scores, or the other way around."""
+    fitted = checkpoint.card.scores
+    # An answer alone cannot show that its scores in [0, 1] are sigmoid scores.
+    read = meaning(endpoint) or answer.kind
+    differs = fitted is not None and fitted != read and "sigmoid" in (fitted, read)
+    # Answers with other signs of logits are right however the mapping was fitted: it reads the
+    # logits of sigmoid scores.
+    if not differs or checkpoint.warned_of_scores or (read == "logits" and not meaning(endpoint)):
+        return
+
+    checkpoint.warned_of_scores = True
+    _log.warning(
+        "%s: its scores are read as %s, but the label mapping was fitted to %s; set output = "
+        '"%s" in the options of the endpoint file, or fit the mapping again with pgn map --ckpt',
+        endpoint.name,
+        read,
+        fitted,
         fitted,
     )
 

@@ -39,6 +39,7 @@ def test_training_takes_over_what_the_file_knows(endpoint, digits, tmp_path):
     card = PromptAdapter.load(out).info
     assert card["profile"] == "resize_crop:72:64"
     assert card["library"]["kind"] == "smooth"
+    assert card["scores"] == "probabilities"
     assert (card["recipe"]["wire"], card["recipe"]["top_k"], card["recipe"]["decimals"]) == (
         "jpeg:75:420",
         20,

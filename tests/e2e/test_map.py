@@ -41,6 +41,7 @@ def test_a_trained_checkpoint_is_fitted_to_what_the_endpoint_answers(
     assert found.mapping.source == before.mapping.source
     assert found.info["metrics"]["uint8"] > 0.3
     assert found.info["seed"] == before.info["seed"]
+    assert found.info["scores"] == "probabilities"
     assert "images sent" in done.stderr
     again = pgn(*words)
     assert "0 images sent" in again.stderr

@@ -54,6 +54,8 @@ class TestParse:
         [
             "",
             "png",
+            "uint8+uint8",
+            "uint8+jpeg:75+uint8",
             "jpeg",
             "jpeg:",
             "jpeg:x",

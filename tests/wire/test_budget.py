@@ -4,9 +4,11 @@ processes.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,8 +24,9 @@ import pytest
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure, Prediction
 from pgn_client.cli import main
+from pgn_client.cli.plan import plan
 from pgn_client.errors import BudgetExceededError, ConfigurationError, ConnectionFailedError
-from pgn_client.wire.ledger import Ledger
+from pgn_client.wire.ledger import Account, Ledger
 
 from .fakes import Server, client, file_bytes, picture
 
@@ -281,3 +284,37 @@ def test_a_dry_run_leaves_no_file_behind(folder, tmp_path, capsys):
         assert (ended, server.pictures) == (0, 0)
     assert json.loads(capsys.readouterr().out)["images"] == 150
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_endpoint_billed_by_time_costs_its_hours(monkeypatch):
+    now = iter((1000.0, 2800.0, 4600.0))
+    monkeypatch.setattr("pgn_client.wire.ledger.time.monotonic", lambda: next(now))
+    account = Account(Ledger(), "e", "e", price_per_hour=6.0)
+    assert account.usage.cost == 0
+    account.reserve()
+    account.sent(1, retry=False)
+    account.asked()
+    assert account.usage.cost == pytest.approx(3.0)
+
+    both = Account(Ledger(), "e", "e", price_per_image=0.5, price_per_hour=6.0)
+    both.reserve()
+    both.sent(1, retry=False)
+    assert both.usage.cost == 0.5
+    assert Account(Ledger(), "e", "e").usage.cost is None
+
+
+@pytest.mark.parametrize("price", [-1, math.inf, math.nan, True, "1"])
+def test_a_price_per_hour_that_is_none_is_refused(price):
+    with pytest.raises(ConfigurationError, match="price_per_hour"):
+        client(Server(), price_per_hour=price)
+
+
+def test_a_dry_run_counts_the_hours():
+    prices = argparse.Namespace(price_per_image=None, price_per_hour=6.0)
+    assert plan(10, 0, 1800.0, prices)["cost"] == 3.0
+    prices.price_per_image = 0.5
+    assert plan(10, 0, 1800.0, prices)["cost"] == 8.0
+    assert (
+        plan(10, 0, 1.0, argparse.Namespace(price_per_image=None, price_per_hour=None))["cost"]
+        is None
+    )

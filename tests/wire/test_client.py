@@ -413,25 +413,6 @@ def test_another_body_has_another_idempotency_key():
     assert json_form.headers["idempotency-key"] != raw_form.headers["idempotency-key"]
 
 
-def test_the_first_answer_decides_what_huggingface_scores_are():
-    def scored(*scores):
-        return httpx.Response(
-            200, json=[{"label": str(i), "score": s} for i, s in enumerate(scores)]
-        )
-
-    with client(Server([scored(3.0, -1.0), scored(0.5, 0.1)]), protocol="huggingface") as c:
-        assert [answer.kind for answer in c.answers([picture()])] == ["logits"]
-        assert c.answer(picture()).kind == "logits"
-    with client(Server([scored(0.5, 0.1), scored(0.9, 0.8)]), protocol="huggingface") as c:
-        c.answer(picture())
-        with pytest.raises(
-            ProtocolMismatchError,
-            match=r"sum 1\.7, expected probabilities as in "
-            r"the first answer",
-        ):
-            c.answer(picture())
-
-
 def test_a_loading_model_is_waited_for():
     server = Server(
         [
@@ -831,8 +812,8 @@ def test_both_clients_have_the_documented_signature():
     expected = (
         "url, pgn_ckpt, protocol, model, api_key, timeout, max_retries, max_concurrency, "
         "requests_per_second, "
-        "bytes_per_second, fusion, query_below, budget, price_per_image, ledger, cache, transport, "
-        "http, labels"
+        "bytes_per_second, fusion, query_below, budget, price_per_image, price_per_hour, ledger, "
+        "cache, transport, http, labels"
     )
     for kind in (AdaptedClient, AsyncAdaptedClient):
         assert ", ".join(inspect.signature(kind).parameters) == expected

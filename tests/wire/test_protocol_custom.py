@@ -401,3 +401,11 @@ def test_every_option_makes_another_dialect():
 def test_a_key_in_a_header_of_ones_own_travels_over_http_no_more_than_any_other():
     with pytest.raises(ConfigurationError, match="https"):
         Endpoint("http://h", "custom", credential=Credential(KEY), options=AZURE)
+
+
+@pytest.mark.parametrize(
+    "body", [{"{base64}": "x"}, {"a": [{"{data_url}": 1}]}, {"{base64}": {"b": "{model}"}}]
+)
+def test_a_place_for_the_image_in_a_key_is_refused(body):
+    with pytest.raises(ConfigurationError, match="no key"):
+        custom(body=body)

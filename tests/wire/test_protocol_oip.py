@@ -550,3 +550,19 @@ def test_other_normalisations_and_labels_are_other_dialects():
         {"labels": CLASSES[:2]},
     ]
     assert len({bound(metadata(FP32, **HALF), **kind).dialect for kind in kinds}) == len(kinds)
+
+
+def test_a_classification_of_an_output_without_a_name_is_refused():
+    options = {"datatype": "UINT8", "shape": [-1, 3, 4, 4], "input": "images"}
+    with pytest.raises(ConfigurationError, match="options: scores"):
+        OpenInference.of(
+            Endpoint("http://h", "oip", "vit", options=options | {"classification": 3})
+        )
+    named = options | {"classification": 3, "scores": "logits"}
+    protocol = OpenInference.of(Endpoint("http://h", "oip", "vit", options=named))
+    assert b'"classification":3' in protocol.encode([picture()]).body
+
+
+def test_a_negative_classification_is_refused():
+    with pytest.raises(ConfigurationError, match="classification: got -1"):
+        OpenInference.of(Endpoint("http://h", "oip", "vit", options={"classification": -1}))

@@ -112,7 +112,7 @@ def test_a_parameter_can_be_added_and_taken_away():
 
 
 def test_what_a_server_may_refuse_is_left_out_in_the_plainer_form():
-    plain = chat().fallback(WireResponse(400, {}))
+    plain = chat().fallback(WireResponse(400, {})).fallback(WireResponse(400, {}))
     assert (
         not {"logprobs", "top_logprobs", "response_format"}
         & json.loads(plain.encode([picture()]).body).keys()

@@ -121,8 +121,10 @@ def test_bare_numbers_get_the_given_names():
 def test_bare_numbers_that_do_not_sum_to_1_are_logits():
     (answer,) = v1(labels=CLASSES).decode(answer_of("v1_predict_logits"))
     assert answer.kind == "logits"
-    (answer,) = v1().decode(ok({"predictions": [[0.1, 0.2, 0.3]]}))
+    (answer,) = v1().decode(ok({"predictions": [[0.1, 0.2, 1.3]]}))
     assert answer.kind == "logits"
+    (answer,) = v1().decode(ok({"predictions": [[0.1, 0.2, 0.3]]}))
+    assert answer.kind == "unknown"
 
 
 def test_another_number_of_scores_than_labels_is_refused():

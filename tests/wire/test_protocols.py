@@ -14,6 +14,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols import (
     PGN,
+    PROTOCOLS,
     HuggingFace,
     MalformedAnswerError,
     Payload,
@@ -222,7 +223,7 @@ def test_a_batch_of_lists_is_one_answer_each():
     [
         ([0.7, 0.2], "probabilities"),
         ([0.6004, 0.4004], "probabilities"),
-        ([0.7, 0.4], "logits"),
+        ([0.7, 0.4], "unknown"),
         ([0.5, -0.1], "logits"),
         ([4.0], "logits"),
     ],
@@ -372,9 +373,9 @@ def test_real_servers_answers_are_understood_or_explained(name):
     elif response.body.startswith(b"["):
         for answer in HuggingFace("http://h/m").decode(response):
             assert all(label.startswith("class_") for label in answer.labels)
-            assert answer.kind == (
-                "logits" if "json_fn" in name or "sigmoid" in name else "probabilities"
-            )
+            kinds = {"json_fn": "logits", "sigmoid": "unknown"}
+            expected = [kind for part, kind in kinds.items() if part in name]
+            assert [answer.kind] == (expected or ["probabilities"])
     else:
         with pytest.raises(MalformedAnswerError):
             HuggingFace("http://h/m").decode(response)
@@ -399,3 +400,54 @@ def test_an_embedding_keeps_its_order_and_is_not_ranked():
         (-1.5, 2.0),
         "embedding",
     )
+
+
+VERTEX = "http://h/v1/projects/p/locations/l/endpoints/1:predict"
+BODIES = {
+    "custom": '{"l": ["a", "b"], "s": [0.1, %s]}',
+    "huggingface": '[{"label": "a", "score": 0.1}, {"label": "b", "score": %s}]',
+    "huggingface-features": "[0.1, %s]",
+    "huggingface-zero-shot": '[{"label": "a", "score": 0.1}, {"label": "b", "score": %s}]',
+    "kserve-v1": '{"predictions": [[0.1, %s]]}',
+    "oip": '{"outputs": [{"name": "o", "datatype": "FP32", "shape": [2], "data": [0.1, %s]}]}',
+    "openai-embeddings": '{"data": [{"embedding": [0.1, %s]}]}',
+    "pgn": '{"output": "probs", "predictions": [{"labels": ["a", "b"], "scores": [0.1, %s]}]}',
+    "sagemaker": '{"labels": ["a", "b"], "scores": [0.1, %s]}',
+    "torchserve": '{"a": 0.1, "b": %s}',
+    "vertex": '{"predictions": [{"displayNames": ["a", "b"], "confidences": [0.1, %s]}]}',
+}
+DEEP = "[" * 900 + "]" * 900
+ODD = {
+    "infinite": "1e999",
+    "NaN": "NaN",
+    "a list": "[[0.5]]",
+    "an object": "{}",
+    "a text": '"0.5"',
+    "a bool": "true",
+    "null": "null",
+    "too large": "1" + "0" * 400,
+    "too many digits": "1" + "0" * 5000,
+    "deep": DEEP,
+    "too deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("number", ODD.values(), ids=list(ODD))
+@pytest.mark.parametrize("meaning", [None, "probs", "logits", "sigmoid"])
+@pytest.mark.parametrize("name", sorted(PROTOCOLS.keys() - {"openai"}))
+def test_a_score_that_is_no_number_is_refused_alike(name, meaning, number):
+    fixed = {"labels": "l", "scores": "s"} if name == "custom" else {}
+    has_meaning = name not in ("pgn", "huggingface-features", "openai-embeddings")
+    options = fixed | ({"output": meaning} if meaning and has_meaning else {})
+    url = VERTEX if name == "vertex" else "http://h"
+    bound = PROTOCOLS[name].of(Endpoint(url, name, "m", labels=("a", "b"), options=options))
+    with pytest.raises(MalformedAnswerError) as caught:
+        bound.decode(WireResponse(200, {}, (BODIES[name] % number).encode()))
+    assert len(caught.value.tell()) < 1000
+
+
+def test_deep_json_is_no_answer():
+    for levels in (65, 900, 100_000):
+        with pytest.raises(MalformedAnswerError):
+            WireResponse(200, {}, b"[" * levels + b"]" * levels).json()
+    assert WireResponse(200, {}, b"[" * 64 + b"]" * 64).json()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pgn_client.imaging.codecs import ImageSource
 
 EXCERPT = 200
+# Levels of objects and lists in a response's JSON; the deepest known response has eight.
+MOST_NESTED = 64
 # JSON may escape a lone surrogate, which cannot be encoded as UTF-8 for a file or a terminal.
 SURROGATE = re.compile("[\ud800-\udfff]")
 # Keys of error messages: of most servers, FastAPI, TorchServe, AWS, the items of FastAPI's lists,
@@ -113,13 +115,17 @@ class WireResponse:
         """Return the response's body, parsed as JSON.
 
         Raises:
-            MalformedAnswerError: The body is not JSON.
+            MalformedAnswerError: The body is not JSON, or is nested too deeply.
         """
         try:
-            return json.loads(self.body)
+            document = json.loads(self.body)
         # Deeply nested brackets raise RecursionError.
         except (ValueError, RecursionError):
             raise MalformedAnswerError(self.body, "JSON") from None
+        # What the parser takes may still be too deep for code that reads or quotes a part of it.
+        if _is_deep(document):
+            raise MalformedAnswerError(self.body, f"JSON of at most {MOST_NESTED} levels")
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +419,22 @@ def best_first(pairs: Iterable[tuple[str, float]], kind: ScoreKind) -> Answer:
     """
     ranked = sorted(pairs, key=lambda pair: -pair[1])
     return Answer(tuple(label for label, _ in ranked), tuple(score for _, score in ranked), kind)
+
+
+def _is_deep(document: Any) -> bool:
+    """Whether JSON has more than ``MOST_NESTED`` levels of objects and lists."""
+    level = [document]
+    for _ in range(MOST_NESTED):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner.extend(value.values())
+            elif isinstance(value, list):
+                inner.extend(value)
+        if not inner:
+            return False
+        level = inner
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def _finite(score: int | float) -> bool:

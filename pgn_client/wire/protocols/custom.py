@@ -36,6 +36,7 @@ from pgn_client.wire.protocols.base import (
     join,
 )
 from pgn_client.wire.protocols.options import choice, options
+from pgn_client.wire.protocols.sagemaker import is_throttled
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.protocols.template import fill, holds_image
 
@@ -81,8 +82,8 @@ class Custom(Defaults):
     - ``labels``: Finds the list of the scores' labels. Without it, ``Endpoint.labels`` are used.
     - ``error``: If its value is not empty, the request failed despite the status 2xx.
     - ``scale``: Factor for the scores, for example 0.01 for percentages.
-    - ``output``: Type of the scores: ``probabilities`` (divided by their sum if that exceeds 1),
-      ``logits`` or ``embedding``. Without it, the numbers of the first answer decide.
+    - ``output``: Meaning of the numbers: ``probs`` (divided by their sum if that exceeds 1),
+      ``logits``, ``sigmoid`` or ``embedding``; see ``Reader``.
 
     Attributes:
         url: URL that images are sent to.
@@ -185,6 +186,10 @@ class Custom(Defaults):
             return [self.reader.numbers(scaled)]
         return [self.reader.pairs(labels, scaled)]
 
+    def retryable(self, response: WireResponse) -> bool | None:
+        """Return True for a throttled request to AWS, whose status is 400; None otherwise."""
+        return True if response.status == 400 and is_throttled(response) else None
+
     def _at(self, key: str, document: Any) -> Any:
         """Return the value that an option's JMESPath finds in the response's JSON.
 
@@ -251,7 +256,7 @@ def _check_body(given: Mapping[str, Any]) -> None:
     if body != "raw" and not holds_image(body):
         raise ConfigurationError(
             "options of custom: body: got no place for the image, expected 'raw', or a template "
-            "that contains {base64} or {data_url}"
+            "that contains {base64} or {data_url} in a text that is no key"
         )
 
     field = given.get("multipart")

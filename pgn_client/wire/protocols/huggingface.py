@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pgn_client.types import Answer, ScoreKind
+from pgn_client.types import Answer
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import (
     Defaults,
@@ -26,7 +26,7 @@ from pgn_client.wire.protocols.base import (
     WireRequest,
     WireResponse,
 )
-from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.options import MEANING, options
 from pgn_client.wire.protocols.scores import Reader
 
 FORM = '[{"label", "score"}, ...]'
@@ -40,36 +40,44 @@ class Learnt:
 
     Attributes:
         json_works: Whether the request as JSON with parameters has worked once.
-        kinds: ``{"kind": ...}`` with the type of the scores, once the first answer has decided it
-            (a dict, because ``setdefault`` is atomic).
     """
 
     json_works: bool = False
-    kinds: dict[str, ScoreKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFace(Defaults):
     """Wire format ``huggingface``: images are posted to the endpoint's unchanged URL.
 
+    Option:
+
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits`` or ``sigmoid``; see
+      ``Reader``.
+
     Attributes:
         url: URL of the endpoint.
         top_k: Number of labels to request, in JSON with the image in base64; None sends the raw
             bytes of one image without parameters.
+        reader: Reader that turns the scores into an answer.
         learnt: What the server's responses have shown, shared by the JSON form and the raw form.
     """
 
     url: str
     top_k: int | None = ALL
     name: Literal["huggingface"] = "huggingface"
+    reader: Reader = field(default_factory=Reader, repr=False)
     learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False)
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> HuggingFace:
-        """Return this wire format, bound to an endpoint."""
-        # Refuses all options: this wire format has none.
-        options(endpoint, "huggingface", {})
-        return cls(endpoint.url)
+        """Return this wire format, bound to an endpoint.
+
+        Raises:
+            ConfigurationError: An option is unknown or invalid.
+        """
+        # A check alone: ``Reader.of`` reads the option.
+        options(endpoint, "huggingface", MEANING)
+        return cls(endpoint.url, reader=replace(Reader.of(endpoint), labels=()))
 
     @classmethod
     def recognises(cls, path: str) -> bool:
@@ -81,8 +89,9 @@ class HuggingFace(Defaults):
 
     @property
     def dialect(self) -> str:
-        """Text for the cache key: the wire format's name, with the requested number of labels."""
-        return f"{self.name} {'raw' if self.top_k is None else f'top_k={self.top_k}'}"
+        """Text for the cache key: name, requested number of labels, configured meaning."""
+        form = "raw" if self.top_k is None else f"top_k={self.top_k}"
+        return " ".join(filter(None, (self.name, form, self.reader.mark)))
 
     @property
     def proven(self) -> bool:
@@ -106,7 +115,7 @@ class HuggingFace(Defaults):
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return one answer, labels with their scores, per image from a successful response."""
-        decoded = answers(response, Reader(learnt=self.learnt.kinds))
+        decoded = answers(response, self.reader)
         if self.top_k is not None:
             self.learnt.json_works = True
         return decoded

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pgn_client.types import Answer
+from pgn_client.types import Answer, normal
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import (
     Defaults,
@@ -25,7 +25,7 @@ from pgn_client.wire.protocols.base import (
     embedding,
 )
 from pgn_client.wire.protocols.huggingface import Learnt, answers, loading, post
-from pgn_client.wire.protocols.options import need_labels, options
+from pgn_client.wire.protocols.options import MEANING, need_labels, options
 from pgn_client.wire.protocols.scores import Reader
 
 FEATURES = "an embedding: [D], [[D]] or [[[D] x tokens]] of one image"
@@ -38,20 +38,24 @@ class ZeroShot(Defaults):
     The server returns scores of these labels. If they are your classes, no label mapping needs to
     be learned: use ``identity``.
 
+    Options:
+
+    - ``hypothesis_template``: Sentence to put each label into, for example ``"a photo of a {}"``.
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits`` or ``sigmoid``; see
+      ``Reader``.
+
     Attributes:
         url: URL of the endpoint, used unchanged.
         labels: Candidate labels, from ``Endpoint.labels``.
-        template: Option ``hypothesis_template``, for example ``"a photo of a {}"``; empty for the
-            server's default.
-        reader: Reader that turns the scores into an answer. The first answer's numbers decide
-            whether the scores are probabilities.
+        template: Option ``hypothesis_template``; empty for the server's default.
+        reader: Reader that turns the scores into an answer.
     """
 
     url: str
     labels: tuple[str, ...]
     template: str = ""
     name: Literal["huggingface-zero-shot"] = "huggingface-zero-shot"
-    reader: Reader = field(default_factory=Reader, repr=False, compare=False)
+    reader: Reader = field(default_factory=Reader, repr=False)
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> ZeroShot:
@@ -60,14 +64,17 @@ class ZeroShot(Defaults):
         Raises:
             ConfigurationError: There are no labels, or an option is unknown or invalid.
         """
-        given = options(endpoint, "huggingface-zero-shot", {"hypothesis_template": str})
+        known = {"hypothesis_template": str, **MEANING}
+        given = options(endpoint, "huggingface-zero-shot", known)
         labels = need_labels(endpoint, "huggingface-zero-shot")
-        return cls(endpoint.url, labels, given.get("hypothesis_template", ""))
+        reader = Reader.of(endpoint)
+        return cls(endpoint.url, labels, given.get("hypothesis_template", ""), reader=reader)
 
     @property
     def dialect(self) -> str:
         """Text for the cache key: the wire format's name, with a digest of labels and template."""
-        return f"{self.name} {digest(self.labels, self.template)}"
+        request_digest = digest(self.labels, self.template)
+        return " ".join(filter(None, (self.name, request_digest, self.reader.mark)))
 
     def encode(self, images: Sequence[Payload]) -> WireRequest:
         """Return the HTTP request that sends exactly one image to the model."""
@@ -86,10 +93,10 @@ class ZeroShot(Defaults):
                 sent. Servers that ignore the candidate labels return such labels.
         """
         decoded = answers(response, self.reader)
-        candidates = set(self.labels)
+        candidates = set(map(normal, self.labels))
         for answer in decoded:
             for label in answer.labels:
-                if label not in candidates:
+                if normal(label) not in candidates:
                     raise MalformedAnswerError(label, "one of the labels sent", "the label ")
         return decoded
 

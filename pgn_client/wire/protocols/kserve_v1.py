@@ -28,7 +28,7 @@ from pgn_client.wire.protocols.base import (
     digest,
     join,
 )
-from pgn_client.wire.protocols.options import only_model, options
+from pgn_client.wire.protocols.options import MEANING, only_model, options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.protocols.template import fill, holds_image
 
@@ -44,7 +44,7 @@ FORMS: Mapping[str, Any] = {
 OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "instance": (str, dict),
     "parameters": dict,
-    "output": str,
+    **MEANING,
 }
 # TensorFlow Serving's paths may name a version of the model, or a label of a version.
 MODEL = r"/v1/models/([^/:]+)((?:/(?:versions|labels)/[^/:]+)?)(?::predict)?"
@@ -106,8 +106,8 @@ class V1(Defaults):
     - ``instance``: Form of the part of the request that holds the image. It is one of ``FORMS``, or
       a JSON template; the default is ``b64``.
     - ``parameters``: JSON object that is sent with each image.
-    - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
-      Without it, the first answer decides.
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or
+      ``embedding``; see ``Reader``.
 
     Attributes:
         endpoint: Endpoint to query; its labels name scores that come without labels.

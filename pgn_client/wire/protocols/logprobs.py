@@ -20,40 +20,92 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pgn_client.types import Answer
+from pgn_client.types import Answer, normal
 from pgn_client.wire.protocols.base import MalformedAnswerError, best_first
 
 OPENING = re.compile(r'\s*\{\s*"label"\s*:\s*"')
 
 
-def said_label(content: Any, labels: Sequence[str]) -> str:
+def reply_text(message: dict[str, Any], finish_reason: Any) -> str:
+    """Return the text of a chat reply, whose content is a text or a list of parts.
+
+    Args:
+        message: ``message`` of the reply in OpenAI's format, untrusted.
+        finish_reason: Reason why the model stopped, as the server gives it.
+
+    Raises:
+        MalformedAnswerError: The model refuses, or there is no text.
+    """
+    content = message.get("content")
+    refusal = message.get("refusal")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        refusals = [part["refusal"] for part in parts if isinstance(part.get("refusal"), str)]
+        refusal = refusal or "".join(refusals)
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+    if isinstance(refusal, str) and refusal:
+        raise MalformedAnswerError(refusal, "a label", "a refusal: ")
+    # A model that only reasoned before it was cut off has null as its content.
+    if content is None and finish_reason == "length":
+        content = ""
+    if not isinstance(content, str):
+        raise MalformedAnswerError(json.dumps(content), "text", "the content ")
+    return content
+
+
+def said_label(content: str, labels: Sequence[str], finish_reason: Any = None) -> str:
     """Return the label that a chat reply names, in ``{"label": "cat"}`` or in plain text.
 
-    Case, surrounding quotes and a final period are ignored.
+    Reasoning in ``<think>`` and the fence of a Markdown block are left out. Case, Unicode
+    normalization, surrounding quotes and a final period are ignored.
+
+    Args:
+        content: Text of the reply.
+        labels: Labels to choose from.
+        finish_reason: Reason why the model stopped, as the server gives it.
 
     Raises:
         MalformedAnswerError: The reply names none of the labels.
     """
-    if not isinstance(content, str):
-        raise MalformedAnswerError(json.dumps(content), "text", "the content ")
+    reply = _without_decoration(content)
     try:
-        document = json.loads(content)
+        document = json.loads(reply)
     # Plain text, or brackets nested too deeply.
     except (ValueError, RecursionError):
-        document = content
+        document = reply
 
     value = document.get("label") if isinstance(document, dict) else document
-    text = value if isinstance(value, str) else content
+    text = value if isinstance(value, str) else reply
     if text in labels:
         return text
 
-    stripped = text.strip(" \t\r\n\"'`.").casefold()
-    matches = [label for label in labels if label.casefold() == stripped]
-    if len(matches) != 1:
-        raise MalformedAnswerError(
-            content, f"one of the {len(labels)} labels, such as {labels[0] if labels else ''!r}"
-        )
-    return matches[0]
+    stripped = normal(text.strip(" \t\r\n\"'`."))
+    exact = [label for label in labels if normal(label) == stripped]
+    folded = [label for label in labels if normal(label).casefold() == stripped.casefold()]
+    for matches in (exact, folded):
+        if len(matches) == 1:
+            return matches[0]
+
+    what, remedy = "", ""
+    if finish_reason == "length":
+        what = "a reply cut off by max_tokens, "
+        remedy = "; raise max_tokens, for example options: parameters = {max_tokens = 1000}"
+    if finish_reason == "content_filter":
+        what = "a reply withheld by the server's content filter, "
+    example = repr(labels[0] if labels else "")
+    raise MalformedAnswerError(
+        content, f"one of the {len(labels)} labels, such as {example}{remedy}", what
+    )
+
+
+def _without_decoration(content: str) -> str:
+    """Return a reply without reasoning in ``<think>`` and without a Markdown fence."""
+    # Some servers leave out the opening tag; a reply that was cut off has no closing one.
+    reply = content.rpartition("</think>")[2]
+    reply = re.sub(r"(?s)<think>.*", "", reply).strip()
+    fenced = re.fullmatch(r"(?s).*?```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```.*", reply)
+    return fenced[1].strip() if fenced else reply
 
 
 def probabilities(logprobs: Any, content: str, label: str, labels: Sequence[str]) -> Answer | None:
@@ -144,7 +196,10 @@ def _spellings(label: str) -> set[str]:
 
     Each has the closing quote, but not the opening one.
     """
-    return {json.dumps(label)[1:], json.dumps(label, ensure_ascii=False)[1:]}
+    spellings: set[str] = set()
+    for form in (label, normal(label)):
+        spellings |= {json.dumps(form)[1:], json.dumps(form, ensure_ascii=False)[1:]}
+    return spellings
 
 
 def _any_agrees(text: str, spellings: set[str]) -> bool:

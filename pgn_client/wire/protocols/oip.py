@@ -22,8 +22,8 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.types import Answer, ModelInfo, ScoreKind
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.types import Answer, ModelInfo
+from pgn_client.wire.endpoint import Endpoint, Meaning
 from pgn_client.wire.protocols.base import (
     Defaults,
     Described,
@@ -59,7 +59,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "classification": int,
 }
 ENDING = r"/v2(?:/models/[^/]+(?:/versions/[^/]+)?(?:/infer)?)?"
-NAMES: Mapping[str, ScoreKind] = {
+NAMES: Mapping[str, Meaning] = {
     "logits": "logits",
     "probabilities": "probabilities",
     "probs": "probabilities",
@@ -68,7 +68,7 @@ NAMES: Mapping[str, ScoreKind] = {
     "embeddings": "embedding",
     "features": "embedding",
 }
-"""Type of the scores that the name of an output tensor shows."""
+"""Meaning of the numbers that the name of an output tensor shows."""
 Question = Literal["model", "server", "index", "models"]
 """What a request asks for: a model's metadata, the server's, or a list of models.
 
@@ -97,8 +97,8 @@ class OpenInference(Defaults):
     - ``datatype``, ``shape``: Form of the input tensor, for a server without metadata.
     - ``scores``: Name of the output tensor with the scores. Without it, the tensor whose name fits
       ``output`` is used, or else the first one of floating point.
-    - ``output``: Type of the scores: ``probabilities``, ``logits`` or ``embedding``. Without it,
-      the output tensor's name decides, or else the first answer.
+    - ``output``: Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or ``embedding``.
+      Without it, the output tensor's name decides, or else ``Reader``.
     - ``classification``: Number of best labels to request, on a server with the classification
       extension.
 
@@ -133,6 +133,11 @@ class OpenInference(Defaults):
             ConfigurationError: An option is unknown or invalid.
         """
         given = options(endpoint, "oip", OPTIONS)
+        if given.get("classification", 0) < 0:
+            raise ConfigurationError(
+                f"options: classification: got {given['classification']}, expected a number of "
+                "labels, 1 or more, or 0 for all scores"
+            )
         in_url = re.search(r"/v2/models/([^/]+(?:/versions/[^/]+)?)", urlsplit(endpoint.url).path)
         model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
         first_question: Question = "model" if model else "server"
@@ -250,6 +255,13 @@ class OpenInference(Defaults):
         # A server with this parameter never returns all scores, only a classification.
         top_k = parameters.get("top_k")
         is_count = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0
+        # The extension belongs to an output that the request names.
+        if given.get("classification") and not output:
+            raise ConfigurationError(
+                f"options: classification: got {given['classification']} for a model whose "
+                "metadata name no output, expected the name of the output with the scores; give "
+                "it as options: scores"
+            )
         return replace(
             self,
             input=choose_input(metadata["inputs"], given, parameters),

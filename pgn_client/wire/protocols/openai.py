@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +30,13 @@ from pgn_client.wire.protocols.base import (
     WireResponse,
     digest,
     embedding,
+    excerpt,
+    explain,
     join,
 )
+from pgn_client.wire.protocols.chat_form import MOST_ALTERNATIVES, Form
 from pgn_client.wire.protocols.huggingface import post
-from pgn_client.wire.protocols.logprobs import probabilities, said_label
+from pgn_client.wire.protocols.logprobs import probabilities, reply_text, said_label
 from pgn_client.wire.protocols.options import need_labels, only_model, options
 from pgn_client.wire.protocols.template import fill
 
@@ -41,8 +45,8 @@ PROMPT = (
     "Which of these labels names what the image shows? Answer with that label alone. "
     "Labels: {labels}"
 )
-# OpenAI's upper limit of ``top_logprobs``.
-MOST_ALTERNATIVES = 20
+
+_log = logging.getLogger("pgn_client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ class Chat(Defaults):
     to be learned: use ``identity``. The answer is one label, or all labels for which the server
     returns a token probability.
 
+    Some servers refuse a part of the request: the enum, log-probabilities, many alternatives to a
+    token, ``max_tokens`` or a temperature. It is then given up, one part at a time, and logged.
+
     Options:
 
     - ``prompt``: Question to the model, with ``{labels}`` in the place of the labels.
@@ -62,16 +69,17 @@ class Chat(Defaults):
     Attributes:
         endpoint: Endpoint to query, with the labels to choose from.
         model: Name of the model; empty until the server returns its only one.
-        closed: Whether to restrict the reply to the labels by an enum, and to request token
-            probabilities; False leaves out both, because some servers refuse them.
-        learnt: Set that contains ``"closed"`` once a request with both has worked.
+        form: Parts of the request that the server has not refused.
+        given_up: What the form gives up, each with the server's reason.
+        learnt: Forms whose requests have worked once.
     """
 
     endpoint: Endpoint
     model: str
-    closed: bool = True
+    form: Form = field(default_factory=Form)
     name: Literal["openai"] = "openai"
-    learnt: set[str] = field(default_factory=set, repr=False, compare=False)
+    given_up: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    learnt: set[Form] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Chat:
@@ -98,9 +106,9 @@ class Chat(Defaults):
 
     @property
     def dialect(self) -> str:
-        """Text for the cache key: name, ``closed`` or ``open``, digest of labels and options."""
+        """Text for the cache key: name, form, digest of labels and options."""
         request_digest = digest(self.endpoint.labels, dict(self.endpoint.options))
-        return f"{self.name} {'closed' if self.closed else 'open'} {request_digest}"
+        return f"{self.name} {self.form.name} {request_digest}"
 
     @property
     def complete(self) -> bool:
@@ -109,8 +117,8 @@ class Chat(Defaults):
 
     @property
     def proven(self) -> bool:
-        """Whether an enum and token probabilities are requested, and such a request has worked."""
-        return self.closed and "closed" in self.learnt
+        """Whether a request of this form has worked once."""
+        return self.form in self.learnt
 
     def describe(self) -> WireRequest:
         """Return the HTTP request for the list of the server's models."""
@@ -149,25 +157,25 @@ class Chat(Defaults):
             {"type": "text", "text": prompt},
             {"type": "image_url", "image_url": {"url": fill("{data_url}", image)}},
         ]
-        document = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
+        messages = [{"role": "user", "content": content}]
+        document = {"model": self.model, "messages": messages} | self._settings(self.form)
+        path = _path(self.endpoint.url, "/chat/completions")
+        return post(join(self.endpoint.url, path, ENDING), document)
+
+    def _settings(self, form: Form) -> dict[str, Any]:
+        """Return the request body of a form, without model and messages."""
+        labels = self.endpoint.labels
+        document: dict[str, Any] = {
             "temperature": 0,
             # Enough for the longest label: a token is at least one character, and the other 16 are
             # for the JSON around the label.
             "max_tokens": 16 + max(len(json.dumps(label)) for label in labels),
+            "logprobs": True,
+            "top_logprobs": MOST_ALTERNATIVES,
+            "response_format": _closed_set(labels),
         }
-        if self.closed:
-            document |= {
-                "logprobs": True,
-                "top_logprobs": MOST_ALTERNATIVES,
-                "response_format": _closed_set(labels),
-            }
-        document |= self.endpoint.options.get("parameters", {})
-        without_nulls = {key: value for key, value in document.items() if value is not None}
-
-        path = _path(self.endpoint.url, "/chat/completions")
-        return post(join(self.endpoint.url, path, ENDING), without_nulls)
+        document = form.applied(document | self.endpoint.options.get("parameters", {}))
+        return {key: value for key, value in document.items() if value is not None}
 
     def decode(self, response: WireResponse) -> list[Answer]:
         """Return a list with the one image's answer: its labels and scores.
@@ -185,12 +193,21 @@ class Chat(Defaults):
         if isinstance(message.get("refusal"), str) and message["refusal"]:
             raise MalformedAnswerError(message["refusal"], "a label", "a refusal: ")
 
+        text = reply_text(message, choice.get("finish_reason"))
         labels = self.endpoint.labels
-        label = said_label(message.get("content"), labels)
-        scores = probabilities(choice.get("logprobs"), message["content"], label, labels)
-        if self.closed:
-            self.learnt.add("closed")
+        label = said_label(text, labels, choice.get("finish_reason"))
+        scores = probabilities(choice.get("logprobs"), text, label, labels)
+        if self.given_up and self.form not in self.learnt:
+            _log.warning("%s: given up: %s", self.endpoint.name, "; ".join(self.given_up))
+        self.learnt.add(self.form)
         return [scores or Answer((label,), (1.0,), "label")]
+
+    def explain(self, response: WireResponse) -> str:
+        """Return the complete error message of a failed response, and those of richer forms."""
+        reason = explain(response)
+        shown = excerpt(reason, self.endpoint.credential.redact)
+        others = [text for text in self.given_up if shown not in text]
+        return "; before, without giving up ".join([reason, *others])
 
     def retryable(self, response: WireResponse) -> bool | None:
         """Return False, no retry, for an account without credit; None otherwise.
@@ -206,15 +223,24 @@ class Chat(Defaults):
         return _reset(response)
 
     def plainer(self) -> Chat | None:
-        """Return this wire format without enum and token probabilities; None if it has neither."""
-        return replace(self, closed=False) if self.closed else None
+        """Return this wire format with the next form in a fixed order; None after the last."""
+        form = self.form.next()
+        return replace(self, form=form) if form is not None else None
 
     def fallback(self, response: WireResponse) -> Chat | None:
-        """Return the wire format without enum and token probabilities, if they may be refused.
+        """Return the wire format without the part of the request that the server may have refused.
 
-        None if the failed response has another cause, or if neither was requested.
+        None if the failed response has another cause, or if there is nothing to give up.
         """
-        return self.plainer() if response.status in (400, 422) and not self.proven else None
+        if self.proven:
+            return None
+        for form, what in self.form.simpler(response):
+            # The option ``parameters`` may have taken the part away already.
+            if self._settings(form) != self._settings(self.form):
+                reason = excerpt(explain(response), self.endpoint.credential.redact)
+                text = f"{what} ({response.status}: {reason})"
+                return replace(self, form=form, given_up=(*self.given_up, text))
+        return None
 
 
 @dataclass(frozen=True, slots=True)

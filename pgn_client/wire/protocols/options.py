@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.types import normal
+from pgn_client.wire.endpoint import MEANINGS, Endpoint, Meaning
 from pgn_client.wire.protocols.base import excerpt
 
+MEANING: Mapping[str, type | tuple[type, ...]] = {"output": str, "scores": str}
+"""Options for the meaning of numbers, for wire formats that use neither name otherwise."""
 FOR_ALL = ("key_header",)
 """Names of the options that every wire format has; ``Endpoint`` itself reads them."""
 
@@ -58,6 +61,29 @@ def choice(name: str, value: str | None, known: Sequence[str]) -> None:
         raise ConfigurationError(f"options: {name}: got {value!r}, expected {', '.join(known)}")
 
 
+def meaning(endpoint: Endpoint) -> Meaning | None:
+    """Return what the endpoint's numbers mean by its options, or else by a probe; None if unknown.
+
+    The option is ``output``. Its other name ``scores`` is free in the wire formats that do not use
+    it for the place of the scores (``custom`` and ``oip`` do).
+
+    Raises:
+        ConfigurationError: The option is none of ``MEANINGS``, or both names are given.
+    """
+    given = dict(endpoint.options)
+    # With ``auto`` it may name a tensor of ``oip``.
+    is_place = endpoint.protocol == "auto" and given.get("scores") not in MEANINGS
+    if endpoint.protocol in ("custom", "oip") or is_place:
+        given.pop("scores", None)
+    names = [name for name in ("output", "scores") if name in given]
+    if len(names) > 1:
+        raise ConfigurationError("options: got output and scores, expected one of them")
+    if not names:
+        return MEANINGS.get(endpoint.found.output or "")
+    choice(names[0], given[names[0]], tuple(MEANINGS))
+    return MEANINGS[given[names[0]]]
+
+
 def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
     """Check and return the endpoint's labels, for a wire format that sends them to the server.
 
@@ -65,9 +91,10 @@ def need_labels(endpoint: Endpoint, protocol: str) -> tuple[str, ...]:
         ConfigurationError: There are fewer than two labels, or one occurs twice.
     """
     labels = endpoint.labels
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    different = len(set(map(normal, labels)))
+    if len(labels) < 2 or different < len(labels):
         raise ConfigurationError(
-            f"labels: got {len(labels)} of which {len(set(labels))} differ, expected two or more "
+            f"labels: got {len(labels)} of which {different} differ, expected two or more "
             f"different ones, because the protocol {protocol} sends them to the server; give "
             "labels= (--source-labels)"
         )

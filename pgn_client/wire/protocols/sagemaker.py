@@ -2,8 +2,8 @@
 
 The runtime, AWS's public service, takes requests at ``/endpoints/{name}/invocations``. It forwards
 them to ``/invocations`` of a container, which defines the body. This module sends a raw image, or
-the JSON of Hugging Face's containers. The runtime requires AWS's signature (SigV4) instead of a
-key. A container on your own machine requires no authentication.
+the JSON of Hugging Face's containers. The runtime requires AWS's signature instead of a key; see
+``pgn_client.wire.aws``. A container on your own machine requires no authentication.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pgn_client.wire.protocols.base import (
     join,
 )
 from pgn_client.wire.protocols.huggingface import post
-from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.options import MEANING, options
 from pgn_client.wire.protocols.scores import Reader
 from pgn_client.wire.retry import RETRYABLE
 
@@ -52,8 +52,8 @@ class SageMaker(Defaults):
 
     - ``parameters``: Parameters for Hugging Face's JSON, which is then sent instead of the raw
       image. ``{"top_k": 1000}`` requests all labels from its containers.
-    - ``output``: Type of scores without labels: ``probabilities``, ``logits`` or ``embedding``.
-      Without it, the first answer decides.
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or
+      ``embedding``; see ``Reader``.
 
     Attributes:
         url: URL that images are sent to.
@@ -73,7 +73,7 @@ class SageMaker(Defaults):
         Raises:
             ConfigurationError: An option is unknown or invalid.
         """
-        given = options(endpoint, "sagemaker", {"parameters": dict, "output": str})
+        given = options(endpoint, "sagemaker", {"parameters": dict, **MEANING})
         path = "/invocations"
         if endpoint.model:
             path = f"/endpoints/{quote(endpoint.model, safe='')}/invocations"
@@ -123,11 +123,11 @@ class SageMaker(Defaults):
             # The container's own 500 is not retried: the image is its most likely cause.
             return isinstance(status, int) and status in RETRYABLE - {500}
         if response.status == 400:
-            return True if _is_throttled(response) else None
+            return True if is_throttled(response) else None
         return True if response.status == 530 else None
 
 
-def _is_throttled(response: WireResponse) -> bool:
+def is_throttled(response: WireResponse) -> bool:
     """Whether AWS refused the request because too many were sent.
 
     AWS's services name the type of an error in different headers and fields; all are searched.

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pgn_client.types import Answer, ScoreKind
-from pgn_client.wire.endpoint import Endpoint
+from pgn_client.wire.endpoint import Endpoint, Meaning
 from pgn_client.wire.protocols.base import (
     MalformedAnswerError,
     best_first,
@@ -23,12 +23,18 @@ from pgn_client.wire.protocols.base import (
     digest,
     embedding,
 )
-from pgn_client.wire.protocols.options import choice
+from pgn_client.wire.protocols.options import meaning
 
 # ``displayNames`` and ``confidences`` are the keys of Vertex AI's AutoML models.
 CLASSES = ("labels", "classes", "displayNames")
 SCORES = ("scores", "confidences", "probabilities")
-KINDS = ("probabilities", "logits", "embedding")
+# Rounding in float16 changes the sum of all classes' probabilities, rounding in float32 that of the
+# best ones.
+SLACK_OF_ALL = 1e-2
+SLACK_OF_BEST = 1e-3
+# The odds of a sigmoid score of 0 or 1 are infinite; float32 cannot tell a score that is closer
+# than this to 1.
+CLOSEST = 2.0**-24
 FORMS = "scores: a list of numbers, {label: score}, [{label, score}, ...] or {labels, scores}"
 
 
@@ -36,43 +42,56 @@ FORMS = "scores: a list of numbers, {label: score}, [{label, score}, ...] or {la
 class Reader:
     """Turns the scores in an endpoint's responses into answers: labels with scores of a known type.
 
-    A response does not say whether its scores are probabilities or logits. Unless ``kind`` is set,
-    they are logits in these cases, and probabilities otherwise:
+    A response does not say what its numbers mean. The option ``output`` or a probe settles it for
+    all answers:
 
-    - A score is negative.
-    - The scores come with labels, and sum to more than 1 + 1e-3. The margin is for rounding in
-      float32.
-    - The scores come without labels, so for all classes, and do not sum to 1 ± 1e-2. The margin is
-      for rounding in float16.
+    - ``probabilities``: Divided by their sum if that exceeds 1.
+    - ``logits``: Taken unchanged.
+    - ``sigmoid``: Independent probabilities, which need not sum to 1. They become logits,
+      log(p / (1 - p)), so that a model gives the same answer whether its server applies a sigmoid
+      or returns the logits themselves.
+    - ``embedding``: Features of the image.
 
-    The first answer decides for all later ones: a server keeps its type of scores, but the logits
-    of one image may look like probabilities by chance.
+    Otherwise each answer is read on its own, by a rule that does not depend on earlier answers:
+
+    - A score below 0 or above 1 shows logits.
+    - Scores in [0, 1] are probabilities if they come with labels and sum to at most 1 + 1e-3, or if
+      they come without labels, so for all classes, and sum to 1 ± 1e-2.
+    - Other scores in [0, 1] may be sigmoid scores or logits. Their kind is ``unknown``, and they
+      are refused where their meaning is needed.
 
     Attributes:
         labels: Names for scores that come without labels, in the model's order; if empty, the names
             are ``class 0``, ``class 1``, ….
-        kind: Type of the scores, configured or measured by a probe; None if unknown.
-        learnt: ``{"kind": ...}`` with the type of the scores, once the first answer has decided it
-            (a dict, because ``setdefault`` is atomic).
+        kind: Meaning of the numbers, configured or measured by a probe; None if unknown.
+        measured: Whether ``kind`` comes from a probe, not from an option.
     """
 
     labels: tuple[str, ...] = ()
-    kind: ScoreKind | None = None
-    learnt: dict[str, ScoreKind] = field(default_factory=dict, repr=False, compare=False)
+    kind: Meaning | None = None
+    measured: bool = False
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Reader:
         """Return the reader for an endpoint's scores.
 
-        The type of the scores comes from the option ``output``, or else from an earlier probe.
+        The meaning of the numbers comes from the option ``output``, or else from an earlier probe.
 
         Raises:
-            ConfigurationError: The option is none of ``KINDS``.
+            ConfigurationError: The option has an unknown value.
         """
-        configured = endpoint.options.get("output")
-        choice("output", configured, KINDS)
-        measured = endpoint.found.output if endpoint.found.output in KINDS else None
-        return cls(endpoint.labels, configured or measured)  # type: ignore[arg-type]
+        measured = not {"output", "scores"} & endpoint.options.keys()
+        return cls(endpoint.labels, meaning(endpoint), measured=measured)
+
+    @property
+    def mark(self) -> str:
+        """Text for the cache key of a wire format that ignored a probe's finding before.
+
+        Empty unless an option gives the meaning of the numbers, or a probe found sigmoid scores,
+        which earlier versions had no name for: the answers that they recorded keep their key.
+        """
+        is_new = self.kind is not None and (not self.measured or self.kind == "sigmoid")
+        return self.kind if is_new and self.kind else ""
 
     @property
     def digest(self) -> str:
@@ -153,43 +172,50 @@ class Reader:
         ``complete`` means that the pairs cover all labels of the model.
         """
         scores = [score for _, score in pairs]
-        # The slack allows for rounding; see ``Reader``.
-        kind = self._kind(scores, 1e-2 if complete else 1e-3, complete)
-        merged = _merged(pairs, kind)
+        if self.kind == "sigmoid":
+            self._check_range(scores, SLACK_OF_BEST)
+            odds = [(label, _log_odds(score)) for label, score in pairs]
+            return best_first(_merged(odds, "logits"), "logits")
+        if self.kind == "probabilities":
+            self._check_range(scores, math.inf)
+            merged = _merged(pairs, "probabilities")
+            total = sum(score for _, score in merged)
+            if total > 1:
+                merged = [(label, score / total) for label, score in merged]
+            return best_first(merged, "probabilities")
 
-        # Configured as probabilities, but they are independent confidences of several labels.
-        total = sum(score for _, score in merged)
-        if kind == "probabilities" and self.kind and total > 1:
-            merged = [(label, score / total) for label, score in merged]
-        return best_first(merged, kind)
+        # An embedding has left before.
+        kind: ScoreKind = "logits" if self.kind == "logits" else _kind(scores, complete=complete)
+        return best_first(_merged(pairs, kind), kind)
 
-    def _kind(self, scores: list[float], slack: float, complete: bool) -> ScoreKind:
-        """Return the type of the scores: the configured one, or else that of the first answer.
-
-        ``slack`` is how far a sum of probabilities may be from 1 by rounding. ``complete`` means
-        that the scores cover all labels of the model.
-        """
-        lowest = min(scores)
-        total = sum(scores)
-        if self.kind is not None:
-            if self.kind == "probabilities" and lowest < 0:
+    def _check_range(self, scores: Sequence[float], slack: float) -> None:
+        """Check that no score is below 0, or above 1 by more than ``slack``."""
+        for score in (min(scores), max(scores)):
+            if not 0 <= score <= 1 + slack:
                 raise MalformedAnswerError(
-                    f"the score {lowest:g}",
-                    "scores in [0, 1], because the option output says probabilities; if the "
+                    f"the score {score:g}",
+                    f"scores in [0, 1], because output = {self.kind} is configured; if the "
                     "endpoint returns logits, say so there",
                 )
-            return self.kind
 
-        impossible = lowest < 0 or total > 1 + slack
-        are_logits = impossible or (complete and total < 1 - slack)
-        kind = self.learnt.setdefault("kind", "logits" if are_logits else "probabilities")
-        if impossible and kind == "probabilities":
-            raise MalformedAnswerError(
-                f"scores from {lowest:g} with the sum {total:g}",
-                "probabilities as in the first answer (configure the endpoint to return softmax "
-                "probabilities)",
-            )
-        return kind
+
+def _kind(scores: Sequence[float], *, complete: bool) -> ScoreKind:
+    """Return the kind of one answer's scores, as far as they show it; see ``Reader``.
+
+    ``complete`` means that the scores cover all labels of the model.
+    """
+    total = sum(scores)
+    if min(scores) < 0 or max(scores) > 1 + SLACK_OF_BEST:
+        return "logits"
+    if complete:
+        return "probabilities" if abs(total - 1) <= SLACK_OF_ALL else "unknown"
+    return "probabilities" if total <= 1 + SLACK_OF_BEST else "unknown"
+
+
+def _log_odds(p: float) -> float:
+    """Return the logit log(p / (1 - p)) of a sigmoid score in [0, 1]."""
+    p = min(max(p, CLOSEST), 1 - CLOSEST)
+    return math.log(p) - math.log1p(-p)
 
 
 def _is_pair(item: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 from pgn_client.wire.protocols.base import Payload
@@ -44,6 +43,12 @@ def _filled(part: Any, values: dict[str, str]) -> Any:
 
 
 def holds_image(template: Any) -> bool:
-    """Whether a template has a place for the image: ``{base64}`` or ``{data_url}``."""
-    text = json.dumps(template)
-    return any(name in text for name in PLACEHOLDERS)
+    """Whether a template has a place for the image: ``{base64}`` or ``{data_url}`` in a text.
+
+    The keys of objects are no such place: ``fill`` leaves them unchanged.
+    """
+    if isinstance(template, dict):
+        return any(holds_image(value) for value in template.values())
+    if isinstance(template, list):
+        return any(holds_image(item) for item in template)
+    return isinstance(template, str) and any(name in template for name in PLACEHOLDERS)

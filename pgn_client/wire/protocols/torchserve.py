@@ -22,7 +22,7 @@ from pgn_client.wire.protocols.base import (
     WireResponse,
     join,
 )
-from pgn_client.wire.protocols.options import options
+from pgn_client.wire.protocols.options import MEANING, options
 from pgn_client.wire.protocols.scores import Reader
 
 MODEL = r"/predictions/([^/]+(?:/[^/]+)?)/*"
@@ -36,8 +36,8 @@ class TorchServe(Defaults):
 
     Option:
 
-    - ``output``: Type of scores without labels, which your own handler may return:
-      ``probabilities``, ``logits`` or ``embedding``. Without it, the first answer decides.
+    - ``scores`` (or ``output``): Meaning of the numbers: ``probs``, ``logits``, ``sigmoid`` or
+      ``embedding``; see ``Reader``.
 
     Attributes:
         endpoint: Endpoint to query; its labels name scores that come without labels.
@@ -60,7 +60,7 @@ class TorchServe(Defaults):
                 without the model's name.
         """
         # A check alone: ``Reader.of`` reads the option.
-        options(endpoint, "torchserve", {"output": str})
+        options(endpoint, "torchserve", MEANING)
         in_url = re.search(f"{MODEL}$", urlsplit(endpoint.url).path)
         model = in_url[1] if in_url else quote(endpoint.model or "", safe="")
         # With ``auto`` the server may turn out to use another protocol, which needs no model name.
