@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pgn_client.types import Answer, ScoreKind
 from pgn_client.wire.endpoint import Endpoint, Meaning
@@ -28,6 +28,7 @@ from pgn_client.wire.protocols.options import meaning
 # ``displayNames`` and ``confidences`` are the keys of Vertex AI's AutoML models.
 CLASSES = ("labels", "classes", "displayNames")
 SCORES = ("scores", "confidences", "probabilities")
+KINDS = get_args(Meaning)
 # Rounding in float16 changes the sum of all classes' probabilities, rounding in float32 that of the
 # best ones.
 SLACK_OF_ALL = 1e-2
