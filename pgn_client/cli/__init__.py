@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from pgn_client.cli.adapt import add_adapt
 from pgn_client.cli.benchmark import add_benchmark
+from pgn_client.cli.check import add_check
 from pgn_client.cli.console import complain, show_log, talk
 from pgn_client.cli.demo import add_demo
 from pgn_client.cli.drift import add_drift
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
     for add in (
         *everyday,
+        add_check,
         add_benchmark,
         add_probe,
         add_map,

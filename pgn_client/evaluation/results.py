@@ -4,7 +4,7 @@ recommendation, and the settings.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pgn_client.evaluation.metrics import Bin, ClassScore
@@ -168,6 +168,8 @@ class Report(Judgement):
             each kind on validation; and ``l2``, the penalty of the kind ``linear``.
         versions: Versions of the libraries that trained the checkpoint.
         images_sent: Number of images sent, controls included; answers from a cache do not count.
+        data: What the data set holds, as ``imaging.findings.Findings.to_json`` returns it; empty if
+            nobody has looked.
     """
 
     retention: dict[str, Any] | None
@@ -179,6 +181,12 @@ class Report(Judgement):
     mapping: dict[str, Any]
     versions: dict[str, str]
     images_sent: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def remarks(self, *, serious: bool) -> list[str]:
+        """Return the remarks on the data set as sentences, the serious ones or the others."""
+        remarks = self.data.get("remarks", ())
+        return [remark["text"] for remark in remarks if remark["serious"] is serious]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for JSON: ``verdict`` is the recommendation as text,
