@@ -2,9 +2,9 @@
 
 Heavy packages are imported inside the ``run_`` functions only, so ``--help`` loads none of them.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 some images failed,
-or the endpoint failed; 2 usage or configuration; 130 interrupted (predictions so far and the best
-checkpoint so far are saved).
+Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 too many images
+failed, the endpoint failed, or ``pgn check`` found something to look at; 2 usage or configuration;
+130 interrupted (predictions so far and the best checkpoint so far are saved).
 """
 
 from __future__ import annotations

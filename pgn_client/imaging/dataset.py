@@ -174,8 +174,7 @@ class Task:
 def load_task(data: PathLike | Dataset, *, shots: int | None = None, seed: int = 0) -> Task:
     """Return the classification task (classes and splits) in labeled images.
 
-    Files that ``Dataset.checked`` could not decode are left out after the splits are drawn, so that
-    they change no other image's split.
+    Files that ``Dataset.checked`` could not decode are left out, as if they had been removed.
 
     Args:
         data: Folder with ``{train,val,test}/CLASS/*`` or ``CLASS/*``, or manifest, or what
@@ -196,7 +195,6 @@ def load_task(data: PathLike | Dataset, *, shots: int | None = None, seed: int =
     train, val, test = splits
     if not len(val):
         train, val = _stratified(train, (0.8, 0.2), seed)
-    train, val, test = (_usable(split, dataset) for split in (train, val, test))
     if shots is not None:
         train = _few(train, shots, seed)
 
@@ -252,16 +250,11 @@ def union(tasks: Mapping[str, Task]) -> Task:
 
 
 def _given(dataset: Dataset, name: str | None) -> Split:
-    """Return the files of one split of a data set; ``None`` for those of an undivided one."""
+    """Return the usable files of one split of a data set, or of all of an undivided one."""
     label_of = {label: number for number, label in enumerate(dataset.classes)}
-    files = [file for file in dataset.files if file.split == name]
+    files = [file for file in dataset.files if file.split == name and dataset.is_usable(file.path)]
     labels = np.array([label_of[file.label] for file in files], dtype=np.int64)
     return Split(tuple(file.path for file in files), labels)
-
-
-def _usable(split: Split, dataset: Dataset) -> Split:
-    rows = [i for i, path in enumerate(split.paths) if dataset.is_usable(path)]
-    return split if len(rows) == len(split) else split.take(rows)
 
 
 def _digest(path: Path) -> bytes:

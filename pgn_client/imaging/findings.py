@@ -149,16 +149,14 @@ def _no_task(dataset: Dataset, problem: str) -> Iterator[Finding]:
 def _skipped(dataset: Dataset) -> Iterator[Finding]:
     if dataset.unreadable:
         yield _of_files(
-            "unreadable", "image files cannot be used", [(item,) for item in dataset.unreadable]
+            "unreadable", "images that cannot be used", [(item,) for item in dataset.unreadable]
         )
 
     by_reason: dict[str, list[Skipped]] = defaultdict(list)
     for item in dataset.skipped:
         by_reason[item.reason].append(item)
     for reason, items in by_reason.items():
-        remark = _of_files(
-            "skipped", f"files are skipped ({reason})", [(item.path,) for item in items]
-        )
+        remark = _of_files("skipped", f"skipped, {reason}", [(item.path,) for item in items])
         yield replace(remark, serious=reason != NOT_IMAGE)
 
 
@@ -184,8 +182,8 @@ def _copies_left_out(
     copies: Sequence[tuple[Path, Path]], *, without_copies: bool
 ) -> Iterator[Finding]:
     if copies:
-        what = "test images are byte copies of training or validation images"
-        end = "; they are left out of the test" if without_copies else ""
+        what = "test images that are byte copies of training or validation images"
+        end = "; left out of the test" if without_copies else ""
         yield _of_files("test_copies", what, copies, end)
 
 
@@ -201,9 +199,9 @@ def _copies(dataset: Dataset, splits: dict[str, list[Path]]) -> Iterator[Finding
         elif len(names) == 1:
             within.append(group)
     if across:
-        yield _of_files("val_copies", "images are in training and validation alike", across)
+        yield _of_files("val_copies", "images both in training and in validation", across)
     if within:
-        remark = _of_files("copies", "images are there more than once", within)
+        remark = _of_files("copies", "images that are there more than once", within)
         yield replace(remark, serious=False)
 
 
@@ -217,14 +215,14 @@ def _two_labels(dataset: Dataset) -> Iterator[Finding]:
             groups[look.sha256].add(file.label)
     torn = [tuple(labels[digest]) for digest, names in groups.items() if len(names) > 1]
     if torn:
-        yield _of_files("two_labels", "images have two labels", torn)
+        yield _of_files("two_labels", "images with two labels", torn)
 
 
 def _look_alikes(dataset: Dataset, splits: dict[str, list[Path]]) -> Iterator[Finding]:
     pairs = list(look_alikes(dataset.looks, [splits[name] for name in SPLITS] if splits else []))
     if pairs:
-        end = "; they stay where they are"
-        yield _of_files("look_alikes", "pairs in different splits look alike", pairs, end)
+        end = "; not left out"
+        yield _of_files("look_alikes", "images in different splits that look alike", pairs, end)
 
 
 def _twins(classes: Iterable[str]) -> Iterator[Finding]:
@@ -234,7 +232,7 @@ def _twins(classes: Iterable[str]) -> Iterator[Finding]:
     twins = [tuple(group) for group in groups.values() if len(group) > 1]
     if twins:
         shown = "; ".join(" and ".join(ascii(name) for name in group) for group in twins[:NAMED])
-        text = f"{len(twins)} classes differ in case or Unicode form only: {shown}"
+        text = f"class names that differ in case or Unicode form only: {shown}"
         yield Finding("twins", len(twins), text, True, tuple(twins))
 
 
@@ -244,7 +242,7 @@ def _without_test(task: Task) -> Iterator[Finding]:
     # Without any test images, _few has the remark.
     if missing and present:
         names = ", ".join(describe(name) for name in missing[:NAMED])
-        text = f"{len(missing)} classes have no test images: {names}"
+        text = f"classes without test images: {len(missing)} ({names})"
         examples = tuple((name,) for name in missing)
         yield Finding("classes_without_test", len(missing), text, True, examples)
 
@@ -274,4 +272,4 @@ def _of_files(
     )
     shown = ", ".join(" = ".join(group[:2]) for group in named[:NAMED])
     rest = ", …" if len(named) > NAMED else ""
-    return Finding(key, len(named), f"{len(named)} {what}: {shown}{rest}{end}", True, named)
+    return Finding(key, len(named), f"{what}: {len(named)} ({shown}{rest}){end}", True, named)
