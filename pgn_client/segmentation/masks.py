@@ -132,8 +132,9 @@ def _mask(path: Path, classes: int) -> Pixels:
 def _classes(path: Path) -> tuple[str, ...]:
     """Read the class names from a ``classes.json``, the background first."""
     try:
-        names = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            names = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"classes {path}: got {error}, expected a JSON list of names"
         ) from error
