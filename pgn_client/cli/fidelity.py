@@ -24,7 +24,7 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
-from pgn_client.errors import ConfigurationError, ImageError
+from pgn_client.errors import ConfigurationError, PGNError
 
 if TYPE_CHECKING:
     from pgn_client.imaging.scan import Skipped
@@ -134,7 +134,7 @@ def _followed(
         for path in paths[start : start + BATCH]:
             try:
                 image = open_image(path)
-            except ImageError as error:
+            except PGNError as error:
                 failures.append(failed({"path": path, "error": error}))
                 talk(f"error: {failures[-1]}")
                 continue

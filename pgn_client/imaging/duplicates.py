@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pgn_client.arrays import Booleans, Floats32, Integers, Pixels
-from pgn_client.errors import ImageError
+from pgn_client.errors import PGNError
 from pgn_client.imaging.codecs import MAX_PIXELS, describe, open_image
 from pgn_client.imaging.opening import sha256_of
 
@@ -56,7 +56,7 @@ class Look:
         digest = sha256_of(path)
         try:
             image = open_image(path, max_pixels=max_pixels)
-        except ImageError as error:
+        except PGNError as error:
             return cls(digest, None, str(error).removeprefix(f"{describe(path)}: "))
         small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
         return cls(digest, np.asarray(small.convert("L")), None)

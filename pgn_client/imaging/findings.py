@@ -233,7 +233,8 @@ def _twins(classes: Iterable[str]) -> Iterator[Finding]:
     if twins:
         shown = "; ".join(" and ".join(ascii(name) for name in group) for group in twins[:NAMED])
         text = f"class names that differ in case or Unicode form only: {shown}"
-        yield Finding("twins", len(twins), text, True, tuple(twins))
+        examples = tuple(tuple(describe(name) for name in group) for group in twins)
+        yield Finding("twins", len(twins), text, True, examples)
 
 
 def _without_test(task: Task) -> Iterator[Finding]:
@@ -243,7 +244,7 @@ def _without_test(task: Task) -> Iterator[Finding]:
     if missing and present:
         names = ", ".join(describe(name) for name in missing[:NAMED])
         text = f"classes without test images: {len(missing)} ({names})"
-        examples = tuple((name,) for name in missing)
+        examples = tuple((describe(name),) for name in missing)
         yield Finding("classes_without_test", len(missing), text, True, examples)
 
 

@@ -124,3 +124,11 @@ def test_adapted_files_may_be_given_by_the_caller(tmp_path):
     files = sorted((tmp_path / "in").rglob("*.png"))[:2]
     done = list(adapt_files(ToyAdapter(), tmp_path / "in", tmp_path / "out", files=files))
     assert [result.source for result in done] == files
+
+
+def test_an_image_without_pixels_is_one_bad_image(tmp_path):
+    fill(tmp_path, "cat", "dog")
+    put(tmp_path / "cat" / "x.png", b"P6\n0 0\n255\n")
+    done = pgn("check", tmp_path)
+    assert done.returncode == 1
+    assert "x.png (" in done.stdout
