@@ -2,9 +2,9 @@
 
 Heavy packages are imported inside the ``run_`` functions only, so ``--help`` loads none of them.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 some images failed,
-or the endpoint failed; 2 usage or configuration; 130 interrupted (predictions so far and the best
-checkpoint so far are saved).
+Results go to stdout, progress and errors to stderr. Exit status: 0 success; 1 too many images
+failed, the endpoint failed, or ``pgn check`` found something to look at; 2 usage or configuration;
+130 interrupted (predictions so far and the best checkpoint so far are saved).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from pgn_client.cli.adapt import add_adapt
 from pgn_client.cli.benchmark import add_benchmark
+from pgn_client.cli.check import add_check
 from pgn_client.cli.console import complain, show_log, talk
 from pgn_client.cli.demo import add_demo
 from pgn_client.cli.drift import add_drift
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     everyday = (add_demo, add_serve, add_train, add_adapt, add_predict, add_evaluate)
     for add in (
         *everyday,
+        add_check,
         add_benchmark,
         add_endpoints,
         add_probe,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import add_failure_rate, add_sources, failed, talk_summary
 from pgn_client.cli.options import (
     FAILED,
     OK,
     Subparsers,
     add_endpoint_file,
     add_profile_option,
-    add_source,
     command,
     load_adapter,
     profile_of,
 )
+
+if TYPE_CHECKING:
+    from pgn_client.imaging.scan import Skipped
 
 
 def add_adapt(commands: Subparsers) -> None:
@@ -29,7 +33,7 @@ def add_adapt(commands: Subparsers) -> None:
         "write the images that would be sent, as PNG files; sends nothing",
         example,
     )
-    add_source(p)
+    add_sources(p)
     p.add_argument(
         "target", metavar="OUT", help="folder for the adapted images, in the same folder tree"
     )
@@ -38,29 +42,32 @@ def add_adapt(commands: Subparsers) -> None:
     )
     add_profile_option(p)
     add_endpoint_file(p)
+    add_failure_rate(p, "the exit status is 1")
     p.add_argument("--json", action="store_true", help="print one JSON line per image on stdout")
 
 
 def run_adapt(args: argparse.Namespace) -> int:
     """Write adapted images, keep those that exist already, and return the exit status."""
+    from pgn_client.imaging.reader import scan
     from pgn_client.wire.folders import adapt_files
 
     adapter = load_adapter(args.ckpt, profile_of(args))
-    done = 0
+    found = scan(args.source)
+    failures: list[Skipped] = []
     skipped = 0
-    failed = 0
-    for result in adapt_files(adapter, args.source, args.target):
-        done += 1
+    for result in adapt_files(adapter, args.source, args.target, files=found.files):
         skipped += result.skipped
-        failed += result.error is not None
 
         error = None if result.error is None else str(result.error)
         if error is not None:
-            talk(f"error: {result.source}: {error}")
+            failures.append(failed({"path": result.source, "error": error}))
+            talk(f"error: {failures[-1]}")
         if args.json:
             line = {"path": str(result.source), "adapted": str(result.target), "error": error}
             tell(json.dumps(line))
         elif error is None:
             tell(str(result.target))
-    talk(f"{done - failed} adapted ({skipped} of them by an earlier run), {failed} failed")
-    return FAILED if failed else OK
+    done = len(found.files) - len(failures)
+    talk(f"{done} adapted ({skipped} of them by an earlier run), {len(failures)} failed")
+    talk_summary(found, failures)
+    return FAILED if len(failures) > args.max_failure_rate * len(found.files) else OK

@@ -6,11 +6,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import add_failure_rate, look_at, open_data
 from pgn_client.cli.options import (
     OK,
     Subparsers,
@@ -24,6 +26,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from pgn_client.imaging.findings import Findings
     from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.wire.client import AdaptedClient
 
@@ -122,6 +125,7 @@ def add_benchmark(commands: Subparsers) -> None:
         "letterbox:SIDE (default the surrogate's own)",
     )
     add_surrogate_options(p, "bundled")
+    add_failure_rate(p, "nothing is sent")
     p.add_argument("--json", action="store_true", help="print the tables as JSON on stdout")
 
 
@@ -129,6 +133,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     """Measure what no earlier run has measured, print the table, and return the exit status."""
     require("benchmarks", "all", "torch", "timm", "scipy", "fastapi", "matplotlib")
     from pgn_client.evaluation.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
+    from pgn_client.evaluation.benchmark.runs import TEST_SEED
     from pgn_client.types import ServerProfile
 
     sets: dict[str, Path] = {}
@@ -161,6 +166,11 @@ def run_benchmark(args: argparse.Namespace) -> int:
     surrogate = load_surrogate(args, args.backbone)
     profile = ServerProfile.parse(args.profile) if args.profile else None
     missing = any(missing_rows(args.out, cell, plan) for cell in plan.cells())
+    found: list[Findings] = []
+    if missing:
+        read = {name: open_data(path, args.max_failure_rate) for name, path in sets.items()}
+        found = [look_at(data, seed=TEST_SEED, without_copies=True) for data in read.values()]
+        plan = replace(plan, sets=read)
     # A finished benchmark only prints its tables, for which no server has to start.
     with _endpoint(args) if missing else nullcontext("") as url:
         # Answers of a real endpoint are recorded, because they cost money; those of the mock server
@@ -189,6 +199,8 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
     tell(text if args.json else markdown(summaries))
     talk(f"saved: {args.out / 'table.md'}, table.json, table-*.png")
+    for findings in found:
+        talk(findings.summary())
     return OK
 
 

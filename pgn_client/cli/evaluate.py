@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import add_data, add_failure_rate, look_at, open_data
 from pgn_client.cli.options import (
     OK,
     Subparsers,
@@ -43,7 +45,7 @@ def add_evaluate(commands: Subparsers) -> None:
         "compare a prompt with its baselines on the test images",
         example,
     )
-    p.add_argument("data", metavar="DATA", help="folder that the checkpoint was trained on")
+    add_data(p)
     add_endpoint_options(p)
     p.add_argument("--ckpt", required=True, metavar="CKPT", help="checkpoint to evaluate")
     add_profile_option(p)
@@ -67,6 +69,7 @@ def add_evaluate(commands: Subparsers) -> None:
         help="go on although the endpoint hosts another model than the one that the checkpoint was "
         "trained for",
     )
+    add_failure_rate(p, "nothing is sent")
     add_dry_run(p)
     p.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
@@ -77,6 +80,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import columns
     from pgn_client.evaluation.study import evaluate, queries
+    from pgn_client.training import load_task
     from pgn_client.training.rival import task_of
 
     if args.out:
@@ -85,14 +89,20 @@ def run_evaluate(args: argparse.Namespace) -> int:
         # Recorded by default, so that a second run into the same folder pays for nothing again.
         args.cache = args.cache or args.out / "answers.sqlite"
     adapter = load_adapter(args.ckpt, profile_of(args))
-    task, same = task_of(adapter, args.data)
+    data = open_data(args.data, args.max_failure_rate)
+    task, same = task_of(adapter, data)
+    found = look_at(data, seed=task.seed, without_copies=True)
+    # Copies of any training image, whether or not --shots of the checkpoint has drawn it.
+    task = replace(task, test=load_task(data, seed=task.seed).without_copies().test)
     surrogate = _matching_surrogate(args, adapter)
     rival, untrained = _rival(args, adapter, task, surrogate, keep=same)
 
     with connect(args, None) as client:
         if args.dry_run:
             planned = queries(task, adapter, rival=rival, rival_to_train=untrained)
-            return tell_plan(client, planned, args)
+            status = tell_plan(client, planned, args)
+            talk(found.summary())
+            return status
         result = evaluate(
             task,
             # Copies of one client, because these share its budget, cache and usage.
@@ -106,6 +116,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             note=talk,
         )
 
+    result.data = found.to_json()
     # The files are written before anything is printed, so that a failing terminal cannot lose a
     # report that was paid for.
     if args.out:
@@ -116,6 +127,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f"saved: {args.out / 'report.html'}, report.json, and steps.png, with what the server "
             "sees at each step"
         )
+    talk(found.summary())
     return OK
 
 

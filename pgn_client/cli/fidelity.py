@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import add_sources, failed, talk_summary
 from pgn_client.cli.options import (
     FAILED,
     OK,
     Subparsers,
     add_profile_option,
-    add_source,
     add_surrogate_options,
     command,
     load_adapter,
@@ -24,9 +24,10 @@ from pgn_client.cli.options import (
     require,
     to_json,
 )
-from pgn_client.errors import ConfigurationError, ImageError
+from pgn_client.errors import ConfigurationError, PGNError
 
 if TYPE_CHECKING:
+    from pgn_client.imaging.scan import Skipped
     from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.surrogate.backbone import Backbone
 
@@ -39,7 +40,7 @@ def add_retain(commands: Subparsers) -> None:
         "an endpoint nor labels"
     )
     p = command(commands, "retain", run_retain, help, example)
-    add_source(p)
+    add_sources(p)
     p.add_argument(
         "--ckpt", required=True, metavar="CKPT", help="checkpoint whose prompts are measured"
     )
@@ -65,7 +66,7 @@ def run_retain(args: argparse.Namespace) -> int:
 
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import agreement, columns
-    from pgn_client.imaging.files import find_images
+    from pgn_client.imaging.reader import scan
 
     if args.out and (
         args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"
@@ -73,13 +74,15 @@ def run_retain(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"--out: got {args.out}, expected a .png file in a folder that exists"
         )
-    paths = find_images(args.source)
+    found = scan(args.source)
     # Not profile_of(): this command has no endpoint file that could hold a profile.
     adapter = load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
     readable: list[Path] = []
-    batches = list(_followed(adapter, surrogate, paths, readable))
+    failures: list[Skipped] = []
+    batches = list(_followed(adapter, surrogate, found.files, readable, failures))
     if not batches:
+        talk_summary(found, failures)
         return FAILED
 
     log_probs: dict[str, Any] = {}
@@ -96,11 +99,16 @@ def run_retain(args: argparse.Namespace) -> int:
         shown = columns(adapter, readable)
         report.sheet([(images, step) for step, images in shown.items()]).save(args.out)
         talk(f"saved: {args.out}, with what the server sees at each step")
-    return OK if len(readable) == len(paths) else FAILED
+    talk_summary(found, failures)
+    return FAILED if failures else OK
 
 
 def _followed(
-    adapter: PromptAdapter, surrogate: Backbone, paths: Sequence[Path], readable: list[Path]
+    adapter: PromptAdapter,
+    surrogate: Backbone,
+    paths: Sequence[Path],
+    readable: list[Path],
+    failures: list[Skipped],
 ) -> Iterator[dict[str, Any]]:
     """Yield the surrogate's log-probabilities at each step from the client to the model.
 
@@ -112,6 +120,7 @@ def _followed(
         surrogate: Surrogate, a local model, that classifies the images.
         paths: Paths of the images.
         readable: Receives the paths of the images that can be read.
+        failures: Receives the other paths, with the reason.
     """
     import numpy as np
 
@@ -120,16 +129,24 @@ def _followed(
     from pgn_client.imaging.compositor import fit_to_canvas
 
     for start in range(0, len(paths), BATCH):
-        images = []
+        fitted = []
+        crops = []
         for path in paths[start : start + BATCH]:
             try:
-                images.append(open_image(path))
-                readable.append(path)
-            except ImageError as error:
-                talk(f"error: {path}: {error}")
-        if images:
-            fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in images])
-            yield follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))
+                image = open_image(path)
+            except PGNError as error:
+                failures.append(failed({"path": path, "error": error}))
+                talk(f"error: {failures[-1]}")
+                continue
+            # One at a time, because a batch of large images would not fit into memory.
+            fitted.append(fit_to_canvas(image, adapter.canvas))
+            crop = adapter.looked_at([image])
+            if crop is not None:
+                crops.append(crop)
+            readable.append(path)
+        if fitted:
+            looked_at = np.concatenate(crops) if crops else None
+            yield follow(adapter, surrogate, np.stack(fitted), looked_at=looked_at)
 
 
 def _surrogate(args: argparse.Namespace, adapter: PromptAdapter) -> Backbone:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import add_data, add_failure_rate, look_at, open_data
 from pgn_client.cli.options import (
     OK,
     Subparsers,
@@ -40,9 +41,7 @@ def add_map(commands: Subparsers) -> None:
         "classes) or for raw images"
     )
     p = command(commands, "map", run_map, help, example)
-    p.add_argument(
-        "data", metavar="DATA", help="folder with train/, val/, test/, or one folder per class"
-    )
+    add_data(p)
     add_endpoint_options(p)
     p.add_argument(
         "--ckpt",
@@ -70,6 +69,7 @@ def add_map(commands: Subparsers) -> None:
         type=int,
         help="seed for the splits and folds (default the checkpoint's, or 0 without one)",
     )
+    add_failure_rate(p, "nothing is sent")
     add_dry_run(p)
     p.add_argument(
         "--json", action="store_true", help="print the checkpoint's metadata as JSON on stdout"
@@ -111,12 +111,18 @@ def run_map(args: argparse.Namespace) -> int:
     if seed is None:
         # The card of an imported checkpoint has no seed.
         seed = (prompts.card.seed or 0) if prompts else 0
-    task = load_task(args.data, shots=args.shots, seed=seed)
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
+        # A prompt scales an image down, so the endpoint's limit concerns raw images alone.
+        limit = None if prompts else client.endpoint.limits.pixels
+        data = open_data(args.data, args.max_failure_rate, max_pixels=limit)
+        task = load_task(data, shots=args.shots, seed=seed)
+        found = look_at(data, seed=seed)
         if args.dry_run:
-            return tell_plan(client, of_mapping(prompts, task), args)
+            status = tell_plan(client, of_mapping(prompts, task), args)
+            talk(found.summary())
+            return status
         asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
         kinds_seen: set[str] = set()
 
@@ -132,4 +138,5 @@ def run_map(args: argparse.Namespace) -> int:
     adapter.save(args.out)
     tell(to_json(adapter.info) if args.json else summary(adapter.card))
     talk(f"{asker.images_sent} images sent; saved: {args.out}")
+    talk(found.summary())
     return OK

@@ -50,14 +50,6 @@ def command(
     return parser
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the argument ``IN``, the images: a folder, one image, or a list of paths."""
-    help = (
-        "folder of images, one image, a text file with one path per line, or - for paths on stdin"
-    )
-    parser.add_argument("source", metavar="IN", help=help)
-
-
 def add_surrogate_options(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add the options of the surrogate, the local copy of the hosted model.
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk, tell, tell_records
+from pgn_client.cli.data import add_failure_rate, add_sources, failures_of, talk_summary
 from pgn_client.cli.options import (
     FAILED,
     OK,
     Subparsers,
     add_endpoint_options,
     add_profile_option,
-    add_source,
     command,
     connect,
     parse_fusion,
@@ -26,6 +26,7 @@ from pgn_client.cli.plan import add_dry_run, plan
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pgn_client.imaging.scan import Skipped
     from pgn_client.wire.client import AdaptedClient
     from pgn_client.wire.journal import Record
 
@@ -43,7 +44,7 @@ def add_predict(commands: Subparsers) -> None:
         "classify images through the endpoint; the same command resumes an interrupted run",
         example,
     )
-    add_source(p)
+    add_sources(p)
     add_endpoint_options(p)
     p.add_argument(
         "--ckpt",
@@ -70,6 +71,7 @@ def add_predict(commands: Subparsers) -> None:
         help="classify an image locally, without sending it, if the local head's top probability "
         "is at least τ (default none: all images are sent)",
     )
+    add_failure_rate(p, "the exit status is 1")
     add_dry_run(p)
     p.add_argument(
         "--json",
@@ -80,11 +82,11 @@ def add_predict(commands: Subparsers) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Classify an image, a list of images or a folder, and return the exit status."""
-    from pgn_client.imaging.files import find_images
+    from pgn_client.imaging.reader import scan
     from pgn_client.prompting.adapter import load
 
-    files = find_images(args.source)
-    out = args.out or ("-" if len(files) == 1 else "predictions.jsonl")
+    found = scan(args.source)
+    out = args.out or ("-" if len(found.files) == 1 else "predictions.jsonl")
     if args.profile and not args.ckpt:
         raise ConfigurationError(
             "--profile: got it without --ckpt, expected both; raw images need no profile, so leave "
@@ -94,14 +96,20 @@ def run_predict(args: argparse.Namespace) -> int:
     options = {"fusion": parse_fusion(args.fusion), "query_below": args.query_below}
     with connect(args, adapter, journal=None if out == "-" else out, **options) as client:
         if args.dry_run:
-            return _dry_run(client, files, None if out == "-" else out, args)
+            return _dry_run(client, found.files, None if out == "-" else out, args)
+        failures: list[Skipped] = []
         if out == "-":
-            return _to_stdout(client, files, args.json or not sys.stdout.isatty())
-        return _to_journal(client, files, out, args.json)
+            _to_stdout(client, found.files, failures, args.json or not sys.stdout.isatty())
+        else:
+            _to_journal(client, found.files, failures, out, args.json)
+    talk_summary(found, failures)
+    return FAILED if len(failures) > args.max_failure_rate * len(found.files) else OK
 
 
-def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> int:
-    """Write predictions to a journal, a JSON Lines file; return the exit status."""
+def _to_journal(
+    client: AdaptedClient, files: Sequence[Path], failures: list[Skipped], out: str, as_json: bool
+) -> None:
+    """Write predictions to a journal, a JSON Lines file; collect the images that failed."""
     from tqdm import tqdm
 
     from pgn_client.wire.folders import predict_files
@@ -120,22 +128,25 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
 
     # A plain print would tear the progress bar.
     failed = tell_records(
-        records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr)
+        failures_of(records(), failures),
+        as_json=as_json,
+        say=lambda text: bar.write(text, file=sys.stderr),
     )
     done = len(files) - failed
     talk(
         f"{out}: {done} predictions ({resumed} of them by an earlier run), {failed} failed; "
         f"{_usage(client)}"
     )
-    return FAILED if failed else OK
 
 
-def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
-    """Print predictions on stdout; return the exit status."""
+def _to_stdout(
+    client: AdaptedClient, files: Sequence[Path], failures: list[Skipped], as_json: bool
+) -> None:
+    """Print predictions on stdout; collect the images that failed."""
     from pgn_client.wire.folders import predict_records
 
-    failed = tell_records(predict_records(client, files), as_json=as_json, people=True)
-    return FAILED if failed else OK
+    records = failures_of(predict_records(client, files), failures)
+    tell_records(records, as_json=as_json, people=True)
 
 
 def _usage(client: AdaptedClient) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pgn_client.cli.console import talk, tell
+from pgn_client.cli.data import DATA_HELP, add_failure_rate, look_at, open_data
 from pgn_client.cli.options import (
     INTERRUPTED,
     OK,
@@ -25,6 +26,7 @@ from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint, Found
 
 if TYPE_CHECKING:
+    from pgn_client.imaging.findings import Findings
     from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.surrogate.backbone import Backbone
     from pgn_client.training import Recipe, Task
@@ -48,8 +50,7 @@ def add_train(commands: Subparsers) -> None:
         "data",
         nargs="+",
         metavar="DATA",
-        help="folder with train/, val/, test/, or one folder per class; several folders train one "
-        "prompt for all of them",
+        help=f"{DATA_HELP}; several train one prompt for all of them",
     )
     add_checkpoint_out(p)
     add_surrogate_options(p, "bundled")
@@ -152,6 +153,7 @@ def add_train(commands: Subparsers) -> None:
         "--library latent or reachable (default the JPEG of --endpoint, or none)",
     )
     p.add_argument("--seed", type=int, default=0, help="seed for all random choices (default 0)")
+    add_failure_rate(p, "nothing is trained")
     p.add_argument("--resume", action="store_true", help="continue an interrupted run")
     p.add_argument(
         "--json", action="store_true", help="print the checkpoint's metadata as JSON on stdout"
@@ -178,7 +180,7 @@ def run_train(args: argparse.Namespace) -> int:
     if args.method == "expres":
         return _train_hosted(args, numbers)
 
-    task = _task(args)
+    task, found = _task(args)
     surrogate = load_surrogate(args, args.backbone)
     if args.endpoint:
         _check_size(args, surrogate)
@@ -211,8 +213,8 @@ def run_train(args: argparse.Namespace) -> int:
     tell(to_json(adapter.info) if args.json else summary(adapter.card))
     if adapter.card.interrupted:
         talk(f"interrupted: {args.out} holds the best epoch so far; continue with --resume")
-        return INTERRUPTED
-    return OK
+    _talk_summaries(found)
+    return INTERRUPTED if adapter.card.interrupted else OK
 
 
 def _claim(args: argparse.Namespace) -> Literal["same", "stand_in"]:
@@ -275,7 +277,7 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
             "the most that a server accepts; lower it"
         )
 
-    task = _task(args)
+    task, found = _task(args)
     surrogate = load_surrogate(args, args.backbone)
     if args.endpoint:
         _check_size(args, surrogate)
@@ -284,7 +286,14 @@ def _train_hosted(args: argparse.Namespace, numbers: Recipe) -> int:
     )
     card = model.save(args.out, ServerProfile.parse(args.profile) if args.profile else None)
     tell(to_json(card) if args.json else summary(card))
+    _talk_summaries(found)
     return OK
+
+
+def _talk_summaries(found: list[Findings]) -> None:
+    """Print how many files of each ``DATA`` were used and skipped."""
+    for findings in found:
+        talk(findings.summary())
 
 
 def _check_size(args: argparse.Namespace, surrogate: Backbone) -> None:
@@ -380,17 +389,21 @@ def _is_unknown(found: Found, name: str, args: argparse.Namespace, option: str) 
     return getattr(found, name) in (None, "lossy") and getattr(args, option) is None
 
 
-def _task(args: argparse.Namespace) -> Task:
-    """Return the task of the folder in ``DATA``, or one task for several folders."""
+def _task(args: argparse.Namespace) -> tuple[Task, list[Findings]]:
+    """Return the task of ``DATA``, or one task for several, and what is worth knowing of each."""
     from pgn_client.training import load_task, union
 
-    # Resolved, because a path such as "." or ".." has no name of its own.
-    tasks = {
-        Path(data).resolve().name: load_task(data, shots=args.shots, seed=args.seed)
-        for data in args.data
-    }
+    tasks: dict[str, Task] = {}
+    found: list[Findings] = []
+    for source in args.data:
+        data = open_data(source, args.max_failure_rate)
+        found.append(look_at(data, seed=args.seed))
+        # Resolved, because a path such as "." or ".." has no name of its own.
+        name = Path(source).resolve().name
+        tasks[name] = load_task(data, shots=args.shots, seed=args.seed)
     if len(tasks) < len(args.data):
         raise ConfigurationError(
             "DATA: got two folders with the same name, expected different names; rename one"
         )
-    return union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
+    task = union(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
+    return task, found

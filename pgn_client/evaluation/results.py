@@ -4,7 +4,7 @@ recommendation, and the settings.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pgn_client.evaluation.metrics import Bin, ClassScore
@@ -171,6 +171,8 @@ class Report(Judgement):
         surrogate_check: Whether the endpoint hosts the surrogate's model (see
             ``surrogate_check.SurrogateCheck``), with the key ``text`` for readers; ``None`` without
             a surrogate.
+        data: What the data set holds, as ``imaging.findings.Findings.to_json`` returns it; empty if
+            nobody has looked.
     """
 
     retention: dict[str, Any] | None
@@ -183,6 +185,12 @@ class Report(Judgement):
     versions: dict[str, str]
     images_sent: int
     surrogate_check: dict[str, Any] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def remarks(self, *, serious: bool) -> list[str]:
+        """Return the remarks on the data set as sentences, the serious ones or the others."""
+        remarks = self.data.get("remarks", ())
+        return [remark["text"] for remark in remarks if remark["serious"] is serious]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values for JSON: ``verdict`` is the recommendation as text,

@@ -1,14 +1,14 @@
-"""Classification tasks from folders of labeled images: classes and three disjoint splits.
+"""Classification tasks from labeled images: classes and three disjoint splits.
 
-The layout is ``DATA/{train,val,test}/CLASS/*``. Where ``val`` is missing, it is split off
-``train``. A plain ``DATA/CLASS/*`` tree is split 60 / 20 / 20. Every split is seeded and
-stratified. No choice is ever made on ``test``. :func:`union` joins several tasks into one.
+The layout is ``DATA/{train,val,test}/CLASS/*``, or a manifest with the column ``split``. Where
+``val`` is missing, it is split off ``train``. A plain ``DATA/CLASS/*`` tree, or a manifest without
+splits, is split 60 / 20 / 20. Every split is seeded and stratified. No choice is ever made on
+``test``. :func:`union` joins several tasks into one. ``reader.Dataset`` finds the files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +19,9 @@ import numpy as np
 
 from pgn_client.arrays import Integers
 from pgn_client.errors import ConfigurationError
-from pgn_client.imaging.codecs import IMAGE_SUFFIXES
-
-SPLITS = ("train", "val", "test")
+from pgn_client.imaging.codecs import FORMATS, describe
+from pgn_client.imaging.opening import PathLike, open_regular, reason_of, sha256_of
+from pgn_client.imaging.reader import SPLITS, Dataset
 
 
 @dataclass(frozen=True)
@@ -137,25 +137,48 @@ class Task:
             test=at_most("test", self.test, test, 1),
         )
 
+    def without_copies(self) -> Task:
+        """Return the task without test images that are byte copies of its other images.
+
+        Raises:
+            ConfigurationError: No test images are left.
+        """
+        known = {sha256_of(path) for path in (*self.train.paths, *self.val.paths)}
+        # A file that cannot be read has no digest, and is no copy of another such file.
+        known.discard(None)
+        rows = [i for i, path in enumerate(self.test.paths) if sha256_of(path) not in known]
+        if len(self.test) and not rows:
+            raise ConfigurationError(
+                f"data: got {len(self.test)} test images that are all byte copies of training or "
+                "validation images, expected others; nothing can be measured on them"
+            )
+        return replace(self, test=self.test.take(rows))
+
     def digest(self) -> str:
         """Return a SHA-256 that identifies the task's classes, training and validation images.
 
         It covers the class names, and the label and content of every image file, in order.
+
+        Raises:
+            ConfigurationError: A file cannot be read.
         """
-        # Folder names cannot hold a NUL character, so other classes always give another text.
-        sha = hashlib.sha256("\0".join(self.classes).encode())
+        # Class names cannot hold a NUL character, so other classes always give another text. Names
+        # of folders that are not UTF-8 are hashed as the bytes that the file system has.
+        sha = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
         for split in (self.train, self.val):
             for path, label in zip(split.paths, split.labels, strict=True):
-                sha.update(f"{label}".encode() + hashlib.sha256(path.read_bytes()).digest())
+                sha.update(f"{label}".encode() + _digest(path))
         return sha.hexdigest()
 
 
-def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed: int = 0) -> Task:
-    """Return the classification task (classes and splits) in a folder of labeled images.
+def load_task(data: PathLike | Dataset, *, shots: int | None = None, seed: int = 0) -> Task:
+    """Return the classification task (classes and splits) in labeled images.
+
+    Files that ``Dataset.checked`` could not decode are left out, as if they had been removed.
 
     Args:
-        folder: Folder with ``{train,val,test}/CLASS/*`` or ``CLASS/*``; missing splits are split
-            off at random.
+        data: Folder with ``{train,val,test}/CLASS/*`` or ``CLASS/*``, or manifest, or what
+            ``Dataset.read`` returns for it; missing splits are split off at random.
         shots: Limit of training images per class; ``None`` takes all.
         seed: Seed of the splits and of the draw of training images.
 
@@ -163,18 +186,11 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
         ConfigurationError: There is no such folder or it has fewer than two classes, a split has a
             class that is not in ``train``, or a class has no training or validation images.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ConfigurationError(
-            f"data: got {root}, expected a folder with train/, val/, test/ or one folder per class"
-        )
-
-    if (root / "train").is_dir():
-        classes = _classes(root / "train")
-        splits = [_read_split(root / name, classes) for name in SPLITS]
+    dataset = data if isinstance(data, Dataset) else Dataset.read(data)
+    if dataset.is_divided:
+        splits = [_given(dataset, name) for name in SPLITS]
     else:
-        classes = _classes(root)
-        splits = _stratified(_read_split(root, classes), (0.6, 0.2, 0.2), seed)
+        splits = _stratified(_given(dataset, None), (0.6, 0.2, 0.2), seed)
 
     train, val, test = splits
     if not len(val):
@@ -182,8 +198,8 @@ def load_task(folder: str | os.PathLike[str], *, shots: int | None = None, seed:
     if shots is not None:
         train = _few(train, shots, seed)
 
-    task = Task(classes, train, val, test, shots, seed)
-    _check(task, root)
+    task = Task(dataset.classes, train, val, test, shots, seed)
+    _check(task, dataset)
     return task
 
 
@@ -233,39 +249,23 @@ def union(tasks: Mapping[str, Task]) -> Task:
     )
 
 
-def _subfolders(folder: Path) -> set[str]:
-    """Return the names of the folders in a folder, without hidden ones."""
-    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+def _given(dataset: Dataset, name: str | None) -> Split:
+    """Return the usable files of one split of a data set, or of all of an undivided one."""
+    label_of = {label: number for number, label in enumerate(dataset.classes)}
+    files = [file for file in dataset.files if file.split == name and dataset.is_usable(file.path)]
+    labels = np.array([label_of[file.label] for file in files], dtype=np.int64)
+    return Split(tuple(file.path for file in files), labels)
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(_subfolders(folder)))
-    if len(names) < 2:
+def _digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file's content."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"data: got {len(names)} class folders in {folder}, expected at least 2, one per class"
-        )
-    return names
-
-
-def _read_split(folder: Path, classes: tuple[str, ...]) -> Split:
-    if not folder.is_dir():
-        return Split((), np.empty(0, dtype=np.int64))
-
-    unknown = _subfolders(folder) - set(classes)
-    if unknown:
-        raise ConfigurationError(
-            f"data: {folder} has classes {sorted(unknown)[:3]} that the training split does not "
-            "have; add or remove them"
-        )
-
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).glob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                paths.append(path)
-                labels.append(label)
-    return Split(tuple(paths), np.array(labels, dtype=np.int64))
+            f"data: {describe(path)} cannot be read ({reason_of(error)}); repair or remove it"
+        ) from None
 
 
 def _by_class(split: Split, seed: int) -> list[list[int]]:
@@ -364,12 +364,12 @@ def _check_union(names: Sequence[str], members: Sequence[Task]) -> None:
             )
 
 
-def _check(task: Task, root: Path) -> None:
+def _check(task: Task, dataset: Dataset) -> None:
     for name, split in (("train", task.train), ("val", task.val)):
         missing = sorted(set(range(len(task.classes))) - set(split.labels.tolist()))
         if missing:
-            names = ", ".join(task.classes[i] for i in missing[:3])
+            names = ", ".join(describe(task.classes[i]) for i in missing[:3])
             raise ConfigurationError(
-                f"data: {root} has no {name} images of {names}; expected at least one of every "
-                f"class (files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
+                f"data: {dataset} has no {name} images of {names}; expected at least one of every "
+                f"class ({', '.join(FORMATS).lower()})"
             )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pgn_client.errors import ConfigurationError
-from pgn_client.imaging.codecs import IMAGE_SUFFIXES
-
-PathLike = str | os.PathLike[str]
+from pgn_client.imaging.opening import PathLike as PathLike
+from pgn_client.imaging.reader import scan
 
 SHOWN = 4
 """Greatest number of example images that :func:`spread` selects."""
@@ -29,55 +27,16 @@ def find_images(source: PathLike) -> list[Path]:
 
     A folder is searched recursively, without hidden files and folders, and sorted by path with
     upper case before lower case. A list keeps its order; a repeated path is used once.
+    ``reader.scan`` returns what is not used as well.
 
     Args:
-        source: Folder, image file, text file with one path per line, or ``-`` for such lines on
-            stdin.
+        source: Folder, image file, text file with one path per line, manifest (CSV or JSON Lines
+            with ``path``), or ``-`` for a list on stdin.
 
     Raises:
         ConfigurationError: The source does not exist or has no images.
     """
-    if os.fspath(source) == "-":
-        return _listed(sys.stdin, "stdin")
-    path = Path(source)
-    if path.is_dir():
-        # As text, because Path objects compare without regard to case on Windows.
-        images = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
-        if not images:
-            raise ConfigurationError(
-                f"{path}: got a folder without images, expected {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return images
-
-    if not path.exists():
-        raise ConfigurationError(f"{path}: no such file or folder; check the path")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return [path]
-    with path.open(encoding="utf-8") as file:
-        return _listed(file, str(path))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        # os.walk only enters the folders that stay in this list.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)
-
-
-def _listed(lines: Iterable[str], name: str) -> list[Path]:
-    try:
-        paths = dict.fromkeys(Path(text) for line in lines if (text := line.strip()))
-    # Reading bytes that are not UTF-8 raises UnicodeDecodeError, which is a ValueError.
-    except (OSError, ValueError):
-        raise ConfigurationError(
-            f"{name}: neither an image nor a text file with one path per line"
-        ) from None
-
-    if not paths:
-        raise ConfigurationError(f"{name}: got an empty list, expected one path per line")
-    return list(paths)
+    return list(scan([source]).files)
 
 
 @contextlib.contextmanager

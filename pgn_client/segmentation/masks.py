@@ -18,6 +18,7 @@ from torch import Tensor
 from pgn_client.arrays import Pixels
 from pgn_client.errors import ConfigurationError, ImageError, ShapeError
 from pgn_client.imaging.codecs import open_image
+from pgn_client.imaging.opening import open_regular
 from pgn_client.segmentation.iou import IGNORED
 
 
@@ -107,13 +108,16 @@ def _mask(path: Path, classes: int) -> Pixels:
     """
     try:
         # Not open_image, which converts to RGB: that would replace a palette's indices by colors.
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
             if image.mode not in ("L", "P"):
                 raise ImageError(
                     f"mask {path}: got mode {image.mode}, expected 8-bit gray or a palette (L, P)"
                 )
             mask = np.array(image, dtype=np.uint8)
-    except (OSError, UnidentifiedImageError) as error:
+    except UnidentifiedImageError:
+        raise ImageError(f"mask {path}: got no PNG, expected one; save it again") from None
+    # Pillow's decoders raise many types on a damaged file, and a bomb is refused by its header.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"mask {path}: got {error}, expected a PNG; save it again") from error
 
     unnamed = np.setdiff1d(mask, [*range(classes), IGNORED])
@@ -128,8 +132,9 @@ def _mask(path: Path, classes: int) -> Pixels:
 def _classes(path: Path) -> tuple[str, ...]:
     """Read the class names from a ``classes.json``, the background first."""
     try:
-        names = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            names = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"classes {path}: got {error}, expected a JSON list of names"
         ) from error

@@ -5,11 +5,12 @@ The rival is one prompt for all images, where the checkpoint may make a prompt f
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from pgn_client.errors import ConfigurationError
 from pgn_client.imaging.dataset import Task, load_task
+from pgn_client.imaging.opening import PathLike
+from pgn_client.imaging.reader import Dataset
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training.config import TrainingConfig
@@ -18,8 +19,8 @@ from pgn_client.training.loop import fit
 RIVAL = "input_independent"
 
 
-def task_of(adapter: PromptAdapter, folder: str | os.PathLike[str]) -> tuple[Task, bool]:
-    """Load a checkpoint's task from a folder of images.
+def task_of(adapter: PromptAdapter, folder: PathLike | Dataset) -> tuple[Task, bool]:
+    """Load a checkpoint's task from a folder of images, or a manifest or data set.
 
     The seed of the splits and the limit of training images per class are those of the checkpoint.
 

@@ -18,7 +18,9 @@ from typing import IO, NamedTuple
 from pgn_client.checkpoint.card import ServedCard
 from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.imaging.codecs import PNG, open_image
-from pgn_client.imaging.files import PathLike, find_images, write_whole
+from pgn_client.imaging.files import write_whole
+from pgn_client.imaging.opening import PathLike
+from pgn_client.imaging.reader import scan
 from pgn_client.types import Adapter
 from pgn_client.wire.client import AdaptedClient
 from pgn_client.wire.journal import (
@@ -166,7 +168,13 @@ def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Re
         yield record_of(file, sha256_of(file), result)
 
 
-def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterator[AdaptedFile]:
+def adapt_files(
+    adapter: Adapter,
+    source: PathLike | Sequence[PathLike],
+    target: PathLike,
+    *,
+    files: Sequence[Path] | None = None,
+) -> Iterator[AdaptedFile]:
     """Adapt the images of a folder, and write them as PNG into a folder with the same subfolders.
 
     An adapted image has a prompt painted into it.
@@ -177,17 +185,19 @@ def adapt_files(adapter: Adapter, source: PathLike, target: PathLike) -> Iterato
 
     Args:
         adapter: Adapter that prepares the images, for example a ``PromptAdapter``.
-        source: Folder or other source of images, as for ``find_images``.
+        source: Folder or other source of images, as for ``find_images``; or several, as for
+            ``reader.scan``.
         target: Folder to write, which is created if missing; neither inside the source folder nor
             around it.
+        files: Images in the source, if the caller has searched it already.
 
     Raises:
         ConfigurationError: There are no images, or the target overlaps with the source.
     """
-    root = Path(source)
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     out = Path(target)
-    files = find_images(source)
-    targets = _targets(files, _base(root, files, out), out)
+    files = scan(sources).files if files is None else files
+    targets = _targets(files, _base([Path(each) for each in sources], files, out), out)
     if {file.parent.resolve() for file in files} & {file.parent.resolve() for file in targets}:
         raise ConfigurationError(
             f"output folder: got {out}, which holds the images themselves; choose another"
@@ -249,20 +259,22 @@ def _adapt_chunk(
         yield AdaptedFile(source, target, False, None)
 
 
-def _base(root: Path, files: Sequence[Path], out: Path) -> Path:
+def _base(roots: Sequence[Path], files: Sequence[Path], out: Path) -> Path:
     """Return the source folder whose subfolders the output repeats.
 
     Raises:
         ConfigurationError: The source is a folder that overlaps with the output.
     """
-    if root.is_dir():
+    folders = [root for root in roots if root.is_dir()]
+    for root in folders:
         source = root.resolve()
         target = out.resolve()
         if source == target or source in target.parents or target in source.parents:
             raise ConfigurationError(
                 f"output folder: got {out}, expected one that does not overlap with {root}"
             )
-        return root
+    if len(roots) == 1 and folders:
+        return folders[0]
     return Path(os.path.commonpath([file.absolute().parent for file in files]))
 
 

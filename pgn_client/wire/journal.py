@@ -6,7 +6,6 @@ Only one process at a time writes a journal.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from pgn_client.errors import ConfigurationError, EndpointError
 from pgn_client.imaging.files import unwritable, write_whole
+from pgn_client.imaging.opening import sha256_of as sha256_of
 from pgn_client.types import ImageFailure, Prediction
 
 try:
@@ -115,19 +115,6 @@ def read_journal(journal: Path) -> Iterator[Record]:
                 raise ConfigurationError(
                     f"{journal}: line {number} is no prediction; remove it or choose another file"
                 )
-
-
-def sha256_of(file: Path) -> str | None:
-    """Return the SHA-256 of a file's bytes; None if the file cannot be read.
-
-    An unreadable file is no error here; the client reports it when it opens the file.
-    """
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except (OSError, ValueError):
-        # ValueError: a path that contains a zero byte.
-        return None
 
 
 @contextlib.contextmanager

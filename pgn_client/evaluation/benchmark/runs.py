@@ -26,6 +26,7 @@ from pgn_client.evaluation.fidelity import latent_log_probs
 from pgn_client.evaluation.queries import Asker, Connect
 from pgn_client.imaging.files import whole_file, write_whole
 from pgn_client.imaging.geometry import place
+from pgn_client.imaging.reader import Dataset
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
 from pgn_client.training import (
@@ -66,7 +67,7 @@ class Plan:
     """The runs of a benchmark.
 
     Attributes:
-        sets: Name → folder, in a layout that ``training.load_task`` reads.
+        sets: Name → folder, manifest or data set that ``training.load_task`` reads.
         methods: Methods as ``METHOD`` or ``METHOD@PRESET``, with names of ``methods.REGISTRY`` and
             ``training.PRESETS``.
         seeds: Seeds for choosing training and validation images, and for the training.
@@ -81,7 +82,7 @@ class Plan:
         test: Largest number of test images, limited like ``train``.
     """
 
-    sets: Mapping[str, Path]
+    sets: Mapping[str, Path | Dataset]
     methods: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     shots: tuple[int | None, ...] = (None,)
@@ -130,8 +131,8 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the plan that must be the same for all runs in one folder."""
-        names = ("augment", "epochs", "layout", "train", "val", "test")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        names = ("epochs", "layout", "train", "val", "test")
+        return {"augment": dict(self.augment)} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,11 @@ class Cell:
     def task(self, plan: Plan) -> Task:
         """Read the images of this set, limited to its shots and to the plan's sizes.
 
-        ``TEST_SEED`` selects the test images; ``seed`` selects training and validation images.
+        ``TEST_SEED`` selects the test images; ``seed`` selects training and validation images. Test
+        images that are byte copies of the others are left out.
 
         Raises:
-            ConfigurationError: The set has no test images.
+            ConfigurationError: The set has no test images, or copies of the others only.
         """
         task = load_task(plan.sets[self.set], seed=TEST_SEED)
         if not len(task.test):
@@ -166,6 +168,7 @@ class Cell:
                 f"data: got no test images in {plan.sets[self.set]}, expected some; add test/"
             )
         # Test images first: they must not depend on the seed of the cell.
+        task = task.without_copies()
         task = task.limited(test=plan.test, seed=TEST_SEED).with_shots(self.shots, self.seed)
         return task.limited(train=plan.train, val=plan.val, seed=self.seed)
 

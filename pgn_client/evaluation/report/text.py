@@ -45,6 +45,8 @@ def table(report: Report) -> str:
         *_curve(report.curve),
         *_weakest(report.per_class[SERVED]),
         *(f"left out: {reason}" for reason in report.omitted),
+        *(f"data: {text}" for text in report.remarks(serious=False)),
+        *(f"data, look at this: {text}" for text in report.remarks(serious=True)),
         "",
         f"verdict: {report.verdict}",
     ]

@@ -168,6 +168,8 @@ class View:
         advice: Advice of the verdict, for the title of the page.
         heading: Advice as a heading.
         paragraphs: Warnings, then the reason, one paragraph each.
+        concerns: Remarks on the data that someone should look at.
+        notes: Other remarks on the data, and how many files were used.
         split: Part of the data → number of images.
         classes: Number of classes.
         chance: Accuracy of guessing one of the classes.
@@ -207,6 +209,8 @@ class View:
     advice: str
     heading: str
     paragraphs: tuple[str, ...]
+    concerns: tuple[str, ...]
+    notes: tuple[str, ...]
     split: Mapping[str, int]
     classes: int
     chance: str
@@ -258,6 +262,8 @@ def view_of(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> View:
         advice=verdict.advice,
         heading=_sentence(verdict.advice),
         paragraphs=tuple(_sentence(words) for words in (*verdict.warnings, verdict.reason)),
+        concerns=tuple(_sentence(text) for text in report.remarks(serious=True)),
+        notes=(*report.remarks(serious=False), *_used(report)),
         split=report.split,
         classes=classes,
         chance=f"{1 / classes:.3f}",
@@ -290,6 +296,10 @@ def view_of(report: Report, steps: Mapping[str, Sequence[Image.Image]]) -> View:
         price="" if price is None else f"{price:g}",
         versions=tuple(f"{library} {version}" for library, version in report.versions.items()),
     )
+
+
+def _used(report: Report) -> tuple[str, ...]:
+    return (report.data["summary"],) if report.data else ()
 
 
 def _sentence(words: str) -> str:
