@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from pgn_client.cli.console import talk, tell
+from pgn_client.cli.console import Failures, talk, tell
 from pgn_client.cli.options import (
-    FAILED,
-    OK,
     Subparsers,
     add_endpoint_file,
     add_profile_option,
@@ -48,19 +46,21 @@ def run_adapt(args: argparse.Namespace) -> int:
     adapter = load_adapter(args.ckpt, profile_of(args))
     done = 0
     skipped = 0
-    failed = 0
+    failures = Failures()
     for result in adapt_files(adapter, args.source, args.target):
         done += 1
         skipped += result.skipped
-        failed += result.error is not None
-
         error = None if result.error is None else str(result.error)
-        if error is not None:
-            talk(f"error: {result.source}: {error}")
+        if result.error is not None:
+            failures.add(str(result.source), result.error)
         if args.json:
             line = {"path": str(result.source), "adapted": str(result.target), "error": error}
             tell(json.dumps(line))
         elif error is None:
             tell(str(result.target))
-    talk(f"{done - failed} adapted ({skipped} of them by an earlier run), {failed} failed")
-    return FAILED if failed else OK
+    failures.sum_up()
+    talk(
+        f"{done - failures.count} adapted ({skipped} of them by an earlier run), "
+        f"{failures.count} failed"
+    )
+    return failures.status

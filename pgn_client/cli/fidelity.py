@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgn_client.cli.console import talk, tell
+from pgn_client.cli.console import error_text, talk, tell
 from pgn_client.cli.options import (
     FAILED,
     OK,
@@ -65,7 +65,8 @@ def run_retain(args: argparse.Namespace) -> int:
 
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import agreement, columns
-    from pgn_client.imaging.files import find_images
+    from pgn_client.imaging.codecs import PNG
+    from pgn_client.imaging.files import find_images, write_whole
 
     if args.out and (
         args.out.is_dir() or not args.out.parent.is_dir() or args.out.suffix != ".png"
@@ -86,15 +87,20 @@ def run_retain(args: argparse.Namespace) -> int:
     for stage in batches[0]:
         log_probs[stage] = np.concatenate([batch[stage] for batch in batches])
     shares = agreement(log_probs)
-    if args.json:
-        # The old word in this key stays, because programs read it.
-        tell(to_json({"pictures": len(readable), "agreement": shares}))
-    else:
-        tell(report.retention_table(shares, len(readable)))
+    # Written first, so that a failing terminal loses no file; and printed even if that fails.
+    try:
+        if args.out:
+            shown = columns(adapter, readable)
+            sheet = report.sheet([(images, step) for step, images in shown.items()])
+            write_whole(args.out, PNG.encode(sheet))
+    finally:
+        if args.json:
+            # The old word in this key stays, because programs read it.
+            tell(to_json({"pictures": len(readable), "agreement": shares}))
+        else:
+            tell(report.retention_table(shares, len(readable)))
 
     if args.out:
-        shown = columns(adapter, readable)
-        report.sheet([(images, step) for step, images in shown.items()]).save(args.out)
         talk(f"saved: {args.out}, with what the server sees at each step")
     return OK if len(readable) == len(paths) else FAILED
 
@@ -126,7 +132,7 @@ def _followed(
                 images.append(open_image(path))
                 readable.append(path)
             except ImageError as error:
-                talk(f"error: {path}: {error}")
+                talk(f"error: {path}: {error_text(error)}")
         if images:
             fitted = np.stack([fit_to_canvas(image, adapter.canvas) for image in images])
             yield follow(adapter, surrogate, fitted, looked_at=adapter.looked_at(images))

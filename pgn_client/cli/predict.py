@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgn_client.cli.console import talk, tell, tell_records
+from pgn_client.cli.console import Failures, talk, tell, tell_records
 from pgn_client.cli.options import (
-    FAILED,
     OK,
     Subparsers,
     add_endpoint_options,
@@ -27,7 +26,7 @@ from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgn_client.wire.client import AdaptedClient
-    from pgn_client.wire.journal import Record
+    from pgn_client.wire.folders import FileResult
 
 
 def add_predict(commands: Subparsers) -> None:
@@ -110,32 +109,32 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
     # None hides the bar where stderr is no terminal.
     bar = tqdm(total=len(files), unit="img", disable=None)
 
-    def records() -> Iterator[Record]:
+    def results() -> Iterator[FileResult]:
         nonlocal resumed
         with bar:
             for result in predict_files(client, files, out):
                 resumed += result.resumed
                 bar.update()
-                yield result.record
+                yield result
 
     # A plain print would tear the progress bar.
-    failed = tell_records(
-        records(), as_json=as_json, say=lambda text: bar.write(text, file=sys.stderr)
-    )
+    failures = Failures(lambda text: bar.write(text, file=sys.stderr))
+    failed = tell_records(results(), as_json=as_json, failures=failures)
     done = len(files) - failed
     talk(
         f"{out}: {done} predictions ({resumed} of them by an earlier run), {failed} failed; "
         f"{_usage(client)}"
     )
-    return FAILED if failed else OK
+    return failures.status
 
 
 def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> int:
     """Print predictions on stdout; return the exit status."""
-    from pgn_client.wire.folders import predict_records
+    from pgn_client.wire.folders import predict_each
 
-    failed = tell_records(predict_records(client, files), as_json=as_json, people=True)
-    return FAILED if failed else OK
+    failures = Failures()
+    tell_records(predict_each(client, files), as_json=as_json, people=True, failures=failures)
+    return failures.status
 
 
 def _usage(client: AdaptedClient) -> str:
