@@ -29,6 +29,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import category
 
 
 class PGNError(Exception):
@@ -206,8 +207,9 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
+    # Zs: spaces, such as the one that forbids a line break, which Python counts as not printable.
     # json.dumps writes an ASCII control character as \u001b too, and two escapes beyond \uffff.
     return "".join(
-        character if character.isprintable() or character in keep else json.dumps(character)[1:-1]
-        for character in text
+        c if c.isprintable() or c in keep or category(c) == "Zs" else json.dumps(c)[1:-1]
+        for c in text
     )

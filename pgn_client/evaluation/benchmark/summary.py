@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client.arrays import Floats, Integers
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import reading
 from pgn_client.evaluation import baselines, candidate, selection
 from pgn_client.evaluation.benchmark.runs import PROBE_RUN, RAW_RUN, Plan, deploys, parse
 from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, with_local
@@ -172,7 +172,12 @@ def summarise(
     cells: dict[str, list[FinishedCell]] = {}
     for name in sets:
         folders = [out / name / f"{shots or 'all'}-{seed}" for seed in seeds]
-        cells[name] = [_read(folder, specs) for folder in folders]
+        cells[name] = []
+        for folder in folders:
+            with reading(
+                f"benchmark: {folder}", "a run is missing or damaged; run the benchmark first"
+            ):
+                cells[name].append(_read(folder, specs))
 
     rows: dict[str, list[Row]] = {}
     for name in sets:
@@ -204,7 +209,7 @@ def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
     Fusion weights, and the gate that decides which images are sent, are chosen on validation too.
     """
     runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
-    targets = np.load(folder / "targets.npz")
+    targets = _arrays(folder / "targets.npz")
     val_targets = targets["val"]
 
     # The smallest prompt first, because among equals the first row is served.
@@ -272,13 +277,14 @@ class _Run:
 
 
 def _run(folder: Path, row: str) -> _Run:
-    try:
-        record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
-        return _Run(dict(np.load(folder / f"{row}.npz")), record)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"benchmark: the run {folder / row} is missing or damaged; run the benchmark first"
-        ) from error
+    record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
+    return _Run(_arrays(folder / f"{row}.npz"), record)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file by name."""
+    with np.load(path) as file:
+        return dict(file)
 
 
 def _baselines(
