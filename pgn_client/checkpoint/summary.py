@@ -35,8 +35,8 @@ def summary(card: Card | Mapping[str, Any]) -> str:
         **_training(card),
         "fingerprint": card.fingerprint or "",
     }
-    # 13 is the length of the longest name, fingerprint, and two spaces. A class's name may hold line
-    # breaks, or sequences that act on the terminal.
+    # 13 is the length of the longest name, fingerprint, and two spaces. A class's name may hold
+    # line breaks, or sequences that act on the terminal.
     return "\n".join(f"{name:<13}{printable(text)}" for name, text in lines.items() if text)
 
 
