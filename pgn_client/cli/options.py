@@ -291,7 +291,8 @@ def source_labels(text: str) -> list[str]:
         if _is_file(text):
             content = Path(text).read_text(encoding="utf-8").strip()
             labels = json.loads(content) if content.startswith("[") else content.splitlines()
-    except (OSError, ValueError) as error:
+    # 100,000 brackets exceed the recursion limit.
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--source-labels: got {text}, which cannot be read ({error}), expected one label per "
             "line or a JSON list; check the file"

@@ -11,7 +11,7 @@ from tests.wire.fakes import ToyAdapter, file_bytes, picture
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A list in ``lists/``, an image beside it, and a photo in another folder that is the user's."""
+    """An image in ``lists/``, where lists will lie, and a photo of the user's in another folder."""
     for number, name in enumerate(("lists/b.png", "photos/a.png")):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(file_bytes(picture(number)))
