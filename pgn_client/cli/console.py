@@ -302,7 +302,8 @@ def tell_records(
     try:
         for item in records:
             record = item if isinstance(item, dict) else item.record
-            error = record["error"] if isinstance(item, dict) else item.error or record["error"]
+            # A line of an earlier run may lack what it was made without.
+            error = record.get("error") if isinstance(item, dict) else item.error
             wanted = True
             if as_json:
                 wanted = tell(json.dumps(record))

@@ -78,9 +78,9 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def places(value, path=()):
     """The path of every value inside a JSON value."""
     yield path
-    inside = (
-        value if isinstance(value, dict) else dict(enumerate(value) if type(value) is list else ())
-    )
+    inside = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(inside, dict):
+        return
     for key, inner in inside.items():
         yield from places(inner, (*path, key))
 
@@ -102,12 +102,14 @@ def damaged_json(value, chance):
         elif kind == 1:
             parent[path[-1]] = [parent[path[-1]]]
         elif kind == 2 and isinstance(parent, dict):
-            parent[chance.choice(("new", "", "\x1b[2J", "two\nlines"))] = chance.choice(ODD)
+            parent[chance.choice(("new", "", "\x1b[2J", "two\nlines"))] = copy.deepcopy(
+                chance.choice(ODD)
+            )
         elif kind == 3 and not deep and chance.random() < 0.2:
             parent[path[-1]] = "DEEP"
             deep = True
         else:
-            parent[path[-1]] = chance.choice(ODD)
+            parent[path[-1]] = copy.deepcopy(chance.choice(ODD))
     text = json.dumps(value)
     return text.replace('"DEEP"', DEEP) if deep else text
 
@@ -376,13 +378,17 @@ def test_500_damaged_states_of_training(tmp_path):
     from pgn_client.training.run import Run, load_state
 
     chance = random.Random("states")
-    whole = unpacked("resumed.safetensors.resume")
     path = tmp_path / "c.resume"
-    path.write_bytes(whole)
-    saved = torch.load(path, weights_only=True)
     layer = torch.nn.Linear(2, 2)
     sgd = torch.optim.SGD(layer.parameters(), lr=0.1)
-    run = Run(layer, layer, sgd, torch.optim.lr_scheduler.LambdaLR(sgd, lambda _: 1.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda _: 1.0)
+    run = Run(layer, layer, sgd, schedule)
+    state = {"model": layer.state_dict(), "mapping": layer.state_dict(), "epoch": 1, "best": None}
+    state |= {"optimiser": sgd.state_dict(), "schedule": schedule.state_dict(), "history": []}
+    state["random"] = torch.get_rng_state()
+    saved = {"identity": {"seed": 0}, "run": state}
+    torch.save(saved, path)
+    whole = path.read_bytes()
 
     def use():
         run.load_state_dict(load_state(path, saved["identity"]))

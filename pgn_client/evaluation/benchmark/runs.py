@@ -282,7 +282,7 @@ class Bench:
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, **targets)  # type: ignore[arg-type]
             return
-        with reading_benchmark(path), np.load(path) as saved:
+        with reading_benchmark(path), path.open("rb") as content, np.load(content) as saved:
             is_same = _same(saved, targets)
         if not is_same:
             raise ConfigurationError(
