@@ -103,9 +103,13 @@ class Stream:
 
     def silence(self) -> None:
         """Send the rest to nowhere, so that Python's own flush at exit does not fail too."""
-        if self.failure is not None and self._stream in (sys.__stdout__, sys.__stderr__):
+        stream = self._stream
+        if self.failure is None or stream is None:
+            return
+        # Another stream than Python's own is not flushed at exit, and its descriptor is not ours.
+        if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
             with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), cast(TextIO, self._stream).fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         # tqdm and logging ask for more: encoding, fileno, ...

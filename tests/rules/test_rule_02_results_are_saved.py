@@ -1,96 +1,25 @@
+# ruff: noqa: F811 (fixtures that are imported)
 """Rule 2: a run ends with its files saved and an honest exit status, whatever its terminal does."""
 
 import contextlib
-import gzip
-import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pgn_client.cli import main
 from pgn_client.cli.console import Stream
 from pgn_client.cli.options import to_json
 
-FILES = Path(__file__).parents[1] / "compatibility" / "files"
+from .hosted import place, server, url  # noqa: F401 (two are fixtures)
+
 PARTS = ("⊕ − ≥ é 中 😀", "+ - >= \\u00e9 \\u4e2d \\ud83d\\ude00")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """A hosted model of two classes, whose scores depend on how dark an image is."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        known = self.path.endswith("/v1/model")
-        card = {"name": "toy", "input_size": 8, "profile": "direct", "classes": ["a", "b"]}
-        self.answer(200 if known else 404, card if known else {})
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.seen += 1
-        with contextlib.suppress(OSError):
-            body = Image.open(io.BytesIO(body)).convert("L").tobytes()
-        share = float(np.frombuffer(body, np.uint8).mean()) / 255
-        share = 0.9 * share + 0.1 * hashlib.sha256(body).digest()[0] / 255
-        prediction = {"labels": ["a", "b"], "scores": [share, 1 - share]}
-        answer = {"model": "toy", "output": "probs", "predictions": [prediction]}
-        self.answer(200, answer)
-
-    def answer(self, status, value):
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as http:
-        http.seen = 0
-        http.daemon_threads = True
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        try:
-            yield http
-        finally:
-            http.shutdown()
-            thread.join()
-
-
-@pytest.fixture(scope="module")
-def place(server, tmp_path_factory):
-    """A folder with images of two classes, dark and bright, a checkpoint, and recorded answers."""
-    folder = tmp_path_factory.mktemp("place")
-    chance = np.random.default_rng(0)
-    for name, level in (("dark", 40), ("bright", 180)):
-        (folder / "in" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = chance.integers(level, level + 60, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "in" / name / f"{number:02}.png")
-    checkpoint = gzip.decompress((FILES / "pgn_pixel.safetensors.gz").read_bytes())
-    (folder / "pgn.safetensors").write_bytes(checkpoint)
-    words = ["predict", folder / "in", "--url", url(server), "--out", folder / "first.jsonl"]
-    assert main([*map(str, words), "--cache", str(folder / "a.sqlite")]) == 0
-    return folder
-
-
-def url(server):
-    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def closed_pipe():
@@ -102,7 +31,7 @@ def closed_pipe():
 STREAMS = {
     "ascii": (lambda: io.TextIOWrapper(io.BytesIO(), "ascii"), 0),
     "cp1252": (lambda: io.TextIOWrapper(io.BytesIO(), "cp1252"), 0),
-    "a full disk": (lambda: open("/dev/full", "w", encoding="utf-8"), 1),
+    "a full disk": (partial(open, "/dev/full", "w", encoding="utf-8"), 1),
     "a closed pipe": (closed_pipe, 0),
     "closed": (lambda: None, 1),
 }
@@ -180,7 +109,8 @@ def test_json_is_exact_on_every_terminal(encoding, monkeypatch):
     buffer = io.BytesIO()
     value = {PARTS[0]: "\udc80"}
     with monkeypatch.context() as patches:
-        patches.setattr(sys, "stdout", Stream(io.TextIOWrapper(buffer, encoding)))
+        terminal = io.TextIOWrapper(buffer, encoding)
+        patches.setattr(sys, "stdout", Stream(terminal))
         sys.stdout.write(to_json(value))
         sys.stdout.flush()
     assert json.loads(buffer.getvalue().decode(encoding)) == value
@@ -252,7 +182,8 @@ def test_long_runs_are_saved_behind_a_full_disk_for_stdout_and_stderr(tmp_path):
     write_digits(tmp_path / "all", images=120)
     dealt_out(tmp_path / "all", tmp_path / "data")
     (tmp_path / "out").mkdir()
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": root}
     with local_server() as hosted, open("/dev/full", "w", encoding="utf-8") as full:
         for name, (words, files) in LONG.items():
             words = words.replace("URL", hosted).replace("SMALL", "--epochs 1 --shots 4")
