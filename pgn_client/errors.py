@@ -26,7 +26,11 @@ The form of a message is *what failed: got X, expected Y; do Z.*
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unicodedata import category
 
 
 class PGNError(Exception):
@@ -165,3 +169,56 @@ class RateLimitedError(StatusError):
 
 class ServerError(StatusError):
     """The endpoint returned an HTTP status 5xx until the retries or the deadline ran out."""
+
+
+@contextmanager
+def reading(what: str, remedy: str, kind: type[PGNError] = ConfigurationError) -> Iterator[None]:
+    """Context manager around the reading of a file of unknown origin: its one border.
+
+    Whatever such a file makes Python raise becomes one error of this library, in one line.
+
+    Args:
+        what: Name of the file for the message, such as ``endpoint file a.json``.
+        remedy: What the file should be, or what to do.
+        kind: Type of the error.
+
+    Raises:
+        PGNError: The block failed; an error of this library passes through unchanged.
+    """
+    try:
+        yield
+    except PGNError:
+        raise
+    # Every type, because a crafted file finds every one: a number as large as 1e999, a hundred
+    # thousand nested lists, a list in place of an object, an array that no memory can hold.
+    except Exception as error:
+        raise kind(f"{what}: cannot be read ({reason(error)}); {remedy}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be read or written, as a short text in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return printable(f"{error.args[0]!r} is missing")[:120]
+    return printable(" ".join(str(error).split()))[:120] or type(error).__name__
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return a text in which no character acts on a terminal or breaks a line.
+
+    Line breaks, escape sequences and characters that reverse the direction of writing become
+    ``\uXXXX``, as in JSON.
+
+    Args:
+        text: Text that may hold names from other people's files.
+        keep: Characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    # Zs: spaces, such as the one that forbids a line break, which Python counts as not printable.
+    # json.dumps writes an ASCII control character as \u001b too, and two escapes beyond \uffff.
+    return "".join(
+        c if c.isprintable() or c in keep or category(c) == "Zs" else json.dumps(c)[1:-1]
+        for c in text
+    )

@@ -9,6 +9,7 @@ was read.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
@@ -16,7 +17,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pgn_client.errors import CheckpointError
+from pgn_client.errors import CheckpointError, printable
 
 LONGEST_SHOWN = 200
 """Largest number of characters of a file's text that an error message shows."""
@@ -94,7 +95,8 @@ class Entry:
             value = getattr(self, entry.name)
             if entry.name != "extra" and (value is not None or "null" in entry.metadata):
                 written[entry.name] = _written(value)
-        return written | dict(self.extra)
+        # A copy, so that a caller who changes what it was given does not change this entry.
+        return written | copy.deepcopy(dict(self.extra))
 
 
 # Cached, because evaluating annotations is slow, and a card has many entries of the same type.
@@ -181,7 +183,7 @@ def _refused(where: str, value: Any, expected: str) -> CheckpointError:
 
 def shown(text: str) -> str:
     """Return a file's text as an error message shows it: printable, one line, shortened."""
-    escaped = text if text.isprintable() else repr(text)[1:-1]
+    escaped = printable(text)
     return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}…"
 
 

@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from pgn_client.checkpoint.card import HOSTED, SCHEMA
 from pgn_client.checkpoint.entry import shown
-from pgn_client.errors import CheckpointError
+from pgn_client.errors import CheckpointError, reading, reason
 from pgn_client.imaging.files import whole_file
 
 _HEADER_KEY = "pgn_client"
@@ -30,6 +31,9 @@ _HOSTED_SCHEMA = 1
 
 It stays at 1, because servers of other versions must be able to read them.
 """
+
+MOST_LEVELS = 64
+"""Deepest nesting of a card; a deeper one would exceed Python's recursion limit in other code."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -79,9 +83,10 @@ def write(
     try:
         with whole_file(path) as partial:
             partial.write_bytes(data)
-    except OSError as error:
+    # ValueError: a path that contains a zero byte.
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: cannot be written ({error.strerror}); choose another place"
+            f"checkpoint {path}: cannot be written ({reason(error)}); choose another place"
         ) from error
     return full
 
@@ -93,13 +98,11 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: The file is missing, a pickle, truncated, not a PGN checkpoint, or has a
             newer schema.
     """
-    _refuse_other_files(Path(path))
-    try:
+    with _border(path):
+        _refuse_other_files(Path(path))
         with safe_open(path, framework="np") as file:
             header = (file.metadata() or {}).get(_HEADER_KEY)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    return _checked_card(header, path)
+        return _checked_card(header, path)
 
 
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
@@ -122,19 +125,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
             match the fingerprint.
     """
     card = read_card(path)
-
-    try:
+    with _border(path):
         with safe_open(path, framework="np") as file:
+            # NumPy has no bfloat16, and raises a TypeError for such a tensor.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    # A bfloat16 tensor raises a TypeError, because NumPy has no such type.
-    except (SafetensorError, OSError, TypeError) as error:
-        raise _unreadable(path, error) from error
-
-    try:
+        # Canonical JSON refuses NaN and infinite numbers, which json.loads accepts.
         computed = fingerprint(card, tensors)
-    # Canonical JSON refuses NaN and infinite numbers, which json.loads accepts.
-    except ValueError as error:
-        raise _unreadable(path, error) from error
     if computed != card.get("fingerprint"):
         raise CheckpointError(
             f"checkpoint {path}: its contents do not match its fingerprint; copy or train it again"
@@ -143,13 +139,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {path}: {error.strerror}; expected a file written by pgn train"
-        ) from error
+    with path.open("rb") as file:
+        start = file.read(16)
     # A safetensors file starts with eight bytes for the header's length, which may look like the
     # start of a pickle; then follows the JSON header, which starts with a brace.
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
@@ -165,14 +156,10 @@ def _checked_card(header: str | None, path: str | os.PathLike[str]) -> dict[str,
             f"checkpoint {path}: safetensors without a PGN card; expected a file written by "
             "pgn train"
         )
-    try:
-        card: dict[str, Any] = json.loads(header)
-        schema = int(card["schema"])
-    # int() overflows on 1e999, which is infinite, and deeply nested brackets exceed the recursion
-    # limit.
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-
+    card: dict[str, Any] = json.loads(header)
+    if _levels(card) > MOST_LEVELS:
+        raise ValueError(f"nested in more than {MOST_LEVELS} levels")
+    schema = int(card["schema"])
     if schema > SCHEMA:
         raise CheckpointError(
             f"checkpoint {path}: got schema {shown(str(schema))}, expected at most {SCHEMA}; "
@@ -181,11 +168,26 @@ def _checked_card(header: str | None, path: str | os.PathLike[str]) -> dict[str,
     return card
 
 
-def _unreadable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:120]
-    return CheckpointError(
-        f"checkpoint {path}: cannot be read ({reason}); expected a whole file written by pgn train"
-    )
+def _levels(value: Any) -> int:
+    """Return how many lists and objects lie inside one another in a JSON value, at most.
+
+    The count ends above ``MOST_LEVELS``.
+    """
+    levels = 0
+    inside = [value]
+    while inside and levels <= MOST_LEVELS:
+        containers = [item for item in inside if isinstance(item, dict | list)]
+        inside = []
+        for container in containers:
+            inside += container.values() if isinstance(container, dict) else container
+        levels += bool(containers)
+    return levels
+
+
+def _border(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Context manager around the reading of a checkpoint: all that is wrong is one error."""
+    remedy = "expected a whole file written by pgn train"
+    return reading(f"checkpoint {path}", remedy, CheckpointError)
 
 
 def _canonical(card: Mapping[str, Any]) -> str:

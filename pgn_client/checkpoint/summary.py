@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgn_client.checkpoint.card import Card, MetricsCard, ReachCard
+from pgn_client.errors import printable
 
 _SHOWN_CLASSES = 8
 """Largest number of class names in the summary."""
@@ -34,8 +35,9 @@ def summary(card: Card | Mapping[str, Any]) -> str:
         **_training(card),
         "fingerprint": card.fingerprint or "",
     }
-    # 13 is the length of the longest name, fingerprint, and two spaces.
-    return "\n".join(f"{name:<13}{text}" for name, text in lines.items() if text)
+    # 13 is the length of the longest name, fingerprint, and two spaces. A class's name may hold
+    # line breaks, or sequences that act on the terminal.
+    return "\n".join(f"{name:<13}{printable(text)}" for name, text in lines.items() if text)
 
 
 def _prompts(card: Card) -> dict[str, str]:

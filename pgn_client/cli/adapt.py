@@ -6,11 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from pgn_client.cli.console import talk, tell
-from pgn_client.cli.data import add_failure_rate, add_sources, failed, talk_summary
+from pgn_client.cli.console import Failures, talk, tell
+from pgn_client.cli.data import add_failure_rate, add_sources, talk_summary
 from pgn_client.cli.options import (
-    FAILED,
-    OK,
     Subparsers,
     add_endpoint_file,
     add_profile_option,
@@ -20,7 +18,7 @@ from pgn_client.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pgn_client.imaging.scan import Skipped
+    pass
 
 
 def add_adapt(commands: Subparsers) -> None:
@@ -53,21 +51,20 @@ def run_adapt(args: argparse.Namespace) -> int:
 
     adapter = load_adapter(args.ckpt, profile_of(args))
     found = scan(args.source)
-    failures: list[Skipped] = []
+    failures = Failures()
     skipped = 0
     for result in adapt_files(adapter, args.source, args.target, files=found.files):
         skipped += result.skipped
-
         error = None if result.error is None else str(result.error)
-        if error is not None:
-            failures.append(failed({"path": result.source, "error": error}))
-            talk(f"error: {failures[-1]}")
+        if result.error is not None:
+            failures.add(str(result.source), result.error)
         if args.json:
             line = {"path": str(result.source), "adapted": str(result.target), "error": error}
             tell(json.dumps(line))
         elif error is None:
             tell(str(result.target))
-    done = len(found.files) - len(failures)
-    talk(f"{done} adapted ({skipped} of them by an earlier run), {len(failures)} failed")
-    talk_summary(found, failures)
-    return FAILED if len(failures) > args.max_failure_rate * len(found.files) else OK
+    failures.sum_up()
+    done = len(found.files) - failures.count
+    talk(f"{done} adapted ({skipped} of them by an earlier run), {failures.count} failed")
+    talk_summary(found, failures.files)
+    return failures.status(len(found.files), args.max_failure_rate)

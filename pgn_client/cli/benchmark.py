@@ -21,6 +21,7 @@ from pgn_client.cli.options import (
     load_surrogate,
     make_folder,
     require,
+    to_json,
 )
 from pgn_client.errors import ConfigurationError
 from pgn_client.wire.endpoint import Endpoint
@@ -134,6 +135,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     require("benchmarks", "all", "torch", "timm", "scipy", "fastapi", "matplotlib")
     from pgn_client.evaluation.benchmark import Bench, Plan, draw, markdown, missing_rows, summarise
     from pgn_client.evaluation.benchmark.runs import TEST_SEED
+    from pgn_client.imaging.files import write_whole
     from pgn_client.types import ServerProfile
 
     sets: dict[str, Path] = {}
@@ -192,12 +194,13 @@ def run_benchmark(args: argparse.Namespace) -> int:
         summarise(args.out, list(sets), plan.methods, args.seeds, shots) for shots in plan.shots
     ]
     text = json.dumps([summary.to_json() for summary in summaries], indent=1, ensure_ascii=False)
-    (args.out / "table.json").write_text(text + "\n", encoding="utf-8")
-    (args.out / "table.md").write_text(markdown(summaries), encoding="utf-8")
+    write_whole(args.out / "table.json", (text + "\n").encode())
+    write_whole(args.out / "table.md", markdown(summaries).encode())
     for summary in summaries:
         draw(summary, args.out / f"table-{summary.shots or 'all'}.png")
 
-    tell(text if args.json else markdown(summaries))
+    data = [summary.to_json() for summary in summaries]
+    tell(to_json(data) if args.json else markdown(summaries))
     talk(f"saved: {args.out / 'table.md'}, table.json, table-*.png")
     for findings in found:
         talk(findings.summary())

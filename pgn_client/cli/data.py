@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import talk
 from pgn_client.errors import ConfigurationError
@@ -21,8 +21,6 @@ DATA_HELP = (
 )
 MAX_FAILURE_RATE = 0.01
 """Default of ``--max-failure-rate``."""
-LONGEST_REASON = 120
-"""Largest number of characters of a reason in the last line."""
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -130,27 +128,6 @@ def look_at(dataset: Dataset, *, seed: int, without_copies: bool = False) -> Fin
         if remark.serious and remark.key != "unreadable":
             talk(f"warning: {dataset}: {remark.text}")
     return found
-
-
-def failures_of(
-    records: Iterator[dict[str, Any]], failures: list[Skipped]
-) -> Iterator[dict[str, Any]]:
-    """Yield prediction records unchanged, and collect those with an error in ``failures``."""
-    for record in records:
-        if record["error"] is not None:
-            failures.append(failed(record))
-        yield record
-
-
-def failed(record: Mapping[str, Any]) -> Skipped:
-    """Return the file of a record with the keys ``path`` and ``error``, and why it failed."""
-    from pgn_client.imaging.codecs import describe
-    from pgn_client.imaging.scan import Skipped
-
-    path = Path(record["path"])
-    reason = str(record["error"]).removeprefix(f"{describe(path)}: ")
-    short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…"
-    return Skipped(path, short)
 
 
 def talk_summary(scan: Scan, failures: Sequence[Skipped]) -> None:

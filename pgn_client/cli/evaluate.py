@@ -118,10 +118,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     result.data = found.to_json()
     # The files are written before anything is printed, so that a failing terminal cannot lose a
-    # report that was paid for.
-    if args.out:
-        report.write(args.out, result, columns(adapter, task.test.paths))
-    tell(to_json(result.to_json()) if args.json else report.table(result))
+    # report that was paid for. It is printed even if a file cannot be written.
+    try:
+        if args.out:
+            # The numbers first: for the other files, test images are opened once more.
+            report.write_json(args.out, result)
+            report.write(args.out, result, columns(adapter, task.test.paths))
+    finally:
+        tell(to_json(result.to_json()) if args.json else report.table(result))
     if args.out:
         talk(
             f"saved: {args.out / 'report.html'}, report.json, and steps.png, with what the server "

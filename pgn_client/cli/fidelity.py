@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgn_client.cli.console import talk, tell
-from pgn_client.cli.data import add_sources, failed, talk_summary
+from pgn_client.cli.console import Failures, talk, tell
+from pgn_client.cli.data import add_sources, talk_summary
 from pgn_client.cli.options import (
     FAILED,
-    OK,
     Subparsers,
     add_profile_option,
     add_surrogate_options,
@@ -27,7 +26,6 @@ from pgn_client.cli.options import (
 from pgn_client.errors import ConfigurationError, PGNError
 
 if TYPE_CHECKING:
-    from pgn_client.imaging.scan import Skipped
     from pgn_client.prompting.adapter import PromptAdapter
     from pgn_client.surrogate.backbone import Backbone
 
@@ -66,6 +64,8 @@ def run_retain(args: argparse.Namespace) -> int:
 
     from pgn_client.evaluation import report
     from pgn_client.evaluation.fidelity import agreement, columns
+    from pgn_client.imaging.codecs import PNG
+    from pgn_client.imaging.files import write_whole
     from pgn_client.imaging.reader import scan
 
     if args.out and (
@@ -79,28 +79,34 @@ def run_retain(args: argparse.Namespace) -> int:
     adapter = load_adapter(args.ckpt, args.profile)
     surrogate = _surrogate(args, adapter)
     readable: list[Path] = []
-    failures: list[Skipped] = []
+    failures = Failures()
     batches = list(_followed(adapter, surrogate, found.files, readable, failures))
+    failures.sum_up()
     if not batches:
-        talk_summary(found, failures)
+        talk_summary(found, failures.files)
         return FAILED
 
     log_probs: dict[str, Any] = {}
     for stage in batches[0]:
         log_probs[stage] = np.concatenate([batch[stage] for batch in batches])
     shares = agreement(log_probs)
-    if args.json:
-        # The old word in this key stays, because programs read it.
-        tell(to_json({"pictures": len(readable), "agreement": shares}))
-    else:
-        tell(report.retention_table(shares, len(readable)))
+    # Written first, so that a failing terminal loses no file; and printed even if that fails.
+    try:
+        if args.out:
+            shown = columns(adapter, readable)
+            sheet = report.sheet([(images, step) for step, images in shown.items()])
+            write_whole(args.out, PNG.encode(sheet))
+    finally:
+        if args.json:
+            # The old word in this key stays, because programs read it.
+            tell(to_json({"pictures": len(readable), "agreement": shares}))
+        else:
+            tell(report.retention_table(shares, len(readable)))
 
     if args.out:
-        shown = columns(adapter, readable)
-        report.sheet([(images, step) for step, images in shown.items()]).save(args.out)
         talk(f"saved: {args.out}, with what the server sees at each step")
-    talk_summary(found, failures)
-    return FAILED if failures else OK
+    talk_summary(found, failures.files)
+    return failures.status(len(found.files))
 
 
 def _followed(
@@ -108,7 +114,7 @@ def _followed(
     surrogate: Backbone,
     paths: Sequence[Path],
     readable: list[Path],
-    failures: list[Skipped],
+    failures: Failures,
 ) -> Iterator[dict[str, Any]]:
     """Yield the surrogate's log-probabilities at each step from the client to the model.
 
@@ -135,8 +141,7 @@ def _followed(
             try:
                 image = open_image(path)
             except PGNError as error:
-                failures.append(failed({"path": path, "error": error}))
-                talk(f"error: {failures[-1]}")
+                failures.add(str(path), error)
                 continue
             # One at a time, because a batch of large images would not fit into memory.
             fitted.append(fit_to_canvas(image, adapter.canvas))

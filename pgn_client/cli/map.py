@@ -111,6 +111,11 @@ def run_map(args: argparse.Namespace) -> int:
     if seed is None:
         # The card of an imported checkpoint has no seed.
         seed = (prompts.card.seed or 0) if prompts else 0
+    unfinished = None
+    if not (args.cache or args.replay):
+        # A run that ends early, for example because its budget is spent, has paid for its answers.
+        unfinished = args.out.with_name(f"{args.out.name}.answers.sqlite")
+        args.cache = unfinished
     kinds = labels.AUTO if args.mapping == "auto" else (args.mapping,)
     options = {"kinds": kinds, "none_below": args.none_of_these}
     with connect(args, None) as client:
@@ -136,6 +141,9 @@ def run_map(args: argparse.Namespace) -> int:
         adapter = adapter.with_card(replace(adapter.card, scores=meaning(client.endpoint) or seen))
 
     adapter.save(args.out)
+    if unfinished:
+        for name in ("", "-wal", "-shm", ".ledger.sqlite"):
+            unfinished.with_name(unfinished.name + name).unlink(missing_ok=True)
     tell(to_json(adapter.info) if args.json else summary(adapter.card))
     talk(f"{asker.images_sent} images sent; saved: {args.out}")
     talk(found.summary())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 OK = 0
 FAILED = 1
 USAGE = 2
+BUDGET = 3
 INTERRUPTED = 130
 Subparsers = Any  # argparse has no public name for this type
 
@@ -46,7 +49,7 @@ def command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -288,7 +291,8 @@ def source_labels(text: str) -> list[str]:
         if _is_file(text):
             content = Path(text).read_text(encoding="utf-8").strip()
             labels = json.loads(content) if content.startswith("[") else content.splitlines()
-    except (OSError, ValueError) as error:
+    # 100,000 brackets exceed the recursion limit.
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--source-labels: got {text}, which cannot be read ({error}), expected one label per "
             "line or a JSON list; check the file"
@@ -410,8 +414,10 @@ def make_folder(path: Path) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Return a result as the text that ``--json`` prints."""
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    """Return a result as the text that ``--json`` prints: exact on a stdout of any encoding."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    takes_everything = codecs.lookup(encoding).name.startswith("utf")
+    return json.dumps(value, indent=1, ensure_ascii=not takes_everything)
 
 
 def require(what: str, extra: str, *modules: str) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgn_client.cli.console import talk, tell, tell_records
-from pgn_client.cli.data import add_failure_rate, add_sources, failures_of, talk_summary
+from pgn_client.cli.console import Failures, talk, tell, tell_records
+from pgn_client.cli.data import add_failure_rate, add_sources, talk_summary
 from pgn_client.cli.options import (
-    FAILED,
     OK,
     Subparsers,
     add_endpoint_options,
@@ -26,9 +25,8 @@ from pgn_client.cli.plan import add_dry_run, plan
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pgn_client.imaging.scan import Skipped
     from pgn_client.wire.client import AdaptedClient
-    from pgn_client.wire.journal import Record
+    from pgn_client.wire.folders import FileResult
 
 
 def add_predict(commands: Subparsers) -> None:
@@ -97,19 +95,17 @@ def run_predict(args: argparse.Namespace) -> int:
     with connect(args, adapter, journal=None if out == "-" else out, **options) as client:
         if args.dry_run:
             return _dry_run(client, found.files, None if out == "-" else out, args)
-        failures: list[Skipped] = []
         if out == "-":
-            _to_stdout(client, found.files, failures, args.json or not sys.stdout.isatty())
+            as_json = args.json or not sys.stdout.isatty()
+            failures = _to_stdout(client, found.files, as_json)
         else:
-            _to_journal(client, found.files, failures, out, args.json)
-    talk_summary(found, failures)
-    return FAILED if len(failures) > args.max_failure_rate * len(found.files) else OK
+            failures = _to_journal(client, found.files, out, args.json)
+    talk_summary(found, failures.files)
+    return failures.status(len(found.files), args.max_failure_rate)
 
 
-def _to_journal(
-    client: AdaptedClient, files: Sequence[Path], failures: list[Skipped], out: str, as_json: bool
-) -> None:
-    """Write predictions to a journal, a JSON Lines file; collect the images that failed."""
+def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> Failures:
+    """Write predictions to a journal, a JSON Lines file; return the images that failed."""
     from tqdm import tqdm
 
     from pgn_client.wire.folders import predict_files
@@ -118,35 +114,32 @@ def _to_journal(
     # None hides the bar where stderr is no terminal.
     bar = tqdm(total=len(files), unit="img", disable=None)
 
-    def records() -> Iterator[Record]:
+    def results() -> Iterator[FileResult]:
         nonlocal resumed
         with bar:
             for result in predict_files(client, files, out):
                 resumed += result.resumed
                 bar.update()
-                yield result.record
+                yield result
 
     # A plain print would tear the progress bar.
-    failed = tell_records(
-        failures_of(records(), failures),
-        as_json=as_json,
-        say=lambda text: bar.write(text, file=sys.stderr),
-    )
+    failures = Failures(lambda text: bar.write(text, file=sys.stderr))
+    failed = tell_records(results(), as_json=as_json, failures=failures)
     done = len(files) - failed
     talk(
         f"{out}: {done} predictions ({resumed} of them by an earlier run), {failed} failed; "
         f"{_usage(client)}"
     )
+    return failures
 
 
-def _to_stdout(
-    client: AdaptedClient, files: Sequence[Path], failures: list[Skipped], as_json: bool
-) -> None:
-    """Print predictions on stdout; collect the images that failed."""
-    from pgn_client.wire.folders import predict_records
+def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> Failures:
+    """Print predictions on stdout; return the images that failed."""
+    from pgn_client.wire.folders import predict_each
 
-    records = failures_of(predict_records(client, files), failures)
-    tell_records(records, as_json=as_json, people=True)
+    failures = Failures()
+    tell_records(predict_each(client, files), as_json=as_json, people=True, failures=failures)
+    return failures
 
 
 def _usage(client: AdaptedClient) -> str:

@@ -75,8 +75,11 @@ def run_probe(args: argparse.Namespace) -> int:
         used = client.usage
 
     values = {name: asdict(finding) for name, finding in findings.items()}
-    endpoint.write(args.out, values)
-    tell(to_json(values) if args.json else _table(findings))
+    # Printed even if the file cannot be written, because the findings are paid for.
+    try:
+        endpoint.write(args.out, values)
+    finally:
+        tell(to_json(values) if args.json else _table(findings))
     talk(f"{used.images} images sent; saved: {args.out}")
     if "?" in endpoint.url:
         talk(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reason
 from pgn_client.imaging.opening import PathLike as PathLike
 from pgn_client.imaging.reader import scan
 
 SHOWN = 4
 """Greatest number of example images that :func:`spread` selects."""
+
+_TEMPORARY = re.compile(r"(\.[0-9a-f]{12}-)[0-9a-f]{8}\.tmp")
+"""Names of the temporary files of ``whole_file``."""
 
 
 def spread(n: int) -> range:
@@ -44,13 +49,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Context manager that writes a file atomically: it yields a temporary path to write to.
 
     On success, the temporary file replaces ``path`` in one step. So the file at ``path`` is always
-    complete, or does not exist.
+    complete, or does not exist. A killed process leaves the temporary file, which
+    ``clear_leftovers`` removes.
 
     Raises:
         OSError: The file cannot be written; the temporary file is removed.
     """
-    # Not derived from the file's own name, which may already have the maximum length.
-    partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    partial = path.with_name(f"{_mark(path)}{secrets.token_hex(4)}.tmp")
     try:
         yield partial
         # Without fsync, a crash of the machine could leave an empty file under the final name.
@@ -64,19 +69,66 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def _mark(path: Path) -> str:
+    """Return how the names of a file's temporary files start.
+
+    The mark is a hash of the file's name, and not the name, which may have the maximum length.
+    """
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-"
+
+
+def clear_leftovers(paths: Iterable[Path]) -> None:
+    """Remove the temporary files that killed processes have left of these files.
+
+    Call it only while no other process can be writing one of the files; see
+    ``wire.journal.only_writer``.
+
+    Args:
+        paths: Files that ``whole_file`` may have written.
+    """
+    marks: dict[Path, set[str]] = {}
+    for path in paths:
+        marks.setdefault(path.parent, set()).add(_mark(path))
+
+    for folder, starts in marks.items():
+        # ValueError: a path that contains a zero byte.
+        with contextlib.suppress(OSError, ValueError):
+            for file in folder.iterdir():
+                own = _TEMPORARY.fullmatch(file.name)
+                # A file of another process, on another file of this folder, has another mark.
+                if own and own[1] in starts:
+                    file.unlink()
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write bytes to a file atomically: the file appears complete, or not at all.
 
     Raises:
         ConfigurationError: The file cannot be written.
     """
+    with writing(path), whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Context manager around the writing of a file: a refusal of the system is one error of ours.
+
+    Args:
+        path: Path to name in the message.
+
+    Raises:
+        ConfigurationError: The system refused to write, or the path holds a zero byte.
+    """
     try:
-        with whole_file(path) as partial:
-            partial.write_bytes(data)
-    except OSError as error:
+        yield
+    except ConfigurationError:
+        raise
+    # ValueError: a path that contains a zero byte.
+    except (OSError, ValueError) as error:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> ConfigurationError:
+def unwritable(path: Path, error: Exception) -> ConfigurationError:
     """Return a ``ConfigurationError`` that says which file cannot be written, and why."""
-    return ConfigurationError(f"{path}: cannot be written ({error.strerror}); choose another place")
+    return ConfigurationError(f"{path}: cannot be written ({reason(error)}); choose another place")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgn_client.errors import CheckpointError, ConfigurationError, PGNError
+from pgn_client.errors import CheckpointError, ConfigurationError, PGNError, reading
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normalised
 from pgn_client.types import ServerProfile
 
@@ -376,16 +376,12 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         ConfigurationError: The file is missing, is not JSON, or has another form.
     """
-    try:
+    remedy = "expected a JSON list of names or of objects with a 'name'"
+    with reading(f"labels file {path}", remedy):
         rows = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise TypeError(f"got {type(rows).__name__}")
         return [row if isinstance(row, str) else str(row["name"]) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"labels file {path}: {error}; expected a JSON list of names or of objects with "
-            "a 'name'"
-        ) from error
 
 
 def load(

@@ -35,7 +35,14 @@ from pgn_client.training.config import TrainingConfig
 from pgn_client.training.examples import Examples, load_examples
 from pgn_client.training.progress import bar as progress_bar
 from pgn_client.training.recipe import Recipe
-from pgn_client.training.run import Run, check_state, load_state, optimisation, save_state
+from pgn_client.training.run import (
+    Run,
+    check_state,
+    load_state,
+    optimisation,
+    reading_state,
+    save_state,
+)
 from pgn_client.training.torch_mapping import TorchMapping
 
 
@@ -224,9 +231,11 @@ class Loop:
         Args:
             saved: The result of ``Run.state_dict``.
         """
-        features = saved["mapping"]["weight"].shape[0]
-        source = self._source(features)
-        run = self._run(_blank_mapping(saved["mapping_kind"], source, self.card.classes))
+        with reading_state():
+            features = saved["mapping"]["weight"].shape[0]
+            source = self._source(features)
+            blank = _blank_mapping(saved["mapping_kind"], source, self.card.classes)
+        run = self._run(blank)
         run.load_state_dict(saved)
         return run
 

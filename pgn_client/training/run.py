@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.errors import CheckpointError, ConfigurationError, reading
 from pgn_client.imaging.files import whole_file
 from pgn_client.mapping import label_mapping as labels
 from pgn_client.prompting.methods import Method
@@ -188,7 +189,15 @@ class Run:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Load the state of a saved run, including that of the random number generator."""
+        """Load the state of a saved run, including that of the random number generator.
+
+        Raises:
+            CheckpointError: The state is damaged, or does not fit the method.
+        """
+        with reading_state():
+            self._load(saved)
+
+    def _load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
         self.mapping.load_state_dict(saved["mapping"])
         self.optimiser.load_state_dict(saved["optimiser"])
@@ -227,6 +236,16 @@ def save_state(path: Path, run: Run, identity: dict[str, Any]) -> None:
         torch.save({"identity": identity, "run": run.state_dict()}, partial)
 
 
+def reading_state(path: Path | None = None) -> AbstractContextManager[None]:
+    """Context manager around the use of a saved run: whatever is wrong with it is one error.
+
+    Args:
+        path: File to name in the message, if it is known.
+    """
+    name = "the saved state" if path is None else str(path)
+    return reading(f"training: {name}", "delete it and train again", CheckpointError)
+
+
 def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """Read the state of a saved run from a file, for ``Run.load_state_dict``.
 
@@ -239,17 +258,11 @@ def load_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, or it belongs to another run.
     """
-    try:
+    with reading_state(path):
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        saved_identity = saved["identity"]
-        run: dict[str, Any] = saved["run"]
-    # torch.load raises many types of errors for a damaged file.
-    except Exception as error:
-        raise CheckpointError(
-            f"training: {path} cannot be read; delete it and train again"
-        ) from error
-
-    different = sorted(name for name in identity if identity[name] != saved_identity.get(name))
+        saved_identity = dict(saved["identity"])
+        run = dict(saved["run"])
+        different = sorted(name for name in identity if identity[name] != saved_identity.get(name))
     if different:
         raise CheckpointError(
             f"training: {path} is the state of another run (it differs in "

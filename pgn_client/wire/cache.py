@@ -11,12 +11,17 @@ import os
 import sqlite3
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 from urllib.request import pathname2url
 
-from pgn_client.errors import ConfigurationError
-from pgn_client.types import Answer, Reply
+from pgn_client.errors import ConfigurationError, PGNError, reading, reason
+from pgn_client.types import Answer, Reply, ScoreKind
+
+T = TypeVar("T")
 
 CANARIES = 8
 """Number of images stored per endpoint, to detect later whether its model has changed (drift).
@@ -25,10 +30,11 @@ A changed model returns other scores for most or all of them.
 """
 
 _TABLES = {
-    "answers": "answer TEXT NOT NULL",
-    "models": "identity TEXT NOT NULL",
-    "pictures": "endpoint TEXT NOT NULL, picture BLOB NOT NULL",
+    "answers": {"answer": "TEXT NOT NULL"},
+    "models": {"identity": "TEXT NOT NULL"},
+    "pictures": {"endpoint": "TEXT NOT NULL", "picture": "BLOB NOT NULL"},
 }
+"""Table → type of each column but ``key``, its primary key."""
 
 
 def endpoint_key(url: str, model: str | None, asked: str = "") -> str:
@@ -86,37 +92,50 @@ class AnswerCache:
         self._complete: set[str] = set()  # endpoints that have all their canaries
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
-        if replay and (path is None or not Path(path).is_file()):
+        if replay and (path is None or not os.path.isfile(path)):
             raise ConfigurationError(
                 f"replay: got {self._name}, expected a file that a run with a cache has recorded"
             )
 
-        try:
+        with self._database_errors():
             database = _read_only_uri(Path(self._name)) if replay else self._name
             self._db = sqlite3.connect(database, check_same_thread=False, timeout=30.0, uri=replay)
-            # For a cache that is never closed.
-            weakref.finalize(self, self._db.close)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        # For a cache that is never closed.
+        weakref.finalize(self, self._db.close)
 
         try:
-            if replay:
-                # Fails now, not at the first image, where the file is no database of answers. A
-                # replay reads no kept images.
-                self._db.execute("SELECT 1 FROM answers, models LIMIT 0")
-                return
-            # A write-ahead log with NORMAL needs one write per answer, and does not wait for the
-            # disk. A power cut may lose the newest answers, which then cost their requests again.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            with self._db:
-                for table, columns in _TABLES.items():
-                    self._db.execute(
-                        f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, {columns})"
-                    )
-        except sqlite3.Error as error:
+            with self._database_errors():
+                self._open()
+        except ConfigurationError:
             self._db.close()
-            raise self._unusable(error) from error
+            raise
+
+    def _open(self) -> None:
+        """Check that the database is one of answers, and add what a new one lacks."""
+        if self.replay:
+            # Fails now, not at the first image, where the file is no database of answers. A replay
+            # reads no kept images.
+            self._db.execute("SELECT key, answer FROM answers LIMIT 0")
+            self._db.execute("SELECT key, identity FROM models LIMIT 0")
+            return
+
+        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
+        if tables and not tables & _TABLES.keys():
+            # Another program's database, or a ledger: nothing is added to it.
+            raise sqlite3.DatabaseError("it is a database of something else")
+        # A write-ahead log with NORMAL needs one write per answer, and does not wait for the disk.
+        # A power cut may lose the newest answers, which then cost their requests again.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._db:
+            for table, columns in _TABLES.items():
+                types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+                self._db.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, {types})"
+                )
+        for table, columns in _TABLES.items():
+            # Fails where an existing table has other columns.
+            self._db.execute(f"SELECT key, {', '.join(columns)} FROM {table} LIMIT 0")
 
     @property
     def name(self) -> str:
@@ -131,9 +150,8 @@ class AnswerCache:
         text = self._one("SELECT answer FROM answers WHERE key = ?", key)
         if text is None:
             return None
-        # Files of earlier versions lack the attempts and the request id.
-        labels, scores, kind, *attempts_and_id = json.loads(text)
-        return Reply(Answer(tuple(labels), tuple(scores), kind), *attempts_and_id)
+        with self._damaged():
+            return _reply(text)
 
     def put(
         self, key: str, answer: Answer, attempts: int = 0, request_id: str | None = None
@@ -179,12 +197,17 @@ class AnswerCache:
         for key, image in rows:
             recorded = self.get(key)
             if recorded is not None:
-                canaries.append((recorded.answer, bytes(image)))
+                with self._damaged():
+                    canaries.append((recorded.answer, _typed(image, bytes)))
         return canaries
 
     def recall(self, endpoint: str) -> str | None:
         """Return the identity of the model that last answered at the endpoint; None if unknown."""
-        return self._one("SELECT identity FROM models WHERE key = ?", endpoint)
+        identity = self._one("SELECT identity FROM models WHERE key = ?", endpoint)
+        if identity is not None:
+            with self._damaged():
+                _typed(json.loads(identity), list)
+        return identity
 
     def remember(self, endpoint: str, identity: str) -> None:
         """Store the identity of the model that last answered at the endpoint."""
@@ -195,19 +218,18 @@ class AnswerCache:
         rows = self._rows(query, key)
         return str(rows[0][0]) if rows else None
 
+    def _damaged(self) -> AbstractContextManager[None]:
+        """Context manager around the use of a stored row: one that is damaged is one error."""
+        return reading(f"answer cache: a row of {self._name!r}", "give a new file")
+
     def _rows(self, query: str, key: str) -> list[tuple[Any, ...]]:
-        try:
-            with self._lock:
-                return self._db.execute(query, (key,)).fetchall()
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        with self._database_errors(), self._lock:
+            return self._db.execute(query, (key,)).fetchall()
 
     def _write(self, statement: str, *values: str | bytes | int) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        # The connection's context manager commits, or rolls back if that fails.
+        with self._database_errors(), self._lock, self._db:
+            self._db.execute(statement, values)
 
     def __len__(self) -> int:
         with self._lock:
@@ -219,12 +241,65 @@ class AnswerCache:
         with self._lock:
             self._db.close()
 
-    def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
-        """Return the error for a cache file that SQLite cannot use."""
-        return ConfigurationError(
-            f"answer cache: cannot use {self._name!r} ({error}); give a new file in an existing, "
-            "writable folder"
-        )
+    @contextmanager
+    def _database_errors(self) -> Iterator[None]:
+        """Turn errors of SQLite and of the file system into ``ConfigurationError``."""
+        try:
+            yield
+        except PGNError:
+            raise
+        # ValueError: a path that contains a zero byte.
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"answer cache: cannot use {self._name!r} ({reason(error)}); give a new file in "
+                "an existing, writable folder"
+            ) from error
+
+
+def _reply(text: str) -> Reply:
+    """Return the reply that a row of the cache holds as JSON.
+
+    Raises:
+        TypeError, ValueError: The row has another form.
+    """
+    # Files of earlier versions lack the attempts and the request id.
+    labels, scores, kind, *attempts_and_id = _typed(json.loads(text), list)
+    if kind not in get_args(ScoreKind):
+        raise ValueError(f"got {kind!r:.40} as kind of the scores")
+    answer = Answer(
+        tuple(_typed(label, str) for label in _typed(labels, list)),
+        tuple(_finite(score) for score in _typed(scores, list)),
+        kind,
+    )
+    if len(answer.labels) != len(answer.scores):
+        raise ValueError(f"got {len(answer.labels)} labels and {len(answer.scores)} scores")
+
+    attempts, request_id = attempts_and_id or (0, None)
+    if request_id is not None:
+        _typed(request_id, str)
+    return Reply(answer, _typed(attempts, int), request_id)
+
+
+def _finite(number: Any) -> float:
+    """Return a finite number.
+
+    Raises:
+        TypeError, ValueError: The value is none.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number):
+        raise ValueError(f"got {number!r:.40}, expected a finite number")
+    return number
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    """Return a value that has this type.
+
+    Raises:
+        TypeError: It has another.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"got {type(value).__name__}, expected {kind.__name__}")
+    return value
 
 
 def _read_only_uri(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reading
 from pgn_client.types import ServerProfile
 
 BEARER = "Authorization: Bearer {key}"
@@ -298,18 +298,10 @@ class Endpoint:
                 value.
         """
         name = os.fspath(path)
-        try:
+        with reading(f"endpoint file {name}", "expected JSON or TOML; correct it"):
             with open(name, "rb") as file:
                 content = tomllib.load(file) if name.endswith(".toml") else json.load(file)
-        except OSError as error:
-            raise ConfigurationError(
-                f"endpoint file {name}: cannot be read ({error.strerror})"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigurationError(
-                f"endpoint file {name}: got no JSON or TOML ({error}); correct it"
-            ) from error
-        return cls(**_fields(name, content))
+            return cls(**_fields(name, content))
 
     def write(
         self, path: str | os.PathLike[str], findings: Mapping[str, Any] | None = None

@@ -8,26 +8,27 @@ if the journal has a line with a label for the same path and the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from pgn_client.checkpoint.card import ServedCard
 from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.imaging.codecs import PNG, open_image
-from pgn_client.imaging.files import write_whole
+from pgn_client.imaging.files import clear_leftovers, write_whole, writing
 from pgn_client.imaging.opening import PathLike
 from pgn_client.imaging.reader import scan
-from pgn_client.types import Adapter
+from pgn_client.types import Adapter, ImageFailure, Prediction
 from pgn_client.wire.client import AdaptedClient
 from pgn_client.wire.journal import (
     Record,
+    appending,
     line_of,
     only_writer,
-    opened,
     pin,
     read_journal,
     record_of,
@@ -36,18 +37,41 @@ from pgn_client.wire.journal import (
 )
 from pgn_client.wire.prepare import MAX_BATCH, caught, prepare_each
 
+MOST_BYTES = 255
+"""Longest name of a file, in bytes, that common file systems accept."""
 
-class FileResult(NamedTuple):
+
+class _RecordAndOrigin(NamedTuple):
+    record: Record
+    resumed: bool
+
+
+class FileResult(_RecordAndOrigin):
     """Prediction or error of one image file, as ``predict_files`` yields it.
 
     Attributes:
         record: Content of the journal line: ``path``, ``label``, ``score``, ``scores``, ``sha256``,
             ``attempts`` and ``error``. A failed file has an error and no label.
         resumed: Whether the line comes from an earlier run.
+        error: The exception because of which the file has no prediction; None if it has one.
     """
 
-    record: Record
-    resumed: bool
+    # Not a third item of the tuple, because callers of earlier versions unpack two.
+    error: PGNError | None = None
+
+    @classmethod
+    def of(cls, source: Path, digest: str | None, result: Prediction | ImageFailure) -> FileResult:
+        """Return the result for one image file that was classified now.
+
+        Args:
+            source: Path of the image.
+            digest: SHA-256 of the file's bytes; None if it cannot be read.
+            result: Prediction, or the reason why there is none.
+        """
+        classified = cls(record_of(source, digest, result), False)
+        if isinstance(result, ImageFailure):
+            classified.error = result.error
+        return classified
 
 
 class AdaptedFile(NamedTuple):
@@ -133,18 +157,17 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
             queue.popleft()
             yield FileResult(earlier, True)
 
-    with opened(path) as file:
+    with appending(path) as append:
         for result in client.classify_many(pending()):
             for earlier in resumed():
                 written.append(earlier.record)
                 yield earlier
 
             source, digest, _ = queue.popleft()
-            record = record_of(source, digest, result)
-            file.write(line_of(record))
-            file.flush()
-            written.append(record)
-            yield FileResult(record, False)
+            classified = FileResult.of(source, digest, result)
+            append(classified.record)
+            written.append(classified.record)
+            yield classified
     for earlier in resumed():
         written.append(earlier.record)
         yield earlier
@@ -155,17 +178,22 @@ def _resume(client: AdaptedClient, files: Sequence[Path], path: Path) -> Iterato
     write_lines(path, map(line_of, [*others, *written]))
 
 
-def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Record]:
-    """Classify image files without a journal, and yield one record per file.
+def predict_each(client: AdaptedClient, files: Sequence[Path]) -> Iterator[FileResult]:
+    """Classify image files without a journal, and yield one result per file.
 
-    A record holds what ``predict_files`` would write as a line of the journal.
+    A result's record holds what ``predict_files`` would write as a line of the journal.
 
     Args:
         client: Client that classifies; it is not closed.
         files: Image files, for example from ``find_images``.
     """
     for file, result in zip(files, client.classify_many(files), strict=True):
-        yield record_of(file, sha256_of(file), result)
+        yield FileResult.of(file, sha256_of(file), result)
+
+
+def predict_records(client: AdaptedClient, files: Sequence[Path]) -> Iterator[Record]:
+    """Classify image files without a journal, and yield the records of ``predict_each``."""
+    return (result.record for result in predict_each(client, files))
 
 
 def adapt_files(
@@ -198,26 +226,39 @@ def adapt_files(
     out = Path(target)
     files = scan(sources).files if files is None else files
     targets = _targets(files, _base([Path(each) for each in sources], files, out), out)
-    if {file.parent.resolve() for file in files} & {file.parent.resolve() for file in targets}:
-        raise ConfigurationError(
-            f"output folder: got {out}, which holds the images themselves; choose another"
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
 
     journal = out / "adapted.jsonl"
+    with only_writer(journal):
+        # Under the lock, because a run that is under way has temporary files too.
+        clear_leftovers(targets)
+        yield from _adapt_all(adapter, list(zip(files, targets, strict=True)), journal)
+
+
+def _adapt_all(
+    adapter: Adapter, pairs: Sequence[tuple[Path, Path]], journal: Path
+) -> Iterator[AdaptedFile]:
+    """Adapt and write the images that no earlier run has finished, and yield a result for each.
+
+    Args:
+        adapter: Adapter that prepares the images.
+        pairs: Pairs of the image's path and the PNG's path.
+        journal: Path of the list of finished images.
+    """
     checkpoint = _fingerprint(adapter)
     done = {
-        r["path"]: r
-        for r in read_journal(journal)
-        if r["label"] == "adapted" and r["checkpoint"] == checkpoint
+        record["path"]: record
+        for record in read_journal(journal)
+        if record["label"] == "adapted" and record.get("checkpoint") == checkpoint
     }
     # This drops incomplete lines and those of other checkpoints.
     write_lines(journal, (line_of(record) for record in done.values()))
 
-    todo = zip(files, targets, strict=True)
-    with opened(journal) as log:
-        while chunk := list(itertools.islice(todo, MAX_BATCH)):
-            yield from _adapt_chunk(adapter, chunk, done, log)
+    rest = iter(pairs)
+    with appending(journal) as append:
+        while chunk := list(itertools.islice(rest, MAX_BATCH)):
+            yield from _adapt_chunk(adapter, chunk, done, append)
 
 
 def _fingerprint(adapter: Adapter) -> str | None:
@@ -225,7 +266,10 @@ def _fingerprint(adapter: Adapter) -> str | None:
 
 
 def _adapt_chunk(
-    adapter: Adapter, chunk: Sequence[tuple[Path, Path]], done: Mapping[str, Record], log: IO[str]
+    adapter: Adapter,
+    chunk: Sequence[tuple[Path, Path]],
+    done: Mapping[str, Record],
+    append: Callable[[Record], None],
 ) -> Iterator[AdaptedFile]:
     """Adapt and write one batch of images, and yield a result for each.
 
@@ -233,14 +277,14 @@ def _adapt_chunk(
         adapter: Adapter that prepares the images.
         chunk: Pairs of the image's path and the PNG's path.
         done: Journal records of earlier runs by image path; these images are skipped.
-        log: Journal, to which a record per written image is added.
+        append: Function that adds the record of a written image to the journal.
     """
     todo = []
     for source, target in chunk:
         digest = sha256_of(source)
         previous = done.get(str(source))
-        is_same = previous and previous["sha256"] == digest and previous["target"] == str(target)
-        if is_same and target.exists():
+        same = {"sha256": digest, "target": str(target)}
+        if previous and same.items() <= previous.items() and target.exists():
             yield AdaptedFile(source, target, True, None)
         else:
             todo.append((source, target, digest))
@@ -251,11 +295,11 @@ def _adapt_chunk(
             yield AdaptedFile(source, target, False, item)
             continue
 
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, PNG.encode(item.image))
         record = {"path": str(source), "label": "adapted", "sha256": digest, "target": str(target)}
-        log.write(line_of({**record, "checkpoint": _fingerprint(adapter)}))
-        log.flush()
+        append({**record, "checkpoint": _fingerprint(adapter)})
         yield AdaptedFile(source, target, False, None)
 
 
@@ -275,21 +319,88 @@ def _base(roots: Sequence[Path], files: Sequence[Path], out: Path) -> Path:
             )
     if len(roots) == 1 and folders:
         return folders[0]
-    return Path(os.path.commonpath([file.absolute().parent for file in files]))
+    try:
+        return Path(os.path.commonpath([_located(file).parent for file in files]))
+    # On Windows, the images may lie on several drives.
+    except ValueError as error:
+        raise ConfigurationError(
+            f"list of images: got paths without a common folder ({error}), expected one drive; "
+            "adapt the images of each drive on their own"
+        ) from error
+
+
+def _located(file: Path) -> Path:
+    """Return a path as the file system understands it: absolute, without ``..`` and links.
+
+    Only the name stays what it is, even if it is a link itself.
+    """
+    return _real(file.parent) / file.name
+
+
+def _real(folder: Path) -> Path:
+    """Return the absolute path of a folder, without ``..`` and links."""
+    try:
+        return Path(os.path.realpath(folder))
+    # A path with a zero byte. Nothing can be read from it, and so nothing is written for it.
+    except ValueError:
+        return folder.absolute()
 
 
 def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
     """Return the path of the PNG to write for each image file; all of them differ.
 
     The name for ``a.jpg`` is ``a.png``, or ``a.jpg.png`` if another file already has that name.
+
+    Raises:
+        ConfigurationError: A PNG would lie outside of the output folder, or beside the images.
     """
     names: dict[Path, Path] = {}
     taken: set[Path] = set()
     # PNGs come first, so that they keep their names.
     for file in sorted(files, key=lambda path: path.suffix != ".png"):
-        relative = (file.absolute() if base.is_absolute() else file).relative_to(base)
-        longer = (relative.with_name(f"{relative.name}{n or ''}.png") for n in itertools.count())
-        candidates = itertools.chain([relative.with_suffix(".png")], longer)
-        names[file] = next(name for name in candidates if name not in taken)
+        relative = (_located(file) if base.is_absolute() else file).relative_to(base)
+        longer = (f"{relative.name}{n or ''}.png" for n in itertools.count())
+        candidates = itertools.chain([relative.with_suffix(".png").name], longer)
+        paths = (relative.with_name(_fitting(name)) for name in candidates)
+        names[file] = next(path for path in paths if path not in taken)
         taken.add(names[file])
-    return [out / names[file] for file in files]
+
+    targets = [out / names[file] for file in files]
+    _check_inside(out, files, targets)
+    return targets
+
+
+def _fitting(name: str) -> str:
+    """Return a PNG's name in a form that file systems accept: of at most ``MOST_BYTES`` bytes.
+
+    A hash of the name replaces the end of a longer one.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= MOST_BYTES:
+        return name
+    end = f"-{hashlib.sha256(encoded).hexdigest()[:12]}.png"
+    # "ignore" drops a character that the cut has halved.
+    start = encoded[: MOST_BYTES - len(end)].decode(errors="ignore")
+    return start + end
+
+
+def _check_inside(out: Path, files: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Check that nothing is written outside of the output folder, or over an image.
+
+    Raises:
+        ConfigurationError: A link or ``..`` leads out of the output folder, or the folder holds the
+            images themselves.
+    """
+    # Resolved, because a folder inside the output folder may be a link to another place.
+    inside = _real(out)
+    folders = {target.parent: _real(target.parent) for target in targets}
+    for folder, real in folders.items():
+        if real != inside and inside not in real.parents:
+            raise ConfigurationError(
+                f"output folder: got {folder}, which leads to {real}, outside of {out}; choose "
+                "another output folder"
+            )
+    if {_real(file.parent) for file in files} & set(folders.values()):
+        raise ConfigurationError(
+            f"output folder: got {out}, which holds the images themselves; choose another"
+        )

@@ -9,15 +9,32 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
-from pgn_client.errors import BudgetExceededError, ConfigurationError
+from pgn_client.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    PGNError,
+    printable,
+    reason,
+)
 from pgn_client.types import Usage
+
+MOST_IMAGES = 2**53
+"""Largest believable count of images; SQLite's own integers would overflow beyond 2 ** 63."""
+
+_COLUMNS = ["endpoint", "name", "images", "cost"]
+_TABLE = (
+    "CREATE TABLE spent (endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER NOT NULL, "
+    "cost REAL NOT NULL)"
+)
 
 
 class Ledger:
@@ -31,38 +48,64 @@ class Ledger:
             memory.
 
     Raises:
-        ConfigurationError: The file cannot be opened or is no ledger.
+        ConfigurationError: The file cannot be opened or is no ledger. An empty file is none either:
+            the counts that it has lost must not become a fresh budget.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
         with self._database_errors():
-            self._db = sqlite3.connect(
-                self._name,
-                # Threads share the connection, and ``_lock`` admits one at a time.
-                check_same_thread=False,
-                # In seconds: another process may hold the write lock for a moment.
-                timeout=30.0,
-                # With None, sqlite3 begins no transactions by itself; ``_writing`` does it.
-                isolation_level=None,
-            )
+            if path is not None and not os.path.lexists(path):
+                _create(Path(path))
+            elif path is not None and os.path.getsize(path) == 0:
+                raise ConfigurationError(
+                    f"ledger: got {self._name!r}, which is empty, expected the counts of earlier "
+                    "runs; restore the file, or remove it to count from 0"
+                )
+            self._db = _connected(self._name)
         # Closes the connection of a ledger that is dropped without ``close``.
         weakref.finalize(self, self._db.close)
         try:
             with self._database_errors():
+                if path is None:
+                    self._db.execute(_TABLE)
+                self._check()
                 # With WAL, a process that reads does not block the one that writes.
                 self._db.execute("PRAGMA journal_mode = WAL")
                 # The counts are money: with FULL, a power cut loses none of them.
                 self._db.execute("PRAGMA synchronous = FULL")
-                columns = (
-                    "endpoint TEXT PRIMARY KEY, name TEXT NOT NULL, images INTEGER NOT NULL, "
-                    "cost REAL NOT NULL"
-                )
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS spent ({columns})")
         except ConfigurationError:
             self._db.close()
             raise
+
+    def _check(self) -> None:
+        """Check that the database has our table, with possible counts.
+
+        Raises:
+            ConfigurationError: It is another database, or a count or cost is impossible.
+        """
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(spent)")]
+        if columns != _COLUMNS:
+            raise ConfigurationError(
+                f"ledger: got {self._name!r}, which is no ledger (its table spent has "
+                f"{printable(', '.join(columns))[:80] or 'no columns'}), expected a file that "
+                "--ledger has made; give another file"
+            )
+        wrong = self._db.execute(
+            "SELECT name, images, cost FROM spent WHERE typeof(images) != 'integer' "
+            "OR images NOT BETWEEN 0 AND ? OR typeof(cost) NOT IN ('integer', 'real') "
+            # False for an infinite cost; SQLite stores NaN as NULL.
+            "OR NOT cost BETWEEN 0 AND 1e300",
+            (MOST_IMAGES,),
+        ).fetchone()
+        if wrong is not None:
+            name, images, cost = wrong
+            raise ConfigurationError(
+                f"ledger: got {images!r:.40} images and a cost of {cost!r:.40} for "
+                f"{printable(str(name))[:80]} in {self._name!r}, expected 0 or more of both; "
+                "restore the file, or remove it to count from 0"
+            )
 
     def spent(self, endpoint: str) -> tuple[int, float]:
         """Return the number of images sent to an endpoint, and their total cost.
@@ -110,7 +153,8 @@ class Ledger:
         with self._writing():
             # MAX: rounding of floats could leave a cost slightly below 0.
             self._db.execute(
-                "UPDATE spent SET images = images - 1, cost = MAX(cost - ?, 0) WHERE endpoint = ?",
+                "UPDATE spent SET images = MAX(images - 1, 0), cost = MAX(cost - ?, 0) "
+                "WHERE endpoint = ?",
                 (price, endpoint),
             )
 
@@ -131,22 +175,80 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                # Also after Ctrl-C: an open transaction would lock out every other process.
-                self._db.execute("ROLLBACK")
+                # Also after Ctrl-C, and after a COMMIT that failed: an open transaction would lock
+                # out every other process. SQLite itself has ended it after some errors.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite into ``ConfigurationError``."""
+        """Turn errors of SQLite and of the file system into ``ConfigurationError``."""
         try:
             yield
-        except sqlite3.Error as error:
+        except PGNError:
+            raise
+        # ValueError: a path that contains a zero byte.
+        except (sqlite3.Error, OSError, ValueError) as error:
             raise ConfigurationError(
-                f"ledger: cannot use {self._name!r} ({error}); give a new file in an existing, "
-                "writable folder"
+                f"ledger: cannot use {self._name!r} ({reason(error)}); give a new file in an "
+                "existing, writable folder"
             ) from error
+
+
+def _connected(name: str) -> sqlite3.Connection:
+    """Open an SQLite database."""
+    return sqlite3.connect(
+        name,
+        # Threads share the connection, and a lock admits one at a time.
+        check_same_thread=False,
+        # In seconds: another process may hold the write lock for a moment.
+        timeout=30.0,
+        # With None, sqlite3 begins no transactions by itself; ``_writing`` does it.
+        isolation_level=None,
+    )
+
+
+def _create(path: Path) -> None:
+    """Create a ledger file with an empty table, unless another process has just done it.
+
+    The file appears with its table, so that a file without one is always a damaged one.
+
+    Raises:
+        OSError: The file cannot be created.
+    """
+    with closing(_connected(":memory:")) as db:
+        db.execute(_TABLE)
+        content = db.serialize()
+
+    partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        _write_new(partial, content)
+        try:
+            # Unlike a renamed file, a link never replaces the ledger of another process.
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            # Some file systems have no links.
+            with suppress(FileExistsError):
+                _write_new(path, content)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet; an incomplete one is removed."""
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 class Account:

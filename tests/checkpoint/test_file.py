@@ -150,10 +150,10 @@ class TestRefusal:
             refused(path, "expected a whole file written by pgn train")
 
     def test_of_a_missing_file(self, tmp_path):
-        refused(tmp_path / "nowhere", "No such file.*expected a file written by pgn train")
+        refused(tmp_path / "nowhere", "No such file.*expected a whole file written by pgn train")
 
     def test_of_a_folder(self, tmp_path):
-        refused(tmp_path, "directory.*expected a file written by pgn train")
+        refused(tmp_path, "directory.*expected a whole file written by pgn train")
 
     def test_of_foreign_safetensors(self, tmp_path):
         save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a")

@@ -486,7 +486,7 @@ class TestInterruption:
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(
             CheckpointError,
-            match=r"state\.pt cannot be read; delete it and train again",
+            match=r"state\.pt: cannot be read \(.*\); delete it and train again",
         ) as error:
             train(resume=True)
         assert "\n" not in str(error.value)

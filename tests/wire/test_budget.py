@@ -152,12 +152,12 @@ def test_a_run_killed_in_the_middle_and_started_again_keeps_to_one_budget(folder
         killed = server.pictures
         server.gate.set()
         second = subprocess.run(command, check=False, **quiet)
-        assert second.returncode == 1, second.stderr
+        assert second.returncode == 3, second.stderr
         assert 60 <= killed <= 72
         assert killed < server.pictures <= 100
         sent = server.pictures
         third = subprocess.run(command, check=False, **quiet)
-        assert (third.returncode, server.pictures) == (1, sent)
+        assert (third.returncode, server.pictures) == (3, sent)
         assert "budget exhausted: 100 of 100" in third.stderr
     assert (tmp_path / "out.jsonl.ledger.sqlite").exists()
 
@@ -259,7 +259,7 @@ def test_a_budget_is_kept_beside_the_journal_or_the_cache_and_a_higher_one_goes_
                 "--budget",
                 str(budget),
             ]
-            assert main([*command, *words]) == 1
+            assert main([*command, *words]) == 3
             assert server.pictures == sent
     assert "budget" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("*.sqlite") if path.name != "a.sqlite"] == [kept]

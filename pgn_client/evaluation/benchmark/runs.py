@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reading
 from pgn_client.evaluation import baselines
 from pgn_client.evaluation.candidate import Candidate
 from pgn_client.evaluation.fidelity import latent_log_probs
@@ -283,7 +284,10 @@ class Bench:
         if not path.exists():
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, **targets)  # type: ignore[arg-type]
-        elif not _same(np.load(path), targets):
+            return
+        with reading_benchmark(path), path.open("rb") as content, np.load(content) as saved:
+            is_same = _same(saved, targets)
+        if not is_same:
             raise ConfigurationError(
                 f"benchmark: {path.parent} holds runs on other images than those in "
                 f"{self.plan.sets[cell.set]}; choose another --out"
@@ -395,18 +399,23 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
     path = out / SETTINGS
     if not path.exists():
         return {}
-    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-
-    differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
-    # Each set has its own augmentation, and a set that is new in this table cannot differ.
-    for name, augmentation in ours["augment"].items():
-        if theirs["augment"].get(name, augmentation) != augmentation:
-            differs.append(f"augment of {name}")
+    with reading_benchmark(path):
+        theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
+        # Each set has its own augmentation, and a set that is new in this table cannot differ.
+        for name, augmentation in ours["augment"].items():
+            if theirs["augment"].get(name, augmentation) != augmentation:
+                differs.append(f"augment of {name}")
     if differs:
         raise ConfigurationError(
             f"benchmark: {out} holds runs that differ in {', '.join(differs)}; choose another --out"
         )
     return theirs
+
+
+def reading_benchmark(path: Path) -> AbstractContextManager[None]:
+    """Context manager around the reading of a benchmark's file: all that is wrong is one error."""
+    return reading(f"benchmark: {path}", "choose another --out, or remove the file")
 
 
 def missing_rows(out: Path, cell: Cell, plan: Plan) -> list[str]:

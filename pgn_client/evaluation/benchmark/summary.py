@@ -14,6 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgn_client.arrays import Floats, Integers
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import reading
 from pgn_client.evaluation import baselines, candidate, selection
 from pgn_client.evaluation.benchmark.runs import PROBE_RUN, RAW_RUN, Plan, deploys, parse
 from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, with_local
@@ -172,7 +173,12 @@ def summarise(
     cells: dict[str, list[FinishedCell]] = {}
     for name in sets:
         folders = [out / name / f"{shots or 'all'}-{seed}" for seed in seeds]
-        cells[name] = [_read(folder, specs) for folder in folders]
+        cells[name] = []
+        for folder in folders:
+            with reading(
+                f"benchmark: {folder}", "a run is missing or damaged; run the benchmark first"
+            ):
+                cells[name].append(_read(folder, specs))
 
     rows: dict[str, list[Row]] = {}
     for name in sets:
@@ -204,7 +210,9 @@ def _read(folder: Path, specs: Sequence[str]) -> FinishedCell:
     Fusion weights, and the gate that decides which images are sent, are chosen on validation too.
     """
     runs = {row: _run(folder, row) for row in (RAW_RUN, PROBE_RUN, *specs)}
-    targets = np.load(folder / "targets.npz")
+    targets = _arrays(folder / "targets.npz")
+    for row, run in runs.items():
+        _check(run, row, targets)
     val_targets = targets["val"]
 
     # The smallest prompt first, because among equals the first row is served.
@@ -272,13 +280,59 @@ class _Run:
 
 
 def _run(folder: Path, row: str) -> _Run:
-    try:
-        record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
-        return _Run(dict(np.load(folder / f"{row}.npz")), record)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"benchmark: the run {folder / row} is missing or damaged; run the benchmark first"
-        ) from error
+    record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
+    return _Run(_arrays(folder / f"{row}.npz"), record)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file by name."""
+    # NumPy does not close a damaged file that it has opened itself.
+    with path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+def _check(run: _Run, row: str, targets: Mapping[str, NDArray[Any]]) -> None:
+    """Check the numbers of a run that the table is computed from.
+
+    Args:
+        run: The run.
+        row: Name of the run.
+        targets: Class indices ``val`` and ``test``, and names ``ids`` of the test images.
+
+    Raises:
+        KeyError, TypeError, ValueError: A number is missing, of another type, or does not fit.
+    """
+    record = run.record
+    parameters = record["learnable"]
+    counts = [record["queries"], parameters["mapping"], *parameters.values()]
+    measures = [record[name] for name in ("seconds", "agreement") if name in record]
+    arrays = {"val": ["val"], "test": ["test"]}
+    if row not in (RAW_RUN, PROBE_RUN) and deploys(row):
+        counts += [parameters[part] for part in ("prompt", "local", "classifier")]
+        arrays = {"val": ["val", "local_val"], "test": ["test", "local_test"]}
+    if row == RAW_RUN:
+        counts += record["split"].values()
+    if not all(type(count) is int for count in counts):
+        raise TypeError(f"{row}: a count is no whole number")
+    if not all(type(measure) in (int, float) and isfinite(measure) for measure in measures):
+        raise TypeError(f"{row}: a measure is no finite number")
+
+    if targets["ids"].shape != targets["test"].shape or targets["ids"].dtype.kind != "U":
+        raise ValueError("the names of the test images do not fit")
+    classes = run.arrays["val"].shape[1]
+    for split, names in arrays.items():
+        labels = targets[split]
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind != "i"
+            or not np.isin(labels, range(classes)).all()
+        ):
+            raise ValueError(f"{row}: the targets do not fit")
+        for name in names:
+            scores = run.arrays[name]
+            is_number = scores.dtype.kind == "f" and not np.isnan(scores).any()
+            if not is_number or scores.shape != (len(labels), classes):
+                raise ValueError(f"{row}: the array {name} does not fit")
 
 
 def _baselines(

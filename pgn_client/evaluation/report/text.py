@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pgn_client.errors import printable
 from pgn_client.evaluation.candidate import SERVED
 from pgn_client.evaluation.metrics import ClassScore
 from pgn_client.evaluation.results import Comparison, Report, Row
@@ -50,7 +51,8 @@ def table(report: Report) -> str:
         "",
         f"verdict: {report.verdict}",
     ]
-    return "\n".join(lines)
+    # Names of classes and controls may hold line breaks, or sequences that act on the terminal.
+    return "\n".join(printable(line) for line in lines)
 
 
 def control_title(key: str) -> str:
