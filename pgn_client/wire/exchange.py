@@ -421,6 +421,8 @@ class Exchange:
 
     def _raise_if_final(self, broken: Broken) -> None:
         """Raise an error if a request failed in a way that no retry can improve."""
+        if broken.error is not None:
+            raise broken.error
         if broken.kind == "late":
             raise self._late()
         if broken.kind == "refused":

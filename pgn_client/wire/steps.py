@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pgn_client.errors import PGNError
 from pgn_client.wire.protocols import WireRequest, WireResponse
 
 T = TypeVar("T")
@@ -73,11 +74,13 @@ class Broken:
             (unreadable or too long).
         reason: Text for the error message; it may be long and may show secrets.
         written: Whether a part of the request's body may have left this machine.
+        error: Error of our own that kept the request from being sent, to be raised as it is.
     """
 
     kind: BrokenKind
     reason: str
     written: bool = True
+    error: PGNError | None = None
 
 
 # None is the outcome of Sleep and Turn. One generator type serves all steps, so the code after a

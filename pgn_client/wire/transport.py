@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.wire.deadline import Guard
 from pgn_client.wire.endpoint import Credential, Endpoint
 from pgn_client.wire.http_options import HttpOptions
@@ -101,7 +101,7 @@ class Sender:
                     if not body.take(chunk):
                         break
                 return body.outcome()
-        except FOREIGN as error:
+        except (*FOREIGN, PGNError) as error:
             return sending.broken_by(error)
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class AsyncSender:
                         if not body.take(chunk):
                             break
                 return body.outcome()
-        except FOREIGN as error:
+        except (*FOREIGN, PGNError) as error:
             return sending.broken_by(error)
 
     async def aclose(self) -> None:
@@ -174,6 +174,9 @@ class Sending:
 
     def broken_by(self, error: Exception) -> Broken:
         """Return the kind and reason of the failure behind an exception, and what was written."""
+        if isinstance(error, PGNError):
+            # From an ``auth`` of ours, such as ``aws.SigV4``, before anything was sent.
+            return Broken("refused", str(error), self._written, error)
         kind = next(kind for foreign, kind in KINDS if isinstance(error, foreign))
         # A rejected certificate, the server's or the client's, arrives as a connection error, but
         # no retry can help.

@@ -11,7 +11,7 @@ from wire.fakes import picture
 from wire.test_sockets import read_request, response, serving
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient
-from pgn_client.errors import EndpointError
+from pgn_client.errors import ConfigurationError, EndpointError
 
 BAD_HEADER = b"HTTP/1.1 200 OK\r\nbad CERTIFICATE header\r\n\r\n"
 
@@ -109,3 +109,19 @@ def test_a_refusing_proxy_costs_nothing(classify):
 
     with serving(handle) as proxy:
         assert classify("https://192.0.2.1", max_retries=0, http={"proxy": proxy}) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [AdaptedClient, AsyncAdaptedClient])
+def test_a_signature_that_cannot_be_made_costs_nothing(kind):
+    """The error of an ``auth`` of ours is raised as it is, and nothing was sent."""
+
+    def sign(request):
+        raise ConfigurationError("aws: no credentials")
+
+    client = kind("http://127.0.0.1:9", None, protocol="pgn", http={"auth": sign})
+    with pytest.raises(ConfigurationError, match="no credentials"):
+        if kind is AdaptedClient:
+            client.classify(picture())
+        else:
+            asyncio.run(client.classify(picture()))
+    assert (client.usage.billable, client.usage.images) == (0, 0)

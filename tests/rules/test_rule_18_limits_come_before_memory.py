@@ -48,15 +48,9 @@ both = pytest.mark.parametrize("classify", [classify_sync, classify_async])
 
 
 @both
-@pytest.mark.parametrize(
-    ("encoding", "body"),
-    [
-        ("gzip", gzip.compress(BODY)),
-        ("x-gzip", gzip.compress(BODY)),
-        ("deflate", zlib.compress(BODY)),
-    ],
-)
-def test_a_compressed_answer_is_read(classify, encoding, body):
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
+def test_a_compressed_answer_is_read(classify, encoding):
+    body = zlib.compress(BODY) if encoding == "deflate" else gzip.compress(BODY)
     with answering(body, encoding) as url:
         assert classify(url) == "a"
 
@@ -95,6 +89,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(classify, status):
         ("gzip", b"no gzip"),
         ("gzip", gzip.compress(BODY)[:-9]),
     ],
+    ids=["br", "no gzip", "cut gzip"],
 )
 def test_a_body_that_cannot_be_unpacked_is_a_mismatch(classify, encoding, body):
     with answering(body, encoding) as url, pytest.raises(ProtocolMismatchError):
