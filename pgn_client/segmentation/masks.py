@@ -115,7 +115,7 @@ def _mask(path: Path, classes: int) -> Pixels:
                 )
             mask = np.array(image, dtype=np.uint8)
     except UnidentifiedImageError:
-        raise ImageError(f"mask {path}: got no PNG, expected one; save it again") from None
+        raise ImageError(f"mask {path}: got another file, expected a PNG; save it again") from None
     # Pillow's decoders raise many types on a damaged file, and a bomb is refused by its header.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"mask {path}: got {error}, expected a PNG; save it again") from error

@@ -134,7 +134,7 @@ def test_a_mask_is_read_by_the_decoder_of_png_alone(tmp_path):
     put(tmp_path / "train" / "images" / "a.png", 1)
     put(tmp_path / "train" / "masks" / "a.png", EPS)
     (tmp_path / "classes.json").write_text('["background", "cat"]')
-    with pytest.raises(ImageError, match=r"mask .*no PNG"):
+    with pytest.raises(ImageError, match=r"mask .*expected a PNG"):
         load_masked(tmp_path / "train")
 
 
