@@ -24,6 +24,7 @@ from pgn_client.checkpoint.card import HOSTED, SCHEMA
 from pgn_client.checkpoint.entry import shown
 from pgn_client.errors import CheckpointError, reading, reason
 from pgn_client.imaging.files import whole_file
+from pgn_client.imaging.opening import open_regular
 
 _HEADER_KEY = "pgn_client"
 _HOSTED_SCHEMA = 1
@@ -139,7 +140,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
     # A safetensors file starts with eight bytes for the header's length, which may look like the
     # start of a pickle; then follows the JSON header, which starts with a brace.

@@ -43,6 +43,12 @@ def open_regular(path: PathLike) -> BufferedReader:
         raise
 
 
+def read_regular(path: PathLike) -> bytes:
+    """Return the content of a regular file; see ``open_regular``."""
+    with open_regular(path) as content:
+        return content.read()
+
+
 def sha256_of(path: PathLike) -> str | None:
     """Return the SHA-256 of a regular file's bytes, in hex; ``None`` if it cannot be read."""
     try:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from pgn_client.checkpoint.entry import shown
 from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
 from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
+from pgn_client.imaging.opening import read_regular
 from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.types import Hosted, Prepared, ServerProfile
 
@@ -581,7 +581,7 @@ def _file_content(path: str | os.PathLike[str]) -> bytes:
         CheckpointError: The file cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {path}: {error.strerror}; expected a file written by pgn train"

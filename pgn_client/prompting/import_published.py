@@ -30,6 +30,7 @@ from pgn_client.checkpoint.card import (
 )
 from pgn_client.errors import CheckpointError, ConfigurationError
 from pgn_client.imaging.geometry import Canvas, room_for
+from pgn_client.imaging.opening import read_regular
 from pgn_client.mapping.label_mapping import LabelMapping
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.prompting.inversion import reach, route
@@ -153,7 +154,7 @@ def import_published(
         "identity", classes, classes, np.eye(len(classes)), np.zeros(len(classes))
     )
     generator_profile = str(ServerProfile("resize_crop", RESOLUTION, RESOLUTION))
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_regular(path)).hexdigest()
 
     card = Card(
         method=model.name,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgn_client.errors import CheckpointError, ConfigurationError, PGNError, reading
+from pgn_client.imaging.opening import read_regular
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normalised
 from pgn_client.types import ServerProfile
 
@@ -378,7 +379,7 @@ def read_labels(path: Path) -> list[str]:
     """
     remedy = "expected a JSON list of names or of objects with a 'name'"
     with reading(f"labels file {path}", remedy):
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(read_regular(path))
         if not isinstance(rows, list):
             raise TypeError(f"got {type(rows).__name__}")
         return [row if isinstance(row, str) else str(row["name"]) for row in rows]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pgn_client.errors import ConfigurationError, reading
+from pgn_client.imaging.opening import open_regular
 from pgn_client.types import ServerProfile
 
 BEARER = "Authorization: Bearer {key}"
@@ -299,7 +300,7 @@ class Endpoint:
         """
         name = os.fspath(path)
         with reading(f"endpoint file {name}", "expected JSON or TOML; correct it"):
-            with open(name, "rb") as file:
+            with open_regular(name) as file:
                 content = tomllib.load(file) if name.endswith(".toml") else json.load(file)
             return cls(**_fields(name, content))
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pgn_client.checkpoint.card import ServedCard
 from pgn_client.errors import ConfigurationError, PGNError
-from pgn_client.imaging.codecs import PNG, open_image
+from pgn_client.imaging.codecs import PNG, open_image, portions
 from pgn_client.imaging.files import clear_leftovers, write_whole, writing
 from pgn_client.imaging.opening import PathLike
 from pgn_client.imaging.reader import scan
@@ -257,7 +257,9 @@ def _adapt_all(
 
     rest = iter(pairs)
     with appending(journal) as append:
-        while chunk := list(itertools.islice(rest, MAX_BATCH)):
+        # Whole photos take much memory, so only a few large ones are held at the same time.
+        for portion in portions((source for source, _ in pairs), images=MAX_BATCH):
+            chunk = list(itertools.islice(rest, len(portion)))
             yield from _adapt_chunk(adapter, chunk, done, append)
 
 

@@ -11,11 +11,11 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 
 from pgn_client.imaging.codecs import PNG, WEBP_LOSSLESS, ImageSource
+from pgn_client.imaging.opening import read_regular
 from pgn_client.wire.endpoint import Limits
 from pgn_client.wire.protocols.base import Payload
 
@@ -100,7 +100,7 @@ def _own_file(image: Payload) -> Payload | None:
 def _content(source: ImageSource | None) -> bytes | None:
     """Return the content of the user's file; None if the image comes from no file."""
     if isinstance(source, str | os.PathLike):
-        return Path(source).read_bytes()
+        return read_regular(source)
     return bytes(source) if isinstance(source, bytes | bytearray | memoryview) else None
 
 

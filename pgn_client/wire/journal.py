@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from pgn_client.errors import ConfigurationError, EndpointError, reading
 from pgn_client.imaging.files import clear_leftovers, write_whole, writing
+from pgn_client.imaging.opening import open_regular, read_regular
 from pgn_client.imaging.opening import sha256_of as sha256_of
 from pgn_client.types import ImageFailure, Prediction
 
@@ -88,7 +89,7 @@ def pin(journal: Path, setup: Mapping[str, Any]) -> None:
     # Without the settings nobody can tell whether the lines go together with new ones.
     remedy = f"without it {journal} cannot be continued: remove that, or choose another file"
     with reading(f"setup {setup_file}", remedy):
-        earlier = json.loads(setup_file.read_text(encoding="utf-8"))
+        earlier = json.loads(read_regular(setup_file))
         if not isinstance(earlier, dict):
             raise TypeError(f"got {type(earlier).__name__}, expected an object")
 
@@ -127,7 +128,7 @@ def read_journal(journal: Path) -> Iterator[Record]:
     with reading(f"journal {journal}", remedy):
         if not journal.exists():
             return
-        lines = journal.open("rb")
+        lines = open_regular(journal)
     with lines:
         for number, line in enumerate(lines, 1):
             record = _parsed(line)

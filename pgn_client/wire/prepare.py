@@ -19,7 +19,7 @@ from pgn_client.errors import (
     MissingDependencyError,
     PGNError,
 )
-from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image
+from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image, portions
 from pgn_client.types import Adapter, Prepared
 from pgn_client.wire.call_options import Weights
 from pgn_client.wire.loaded_adapter import LoadedAdapter
@@ -95,11 +95,15 @@ class Preparer:
         Raises:
             CheckpointError, ConfigurationError, MissingDependencyError: Every image would fail.
         """
-        pairs = zip(sources, self._adapt(sources), strict=True)
-        return [
-            item if isinstance(item, PGNError) else self._job(source, item, always=always)
-            for source, item in pairs
-        ]
+        jobs: list[Job | PGNError] = []
+        # Whole photos take much memory, so only a few large ones are held at the same time.
+        for portion in portions(sources, images=MAX_BATCH):
+            for source, item in zip(portion, self._adapt(portion), strict=True):
+                if isinstance(item, Prepared):
+                    jobs.append(self._job(source, item, always=always))
+                else:
+                    jobs.append(item)
+        return jobs
 
     def _job(self, source: ImageSource, item: Prepared, *, always: bool) -> Job:
         name = describe(source)

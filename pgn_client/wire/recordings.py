@@ -133,8 +133,7 @@ class Recordings:
         An identity that was recorded in another protocol than the configured one does not count.
         """
         identity = None if self.cache is None else self.cache.recall(self.key)
-        # The identity ends with the dialect, which begins with the protocol's name.
-        protocol = json.loads(identity)[-1].split()[0] if identity else None
+        protocol = None if identity is None else _protocol_of(identity)
         return identity if self._remote.endpoint.protocol in ("auto", protocol) else None
 
     def resumed(self, protocol: Protocol) -> Protocol:
@@ -182,3 +181,14 @@ class Recordings:
             identity = json.dumps([identity, payload.hosted])
         endpoint = self._remote.endpoint
         return cache_key(endpoint.url, endpoint.model, identity, payload.data)
+
+
+def _protocol_of(identity: str) -> str | None:
+    """Return the name of the protocol in a model's identity; None if it cannot be read.
+
+    The identity ends with the dialect, which begins with the protocol's name.
+    """
+    fields = json.loads(identity)
+    dialect = fields[-1] if isinstance(fields, list) and fields else None
+    words = dialect.split() if isinstance(dialect, str) else []
+    return words[0] if words else None

@@ -119,9 +119,12 @@ def test_a_signature_that_cannot_be_made_costs_nothing(kind):
         raise ConfigurationError("aws: no credentials")
 
     client = kind("http://127.0.0.1:9", None, protocol="pgn", http={"auth": sign})
+    classify = client.classify
+    if kind is AsyncAdaptedClient:
+
+        def classify(image):
+            return asyncio.run(client.classify(image))
+
     with pytest.raises(ConfigurationError, match="no credentials"):
-        if kind is AdaptedClient:
-            client.classify(picture())
-        else:
-            asyncio.run(client.classify(picture()))
+        classify(picture())
     assert (client.usage.billable, client.usage.images) == (0, 0)

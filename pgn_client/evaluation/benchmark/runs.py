@@ -27,6 +27,7 @@ from pgn_client.evaluation.fidelity import latent_log_probs
 from pgn_client.evaluation.queries import Asker, Connect
 from pgn_client.imaging.files import whole_file, write_whole
 from pgn_client.imaging.geometry import place
+from pgn_client.imaging.opening import open_regular, read_regular
 from pgn_client.imaging.reader import Dataset
 from pgn_client.prompting import methods
 from pgn_client.surrogate.backbone import Backbone
@@ -285,7 +286,7 @@ class Bench:
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, **targets)  # type: ignore[arg-type]
             return
-        with reading_benchmark(path), path.open("rb") as content, np.load(content) as saved:
+        with reading_benchmark(path), open_regular(path) as content, np.load(content) as saved:
             is_same = _same(saved, targets)
         if not is_same:
             raise ConfigurationError(
@@ -400,7 +401,7 @@ def _require_settings(out: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {}
     with reading_benchmark(path):
-        theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        theirs: dict[str, Any] = json.loads(read_regular(path))
         differs = [k for k in ours if k != "augment" and theirs.get(k) != ours[k]]
         # Each set has its own augmentation, and a set that is new in this table cannot differ.
         for name, augmentation in ours["augment"].items():

@@ -27,6 +27,7 @@ from pgn_client.evaluation import baselines, candidate, selection
 from pgn_client.evaluation.benchmark.runs import PROBE_RUN, RAW_RUN, Plan, deploys, parse
 from pgn_client.evaluation.candidate import LOCAL, PROBE, RAW, SERVED, Candidate, with_local
 from pgn_client.evaluation.statistics import accuracy_interval, pooled_bootstrap
+from pgn_client.imaging.opening import open_regular, read_regular
 from pgn_client.mapping.fusion import gate_hits
 from pgn_client.mapping.probability import right
 from pgn_client.prompting import methods
@@ -280,14 +281,14 @@ class _Run:
 
 
 def _run(folder: Path, row: str) -> _Run:
-    record = json.loads((folder / f"{row}.json").read_text(encoding="utf-8"))
+    record = json.loads(read_regular(folder / f"{row}.json"))
     return _Run(_arrays(folder / f"{row}.npz"), record)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an ``.npz`` file by name."""
     # NumPy does not close a damaged file that it has opened itself.
-    with path.open("rb") as file, np.load(file) as arrays:
+    with open_regular(path) as file, np.load(file) as arrays:
         return dict(arrays)
 
 
