@@ -360,7 +360,9 @@ def _targets(files: Sequence[Path], base: Path, out: Path) -> list[Path]:
     taken: set[Path] = set()
     # PNGs come first, so that they keep their names.
     for file in sorted(files, key=lambda path: path.suffix != ".png"):
-        relative = (_located(file) if base.is_absolute() else file).relative_to(base)
+        # A link to a folder of images lies below the base by its name, and elsewhere in fact.
+        is_below = file.is_relative_to(base) and ".." not in file.parts
+        relative = file.relative_to(base) if is_below else _located(file).relative_to(_real(base))
         longer = (f"{relative.name}{n or ''}.png" for n in itertools.count())
         candidates = itertools.chain([relative.with_suffix(".png").name], longer)
         paths = (relative.with_name(_fitting(name)) for name in candidates)

@@ -108,9 +108,10 @@ def test_a_certificate_that_is_demanded_and_missing_is_told_at_once(keys):
         pytest.raises(ConnectionFailedError, match="--client-cert") as caught,
     ):
         ask_sync(url, {"verify": trusting(keys)})
-    # In TLS 1.3 the refusal arrives after the body was written, and what the server writes is no
-    # proof that it did not read it.
-    assert (caught.value.attempts, ask_sync.spent) == (1, 1)
+    # In TLS 1.3 the refusal may arrive after the body was written. It is charged then, because what
+    # the server writes is no proof that it did not read the body.
+    assert caught.value.attempts == 1
+    assert ask_sync.spent in (0, 1)
 
 
 def test_a_certificate_that_is_demanded_and_missing_fails_in_asyncio_too(keys):
