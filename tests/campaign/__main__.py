@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, action="append", help="index of a case to repeat")
     args = parser.parse_args()
 
-    # The part's process group dies with it, also when a test ends it.
+    # So that an end from outside also removes the files and ends the processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("pgn_client").setLevel(logging.CRITICAL)
     cases = LONG[args.part] if args.cases is None else args.cases

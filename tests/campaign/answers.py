@@ -67,7 +67,7 @@ WAYS: dict[str, Way] = {
     "huggingface": Way(("hf_raw",), path="/models/owner/name"),
     "huggingface-zero-shot": Way(("hf_zero_shot",), {"labels": ["cat", "dog"]}),
     "huggingface-features": Way(("hf_features_pool",), path="/pipeline/feature-extraction"),
-    "oip": Way(("oip_json", "oip_binary"), {"model": "vit"}, described=OIP),
+    "oip": Way(("oip_json_all_outputs", "oip_raw"), {"model": "vit"}, described=OIP),
     "kserve-v1": Way(
         ("v1_predict_plain", "v1_predict_top_k"),
         {"model": "vit", "labels": CLASSES},
@@ -86,7 +86,7 @@ WAYS: dict[str, Way] = {
         described={"/v1/models": "v1_models"},
     ),
     "openai-embeddings": Way(
-        ("openai_embeddings", "openai_embeddings_base64"),
+        ("openai_embeddings_base64", "openai_embeddings_messages"),
         {"model": "vit"},
         described={"/v1/models": "v1_models"},
     ),
@@ -124,8 +124,8 @@ def bomb(layers: int) -> bytes:
 
 @cache
 def picture(large: bool) -> Image.Image:
-    """Return a small image, or one of about 1 MB as a PNG."""
-    side = 600 if large else 8
+    """Return a small image, or one of about 270 kB as a PNG."""
+    side = 300 if large else 8
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -289,14 +289,22 @@ def raw_bytes(rng: random.Random, body: bytes, headers: Headers) -> bytes:
     return mutated(response(body, headers=headers), rng)
 
 
-WHOLE: dict[str, Callable[[random.Random, bytes, Headers], bytes]] = {
-    f.__name__: f
-    for f in (
-        *(good, changed_json, changed_bytes, other_body, odd_headers, odd_length, chunked),
-        *(odd_encoding, other_status, odd_start, interim, too_much, raw_bytes),
-    )
+WHOLE: dict[Callable[[random.Random, bytes, Headers], bytes], int] = {
+    good: 2,
+    changed_json: 14,
+    changed_bytes: 4,
+    other_body: 2,
+    odd_headers: 8,
+    odd_length: 5,
+    chunked: 5,
+    odd_encoding: 4,
+    other_status: 8,
+    odd_start: 4,
+    interim: 2,
+    too_much: 3,
+    raw_bytes: 4,
 }
-WEIGHTS = (2, 14, 4, 2, 8, 5, 5, 4, 8, 4, 2, 3, 4)
+"""How often each is drawn."""
 
 # ---- What a server does instead of answering; the image may not have been read then.
 
@@ -369,6 +377,92 @@ HANGING = (silent, slow_bytes, endless_100, endless_headers, endless_body, slow_
 ENDING = (cut_off, reset_late, early_answer, early_end, early_reset)
 
 
+STAYING = (good, changed_json, too_much, other_status)
+"""After these, the server keeps the connection open for the next request."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a server does in a case.
+
+    Attributes:
+        way: Its protocol.
+        told: Exchange of the contract whose answer it mutates.
+        shape: Function that makes the bytes of an answer.
+        instead: What it does with an image instead of answering; None to answer.
+        odd_description: Whether it also mutates its answers to requests without an image.
+        ends_unread: Whether it ends every connection without reading.
+        seed: Seed of its random choices, which are the same for every connection.
+    """
+
+    way: Way
+    told: str
+    shape: Callable[[random.Random, bytes, Headers], bytes] = good
+    instead: Callable[[Connection, Request, bytes, random.Random], None] | None = None
+    odd_description: bool = False
+    ends_unread: bool = False
+    seed: float = 0.0
+
+    @classmethod
+    def drawn(cls, way: Way, rng: random.Random) -> Server:
+        """Return a random one."""
+        draw = rng.random()
+        instead = rng.choice(HANGING if draw < 0.12 else ENDING) if draw < 0.3 else None
+        shape = rng.choices(list(WHOLE), list(WHOLE.values()))[0]
+        return cls(
+            way,
+            rng.choice(way.good),
+            shape,
+            instead,
+            odd_description=bool(way.described) and rng.random() < 0.2 and shape is not good,
+            ends_unread=draw > 0.985,
+            seed=rng.random(),
+        )
+
+    @property
+    def kind(self) -> str:
+        """Name of what the server does, for messages."""
+        if self.ends_unread:
+            return "ends_unread"
+        odd = ", description too" if self.odd_description else ""
+        return (self.instead or self.shape).__name__ + odd
+
+    def play(self, connection: Connection) -> None:
+        """Handle one connection."""
+        own = random.Random(self.seed)
+        stays = not self.ends_unread
+        while stays and (request := connection.head()) is not None:
+            if request.carries_image:
+                stays = self._answer(connection, request, own)
+            else:
+                connection.body(request)
+                stays = self._describe(connection, request, own)
+        if not stays:
+            # The client may have sent an image into this connection when it was ended.
+            connection.received.unread += 1
+
+    def _answer(self, connection: Connection, request: Request, own: random.Random) -> bool:
+        _, headers, body = exchange(self.told)
+        if self.instead is not None:
+            # The client may have gone; the image is counted all the same.
+            with contextlib.suppress(OSError):
+                self.instead(connection, request, good(own, body, headers), own)
+            return False
+        connection.body(request)
+        connection.send(self.shape(own, body, headers))
+        return self.shape in STAYING
+
+    def _describe(self, connection: Connection, request: Request, own: random.Random) -> bool:
+        told = self.way.described.get(request.path.partition("?")[0])
+        if told is None:
+            connection.send(response(b"{}", "404 Not Found"))
+            return True
+        _, headers, body = exchange(told)
+        make = self.shape if self.odd_description else good
+        connection.send(make(own, body, headers))
+        return make in STAYING
+
+
 class Answers:
     """One call or two of one client, sync or async, to a server that answers oddly."""
 
@@ -391,34 +485,46 @@ class Answers:
                 (files / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
             self.peers.put((peer, files))
         try:
+            self._check_good()
             yield
         finally:
             for peer in peers:
                 peer.close()
 
+    def _check_good(self) -> None:
+        """Check that the answers which are mutated are good ones."""
+        for name, way in WAYS.items():
+            for told in way.good:
+                peer, files = self.peers.get()
+                with peer.playing(Server(way, told).play):
+                    (result, _), *_ = ask_sync(files / f"{name}.json", picture(False), 1, {})[0]
+                self.peers.put((peer, files))
+                if not isinstance(result, Answer):
+                    raise Fault(f"{name}: {told} became {result}") from result
+
     def play(self, rng: random.Random, index: int) -> str:
         name = list(WAYS)[index % len(WAYS)]
         way = WAYS[name]
-        kind, play = self._server(way, rng)
-        hangs = kind in {f.__name__ for f in HANGING}
+        server = Server.drawn(way, rng)
+        hangs = server.instead in HANGING
         options = {
             "timeout": rng.choice((0.3, 0.6)) if hangs else 3.0,
             "max_retries": rng.choice((0, 1, 3)),
             "budget": rng.choice((None, None, 1, 2)),
         }
         calls = rng.choice((1, 1, 2))
-        large = kind == "slow_reader" or rng.random() < 0.1
+        large = server.instead is slow_reader or rng.random() < 0.1
         ask = ask_async if rng.random() < 0.5 else ask_sync
         peer, files = self.peers.get()
         try:
-            with peer.playing(play) as received:
+            with peer.playing(server.play) as received:
                 results, usage = ask(files / f"{name}.json", picture(large), calls, options)
         finally:
             self.peers.put((peer, files))
-        said = f"{name}, {kind}, {ask.__name__}, {options}, {calls} calls"
+        said = f"{name}, {server.kind}, {ask.__name__}, {options}, {calls} calls"
         outcomes = [judge(result, said) for result, _ in results]
         self._count(received, usage, options["budget"], said)
-        if kind == "good" and options["budget"] is None and set(outcomes) != {"Answer"}:
+        if server.kind == "good" and options["budget"] is None and set(outcomes) != {"Answer"}:
             raise Fault(f"{said}: a good answer became {results}"[:400])
         for result, seconds in results:
             if seconds > options["timeout"] + GRACE:
@@ -435,51 +541,6 @@ class Answers:
             )
         if budget is not None and max(received.whole, billable) > budget:
             raise Fault(f"{said}: {received} with a budget of {budget}")
-
-    @staticmethod
-    def _server(way: Way, rng: random.Random) -> tuple[str, Callable[[Connection], None]]:
-        """Choose what the server does with images, and sometimes with descriptions."""
-        status, headers, body = exchange(rng.choice(way.good))
-        assert status == 200
-        seed = rng.random()
-        draw = rng.random()
-        instead = rng.choice(HANGING if draw < 0.12 else ENDING) if draw < 0.3 else None
-        shape = rng.choices(list(WHOLE), WEIGHTS)[0]
-        kind = instead.__name__ if instead else shape
-        odd_description = way.described and rng.random() < 0.2 and kind != "good"
-        closes_unread = draw > 0.985
-
-        def play(connection: Connection) -> None:
-            if closes_unread:
-                connection.received.unread += 1
-                return
-            own = random.Random(seed)
-            while (request := connection.head()) is not None:
-                if not request.carries_image:
-                    connection.body(request)
-                    told = way.described.get(request.path.partition("?")[0])
-                    if told is None:
-                        connection.send(response(b"{}", "404 Not Found"))
-                        continue
-                    _, told_headers, told_body = exchange(told)
-                    make = WHOLE[shape] if odd_description else good
-                    connection.send(make(own, told_body, told_headers))
-                    if odd_description and shape not in ("good", "changed_json"):
-                        connection.received.unread += 1
-                        return
-                elif instead:
-                    instead(connection, request, good(own, body, headers), own)
-                    # The client may have sent a further image into this connection.
-                    connection.received.unread += 1
-                    return
-                else:
-                    connection.body(request)
-                    connection.send(WHOLE[shape](own, body, headers))
-                    if shape not in ("good", "changed_json", "too_much", "other_status"):
-                        connection.received.unread += 1
-                        return
-
-        return "close" if closes_unread else kind, play
 
 
 Result = tuple[Answer | BaseException, float]

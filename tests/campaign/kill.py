@@ -136,6 +136,7 @@ class Kill:
         place = self.folder / f"case {index}"
         place.mkdir()
         self.host.arrived = 0
+        self.running: list[BaseProcess] = []
         try:
             with self.host.peer.playing(self.host.play) as received:
                 if kind == "adapt":
@@ -150,6 +151,9 @@ class Kill:
             )
             raise Fault(f"{kind}: {fault}; the commands said {logs[-600:]!r}") from fault
         finally:
+            for process in self.running:
+                process.kill()
+                process.join()
             shutil.rmtree(place, ignore_errors=True)
         return f"{kind}, killed {killed} times"
 
@@ -228,22 +232,21 @@ class Kill:
         """
         killed = 0
         for _ in range(rng.choice((1, 1, 2))):
-            running = [self._started(words, place) for words in lines]
+            self.running = [self._started(words, place) for words in lines]
             # Most kills fall where images are sent; before and after, less can go wrong.
             if expected and rng.random() < 0.85:
-                self.host.wait(self.host.arrived + rng.randrange(1, expected + 1), running[0])
+                self.host.wait(self.host.arrived + rng.randrange(1, expected + 1), self.running[0])
                 time.sleep(rng.uniform(0, 0.03))
             else:
                 time.sleep(rng.uniform(0, 0.8))
-            for process in running:
+            for process in self.running:
                 process.kill()
                 process.join(HANG)
                 killed += process.exitcode == -9
-        running = [self._started(words, place) for words in lines]
-        for process in running:
+        self.running = [self._started(words, place) for words in lines]
+        for process in self.running:
             process.join(HANG)
             if process.is_alive():
-                process.kill()
                 raise Fault("the command after the kill does not end")
             if process.exitcode != 0:
                 raise Fault(f"the command after the kill ends with {process.exitcode}")
