@@ -49,8 +49,8 @@ def main() -> int:
     parser.add_argument("--only", type=int, action="append", help="index of a case to repeat")
     args = parser.parse_args()
 
-    # So that an end from outside also removes the files and ends the processes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # An end from outside, too, leaves a report, and no files and processes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.getLogger("pgn_client").setLevel(logging.CRITICAL)
     cases = LONG[args.part] if args.cases is None else args.cases
     indices = args.only or range(args.start, args.start + cases)

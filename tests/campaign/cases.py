@@ -131,13 +131,18 @@ def run(part: Part, seed: int, indices: Iterable[int], folder: Path) -> Report:
                 report.faults[index] = " ".join(shown.split())[:600]
 
         # Signals, and so the alarm, reach the main thread only.
-        for result in (map if alone else pool.map)(play, indices):
-            if isinstance(result[2], LateFault):
-                again.append(result[0])
-            else:
-                note(*result)
-        for index in again:
-            note(*play(index))
+        try:
+            for result in (map if alone else pool.map)(play, indices):
+                if isinstance(result[2], LateFault):
+                    again.append(result[0])
+                else:
+                    note(*result)
+            for index in again:
+                note(*play(index))
+        # What was found until then is worth its report.
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            report.outcomes["(ended early)"] += 0
     report.seconds = time.monotonic() - began
     return report
 
