@@ -7,9 +7,12 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+HANG = 8
+"""Seconds after which a client that still reads has missed every deadline of the campaign."""
 SMALLEST_IMAGE = 40
 """A request body of fewer bytes carries no image; descriptions are requested with ``{}``."""
 
@@ -113,8 +116,9 @@ class Connection:
                 return
 
     def repeat(self, data: bytes, seconds: float) -> None:
-        """Send the same bytes again and again until the case has ended."""
-        while not self.stop.wait(seconds):
+        """Send the same bytes again and again until the case has ended, or hangs."""
+        end = time.monotonic() + HANG
+        while not self.stop.wait(seconds) and time.monotonic() < end:
             self.plain.sendall(data)
 
     def reset(self) -> None:
