@@ -213,7 +213,7 @@ class Kill:
             # Without a prompt to compare with, nothing is trained.
             ckpt = self.folder / "no_prompt.safetensors"
             words = [kind, self.folder / "digits", *sending, "--ckpt", ckpt, "--out", place / "r"]
-        killed = self._kill_and_finish(rng, place, [words], 48)
+        killed = self._kill_and_finish(rng, place, [words], 24)
         written = place / ("map.safetensors" if kind == "map" else "r/report.html")
         if not written.is_file():
             raise Fault(f"there is no {written.name}")
