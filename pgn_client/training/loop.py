@@ -133,6 +133,8 @@ def _identity(card: Card) -> dict[str, Any]:
     identity = card.to_json()
     # α is chosen after training. The runs of version 0.1 have neither of the two, and go on.
     del identity["schema"], identity["fusion"]
+    # What the user calls the surrogate changes nothing in the training.
+    identity.pop("surrogate", None)
     return identity
 
 

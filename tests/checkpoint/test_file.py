@@ -153,7 +153,7 @@ class TestRefusal:
         refused(tmp_path / "nowhere", "No such file.*expected a whole file written by pgn train")
 
     def test_of_a_folder(self, tmp_path):
-        refused(tmp_path, "directory.*expected a whole file written by pgn train")
+        refused(tmp_path, "folder.*expected a whole file written by pgn train")
 
     def test_of_foreign_safetensors(self, tmp_path):
         save_file({"x": np.zeros(2, np.float32)}, tmp_path / "a")

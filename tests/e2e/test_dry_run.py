@@ -116,7 +116,7 @@ def test_one_budget_holds_over_all_that_a_command_asks(digits, checkpoint, serve
     )
     seen = images_seen(server)
     done = pgn(*words, "--budget", "60")  # 30 training images, and then 120 of the validation
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "budget exhausted: 60 of 60" in done.stderr
     assert images_seen(server) - seen == 60
     assert httpx.get(f"{server}/healthz").status_code == 200
