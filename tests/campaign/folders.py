@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -75,7 +76,7 @@ class Folders:
             done = Finished((*words, *failures_allowed("predict")), place)
         outcome = done.check(1536 * MIB, accept=(0, 1))
         records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        accounted(files, [record["path"] for record in records], done)
+        accounted(files, records, done)
         labelled = [record for record in records if record["label"] is not None]
         if received.whole != len(labelled):
             raise Fault(f"{received.whole} images arrived, {len(labelled)} have a label")
@@ -89,7 +90,7 @@ class Folders:
         done = Finished((*words, *failures_allowed("adapt")), place)
         outcome = done.check(2048 * MIB, accept=(0, 1))
         records = [json.loads(line) for line in done.out.splitlines()]
-        accounted(files, [record["path"] for record in records], done)
+        accounted(files, records, done)
         written = {str(path) for path in out.rglob("*.png")}
         good = [record["adapted"] for record in records if record["error"] is None]
         if written != set(good) or len(good) != len(set(good)):
@@ -99,10 +100,13 @@ class Folders:
         return f"adapt: {outcome}"
 
 
-def accounted(files: list[Path], paths: list[str], done: Finished) -> None:
+def accounted(files: list[Path], records: list[dict[str, Any]], done: Finished) -> None:
     """Check that every file has one line, or is in the number of skipped files."""
+    paths = [record["path"] for record in records]
+    failed = sum(bool(record["error"]) for record in records)
     skipped = re.search(r"skipped (\d+)", done.err)
-    expected = len(files) - (int(skipped[1]) if skipped else 0)
+    # The number in the last line holds the failed images, which have a line.
+    expected = len(files) - (int(skipped[1]) - failed if skipped else 0)
     if len(paths) != len(set(paths)) or len(paths) != expected:
         raise Fault(f"{len(files)} files, {len(set(paths))} with a line, {done.err[-200:]}")
     if not set(paths) <= {str(path) for path in files}:

@@ -197,7 +197,9 @@ class Kill:
         names = sorted(str(path) for path in self.images.rglob("*.png"))
         if [record["path"] for record in records] != names:
             raise Fault(f"the journal has {len(records)} lines of {len(names)}, or in disorder")
-        left = {str(p) for p in out.rglob("*") if p.is_file()} - {str(out / "adapted.jsonl")}
+        # The lock stays: without it, two runs could hold it at the same time.
+        files = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        left = {str(path) for path in files} - {str(out / "adapted.jsonl")}
         if left != {record["target"] for record in records}:
             raise Fault(f"the folder holds {sorted(left)}"[:300])
         for record in records:
