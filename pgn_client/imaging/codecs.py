@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pgn_client.arrays import Pixels
-from pgn_client.errors import ImageError, ShapeError
+from pgn_client.errors import ImageError, ShapeError, printable
 from pgn_client.imaging.opening import open_regular, reason_of
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
@@ -327,6 +327,7 @@ def _without_metadata(file: IO[bytes]) -> io.BytesIO | None:
     Returns:
         The content of a PNG file; ``None`` for other formats.
     """
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     signature = file.read(8)
     if format_of(signature) != "PNG":
@@ -336,9 +337,13 @@ def _without_metadata(file: IO[bytes]) -> io.BytesIO | None:
     plain.write(signature)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        body = file.read(length + 4)
+        if kind not in (*_PIXEL_CHUNKS, b"eXIf"):
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        # The length may be a lie of gigabytes, which read() would allocate.
+        body = file.read(min(length + 4, size - file.tell()))
         intact = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:], "big")
-        if kind in _PIXEL_CHUNKS or (kind == b"eXIf" and intact):
+        if kind in _PIXEL_CHUNKS or intact:
             plain.write(head + body)
     return plain
 
@@ -485,5 +490,5 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text[:200] or type(error).__name__

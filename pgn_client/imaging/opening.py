@@ -62,4 +62,4 @@ def reason_of(error: OSError | ValueError) -> str:
     """Return why a file cannot be read as a short phrase, without the file's name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__

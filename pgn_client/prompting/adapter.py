@@ -26,7 +26,12 @@ from pgn_client.checkpoint.card import (
     PartCard,
 )
 from pgn_client.checkpoint.entry import shown
-from pgn_client.errors import CheckpointError, ConfigurationError, MissingDependencyError
+from pgn_client.errors import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    printable,
+)
 from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
 from pgn_client.imaging.opening import read_regular
@@ -379,7 +384,7 @@ class PromptAdapter:
             # message, a RuntimeError of several lines, names the tensor.
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"checkpoint: its tensors do not fit its card ({reason}); train it again"
+                f"checkpoint: its tensors do not fit its card ({printable(reason)}); train it again"
             ) from error
         return model, embedding
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgn_client.errors import CheckpointError, ConfigurationError, PGNError, reading
+from pgn_client.errors import CheckpointError, ConfigurationError, PGNError, printable, reading
 from pgn_client.imaging.opening import read_regular
 from pgn_client.surrogate.patch_embedding import PatchEmbedding, _triple, normalised
 from pgn_client.types import ServerProfile
@@ -518,7 +518,7 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
         state = {key: tensor.float() for key, tensor in load_file(path).items()}
         model.load_state_dict(state, strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()))[:200]
         raise CheckpointError(f"backbone {name}: {path} does not fit: {reason}") from error
 
 
@@ -528,7 +528,7 @@ def _guarded(make: Callable[[], Any], what: str) -> Any:
         return make()
     except Exception as error:
         # timm and its hub raise many types: offline, unknown model, model that needs a login.
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()))[:200]
         raise ConfigurationError(
             f"{what}: its published weights could not be loaded ({type(error).__name__}: "
             f"{reason}); give --weights a local safetensors file"

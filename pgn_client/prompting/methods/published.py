@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pgn_client.checkpoint.card import Interpolation
-from pgn_client.errors import CheckpointError, ConfigurationError
+from pgn_client.errors import CheckpointError, ConfigurationError, printable
 from pgn_client.prompting.generator import PromptGenerator
 from pgn_client.prompting.methods.base import Setting
 from pgn_client.prompting.methods.pgn import PGN
@@ -97,7 +97,7 @@ class PublishedPGN(PGN):
             self.load_state_dict(tensors)
         except RuntimeError as error:
             # torch's message names the tensor.
-            reason = " ".join(str(error).split())[:300]
+            reason = printable(" ".join(str(error).split()))[:300]
             raise CheckpointError(
                 f"published checkpoint: {reason}; expected a state dict of the authors' PGN"
             ) from error

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import jmespath
 from jmespath.exceptions import JMESPathError
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, printable
 from pgn_client.types import Answer
 from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.protocols.base import (
@@ -273,7 +273,7 @@ def _check_path(key: str, path: str | None) -> None:
             jmespath.compile(path)
     except JMESPathError as error:
         # jmespath's messages have several lines.
-        reason = " ".join(str(error).split())
+        reason = printable(" ".join(str(error).split()))
         raise ConfigurationError(
             f"options of custom: {key}: got {path!r}, expected a JMESPath such as "
             f"predictions[*].tagName ({reason})"
