@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pgn_client.arrays import Pixels
-from pgn_client.errors import ImageError, ShapeError, printable
-from pgn_client.imaging.opening import open_regular, reason_of
+from pgn_client.errors import ImageError, ShapeError, printable, reason
+from pgn_client.imaging.opening import open_regular
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
 
@@ -276,7 +276,7 @@ def _open_file(path: str | os.PathLike[str], name: str) -> IO[bytes]:
     # A path with a NUL character raises a ValueError.
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"{name}: cannot be read ({reason_of(error)}); check the path and its permissions"
+            f"{name}: cannot be read ({reason(error)}); check the path and its permissions"
         ) from None
 
 

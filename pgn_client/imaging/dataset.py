@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from pgn_client.arrays import Integers
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reason
 from pgn_client.imaging.codecs import FORMATS, describe
-from pgn_client.imaging.opening import PathLike, open_regular, reason_of, sha256_of
+from pgn_client.imaging.opening import PathLike, open_regular, sha256_of
 from pgn_client.imaging.reader import SPLITS, Dataset
 
 
@@ -264,7 +264,7 @@ def _digest(path: Path) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"data: {describe(path)} cannot be read ({reason_of(error)}); repair or remove it"
+            f"data: {describe(path)} cannot be read ({reason(error)}); repair or remove it"
         ) from None
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reason
 from pgn_client.imaging.codecs import describe
-from pgn_client.imaging.opening import open_regular, reason_of
+from pgn_client.imaging.opening import open_regular
 
 LARGEST = 64_000_000
 """Largest size of a list in bytes."""
@@ -89,7 +89,7 @@ def _content(source: str | os.PathLike[str], name: str) -> bytes:
             return file.read(LARGEST + 1)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"{name}: cannot be read ({reason_of(error)}), expected an image, a folder or a list "
+            f"{name}: cannot be read ({reason(error)}), expected an image, a folder or a list "
             "of paths; check the path"
         ) from None
 

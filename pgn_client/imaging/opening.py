@@ -56,10 +56,3 @@ def sha256_of(path: PathLike) -> str | None:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-
-
-def reason_of(error: OSError | ValueError) -> str:
-    """Return why a file cannot be read as a short phrase, without the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return printable(" ".join(str(error).split())) or type(error).__name__

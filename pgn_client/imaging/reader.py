@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pgn_client.errors import ConfigurationError
+from pgn_client.errors import ConfigurationError, reason
 from pgn_client.imaging.codecs import IMAGE_SUFFIXES, MAX_PIXELS, describe
 from pgn_client.imaging.duplicates import Look
 from pgn_client.imaging.lists import STDIN, ImageList, read_list
-from pgn_client.imaging.opening import PathLike, reason_of
+from pgn_client.imaging.opening import PathLike
 from pgn_client.imaging.scan import (
     NOT_IMAGE,
     Scan,
@@ -213,7 +213,7 @@ def _of_folder(root: Path) -> Dataset:
         inside = entries(root)
     except OSError as error:
         raise ConfigurationError(
-            f"data: {describe(root)} cannot be read ({reason_of(error)}); check its permissions"
+            f"data: {describe(root)} cannot be read ({reason(error)}); check its permissions"
         ) from None
 
     splits = _split_folders(root, inside)

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgn_client.errors import reason
 from pgn_client.imaging.codecs import HEAD, IMAGE_SUFFIXES, describe, format_of
-from pgn_client.imaging.opening import open_regular, reason_of
+from pgn_client.imaging.opening import open_regular
 
 NOT_IMAGE = "not an image"
 HIDDEN = "hidden"
@@ -118,7 +119,7 @@ class Walk:
         try:
             inside = entries(folder)
         except OSError as error:
-            yield Skipped(folder, f"the folder cannot be read: {reason_of(error)}")
+            yield Skipped(folder, f"the folder cannot be read: {reason(error)}")
             return
         for path in inside:
             yield from self._one(path, around, hidden=hidden)
