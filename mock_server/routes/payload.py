@@ -231,8 +231,9 @@ def check_top_k(value: Any) -> int | None:
 def from_base64(text: str) -> bytes | RequestError:
     """Return the decoded bytes, or the error for this image."""
     try:
-        # Without `validate`, Python skips characters that are not base64.
-        return base64.b64decode(text, validate=True)
+        # Some clients leave the padding out. Without `validate`, Python skips characters that are
+        # not base64.
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         return RequestError("invalid_image", "the image is not valid base64")
 

@@ -177,7 +177,13 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         return _decode(io.BytesIO(source), name, max_pixels)
     if isinstance(source, str | os.PathLike):
         with _open_file(source, name) as file:
-            return _decode(file, name, max_pixels)
+            try:
+                return _decode(file, name, max_pixels)
+            # A failing disk, or a file of the system whose content is no data.
+            except OSError as error:
+                raise ImageError(
+                    f"{name}: cannot be read ({reason(error)}); check the disk"
+                ) from error
     raise ImageError(
         f"cannot read an image: got {name}, expected a path, bytes, PIL image or uint8 array"
     )
@@ -262,7 +268,7 @@ def _area(source: ImageSource) -> int:
         with file, _identified(file, "", MAX_PIXELS) as image:
             return image.width * image.height
     # The reader of the portion reports what is wrong.
-    except (ImageError, TypeError):
+    except (ImageError, OSError, TypeError):
         return 0
 
 

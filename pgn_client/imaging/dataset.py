@@ -371,5 +371,5 @@ def _check(task: Task, dataset: Dataset) -> None:
             names = ", ".join(describe(task.classes[i]) for i in missing[:3])
             raise ConfigurationError(
                 f"data: {dataset} has no {name} images of {names}; expected at least one of every "
-                f"class ({', '.join(FORMATS).lower()})"
+                f"class ({', '.join(FORMATS).lower()}); add some, or remove the empty folder"
             )

@@ -30,7 +30,7 @@ from pgn_client.errors import (
     CheckpointError,
     ConfigurationError,
     MissingDependencyError,
-    printable,
+    reason,
 )
 from pgn_client.imaging.compositor import compose, fit_to_canvas, seen_by_server
 from pgn_client.imaging.geometry import Canvas
@@ -376,15 +376,13 @@ class PromptAdapter:
                     self.backbone.mean,
                     self.backbone.std,
                 )
-                if len(state["embedding.bias"]) != len(state["embedding.weight"]):
-                    raise ValueError("embedding.bias and embedding.weight differ in length")
+                _check_embedding(embedding)
             model = methods.restorable(self.card.method).restore(self.card, model_state)
         except (LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             # A damaged file fails wherever its first bad name, type or size is used. torch's
             # message, a RuntimeError of several lines, names the tensor.
-            reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"checkpoint: its tensors do not fit its card ({printable(reason)}); train it again"
+                f"checkpoint: its tensors do not fit its card ({reason(error)}); train it again"
             ) from error
         return model, embedding
 
@@ -548,6 +546,18 @@ def load(
     if profile and card.profile != profile:
         return adapter.with_profile(ServerProfile.parse(profile))
     return adapter
+
+
+def _check_embedding(embedding: PatchEmbedding) -> None:
+    """Check the shapes of a patch embedding from a file: (D, 3, P, P) and (D,).
+
+    Raises:
+        ValueError: The shapes are others.
+    """
+    weight = tuple(embedding.weight.shape)
+    square = len(weight) == 4 and weight[1] == 3 and weight[2] == weight[3]
+    if not square or tuple(embedding.bias.shape) != weight[:1]:
+        raise ValueError(f"embedding.weight {weight} and its bias are no patch embedding")
 
 
 def _prompts_of(card: Card) -> tuple[BackboneCard, ServerProfile, str]:

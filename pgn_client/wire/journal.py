@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pgn_client.errors import ConfigurationError, EndpointError, reading
+from pgn_client.errors import ConfigurationError, EndpointError, printable, reading
 from pgn_client.imaging.files import clear_leftovers, write_whole, writing
 from pgn_client.imaging.opening import open_regular, read_regular
 from pgn_client.imaging.opening import sha256_of as sha256_of
@@ -111,7 +111,7 @@ def _setup_file(journal: Path) -> Path:
 
 def _brief(value: object) -> str:
     """Return a setting's value as a short text for a message; None becomes ``none``."""
-    text = "none" if value is None else str(value)
+    text = "none" if value is None else printable(str(value))
     # Long values are fingerprints, which their first characters tell apart.
     return text if len(text) <= 48 else f"{text[:12]}…"
 
