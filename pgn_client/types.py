@@ -150,6 +150,19 @@ class Usage:
     billable: int = 0
     refused: int = 0
 
+    def price_of_an_image(self, price_per_image: float | None) -> float | None:
+        """Return the price of an image with its share of the hours so far; ``None`` without one.
+
+        Args:
+            price_per_image: Price that is billed for each image, apart from the hours.
+        """
+        if self.cost is None or not self.billable:
+            return price_per_image
+        per_image = price_per_image or 0.0
+        hours = self.cost - self.billable * per_image
+        # Below, only rounding is left.
+        return per_image + hours / self.billable if hours > 1e-9 * self.cost else price_per_image
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:

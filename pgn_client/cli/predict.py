@@ -144,8 +144,11 @@ def _to_stdout(client: AdaptedClient, files: Sequence[Path], as_json: bool) -> F
 
 def _usage(client: AdaptedClient) -> str:
     used = client.usage
+    # Most providers do not bill what they refuse, so the cost is an upper bound then.
+    refused = f", {used.refused} refused" if used.refused else ""
     price = "" if used.cost is None else f", cost {used.cost:g}"
-    return f"{used.images} images sent in {used.requests} requests ({used.retries} retries){price}"
+    sent = f"{used.images} images sent in {used.requests} requests ({used.retries} retries)"
+    return f"{sent}{refused}{price}"
 
 
 def _dry_run(

@@ -60,7 +60,8 @@ def evaluate(
             left out, and ``omitted`` gives the reason.
         surrogate: Backbone that the prompt was trained through; without it, the linear probe is
             left out, and so is retention, the accuracy at each step from tokens to sent images.
-        price_per_image: Price of an image at the endpoint, in any currency; without it the report
+        price_per_image: Price of an image at the endpoint, in any currency. For a client with a
+            price per hour, the hours of this evaluation are added. Without any price the report
             has no costs.
         anyway: Whether to go on where the endpoint hosts another model than the checkpoint claims.
         note: Callback that takes progress messages.
@@ -124,13 +125,15 @@ def evaluate(
         retention = {k: float(right(v, task.test.labels).mean()) for k, v in stages.items()}
         retention |= {"agreement": agreement(stages)}
 
+    with connect(None) as client:
+        price = client.usage.price_of_an_image(price_per_image)
     judgement = judge(
         candidates,
         task,
         seed=seed,
         name=name,
         same_data=same_data,
-        price_per_image=price_per_image,
+        price_per_image=price,
     )
     if checked is not None and checked.result == "other":
         verdict = judgement.verdict

@@ -26,6 +26,7 @@ from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure, Predicti
 from pgn_client.cli import main
 from pgn_client.cli.plan import plan
 from pgn_client.errors import BudgetExceededError, ConfigurationError, ConnectionFailedError
+from pgn_client.types import Usage
 from pgn_client.wire.ledger import Account, Ledger
 
 from .fakes import Server, client, file_bytes, picture
@@ -318,3 +319,12 @@ def test_a_dry_run_counts_the_hours():
         plan(10, 0, 1.0, argparse.Namespace(price_per_image=None, price_per_hour=None))["cost"]
         is None
     )
+
+
+def test_the_price_of_an_image_has_its_share_of_the_hours():
+    assert Usage(cost=3.0, billable=10).price_of_an_image(0.1) == pytest.approx(0.3)
+    assert Usage(cost=2.0, billable=10).price_of_an_image(None) == pytest.approx(0.2)
+    # Without hours, the price is exactly the one that was given.
+    assert Usage(cost=7 * 0.1, billable=7).price_of_an_image(0.1) == 0.1
+    # Answers from a cache cost nothing, so they say nothing about the price.
+    assert Usage(cost=0.0, billable=0).price_of_an_image(None) is None
