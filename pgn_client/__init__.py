@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ServerError,
         ShapeError,
         StatusError,
+        SurrogateMismatchError,
         TimedOutError,
     )
     from pgn_client.prompting.adapter import PromptAdapter
@@ -66,6 +67,7 @@ _HOMES = {
     "ServerProfile": "types",
     "ShapeError": "errors",
     "StatusError": "errors",
+    "SurrogateMismatchError": "errors",
     "TimedOutError": "errors",
     "Usage": "types",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "ServerProfile",
     "ShapeError",
     "StatusError",
+    "SurrogateMismatchError",
     "TimedOutError",
     "Usage",
     "__version__",
