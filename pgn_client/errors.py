@@ -77,6 +77,10 @@ class MissingDependencyError(PGNError, ImportError):
         super().__init__(f"{what} needs packages that are not installed; run: {self.command}")
 
 
+CONCERN_ALL = (CheckpointError, ConfigurationError, MissingDependencyError)
+"""Errors that would meet every other image of a run too."""
+
+
 class BudgetExceededError(PGNError):
     """The next image would exceed the budget, the limit of images to send; it was not sent.
 
@@ -128,7 +132,7 @@ class NotRecordedError(EndpointError):
 
 
 class SurrogateMismatchError(EndpointError):
-    """The endpoint's labels differ from those of the surrogate that was called the same model."""
+    """The endpoint's labels differ from the surrogate's, although both should be one model."""
 
 
 class StatusError(EndpointError):

@@ -49,9 +49,10 @@ from pgn_client.version import __version__
 __all__ = ["BUDGET", "FAILED", "INTERRUPTED", "OK", "USAGE", "build_parser", "main"]
 
 STATUSES = (
-    "exit status: 0 success; 1 some images failed, the endpoint failed, or results for stdout were "
-    "lost; 2 usage or configuration; 3 the budget is spent; 130 interrupted. What was paid for or "
-    "trained before is saved."
+    "exit status: 0 success; 1 more images failed than --max-failure-rate allows, the endpoint "
+    "failed, results for stdout were lost, or check or drift found something; 2 usage or "
+    "configuration; 3 the budget is spent; 130 interrupted. Journals, recorded answers and the best "
+    "checkpoint so far are kept."
 )
 
 

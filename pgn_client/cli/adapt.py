@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import Failures, talk, tell
 from pgn_client.cli.data import add_failure_rate, add_sources, talk_summary
@@ -16,9 +15,6 @@ from pgn_client.cli.options import (
     load_adapter,
     profile_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_adapt(commands: Subparsers) -> None:

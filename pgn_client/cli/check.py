@@ -12,7 +12,7 @@ from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgn_client.imaging.dataset import Task
-    from pgn_client.imaging.findings import Findings
+    from pgn_client.imaging.findings import Findings, NoTask
     from pgn_client.imaging.reader import Dataset
 
 
@@ -34,31 +34,32 @@ def run_check(args: argparse.Namespace) -> int:
     """Print what image data hold; return 1 if something should be looked at, otherwise 0."""
     from pgn_client.imaging.findings import look_into
 
-    dataset, task, problem = _read(args.data, args.seed)
-    found = look_into(dataset, task, problem=problem)
+    dataset, task, no_task = _read(args.data, args.seed)
+    found = look_into(dataset, task, no_task=no_task)
     tell(to_json(found.to_json()) if args.json else _text(dataset, found))
     return FAILED if found.serious else OK
 
 
-def _read(source: str, seed: int) -> tuple[Dataset, Task | None, str]:
+def _read(source: str, seed: int) -> tuple[Dataset, Task | None, NoTask | None]:
     """Return the data set, its task, and why there is no task.
 
     Raises:
         ConfigurationError: There are no images.
     """
     from pgn_client.imaging.dataset import load_task
-    from pgn_client.imaging.reader import Dataset, scan
+    from pgn_client.imaging.findings import NoTask
+    from pgn_client.imaging.reader import Dataset, NoLabelsError, scan
 
     try:
         dataset = check_files(Dataset.read(source))
     except ConfigurationError as error:
+        unlabeled = check_files(Dataset.unlabeled(source, scan([source])))
         # Images without labels are no fault; pgn predict takes them.
-        found = scan([source])
-        return check_files(Dataset.unlabeled(source, found)), None, str(error)
+        return unlabeled, None, NoTask(str(error), not isinstance(error, NoLabelsError))
     try:
-        return dataset, load_task(dataset, seed=seed), ""
+        return dataset, load_task(dataset, seed=seed), None
     except ConfigurationError as error:
-        return dataset, None, str(error)
+        return dataset, None, NoTask(str(error), True)
 
 
 def _text(dataset: Dataset, found: Findings) -> str:
@@ -66,5 +67,5 @@ def _text(dataset: Dataset, found: Findings) -> str:
     divided = "" if dataset.is_divided else " (drawn at random)"
     lines = [f"{dataset}: {found.classes} classes; {sizes}{divided}"] if found.splits else []
     for remark in found.remarks:
-        lines.append(f"{'look: ' if remark.serious else 'note: '}{remark.text}")
+        lines.append(f"{'warning: ' if remark.serious else 'note: '}{remark.text}")
     return "\n".join([*lines, found.summary()])

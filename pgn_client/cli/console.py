@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pgn_client.cli.options import BUDGET, FAILED, OK
 from pgn_client.errors import (
+    CONCERN_ALL,
     BudgetExceededError,
-    CheckpointError,
     ConfigurationError,
     EndpointError,
-    MissingDependencyError,
     printable,
     reason,
 )
@@ -267,16 +266,13 @@ class Failures:
 
         self.budget_spent |= isinstance(error, BudgetExceededError)
         text = error_text(error)
-        # An error that concerns every image is raised too, and printed where it is caught.
-        concerns_all = isinstance(
-            error, CheckpointError | ConfigurationError | MissingDependencyError
-        )
         short = text.removeprefix(f"{printable(path)}: ")
         if len(short) > LONGEST_REASON:
             short = f"{short[:LONGEST_REASON]}…"
         self.files.append(Skipped(Path(path), short))
 
-        if concerns_all:
+        # An error that concerns every image is raised too, and printed where it is caught.
+        if isinstance(error, CONCERN_ALL):
             return
         shown_path = printable(path)
         self._times[text] += 1

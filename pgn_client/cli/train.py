@@ -57,8 +57,9 @@ def add_train(commands: Subparsers) -> None:
     p.add_argument(
         "--stand-in",
         action="store_true",
-        help="record that --backbone only resembles the hosted model, so that pgn evaluate goes on "
-        "with another one (default: it is the same model, unless it is the bundled one)",
+        help="record that --backbone only resembles the hosted model, so that pgn evaluate does "
+        "not stop if the endpoint hosts another one (default: it is the same model, unless it is "
+        "the bundled one)",
     )
     p.add_argument(
         "--method",

@@ -172,7 +172,7 @@ class Report(Judgement):
             ``surrogate_check.SurrogateCheck``), with the key ``text`` for readers; ``None`` without
             a surrogate.
         data: What the data set holds, as ``imaging.findings.Findings.to_json`` returns it; empty if
-            nobody has looked.
+            the data was not checked.
     """
 
     retention: dict[str, Any] | None

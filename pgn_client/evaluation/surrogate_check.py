@@ -7,7 +7,6 @@ be paid to learn that.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pgn_client.imaging.compositor import seen_by_server
 from pgn_client.prompting.adapter import PromptAdapter
 from pgn_client.surrogate.backbone import Backbone, float32_convolutions
 from pgn_client.surrogate.surrogate import Surrogate
-from pgn_client.types import Answer
+from pgn_client.types import Answer, normal
 
 MOST = 30
 """Largest number of images that the test sends; the evaluation needs their answers anyway."""
@@ -90,7 +89,7 @@ def check(
         backbone: The surrogate.
     """
     claim = pgn.card.surrogate
-    names = [_normal(name) for name in backbone.labels]
+    names = [normal(name) for name in backbone.labels]
     limit = math.log((1 - ERROR) / ERROR)
     evidence = 0.0
     images = 0
@@ -98,7 +97,7 @@ def check(
     for start in range(0, min(len(paths), MOST), BLOCK):
         block = paths[start : min(start + BLOCK, MOST)]
         answers = ask(block)
-        returned = [_normal(answer.labels[0]) for answer in answers]
+        returned = [normal(answer.labels[0]) for answer in answers]
         if answers[0].kind == "embedding" or not set(returned) & set(names):
             return SurrogateCheck(claim, "unknown", images, agreed)
 
@@ -126,10 +125,6 @@ def refuse_other_model(found: SurrogateCheck, endpoint: str) -> None:
             endpoint=endpoint,
             attempts=0,
         )
-
-
-def _normal(label: str) -> str:
-    return unicodedata.normalize("NFC", label)
 
 
 def _predicted(paths: Sequence[Path], pgn: PromptAdapter, backbone: Backbone) -> list[int]:

@@ -136,9 +136,8 @@ WEBP_LOSSLESS: Codec = _PillowCodec(
 def describe(source: object) -> str:
     """Return a short printable name of an image source (path, bytes, image or array)."""
     if isinstance(source, str | os.PathLike):
-        text = os.fsdecode(os.fspath(source))
         # A file's name may hold control characters, which must not reach a terminal.
-        return text if text.isprintable() else ascii(text)
+        return printable(os.fsdecode(os.fspath(source)))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     if isinstance(source, Image.Image):
@@ -356,6 +355,29 @@ def _without_metadata(file: IO[bytes]) -> io.BytesIO | None:
 
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 """Chunks of a PNG file that its pixels depend on."""
+
+
+def is_verbatim(data: bytes, image: Image.Image) -> bool:
+    """Whether a file's own pixels are exactly those of an image that ``open_image`` made of it.
+
+    An image decoder that knows neither EXIF nor transparency then returns the same pixels.
+    """
+    try:
+        with _identified(io.BytesIO(data), "", MAX_PIXELS) as file:
+            unchanged = (
+                file.mode == "RGB"
+                and file.size == image.size
+                and not getattr(file, "is_animated", False)
+                and not file.has_transparency_data
+            )
+            if not unchanged:
+                return False
+            # A PNG may have its EXIF block behind the pixels.
+            file.load()
+            return _turn(file) is None
+    # Pillow's decoders raise many types on a damaged file.
+    except Exception:
+        return False
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

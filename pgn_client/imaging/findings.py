@@ -100,8 +100,25 @@ def summary(used: int, skipped: Sequence[Skipped]) -> str:
     return f"{text}: {', '.join(str(item) for item in first)}{rest}"
 
 
+@dataclass(frozen=True)
+class NoTask:
+    """Why a data set is no task with classes and splits.
+
+    Attributes:
+        problem: The reason, for people.
+        serious: Whether it is a fault of the data; images without labels are none.
+    """
+
+    problem: str
+    serious: bool
+
+
 def look_into(
-    dataset: Dataset, task: Task | None, *, without_copies: bool = False, problem: str = ""
+    dataset: Dataset,
+    task: Task | None,
+    *,
+    without_copies: bool = False,
+    no_task: NoTask | None = None,
 ) -> Findings:
     """Return what is worth knowing about a data set.
 
@@ -109,12 +126,12 @@ def look_into(
         dataset: Data set after ``checked``.
         task: Its classes and splits, with all training images; ``None`` without labels.
         without_copies: Whether the command leaves test images out that are copies of others.
-        problem: Why there is no task; empty if there is one.
+        no_task: Why there is no task; ``None`` if there is one.
     """
     splits = {} if task is None else {name: list(getattr(task, name).paths) for name in SPLITS}
     copies = _test_copies(dataset, splits)
     remarks = [
-        *_no_task(dataset, problem),
+        *_no_task(no_task),
         *_skipped(dataset),
         *_copies_left_out(copies, without_copies=without_copies),
         *_copies(dataset, splits),
@@ -138,11 +155,11 @@ def look_into(
     )
 
 
-def _no_task(dataset: Dataset, problem: str) -> Iterator[Finding]:
-    if problem and dataset.classes:
-        yield Finding("no_task", 1, problem, True)
-    elif problem:
-        text = f"images without labels, for pgn predict and pgn adapt ({problem})"
+def _no_task(no_task: NoTask | None) -> Iterator[Finding]:
+    if no_task is not None and no_task.serious:
+        yield Finding("no_task", 1, no_task.problem, True)
+    elif no_task is not None:
+        text = f"images without labels, for pgn predict and pgn adapt ({no_task.problem})"
         yield Finding("no_labels", 1, text, False)
 
 

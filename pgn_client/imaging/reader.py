@@ -43,6 +43,10 @@ TWICE = "listed twice"
 """Reasons why a labeled data set does not use a file."""
 
 
+class NoLabelsError(ConfigurationError):
+    """The images have no labels; commands that need none take them."""
+
+
 @dataclass(frozen=True)
 class LabeledFile:
     """One image file of a data set.
@@ -220,11 +224,11 @@ def _of_folder(root: Path) -> Dataset:
     files: list[LabeledFile] = []
     skipped: list[Skipped] = []
     if not splits:
-        classes = _class_names(root)
+        classes = _class_names(root, NoLabelsError)
         _read_classes(root, None, files, skipped)
         return Dataset(str(root), classes, tuple(files), tuple(skipped))
 
-    classes = _class_names(splits["train"])
+    classes = _class_names(splits["train"], ConfigurationError)
     for split in SPLITS:
         if split in splits:
             _check_known(splits[split], classes)
@@ -278,10 +282,10 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path, kind: type[ConfigurationError]) -> tuple[str, ...]:
     names = tuple(_subfolders(folder))
     if len(names) < 2:
-        raise ConfigurationError(
+        raise kind(
             f"data: got {len(names)} class folders in {describe(folder)}, expected at least 2, one "
             "per class"
         )
@@ -322,7 +326,7 @@ def _refused(found: Iterator[Path | Skipped], reason: str) -> Iterator[Skipped]:
 def _of_manifest(path: Path, images: ImageList) -> Dataset:
     name = describe(path)
     if not images.is_manifest:
-        raise ConfigurationError(
+        raise NoLabelsError(
             f"data: got the list {name} without labels, expected a manifest: a first line "
             "path,label and a line for each image"
         )
@@ -342,7 +346,8 @@ def _of_manifest(path: Path, images: ImageList) -> Dataset:
 
     classes = tuple(sorted({row.label for row in rows.values()}))
     if len(classes) < 2:
-        raise ConfigurationError(
+        kind = ConfigurationError if classes else NoLabelsError
+        raise kind(
             f"data: got {len(classes)} labels in {name}, expected at least 2 in the column label"
         )
     files = sorted(rows.values(), key=lambda row: (_order(row.split), row.label))

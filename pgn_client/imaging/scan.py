@@ -108,8 +108,10 @@ class Walk:
         self._searched[identity] += 1
         if identity in around:
             yield Skipped(path, CYCLE)
-        elif len(around) > DEEPEST or self._searched[identity] > MOST_LINKS:
+        elif len(around) > DEEPEST:
             yield Skipped(path, "too many folders inside each other")
+        elif self._searched[identity] > MOST_LINKS:
+            yield Skipped(path, "too many links to this folder")
         else:
             yield from self._folder(path, (*around, identity), hidden=hidden)
 
@@ -147,7 +149,7 @@ def promises_image(path: Path) -> bool:
 def _file(path: Path, *, hidden: bool) -> Iterator[Path | Skipped]:
     """Yield a file if it is or promises to be an image, or else the reason why it is not used."""
     if hidden:
-        # The systems' own hidden files, such as .DS_Store, are no loss to anyone.
+        # The systems' own hidden files, such as .DS_Store, are not reported.
         if _format(path) is not None:
             yield Skipped(path, HIDDEN)
     elif promises_image(path):

@@ -51,7 +51,7 @@ def estimate(
     if journal:
         for record in read_journal(Path(journal)):
             # A failed image has no label, and the run sends it again.
-            if record["label"]:
+            if record["label"] is not None:
                 answered[record["path"]] = record["sha256"]
     todo = [
         file

@@ -341,7 +341,7 @@ class Exchange:
         """Send a request once, and return its outcome.
 
         An image is charged to the budget before it is sent. It is refunded only if no byte of the
-        body was written; what the server wrote has no say in that.
+        body was written, whatever the server sent.
         """
         # First, because it raises after the deadline, and then nothing may be charged.
         step = self._next(request)

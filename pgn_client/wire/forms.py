@@ -6,7 +6,6 @@ must not make an image unsendable.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,15 +13,22 @@ from dataclasses import replace
 
 from PIL import Image
 
-from pgn_client.imaging.codecs import PNG, WEBP_LOSSLESS, ImageSource
+from pgn_client.imaging.codecs import (
+    PNG,
+    WEBP_LOSSLESS,
+    ImageSource,
+    format_of,
+    is_verbatim,
+    open_image,
+)
 from pgn_client.imaging.opening import read_regular
 from pgn_client.wire.endpoint import Limits
 from pgn_client.wire.protocols.base import Payload
 
 OWN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats of the user's files that are sent as they are, with their media types."""
-ORIENTATION = 0x0112
-"""EXIF tag of the orientation; 1 means upright."""
+MOST_WEBP = 16383
+"""Largest side of a WebP image, in pixels."""
 TAKE_WEBP = frozenset(
     {
         "huggingface",
@@ -54,13 +60,13 @@ def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -
         limits: Function that returns the largest request that the endpoint is known to accept now.
     """
     yield image
-    if image.image is None or image.verbatim:
+    if image.verbatim:
         return
 
+    pixels = image.image or open_image(image.data)
     smallest = image
-    for make in (_own_file, _webp):
-        form = None if make is _webp and protocol not in TAKE_WEBP else make(image)
-        if form is not None and len(form.data) < len(smallest.data):
+    for form in _lossless(image, pixels, protocol):
+        if len(form.data) < len(smallest.data):
             smallest = form
             yield form
     if image.source is None:
@@ -69,30 +75,29 @@ def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -
     scale = 1.0
     for _ in range(SCALINGS):
         scale *= _next_scale(smallest, limits())
-        smallest = _scaled(image.image, scale)
+        smallest = _scaled(pixels, scale)
         yield smallest
 
 
-def _own_file(image: Payload) -> Payload | None:
+def _lossless(image: Payload, pixels: Image.Image, protocol: str) -> Iterator[Payload]:
+    """Yield the forms of an image that decode to exactly the same pixels."""
+    own = _own_file(image, pixels)
+    if own is not None:
+        yield own
+    if protocol in TAKE_WEBP and max(pixels.size) <= MOST_WEBP:
+        data = WEBP_LOSSLESS.encode(pixels)
+        yield replace(image, data=data, media_type=WEBP_LOSSLESS.media_type)
+
+
+def _own_file(image: Payload, pixels: Image.Image) -> Payload | None:
     """Return the user's own file as it is; None unless it decodes to exactly the pixels to send."""
     try:
         data = _content(image.source)
-    except OSError:
+    except (OSError, ValueError):
+        # The file was removed meanwhile.
         return None
-    if data is None or image.image is None:
-        return None
-
-    try:
-        opened = Image.open(io.BytesIO(data), formats=list(OWN_FORMATS))
-    except OSError:
-        # Another format, which the endpoint may not take.
-        return None
-    with opened as file:
-        upright = file.getexif().get(ORIENTATION, 1) == 1
-        plain = file.mode == "RGB" and not getattr(file, "is_animated", False)
-        same_size = file.size == image.image.size
-        media_type = OWN_FORMATS.get(file.format or "")
-    if media_type is None or not (upright and plain and same_size):
+    media_type = None if data is None else OWN_FORMATS.get(format_of(data) or "")
+    if data is None or media_type is None or not is_verbatim(data, pixels):
         return None
     return replace(image, data=data, media_type=media_type)
 
@@ -102,15 +107,6 @@ def _content(source: ImageSource | None) -> bytes | None:
     if isinstance(source, str | os.PathLike):
         return read_regular(source)
     return bytes(source) if isinstance(source, bytes | bytearray | memoryview) else None
-
-
-def _webp(image: Payload) -> Payload | None:
-    """Return the image as lossless WebP; None if WebP does not take so many pixels."""
-    pixels = image.image
-    # The format's own limit is 16383 pixels a side.
-    if pixels is None or max(pixels.size) > 16383:
-        return None
-    return replace(image, data=WEBP_LOSSLESS.encode(pixels), media_type=WEBP_LOSSLESS.media_type)
 
 
 def _next_scale(image: Payload, limits: Limits) -> float:

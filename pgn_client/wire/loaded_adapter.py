@@ -54,7 +54,7 @@ class LoadedAdapter:
         if source is None:
             self.card = ServedCard()
         elif isinstance(source, str | os.PathLike):
-            # Told now, not by the first image: the file is no checkpoint, or torch is missing.
+            # Raised now, not by the first image: the file is no checkpoint, or torch is missing.
             self.card = ServedCard.from_json(read_card(source))
             if self.card.method not in WITHOUT_TORCH and importlib.util.find_spec("torch") is None:
                 raise MissingDependencyError("making prompts", "train")

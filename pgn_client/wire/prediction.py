@@ -205,9 +205,15 @@ def verify(card: ServedCard, info: ModelInfo | None, endpoint: Endpoint) -> None
             f"train again with {remedy}"
         )
 
-    if fingerprint is None or published is None:
+    if fingerprint is None:
+        _log.warning(
+            "the checkpoint has no patch-embedding fingerprint (only plain ViTs have one), so it "
+            "could not be verified against %s",
+            endpoint.name,
+        )
+    elif published is None:
         _log.warning(
             "%s does not publish a patch-embedding fingerprint (only plain ViTs have one), so the "
             "checkpoint could not be verified against it",
-            "the checkpoint" if fingerprint is None else endpoint.name,
+            endpoint.name,
         )

@@ -13,12 +13,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from pgn_client.arrays import Floats
-from pgn_client.errors import (
-    CheckpointError,
-    ConfigurationError,
-    MissingDependencyError,
-    PGNError,
-)
+from pgn_client.errors import CONCERN_ALL, PGNError
 from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image, portions
 from pgn_client.types import Adapter, Prepared
 from pgn_client.wire.call_options import Weights
@@ -30,6 +25,10 @@ T = TypeVar("T")
 
 MAX_BATCH = 16
 """Largest number of images that are adapted (painted with prompts) in one batch."""
+
+
+KEPT_PIXELS = 2**22
+"""Largest number of pixels of an image that is kept decoded until it is sent, 12 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +110,13 @@ class Preparer:
         if not always and self._weights.answers_alone(self._adapter.card, local):
             return Job(name, Payload(b"", ""), local, confident=True)
 
+        pixels = item.image.width * item.image.height
         payload = Payload(
             PNG.encode(item.image),
             PNG.media_type,
-            item.image.width * item.image.height,
-            item.image,
+            pixels,
+            # A whole photo takes 200 MB, and several wait to be sent; it is decoded again at need.
+            item.image if pixels <= KEPT_PIXELS else None,
             item.hosted,
             None if self._adapter.paints else source,
         )
@@ -207,7 +208,7 @@ def prepare_each(
         prepared: Iterator[Prepared | PGNError] = iter(
             adapter.prepare(readable) if readable else []
         )
-    except (CheckpointError, ConfigurationError, MissingDependencyError):
+    except CONCERN_ALL:
         raise
     except PGNError:
         # One bad image fails the whole batch, so each image is tried on its own.

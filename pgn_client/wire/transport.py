@@ -1,6 +1,6 @@
 """Sends one HTTP request through httpx and returns the response, or how it broke.
 
-Only this module and ``client`` import httpx. A response is read under a deadline and under limits
+Only this module imports httpx. A response is read under a deadline and under limits
 of its size, before and after decompression.
 """
 

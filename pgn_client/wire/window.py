@@ -6,15 +6,14 @@ be sent, and may bill, the whole folder.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 from pgn_client.errors import (
+    CONCERN_ALL,
     AuthenticationError,
-    CheckpointError,
-    ConfigurationError,
     InvalidRequestError,
-    MissingDependencyError,
     PGNError,
     ProtocolMismatchError,
     StatusError,
@@ -47,7 +46,7 @@ class Window(Generic[F]):
     that refuses them all gets few.
 
     Args:
-        most: Number of open results from which the oldest one is waited for.
+        most: Number of open results at which the oldest one is awaited.
     """
 
     def __init__(self, most: int) -> None:
@@ -92,8 +91,7 @@ class Window(Generic[F]):
             return
 
         error = result.error
-        concerns_all = AuthenticationError | CheckpointError | ConfigurationError
-        if isinstance(error, concerns_all | MissingDependencyError):
+        if isinstance(error, CONCERN_ALL):
             self._fatal = self._fatal or error
             return
         if not self._is_lasting(error):
@@ -110,15 +108,19 @@ class Window(Generic[F]):
         """Whether the same refusal would probably meet the next image."""
         if isinstance(error, ProtocolMismatchError):
             return True
+        if isinstance(error, AuthenticationError):
+            return True
         if isinstance(error, InvalidRequestError):
-            return error.status not in ABOUT_THE_IMAGE or (
-                error.status != 413 and not self._answered
-            )
+            if error.status in ABOUT_THE_IMAGE:
+                return error.status != 413 and not self._answered
+            return True
         return isinstance(error, StatusError) and (error.lasting or error.status in (501, 505))
 
 
 def _ended(error: PGNError, count: int) -> PGNError:
-    """Return the error with the reason why the run has ended."""
+    """Return a copy of the error with the reason why the run has ended."""
     images = "1 image was" if count == 1 else f"{count} images in a row were"
-    error.args = (f"{error}; stopped, because {images} refused in this way",)
-    return error
+    # A copy, because the error of the image itself is in a result that is not yielded yet.
+    ended = copy.copy(error)
+    ended.args = (f"{error}; stopped, because {images} refused in this way",)
+    return ended

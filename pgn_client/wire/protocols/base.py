@@ -69,7 +69,8 @@ class Payload:
         data: Bytes of the encoded file.
         media_type: Media type of the file, for example ``image/png``.
         pixels: Number of pixels, width times height; 0 if unknown.
-        image: The same image in RGB, for wire formats that send numbers instead of files.
+        image: The same image in RGB, for wire formats that send numbers instead of files; None for
+            a large image, which is decoded from ``data`` where its pixels are needed.
         hosted: Reference of the uploaded checkpoint that processes the image on the server; empty
             if the hosted model processes the image alone.
         source: The user's image, if it is sent without a prompt; None otherwise.

@@ -190,8 +190,6 @@ class Chat(Defaults):
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(choice, dict) or not isinstance(message, dict):
             raise MalformedAnswerError(response.body, "choices with a message")
-        if isinstance(message.get("refusal"), str) and message["refusal"]:
-            raise MalformedAnswerError(message["refusal"], "a label", "a refusal: ")
 
         text = reply_text(message, choice.get("finish_reason"))
         labels = self.endpoint.labels
