@@ -51,8 +51,8 @@ __all__ = ["BUDGET", "FAILED", "INTERRUPTED", "OK", "USAGE", "build_parser", "ma
 STATUSES = (
     "exit status: 0 success; 1 more images failed than --max-failure-rate allows, the endpoint "
     "failed, results for stdout were lost, or check or drift found something; 2 usage or "
-    "configuration; 3 the budget is spent; 130 interrupted. Journals, recorded answers and the best "
-    "checkpoint so far are kept."
+    "configuration; 3 the budget is spent; 130 interrupted. Journals, recorded answers and the "
+    "best checkpoint so far are kept."
 )
 
 

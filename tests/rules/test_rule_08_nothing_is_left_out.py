@@ -165,7 +165,7 @@ def test_many_links_to_one_folder_end(tmp_path):
     fill(tmp_path, "dog")
     found = scan([tmp_path])
     assert folders[0] / "x.png" in found.files
-    assert any("too many folders" in item.reason for item in found.skipped)
+    assert any("too many links" in item.reason for item in found.skipped)
 
 
 def test_a_run_without_a_broken_file_equals_one_after_its_removal(tmp_path):
