@@ -80,11 +80,13 @@ class Reply:
         attempts: Number of requests, retries included, now or when the answer was recorded; 0 for a
             local answer.
         request_id: Server's identifier of the request, if it returned one.
+        recorded: Whether the answer comes from a cache, so that nothing was sent.
     """
 
     answer: Answer
     attempts: int = 0
     request_id: str | None = None
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -374,7 +374,8 @@ def is_verbatim(data: bytes, image: Image.Image) -> bool:
                 return False
             # A PNG may have its EXIF block behind the pixels.
             file.load()
-            return _turn(file) is None
+            # The pixels too: the file may have been replaced meanwhile.
+            return _turn(file) is None and np.array_equal(np.asarray(file), np.asarray(image))
     # Pillow's decoders raise many types on a damaged file.
     except Exception:
         return False

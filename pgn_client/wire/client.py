@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, cast
 
 from PIL import Image
 
-from pgn_client.errors import PGNError
+from pgn_client.errors import ConfigurationError, PGNError
 from pgn_client.imaging.codecs import ImageSource
 from pgn_client.types import Answer, ImageFailure, ModelInfo, Prediction
 from pgn_client.wire.base_client import BaseClient
@@ -27,13 +27,16 @@ from pgn_client.wire.cache import CANARIES
 from pgn_client.wire.deadline import Leaving
 from pgn_client.wire.drift import Drift
 from pgn_client.wire.prepare import Job, asks, chunks, chunks_async
+from pgn_client.wire.session import CLOSED
 from pgn_client.wire.steps import Send, Sleep, Steps, Turn
 from pgn_client.wire.transport import AsyncSender, Connect, Sender
-from pgn_client.wire.window import Window
+from pgn_client.wire.window import Done, Window
 
 T = TypeVar("T")
-Act = Callable[[ImageSource, Job | PGNError], Steps[T]]
+Act = Callable[[ImageSource, Job | PGNError], Steps[Done[T]]]
 """Steps that turn one prepared image, or its error, into a result."""
+TURN = 0.2
+"""Seconds between two looks whether the stream of a call that waits for its turn was left."""
 
 
 class AdaptedClient(BaseClient):
@@ -44,7 +47,8 @@ class AdaptedClient(BaseClient):
     checkpoint with the model, when it gets the first image. Safe to use from several threads.
 
     Args:
-        url: URL of the endpoint, or path of an endpoint file.
+        url: URL of the endpoint, path of an endpoint file, or name of a ready one (``pgn
+            endpoints`` lists them).
         pgn_ckpt: Path of a checkpoint, a ``PromptAdapter``, or None to send images unchanged (the
             predicted labels are then the endpoint's own).
         protocol: Protocol of the endpoint: ``auto`` (detected from the URL's path, or by requests
@@ -213,7 +217,7 @@ class AdaptedClient(BaseClient):
 
         Images are adapted in chunks in the calling thread, and sent in other threads.
         """
-        window: Window[Future[T]] = Window(2 * self.max_concurrency)
+        window: Window[Future[Done[T]]] = Window(2 * self.max_concurrency)
         leaving = Leaving()
         is_ready = False
         pool = ThreadPoolExecutor(
@@ -223,24 +227,38 @@ class AdaptedClient(BaseClient):
             initargs=(leaving,),
         )
 
+        def due(*, last: bool = False) -> Iterator[T]:
+            """Yield the results that are done, and wait for others while too many are open."""
+            while (future := window.due(last=last)) is not None:
+                done = future.result()
+                window.note(done)
+                if window.fatal is not None:
+                    # Images that are not under way would meet the same refusal.
+                    for waiting in window.rest():
+                        waiting.cancel()
+                yield done.result
+
         try:
-            for chunk in chunks(sources, self.chunk):
-                jobs = self._session.prepare(chunk, always=always)
-                if not is_ready and any(map(asks, jobs)):
-                    self._drive(self._session.ready())
-                    is_ready = True
-                for source, job in zip(chunk, jobs, strict=True):
-                    window.add(pool.submit(self._drive, act(source, job)))
-                    while (future := window.due()) is not None:
-                        result = future.result()
-                        window.note(result)
-                        yield result
-                    window.raise_fatal()
-            while (future := window.due(last=True)) is not None:
-                result = future.result()
-                window.note(result)
-                yield result
-            window.raise_fatal()
+            ended: BaseException | None = None
+            try:
+                for chunk in chunks(sources, self.chunk):
+                    jobs = self._session.prepare(chunk, always=always)
+                    if not is_ready and any(map(asks, jobs)):
+                        self._drive(self._session.ready())
+                        is_ready = True
+                    for source, job in zip(chunk, jobs, strict=True):
+                        window.add(pool.submit(self._drive, act(source, job)))
+                        yield from due()
+                        if window.fatal is not None:
+                            raise window.fatal
+            # The caller's source, or the preparation of a later image, failed: what is paid for is
+            # yielded first.
+            except Exception as error:
+                ended = error
+            yield from due(last=True)
+            ended = ended or window.fatal
+            if ended is not None:
+                raise ended
         except (GeneratorExit, KeyboardInterrupt):
             # Only a consumer that leaves aborts requests. After any other error the running ones
             # finish, and their answers, which may be billed, are recorded.
@@ -268,13 +286,20 @@ class AdaptedClient(BaseClient):
 
                 outcome = None
                 if isinstance(step, Send):
+                    # It may have been closed while this call waited.
+                    if self._session.is_closed:
+                        raise ConfigurationError(CLOSED)
                     outcome = self._sender.send(step)
                 elif isinstance(step, Sleep):
                     self._sleep(step.seconds)
                 elif not isinstance(step, Turn):
                     outcome = step.call()
                 elif not has_turn:
-                    turn.enter_context(self._slots)
+                    # In short waits, because a stream may be left while another call has all turns.
+                    while not self._slots.acquire(timeout=TURN):
+                        if guard.leaving.flag.is_set():
+                            raise CancelledError
+                    turn.callback(self._slots.release)
                     has_turn = True
 
 
@@ -282,7 +307,8 @@ class AsyncAdaptedClient(BaseClient):
     """``AdaptedClient`` for asyncio, with the same arguments and methods.
 
     Await the methods, iterate with ``async for``, and close with ``aclose``. Each event loop gets
-    its own connections at first use. Images are adapted in a thread.
+    its own connections at first use, and its own ``max_concurrency``. Images are adapted in a
+    thread.
     """
 
     def _open(self, connect: Connect, transport: Any) -> None:
@@ -373,28 +399,32 @@ class AsyncAdaptedClient(BaseClient):
 
         Images are adapted in chunks in a thread, and sent in asyncio tasks.
         """
-        window: Window[asyncio.Future[T]] = Window(2 * self.max_concurrency)
+        window: Window[asyncio.Future[Done[T]]] = Window(2 * self.max_concurrency)
         ended = asyncio.Event()
+        failure: BaseException | None = None
         is_ready = False
-
         try:
-            async for chunk in chunks_async(sources, self.chunk):
-                jobs = await asyncio.to_thread(self._session.prepare, chunk, always=always)
-                if not is_ready and any(map(asks, jobs)):
-                    await self._drive(self._session.ready())
-                    is_ready = True
-                for source, job in zip(chunk, jobs, strict=True):
-                    window.add(asyncio.ensure_future(self._drive(act(source, job), ended)))
-                    while (future := window.due()) is not None:
-                        result = await future
-                        window.note(result)
-                        yield result
-                    window.raise_fatal()
-            while (future := window.due(last=True)) is not None:
-                result = await future
-                window.note(result)
-                yield result
-            window.raise_fatal()
+            try:
+                async for chunk in chunks_async(sources, self.chunk):
+                    jobs = await asyncio.to_thread(self._session.prepare, chunk, always=always)
+                    if not is_ready and any(map(asks, jobs)):
+                        await self._drive(self._session.ready())
+                        is_ready = True
+                    for source, job in zip(chunk, jobs, strict=True):
+                        steps = act(source, job)
+                        window.add(asyncio.ensure_future(self._drive(steps, ended)))
+                        while (done := await self._due(window, ended)) is not None:
+                            yield done.result
+                        if window.fatal is not None:
+                            raise window.fatal
+            # As in ``AdaptedClient``: what is paid for is yielded first.
+            except Exception as error:
+                failure = error
+            while (done := await self._due(window, ended, last=True)) is not None:
+                yield done.result
+            failure = failure or window.fatal
+            if failure is not None:
+                raise failure
         except (GeneratorExit, KeyboardInterrupt, asyncio.CancelledError):
             # As in ``AdaptedClient``: only a consumer that leaves aborts requests.
             for task in window.rest():
@@ -405,6 +435,24 @@ class AsyncAdaptedClient(BaseClient):
             # billed, are recorded; their results and errors have no reader any more.
             ended.set()
             await asyncio.gather(*window.rest(), return_exceptions=True)
+
+    async def _due(
+        self, window: Window[asyncio.Future[Done[T]]], ended: asyncio.Event, *, last: bool = False
+    ) -> Done[T] | None:
+        """Return the next result that is done or must be waited for; None if there is none."""
+        while (future := window.due(last=last)) is not None:
+            # Not ``await future``, which would cancel the future together with this call.
+            await asyncio.wait([future])
+            # A task that had no turn yet when the run ended.
+            if future.cancelled():
+                continue
+            done = future.result()
+            window.note(done)
+            if window.fatal is not None:
+                # Images that are not under way would meet the same refusal.
+                ended.set()
+            return done
+        return None
 
     async def _drive(self, steps: Steps[T], ended: asyncio.Event | None = None) -> T:
         """Carry out the steps and return their result.
@@ -425,6 +473,9 @@ class AsyncAdaptedClient(BaseClient):
 
                 outcome = None
                 if isinstance(step, Send):
+                    # It may have been closed while this call waited.
+                    if self._session.is_closed:
+                        raise ConfigurationError(CLOSED)
                     outcome = await self._here().sender.send(step)
                 elif isinstance(step, Sleep):
                     await self._sleep(step.seconds)

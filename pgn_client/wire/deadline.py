@@ -100,6 +100,9 @@ class Guard(threading.local):
         ``proxy.start_tls.complete`` or ``socks.connect_tcp.complete``. A TLS handshake returns a
         new network stream, which needs replacing like the first one.
         """
+        if event.endswith((".connect_tcp.started", ".start_tls.started")):
+            # Each would have the whole time for itself; behind a proxy there are several.
+            info["timeout"] = self._remaining()
         if not event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             return
 

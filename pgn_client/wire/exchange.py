@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pgn_client.errors import (
     AuthenticationError,
@@ -25,7 +26,8 @@ from pgn_client.errors import (
 )
 from pgn_client.types import Answer
 from pgn_client.version import __version__
-from pgn_client.wire.endpoint import Endpoint, Limits
+from pgn_client.wire.accepted import Accepted
+from pgn_client.wire.endpoint import Endpoint
 from pgn_client.wire.forms import smaller_forms
 from pgn_client.wire.ledger import Account
 from pgn_client.wire.protocols import (
@@ -39,7 +41,7 @@ from pgn_client.wire.protocols import (
 from pgn_client.wire.protocols.base import excerpt
 from pgn_client.wire.rate_limit import Pacer
 from pgn_client.wire.retry import RETRYABLE, RetryPolicy, Stop, Wait
-from pgn_client.wire.steps import Broken, Clocks, Outcome, Send, Sleep, Steps
+from pgn_client.wire.steps import Broken, Clocks, Outcome, Send, Sleep, Steps, Work
 
 RATE = re.compile(r"(x-)?rate-?limit")
 """Pattern that the names of rate limit headers in a response begin with."""
@@ -47,32 +49,6 @@ MOST_RATES = 64
 """Largest number of rate limit headers that are kept; a server may invent new names for ever."""
 
 _log = logging.getLogger("pgn_client")
-
-
-@dataclass(slots=True)
-class Accepted:
-    """The requests that an endpoint accepts; all calls of a client share and update it.
-
-    Attributes:
-        limits: Largest request that the endpoint accepts.
-        protocol: Protocol of the endpoint; None until it is detected.
-        rates: Latest rate limit headers of the responses, names in lower case, secrets redacted.
-        refused_bytes: Size of the smallest request body that the endpoint refused as too large
-            (413); None if it refused none.
-        scales: Whether an image had to be scaled, which the log says once.
-    """
-
-    limits: Limits
-    protocol: Protocol | None = None
-    rates: dict[str, str] = field(default_factory=dict)
-    refused_bytes: int | None = None
-    scales: bool = False
-
-    @property
-    def most_bytes(self) -> int | None:
-        """Largest request body that may be accepted, in bytes; None if it is unknown."""
-        known = [self.limits.body_bytes, self.refused_bytes and self.refused_bytes - 1]
-        return min((most for most in known if most is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -91,6 +67,8 @@ class Exchange:
         carried: Number of requests that may have taken an image off this machine.
         counted: Whether the image of this call is in the usage, which counts it once.
         gave_up: Reason for not retrying, ready to append to an error message; may be empty.
+        retried: Number of retries so far, in all forms and dialects of the image.
+        form: Form of the image that was sent last, which may be smaller than the image.
         lasting: Whether the endpoint asks to wait longer than the retry policy allows.
         request_id: Server's identifier of the last answered request, if it returned one.
         deadline: Deadline on the monotonic clock, in seconds.
@@ -109,6 +87,8 @@ class Exchange:
     counted: bool = False
     gave_up: str = ""
     lasting: bool = False
+    retried: int = 0
+    form: Payload | None = None
     request_id: str | None = None
     deadline: float = field(init=False)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -119,8 +99,9 @@ class Exchange:
     def ask(self, protocol: Protocol, image: Payload) -> Steps[tuple[Answer, Protocol]]:
         """Send one image; return the answer and the dialect of the protocol that was used.
 
-        Where the endpoint refuses the dialect, a plainer one is tried. Where the request is too
-        large, a smaller form of the image is (see ``forms``).
+        The attribute ``form`` is then the form of the image that was answered. Where the endpoint
+        refuses the dialect, a plainer one is tried. Where the request is too large, a smaller form
+        of the image is (see ``forms``).
 
         Args:
             protocol: Protocol to use.
@@ -131,6 +112,7 @@ class Exchange:
             EndpointError: The endpoint gave no usable answer within the deadline and the retries.
             BudgetExceededError: The budget is spent.
         """
+        self.retried = 0
         try:
             response, protocol = yield from self._ask_plainer(protocol, image)
         finally:
@@ -153,7 +135,8 @@ class Exchange:
         """
         while True:
             response = yield from self._ask_smaller(protocol, image)
-            plainer = None if response.ok else protocol.fallback(response)
+            is_proven = response.ok or protocol.dialect in self.accepted.proven
+            plainer = None if is_proven else protocol.fallback(response)
             if plainer is None:
                 return response, protocol
             reason = self._shown(protocol.explain(response))
@@ -175,14 +158,15 @@ class Exchange:
         excess = ""
         response: WireResponse | None = None
         accepted = self.accepted
-        for form in smaller_forms(
-            image, protocol.name, lambda: Limits(accepted.most_bytes, accepted.limits.pixels)
-        ):
+        forms = smaller_forms(image, protocol.name, accepted)
+        form: Payload | None = next(forms)
+        while form is not None:
             request = protocol.encode([form])
             too_large = self._excess(request, form)
             if too_large:
                 # The first form is the whole image, which the message is about.
                 excess = excess or too_large
+                form = yield Work(partial(next, forms, None))
                 continue
             if form.pixels < image.pixels and not accepted.scales:
                 accepted.scales = True
@@ -194,9 +178,12 @@ class Exchange:
             # An idempotency key identifies one body, and each form has another.
             self.key = uuid.uuid4().hex
             response = yield from self.fetch(protocol, request, carries_image=True)
+            accepted.note_size(len(request.body), response.status)
+            self.form = form
             if response.status != 413:
                 return response
-            accepted.refused_bytes = len(request.body)
+            # Encoding a large photo anew takes seconds, so it is no work for an event loop.
+            form = yield Work(partial(next, forms, None))
         if response is not None:
             return response
         raise ImageError(f"the image is too large: {excess}; make it smaller")
@@ -236,6 +223,7 @@ class Exchange:
                 if key not in responses:
                     # Each description request is a call of its own; only its retries are counted.
                     self.attempts = 0
+                    self.retried = 0
                     responses[key] = yield from self.fetch(protocol, request)
                 response = responses[key]
 
@@ -304,6 +292,9 @@ class Exchange:
         """
         failures: list[int | None] = []
         while True:
+            # Before the pause: an image that may not be sent need not wait for its turn.
+            if carries_image and self.account.refusal is not None:
+                raise self.account.refusal
             pause = self.pacer.wait(self.clocks.monotonic(), len(request.body))
             if pause:
                 # The caller's own rate limit must not use up the endpoint's time.
@@ -352,14 +343,30 @@ class Exchange:
         self.attempts += 1
 
         started = self.clocks.monotonic()
-        outcome: Outcome = yield step
+        progress = step.progress
+        try:
+            outcome: Outcome = yield step
+        except GeneratorExit:
+            # The call was cancelled.
+            if carries_image and not progress.written:
+                self._refund()
+            raise
         if carries_image and isinstance(outcome, Broken) and not outcome.written:
-            self.account.release()
-            self.carried -= 1
+            self._refund()
+        if carries_image:
+            for _ in range(progress.bodies - 1):
+                # Digest authorization sends the image once to be refused, and once more.
+                self.account.charge()
+                self.account.refused()
         if carries_image and isinstance(outcome, WireResponse) and 400 <= outcome.status < 500:
             self.account.refused()
         self._log_request(protocol, request, outcome, self.clocks.monotonic() - started)
         return outcome
+
+    def _refund(self) -> None:
+        """Take back the charge for an image that never left this machine."""
+        self.account.release()
+        self.carried -= 1
 
     def check_deadline(self) -> float:
         """Return the seconds until the deadline of this call.
@@ -454,7 +461,11 @@ class Exchange:
             hint=protocol.wait(response) if response else None,
             retryable=protocol.retryable(response) if response else None,
         )
+        if isinstance(decision, Wait) and self.retried >= self.policy.max_retries:
+            # The retries of another form or dialect of this call count too.
+            decision = Stop(f"{self.policy.max_retries} retries used up")
         if isinstance(decision, Wait):
+            self.retried += 1
             if not carries_image or self.account.refusal is None:
                 return decision.seconds
             # Stopping here instead of at ``reserve`` keeps the server's error for the caller.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from PIL import Image
@@ -22,6 +22,7 @@ from pgn_client.imaging.codecs import (
     open_image,
 )
 from pgn_client.imaging.opening import read_regular
+from pgn_client.wire.accepted import Accepted
 from pgn_client.wire.endpoint import Limits
 from pgn_client.wire.protocols.base import Payload
 
@@ -47,7 +48,7 @@ SHARE = 1 / 3
 """Share of the pixels that a scaled copy keeps where only a refusal shows the limit."""
 
 
-def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -> Iterator[Payload]:
+def smaller_forms(image: Payload, protocol: str, accepted: Accepted) -> Iterator[Payload]:
     """Yield the image as it is, and then, if the caller continues, ever smaller forms of it.
 
     In this order: the user's own file, if it holds the same pixels; lossless WebP; scaled copies.
@@ -57,7 +58,7 @@ def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -
     Args:
         image: Encoded image.
         protocol: Name of the protocol.
-        limits: Function that returns the largest request that the endpoint is known to accept now.
+        accepted: What the endpoint is known to accept; decides how far to scale.
     """
     yield image
     if image.verbatim:
@@ -74,7 +75,7 @@ def smaller_forms(image: Payload, protocol: str, limits: Callable[[], Limits]) -
 
     scale = 1.0
     for _ in range(SCALINGS):
-        scale *= _next_scale(smallest, limits())
+        scale *= _next_scale(smallest, accepted.limits)
         smallest = _scaled(pixels, scale)
         yield smallest
 
@@ -111,13 +112,15 @@ def _content(source: ImageSource | None) -> bytes | None:
 
 def _next_scale(image: Payload, limits: Limits) -> float:
     """Return the factor for both sides of the image that should bring it below the limits."""
-    shares = [SHARE]
+    shares = []
     if limits.body_bytes is not None:
         # Base64 and the text around it lengthen the body by a third.
         shares.append(0.7 * limits.body_bytes / len(image.data))
     if limits.pixels is not None:
         shares.append(limits.pixels / image.pixels)
-    return math.sqrt(max(min(shares), 1e-4))
+    share = min(shares, default=SHARE)
+    # A limit that the image keeps already is not the one that it breaks.
+    return math.sqrt(max(share if share < 1 else SHARE, 1e-4))
 
 
 def _scaled(image: Image.Image, scale: float) -> Payload:

@@ -324,6 +324,12 @@ class Account:
         with self._lock:
             self._billable += 1
 
+    def charge(self) -> None:
+        """Count one image that was sent although no budget was asked."""
+        self.ledger.reserve(self._endpoint, self._name, None, self.price or 0.0)
+        with self._lock:
+            self._billable += 1
+
     def release(self) -> None:
         """Take back the count of one image that never left this machine."""
         self.ledger.release(self._endpoint, self.price or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 
@@ -41,7 +42,8 @@ class Once:
         failure_before = self.failure
         while not self.done:
             if self.failure is not None and self.failure is not failure_before:
-                raise self.failure
+                # A copy: each raise of the same object would lengthen its traceback.
+                raise copy.copy(self.failure).with_traceback(None)
             # Waiting inside ``acquire`` would block the event loop of an asynchronous client.
             if not self._busy.acquire(blocking=False):
                 check_deadline()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from pgn_client.errors import ConfigurationError, EndpointError, NotRecordedError
+from pgn_client.imaging.codecs import PNG
 from pgn_client.types import ModelInfo, Reply
 from pgn_client.wire.cache import AnswerCache, cache_key, endpoint_key
 from pgn_client.wire.prepare import Job
@@ -42,6 +45,7 @@ class Recordings:
         self.key = endpoint_key(endpoint.url, endpoint.model, settings_json)
         self.stand_in: str | None = None
         self.outage: EndpointError | None = None
+        self._until = 0.0
         # The identity last written to the cache, so that not every image writes it again.
         self._noted: str | None = None
 
@@ -59,28 +63,37 @@ class Recordings:
         """Whether the cache only replays, so that nothing may be sent."""
         return self.cache is not None and self.cache.replay
 
-    def stand_in_for(self, outage: EndpointError) -> bool:
+    def stand_in_for(self, outage: EndpointError, until: float) -> bool:
         """Use the model last seen while the endpoint is out of reach; return whether there is one.
 
         Args:
             outage: Error of the request that could not reach the endpoint.
+            until: Time on the monotonic clock from which the endpoint is tried again, in seconds.
         """
+        # Another call may have got the description meanwhile.
+        if self._remote.description.done:
+            return True
         self.stand_in = self.recall()
         self.outage = outage
+        self._until = until
         return self.stand_in is not None
+
+    def stands_in(self, now: float) -> bool:
+        """Whether the model last seen is in use, so that the endpoint is not tried yet."""
+        return self.outage is not None and self.stand_in is not None and now < self._until
 
     def end_stand_in(self) -> None:
         """Go back to the endpoint's own description of its model."""
         self.stand_in = None
         self.outage = None
 
-    def reply(self, job: Job, ask: Callable[[], Steps[tuple[Reply, Protocol]]]) -> Steps[Reply]:
+    def reply(self, job: Job, ask: Callable[[], Steps[tuple[Reply, Payload]]]) -> Steps[Reply]:
         """Return the recorded reply to an image, or send the image and record the reply.
 
         Args:
             job: Prepared image.
             ask: Function that returns the steps of sending the image; their result is the reply and
-                the dialect of the protocol that was used.
+                the form of the image that was sent.
 
         Raises:
             EndpointError: No reply is recorded, and the endpoint is out of reach or this is a
@@ -93,13 +106,19 @@ class Recordings:
         recorded = self._recorded(job.payload)
         if recorded is not None:
             return recorded
-        reply, protocol = yield from ask()
+        reply, form = yield from ask()
+        # The dialect in use, in which the next run looks for it. This image alone may have been
+        # answered in a plainer one.
+        protocol = self._remote.accepted.protocol
+        # An answer to a scaled copy is none to the image itself.
+        if protocol is None or form.pixels < job.payload.pixels:
+            return reply
         key = self._key(job.payload, protocol)
         self.cache.put(key, reply.answer, reply.attempts, reply.request_id)
-        # A drift check sends its images to the model itself, so those of a hosted adapter are not
-        # kept for it.
-        if not job.payload.hosted:
-            self.cache.keep(self.key, key, job.payload.data)
+        # A drift check sends its images as PNG to the model itself, so those of a hosted adapter
+        # are not kept for it.
+        if not job.payload.hosted and form.media_type == PNG.media_type:
+            self.cache.keep(self.key, key, form.data)
         self._note(protocol)
         return reply
 
@@ -113,11 +132,14 @@ class Recordings:
             # An identity that stands in comes from the cache, so there is nothing to write.
             if protocol is not None and self.stand_in is None:
                 self._note(protocol)
-            return recorded
+                self._remote.accepted.proven.add(protocol.dialect)
+            return replace(recorded, recorded=True)
         if self.replays:
             raise self.not_recorded("no answer to this image is recorded")
         if self.outage is not None:
-            raise self.outage
+            # A copy, because each raise of the same object lengthens its traceback, which keeps the
+            # images of all calls in memory.
+            raise copy.copy(self.outage).with_traceback(None)
         return None
 
     def is_recorded(self, payload: Payload) -> bool:

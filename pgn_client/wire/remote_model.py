@@ -6,10 +6,11 @@ import logging
 from dataclasses import asdict, replace
 
 from pgn_client.types import ModelInfo, Reply
+from pgn_client.wire.accepted import Accepted
 from pgn_client.wire.endpoint import Endpoint
-from pgn_client.wire.exchange import Accepted, Exchange
+from pgn_client.wire.exchange import Exchange
 from pgn_client.wire.once import Once
-from pgn_client.wire.protocols import Payload, Protocol, open_protocol, possible
+from pgn_client.wire.protocols import Payload, open_protocol, possible
 from pgn_client.wire.steps import Steps
 
 _log = logging.getLogger("pgn_client")
@@ -69,8 +70,8 @@ class RemoteModel:
         # The image that follows is a call of its own in the messages.
         exchange.attempts = 0
 
-    def ask(self, exchange: Exchange, payload: Payload) -> Steps[tuple[Reply, Protocol]]:
-        """Send one image; return the reply and the dialect of the protocol that was used.
+    def ask(self, exchange: Exchange, payload: Payload) -> Steps[tuple[Reply, Payload]]:
+        """Send one image; return the reply and the form of the image that was sent.
 
         Raises:
             ImageError, EndpointError, BudgetExceededError: See ``Exchange.ask``.
@@ -79,11 +80,13 @@ class RemoteModel:
         protocol = accepted.protocol or open_protocol(self.endpoint)
         answer, answered = yield from exchange.ask(protocol, payload)
 
-        if protocol.proven and accepted.protocol is not protocol:
+        accepted.proven.add(answered.dialect)
+        proven = protocol.proven or protocol.dialect in accepted.proven
+        if proven and accepted.protocol is not protocol:
             # A concurrent call fell back to a plainer dialect. This dialect has worked, so the
             # endpoint refused the other call's image, not the dialect.
             accepted.protocol = protocol
-        elif answered is not protocol and not protocol.proven:
+        elif answered is not protocol and not proven:
             # The endpoint refused this dialect and answered in a plainer one, which is kept.
             accepted.protocol = answered
-        return Reply(answer, exchange.attempts, exchange.request_id), answered
+        return Reply(answer, exchange.attempts, exchange.request_id), exchange.form or payload

@@ -16,6 +16,7 @@ from PIL import Image
 from pgn_client.errors import (
     ConfigurationError,
     ConnectionFailedError,
+    EndpointError,
     ImageError,
     PGNError,
     TimedOutError,
@@ -38,6 +39,15 @@ from pgn_client.wire.recordings import Recordings
 from pgn_client.wire.remote_model import RemoteModel
 from pgn_client.wire.steps import Clocks, Steps, Turn, Work
 from pgn_client.wire.upload import hosted_reply
+from pgn_client.wire.window import Done
+
+LOCAL = Reply(Answer((), ()))
+"""Reply of an image that the local head answers alone; the prediction never reads it."""
+OUTAGE = 30.0
+"""Seconds for which recorded answers stand in before the endpoint is tried again."""
+
+
+CLOSED = "this client is closed; make a new one"
 
 
 class Session:
@@ -122,7 +132,7 @@ class Session:
         """Return the predicted task class of one image."""
         job = yield from self._only_job(source, always=False)
         if job.confident:
-            return self._predict(job, Reply(Answer((), ())))
+            return self._predict(job, LOCAL)
         reply = yield from self._ready_and_reply(job)
         return self._predict(job, reply)
 
@@ -184,19 +194,30 @@ class Session:
             return [refusal for _ in sources]
         return self._preparer.jobs(sources, always=always)
 
-    def attempt(self, source: ImageSource, job: Job | PGNError) -> Steps[Prediction | ImageFailure]:
+    def attempt(
+        self, source: ImageSource, job: Job | PGNError
+    ) -> Steps[Done[Prediction | ImageFailure]]:
         """Return the prediction of one prepared image, or the failure of this image."""
         try:
             good = raised(job)
-            reply = Reply(Answer((), ())) if good.confident else (yield from self.reply(good))
-            return self._predict(good, reply)
+            if good.confident:
+                return Done(self._predict(good, LOCAL), False)
+            reply = yield from self.reply(good)
+            return Done(self._predict(good, reply), not reply.recorded)
         except PGNError as error:
-            return ImageFailure(describe(source), error)
+            return Done(ImageFailure(describe(source), error), True)
 
-    def answered(self, source: ImageSource, job: Job | PGNError) -> Steps[Answer]:
-        """Return the endpoint's answer to one prepared image, or raise its error."""
-        reply = yield from self.reply(raised(job))
-        return reply.answer
+    def answered(self, source: ImageSource, job: Job | PGNError) -> Steps[Done[Answer]]:
+        """Return the endpoint's answer to one prepared image, or raise its error by name."""
+        try:
+            reply = yield from self.reply(raised(job))
+        except (ImageError, EndpointError) as error:
+            # One image of many must be named, or nobody can find it.
+            name = describe(source)
+            if not str(error).startswith(name):
+                error.args = (f"{name}: {error}",)
+            raise
+        return Done(reply.answer, not reply.recorded)
 
     # ---- The parts of a call.
 
@@ -240,12 +261,15 @@ class Session:
         if not needs_model and self.remote.sends_undescribed:
             return
         if not self.remote.description.done:
+            if not for_info and self.recordings.stands_in(self.clocks.monotonic()):
+                return
             try:
                 yield from self.remote.describe(exchange)
             # An endpoint that answers with an error is reachable, and the caller must see the
             # error, for example a rejected key.
             except (ConnectionFailedError, TimedOutError) as error:
-                if for_info or not self.recordings.stand_in_for(error):
+                until = self.clocks.monotonic() + OUTAGE
+                if for_info or not self.recordings.stand_in_for(error, until):
                     raise
                 return
             self._resume_dialect()
@@ -303,17 +327,20 @@ class Session:
             float(self.options.timeout),
         )
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client, or the one that it was copied from, is closed."""
+        original = self._original
+        return self.closed or (original is not None and original.is_closed)
+
     def check_open(self) -> None:
         """Check that the client is open.
 
         Raises:
             ConfigurationError: The client, or the one that it was copied from, is closed.
         """
-        session: Session | None = self
-        while session is not None:
-            if session.closed:
-                raise ConfigurationError("this client is closed; make a new one")
-            session = session._original
+        if self.is_closed:
+            raise ConfigurationError(CLOSED)
 
     def _sends_all(self) -> bool:
         """Whether every image needs a request to the endpoint."""

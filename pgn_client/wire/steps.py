@@ -21,6 +21,27 @@ T = TypeVar("T")
 BrokenKind = Literal["late", "unreached", "cut", "refused", "garbled"]
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far one request has got; the transport keeps it up to date.
+
+    Attributes:
+        begun: Whether the request was given to the HTTP library.
+        traced: Whether the HTTP library reports what it does; a caller's own transport may not.
+        bodies: Number of times that the body was begun to be written, if it is reported. Some ways
+            to authorize, such as HTTP digest, send a request twice.
+    """
+
+    begun: bool = False
+    traced: bool = False
+    bodies: int = 0
+
+    @property
+    def written(self) -> bool:
+        """Whether a part of the body may have left this machine."""
+        return self.bodies > 0 if self.traced else self.begun
+
+
 @dataclass(frozen=True, slots=True)
 class Send:
     """Step of a call: the client sends this HTTP request.
@@ -28,10 +49,12 @@ class Send:
     Attributes:
         request: Request with all its headers.
         seconds: Time limit for the whole response in seconds.
+        progress: How far the request has got.
     """
 
     request: WireRequest
     seconds: float
+    progress: Progress = field(default_factory=Progress, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

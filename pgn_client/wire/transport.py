@@ -27,7 +27,7 @@ from pgn_client.wire.endpoint import Credential, Endpoint
 from pgn_client.wire.http_options import HttpOptions
 from pgn_client.wire.protocols import WireResponse
 from pgn_client.wire.protocols.base import excerpt
-from pgn_client.wire.steps import Broken, BrokenKind, Clocks, Send
+from pgn_client.wire.steps import Broken, BrokenKind, Clocks, Progress, Send
 
 T = TypeVar("T")
 
@@ -79,13 +79,14 @@ class Sender:
         """Carry out the step, and return the complete response or the reason why there is none."""
         request = step.request
         until = self._clocks.monotonic() + step.seconds
-        sending = Sending()
+        sending = Sending(step.progress)
 
         def trace(event: str, info: dict[str, Any]) -> None:
             sending.note(event, info)
             self.guard.take(event, info)
 
         self.guard.start(step.seconds)
+        step.progress.begun = True
         try:
             with self._http.stream(
                 request.method,
@@ -120,11 +121,12 @@ class AsyncSender:
         """Carry out the step, and return the complete response or the reason why there is none."""
         request = step.request
         until = self._clocks.monotonic() + step.seconds
-        sending = Sending()
+        sending = Sending(step.progress)
 
         async def trace(event: str, info: dict[str, Any]) -> None:
             sending.note(event, info)
 
+        step.progress.begun = True
         try:
             async with (
                 asyncio.timeout(step.seconds),
@@ -157,33 +159,39 @@ class AsyncSender:
 
 
 class Sending:
-    """How far one request has got, from the events of httpx's ``trace`` extension."""
+    """Follows one request by the events of httpx's ``trace`` extension.
 
-    def __init__(self) -> None:
-        self._traced = False
-        self._written = False
+    Args:
+        progress: Receives how far the request has got.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Note one event, such as ``http11.send_request_body.started``."""
-        self._traced = True
+        self._progress.traced = True
         # A proxy's CONNECT request is a request of its own, and has no body.
         request = info.get("request")
         tunnels = request is not None and request.method == b"CONNECT"
         if event.endswith(".send_request_body.started") and not tunnels:
-            self._written = True
+            self._progress.bodies += 1
 
     def broken_by(self, error: Exception) -> Broken:
         """Return the kind and reason of the failure behind an exception, and what was written."""
         if isinstance(error, PGNError):
             # From an ``auth`` of ours, such as ``aws.SigV4``, before anything was sent.
-            return Broken("refused", str(error), self._written, error)
+            written = self._progress.traced and self._progress.written
+            return Broken("refused", str(error), written, error)
         kind = next(kind for foreign, kind in KINDS if isinstance(error, foreign))
         # A rejected certificate, the server's or the client's, arrives as a connection error, but
         # no retry can help.
         if _is_about_certificates(error):
             kind = "refused"
         # A caller's own transport may report no events; then the type of the exception decides.
-        written = self._written if self._traced else not isinstance(error, NEVER_SENT)
+        written = self._progress.written
+        if not self._progress.traced and isinstance(error, NEVER_SENT):
+            written = False
         return Broken(kind, str(error).strip() or type(error).__name__, written)
 
 
@@ -267,11 +275,14 @@ FOREIGN = (
     httpx.StreamError,
     ssl.SSLError,
     TimeoutError,
+    RuntimeError,
+    UnicodeError,
 )
 """Exceptions that a request through httpx can raise.
 
 With asyncio, ``ssl.SSLError`` is not turned into an exception of httpx. ``TimeoutError`` is that of
-the deadline.
+the deadline, ``RuntimeError`` that of connections which another thread has closed, and
+``UnicodeError`` that of a host name which the domain name system cannot hold.
 """
 
 KINDS: tuple[tuple[type[Exception], BrokenKind], ...] = (
@@ -298,6 +309,8 @@ NEVER_SENT = (
     httpx.PoolTimeout,
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
+    RuntimeError,
+    UnicodeError,
 )
 """Exceptions that httpx raises before it writes a body."""
 

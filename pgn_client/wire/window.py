@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pgn_client.errors import (
     CONCERN_ALL,
@@ -18,14 +18,32 @@ from pgn_client.errors import (
     ProtocolMismatchError,
     StatusError,
 )
-from pgn_client.types import ImageFailure, Prediction
+from pgn_client.types import ImageFailure
+
+T = TypeVar("T")
+
+
+class Done(NamedTuple, Generic[T]):
+    """Result of one image of a run.
+
+    Attributes:
+        result: Prediction, answer or ``ImageFailure``.
+        sent: Whether the endpoint was asked; a recorded or local answer says nothing about it.
+    """
+
+    result: T
+    sent: bool
 
 
 class Future(Protocol):
     """The part of a future that a window uses; both kinds of futures have it."""
 
     def done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is there, or will never be."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether the result will never be there."""
         ...
 
 
@@ -69,6 +87,8 @@ class Window(Generic[F]):
         """
         goes_on = self._answered and self._fatal is None and not last
         limit = self._most if goes_on else 1
+        while self._open and self._open[0].cancelled():
+            self._open.popleft()
         if self._open and (self._open[0].done() or len(self._open) >= limit):
             return self._open.popleft()
         return None
@@ -77,20 +97,20 @@ class Window(Generic[F]):
         """Return the results that are still open."""
         return list(self._open)
 
-    def raise_fatal(self) -> None:
-        """Raise the error that ends the run, if there is one."""
-        if self._fatal is not None:
-            raise self._fatal
+    @property
+    def fatal(self) -> PGNError | None:
+        """Error that ends the run; None while it goes on."""
+        return self._fatal
 
-    def note(self, result: object) -> None:
-        """Note the result of one image: a prediction, an answer or an ``ImageFailure``."""
-        if not isinstance(result, ImageFailure):
-            if not (isinstance(result, Prediction) and result.source == "local"):
+    def note(self, done: Done[Any]) -> None:
+        """Note the result of one image."""
+        if not isinstance(done.result, ImageFailure):
+            if done.sent:
                 self._answered = True
                 self._count = 0
             return
 
-        error = result.error
+        error = done.result.error
         if isinstance(error, CONCERN_ALL):
             self._fatal = self._fatal or error
             return

@@ -38,7 +38,7 @@ from pgn_client.errors import (
 )
 from pgn_client.types import ModelInfo
 from pgn_client.wire.cache import AnswerCache
-from pgn_client.wire.steps import BrokenKind
+from pgn_client.wire.steps import BrokenKind, Progress
 from pgn_client.wire.transport import FOREIGN, Sending
 
 from .fakes import (
@@ -293,12 +293,13 @@ def test_every_exception_of_httpx_is_mapped(name):
     if not issubclass(kind, Exception):
         return
     assert issubclass(kind, FOREIGN)
-    assert Sending().broken_by(kind.__new__(kind)).kind in get_args(BrokenKind)
+    assert Sending(Progress()).broken_by(kind.__new__(kind)).kind in get_args(BrokenKind)
 
 
 def test_the_map_of_httpx_says_what_is_worth_a_retry():
     kinds = {
-        kind.__name__: Sending().broken_by(kind("x")).kind for kind in every(httpx.TransportError)
+        kind.__name__: Sending(Progress()).broken_by(kind("x")).kind
+        for kind in every(httpx.TransportError)
     }
     retried = {name for name, kind in kinds.items() if kind in ("unreached", "cut")}
     assert retried == {
