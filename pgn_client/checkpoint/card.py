@@ -478,4 +478,5 @@ class ServedCard(Entry):
     none_below: Share | None = None
     backbone: ServedBackbone | None = None
     recipe: ServedRecipe | None = None
+    surrogate: Literal["same", "stand_in"] | None = None
     scores: Name | None = None

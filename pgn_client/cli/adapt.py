@@ -6,7 +6,7 @@ import argparse
 import json
 
 from pgn_client.cli.console import Failures, talk, tell
-from pgn_client.cli.data import add_failure_rate, add_sources, talk_summary
+from pgn_client.cli.data import add_failure_rate, add_sources, talk_status, talk_summary
 from pgn_client.cli.options import (
     Subparsers,
     add_endpoint_file,
@@ -52,7 +52,9 @@ def run_adapt(args: argparse.Namespace) -> int:
     for result in adapt_files(adapter, args.source, args.target, files=found.files):
         skipped += result.skipped
         error = None if result.error is None else str(result.error)
-        if result.error is not None:
+        if result.error is None:
+            failures.succeeded += 1
+        else:
             failures.add(str(result.source), result.error)
         if args.json:
             line = {"path": str(result.source), "adapted": str(result.target), "error": error}
@@ -60,7 +62,9 @@ def run_adapt(args: argparse.Namespace) -> int:
         elif error is None:
             tell(str(result.target))
     failures.sum_up()
-    done = len(found.files) - failures.count
-    talk(f"{done} adapted ({skipped} of them by an earlier run), {failures.count} failed")
-    talk_summary(found, failures.files)
-    return failures.status(len(found.files), args.max_failure_rate)
+    talk(
+        f"{failures.succeeded} adapted ({skipped} of them by an earlier run), "
+        f"{failures.count} failed"
+    )
+    talk_summary(found, failures)
+    return talk_status(failures, len(found.files), args.max_failure_rate)

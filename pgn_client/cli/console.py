@@ -249,12 +249,14 @@ class Failures:
 
     Attributes:
         files: The files that failed, each with its reason.
+        succeeded: Number of images that did not fail.
         budget_spent: Whether an image was not sent because the budget was spent.
         ended: Whether an error ended the run before its last image.
     """
 
     def __init__(self, say: Callable[[str], object] = talk) -> None:
         self.files: list[Skipped] = []
+        self.succeeded = 0
         self.budget_spent = False
         self.ended = False
         self._say = say
@@ -338,7 +340,9 @@ def tell_records(
             elif people and error is None:
                 path = printable(str(record["path"]))
                 wanted = tell(f"{path}  {printable(record['label'])}  {record['score']:.3f}")
-            if error is not None:
+            if error is None:
+                failures.succeeded += 1
+            else:
                 failures.add(str(record["path"]), error)
             # A run whose results go nowhere else must not pay for more of them.
             if people and not wanted:

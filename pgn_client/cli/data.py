@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgn_client.cli.console import talk
+from pgn_client.cli.console import Failures, talk
+from pgn_client.cli.options import FAILED
 from pgn_client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgn_client.imaging.findings import Findings
     from pgn_client.imaging.reader import Dataset
-    from pgn_client.imaging.scan import Scan, Skipped
+    from pgn_client.imaging.scan import Scan
 
 DATA_HELP = (
     "folder with one folder per class, or with train/, val/ and test/ that hold them, or a "
@@ -130,7 +130,7 @@ def look_at(dataset: Dataset, *, seed: int, without_copies: bool = False) -> Fin
     return found
 
 
-def talk_summary(scan: Scan, failures: Sequence[Skipped]) -> None:
+def talk_summary(scan: Scan, failures: Failures) -> None:
     """Print the last line of a command on images without labels, what was used and skipped.
 
     Nothing is printed for a single image, whose result or error says it all.
@@ -138,4 +138,24 @@ def talk_summary(scan: Scan, failures: Sequence[Skipped]) -> None:
     from pgn_client.imaging.findings import summary
 
     if len(scan.files) > 1 or scan.skipped:
-        talk(summary(len(scan.files) - len(failures), [*failures, *scan.skipped]))
+        text = summary(failures.succeeded, [*failures.files, *scan.skipped])
+        # After an error that ends the run, or because nobody reads the results any more.
+        untried = len(scan.files) - failures.succeeded - failures.count
+        talk(f"{text}; {untried} not tried" if untried else text)
+
+
+def talk_status(failures: Failures, images: int, max_failure_rate: float) -> int:
+    """Return the exit status of a command on images, and say why it is not 0.
+
+    Args:
+        failures: Failed images.
+        images: Number of images of the run.
+        max_failure_rate: Largest share of them that may fail, in [0, 1].
+    """
+    status = failures.status(images, max_failure_rate)
+    if status == FAILED and not failures.ended and images > 1:
+        talk(
+            f"exit status 1: {failures.count} of {images} images failed, more than "
+            f"--max-failure-rate {max_failure_rate:g} allows"
+        )
+    return status

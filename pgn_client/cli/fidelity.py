@@ -83,7 +83,7 @@ def run_retain(args: argparse.Namespace) -> int:
     batches = list(_followed(adapter, surrogate, found.files, readable, failures))
     failures.sum_up()
     if not batches:
-        talk_summary(found, failures.files)
+        talk_summary(found, failures)
         return FAILED
 
     log_probs: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def run_retain(args: argparse.Namespace) -> int:
 
     if args.out:
         talk(f"saved: {args.out}, with what the server sees at each step")
-    talk_summary(found, failures.files)
+    talk_summary(found, failures)
     return failures.status(len(found.files))
 
 
@@ -149,6 +149,7 @@ def _followed(
             if crop is not None:
                 crops.append(crop)
             readable.append(path)
+            failures.succeeded += 1
         if fitted:
             looked_at = np.concatenate(crops) if crops else None
             yield follow(adapter, surrogate, np.stack(fitted), looked_at=looked_at)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgn_client.cli.console import Failures, talk, tell, tell_records
-from pgn_client.cli.data import add_failure_rate, add_sources, talk_summary
+from pgn_client.cli.data import add_failure_rate, add_sources, talk_status, talk_summary
 from pgn_client.cli.options import (
     OK,
     Subparsers,
@@ -100,8 +100,8 @@ def run_predict(args: argparse.Namespace) -> int:
             failures = _to_stdout(client, found.files, as_json)
         else:
             failures = _to_journal(client, found.files, out, args.json)
-    talk_summary(found, failures.files)
-    return failures.status(len(found.files), args.max_failure_rate)
+    talk_summary(found, failures)
+    return talk_status(failures, len(found.files), args.max_failure_rate)
 
 
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> Failures:
@@ -125,10 +125,9 @@ def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json:
     # A plain print would tear the progress bar.
     failures = Failures(lambda text: bar.write(text, file=sys.stderr))
     failed = tell_records(results(), as_json=as_json, failures=failures)
-    done = len(files) - failed
     talk(
-        f"{out}: {done} predictions ({resumed} of them by an earlier run), {failed} failed; "
-        f"{_usage(client)}"
+        f"{out}: {failures.succeeded} predictions ({resumed} of them by an earlier run), "
+        f"{failed} failed; {_usage(client)}"
     )
     return failures
 

@@ -218,17 +218,20 @@ def run_train(args: argparse.Namespace) -> int:
     return INTERRUPTED if adapter.card.interrupted else OK
 
 
-def _claim(args: argparse.Namespace) -> Literal["same", "stand_in"]:
-    """Return what the surrogate is to the hosted model, and warn where it is the bundled one."""
+def _claim(args: argparse.Namespace) -> Literal["same", "stand_in"] | None:
+    """Return what the user says that the surrogate is to the hosted model.
+
+    Nobody has said anything of the bundled model, the default; a warning says what it is.
+    """
     if args.stand_in:
         return "stand_in"
     if args.backbone != "bundled" or args.weights or args.endpoint:
         return "same"
     talk(
         "note: training through the bundled stand-in model, which pgn serve hosts; for another "
-        "endpoint name its model with --backbone and --weights"
+        "endpoint name its model with --backbone and --weights, or give --stand-in"
     )
-    return "stand_in"
+    return None
 
 
 def _numbers(args: argparse.Namespace) -> Recipe:

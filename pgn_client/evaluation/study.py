@@ -84,6 +84,9 @@ def evaluate(
     name = methods.restorable(pgn.card.method).title
     augmentation = _augmentation(pgn)
 
+    with connect(pgn) as client:
+        # Before anything is paid: a checkpoint for another model would end the run later.
+        client.check()
     checked = None
     if surrogate is not None:
         checked = surrogate_check.check(asker.keeping, task.val.paths, pgn, surrogate)

@@ -123,8 +123,8 @@ def refuse_other_model(found: SurrogateCheck, endpoint: str) -> None:
     if found.claim == "same" and found.result == "other":
         raise SurrogateMismatchError(
             f"{endpoint}: {found}, but the checkpoint was trained through what was called the "
-            "hosted model; train again with its --backbone, or evaluate all the same with "
-            "--anyway",
+            "hosted model; train again with its --backbone, or through this one with --stand-in, "
+            "or evaluate all the same with --anyway",
             endpoint=endpoint,
             attempts=0,
         )

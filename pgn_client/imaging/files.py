@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -131,4 +132,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: Exception) -> ConfigurationError:
     """Return a ``ConfigurationError`` that says which file cannot be written, and why."""
-    return ConfigurationError(f"{path}: cannot be written ({reason(error)}); choose another place")
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # What a journal holds already is paid for, so another place would be the wrong advice.
+    remedy = (
+        "free some space, then run the same command again" if is_full else "choose another place"
+    )
+    return ConfigurationError(f"{path}: cannot be written ({reason(error)}); {remedy}")

@@ -204,6 +204,8 @@ def _endpoint(
     """Return the endpoint for a URL or an endpoint file; other arguments override the file."""
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise ConfigurationError(f"labels: got {str(labels)[:100]!r}, expected a list of strings")
+    if model is not None and not isinstance(model, str):
+        raise ConfigurationError(f"model: got {model!r}, expected a name or None")
     # A value of another type goes to ``Endpoint``, whose check of the URL names it in the error.
     endpoint = Endpoint.open(url) if isinstance(url, str | os.PathLike) else Endpoint(url)
     return replace(

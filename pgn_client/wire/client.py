@@ -165,8 +165,9 @@ class AdaptedClient(BaseClient):
     def check(self) -> ModelInfo | None:
         """Check before the first image, for example when a service starts, that images can be sent.
 
-        Loads the checkpoint, asks the endpoint for its model's description and compares the two. No
-        image is sent, so an endpoint without a description can still refuse the first image.
+        Loads the checkpoint, asks the endpoint for its model's description and compares the two. An
+        endpoint whose protocol has no description gets a request without content instead. No image
+        is sent, so such an endpoint can still refuse the first image.
 
         Returns:
             The description; None if the endpoint gives none, or in a replay.

@@ -423,7 +423,8 @@ def _split(url: str) -> SplitResult:
         may_hold_secret = isinstance(url, str) and ("@" in url or "?" in url)
         shown = "" if may_hold_secret else f" got {str(url)[:100]!r},"
         raise ConfigurationError(
-            f"endpoint URL:{shown} expected http://HOST[:PORT][/PATH] or https://..."
+            f"endpoint URL:{shown} expected http://HOST[:PORT][/PATH], https://..., the path of an "
+            "endpoint file, or a name that pgn endpoints lists"
         )
     if "@" in parts.netloc:
         raise ConfigurationError(

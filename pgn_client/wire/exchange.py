@@ -240,6 +240,20 @@ class Exchange:
                 protocol = step
         return Described(otherwise)
 
+    def reach(self, protocol: Protocol) -> Steps[None]:
+        """Send a request without an image to an endpoint that describes no model.
+
+        Any answer shows that the endpoint can be reached; many take images by POST alone, and
+        refuse this request.
+
+        Raises:
+            AuthenticationError: The endpoint refuses the key.
+            EndpointError: The endpoint is out of reach.
+        """
+        response = yield from self.fetch(protocol, WireRequest("GET", self.endpoint.url, {}))
+        if response.status in (401, 403):
+            raise self.refusal(response, protocol)
+
     def _read_description(
         self, protocol: Protocol, response: WireResponse, *, certain: bool
     ) -> Described | Protocol | None:

@@ -6,6 +6,7 @@ Each image becomes a ``Job``, or an error of its own that does not stop the othe
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from pgn_client.arrays import Floats
-from pgn_client.errors import CONCERN_ALL, PGNError
+from pgn_client.errors import CONCERN_ALL, ConfigurationError, PGNError
 from pgn_client.imaging.codecs import PNG, ImageSource, describe, open_image, portions
 from pgn_client.types import Adapter, Prepared
 from pgn_client.wire.call_options import Weights
@@ -156,7 +157,15 @@ def asks(job: Job | PGNError) -> bool:
 
 
 def chunks(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    """Yield lists of up to ``size`` images."""
+    """Yield lists of up to ``size`` images.
+
+    Raises:
+        ConfigurationError: ``sources`` is a single path or file, whose letters are no images.
+    """
+    if isinstance(sources, str | bytes | os.PathLike | Image.Image):
+        raise ConfigurationError(
+            f"images: got {describe(sources)}, expected several, for example a list of paths"
+        )
     rest = iter(sources)
     while chunk := list(itertools.islice(rest, size)):
         yield chunk

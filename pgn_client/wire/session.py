@@ -167,6 +167,9 @@ class Session:
             return None
         info = yield from self.info()
         self._verify()
+        protocol = self.remote.accepted.protocol
+        if protocol is not None and protocol.describe() is None:
+            yield from self._exchange().reach(protocol)
         return info
 
     def drift(self, k: int) -> Steps[Drift]:

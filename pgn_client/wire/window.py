@@ -13,10 +13,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from pgn_client.errors import (
     CONCERN_ALL,
     AuthenticationError,
+    ConnectionFailedError,
     InvalidRequestError,
     PGNError,
     ProtocolMismatchError,
     StatusError,
+    TimedOutError,
 )
 from pgn_client.types import ImageFailure
 
@@ -128,6 +130,9 @@ class Window(Generic[F]):
         """Whether the same refusal would probably meet the next image."""
         if isinstance(error, ProtocolMismatchError):
             return True
+        if isinstance(error, ConnectionFailedError | TimedOutError):
+            # Later, an outage may end; an endpoint that never answered may not exist.
+            return not self._answered
         if isinstance(error, AuthenticationError):
             return True
         if isinstance(error, InvalidRequestError):
@@ -139,8 +144,8 @@ class Window(Generic[F]):
 
 def _ended(error: PGNError, count: int) -> PGNError:
     """Return a copy of the error with the reason why the run has ended."""
-    images = "1 image was" if count == 1 else f"{count} images in a row were"
+    images = "1 image" if count == 1 else f"{count} images in a row"
     # A copy, because the error of the image itself is in a result that is not yielded yet.
     ended = copy.copy(error)
-    ended.args = (f"{error}; stopped, because {images} refused in this way",)
+    ended.args = (f"{error}; stopped, because {images} failed in this way",)
     return ended

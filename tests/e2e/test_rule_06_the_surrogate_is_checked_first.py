@@ -141,4 +141,7 @@ def test_training_through_the_bundled_model_warns_that_it_is_a_stand_in(
     with caplog.at_level(logging.WARNING):
         assert main([*words, "--method", "no_prompt"]) == 0
     assert "bundled stand-in" in capsys.readouterr().err
+    assert PromptAdapter.load(out).card.surrogate is None
+    assert main([*words, "--method", "no_prompt", "--stand-in"]) == 0
+    assert "bundled stand-in" not in capsys.readouterr().err
     assert PromptAdapter.load(out).card.surrogate == "stand_in"

@@ -63,7 +63,7 @@ def test_asyncio_stops_alike():
         async with async_client(server, protocol="pgn") as c:
             [result async for result in c.classify_many(IMAGES)]
 
-    with pytest.raises(PGNError, match="stopped, because 1 image was refused"):
+    with pytest.raises(PGNError, match="stopped, because 1 image failed"):
         asyncio.run(ask())
     assert len(server.requests) == 1
 

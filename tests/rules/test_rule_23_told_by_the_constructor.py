@@ -88,3 +88,27 @@ def test_check_of_asyncio_too():
 def test_check_tells_what_the_first_image_would_meet(card, error):
     with client(Server(card=card), ToyAdapter()) as c, pytest.raises(error):
         c.check()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (httpx.ConnectError("down"), ConnectionFailedError),
+        (httpx.Response(403), AuthenticationError),
+        # Many endpoints take POST alone.
+        (httpx.Response(405), None),
+    ],
+)
+def test_check_reaches_an_endpoint_that_describes_no_model(answer, error):
+    def server(request: httpx.Request) -> httpx.Response:
+        assert request.method == "GET"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with client(server, protocol="huggingface", max_retries=0) as c:
+        if error is None:
+            assert c.check() is None
+            return
+        with pytest.raises(error):
+            c.check()
