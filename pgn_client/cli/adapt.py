@@ -66,5 +66,6 @@ def run_adapt(args: argparse.Namespace) -> int:
         f"{failures.succeeded} adapted ({skipped} of them by an earlier run), "
         f"{failures.count} failed"
     )
+    status = talk_status(failures, len(found.files), args.max_failure_rate)
     talk_summary(found, failures)
-    return talk_status(failures, len(found.files), args.max_failure_rate)
+    return status

@@ -113,6 +113,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             surrogate=surrogate,
             price_per_image=args.price_per_image,
             anyway=args.anyway,
+            max_failure_rate=args.max_failure_rate,
             note=talk,
         )
 

@@ -128,7 +128,8 @@ def run_map(args: argparse.Namespace) -> int:
             status = tell_plan(client, of_mapping(prompts, task), args)
             talk(found.summary())
             return status
-        asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter))
+        allowed = int(args.max_failure_rate * (len(task.train) + len(task.val)))
+        asker = Asker(lambda adapter: client.with_options(pgn_ckpt=adapter), allowed)
         kinds_seen: set[str] = set()
 
         def ask(images: Sequence[Any], adapter: Adapter | None = None) -> list[Answer]:
@@ -145,6 +146,8 @@ def run_map(args: argparse.Namespace) -> int:
         for name in ("", "-wal", "-shm", ".ledger.sqlite"):
             unfinished.with_name(unfinished.name + name).unlink(missing_ok=True)
     tell(to_json(adapter.info) if args.json else summary(adapter.card))
+    if asker.failures:
+        talk(f"warning: {asker.remark()}")
     talk(f"{asker.images_sent} images sent; saved: {args.out}")
     talk(found.summary())
     return OK

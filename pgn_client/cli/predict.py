@@ -100,8 +100,9 @@ def run_predict(args: argparse.Namespace) -> int:
             failures = _to_stdout(client, found.files, as_json)
         else:
             failures = _to_journal(client, found.files, out, args.json)
+    status = talk_status(failures, len(found.files), args.max_failure_rate)
     talk_summary(found, failures)
-    return talk_status(failures, len(found.files), args.max_failure_rate)
+    return status
 
 
 def _to_journal(client: AdaptedClient, files: Sequence[Path], out: str, as_json: bool) -> Failures:

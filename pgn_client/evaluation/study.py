@@ -46,6 +46,7 @@ def evaluate(
     surrogate: Backbone | None = None,
     price_per_image: float | None = None,
     anyway: bool = False,
+    max_failure_rate: float = 0.0,
     note: Note = lambda _: None,
 ) -> Report:
     """Compare a prompt with its baselines over HTTP.
@@ -64,6 +65,8 @@ def evaluate(
             price per hour, the hours of this evaluation are added. Without any price the report
             has no costs.
         anyway: Whether to go on where the endpoint hosts another model than the checkpoint claims.
+        max_failure_rate: Largest share of the images that may get no answer, in [0, 1]; they count
+            as images of which the endpoint says nothing.
         note: Callback that takes progress messages.
 
     Raises:
@@ -78,7 +81,8 @@ def evaluate(
     started = time.monotonic()
     val = FittedSplit.of(task.val, pgn)
     test = FittedSplit.of(task.test, pgn)
-    asker = Asker(connect)
+    images = len(task.train) + len(task.val) + len(task.test)
+    asker = Asker(connect, allowed=int(max_failure_rate * images))
     # The card of an imported checkpoint has neither a seed nor a recipe.
     seed = pgn.card.seed or 0
     name = methods.restorable(pgn.card.method).title
@@ -138,10 +142,12 @@ def evaluate(
         same_data=same_data,
         price_per_image=price,
     )
+    warnings = [asker.remark()]
     if checked is not None and checked.result == "other":
-        verdict = judgement.verdict
-        warnings = (*verdict.warnings, str(checked))
-        judgement = replace(judgement, verdict=replace(verdict, warnings=warnings))
+        warnings.append(str(checked))
+    verdict = judgement.verdict
+    verdict = replace(verdict, warnings=(*verdict.warnings, *filter(None, warnings)))
+    judgement = replace(judgement, verdict=verdict)
     return Report(
         # vars() keeps rows and verdict as values; asdict() would turn them into dictionaries too.
         **vars(judgement),

@@ -154,6 +154,13 @@ class AdaptedClient(BaseClient):
         """
         return list(self._stream(images, self._session.answered, always=True))
 
+    def answer_many(self, images: Iterable[ImageSource]) -> Iterator[Answer | ImageFailure]:
+        """Yield the endpoint's own answer or a failure per image, in order.
+
+        This is ``answers`` with the order, the errors and the reading ahead of ``classify_many``.
+        """
+        return self._stream(images, self._session.tried, always=True)
+
     def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""
         return self._session.adapt(image)
@@ -340,6 +347,12 @@ class AsyncAdaptedClient(BaseClient):
         """Return the endpoint's labels and scores per image; see ``AdaptedClient.answers``."""
         answers = self._stream(images, self._session.answered, always=True)
         return [answer async for answer in answers]
+
+    def answer_many(
+        self, images: Iterable[ImageSource] | AsyncIterable[ImageSource]
+    ) -> AsyncIterator[Answer | ImageFailure]:
+        """Yield the endpoint's own answer or a failure per image; see ``AdaptedClient``."""
+        return self._stream(images, self._session.tried, always=True)
 
     async def adapt(self, image: ImageSource) -> Image.Image:
         """Return exactly the RGB image that would be sent; nothing is sent."""

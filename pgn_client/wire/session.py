@@ -222,6 +222,14 @@ class Session:
             raise
         return Done(reply.answer, not reply.recorded)
 
+    def tried(self, source: ImageSource, job: Job | PGNError) -> Steps[Done[Answer | ImageFailure]]:
+        """Return the endpoint's answer to one prepared image, or the failure of this image."""
+        try:
+            reply = yield from self.reply(raised(job))
+            return Done(reply.answer, not reply.recorded)
+        except PGNError as error:
+            return Done(ImageFailure(describe(source), error), True)
+
     # ---- The parts of a call.
 
     def ready(self, *, for_info: bool = False) -> Steps[None]:
