@@ -100,8 +100,12 @@ class Guard(threading.local):
         ``proxy.start_tls.complete`` or ``socks.connect_tcp.complete``. A TLS handshake returns a
         new network stream, which needs replacing like the first one.
         """
-        if event.endswith((".connect_tcp.started", ".start_tls.started")):
-            # Each would have the whole time for itself; behind a proxy there are several.
+        # Each step of a connection would have the whole time for itself; there are several behind a
+        # proxy, and one for each address of a host.
+        if event.endswith(".connect_tcp.started"):
+            addresses = _addresses(info["host"], info["port"], self._remaining())
+            info["timeout"] = self._remaining() / addresses
+        elif event.endswith(".start_tls.started"):
             info["timeout"] = self._remaining()
         if not event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             return
@@ -136,3 +140,25 @@ class Guard(threading.local):
         if remaining <= 0:
             raise TimeoutError("deadline")
         return remaining
+
+
+def _addresses(host: str, port: int, seconds: float) -> int:
+    """Return the number of a host's addresses, which are tried one after the other; at least 1.
+
+    Raises:
+        TimeoutError: The domain name system has not answered within ``seconds``. The system's own
+            function has no time limit, so it runs in a thread of its own.
+    """
+    found: list[object] = []
+
+    def look_up() -> None:
+        # What is wrong with the name, the connection reports.
+        with contextlib.suppress(OSError, UnicodeError):
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError("the domain name system does not answer")
+    return max(1, len(found))

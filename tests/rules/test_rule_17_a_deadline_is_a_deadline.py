@@ -146,3 +146,24 @@ def test_waiting_for_another_calls_description_ends_at_the_deadline():
             c.with_options(timeout=0.2).classify(picture())
         done.set()
         first.join()
+
+
+def test_a_domain_name_system_that_does_not_answer_ends_at_the_deadline(monkeypatch):
+    done = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: done.wait(HANG) and [])
+    with pytest.raises(TimedOutError):
+        classify_sync("http://slow.example.com", timeout=0.5, max_retries=0)
+    done.set()
+
+
+def test_the_addresses_of_a_host_share_the_time(monkeypatch):
+    """Three addresses that never answer must not take three times the timeout."""
+    addresses = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{i}", 80)) for i in range(3)
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: addresses)
+    guard = Guard()
+    guard.start(HANG)
+    info = {"host": "many.example.com", "port": 80, "timeout": HANG}
+    guard.take("connection.connect_tcp.started", info)
+    assert HANG / 4 < info["timeout"] <= HANG / 3
