@@ -208,7 +208,8 @@ class Session:
             reply = yield from self.reply(good)
             return Done(self._predict(good, reply), not reply.recorded)
         except PGNError as error:
-            return Done(ImageFailure(describe(source), error), True)
+            # During an outage, what is not recorded fails without being sent.
+            return Done(ImageFailure(describe(source), error), self.recordings.outage is None)
 
     def answered(self, source: ImageSource, job: Job | PGNError) -> Steps[Done[Answer]]:
         """Return the endpoint's answer to one prepared image, or raise its error by name."""
@@ -228,7 +229,8 @@ class Session:
             reply = yield from self.reply(raised(job))
             return Done(reply.answer, not reply.recorded)
         except PGNError as error:
-            return Done(ImageFailure(describe(source), error), True)
+            # During an outage, what is not recorded fails without being sent.
+            return Done(ImageFailure(describe(source), error), self.recordings.outage is None)
 
     # ---- The parts of a call.
 

@@ -116,7 +116,7 @@ class Window(Generic[F]):
         if isinstance(error, CONCERN_ALL):
             self._fatal = self._fatal or error
             return
-        if not self._is_lasting(error):
+        if not done.sent or not self._is_lasting(error):
             # A bad file, or an outage, says nothing about the next image.
             return
         status = error.status if isinstance(error, StatusError) else None
