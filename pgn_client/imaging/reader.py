@@ -17,7 +17,7 @@ from pgn_client.imaging.duplicates import Look
 from pgn_client.imaging.lists import STDIN, ImageList, read_list
 from pgn_client.imaging.opening import PathLike
 from pgn_client.imaging.scan import (
-    NOT_IMAGE,
+    NOT_ALONE,
     Scan,
     Skipped,
     Walk,
@@ -190,7 +190,7 @@ def _scan_one(source: PathLike, *, alone: bool) -> Scan:
         raise ConfigurationError(f"{describe(path)}: no such file or folder; check the path")
     if promises_image(path):
         return Scan((path,))
-    return _scan_list(path) if alone else Scan((), (Skipped(path, NOT_IMAGE),))
+    return _scan_list(path) if alone else Scan((), (Skipped(path, NOT_ALONE),))
 
 
 def _scan_list(source: PathLike) -> Scan:

@@ -17,6 +17,7 @@ from pgn_client.imaging.codecs import HEAD, IMAGE_SUFFIXES, describe, format_of
 from pgn_client.imaging.opening import open_regular
 
 NOT_IMAGE = "not an image"
+NOT_ALONE = "not an image; a list or manifest must be the only input"
 HIDDEN = "hidden"
 CYCLE = "a link to a folder around it"
 """Reasons why a file or folder is not used."""
