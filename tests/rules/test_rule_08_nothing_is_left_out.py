@@ -13,6 +13,8 @@ from pgn_client.imaging.findings import look_into
 from pgn_client.imaging.reader import Dataset, scan
 from tests.e2e.conftest import pgn
 from tests.rules.faulty_folders import CASES, fill, put
+from tests.rules.hosted import server as server
+from tests.rules.hosted import url
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -90,33 +92,45 @@ def test_every_image_is_used_or_skipped(case, labeled):
     assert found.summary().startswith(f"used {found.used} files, skipped {len(found.skipped)}")
 
 
-NAMES = ["splits", "a pipe", "a flat test", "a hidden image", "images that look alike"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_command_check_says_what_the_readers_say(name, tmp_path):
-    case = CASES[name]
-    case.make(tmp_path / "data")
-    done = pgn("check", tmp_path / "data", "--json")
+@each_case
+def test_the_command_check_says_what_the_readers_say(case, root):
+    done = pgn("check", root, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == bool(case.remarks)
     assert found["used"] == case.images
     assert {remark["key"] for remark in found["remarks"] if remark["serious"]} == case.remarks
-    text = pgn("check", tmp_path / "data").stdout
-    assert text.splitlines()[-1] == found["summary"]
+    assert pgn("check", root).stdout.splitlines()[-1] == found["summary"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "sub-folders of a class", "a link to a class"])
-def test_the_command_adapt_says_what_the_readers_say(name, tmp_path, make_adapter):
-    case = CASES[name]
-    case.make(tmp_path / "data")
+def summary_of(done):
+    """The last line of a command, without the reasons."""
+    return done.stderr.splitlines()[-1].partition(":")[0].partition(";")[0]
+
+
+@each_case
+def test_the_commands_without_labels_say_what_the_readers_say(
+    case, root, tmp_path, make_adapter, server
+):
     make_adapter().save(tmp_path / "c.safetensors")
-    done = pgn("adapt", tmp_path / "data", tmp_path / "out", "--ckpt", tmp_path / "c.safetensors")
     used = case.images + len(case.unlabeled)
-    assert len(done.stdout.splitlines()) == used
-    skipped = len(case.broken) + len(case.skipped)
-    assert done.stderr.splitlines()[-1].startswith(f"used {used} files, skipped {skipped}")
-    assert done.returncode == bool(case.broken)
+    expected = f"used {used} files, skipped {len(case.broken) + len(case.skipped)}"
+    commands = (
+        ("adapt", root, tmp_path / "out", "--ckpt", tmp_path / "c.safetensors"),
+        ("predict", root, "--url", url(server), "--out", tmp_path / "out.jsonl"),
+    )
+    for words in commands:
+        assert summary_of(pgn(*words)) == expected, words[0]
+
+
+@each_case
+def test_the_command_map_says_what_the_readers_say(case, root, tmp_path, server):
+    words = ("map", root, "--url", url(server), "--out", tmp_path / "m.safetensors")
+    done = pgn(*words, "--max-failure-rate", 1)
+    skipped = len(case.broken) + len(case.skipped) + len(case.unlabeled)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(done) == f"used {case.images} files, skipped {skipped}"
+    flagged = {name for name in case.remarks if name != "unreadable"}
+    assert sum(line.startswith("warning: ") for line in done.stderr.splitlines()) == len(flagged)
 
 
 def test_images_without_labels_can_be_checked(tmp_path):
@@ -192,3 +206,16 @@ def test_splits_of_data_without_faults_are_those_of_earlier_versions(name, tmp_p
     for path in sorted((tmp_path / "data").rglob("*.png")):
         path.write_bytes(str(path.relative_to(tmp_path)).encode())
     assert load_task(tmp_path / "data", seed=5).digest() == DIGESTS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["splits", "a pipe", "sub-folders of a class"])
+def test_the_command_train_says_what_the_readers_say(name, tmp_path):
+    case = CASES[name]
+    case.make(tmp_path / "data")
+    out = tmp_path / "c.safetensors"
+    words = ("train", tmp_path / "data", "--method", "no_prompt", "--epochs", 1, "--out", out)
+    done = pgn(*words, "--max-failure-rate", 1)
+    skipped = len(case.broken) + len(case.skipped) + len(case.unlabeled)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(done) == f"used {case.images} files, skipped {skipped}"
