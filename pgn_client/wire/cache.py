@@ -11,15 +11,15 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 from urllib.request import pathname2url
 
-from pgn_client.errors import ConfigurationError, PGNError, reading, reason
+from pgn_client.errors import ConfigurationError, reading
 from pgn_client.types import Answer, Reply, ScoreKind
+from pgn_client.wire.database import database_errors
 
 T = TypeVar("T")
 
@@ -97,14 +97,14 @@ class AnswerCache:
                 f"replay: got {self._name}, expected a file that a run with a cache has recorded"
             )
 
-        with self._database_errors():
+        with database_errors("answer cache", self._name):
             database = _read_only_uri(Path(self._name)) if replay else self._name
             self._db = sqlite3.connect(database, check_same_thread=False, timeout=30.0, uri=replay)
         # For a cache that is never closed.
         weakref.finalize(self, self._db.close)
 
         try:
-            with self._database_errors():
+            with database_errors("answer cache", self._name):
                 self._open()
         except ConfigurationError:
             self._db.close()
@@ -223,12 +223,12 @@ class AnswerCache:
         return reading(f"answer cache: a row of {self._name!r}", "give a new file")
 
     def _rows(self, query: str, key: str) -> list[tuple[Any, ...]]:
-        with self._database_errors(), self._lock:
+        with database_errors("answer cache", self._name), self._lock:
             return self._db.execute(query, (key,)).fetchall()
 
     def _write(self, statement: str, *values: str | bytes | int) -> None:
         # The connection's context manager commits, or rolls back if that fails.
-        with self._database_errors(), self._lock, self._db:
+        with database_errors("answer cache", self._name), self._lock, self._db:
             self._db.execute(statement, values)
 
     def __len__(self) -> int:
@@ -240,20 +240,6 @@ class AnswerCache:
         # SQLite crashes if one thread closes the connection while another uses it.
         with self._lock:
             self._db.close()
-
-    @contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite and of the file system into ``ConfigurationError``."""
-        try:
-            yield
-        except PGNError:
-            raise
-        # ValueError: a path that contains a zero byte.
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"answer cache: cannot use {self._name!r} ({reason(error)}); give a new file in "
-                "an existing, writable folder"
-            ) from error
 
 
 def _reply(text: str) -> Reply:

@@ -235,15 +235,22 @@ class AdaptedClient(BaseClient):
             initargs=(leaving,),
         )
 
+        def end_waiting() -> None:
+            """Let the images that are not under way never be sent."""
+            for waiting in window.rest():
+                waiting.cancel()
+
         def due(*, last: bool = False) -> Iterator[T]:
             """Yield the results that are done, and wait for others while too many are open."""
             while (future := window.due(last=last)) is not None:
-                done = future.result()
+                try:
+                    done = future.result()
+                except Exception:
+                    end_waiting()
+                    raise
                 window.note(done)
                 if window.fatal is not None:
-                    # Images that are not under way would meet the same refusal.
-                    for waiting in window.rest():
-                        waiting.cancel()
+                    end_waiting()
                 yield done.result
 
         try:
@@ -263,7 +270,12 @@ class AdaptedClient(BaseClient):
             # yielded first.
             except Exception as error:
                 ended = error
-            yield from due(last=True)
+            while window.rest():
+                try:
+                    yield from due(last=True)
+                # The first error is the one to raise; the others are those of later images.
+                except Exception as error:
+                    ended = ended or error
             ended = ended or window.fatal
             if ended is not None:
                 raise ended
@@ -434,8 +446,13 @@ class AsyncAdaptedClient(BaseClient):
             # As in ``AdaptedClient``: what is paid for is yielded first.
             except Exception as error:
                 failure = error
-            while (done := await self._due(window, ended, last=True)) is not None:
-                yield done.result
+            while window.rest():
+                try:
+                    while (done := await self._due(window, ended, last=True)) is not None:
+                        yield done.result
+                # The first error is the one to raise; the others are those of later images.
+                except Exception as error:
+                    failure = failure or error
             failure = failure or window.fatal
             if failure is not None:
                 raise failure
@@ -460,10 +477,14 @@ class AsyncAdaptedClient(BaseClient):
             # A task that had no turn yet when the run ended.
             if future.cancelled():
                 continue
-            done = future.result()
+            try:
+                done = future.result()
+            except Exception:
+                ended.set()
+                raise
             window.note(done)
             if window.fatal is not None:
-                # Images that are not under way would meet the same refusal.
+                # Images that are not under way are not sent any more.
                 ended.set()
             return done
         return None

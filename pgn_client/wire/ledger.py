@@ -21,11 +21,10 @@ from pathlib import Path
 from pgn_client.errors import (
     BudgetExceededError,
     ConfigurationError,
-    PGNError,
     printable,
-    reason,
 )
 from pgn_client.types import Usage
+from pgn_client.wire.database import database_errors
 
 MOST_IMAGES = 2**53
 """Largest believable count of images; SQLite's own integers would overflow beyond 2 ** 63."""
@@ -55,7 +54,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._lock = threading.Lock()
         self._name = ":memory:" if path is None else os.fspath(path)
-        with self._database_errors():
+        with database_errors("ledger", self._name):
             if path is not None and not os.path.lexists(path):
                 _create(Path(path))
             elif path is not None and os.path.getsize(path) == 0:
@@ -67,7 +66,7 @@ class Ledger:
         # Closes the connection of a ledger that is dropped without ``close``.
         weakref.finalize(self, self._db.close)
         try:
-            with self._database_errors():
+            with database_errors("ledger", self._name):
                 if path is None:
                     self._db.execute(_TABLE)
                 self._check()
@@ -115,7 +114,7 @@ class Ledger:
         Args:
             endpoint: Fingerprint of the endpoint's URL and model.
         """
-        with self._database_errors(), self._lock:
+        with database_errors("ledger", self._name), self._lock:
             row = self._db.execute(
                 "SELECT images, cost FROM spent WHERE endpoint = ?", (endpoint,)
             ).fetchone()
@@ -171,7 +170,7 @@ class Ledger:
         The write lock is taken before the first read, so no count can change between check and
         update.
         """
-        with self._database_errors(), self._lock:
+        with database_errors("ledger", self._name), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -182,20 +181,6 @@ class Ledger:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-
-    @contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite and of the file system into ``ConfigurationError``."""
-        try:
-            yield
-        except PGNError:
-            raise
-        # ValueError: a path that contains a zero byte.
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"ledger: cannot use {self._name!r} ({reason(error)}); give a new file in an "
-                "existing, writable folder"
-            ) from error
 
 
 def _connected(name: str) -> sqlite3.Connection:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from wire.fakes import CARD, Server, ToyAdapter, answered, client, file_bytes, picture
-from wire.test_sockets import read_request, response, serving
+from wire.test_sockets import full_queue, read_request, response, serving
 
 from pgn_client import AdaptedClient, AsyncAdaptedClient, ImageFailure
 from pgn_client.errors import CheckpointError, ConfigurationError, ConnectionFailedError
@@ -19,8 +19,6 @@ from pgn_client.wire.cache import AnswerCache
 
 
 def test_a_call_that_is_cancelled_while_it_connects_costs_nothing():
-    """The listener's queue is full, so that a further connection waits for ever."""
-
     async def ask(url: str) -> int:
         async with AsyncAdaptedClient(url, None, protocol="pgn") as c:
             for _ in range(3):
@@ -28,14 +26,8 @@ def test_a_call_that_is_cancelled_while_it_connects_costs_nothing():
                     await asyncio.wait_for(c.classify(picture()), 0.2)
             return c.usage.billable
 
-    with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        assert asyncio.run(ask(f"http://127.0.0.1:{listener.getsockname()[1]}")) == 0
+    with full_queue() as url:
+        assert asyncio.run(ask(url)) == 0
 
 
 def test_digest_authorization_sends_an_image_twice_and_both_are_counted():

@@ -12,6 +12,7 @@ import pickle
 import ssl
 import subprocess
 import sys
+import threading
 import traceback
 from typing import get_args
 
@@ -960,6 +961,25 @@ def test_after_an_error_the_requests_under_way_are_recorded_and_no_new_one_is_se
     recorded = run(ask())
     assert recorded == len(sent) - 1
     assert 3 <= len(sent) <= 8
+
+
+def test_after_an_error_no_further_image_is_sent_and_the_first_error_is_raised():
+    """The fourth image is refused, and so are all after it, for another reason."""
+    lock = threading.Lock()
+    sent: list[int] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=CARD)
+        with lock:
+            sent.append(len(sent))
+            number = len(sent)
+        return answered() if number < 4 else refused(422, "first" if number == 4 else "later")
+
+    with client(server, max_concurrency=1) as c, pytest.raises(InvalidRequestError, match="first"):
+        c.answers(picture(i) for i in range(100))
+    # One more may have begun before the error was seen.
+    assert len(sent) <= 5
 
 
 def test_leaving_an_async_stream_cancels_what_is_on_its_way():

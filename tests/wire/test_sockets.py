@@ -351,9 +351,9 @@ def test_a_server_that_reads_slowly_honours_the_total_deadline():
         stop.set()
 
 
-@both
-def test_a_connection_that_never_stands_costs_no_budget(ask):
-    """The listener's queue is full, so that a further connection waits for ever."""
+@contextlib.contextmanager
+def full_queue() -> Iterator[str]:
+    """Yield the URL of a listener whose queue is full: a further connection waits for ever."""
     with socket.socket() as listener, contextlib.ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -361,7 +361,13 @@ def test_a_connection_that_never_stands_costs_no_budget(ask):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
-        seen = []
-        error = ask(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3, seen=seen)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@both
+def test_a_connection_that_never_stands_costs_no_budget(ask):
+    seen = []
+    with full_queue() as url:
+        error = ask(url, timeout=0.3, seen=seen)
     assert isinstance(error, TimedOutError)
     assert seen == [0]

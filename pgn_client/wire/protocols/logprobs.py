@@ -87,7 +87,8 @@ def said_label(content: str, labels: Sequence[str], finish_reason: Any = None) -
         if len(matches) == 1:
             return matches[0]
 
-    what, remedy = "", ""
+    what = ""
+    remedy = ""
     if finish_reason == "length":
         what = "a reply cut off by max_tokens, "
         remedy = "; raise max_tokens, for example options: parameters = {max_tokens = 1000}"
