@@ -210,7 +210,7 @@ def test_splits_of_data_without_faults_are_those_of_earlier_versions(name, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["splits", "a pipe", "sub-folders of a class"])
-def test_the_command_train_says_what_the_readers_say(name, tmp_path):
+def test_the_commands_train_evaluate_and_retain_say_what_the_readers_say(name, tmp_path, server):
     case = CASES[name]
     case.make(tmp_path / "data")
     out = tmp_path / "c.safetensors"
@@ -219,3 +219,12 @@ def test_the_command_train_says_what_the_readers_say(name, tmp_path):
     skipped = len(case.broken) + len(case.skipped) + len(case.unlabeled)
     assert done.returncode == 0, done.stderr
     assert summary_of(done) == f"used {case.images} files, skipped {skipped}"
+
+    words = ("evaluate", tmp_path / "data", "--url", url(server), "--ckpt", out, "--dry-run")
+    done = pgn(*words, "--max-failure-rate", 1)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(done) == f"used {case.images} files, skipped {skipped}"
+
+    done = pgn("retain", tmp_path / "data", "--ckpt", out)
+    used = case.images + len(case.unlabeled)
+    assert summary_of(done) == f"used {used} files, skipped {len(case.broken) + len(case.skipped)}"
